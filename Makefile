@@ -1,0 +1,53 @@
+# Two commands on a bare machine: `make demo` and `make test`. Each sets up all it needs in .venv.
+# EXTRAS of pyproject.toml land in one environment; a stamp per set remembers what is there.
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := deploy/locks/constraints.txt
+# 3.10 to 3.12 (see pyproject.toml): the first interpreter that is one of them.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+
+# Nothing here phones home, whoever imports ONNX Runtime.
+export ORT_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint types unit bench lock reference clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed and was not found on PATH; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@bash deploy/system-packages.sh
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml $(LOCK)
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed-demo  ## serve the three reference models and decide on real images
+	$(BIN)/python -m equipoise_deploy.demo
+
+test: lint types unit  ## everything CI runs
+
+lint: $(VENV)/.installed-test  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test  ## mypy, strict on the core
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against the real server included
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+reference: $(VENV)/.installed-test  ## train the reference models again from EQUIPOISE_DATA and republish them
+	$(BIN)/python -m equipoise_export.reference.build
+
+lock: $(VENV)/bin/python  ## pin every dependency anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra test --no-header --no-annotate \
+		pyproject.toml --output-file $(LOCK)
+
+clean:  ## remove what was built and installed
+	rm -rf $(VENV) build dist

@@ -1,0 +1,3 @@
+"""Talk to an Equipoise server."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,265 @@
+"""One case, from image to decision. The sampler is a function that is handed in: Triton's BLS, or ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .canonical import canonical_json
+from .contract import Contract, Task
+from .decision import Decision, Evidence, decide
+from .errors import InvalidRequest, SamplerFailure
+from .masks import draw_masks, mask_layout
+from .moments import Array, Moments, moments_of_outputs
+from .policy import Policy
+from .record import FORMAT, default_seed, input_digest, jsonable, software
+from .scores import case_scores, default_score
+from .statistics import input_statistics
+from .uncertainty import Uncertainty
+from .volume import Volume, volume_of_samples, voxel_volume
+
+MAX_SAMPLES = 1000
+"""More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
+
+UNCALIBRATED_LEVEL = 0.9
+"""Share of the samples' volumes inside the interval where no policy widens it."""
+
+RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[str, Array]]
+"""`image [1, C, *S]`, `masks [1, T, B]` (None: deterministic) → the sampler's output tensors by name.
+Raises SamplerFailure, or Cancelled."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model, ready to assess: what it is, its policy (or why there is none), and how it draws samples.
+
+    Attributes:
+        code_digest: SHA-256 of the code that decides.
+        chunk: samples per sampler request; None: all of them.
+    """
+
+    contract: Contract
+    policy: Policy | None
+    why_no_policy: str
+    code_digest: str
+    chunk: int | None = None
+
+    @property
+    def default_samples(self) -> int:
+        """T where the caller names none."""
+        return self.policy.samples if self.policy else self.contract.samples
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and what its caller asked for.
+
+    Attributes:
+        image: float32 `[C, *S]` in the source's own intensities.
+        samples: T, or None for the policy's.
+        seed: or None for the image's own.
+        spacing: mm per spatial axis, or None.
+    """
+
+    image: NDArray[np.float32]
+    samples: int | None = None
+    seed: int | None = None
+    spacing: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is known of one case after sampling. Maps and volumes are computed when first asked for."""
+
+    model: Model
+    case: Case
+    seed: int
+    image_digest: str
+    statistics: Mapping[str, float]
+    moments: Moments
+    asked: int
+    problems: tuple[str, ...]
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        return Uncertainty(self.moments, self.model.contract.activation)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        return case_scores(self.model.contract, self.uncertainty)
+
+    @property
+    def score_name(self) -> str:
+        """The score that routing looks at."""
+        policy = self.model.policy
+        known = policy is not None and policy.accept is not None and policy.accept.score in self.scores
+        return policy.accept.score if known else default_score(self.model.contract.task)  # type: ignore[union-attr]
+
+    @property
+    def case_score(self) -> float:
+        return self.scores[self.score_name]
+
+    @cached_property
+    def volumes(self) -> dict[str, Volume]:
+        """Per class name and for `total` (all foreground); NaN where no spacing in mm is known."""
+        contract, rule = self.model.contract, self.model.policy.volume if self.model.policy else None
+        millilitres = self.moments.volumes * (voxel_volume(self.case.spacing) if self.case.spacing else np.nan)
+        columns = dict(zip(contract.classes, millilitres.T, strict=True))
+        columns["total"] = millilitres[:, list(contract.foreground)].sum(axis=1)
+        level = rule.level if rule else UNCALIBRATED_LEVEL
+        return {
+            name: volume_of_samples(column, level, rule.widening.get(name, 0.0) if rule else 0.0)
+            for name, column in columns.items()
+        }
+
+    @cached_property
+    def decision(self) -> Decision:
+        model, case = self.model, self.case
+        evidence = Evidence(
+            numbers={**self.scores, **self.statistics},
+            samples=self.moments.samples,
+            asked=self.asked,
+            own_samples=case.samples is not None,
+            own_seed=case.seed is not None,
+            spacing=case.spacing,
+            problems=self.problems,
+        )
+        return decide(model.contract, model.policy, model.why_no_policy, evidence)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What is needed to replay the decision; see `record`."""
+        model, case, policy = self.model, self.case, self.model.policy
+        segmentation = model.contract.task is Task.SEGMENTATION
+        return dict(
+            jsonable(
+                {
+                    "format": FORMAT,
+                    "model": model.contract.name,
+                    "model_digest": model.contract.model_digest,
+                    "policy_digest": policy.digest if policy else None,
+                    "code_digest": model.code_digest,
+                    "input_digest": self.image_digest,
+                    "shape": list(case.image.shape),
+                    "spacing": None if case.spacing is None else list(case.spacing),
+                    "seed": str(self.seed),  # a string: 64 bits do not survive JSON's doubles
+                    "seed_named": case.seed is not None,
+                    "samples": self.moments.samples,
+                    "samples_asked": self.asked,
+                    "samples_named": case.samples is not None,
+                    "masks_plan": "iid" if model.contract.stochastic else "none",
+                    "score": self.score_name,
+                    "case_score": self.case_score,
+                    "scores": self.scores,
+                    "statistics": self.statistics,
+                    "threshold": policy.accept.threshold if policy and policy.accept else None,
+                    "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
+                    "route": self.decision.route.value,
+                    "reason": self.decision.reason,
+                    "software": software(),
+                }
+            )
+        )
+
+
+def assess(model: Model, case: Case, run_sampler: RunSampler) -> Assessment:
+    """Normalise, pad, draw masks, sample chunk by chunk, merge.
+
+    Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
+    Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
+    """
+    contract = model.contract
+    validate(contract, case)
+    image_digest = input_digest(case.image)
+    seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
+    asked = (case.samples or model.default_samples) if contract.stochastic else 1
+    normalised = contract.preprocessing.normalise(case.image)
+    padded = contract.preprocessing.pad(normalised)
+    moments: Moments | None = None
+    problems: list[str] = []
+    try:
+        for masks in _chunks_of_masks(model, seed, asked, padded.shape[1:]):
+            outputs = run_sampler(padded[None], masks)
+            chunk = moments_of_outputs(contract, outputs, case.image.shape[1:])
+            moments = chunk if moments is None else moments + chunk
+    except SamplerFailure as failure:
+        if moments is None:
+            raise
+        problems.append(str(failure))
+    if moments is None:
+        raise SamplerFailure("no samples were drawn")
+    if not moments.finite:
+        problems.append("the sampler returned numbers that are not finite")
+    return Assessment(model, case, seed, image_digest, input_statistics(normalised), moments, asked, tuple(problems))
+
+
+def _chunks_of_masks(
+    model: Model, seed: int, asked: int, spatial: tuple[int, ...]
+) -> Iterator[NDArray[np.uint8] | None]:
+    if not model.contract.stochastic:
+        yield None
+        return
+    layout = mask_layout(model.contract, spatial)
+    chunk = min(asked, model.chunk or model.default_samples)
+    for first in range(0, asked, chunk):
+        count = min(chunk, asked - first)
+        yield draw_masks(layout, seed, model.contract.model_digest, first, count)[None]
+
+
+def validate(contract: Contract, case: Case) -> None:
+    """Raises InvalidRequest that says what was given, what is expected and what to do."""
+    image = case.image
+    expected = f"[{contract.channels}, {', '.join(str(extent) for extent in contract.spatial)}]"
+    if image.ndim != 1 + contract.rank:
+        raise InvalidRequest(f"image has shape {list(image.shape)}; {contract.name} expects {expected} per image")
+    if image.size == 0:
+        raise InvalidRequest(f"image is empty: shape {list(image.shape)}; send at least one voxel per axis")
+    if image.shape[0] != contract.channels:
+        raise InvalidRequest(f"image has {image.shape[0]} channels; {contract.name} expects {contract.channels}")
+    for size, extent, largest in zip(image.shape[1:], contract.spatial, contract.maximum, strict=True):
+        if isinstance(extent, int) and size != extent:
+            raise InvalidRequest(
+                f"image has size {list(image.shape[1:])}; {contract.name} expects exactly {list(contract.spatial)}: "
+                "resample it"
+            )
+        if size > largest:
+            raise InvalidRequest(
+                f"image has size {list(image.shape[1:])}; {contract.name} takes at most {list(contract.maximum)} in "
+                "one request: crop it to the region of interest"
+            )
+    if not np.isfinite(image).all():
+        count = int(image.size - np.isfinite(image).sum())
+        raise InvalidRequest(f"image has {count} values that are NaN or infinite; send finite intensities")
+    if case.samples is not None and not 1 <= case.samples <= MAX_SAMPLES:
+        raise InvalidRequest(f"samples is {case.samples}; it must lie between 1 and {MAX_SAMPLES}")
+    if case.spacing is not None and not all(np.isfinite(mm) and mm > 0 for mm in case.spacing):
+        raise InvalidRequest(f"spacing is {list(case.spacing)}; it must be finite and above 0 mm on every axis")
+
+
+def _volume_rows(volumes: list[Volume]) -> NDArray[np.float32]:
+    return np.array([[v.mean, v.sd, v.low, v.high] for v in volumes], dtype=np.float32)
+
+
+OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
+    "mean": lambda a: a.uncertainty.mean.astype(np.float32, copy=False),
+    "variance": lambda a: a.uncertainty.variance.astype(np.float32, copy=False),
+    "variance_corrected": lambda a: a.uncertainty.variance_corrected.astype(np.float32, copy=False),
+    "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
+    "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
+    "labels": lambda a: a.uncertainty.labels,
+    "case_score": lambda a: np.array([a.case_score], dtype=np.float32),
+    "volume": lambda a: _volume_rows([a.volumes[name] for name in a.model.contract.classes]),
+    "volume_total": lambda a: _volume_rows([a.volumes["total"]])[0],
+    "samples_used": lambda a: np.array([a.moments.samples], dtype=np.int32),
+    "route": lambda a: np.array([a.decision.route.value.encode()], dtype=object),
+    "reason": lambda a: np.array([a.decision.reason.encode()], dtype=object),
+    "record": lambda a: np.array([canonical_json(a.record).encode()], dtype=object),
+}
+"""Public output name → its tensor for one image, without the leading N."""
+
+SEGMENTATION_ONLY = ("volume", "volume_total")

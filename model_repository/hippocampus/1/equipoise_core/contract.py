@@ -1,0 +1,285 @@
+"""The contract between exporter, server and client: what one published model takes, gives and draws at random.
+
+It lies as `contract.json` in the public model's version directory and, without the sampler files' digests, in the
+metadata of every `model.onnx`; both carry the same `digest`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .canonical import canonical_json, digest_of
+from .preprocessing import Normalisation, Preprocessing
+
+FORMAT = "equipoise-contract/1"
+
+
+class ContractError(ValueError):
+    """The contract does not hold together, or does not describe what it lies beside."""
+
+
+class Task(str, Enum):
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+
+
+class Activation(str, Enum):
+    """How logits became probabilities: classes exclude each other (softmax) or each stands alone (sigmoid)."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
+class SiteKind(str, Enum):
+    """What one bit of a site keeps or drops."""
+
+    ELEMENT = "element"
+    CHANNEL = "channel"
+    PATH = "path"
+    ATTENTION = "attention"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the network where dropout acts.
+
+    Attributes:
+        name: where it is, in the network's own words (`decoder.2.dropout`).
+        kind: what a bit stands for.
+        shape: the units of one sample, without batch; empty for one unit. Each entry is a number or an expression of
+            the contract's dimension names (`"X//8"`), where the network's size is dynamic.
+        p: probability of dropping, 0 < p < 1. The graph multiplies what is kept by 1/(1 − p).
+    """
+
+    name: str
+    kind: SiteKind
+    shape: tuple[int | str, ...]
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.p < 1.0:
+            raise ContractError(f"site {self.name}: p is the probability of dropping, between 0 and 1; got {self.p}")
+
+    def units(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers, given the size of each named dimension."""
+        return tuple(evaluate(entry, sizes) for entry in self.shape)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One ONNX file that draws samples under this contract; several make an ensemble."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a published model takes and gives. See DESIGN for the tensors.
+
+    Attributes:
+        name: the public model's name in Triton.
+        classes: one name per channel of the network's output. Softmax segmentation: the first is background.
+        channels: C of the input.
+        spatial: per spatial axis a fixed size or the name of a dynamic dimension.
+        nominal: per spatial axis the size used for warm-up and for the synthetic inference that proves readiness.
+        maximum: per spatial axis the largest size served in one request.
+        spacing: per spatial axis (lowest, highest) voxel spacing in mm that the network was trained for, or None where
+            the images have no physical scale; then no volume in mL is given.
+        orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
+        modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
+        samples: T unless the policy or the caller says otherwise.
+    """
+
+    name: str
+    task: Task
+    activation: Activation
+    classes: tuple[str, ...]
+    channels: int
+    spatial: tuple[int | str, ...]
+    nominal: tuple[int, ...]
+    maximum: tuple[int, ...]
+    preprocessing: Preprocessing
+    sites: tuple[Site, ...]
+    spacing: tuple[tuple[float, float], ...] | None = None
+    orientation: str | None = None
+    modalities: tuple[str, ...] = ()
+    samples: int = 20
+    samplers: tuple[Sampler, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ContractError("a model needs at least one class")
+        if not len(self.spatial) == len(self.nominal) == len(self.maximum):
+            raise ContractError(
+                f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal}, {self.maximum}"
+            )
+        names = [site.name for site in self.sites]
+        if len(set(names)) != len(names):
+            raise ContractError(f"site names repeat: {sorted(name for name in names if names.count(name) > 1)}")
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.spatial)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether there is anything to draw; a deterministic model has no `masks` input."""
+        return bool(self.sites)
+
+    @property
+    def decisions(self) -> int:
+        """E: labels given per voxel (or image): one where classes exclude each other, else one per class."""
+        return 1 if self.activation is Activation.SOFTMAX else len(self.classes)
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """Indices of the classes that are something: all but softmax segmentation's background."""
+        background = self.task is Task.SEGMENTATION and self.activation is Activation.SOFTMAX
+        return tuple(range(1 if background else 0, len(self.classes)))
+
+    def sizes(self, spatial: tuple[int, ...]) -> dict[str, int]:
+        """Name → size of the dynamic dimensions, for an image of these (padded) spatial sizes."""
+        return {name: size for name, size in zip(self.spatial, spatial, strict=True) if isinstance(name, str)}
+
+    @cached_property
+    def digest(self) -> str:
+        """What the graph was built for: everything but the sampler files."""
+        return digest_of(self.graph_document())
+
+    @cached_property
+    def model_digest(self) -> str:
+        """The model as a whole, sampler files included: what policies and records are bound to."""
+        return digest_of(self.document())
+
+    def graph_document(self) -> dict[str, Any]:
+        """The part that the ONNX metadata repeats."""
+        preprocessing = self.preprocessing
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "task": self.task.value,
+            "activation": self.activation.value,
+            "classes": list(self.classes),
+            "channels": self.channels,
+            "spatial": list(self.spatial),
+            "nominal": list(self.nominal),
+            "maximum": list(self.maximum),
+            "preprocessing": {
+                "normalisation": preprocessing.normalisation.value,
+                "low": preprocessing.low,
+                "high": preprocessing.high,
+                "multiple": preprocessing.multiple,
+                "fill": preprocessing.fill,
+            },
+            "sites": [
+                {"name": site.name, "kind": site.kind.value, "shape": list(site.shape), "p": site.p}
+                for site in self.sites
+            ],
+            "spacing": None if self.spacing is None else [list(pair) for pair in self.spacing],
+            "orientation": self.orientation,
+            "modalities": list(self.modalities),
+            "samples": self.samples,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """The whole contract as it is written to `contract.json`."""
+        samplers = [{"name": sampler.name, "digest": sampler.digest} for sampler in self.samplers]
+        return {**self.graph_document(), "samplers": samplers}
+
+    def dumps(self) -> str:
+        return json.dumps({**self.document(), "digest": self.digest}, indent=1) + "\n"
+
+    def graph_metadata(self) -> dict[str, str]:
+        """Key → value of the ONNX file's metadata."""
+        return {"equipoise.contract": canonical_json(self.graph_document()), "equipoise.digest": self.digest}
+
+
+def load_contract(path: Path) -> Contract:
+    """Reads `contract.json`. Raises ContractError that names what is wrong with it."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ContractError(f"{path.name} cannot be read as JSON: {error}") from error
+    return parse_contract(document)
+
+
+def parse_contract(document: Any) -> Contract:
+    """The contract that a JSON document describes; where it states a digest, it must be its own."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise ContractError(f"expected a contract of format {FORMAT}; got {found}")
+    try:
+        contract = Contract(
+            name=str(document["name"]),
+            task=Task(document["task"]),
+            activation=Activation(document["activation"]),
+            classes=tuple(str(name) for name in document["classes"]),
+            channels=int(document["channels"]),
+            spatial=_extents(document["spatial"]),
+            nominal=tuple(int(size) for size in document["nominal"]),
+            maximum=tuple(int(size) for size in document["maximum"]),
+            preprocessing=Preprocessing(
+                **{
+                    **document["preprocessing"],
+                    "normalisation": Normalisation(document["preprocessing"]["normalisation"]),
+                }
+            ),
+            sites=tuple(
+                Site(str(site["name"]), SiteKind(site["kind"]), _extents(site["shape"]), float(site["p"]))
+                for site in document["sites"]
+            ),
+            spacing=(
+                None
+                if document["spacing"] is None
+                else tuple((float(low), float(high)) for low, high in document["spacing"])
+            ),
+            orientation=document["orientation"],
+            modalities=tuple(str(code) for code in document["modalities"]),
+            samples=int(document["samples"]),
+            samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"contract is incomplete or malformed: {type(error).__name__}: {error}") from error
+    stated = document.get("digest", contract.digest)
+    if stated != contract.digest:
+        raise ContractError(f"contract says its digest is {stated}, but it is {contract.digest}: it was changed")
+    return contract
+
+
+def _extents(entries: Any) -> tuple[int | str, ...]:
+    return tuple(entry if isinstance(entry, str) else int(entry) for entry in entries)
+
+
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+def evaluate(expression: int | str, sizes: Mapping[str, int]) -> int:
+    """An integer expression (+ − * // and parentheses) of named sizes, e.g. `evaluate("X//8", {"X": 64})` → 8."""
+
+    def value(node: ast.expr) -> int:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return node.value
+        if isinstance(node, ast.Name) and node.id in sizes:
+            return sizes[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+            return int(_OPERATIONS[type(node.op)](value(node.left), value(node.right)))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
+        raise ContractError(f"{expression!r} is not an integer expression of {sorted(sizes)} with + - * //")
+
+    if isinstance(expression, int):
+        return expression
+    try:
+        return value(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, RecursionError) as error:
+        raise ContractError(f"{expression!r} is not an integer expression: {error}") from error

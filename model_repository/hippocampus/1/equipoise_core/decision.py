@@ -1,0 +1,108 @@
+"""The routing decision. `accept` is reached only when nothing at all speaks against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from .contract import Contract, Task
+from .policy import Policy
+
+
+class Route(str, Enum):
+    """`accept` goes on automatically, `review` goes to an expert, `reject` is unsuitable input."""
+
+    ACCEPT = "accept"
+    REVIEW = "review"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True)
+class Decision:
+    route: Route
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a decision looks at.
+
+    Attributes:
+        numbers: case scores and input statistics by name.
+        samples: samples drawn; `asked` is how many were to be drawn.
+        own_samples, own_seed: the caller named T or the seed.
+        spacing: voxel spacing in mm, or None.
+        problems: what went wrong while sampling, in words.
+    """
+
+    numbers: dict[str, float]
+    samples: int
+    asked: int
+    own_samples: bool
+    own_seed: bool
+    spacing: tuple[float, ...] | None
+    problems: tuple[str, ...] = ()
+
+
+def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision:
+    """Routes one case.
+
+    In this order: anything that went wrong, or no policy for this model → review; unlike the calibration cases →
+    reject; a caller's own seed or T, or a spacing that the model was not made for → review; case score at most the
+    policy's threshold → accept; everything else → review.
+    """
+    for reason in _failures(contract, policy, why_no_policy, evidence):
+        return Decision(Route.REVIEW, reason)
+    assert policy is not None
+    for reason in _out_of_bounds(policy, evidence):
+        return Decision(Route.REJECT, reason)
+    for reason in _reservations(contract, policy, evidence):
+        return Decision(Route.REVIEW, reason)
+    rule = policy.accept
+    if rule is None:
+        return Decision(Route.REVIEW, "the policy has no accept threshold")
+    score = evidence.numbers[rule.score]
+    if score <= rule.threshold:
+        return Decision(Route.ACCEPT, f"{rule.score} {score:.4g} is at most {rule.threshold:.4g}")
+    return Decision(Route.REVIEW, f"{rule.score} {score:.4g} is above {rule.threshold:.4g}")
+
+
+def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Iterator[str]:
+    yield from evidence.problems
+    if evidence.samples < evidence.asked:
+        yield f"only {evidence.samples} of {evidence.asked} samples were drawn"
+    for name, number in evidence.numbers.items():
+        if not math.isfinite(number):
+            yield f"{name} is not a finite number"
+    if policy is None:
+        yield why_no_policy
+    elif policy.model_digest != contract.model_digest:
+        yield f"the policy is for another model ({policy.model_digest[:12]}, this is {contract.model_digest[:12]})"
+    else:
+        named = {*policy.reject.bounds, *([policy.accept.score] if policy.accept else [])}
+        for name in sorted(named - set(evidence.numbers)):
+            yield f"the policy looks at {name}, which is not known here"
+
+
+def _out_of_bounds(policy: Policy, evidence: Evidence) -> Iterator[str]:
+    for name, (low, high) in policy.reject.bounds.items():
+        number = evidence.numbers[name]
+        if not low <= number <= high:
+            yield f"unlike the calibration cases: {name} {number:.4g} is outside {low:.4g} to {high:.4g}"
+
+
+def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Iterator[str]:
+    if evidence.own_seed:
+        yield "the caller named the seed: for study and replay only"
+    if evidence.own_samples and evidence.samples != policy.samples:
+        yield f"the caller named {evidence.samples} samples, the policy is for {policy.samples}"
+    elif evidence.samples != policy.samples:
+        yield f"{evidence.samples} samples were drawn, the policy is for {policy.samples}"
+    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+        if evidence.spacing is None:
+            yield "no spacing was given"
+        elif not all(low <= mm <= high for mm, (low, high) in zip(evidence.spacing, contract.spacing, strict=True)):
+            ranges = ", ".join(f"{low:g} to {high:g}" for low, high in contract.spacing)
+            yield f"spacing {', '.join(f'{mm:g}' for mm in evidence.spacing)} mm is outside {ranges} mm"

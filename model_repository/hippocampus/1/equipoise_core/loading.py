@@ -1,0 +1,52 @@
+"""A published model's version directory → what assesses with it. Nothing here stops the service but a broken contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .aggregate import Model
+from .canonical import digest_of, digest_of_code, digest_of_file
+from .contract import ContractError, load_contract
+from .policy import Policy, PolicyError, load_policy
+
+
+def load_model(directory: Path, chunk: int | None = None) -> Model:
+    """Reads `contract.json`, `policy.json` and the sampler files' digests.
+
+    Args:
+        directory: `<repository>/<name>/<version>`.
+        chunk: samples per sampler request; None: all of them.
+
+    Raises:
+        ContractError: the contract is broken, or a sampler's file is not the one that it names.
+    """
+    contract = load_contract(directory / "contract.json")
+    if not contract.samplers:
+        raise ContractError(f"{contract.name}: the contract names no sampler")
+    for sampler in contract.samplers:
+        file = directory.parent.parent / sampler.name / directory.name / "model.onnx"
+        found = digest_of_file(file) if file.is_file() else "no file"
+        if found != sampler.digest:
+            raise ContractError(
+                f"{sampler.name}: model.onnx has digest {found}, the contract says {sampler.digest}; "
+                "publish the model again or restore the file"
+            )
+    policy, why = _policy(directory / "policy.json")
+    return Model(contract, policy, why, _code_digest(directory), chunk)
+
+
+def _policy(path: Path) -> tuple[Policy | None, str]:
+    if not path.is_file():
+        return None, "there is no policy.json for this model: calibrate it first"
+    try:
+        return load_policy(path), ""
+    except PolicyError as error:
+        return None, str(error)
+
+
+def _code_digest(directory: Path) -> str:
+    core = Path(__file__).resolve().parent
+    adapter = directory / "model.py"
+    return digest_of(
+        {"equipoise_core": digest_of_code(core), "model.py": digest_of_file(adapter) if adapter.is_file() else None}
+    )

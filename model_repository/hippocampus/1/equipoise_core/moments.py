@@ -1,0 +1,90 @@
+"""Sufficient statistics over samples. They add: the moments of two chunks are the sum of the chunks' moments.
+
+The graph computes them for segmentation (T full maps never leave it); for classification they are summed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contract import Activation, Contract, Task
+
+Array = NDArray[np.floating[Any]]
+
+
+def entropy(p: Array, activation: Activation) -> Array:
+    """Entropy in nats, ≥ 0, of class probabilities `[K, …]`.
+
+    Softmax: `−Σ_k p_k ln p_k`, shape `[1, …]`, at most ln K. Sigmoid: `−p ln p − (1−p) ln(1−p)` per label, shape
+    `[K, …]`, at most ln 2. Shannon 1948; 0 ln 0 = 0.
+    """
+    if activation is Activation.SOFTMAX:
+        return np.asarray(_plogp(p).sum(axis=0, keepdims=True) * -1.0)
+    return np.asarray(-_plogp(p) - _plogp(1.0 - p))
+
+
+def _plogp(p: Array) -> Array:
+    return np.asarray(p * np.log(np.maximum(p, np.finfo(np.float32).tiny)))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over T samples of one image, `[K, *S]` per voxel (`*S` empty for classification).
+
+    Attributes:
+        samples: T.
+        sum_p: `Σ_t p_t`.
+        sum_p2: `Σ_t p_t²`.
+        sum_entropy: `Σ_t H[p_t]` in nats, `[E, *S]`.
+        volumes: `[T, K]`, each sample's `Σ_v p_t(v)` in voxels; `[T, 0]` for classification.
+    """
+
+    samples: int
+    sum_p: Array
+    sum_p2: Array
+    sum_entropy: Array
+    volumes: NDArray[np.float64]
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both chunks; associative and commutative but for the order of `volumes`."""
+        return Moments(
+            self.samples + other.samples,
+            self.sum_p + other.sum_p,
+            self.sum_p2 + other.sum_p2,
+            self.sum_entropy + other.sum_entropy,
+            np.concatenate([self.volumes, other.volumes]),
+        )
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number is."""
+        return all(np.isfinite(a).all() for a in (self.sum_p, self.sum_p2, self.sum_entropy, self.volumes))
+
+
+def moments_of_probabilities(p: Array, activation: Activation) -> Moments:
+    """Classification: probabilities `[T, K]` of one image → their moments, in float64."""
+    wide = p.astype(np.float64)
+    per_sample = entropy(wide.T, activation)  # [E, T]
+    return Moments(
+        len(wide), wide.sum(axis=0), (wide * wide).sum(axis=0), per_sample.sum(axis=1), np.zeros((len(wide), 0))
+    )
+
+
+def moments_of_outputs(contract: Contract, outputs: Mapping[str, Array], spatial: tuple[int, ...]) -> Moments:
+    """The sampler's output tensors for one image (leading N = 1) → moments, padding cropped off again."""
+    if contract.task is Task.CLASSIFICATION:
+        return moments_of_probabilities(outputs["probabilities"][0], contract.activation)
+    inside = (slice(None), *(slice(0, size) for size in spatial))
+    volumes = outputs["volumes"][0].astype(np.float64)
+    return Moments(
+        len(volumes),
+        outputs["sum_p"][0][inside],
+        outputs["sum_p2"][0][inside],
+        outputs["sum_entropy"][0][inside],
+        volumes,
+    )

@@ -1,0 +1,148 @@
+"""The policy: what was chosen on calibration cases, and for which model. Without one that fits, nothing is accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .canonical import digest_of
+
+FORMAT = "equipoise-policy/1"
+
+
+class PolicyError(ValueError):
+    """The policy cannot be read, or does not hold together."""
+
+
+@dataclass(frozen=True)
+class AcceptRule:
+    """Accept where the case score is at most `threshold`.
+
+    Attributes:
+        score: name of the case score (`scores.SCORES`).
+        threshold: in the score's own unit.
+        loss: what counted as an error among calibration cases, in words.
+        cases, accepted, errors: calibration cases, how many of them the threshold accepts, how many of those are wrong.
+        rule: how the threshold was chosen and what that guarantees, in words.
+    """
+
+    score: str
+    threshold: float
+    loss: str
+    cases: int
+    accepted: int
+    errors: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class RejectRule:
+    """Reject where any named score or input statistic leaves its [low, high]."""
+
+    bounds: Mapping[str, tuple[float, float]]
+    rule: str
+
+
+@dataclass(frozen=True)
+class VolumeRule:
+    """Split-conformal widening of the volume interval, mL per class name and for `total`."""
+
+    level: float
+    widening: Mapping[str, float]
+    cases: int
+    rule: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """See the fields' classes; `accept` None accepts nothing.
+
+    Attributes:
+        model_digest: the model it was made for (Contract.model_digest).
+        calibration_digest: SHA-256 over the calibration cases' digests.
+        samples: T that it was made for.
+    """
+
+    model_digest: str
+    calibration_digest: str
+    samples: int
+    accept: AcceptRule | None = None
+    reject: RejectRule = field(default_factory=lambda: RejectRule({}, "none"))
+    volume: VolumeRule | None = None
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.document())
+
+    def document(self) -> dict[str, Any]:
+        accept, volume = self.accept, self.volume
+        return {
+            "format": FORMAT,
+            "model_digest": self.model_digest,
+            "calibration_digest": self.calibration_digest,
+            "samples": self.samples,
+            "accept": None if accept is None else dict(vars(accept)),
+            "reject": {
+                "bounds": {name: list(pair) for name, pair in self.reject.bounds.items()},
+                "rule": self.reject.rule,
+            },
+            "volume": None if volume is None else {**vars(volume), "widening": dict(volume.widening)},
+        }
+
+    def dumps(self) -> str:
+        return json.dumps({**self.document(), "digest": self.digest}, indent=1, allow_nan=False) + "\n"
+
+
+def load_policy(path: Path) -> Policy:
+    """Reads `policy.json`. Raises PolicyError that names what is wrong with it."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PolicyError(f"{path.name} cannot be read as JSON: {error}") from error
+    return parse_policy(document)
+
+
+def parse_policy(document: Any) -> Policy:
+    """The policy that a JSON document describes; it must state its own digest."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise PolicyError(f"expected a policy of format {FORMAT}; got {found}")
+    try:
+        accept, reject, volume = document["accept"], document["reject"], document["volume"]
+        policy = Policy(
+            model_digest=str(document["model_digest"]),
+            calibration_digest=str(document["calibration_digest"]),
+            samples=int(document["samples"]),
+            accept=None
+            if accept is None
+            else AcceptRule(
+                score=str(accept["score"]),
+                threshold=float(accept["threshold"]),
+                loss=str(accept["loss"]),
+                cases=int(accept["cases"]),
+                accepted=int(accept["accepted"]),
+                errors=int(accept["errors"]),
+                rule=str(accept["rule"]),
+            ),
+            reject=RejectRule(
+                {str(name): (float(low), float(high)) for name, (low, high) in reject["bounds"].items()},
+                str(reject["rule"]),
+            ),
+            volume=None
+            if volume is None
+            else VolumeRule(
+                level=float(volume["level"]),
+                widening={str(name): float(width) for name, width in volume["widening"].items()},
+                cases=int(volume["cases"]),
+                rule=str(volume["rule"]),
+            ),
+        )
+        digest = policy.digest
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise PolicyError(f"policy is incomplete or malformed: {type(error).__name__}: {error}") from error
+    if document.get("digest") != digest:
+        raise PolicyError(f"policy says its digest is {document.get('digest')}, but it is {digest}: it was changed")
+    return policy

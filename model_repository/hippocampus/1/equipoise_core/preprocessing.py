@@ -1,0 +1,84 @@
+"""From the source's own intensities to what the network saw in training.
+
+The aggregator does this, and the training scripts call the same functions, so that no client can get it wrong.
+Resampling to the contract's spacing is the client's: it alone knows the geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+PADDING_VALUE = -1.0e6
+"""Marks voxels outside the image, as DICOM's Pixel Padding Value (0028,0120) does. The sampler's graph replaces them
+by `Preprocessing.fill` before the network and leaves them out of every sum over voxels: padding changes no volume."""
+
+NORMALISED_LIMIT = 1.0e4
+"""Normalised intensities are clipped to ± this, so that no voxel of an image can be taken for padding."""
+
+
+class Normalisation(str, Enum):
+    """How intensities come to a common scale, channel by channel, with no parameter that depends on the scanner."""
+
+    ZSCORE = "zscore"
+    PERCENTILE = "percentile"
+    WINDOW = "window"
+    IDENTITY = "identity"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the aggregator does to an image before the sampler sees it.
+
+    Attributes:
+        normalisation: `zscore` subtracts the image's mean and divides by its standard deviation; `percentile` maps the
+            percentiles (low, high) of the image to 0 and 1; `window` maps the intensities (low, high) to 0 and 1;
+            `identity` leaves them alone.
+        low, high: percentiles in 0..100 or intensities, see above; unused otherwise.
+        multiple: each spatial size is padded at its end to a multiple of this (what the network's pooling asks for).
+        fill: the normalised intensity that the network sees in padding.
+    """
+
+    normalisation: Normalisation
+    low: float = 0.0
+    high: float = 0.0
+    multiple: int = 1
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.normalisation in (Normalisation.PERCENTILE, Normalisation.WINDOW) and not self.low < self.high:
+            raise ValueError(f"{self.normalisation.value} needs low < high; got {self.low} and {self.high}")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is the divisor of the spatial sizes, at least 1; got {self.multiple}")
+
+    def normalise(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One image `[C, *S]` in the source's intensities → the same shape in the network's; finite for finite input.
+
+        A constant channel becomes 0 everywhere: it carries nothing to scale by.
+        """
+        axes = tuple(range(1, image.ndim))
+        wide = image.astype(np.float64)
+        if self.normalisation is Normalisation.ZSCORE:
+            low = wide.mean(axis=axes, keepdims=True)
+            span = wide.std(axis=axes, keepdims=True)
+        elif self.normalisation is Normalisation.PERCENTILE:
+            low, high = np.percentile(wide, [self.low, self.high], axis=axes, keepdims=True)
+            span = high - low
+        elif self.normalisation is Normalisation.WINDOW:
+            low, span = np.float64(self.low), np.float64(self.high - self.low)
+        else:
+            low, span = np.float64(0.0), np.float64(1.0)
+        # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
+        flat = span <= 1e-7 * np.maximum(np.abs(wide).max(axis=axes, keepdims=True), 1e-30)
+        scaled = np.where(flat, 0.0, (wide - low) / np.where(flat, 1.0, span))
+        return np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT).astype(np.float32)
+
+    def pad(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`[C, *S]` → `[C, *S']`, each S' the next multiple of `multiple`; new voxels hold PADDING_VALUE."""
+        extra = [(0, 0)] + [(0, -size % self.multiple) for size in image.shape[1:]]
+        if not any(after for _, after in extra):
+            return image
+        return np.pad(image, extra, constant_values=PADDING_VALUE)

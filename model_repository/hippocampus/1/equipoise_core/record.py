@@ -1,0 +1,42 @@
+"""The record: what is needed to replay a decision. It holds digests and numbers, no pixels and no patient data."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "equipoise-record/1"
+
+
+def input_digest(image: NDArray[np.float32]) -> str:
+    """SHA-256 of an image's shape and little-endian float32 bytes, in C order."""
+    sha = hashlib.sha256(repr(tuple(image.shape)).encode())
+    sha.update(np.ascontiguousarray(image, dtype="<f4").data)
+    return sha.hexdigest()
+
+
+def default_seed(image_digest: str, model_digest: str) -> int:
+    """0 ≤ seed < 2⁶⁴, the same for the same image and model: the same image always gets the same answer."""
+    return int(hashlib.sha256(f"{image_digest}:{model_digest}".encode()).hexdigest()[:16], 16)
+
+
+def software() -> dict[str, str]:
+    """Versions of what computed the decision in this process."""
+    return {"python": platform.python_version(), "numpy": np.__version__}
+
+
+def jsonable(value: Any) -> Any:
+    """Numbers that JSON cannot say (NaN, ±∞) become None; mappings and sequences are walked."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,124 @@
+"""Case scores: one number per image that routing can look at. Higher always means less certain.
+
+None is normalised by the image's own minimum and maximum, so a score means the same for every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contract import Activation, Contract, Task
+from .moments import Moments
+from .uncertainty import Uncertainty
+
+Score = Callable[[Contract, Uncertainty], float]
+
+
+def lack_of_confidence(contract: Contract, uncertainty: Uncertainty) -> float:
+    """`1 − max_k p̄_k` (softmax, 0..1−1/K); the least certain label's `1 − max(p̄, 1−p̄)` (sigmoid, 0..½)."""
+    mean = uncertainty.mean
+    if contract.activation is Activation.SOFTMAX:
+        return float(1.0 - mean.max())
+    return float(np.minimum(mean, 1.0 - mean).max())
+
+
+def predictive_entropy(contract: Contract, uncertainty: Uncertainty) -> float:
+    """`H[p̄]` in nats; the least certain label's for sigmoid."""
+    return float(uncertainty.total.max())
+
+
+def mutual_information(contract: Contract, uncertainty: Uncertainty) -> float:
+    """BALD in nats (Houlsby et al. 2011); the least certain label's for sigmoid."""
+    return float(uncertainty.epistemic.max())
+
+
+def sample_disagreement(contract: Contract, uncertainty: Uncertainty) -> float:
+    """1 − pooled pairwise soft Dice between samples, over all foreground classes; 0..1.
+
+    `Dice = Σ_v Σ_{s≠t} p_s p_t / ((T−1) Σ_v Σ_t p_t) = (Σ_v S² − Σ_v Q) / ((T−1) Σ_v S)` with S = Σ_t p_t and
+    Q = Σ_t p_t²: it follows from the moments, so chunking cannot change it. 1 (no evidence of agreement) where a
+    single sample was drawn or no sample saw any foreground.
+    """
+    return 1.0 - _pooled_dice(uncertainty.moments, contract.foreground)
+
+
+def _pooled_dice(moments: Moments, classes: tuple[int, ...]) -> float:
+    selected = list(classes)
+    sums = moments.sum_p[selected].astype(np.float64)
+    total = float(sums.sum()) * (moments.samples - 1)
+    pairs = float((sums * sums).sum() - moments.sum_p2[selected].sum(dtype=np.float64))
+    return pairs / total if total > 0.0 else 0.0
+
+
+def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -> float:
+    """1 − Soft Dice Confidence `2 Σ p̄ ŷ / Σ (p̄ + ŷ)` over foreground (arXiv 2402.10665; Buddenkotte's predicted DSC).
+
+    0..1; 1 where no foreground is predicted.
+    """
+    predicted = foreground_indicator(contract, uncertainty)
+    mean = uncertainty.mean[list(contract.foreground)]
+    mass = float(mean.sum(dtype=np.float64)) + float(predicted.sum())
+    return 1.0 - 2.0 * float(mean[predicted].sum(dtype=np.float64)) / mass if mass > 0.0 else 1.0
+
+
+def volume_variation(contract: Contract, uncertainty: Uncertainty) -> float:
+    """Coefficient of variation (sd/mean, ≥ 0) of the samples' foreground volume; 1 where there is none to speak of."""
+    volumes = uncertainty.moments.volumes[:, list(contract.foreground)].sum(axis=1)
+    if len(volumes) < 2 or volumes.mean() <= 0.0:
+        return 1.0
+    return float(volumes.std(ddof=1) / volumes.mean())
+
+
+def rim_epistemic(contract: Contract, uncertainty: Uncertainty) -> float:
+    """Mean epistemic entropy (nats) inside the predicted foreground and its rim of one voxel; the image's highest
+    where no foreground is predicted."""
+    region = _dilated(foreground_indicator(contract, uncertainty).any(axis=0))
+    epistemic = uncertainty.epistemic.max(axis=0)
+    return float(epistemic[region].mean(dtype=np.float64) if region.any() else epistemic.max())
+
+
+def foreground_indicator(contract: Contract, uncertainty: Uncertainty) -> NDArray[np.bool_]:
+    """`[foreground classes, *S]`: where each is predicted."""
+    labels = uncertainty.labels
+    if contract.activation is Activation.SIGMOID:
+        return labels.astype(np.bool_)
+    return np.stack([labels[0] == index for index in contract.foreground])
+
+
+def _dilated(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    grown = region.copy()
+    for axis in range(region.ndim):
+        ahead = tuple(slice(1, None) if a == axis else slice(None) for a in range(region.ndim))
+        behind = tuple(slice(None, -1) if a == axis else slice(None) for a in range(region.ndim))
+        grown[ahead] |= region[behind]
+        grown[behind] |= region[ahead]
+    return grown
+
+
+SCORES: dict[Task, dict[str, Score]] = {
+    Task.CLASSIFICATION: {
+        "lack_of_confidence": lack_of_confidence,
+        "predictive_entropy": predictive_entropy,
+        "mutual_information": mutual_information,
+    },
+    Task.SEGMENTATION: {
+        "sample_disagreement": sample_disagreement,
+        "lack_of_soft_dice_confidence": lack_of_soft_dice_confidence,
+        "volume_variation": volume_variation,
+        "rim_epistemic": rim_epistemic,
+    },
+}
+"""Every score of a task by name; the first is the one reported where no policy chose another."""
+
+
+def case_scores(contract: Contract, uncertainty: Uncertainty) -> dict[str, float]:
+    """All scores of the contract's task, by name."""
+    return {name: score(contract, uncertainty) for name, score in SCORES[contract.task].items()}
+
+
+def default_score(task: Task) -> str:
+    """The score reported where no policy chose one."""
+    return next(iter(SCORES[task]))

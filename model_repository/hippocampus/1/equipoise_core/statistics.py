@@ -1,0 +1,42 @@
+"""Simple statistics of the input, which show that an image is not of the kind the model knows.
+
+They look at the normalised image, so none depends on the scanner's intensity scale, and a change of brightness or
+contrast alone moves none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+
+def input_statistics(image: NDArray[np.float32]) -> dict[str, float]:
+    """Normalised, unpadded image `[C, *S]` → finite numbers by name.
+
+    - `roughness`: mean absolute difference of neighbours over the standard deviation (≥ 0; noise raises it, blur
+      lowers it).
+    - `noise`: median absolute second difference over the standard deviation (≥ 0; texture and edges move it less).
+    - `skewness`, `kurtosis`: third and fourth standardised moments of the intensities (no unit; kurtosis ≥ 1).
+    """
+    wide = image.astype(np.float64)
+    centred = wide - wide.mean()
+    deviation = float(np.sqrt((centred**2).mean()))
+    if deviation == 0.0:
+        return {"roughness": 0.0, "noise": 0.0, "skewness": 0.0, "kurtosis": 1.0}
+    standard = centred / deviation
+    first = [np.abs(np.diff(standard, axis=axis)).mean() for axis in _axes_of(standard, 2)]
+    second = [np.median(np.abs(np.diff(standard, n=2, axis=axis))) for axis in _axes_of(standard, 3)]
+    return {
+        "roughness": float(np.mean(first)) if first else 0.0,
+        "noise": float(np.mean(second)) if second else 0.0,
+        "skewness": float((standard**3).mean()),
+        "kurtosis": float((standard**4).mean()),
+    }
+
+
+def _axes_of(image: Array, smallest: int) -> list[int]:
+    return [axis for axis in range(1, image.ndim) if image.shape[axis] >= smallest]

@@ -1,0 +1,67 @@
+"""What the samples say: prediction, and how much of its uncertainty is the data's and how much the model's.
+
+Sources: Gal & Ghahramani 2016 (MC dropout); Depeweg et al. 2018 (entropy decomposition); Houlsby et al. 2011 (BALD);
+Kendall & Gal 2017 (law of total variance).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .contract import Activation
+from .moments import Array, Moments, entropy
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Maps over voxels (or one number per class), each computed when first asked for."""
+
+    moments: Moments
+    activation: Activation
+
+    @cached_property
+    def mean(self) -> Array:
+        """`p̄ = (1/T) Σ_t p_t`, `[K, *S]`, 0..1."""
+        return np.asarray(self.moments.sum_p / self.moments.samples)
+
+    @cached_property
+    def variance(self) -> Array:
+        """Epistemic (between-sample) variance `Var_t(p_t)`, population form, `[K, *S]`, 0..1/4."""
+        return np.asarray(np.maximum(self.moments.sum_p2 / self.moments.samples - self.mean**2, 0.0))
+
+    @cached_property
+    def variance_corrected(self) -> Array:
+        """The same without the bias of finite T: times T/(T−1). NaN for a single sample, which says nothing of it."""
+        samples = self.moments.samples
+        return np.asarray(self.variance * (samples / (samples - 1) if samples > 1 else np.nan))
+
+    @cached_property
+    def variance_aleatoric(self) -> Array:
+        """Within-sample variance `E_t[p_t(1−p_t)]`, `[K, *S]`, 0..1/4; with `variance` it sums to `p̄(1−p̄)`."""
+        return np.asarray(self.mean - self.moments.sum_p2 / self.moments.samples)
+
+    @cached_property
+    def total(self) -> Array:
+        """Predictive entropy `H[p̄]` in nats, `[E, *S]`, 0..ln K (softmax) or 0..ln 2 (sigmoid)."""
+        return entropy(self.mean, self.activation)
+
+    @cached_property
+    def aleatoric(self) -> Array:
+        """Expected entropy `(1/T) Σ_t H[p_t]` in nats, `[E, *S]`; at most `total` (concavity), rounding aside."""
+        return np.asarray(np.minimum(self.moments.sum_entropy / self.moments.samples, self.total))
+
+    @cached_property
+    def epistemic(self) -> Array:
+        """Mutual information (BALD) = total − aleatoric, in nats, `[E, *S]`, ≥ 0. Biased low at small T."""
+        return np.asarray(self.total - self.aleatoric)
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """`[E, *S]`: the most probable class (softmax), or per label whether p̄ ≥ ½ (sigmoid)."""
+        if self.activation is Activation.SOFTMAX:
+            return np.asarray(self.mean.argmax(axis=0)[None], dtype=np.uint8)
+        return (self.mean >= 0.5).astype(np.uint8)

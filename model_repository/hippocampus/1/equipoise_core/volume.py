@@ -1,0 +1,37 @@
+"""Volumes with error bars (Eaton-Rosen et al. 2018: each sample measures a volume; their spread is the uncertainty)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MILLILITRE = 1000.0  # mm³
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Millilitres: the samples' mean, their standard deviation, and an interval [low, high]."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+def voxel_volume(spacing: tuple[float, ...]) -> float:
+    """mL per voxel, from the spacing in mm."""
+    return float(np.prod(spacing)) / MILLILITRE
+
+
+def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: float) -> Volume:
+    """Sample volumes `[T]` in mL → mean, sd and an interval.
+
+    The interval is the samples' own central `level` range, widened at both ends by `widening` mL (split conformal,
+    from the policy; 0: uncalibrated). Its lower end is at least 0. One sample has no spread: sd is NaN.
+    """
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(volumes, [tail, 1.0 - tail])
+    sd = float(volumes.std(ddof=1)) if len(volumes) > 1 else float("nan")
+    return Volume(float(volumes.mean()), sd, max(0.0, float(low) - widening), max(0.0, float(high) + widening))

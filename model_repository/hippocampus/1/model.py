@@ -1,0 +1,144 @@
+"""Triton adapter of the public model: requests → cases → `equipoise_core` → responses. No arithmetic here."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# The Python backend appends this directory to sys.path: an installed equipoise_core would win over the validated one.
+sys.path.insert(0, str(HERE))
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from equipoise_core.aggregate import OUTPUTS, Case, assess
+from equipoise_core.decision import Route
+from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
+from equipoise_core.loading import load_model
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        chunk = config.get("parameters", {}).get("chunk", {}).get("string_value")
+        self.model = load_model(HERE, int(chunk) if chunk else None)
+        self.metrics = Metrics(self.model.contract.name)
+
+    def execute(self, requests):
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        try:
+            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+            sampler = BlsSampler(self.model.contract.samplers[0].name, self.model.contract, request)
+            assessments = [assess(self.model, case, sampler) for case in cases_of(request, images)]
+            tensors = [
+                pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
+                for name in OUTPUTS
+                if name in request.requested_output_names()
+            ]
+            for assessment in assessments:
+                self.metrics.count(assessment)
+            return pb_utils.InferenceResponse(tensors)
+        except InvalidRequest as error:
+            return self._refuse(pb_utils.TritonError.INVALID_ARG, error)
+        except Cancelled as error:
+            return self._refuse(pb_utils.TritonError.CANCELLED, error)
+        except SamplerFailure as error:
+            return self._refuse(pb_utils.TritonError.UNAVAILABLE, error)
+        except Exception as error:  # whatever it is, the server lives on and the client learns that there is no route
+            pb_utils.Logger.log_error(f"{self.model.contract.name}: {type(error).__name__} while assessing a case")
+            return self._refuse(pb_utils.TritonError.INTERNAL, f"{type(error).__name__} while assessing the case")
+
+    def _refuse(self, code, error):
+        self.metrics.fail(type(error).__name__ if isinstance(error, Exception) else "Internal")
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+def cases_of(request, images):
+    """One Case per image of the request; optional inputs have one row per image."""
+    samples, seeds, spacings = (_rows(request, name, len(images)) for name in ("samples", "seed", "spacing"))
+    if len(images) == 0:
+        raise InvalidRequest("the request has no image: N is 0; send at least one")
+    return [
+        Case(
+            np.ascontiguousarray(image, dtype=np.float32),
+            None if samples is None else int(samples[i, 0]),
+            None if seeds is None else int(seeds[i, 0]),
+            None if spacings is None else tuple(float(mm) for mm in spacings[i]),
+        )
+        for i, image in enumerate(images)
+    ]
+
+
+def _rows(request, name, count):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    rows = tensor.as_numpy()
+    if rows.shape[0] != count:
+        raise InvalidRequest(f"{name} has {rows.shape[0]} rows for {count} images; send one row per image")
+    return rows
+
+
+class BlsSampler:
+    """`RunSampler` over Triton's business logic scripting, within the request's own timeout."""
+
+    def __init__(self, name, contract, request):
+        self.name = name
+        self.request = request
+        self.outputs = (
+            ["probabilities"]
+            if contract.task.value == "classification"
+            else ["sum_p", "sum_p2", "sum_entropy", "volumes"]
+        )
+        self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
+
+    def __call__(self, image, masks):
+        if self.request.is_cancelled():
+            raise Cancelled("the client cancelled the request")
+        left = 0 if self.ends is None else int((self.ends - time.monotonic()) * 1e6)
+        if self.ends is not None and left <= 0:
+            raise SamplerFailure("the request's timeout passed before all samples were drawn")
+        inputs = [pb_utils.Tensor("image", image)]
+        if masks is not None:
+            inputs.append(pb_utils.Tensor("masks", masks))
+        response = pb_utils.InferenceRequest(
+            model_name=self.name,
+            inputs=inputs,
+            requested_output_names=self.outputs,
+            timeout=left,
+            trace=self.request.trace(),
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        ).exec()
+        if response.has_error():
+            raise SamplerFailure(f"the sampler failed: {response.error().message()}")
+        return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in self.outputs}
+
+
+class Metrics:
+    """Counters and a histogram on Triton's own metrics endpoint; they carry the model's name and nothing of a case."""
+
+    def __init__(self, model):
+        family = pb_utils.MetricFamily
+        routes = family(name="equipoise_routes_total", description="Decisions by route", kind=family.COUNTER)
+        samples = family(name="equipoise_samples_total", description="Samples drawn", kind=family.COUNTER)
+        failures = family(name="equipoise_failures_total", description="Cases with no decision", kind=family.COUNTER)
+        scores = family(name="equipoise_case_score", description="Case score", kind=family.HISTOGRAM)
+        self.families = [routes, samples, failures, scores]  # a family must outlive its metrics
+        self.routes = {r: routes.Metric(labels={"model": model, "route": r.value}) for r in Route}
+        self.samples = samples.Metric(labels={"model": model})
+        self.failures = {
+            kind: failures.Metric(labels={"model": model, "kind": kind})
+            for kind in ("InvalidRequest", "Cancelled", "SamplerFailure", "Internal")
+        }
+        self.scores = scores.Metric(labels={"model": model}, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
+
+    def count(self, assessment):
+        self.routes[assessment.decision.route].increment(1)
+        self.samples.increment(assessment.moments.samples)
+        if np.isfinite(assessment.case_score):
+            self.scores.observe(assessment.case_score)
+
+    def fail(self, kind):
+        self.failures[kind if kind in self.failures else "Internal"].increment(1)

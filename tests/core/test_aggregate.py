@@ -1,0 +1,159 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from equipoise_core.aggregate import OUTPUTS, SEGMENTATION_ONLY, Case, Model, assess
+from equipoise_core.canonical import canonical_json
+from equipoise_core.contract import Task
+from equipoise_core.decision import Route
+from equipoise_core.errors import InvalidRequest, SamplerFailure
+from equipoise_core.masks import mask_layout, unpack_masks
+from equipoise_core.policy import AcceptRule, Policy
+from scipy import special
+
+
+@pytest.fixture
+def model(segmentation):
+    policy = Policy(
+        segmentation.model_digest, "cd", 6, AcceptRule("sample_disagreement", 0.9, "Dice below 0.8", 9, 9, 0, "test")
+    )
+    return Model(segmentation, policy, "", "code")
+
+
+@pytest.fixture
+def case():
+    image = np.random.default_rng(0).normal(100, 20, (1, 7, 10)).astype(np.float32)
+    return Case(image, spacing=(1.0, 1.1))
+
+
+class Sampler:
+    """A network in NumPy with the sampler's outputs: its channel mask shifts logits that grow with the image."""
+
+    def __init__(self, contract, fail_at=None, spoil=False):
+        self.contract, self.fail_at, self.spoil, self.chunks = contract, fail_at, spoil, []
+
+    def __call__(self, image, masks):
+        if self.fail_at == len(self.chunks):
+            raise SamplerFailure("out of memory")
+        self.chunks.append(masks.shape[1])
+        layout = mask_layout(self.contract, image.shape[2:])
+        channel = unpack_masks(layout, masks[0])[0]  # [T, 5]
+        outside = image[0, 0] < -1e5
+        logits = np.stack([np.zeros_like(image[0, 0]), image[0, 0], -image[0, 0]])[None] * 2.0
+        p = special.softmax(logits + channel[:, :3, None, None] * 0.7, axis=1)
+        if self.spoil:
+            p[0, 0, 0, 0] = np.nan
+        h = special.entr(p).sum(1, keepdims=True)
+        volumes = np.where(outside, 0, p).sum((2, 3))
+        return {
+            "sum_p": p.sum(0)[None],
+            "sum_p2": (p**2).sum(0)[None],
+            "sum_entropy": h.sum(0)[None],
+            "volumes": volumes[None],
+        }
+
+
+def test_the_whole_path_accepts_a_good_case(model, case):
+    """Shapes, ranges and a route, in the image's own size though the network saw padding."""
+    a = assess(model, case, Sampler(model.contract))
+    assert a.decision.route is Route.ACCEPT
+    shapes = {name: make(a).shape for name, make in OUTPUTS.items()}
+    assert shapes["mean"] == shapes["variance"] == (3, 7, 10)
+    assert shapes["labels"] == shapes["epistemic"] == shapes["aleatoric"] == (1, 7, 10)
+    assert shapes["volume"] == (3, 4) and shapes["volume_total"] == (4,)
+    for name in ("case_score", "samples_used", "route", "reason", "record"):
+        assert shapes[name] == (1,)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 6, 100])
+def test_chunks_change_nothing(model, case, chunk):
+    """Invariant 1: same numbers and same decision, whatever the chunk."""
+    whole = assess(model, case, Sampler(model.contract))
+    sampler = Sampler(model.contract)
+    parts = assess(dataclasses.replace(model, chunk=chunk), case, sampler)
+    assert sum(sampler.chunks) == 6 and max(sampler.chunks) == min(chunk, 6)
+    for name in ("mean", "variance", "epistemic", "volume"):
+        np.testing.assert_allclose(OUTPUTS[name](parts), OUTPUTS[name](whole), atol=1e-6)
+    assert parts.decision == whole.decision
+
+
+def test_the_same_image_always_gets_the_same_answer(model, case):
+    """The default seed is a hash of image and model; another image, model or seed draws other masks."""
+    record = assess(model, case, Sampler(model.contract)).record
+    assert record == assess(model, case, Sampler(model.contract)).record
+    seeds = {
+        record["seed"],
+        assess(model, dataclasses.replace(case, image=case.image + 1), Sampler(model.contract)).record["seed"],
+        assess(model, dataclasses.replace(case, seed=5), Sampler(model.contract)).record["seed"],
+    }
+    assert len(seeds) == 3
+
+
+def test_volumes_ignore_padding_and_carry_the_unit(model, case):
+    """Σ of probabilities over all classes is one per voxel inside: 70 voxels of 1.1 mm² are 0.077 'mL'."""
+    a = assess(model, case, Sampler(model.contract))
+    assert sum(a.volumes[name].mean for name in model.contract.classes) == pytest.approx(70 * 1.1 / 1000, rel=1e-6)
+    total = a.volumes["total"]
+    assert total.low <= total.mean <= total.high and total.sd > 0
+    without = assess(model, dataclasses.replace(case, spacing=None), Sampler(model.contract))
+    assert np.isnan(without.volumes["total"].mean) and without.decision.route is Route.REVIEW
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [({"fail_at": 1}, "out of memory"), ({"spoil": True}, "not finite")],
+)
+def test_what_went_wrong_while_sampling_is_reviewed(model, case, sampler, words):
+    """A later chunk that fails, or a NaN, keeps the numbers there are and never accepts."""
+    a = assess(dataclasses.replace(model, chunk=4), case, Sampler(model.contract, **sampler))
+    assert a.decision.route is Route.REVIEW and words in a.decision.reason
+    json.loads(canonical_json(a.record))
+
+
+def test_without_any_chunk_there_is_no_answer(model, case):
+    """Nothing drawn, nothing said: an error, not numbers."""
+    with pytest.raises(SamplerFailure):
+        assess(model, case, Sampler(model.contract, fail_at=0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image": np.zeros((7, 10), np.float32)}, "shape"),
+        ({"image": np.zeros((2, 7, 10), np.float32)}, "channels"),
+        ({"image": np.zeros((1, 0, 10), np.float32)}, "empty"),
+        ({"image": np.zeros((1, 7, 65), np.float32)}, "at most"),
+        ({"image": np.full((1, 7, 10), np.nan, np.float32)}, "NaN"),
+        ({"image": np.full((1, 7, 10), -np.inf, np.float32)}, "infinite"),
+        ({"samples": 0}, "between 1 and"),
+        ({"samples": -3}, "between 1 and"),
+        ({"samples": 10**6}, "between 1 and"),
+        ({"spacing": (0.0, 1.0)}, "above 0"),
+        ({"spacing": (float("nan"), 1.0)}, "above 0"),
+    ],
+)
+def test_bad_input_says_what_to_do(model, case, change, words):
+    """Every fault of the request is the caller's to mend, and is told so before anything is computed."""
+    with pytest.raises(InvalidRequest, match=words):
+        assess(model, dataclasses.replace(case, **change), Sampler(model.contract))
+
+
+def test_the_record_names_everything_a_replay_needs(model, case):
+    """Digests, seed, samples, scores, thresholds, route; and JSON can say all of it."""
+    record = json.loads(canonical_json(assess(model, case, Sampler(model.contract)).record))
+    assert record["model_digest"] == model.contract.model_digest
+    assert record["policy_digest"] == model.policy.digest
+    assert record["route"] == "accept" and record["samples"] == 6 and int(record["seed"]) >= 0
+    assert record["scores"]["sample_disagreement"] == record["case_score"]
+
+
+def test_a_constant_image_is_answered(model, case):
+    """Nothing to normalise by is no reason to fail."""
+    flat = dataclasses.replace(case, image=np.full((1, 7, 10), 3.0, np.float32))
+    assert np.isfinite(assess(model, flat, Sampler(model.contract)).case_score)
+
+
+def test_segmentation_only_outputs_are_known():
+    """The names of the configuration's conditional outputs exist."""
+    assert set(SEGMENTATION_ONLY) <= set(OUTPUTS) and Task.SEGMENTATION
