@@ -1,0 +1,1 @@
+"""Choosing a policy on labelled calibration cases."""

@@ -1,0 +1,252 @@
+"""`equipoise export`: what a user types, as values; the work is `compile_sampler`'s and `publish`'s."""
+
+from __future__ import annotations
+
+import json
+import math
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
+from rich.console import Console
+
+from .compile import compile_sampler
+from .errors import ExportError, SpecError
+from .spec import load_module, load_weights
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+_AXES = {1: ("X",), 2: ("H", "W"), 3: ("X", "Y", "Z")}
+
+_EXAMPLES = """
+Examples:
+
+    equipoise export nets.py:unet --weights unet.pt --name nuclei --task segmentation \\
+        --input-shape 1,256,256 --classes background,nucleus --multiple 8 --into model_repository
+
+    equipoise export monai.networks.nets:DenseNet121 --arg spatial_dims=2 --arg in_channels=1 --arg out_channels=2 \\
+        --arg dropout_prob=0.2 --weights d.safetensors --name chest --task classification \\
+        --input-shape 1,224,224 --classes normal,pneumonia --fixed --into model_repository
+
+    equipoise export nets.py:unet --name nuclei --task segmentation --input-shape 1,256,256 \\
+        --classes background,nucleus --inspect
+"""
+
+
+class Sizes(str, Enum):
+    """Whether one published model serves several image sizes."""
+
+    AUTO = "auto"
+    DYNAMIC = "dynamic"
+    FIXED = "fixed"
+
+
+@app.command(epilog=_EXAMPLES)
+def export(
+    spec: Annotated[str, typer.Argument(help="package.module:callable or file.py:callable that returns an nn.Module.")],
+    name: Annotated[str, typer.Option(help="The public model's name in Triton.")],
+    task: Annotated[Task, typer.Option(help="What the network answers.")],
+    input_shape: Annotated[str, typer.Option(help="C,H,W or C,X,Y,Z of one image; the size used for warm-up.")],
+    classes: Annotated[str, typer.Option(help="One name per output channel; softmax segmentation: background first.")],
+    into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
+    weights: Annotated[list[Path] | None, typer.Option(help="State dict or safetensors.")] = None,
+    arg: Annotated[list[str] | None, typer.Option(help="key=value for the callable; the value is read as JSON.")] = None,
+    output: Annotated[str | None, typer.Option(help="Which output, by index, key or dotted path.")] = None,
+    activation: Annotated[Activation, typer.Option(help="How logits become probabilities.")] = Activation.SOFTMAX,
+    normalisation: Annotated[Normalisation, typer.Option(help="As in training.")] = Normalisation.ZSCORE,
+    low: Annotated[float, typer.Option(help="Lower percentile or intensity of the normalisation.")] = 0.0,
+    high: Annotated[float, typer.Option(help="Upper percentile or intensity of the normalisation.")] = 0.0,
+    multiple: Annotated[int, typer.Option(help="Spatial sizes are padded to a multiple of this.")] = 1,
+    fill: Annotated[float, typer.Option(help="Normalised intensity that the network sees in padding.")] = 0.0,
+    sizes: Annotated[Sizes, typer.Option("--sizes", help="Serve any size (dynamic), one (fixed), or what works.")] = Sizes.AUTO,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Short for --sizes dynamic.")] = False,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Short for --sizes fixed.")] = False,
+    maximum: Annotated[str | None, typer.Option(help="H,W: the largest sizes served.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="lowest:highest mm per axis, comma-separated (0.8:1.2,0.8:1.2).")] = None,
+    orientation: Annotated[str | None, typer.Option(help="Anatomical axes as nibabel spells them (RAS).")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="DICOM modality code it was trained for.")] = None,
+    samples: Annotated[int, typer.Option(help="T unless the policy or the caller says otherwise.")] = 20,
+    sites: Annotated[str | None, typer.Option(help="Only modules that match this pattern drop (decoder.*).")] = None,
+    p: Annotated[float | None, typer.Option("--p", help="Override the probability of dropping.")] = None,
+    min_depth: Annotated[
+        float | None, typer.Option(help="Only sites after this share (0 to 1) of the network's multiplications.")
+    ] = None,
+    deterministic: Annotated[bool, typer.Option(help="A network without randomness is wanted: one pass.")] = False,
+    inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Turns a network trained with dropout into a sampler, proves that it is the same function, and publishes it."""
+    console = Console(stderr=as_json)
+    try:
+        draft = contract_draft(
+            name=name, task=task, input_shape=input_shape, classes=classes, activation=activation,
+            preprocessing=Preprocessing(normalisation, low, high, multiple, fill), dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED,
+            maximum=maximum, spacing=spacing, orientation=orientation, modalities=tuple(modality or ()), samples=samples,
+        )  # fmt: skip
+        if into is None and not inspect:
+            raise SpecError("--into is missing: state the model repository to publish into, or --inspect to write nothing")
+        module = load_module(spec, arguments(arg or []))
+        if len(weights or []) > 1:
+            raise SpecError("several --weights make an ensemble, which is not supported yet: export one at a time")
+        for path in weights or []:
+            load_weights(module, path)
+        choice = dict(output=output, deterministic=deterministic, sites=sites, p=p, min_depth=min_depth)
+        report = _inspect if inspect else _publish
+        report(module, draft, choice, _sizes(sizes, dynamic, fixed), into, replace, console, as_json)
+    except (ExportError, ValueError) as error:
+        Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _sizes(sizes: Sizes, dynamic: bool, fixed: bool) -> Sizes:
+    if dynamic and fixed:
+        raise SpecError("--dynamic and --fixed exclude each other: give one")
+    return Sizes.DYNAMIC if dynamic else Sizes.FIXED if fixed else sizes
+
+
+def contract_draft(
+    *,
+    name: str,
+    task: Task,
+    input_shape: str,
+    classes: str,
+    activation: Activation,
+    preprocessing: Preprocessing,
+    dynamic: bool,
+    maximum: str | None = None,
+    spacing: str | None = None,
+    orientation: str | None = None,
+    modalities: tuple[str, ...] = (),
+    samples: int = 20,
+) -> Contract:
+    """A contract without sites, from what the command line says."""
+    channels, *nominal = _numbers(input_shape, "--input-shape")
+    if len(nominal) not in _AXES:
+        raise SpecError(f"--input-shape {input_shape} has {len(nominal)} spatial sizes; expected C,H,W or C,X,Y,Z")
+    off = [size for size in nominal if size % preprocessing.multiple]
+    if off:
+        raise SpecError(f"--input-shape {input_shape}: {off[0]} is no multiple of {preprocessing.multiple} (--multiple)")
+    largest = _numbers(maximum, "--maximum") if maximum else [2 * size if dynamic else size for size in nominal]
+    ranges = None
+    if spacing is not None:
+        ranges = tuple(_range(entry) for entry in spacing.split(","))
+        if len(ranges) != len(nominal):
+            raise SpecError(f"--spacing {spacing} describes {len(ranges)} axes; the image has {len(nominal)}")
+    return Contract(
+        name=name,
+        task=task,
+        activation=activation,
+        classes=tuple(part.strip() for part in classes.split(",") if part.strip()),
+        channels=channels,
+        spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
+        nominal=tuple(nominal),
+        maximum=tuple(largest),
+        preprocessing=preprocessing,
+        sites=(),
+        spacing=ranges,
+        orientation=orientation,
+        modalities=modalities,
+        samples=samples,
+    )
+
+
+def arguments(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs; values that are not JSON are text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator:
+            raise SpecError(f"--arg {pair}: expected key=value")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise SpecError(f"{option} {text}: expected positive whole numbers separated by commas, such as 1,256,256")
+    return numbers
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high or low)
+    except ValueError as error:
+        raise SpecError(f"--spacing {text}: expected mm or lowest:highest, such as 0.8:1.2") from error
+
+
+def example_image(draft: Contract) -> torch.Tensor:
+    """Two noise images of nominal size, within what normalisation gives."""
+    generator = torch.Generator().manual_seed(0)
+    unit = draft.preprocessing.normalisation is not Normalisation.ZSCORE
+    shape = (2, draft.channels, *draft.nominal)
+    image = torch.rand(shape, generator=generator) if unit else torch.randn(shape, generator=generator)
+    return image.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+
+
+def _publish(
+    module: torch.nn.Module, draft: Contract, choice: dict[str, Any], sizes: Sizes, into: Path | None, replace: bool,
+    console: Console, as_json: bool,
+) -> None:  # fmt: skip
+    from .repository import publish
+
+    assert into is not None
+    compiled = compile_sampler(module, draft, example_image(draft), fall_back=sizes is Sizes.AUTO, **choice)
+    folder = publish(compiled, into, replace=replace)
+    if as_json:
+        document = {
+            "name": draft.name,
+            "folder": str(folder),
+            "digest": compiled.contract.digest,
+            "bits": _bits(compiled.contract),
+            "notes": list(compiled.notes),
+            "cost": compiled.cost.document(),
+            "proof": compiled.proof.document(),
+        }
+        print(json.dumps(document))
+        return
+    console.print(compiled.proof)
+    console.print(compiled.cost)
+    for note in compiled.notes:
+        console.print(f"[yellow]note[/yellow]: {note}")
+    console.print(f"published {folder} and {folder}_sampler")
+
+
+def _inspect(
+    module: torch.nn.Module, draft: Contract, choice: dict[str, Any], sizes: Sizes, into: Path | None, replace: bool,
+    console: Console, as_json: bool,
+) -> None:  # fmt: skip
+    from .compile import compile_unproven
+
+    compilation, _ = compile_unproven(module, draft, example_image(draft), fall_back=sizes is Sizes.AUTO, **choice)
+    assert compilation.cost is not None
+    if as_json:
+        sites = [
+            {"name": s.name, "kind": s.kind.value, "shape": list(s.shape), "p": s.p, "depth": round(depth, 4)}
+            for s, depth in zip(compilation.contract.sites, compilation.cost.depths, strict=True)
+        ]
+        print(json.dumps({"sites": sites, "bits": _bits(compilation.contract), "cost": compilation.cost.document()}))
+        return
+    console.print(compilation.cost)
+    for note in compilation.notes:
+        console.print(f"[yellow]note[/yellow]: {note}")
+
+
+def _bits(contract: Contract) -> int:
+    return sum(math.prod(site.units(contract.sizes(contract.nominal))) for site in contract.sites)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,162 @@
+"""A module and a contract's draft → a proven sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import onnx
+import onnx_ir as ir
+from equipoise_core.contract import Contract
+from torch import Tensor, nn
+
+from .capture import capture
+from .errors import CaptureRefused, ExportRefused
+from .outputs import choose_answer
+from .parity import Proof, prove
+from .passes import run_passes
+from .passes.compilation import Compilation
+from .passes.count_cost import Cost
+from .stochastic import live_modules, override_p, refuse_batch_statistics
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A sampler ready to publish.
+
+    Attributes:
+        model: the ONNX sampler.
+        contract: with its sites, without the digests of files.
+        proof: that model and network are the same function.
+        cost: what was predicted for T samples.
+        notes: what the user should know.
+    """
+
+    model: onnx.ModelProto
+    contract: Contract
+    proof: Proof
+    cost: Cost
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The network as it is to be sampled: its one answer, and which of its modules are live."""
+
+    network: nn.Module
+    live: tuple[str, ...]
+
+
+def compile_sampler(
+    module: nn.Module,
+    draft: Contract,
+    example: Tensor,
+    *,
+    output: str | int | None = None,
+    sites: str | None = None,
+    p: float | None = None,
+    min_depth: float | None = None,
+    deterministic: bool = False,
+    fall_back: bool = False,
+) -> Compiled:
+    """Captures, compiles and proves.
+
+    Args:
+        module: image `[N, C, *S]` → logits `[N, K]` or `[N, K, *S]`, alone or among other outputs; weights loaded.
+        draft: the contract without sites.
+        example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
+        output: which of several outputs, by index, key or dotted path.
+        sites: only modules whose name matches this pattern (`decoder.*`, commas between several) drop.
+        p: overrides the probability of dropping, in the module itself.
+        min_depth: only sites after this share (0 to 1) of the network's multiplications.
+        deterministic: a network without anything random is wanted (it gets no `masks` input); refused otherwise.
+        fall_back: where the network does not work at dynamic sizes, export it for the nominal one.
+    """
+    compilation, choice = compile_unproven(
+        module, draft, example, output=output, sites=sites, p=p, min_depth=min_depth,
+        deterministic=deterministic, fall_back=fall_back,
+    )  # fmt: skip
+    model = ir.to_proto(compilation.model)
+    proof = prove(choice.network, model, compilation.contract, example, choice.live)
+    assert compilation.cost is not None
+    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
+
+
+def compile_unproven(
+    module: nn.Module,
+    draft: Contract,
+    example: Tensor,
+    *,
+    output: str | int | None = None,
+    sites: str | None = None,
+    p: float | None = None,
+    min_depth: float | None = None,
+    deterministic: bool = False,
+    fall_back: bool = False,
+) -> tuple[Compilation, Choice]:
+    """All of `compile_sampler` but the proof: what `--inspect` shows."""
+    refuse_batch_statistics(module)
+    network = choose_answer(module, example, draft, output)
+    live = _selected(live_modules(network, example), sites)
+    if p is not None:
+        override_p(network, live, p)
+    compilation = _compile(network, draft, example, live, fall_back)
+    if min_depth is not None and compilation.contract.stochastic:
+        live = _deep(compilation, live, min_depth)
+        compilation = _compile(network, compilation.contract, example, live, fall_back)
+    if not compilation.contract.stochastic and not deterministic:
+        raise CaptureRefused(
+            "nothing in it is random, so all samples would be equal",
+            "the whole network",
+            "Train it with dropout, or export it as a single-pass model (--deterministic).",
+        )
+    return compilation, Choice(network, live)
+
+
+def _compile(network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool) -> Compilation:
+    try:
+        return compile_graph(capture(network, example, draft.spatial, draft.preprocessing.multiple, live), draft)
+    except ExportRefused as refusal:
+        if not fall_back or draft.spatial == draft.nominal:
+            raise
+        fixed = replace(draft, spatial=draft.nominal, maximum=draft.nominal)
+        compilation = compile_graph(capture(network, example, fixed.spatial, 1, live), fixed)
+        compilation.notes.append(f"serves images of size {draft.nominal} only: {refusal.reason}")
+        return compilation
+
+
+def compile_graph(marked: ir.Model, draft: Contract) -> Compilation:
+    """The marked graph of either front end → the sampler, not yet proven."""
+    return run_passes(Compilation(marked, replace(draft, sites=())))
+
+
+def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
+    """The live modules whose name matches; names without the answer's wrapper."""
+    if patterns is None:
+        return live
+    names = {path: path.removeprefix("equipoise_network").removeprefix(".") for path in live}
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    chosen = tuple(path for path, name in names.items() if any(fnmatchcase(name, pattern) for pattern in wanted))
+    if not chosen:
+        raise CaptureRefused(
+            f"no stochastic module matches {patterns}", "--sites", f"There are: {', '.join(sorted(names.values())) or 'none'}."
+        )
+    return chosen
+
+
+def _deep(compilation: Compilation, live: tuple[str, ...], min_depth: float) -> tuple[str, ...]:
+    """The live modules all of whose sites lie behind `min_depth` of the network."""
+    deepest = max(compilation.depths.values())
+    shallow = {_owner(site) for site, depth in compilation.depths.items() if depth < min_depth}
+    chosen = tuple(path for path in live if path.removeprefix("equipoise_network").removeprefix(".") not in shallow)
+    if not chosen:
+        raise CaptureRefused(
+            f"no site lies behind {min_depth:.0%} of the network", "--min-depth", f"The last one lies at {deepest:.0%}."
+        )
+    return chosen
+
+
+def _owner(site: str) -> str:
+    """The module of a site's name: without the operation and the count of the call."""
+    path = site.split("#")[0].split(":")[0]
+    return "" if path == "forward" else path

@@ -1,0 +1,392 @@
+"""The proof: the compiled sampler and the original network are the same function of image and masks.
+
+The torch side runs the module that was handed in, untouched, with only its random numbers replaced: PyTorch itself
+reduces every kind of dropout to one draw (`bernoulli_`, `rand`, …) of the noise's own shape, and a dispatch mode hands
+out mask bits there, in the order of the calls. Scaling, broadcasting and everything else stay PyTorch's. So neither the
+capture nor any pass is trusted here. One image and one sample at a time, so that nothing can be mixed up in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.masks import MaskLayout, draw_masks, mask_layout, unpack_masks
+from equipoise_core.preprocessing import PADDING_VALUE
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .errors import ProofRefused
+from .passes.find_layouts import start
+from .stochastic import draws, sampling
+
+Array = NDArray[Any]
+SAMPLES = 3
+ROUNDS = 2
+TOLERANCE = 1e-4
+"""Largest difference allowed: absolute on probabilities and means of moments, relative on volumes."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property that was tested: the worst value seen and what was allowed."""
+
+    name: str
+    value: float
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class SiteProof:
+    """What flipping half of a site's bits does.
+
+    Attributes:
+        bits: bits of one sample.
+        effect: largest change of a probability.
+        dead: neither network nor sampler moved: the units matter for no image seen here.
+    """
+
+    name: str
+    kind: str
+    p: float
+    bits: int
+    effect: float
+    dead: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That the sampler equals the network, and how far that was tested."""
+
+    checks: tuple[Check, ...]
+    sites: tuple[SiteProof, ...]
+    images: int
+    samples: int
+    versions: dict[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """As it is written to `proof.json`."""
+        return asdict(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        checks = Table("property", "worst", "allowed", title=f"Proof over {self.images} images, {self.samples} samples")
+        for check in self.checks:
+            checks.add_row(check.name, f"{check.value:.2e}", check.limit)
+        yield checks
+        if self.sites:
+            sites = Table("site", "kind", "p", "bits", "effect of half its bits")
+            for site in self.sites:
+                sites.add_row(site.name, site.kind, f"{site.p:g}", str(site.bits), "none" if site.dead else f"{site.effect:.2e}")
+            yield sites
+
+
+class ForcedMasks(TorchDispatchMode):
+    """Hands out given bits wherever PyTorch draws random numbers, in the order of the calls."""
+
+    def __init__(self, contract: Contract, keeps: Sequence[Array]) -> None:
+        super().__init__()
+        self.contract = contract
+        self.keeps = keeps
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not draws(func):
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("bernoulli", "bernoulli_"):
+            p = args[1] if len(args) > 1 else kwargs.get("p", args[0])
+            if isinstance(p, Tensor):
+                p = p.reshape(-1)[0].item()
+            if p in (0.0, 1.0):  # no decision in it, hence no site
+                return func(*args, **kwargs)
+            noise = self._next(args[0], 1.0 - p)
+            return args[0].copy_(noise) if name == "bernoulli_" else noise
+        drawn = func(*args, **kwargs)
+        if name in ("rand", "rand_like", "uniform_"):
+            return drawn.copy_(self._next(drawn, None) * (1.0 - 2.0**-24))
+        raise ProofRefused(f"`{name}` draws random numbers that no mask stands for", "forward", "Take it out of the network.")
+
+    def _next(self, like: Tensor, p: float | None) -> Tensor:
+        """The bits of the next site, in the shape of PyTorch's own noise."""
+        if self.calls >= len(self.keeps):
+            raise ProofRefused(
+                f"the network draws more often than the graph has sites ({len(self.keeps)})",
+                "the whole network",
+                "Report this network: the exporter missed a stochastic operation.",
+            )
+        site, keep = self.contract.sites[self.calls], self.keeps[self.calls]
+        self.calls += 1
+        if keep.size != like.numel() or (p is not None and abs(p - site.p) > 1e-6):
+            raise ProofRefused(
+                f"the network draws {like.numel()} units with p = {p} where the graph has {keep.size} with p = {site.p}",
+                site.name,
+                "Report this network: the exporter took one stochastic operation for another.",
+            )
+        return torch.from_numpy(keep.astype(np.float32)).reshape(like.shape).to(like.dtype)
+
+
+def prove(
+    module: nn.Module,
+    model: onnx.ModelProto,
+    contract: Contract,
+    example: Tensor,
+    live: tuple[str, ...],
+    tolerance: float = TOLERANCE,
+) -> Proof:
+    """Proves that `model` samples from `module`.
+
+    Args:
+        example: normalised images `[N ≥ 1, C, *nominal]`; noise images are added.
+        live: the modules that are in training mode when the network is sampled.
+
+    Raises:
+        ProofRefused: naming the site where one can be named.
+    """
+    proving = _Proving(module, model, contract, live, tolerance)
+    spatial = contract.nominal
+    generator = np.random.default_rng(1)
+    images = [example[:1].numpy().astype(np.float32)]
+    shape = (1, contract.channels, *spatial)
+    for _ in range(2 * ROUNDS - 1):
+        images.append(generator.standard_normal(shape).astype(np.float32) + images[0] * generator.random())
+    padded = proving.padded(images[-1])
+    if padded is not None:
+        images[-1] = padded
+    with sampling(module, live), torch.no_grad():
+        for index in range(ROUNDS):
+            proving.parity(np.concatenate(images[2 * index : 2 * index + 2]), seed=index)
+        proving.separate(np.concatenate(images[:2]))
+        sites = proving.sites(images[0]) if contract.stochastic else ()
+    return Proof(
+        checks=tuple(proving.checks.values()),
+        sites=sites,
+        images=len(images),
+        samples=SAMPLES * len(images) if contract.stochastic else len(images),
+        versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+    )
+
+
+class _Proving:
+    def __init__(
+        self, module: nn.Module, model: onnx.ModelProto, contract: Contract, live: tuple[str, ...], tolerance: float
+    ) -> None:
+        self.module = module
+        self.contract = contract
+        self.tolerance = tolerance
+        self.session = start(model)
+        self.outputs = [output.name for output in model.graph.output]
+        self.samples = SAMPLES if contract.stochastic else 1
+        self.checks: dict[str, Check] = {}
+
+    # --- the two sides ---
+
+    def network(self, image: Array, packed: Array) -> Array:
+        """Probabilities of the original network, float64 `[K, *S]`, for one image `[1, C, *S]` and one packed mask `[B]`."""
+        contract = self.contract
+        layout = mask_layout(contract, image.shape[2:])
+        filled = np.where(image <= PADDING_VALUE / 2, np.float32(contract.preprocessing.fill), image)
+        forced = ForcedMasks(contract, unpack_masks(layout, packed[None]))
+        with forced:
+            logits = self.module(torch.from_numpy(filled))
+        if forced.calls != len(contract.sites):
+            raise ProofRefused(
+                f"the network draws {forced.calls} times where the graph has {len(contract.sites)} sites",
+                contract.sites[forced.calls].name,
+                "Report this network: the exporter saw a stochastic operation that does not run.",
+            )
+        wide = logits[0].double()
+        softmax = contract.activation is Activation.SOFTMAX
+        return (torch.softmax(wide, 0) if softmax else torch.sigmoid(wide)).numpy()
+
+    def sampler(self, images: Array, packed: Array | None) -> dict[str, Array]:
+        feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
+        return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+
+    def masks(self, images: Array, seed: int) -> tuple[MaskLayout, Array]:
+        """Packed masks `[N, T, B]`, different for each image."""
+        layout = mask_layout(self.contract, images.shape[2:])
+        if not self.contract.stochastic:
+            return layout, np.zeros((len(images), 1, 0), np.uint8)
+        draws_ = [draw_masks(layout, 1000 * seed + n, self.contract.digest, 0, self.samples) for n in range(len(images))]
+        return layout, np.stack(draws_)
+
+    def padded(self, image: Array) -> Array | None:
+        """The image with its last rows marked as padding, where images of this contract can be padded."""
+        if all(isinstance(size, int) for size in self.contract.spatial):
+            return None
+        image = image.copy()
+        image[:, :, -1:] = PADDING_VALUE
+        return image
+
+    # --- the properties ---
+
+    def parity(self, images: Array, seed: int) -> None:
+        _, packed = self.masks(images, seed)
+        got = self.sampler(images, packed if self.contract.stochastic else None)
+        p = np.stack([[self.network(image[None], mask) for mask in masks] for image, masks in zip(images, packed, strict=True)])
+        if not np.isfinite(p).all() or not all(np.isfinite(value).all() for value in got.values()):
+            raise ProofRefused(
+                "the output is not finite",
+                "the whole network",
+                "Check the weights for NaN, and that the example is normalised as in training.",
+            )
+        allowed = self.allowed(p)
+        for name, value in self.expected(images, p).items():
+            difference = np.abs(got[name] - value)
+            if name == "volumes":
+                difference = difference / np.maximum(np.abs(value), 1.0)
+            elif name.startswith("sum"):
+                difference = difference / self.samples
+            worst = float(difference.max())
+            if not worst <= allowed:
+                site, why = self.culprit(images[:1], allowed)
+                raise ProofRefused(
+                    f"under the same masks, network and sampler differ in {name} by {worst:.2e} (allowed {allowed:.1g}){why}",
+                    site,
+                    "Export without this site (--sites), and report the network.",
+                )
+            self.note(f"{name}: same as the network", worst, f"≤ {allowed:.1g}")
+        if self.contract.stochastic:
+            variance = float(p.var(axis=1).max())
+            if not variance > 1e-12:
+                raise ProofRefused(
+                    "all samples are equal: the variance is zero",
+                    "the whole network",
+                    "Check that dropout sits before the chosen output and that the weights are trained ones.",
+                )
+            self.note("variance over samples", variance, "> 0", largest=False)
+
+    def allowed(self, p: Array) -> float:
+        """The tolerance, and less where the samples themselves hardly differ: 2 % of their spread, down to rounding.
+
+        An untrained network moves by 1e-4 under its masks; a lost site would pass a plain 1e-4.
+        """
+        if not self.contract.stochastic:
+            return self.tolerance
+        spread = float((p.max(axis=1) - p.min(axis=1)).max())
+        return min(self.tolerance, max(0.02 * spread, self.tolerance / 40))
+
+    def expected(self, images: Array, p: Array) -> dict[str, Array]:
+        """The contract's outputs by their definitions, from p `[N, T, K, *S]`."""
+        if self.contract.task is Task.CLASSIFICATION:
+            return {"probabilities": p}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise = np.where(p > 0, -p * np.log(p), 0.0)
+            if self.contract.activation is Activation.SOFTMAX:
+                entropy = surprise.sum(axis=2, keepdims=True)
+            else:
+                q = 1.0 - p
+                entropy = surprise + np.where(q > 0, -q * np.log(q), 0.0)
+        inside = (images > PADDING_VALUE / 2).any(axis=1)[:, None, None]
+        axes = tuple(range(3, p.ndim))
+        return {
+            "sum_p": p.sum(axis=1),
+            "sum_p2": (p**2).sum(axis=1),
+            "sum_entropy": entropy.sum(axis=1),
+            "volumes": (p * inside).sum(axis=axes),
+        }
+
+    def culprit(self, image: Array, allowed: float) -> tuple[str, str]:
+        """The first site with which alone (all others keep everything) the two sides differ."""
+        layout, packed = self.masks(image, seed=7)
+        if not self.contract.stochastic:
+            return "the whole network", ""
+        everything = np.full_like(packed[:, :1], 255)
+        if self.apart(image, everything) > allowed:
+            return "the whole network", "; they differ even with nothing dropped"
+        for index, site in enumerate(layout.sites):
+            bits = np.unpackbits(everything, axis=-1, bitorder="little")
+            drawn = np.unpackbits(packed[:, :1], axis=-1, bitorder="little")
+            where = slice(layout.offsets[index], layout.offsets[index] + prod(layout.shapes[index]))
+            bits[..., where] = drawn[..., where]
+            if self.apart(image, np.packbits(bits, axis=-1, bitorder="little")) > allowed:
+                return site.name, "; this site alone makes them differ"
+        return "the whole network", ""
+
+    def apart(self, image: Array, packed: Array) -> float:
+        p = self.network(image, packed[0, 0])[None, None]
+        got = self.sampler(image, packed)
+        name = "probabilities" if self.contract.task is Task.CLASSIFICATION else "sum_p"
+        return float(np.abs(got[name] - self.expected(image, p)[name]).max())
+
+    def separate(self, images: Array) -> None:
+        """Neither batch-mates nor other samples change an answer."""
+        _, packed = self.masks(images, seed=3)
+        stochastic = self.contract.stochastic
+        together = self.sampler(images, packed if stochastic else None)
+        alone = self.sampler(images[:1], packed[:1] if stochastic else None)
+        worst = max(_distance(together[name][:1], alone[name]) for name in self.outputs)
+        self.require(
+            "batch-mates change nothing", worst, 1e-5, "an image's answer depends on its batch-mates", "Check its normalisation layers."
+        )
+        if not stochastic:
+            return
+        changed = packed[:1].copy()
+        changed[:, -1] = ~changed[:, -1]
+        other = self.sampler(images[:1], changed)
+        per_sample = "probabilities" if self.contract.task is Task.CLASSIFICATION else "volumes"
+        worst = _distance(alone[per_sample][:, :-1], other[per_sample][:, :-1])
+        self.require(
+            "samples are independent", worst, 1e-5, "masks of one sample change another", "Report this network."
+        )
+        single = [self.sampler(images[:1], packed[:1, t : t + 1]) for t in range(self.samples)]
+        for name in self.outputs:
+            parts = [one[name] for one in single]
+            merged = np.concatenate(parts, axis=1) if name == per_sample else np.sum(parts, axis=0) / self.samples
+            whole = alone[name] if name == per_sample else alone[name] / self.samples
+            self.require("chunks merge", _distance(merged, whole), 1e-5, "chunks do not add up", "Report this network.")
+
+    def sites(self, image: Array) -> tuple[SiteProof, ...]:
+        """Every site moves the output, or moves the network's as little."""
+        layout, packed = self.masks(image, seed=5)
+        name = "probabilities" if self.contract.task is Task.CLASSIFICATION else "sum_p"
+        base = self.sampler(image, packed[:, :1])[name]
+        found = []
+        generator = np.random.default_rng(2)
+        for index, site in enumerate(layout.sites):
+            bits = np.unpackbits(packed[:, :1], axis=-1, bitorder="little")
+            units = prod(layout.shapes[index])
+            half = layout.offsets[index] + generator.permutation(units)[: max(1, units // 2)]
+            bits[..., half] ^= 1
+            flipped = np.packbits(bits, axis=-1, bitorder="little")
+            effect = float(np.abs(self.sampler(image, flipped)[name] - base).max())
+            if effect == 0.0:
+                moved = np.abs(self.network(image, flipped[0, 0]) - self.network(image, packed[0, 0])).max()
+                if moved > 1e-6:
+                    raise ProofRefused(
+                        f"flipping half of its bits moves the network by {moved:.2e} and the sampler not at all",
+                        site.name,
+                        "Report this network: the exporter lost a site.",
+                    )
+            found.append(SiteProof(site.name, site.kind.value, site.p, units, effect, effect == 0.0))
+        if all(site.dead for site in found):
+            raise ProofRefused("no site moves the output", "the whole network", "Check the weights and the chosen output.")
+        return tuple(found)
+
+    def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:
+        """Keeps the worst of a property over all rounds."""
+        before = self.checks.get(name)
+        if before is not None:
+            value = max(value, before.value) if largest else min(value, before.value)
+        self.checks[name] = Check(name, value, limit, True)
+
+    def require(self, name: str, value: float, limit: float, reason: str, remedy: str) -> None:
+        if not value <= limit:
+            raise ProofRefused(f"{reason}: by {value:.2e} (allowed {limit:g})", "the whole network", remedy)
+        self.note(name, value, f"≤ {limit:g}")
+
+
+def _distance(one: Array, other: Array) -> float:
+    """Largest difference, relative where values are large."""
+    return float((np.abs(one - other) / np.maximum(np.abs(other), 1.0)).max()) if one.size else 0.0

@@ -1,0 +1,55 @@
+"""The compiler at a glance: a marked graph becomes a sampler by these passes, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import ExportError, PassFailed
+from .add_head import add_head
+from .batch_samples import batch_samples
+from .check import check
+from .compilation import Compilation
+from .count_cost import count_cost, count_network
+from .fill_padding import fill_padding
+from .find_layouts import find_layouts
+from .list_sites import list_sites
+from .mark_sampled import mark_sampled
+from .simplify import simplify
+from .split_concat import split_concat
+from .tidy import tidy
+from .unpack_masks import unpack_masks
+from .write_metadata import write_metadata
+
+PASSES: tuple[Callable[[Compilation], None], ...] = (
+    simplify,  # one flat graph of ordinary operators and markers
+    find_layouts,  # where the batch lies in every tensor
+    list_sites,  # the markers become the contract's sites, in bit order
+    count_network,  # what one pass costs, and how much of it lies before each site
+    mark_sampled,  # what a mask can change, and the trunk that none can
+    split_concat,  # W·[shared; sampled] = W_a·shared + W_b·sampled
+    count_cost,  # what T samples will cost
+    batch_samples,  # the sampled part runs once, as a batch of N·T
+    unpack_masks,  # bits → factors
+    add_head,  # logits → probabilities, or moments over the samples
+    fill_padding,  # voxels outside the image
+    tidy,  # the same network gives the same bytes
+    write_metadata,  # the contract goes into the file
+    check,  # nothing random, nothing foreign, valid ONNX
+)
+
+
+def run_passes(c: Compilation, passes: tuple[Callable[[Compilation], None], ...] = PASSES) -> Compilation:
+    """Runs the passes in order; what breaks is reported with the history that led there."""
+    done: list[str] = []
+    for compiler_pass in passes:
+        try:
+            compiler_pass(c)
+        except ExportError:
+            raise
+        except Exception as error:
+            history = ", ".join(done) or "none"
+            raise PassFailed(
+                f"pass `{compiler_pass.__name__}` failed after the passes {history}: {type(error).__name__}: {error}"
+            ) from error
+        done.append(compiler_pass.__name__)
+    return c

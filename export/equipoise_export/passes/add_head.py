@@ -1,0 +1,122 @@
+"""Logits → what the contract promises: probabilities of every sample, or moments over the samples.
+
+Classification: probabilities[N, T, K], softmax or sigmoid of the logits.
+
+Segmentation, over voxels v with T full maps never leaving the graph:
+    sum_p = Σ_t p_t     sum_p2 = Σ_t p_t²     sum_entropy = Σ_t H[p_t]     volumes[n, t, k] = Σ_{v inside} p_t(v)
+
+Entropies in nats, from logits, so that neither p → 0 nor p → 1 makes a NaN:
+Case 1, sigmoid: H = softplus(z) − p·z with p = σ(z).
+Case 2, softmax of two classes: the sigmoid of d = z₁ − z₀; p₀ = 1 − p₁, so that Σp₀ = T − Σp₁ and
+        Σp₀² = T − 2Σp₁ + Σp₁². One exponential for each voxel instead of two.
+Case 3, softmax: with m = max z, e = exp(z − m), s = Σ e: p = e/s and H = log s − Σ p·(z − m), a sum of terms ≥ 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from equipoise_core.contract import Activation, Task
+from equipoise_core.preprocessing import PADDING_VALUE
+
+from ..errors import CaptureRefused
+from .compilation import Compilation, Layout
+
+
+def add_head(c: Compilation) -> None:
+    """Requires logits [N·T, K(, *S)] as the only output; ensures the outputs of the contract."""
+    logits = c.graph.outputs[0]
+    layout = c.layouts.get(logits)
+    if layout is not None:
+        _refuse_wrong_shape(c, layout)
+    c.graph.outputs.clear()
+    if c.contract.task is Task.CLASSIFICATION:
+        _classification(c, logits)
+    else:
+        _segmentation(c, logits)
+    c.graph.sort()
+
+
+def _refuse_wrong_shape(c: Compilation, layout: Layout) -> None:
+    contract = c.contract
+    classes = len(contract.classes)
+    expected = (1, classes) if contract.task is Task.CLASSIFICATION else (1, classes, *contract.nominal)
+    if layout.shape != expected or layout.axis != 0 or layout.factor != 1:
+        raise CaptureRefused(
+            f"the output for one image has shape {layout.shape}; {contract.task.value} with {classes} classes "
+            f"({', '.join(contract.classes)}) needs {expected}",
+            "the chosen output",
+            "State the right --classes and --task, or choose another output (--output).",
+        )
+
+
+def _output(c: Compilation, value: ir.Value, name: str, shape: list[int | str]) -> None:
+    value.name = name
+    value.dtype = ir.DataType.FLOAT
+    value.shape = ir.Shape(shape)
+    c.graph.outputs.append(value)
+
+
+def _classification(c: Compilation, logits: ir.Value) -> None:
+    if c.contract.activation is Activation.SOFTMAX:
+        flat = c.op("Softmax", logits, axis=-1)
+    else:
+        flat = c.op("Sigmoid", logits)
+    classes = len(c.contract.classes)
+    samples = "T" if c.contract.stochastic else 1
+    _output(c, c.reshape(flat, [-1, c.samples, classes]), "probabilities", ["N", samples, classes])
+
+
+def _segmentation(c: Compilation, logits: ir.Value) -> None:
+    classes, spatial = len(c.contract.classes), c.contract.spatial
+    sizes: list[int | tuple[ir.Value, int]] = [
+        size if isinstance(size, int) else (c.image, axis) for axis, size in enumerate(spatial, start=2)
+    ]
+    z = c.reshape(logits, [c.images, c.samples, classes, -1])  # [N, T, K, V]
+    if c.contract.activation is Activation.SIGMOID:
+        p, entropy = _sigmoid(c, z)
+        moments = [_over_samples(c, "ReduceSum", p), _over_samples(c, "ReduceSumSquare", p)]
+    elif classes == 2:
+        z0, z1 = c.op("Split", z, outputs=2, axis=2, num_outputs=2)
+        p1, entropy = _sigmoid(c, c.op("Sub", z1, z0))
+        sum1, square1 = _over_samples(c, "ReduceSum", p1), _over_samples(c, "ReduceSumSquare", p1)
+        count = c.op("Cast", c.samples, to=ir.DataType.FLOAT.value)
+        sum0 = c.op("Sub", count, sum1)
+        square0 = c.op("Add", c.op("Sub", sum0, sum1), square1)
+        p = c.op("Concat", c.op("Sub", c.constant(1.0), p1), p1, axis=2)
+        moments = [c.op("Concat", sum0, sum1, axis=1), c.op("Concat", square0, square1, axis=1)]
+    else:
+        shifted = c.op("Sub", z, c.op("ReduceMax", z, c.constant([2])))
+        e = c.op("Exp", shifted)
+        s = c.op("ReduceSum", e, c.constant([2]))
+        p = c.op("Div", e, s)
+        entropy = c.op("Sub", c.op("Log", s), c.op("ReduceSum", c.op("Mul", p, shifted), c.constant([2])))
+        moments = [_over_samples(c, "ReduceSum", p), _over_samples(c, "ReduceSumSquare", p)]
+    moments.append(c.op("Relu", _over_samples(c, "ReduceSum", entropy)))  # −1e-7 is rounding, not an entropy
+
+    extents: list[int | str] = list(spatial)
+    for value, name, channels in zip(moments, ("sum_p", "sum_p2", "sum_entropy"), (classes, classes, c.contract.decisions)):
+        _output(c, c.reshape(value, [-1, channels, *sizes]), name, ["N", channels, *extents])
+    volumes = c.op("MatMul", p, _inside(c))  # [N, T, K, V] · [N, 1, V, 1]
+    samples = "T" if c.contract.stochastic else 1
+    _output(c, c.op("Squeeze", volumes, c.constant([3])), "volumes", ["N", samples, classes])
+
+
+def _sigmoid(c: Compilation, z: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """p and H of Case 1."""
+    p = c.op("Sigmoid", z)
+    return p, c.op("Sub", c.op("Softplus", z), c.op("Mul", p, z))
+
+
+def _over_samples(c: Compilation, reduction: str, value: ir.Value) -> ir.Value:
+    """[N, T, …] → [N, …]."""
+    return c.op(reduction, value, c.constant([1]), keepdims=0)  # type: ignore[no-any-return]
+
+
+def _inside(c: Compilation) -> ir.Value:
+    """FP32 [N, 1, V, 1]: 1 for voxels of the image, 0 for padding."""
+    comparison = c.made_once("inside", lambda: c.op("Greater", c.image, c.constant(np.float32(PADDING_VALUE / 2))))
+    inside = c.op("Cast", comparison, to=ir.DataType.FLOAT.value)
+    if c.contract.channels > 1:
+        inside = c.op("ReduceMax", inside, c.constant([1]))
+    return c.reshape(inside, [0, 1, -1, 1])

@@ -1,0 +1,46 @@
+"""The last look: is this a sampler under the contract, and nothing else?"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from equipoise_core.contract import Task
+
+from ..errors import CaptureRefused, PassFailed
+from .compilation import IMAGE, MASKS, Compilation
+
+RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+OUTPUTS = {
+    Task.CLASSIFICATION: ["probabilities"],
+    Task.SEGMENTATION: ["sum_p", "sum_p2", "sum_entropy", "volumes"],
+}
+
+
+def check(c: Compilation) -> None:
+    """Ensures: no marker, no random operator, frozen BatchNorm, inputs and outputs by name, valid ONNX."""
+    for node in ir.traversal.RecursiveGraphIterator(c.graph):
+        if node.domain not in ("", "ai.onnx"):
+            raise PassFailed(f"{node.domain}::{node.op_type} {node.name} is left in the graph")
+        if node.op_type in RANDOM:
+            raise CaptureRefused(
+                f"a random operator ({node.op_type}) is left in the graph",
+                str(node.name),
+                "Take it out of the network: every random number has to come in as a mask.",
+            )
+        training = node.attributes.get("training_mode")
+        if node.op_type == "BatchNormalization" and training is not None and training.as_int():
+            raise CaptureRefused(
+                "BatchNorm is in training mode, so an image's answer would depend on its batch-mates",
+                str(node.name),
+                "Export it in evaluation mode.",
+            )
+    inputs = [value.name for value in c.graph.inputs]
+    expected = [IMAGE, MASKS] if c.contract.stochastic else [IMAGE]
+    if inputs != expected:
+        raise PassFailed(f"the sampler's inputs are {inputs}; expected {expected}")
+    outputs = [value.name for value in c.graph.outputs]
+    if outputs != OUTPUTS[c.contract.task]:
+        raise PassFailed(f"the sampler's outputs are {outputs}; expected {OUTPUTS[c.contract.task]}")
+    proto = ir.to_proto(c.model)
+    if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+        onnx.checker.check_model(proto, full_check=True)

@@ -1,0 +1,230 @@
+"""What the passes hand on to each other: the graph, the contract as far as it is known, and what was found out.
+
+Words used in the passes: a value is *shared* when no mask can change it and *sampled* otherwise. A shared value with a
+batch axis of size N·k carries N images; the sampled one in the same place carries N·T·k, images first, then samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from equipoise_core.contract import Contract
+from numpy.typing import NDArray
+
+from ..sites import DOMAIN, MASK, Marker, decode_shape
+
+if TYPE_CHECKING:
+    from .count_cost import Cost
+
+IMAGE = "image"
+MASKS = "masks"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the batch lies in a tensor.
+
+    Attributes:
+        shape: sizes for one image of the nominal size; the batch axis then counts `factor`.
+        axis: the batch axis, of size N·factor; None where the tensor does not grow with the batch.
+        factor: k, what else is folded into the batch axis (heads of attention, windows).
+        dynamic: per axis, whether it changes with the spatial size of the image.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+    factor: int
+    dynamic: tuple[bool, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def static(self) -> bool:
+        return not any(self.dynamic)
+
+
+Entry = int | ir.Value | tuple[ir.Value, int]
+"""One entry of a shape: a number, a one-element tensor, or (value, axis) for the size that a value has there."""
+
+
+@dataclass
+class Compilation:
+    """One network on its way from marked graph to sampler.
+
+    Attributes:
+        model: the graph, changed by every pass.
+        contract: from `list_sites` on, with its sites.
+        layouts: of the values that existed at `find_layouts`, and of those that passes put in their place.
+        sampled: from `mark_sampled` on, the values that a mask can change.
+        keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
+        notes: things worth telling the user.
+        network_multiplications, depths, cost: see `count_cost`.
+    """
+
+    model: ir.Model
+    contract: Contract
+    layouts: dict[ir.Value, Layout] = field(default_factory=dict)
+    sampled: set[ir.Value] = field(default_factory=set)
+    keeps: dict[str, ir.Value] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    network_multiplications: int = 0
+    depths: dict[str, float] = field(default_factory=dict)
+    cost: Cost | None = None
+    _constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = field(default_factory=dict)
+    _made: dict[str, ir.Value] = field(default_factory=dict)
+    _count: int = 0
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.model.graph
+
+    # --- writing ---
+
+    def op(
+        self, kind: str, *inputs: ir.Value | None, outputs: int = 1, like: ir.Value | None = None, domain: str = "", **attributes: Any
+    ) -> Any:
+        """Appends a node and gives its output (or outputs). `like`: a value whose layout and type the output has."""
+        node = ir.node(kind, list(inputs), attributes, num_outputs=outputs, domain=domain)
+        for output in node.outputs:
+            self._count += 1
+            output.name = f"eq_{self._count}"
+            if like is not None:
+                output.type = like.type
+                if like in self.layouts:
+                    self.layouts[output] = self.layouts[like]
+        self.graph.append(node)
+        return node.outputs[0] if outputs == 1 else node.outputs
+
+    def constant(self, array: NDArray[Any] | Sequence[int] | float) -> ir.Value:
+        """An initializer, one for all equal ones. Plain sequences are INT64, plain numbers FP32."""
+        if isinstance(array, (int, float, np.floating)):
+            array = np.array(array, np.float32)
+        data = np.ascontiguousarray(array if isinstance(array, np.ndarray) else np.array(array, np.int64))
+        data = data.reshape(np.shape(array))  # ascontiguousarray makes a scalar one-dimensional
+        key = (data.dtype.str, data.shape, data.tobytes())
+        if key not in self._constants:
+            name = f"eq_constant_{len(self._constants)}"
+            value = ir.Value(name=name, const_value=ir.tensor(data, name=name))
+            value.dtype = ir.DataType.from_numpy(data.dtype)
+            value.shape = ir.Shape(data.shape)
+            self.graph.register_initializer(value)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def shape(self, entries: Sequence[Entry]) -> ir.Value:
+        """A shape vector, INT64 `[rank]`: a constant where every entry is known."""
+        parts: list[ir.Value] = []
+        numbers: list[int] = []
+
+        def flush() -> None:
+            if numbers:
+                parts.append(self.constant(list(numbers)))
+                numbers.clear()
+
+        for entry in entries:
+            if isinstance(entry, int):
+                numbers.append(entry)
+                continue
+            flush()
+            if isinstance(entry, tuple):
+                value, axis = entry
+                parts.append(self.op("Shape", value, start=axis, end=axis + 1))
+            else:
+                parts.append(entry)
+        flush()
+        if not parts:
+            return self.constant(np.zeros(0, np.int64))
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=0)
+
+    def reshape(self, value: ir.Value, entries: Sequence[Entry]) -> ir.Value:
+        return self.op("Reshape", value, self.shape(entries))
+
+    def size(self, value: ir.Value, axis: int, reference: ir.Value | None = None) -> Entry:
+        """The size of an axis other than the batch: a number where it does not depend on the image's size.
+
+        `reference` has the known layout where `value` itself has none.
+        """
+        layout = self.layouts[reference or value]
+        return (value, axis) if layout.dynamic[axis] else layout.shape[axis]
+
+    def made_once(self, name: str, make: Any) -> ir.Value:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    # --- reading ---
+
+    @property
+    def image(self) -> ir.Value:
+        return next(value for value in self.graph.inputs if value.name == IMAGE)
+
+    @property
+    def masks(self) -> ir.Value:
+        """The packed masks, UINT8 `[N, T, B]`; added to the graph's inputs when first asked for."""
+
+        def make() -> ir.Value:
+            from math import prod
+
+            dynamic = any(isinstance(entry, str) for site in self.contract.sites for entry in site.shape)
+            bits = 0 if dynamic else sum(prod(site.units({})) for site in self.contract.sites)
+            value = ir.Value(name=MASKS, type=ir.TensorType(ir.DataType.UINT8))
+            value.shape = ir.Shape(["N", "T", "B" if dynamic else -(-bits // 8)])
+            self.graph.inputs.append(value)
+            return value
+
+        return self.made_once(MASKS, make)
+
+    @property
+    def images(self) -> ir.Value:
+        """N, INT64 `[1]`."""
+        return self.made_once("N", lambda: self.op("Shape", self.image, start=0, end=1))
+
+    @property
+    def samples(self) -> ir.Value:
+        """T, INT64 `[1]`; 1 for a deterministic network."""
+        if not self.contract.stochastic:
+            return self.constant([1])
+        return self.made_once("T", lambda: self.op("Shape", self.masks, start=1, end=2))
+
+    def markers(self) -> list[ir.Node]:
+        """The mask markers in the order of the graph."""
+        return [node for node in self.graph if node.domain == DOMAIN and node.op_type == MASK]
+
+
+def marker_of(node: ir.Node) -> Marker:
+    """What a marker node says."""
+    attributes = node.attributes
+    return Marker(
+        site=attributes["site"].as_string(),
+        kind=attributes["kind"].as_string(),
+        p=float(attributes["p"].as_string()),
+        scale=float(attributes["scale"].as_string()),
+        axes=tuple(attributes["axes"].as_ints()),
+        index=attributes["index"].as_int(),
+        shape=decode_shape(attributes["shape"].as_string()),
+    )
+
+
+def number_of(value: ir.Value | None) -> NDArray[Any] | None:
+    """A value's constant content, where it has one."""
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Every use of `old`, as a graph output too, becomes one of `new`."""
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def remove(nodes: Iterable[ir.Node]) -> None:
+    """Takes nodes out whose outputs nobody uses any more."""
+    for node in nodes:
+        node.graph.remove(node, safe=True)  # type: ignore[union-attr]

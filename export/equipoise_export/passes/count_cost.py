@@ -1,0 +1,122 @@
+"""Counts multiplications on both sides of the trunk: what T samples will cost, before anything is written.
+
+Let s be the share of multiplications whose result no mask changes. T samples by a loop cost T, the sampler costs
+s + T·(1 − s); the predicted gain is the ratio. Counted are convolutions and matrix products, which make up nearly all;
+memory traffic is not, so small networks gain less than predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import onnx_ir as ir
+from equipoise_core.contract import Site
+from rich.table import Table
+
+from .compilation import Compilation, marker_of, number_of
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds for one image of nominal size.
+
+    Attributes:
+        shared: made once for each image.
+        sampled: made once for each sample.
+        network: of one plain forward pass.
+        sites: the sites, in bit order.
+        depths: per site, the share of the network's multiplications that lie before it, 0 to 1.
+    """
+
+    shared: int
+    sampled: int
+    network: int
+    sites: tuple[Site, ...]
+    depths: tuple[float, ...]
+    bits: int
+
+    def gain(self, samples: int) -> float:
+        """Predicted speed against a loop of `samples` passes."""
+        return samples * self.network / max(self.shared + samples * self.sampled, 1)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "shared_multiplications": self.shared,
+            "sampled_multiplications": self.sampled,
+            "network_multiplications": self.network,
+            "bits": self.bits,
+            "predicted_gain": {str(samples): round(self.gain(samples), 3) for samples in (1, 10, 20, 50)},
+        }
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        table = Table("site", "kind", "units", "p", "depth", title=f"{len(self.sites)} sites, {self.bits} bits a sample")
+        for site, depth in zip(self.sites, self.depths, strict=True):
+            table.add_row(site.name, site.kind.value, "×".join(map(str, site.shape)) or "1", f"{site.p:g}", f"{depth:.0%}")
+        yield table
+        share = self.shared / max(self.shared + self.sampled, 1)
+        yield (
+            f"one pass {self.network / 1e6:.1f} M multiplications; of the sampler's, {share:.0%} are made once for each "
+            f"image; predicted for 20 samples: {self.gain(20):.1f} × a loop"
+        )
+
+
+def count_network(c: Compilation) -> None:
+    """Requires `layouts` and markers; ensures the plain network's count and each site's depth, for `count_cost`."""
+    total = sum(multiplications(c, node) for node in c.graph)
+    depths = {}
+    for node in c.markers():
+        before: set[ir.Node] = set()
+        pending = [node]
+        while pending:
+            for value in pending.pop().inputs:
+                producer = value.producer() if value is not None else None
+                if producer is not None and producer not in before:
+                    before.add(producer)
+                    pending.append(producer)
+        depths[marker_of(node).site] = sum(multiplications(c, part) for part in before) / max(total, 1)
+    c.network_multiplications = total
+    c.depths = depths
+
+
+def count_cost(c: Compilation) -> None:
+    """Requires `sampled` and graphs not yet batched; ensures `cost`."""
+    counts = {True: 0, False: 0}
+    for node in c.graph:
+        counts[any(output in c.sampled for output in node.outputs)] += multiplications(c, node)
+    sites = c.contract.sites
+    sizes = c.contract.sizes(c.contract.nominal)
+    bits = sum(prod(site.units(sizes)) for site in sites)
+    c.cost = Cost(
+        shared=counts[False],
+        sampled=counts[True],
+        network=c.network_multiplications,
+        sites=sites,
+        depths=tuple(c.depths[site.name] for site in sites),
+        bits=bits,
+    )
+    if bits > 1_000_000:
+        c.notes.append(
+            f"{bits / 1e6:.1f} M mask bits a sample cost time to draw and to send; channel dropout, fewer --sites or a "
+            "later --min-depth need far fewer"
+        )
+
+
+def multiplications(c: Compilation, node: ir.Node) -> int:
+    """Multiply-adds of a node for one image; 0 for what is not a convolution or a matrix product."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or node.outputs[0] not in c.layouts:
+        return 0
+    out = prod(c.layouts[node.outputs[0]].shape)
+    left, right = node.inputs[0], node.inputs[1]
+    weight = number_of(right)
+    if node.op_type == "Conv" and weight is not None:
+        return out * prod(weight.shape[1:])
+    if node.op_type == "ConvTranspose" and weight is not None and left in c.layouts:
+        return prod(c.layouts[left].shape) * prod(weight.shape[1:])
+    if left is not None and left in c.layouts:
+        depth = c.layouts[left].shape
+        transposed = node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].as_int()
+        return out * depth[0 if transposed else -1]
+    return 0

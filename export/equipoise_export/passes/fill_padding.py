@@ -1,0 +1,36 @@
+"""Replaces voxels outside the image by the intensity that the network is used to there.
+
+    x = fill where image ≤ PADDING_VALUE / 2, else image
+
+A model of one fixed size is never padded, so a classifier of fixed size needs none of this.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from equipoise_core.contract import Task
+from equipoise_core.preprocessing import PADDING_VALUE
+
+from .compilation import Compilation
+
+
+def fill_padding(c: Compilation) -> None:
+    """Ensures that the network never sees PADDING_VALUE."""
+    fixed = all(isinstance(size, int) for size in c.contract.spatial)
+    if c.contract.task is Task.CLASSIFICATION and fixed:
+        return
+    image = c.image
+    users = [(node, index) for node, index in image.uses() if node.op_type not in ("Shape", "Size") and node is not _first(c)]
+    outside = c.op("LessOrEqual", image, c.constant(np.float32(PADDING_VALUE / 2)))
+    filled = c.op("Where", outside, c.constant(np.float32(c.contract.preprocessing.fill)), image)
+    filled.type = image.type
+    for node, index in users:
+        node.replace_input_with(index, filled)
+    c.graph.sort()
+
+
+def _first(c: Compilation) -> ir.Node | None:
+    """The node of the head that asks which voxels lie inside: it has to see the image as it came."""
+    inside = c._made.get("inside")
+    return None if inside is None else inside.producer()

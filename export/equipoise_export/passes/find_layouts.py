@@ -1,0 +1,92 @@
+"""Finds the batch axis of every tensor by running the marked graph.
+
+The network runs with 2 and with 3 images, and once with other spatial sizes where those are dynamic, and only the
+shapes of its tensors come back. An axis that counts 2·k and then 3·k is the batch axis with k folded into it. Symbolic
+shape inference gives up at the first unusual operator; a run does not, and is the same for torch and for ONNX graphs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx import helper
+
+from ..errors import CaptureRefused
+from ..sites import DOMAIN
+from .compilation import IMAGE, Compilation, Layout
+
+
+def find_layouts(c: Compilation) -> None:
+    """Requires markers only; ensures `layouts` for every value that a node makes."""
+    contract = c.contract
+    measure = _shape_meter(c.model)
+    nominal = contract.nominal
+    two, three = measure(2, contract.channels, nominal), measure(3, contract.channels, nominal)
+    multiple = contract.preprocessing.multiple
+    other = tuple(n + multiple if isinstance(s, str) else n for s, n in zip(contract.spatial, nominal, strict=True))
+    larger = measure(2, contract.channels, other) if other != nominal else two
+    for value in _values(c.model.graph):
+        if value.name in two:
+            name = str(value.name)
+            c.layouts[value] = _layout(name, two[name], three[name], larger[name])
+
+
+def _layout(name: str, two: tuple[int, ...], three: tuple[int, ...], larger: tuple[int, ...]) -> Layout:
+    grows = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
+    if len(grows) > 1 or any(two[axis] * 3 != three[axis] * 2 for axis in grows):
+        raise CaptureRefused(
+            f"tensor {name} has shape {two} for 2 images and {three} for 3: it mixes the images of a batch",
+            name,
+            "Each image's answer must be its own; remove operations between batch-mates.",
+        )
+    axis = grows[0] if grows else None
+    factor = 1 if axis is None else two[axis] // 2
+    shape = tuple(factor if index == axis else size for index, size in enumerate(two))
+    return Layout(shape, axis, factor, tuple(a != b for a, b in zip(two, larger, strict=True)))
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *(output for node in graph for output in node.outputs)]
+
+
+def _shape_meter(model: ir.Model):  # type: ignore[no-untyped-def]  # a closure over one session
+    proto = runnable(model)
+    graph = proto.graph
+    names = [name for node in graph.node for name in node.output if name]
+    del graph.output[:]
+    for index, name in enumerate(names):
+        graph.node.append(helper.make_node("Shape", [name], [f"shape_{index}"]))
+        graph.output.append(helper.make_tensor_value_info(f"shape_{index}", onnx.TensorProto.INT64, None))
+    session = start(proto)
+
+    def measure(images: int, channels: int, spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        shape = (images, channels, *spatial)
+        image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        shapes = session.run(None, {IMAGE: image})
+        return {IMAGE: shape, **{name: tuple(int(s) for s in found) for name, found in zip(names, shapes, strict=True)}}
+
+    return measure
+
+
+def runnable(model: ir.Model) -> onnx.ModelProto:
+    """The marked graph with identities in place of its markers."""
+    proto = ir.to_proto(model)
+    for node in proto.graph.node:
+        if node.domain == DOMAIN:
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+    del proto.graph.value_info[:]
+    kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    return proto
+
+
+def start(proto: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU that keeps quiet."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

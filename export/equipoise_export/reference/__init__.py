@@ -1,0 +1,1 @@
+"""The reference models: their data, networks, training and measurement."""

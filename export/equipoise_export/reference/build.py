@@ -1,0 +1,158 @@
+"""Weights → the published reference pairs: compile, prove, calibrate by plain rules, publish.
+
+    python -m equipoise_export.reference.build                 all three, from the committed weights
+    python -m equipoise_export.reference.build --retrain       train them again first
+    python -m equipoise_export.reference.build nuclei --into /tmp/repository
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from equipoise_core.aggregate import Assessment, Case, Model, assess
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.decision import Route
+from equipoise_core.loading import load_model
+from equipoise_core.policy import Policy
+from rich.console import Console
+from rich.progress import track
+
+from ..calibrate.plain import dice_per_class, is_wrong, label_case, plain_policy, true_region
+from ..compile import Compiled, compile_sampler
+from ..repository import publish
+from ..runtime import OnnxSampler
+from .data import REPOSITORY, Dataset, load, reference_split
+from .specs import REFERENCES, WEIGHTS, Reference
+
+LARGEST = {2: 1024, 3: 128}
+"""Per spatial rank the largest size of one request: what fits into a few GB with 20 samples."""
+
+SIZE_NAMES = ("X", "Y", "Z")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A reference model with its policy, not yet published for good."""
+
+    compiled: Compiled
+    policy: Policy
+    routes: dict[str, Any]
+
+
+def draft_contract(reference: Reference) -> Contract:
+    """The contract before the compiler has found the sites. Segmentation takes any size, classification its own."""
+    channels, *nominal = reference.input_shape
+    segmentation = reference.task == "segmentation"
+    return Contract(
+        name=reference.name,
+        task=Task(reference.task),
+        activation=Activation(reference.activation),
+        classes=reference.classes,
+        channels=channels,
+        spatial=SIZE_NAMES[: len(nominal)] if segmentation else tuple(nominal),
+        nominal=tuple(nominal),
+        maximum=(LARGEST[len(nominal)],) * len(nominal) if segmentation else tuple(nominal),
+        preprocessing=reference.preprocessing,
+        sites=(),
+        spacing=reference.spacing,
+        orientation=reference.orientation,
+        modalities=reference.modality,
+    )
+
+
+def compile_reference(reference: Reference) -> Compiled:
+    """The proven sampler of a reference model, from its committed weights."""
+    example = torch.randn(2, *reference.input_shape, generator=torch.Generator().manual_seed(0))
+    return compile_sampler(reference.trained(), draft_contract(reference), example)
+
+
+def build(reference: Reference, data: Dataset) -> Built:
+    """Compiles, then calibrates on the calibration split and measures the routes on the test split."""
+    compiled = compile_reference(reference)
+    split = reference_split(reference.name, data.ids)
+    spacing = None if reference.spacing is None else tuple((low + high) / 2 for low, high in reference.spacing)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = publish(compiled, Path(scratch)) / "1"
+        sampler = OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")
+        model = load_model(directory)
+        cases = [
+            label_case(assess(model, Case(image, spacing=spacing), sampler), truth, reference.acceptable_dice)
+            for image, truth in _each(data.select(split.calibration), f"{reference.name}: calibrating")
+        ]
+        loss = "wrong label" if reference.acceptable_dice is None else f"mean Dice below {reference.acceptable_dice}"
+        policy = plain_policy(model.contract, model.contract.samples, cases, loss)
+        decided = Model(model.contract, policy, "", model.code_digest)
+        assessments = [
+            (assess(decided, Case(image, spacing=spacing), sampler), truth)
+            for image, truth in _each(data.select(split.test), f"{reference.name}: testing")
+        ]
+    return Built(compiled, policy, _routes(assessments, reference.acceptable_dice))
+
+
+def _each(data: Dataset, what: str) -> Any:
+    return track(list(zip(data.images, data.targets, strict=True)), what, console=Console(stderr=True))
+
+
+def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float | None) -> dict[str, Any]:
+    """What the policy does with the test split."""
+    routes = [assessment.decision.route for assessment, _ in assessments]
+    wrong = [is_wrong(assessment, truth, acceptable_dice) for assessment, truth in assessments]
+    report: dict[str, Any] = {
+        "cases": len(routes),
+        **{route.value: routes.count(route) for route in Route},
+        "wrong": sum(wrong),
+        "wrong_among_accepted": sum(w for w, r in zip(wrong, routes, strict=True) if r is Route.ACCEPT),
+    }
+    if acceptable_dice is not None:
+        dice = [dice_per_class(assessment, truth) for assessment, truth in assessments]
+        report["dice"] = {name: sum(d[name] for d in dice) / len(dice) for name in dice[0]}
+    if assessments[0][0].case.spacing is not None:
+        names = list(assessments[0][0].volumes)
+        report["volume_interval_coverage"] = {
+            name: sum(_covered(a, truth, name) for a, truth in assessments) / len(assessments) for name in names
+        }
+    return report
+
+
+def _covered(assessment: Assessment, truth: Any, name: str) -> bool:
+    volume = assessment.volumes[name]
+    voxel = torch.tensor(assessment.case.spacing).prod().item() / 1000.0
+    return bool(volume.low <= true_region(assessment.model.contract, truth, name).sum() * voxel <= volume.high)
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Which models; all by default.")] = None,
+    into: Annotated[Path, typer.Option(help="Model repository to publish into.")] = REPOSITORY / "model_repository",
+    retrain: Annotated[bool, typer.Option(help="Train the weights again first (about 20 minutes on 2 cores).")] = False,
+) -> None:
+    """Rebuild and republish the reference models."""
+    console = Console()
+    for name in names or list(REFERENCES):
+        reference = REFERENCES[name]
+        data = load(name)
+        if retrain:
+            from .train import train
+
+            train(name)
+        built = build(reference, data)
+        real_copy = into / "hippocampus" / "1"
+        publish(
+            built.compiled,
+            into,
+            policy=json.loads(built.policy.dumps()),
+            card=(REPOSITORY / "model_repository" / name / "README.md").read_text(encoding="utf-8"),
+            link_code_to=None if name == "hippocampus" or not real_copy.is_dir() else real_copy,
+            replace=True,
+        )
+        (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(built.routes, indent=1) + "\n", encoding="utf-8")
+        console.print(f"[bold]{name}[/bold] published into {into}", built.routes)
+
+
+if __name__ == "__main__":
+    typer.run(main)

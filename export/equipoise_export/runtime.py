@@ -1,0 +1,46 @@
+"""A sampler in this process: ONNX Runtime on the CPU, for proofs, calibration and rebuilding, without a server."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from equipoise_core.errors import SamplerFailure
+from numpy.typing import NDArray
+
+
+def session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU; `threads` 0: as many as there are cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxSampler:
+    """`equipoise_core.aggregate.RunSampler` over a session.
+
+    Args:
+        model: the sampler's ONNX file, or its bytes.
+        threads: of one run; 0: as many as there are cores.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int = 0) -> None:
+        self._session = session(model, threads)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, image: NDArray[np.float32], masks: NDArray[np.uint8] | None) -> dict[str, NDArray[Any]]:
+        """`image [N, C, *S]`, `masks [N, T, B]` → the sampler's outputs by name. Raises SamplerFailure."""
+        feeds: dict[str, NDArray[Any]] = {"image": image} if masks is None else {"image": image, "masks": masks}
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
+            raise SamplerFailure(f"ONNX Runtime: {str(error).splitlines()[0]}") from error
+        return dict(zip(self._outputs, results, strict=True))

@@ -1,0 +1,108 @@
+"""The marker that stands for one dropout site, in torch graphs and in ONNX graphs alike.
+
+    y = Mask(x):   y = x · keep · scale
+
+`keep` is 1 with probability 1 − p and 0 otherwise, drawn anew for every index along `axes` (the other axes share the
+draw) and for every sample. Every stochastic operation is written with this one marker: dropout is `scale = 1/(1−p)`,
+noise drawn by `bernoulli` is a mask over ones. Both front ends (torch, ONNX) end in a graph of ordinary ONNX operators
+and `equipoise::Mask`, and the passes start from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnxscript
+import torch
+from onnx.defs import OpSchema
+from torch import Tensor
+
+DOMAIN = "equipoise"
+MASK = "Mask"
+KEEP = "Keep"
+BATCH = "N"
+"""Name of the batch dimension in a marker's `shape`."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a marker says about its site.
+
+    Attributes:
+        site: where it is, in the network's own words.
+        kind: a `SiteKind` value.
+        p: probability of dropping, 0 < p < 1.
+        scale: what is kept is multiplied by this.
+        axes: the axes of x along which the draws differ, in order.
+        index: which stochastic call of a forward pass this is; the order of the contract's sites.
+        shape: x's shape, one expression per axis in terms of `N` and the contract's spatial names; empty where unknown.
+    """
+
+    site: str
+    kind: str
+    p: float
+    scale: float
+    axes: tuple[int, ...]
+    index: int
+    shape: tuple[int | str, ...]
+
+
+def encode_shape(shape: Sequence[int | str]) -> str:
+    """A marker's shape as the one string that an operator attribute can carry."""
+    return json.dumps(list(shape))
+
+
+def decode_shape(text: str) -> tuple[int | str, ...]:
+    """The inverse of `encode_shape`."""
+    return tuple(json.loads(text))
+
+
+@torch.library.custom_op("equipoise::mask", mutates_args=())
+def mask(
+    x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str
+) -> Tensor:
+    """The marker in torch. Nothing computes it: it is the identity, so that shapes go through."""
+    return x.clone()
+
+
+@mask.register_fake
+def _mask_shape(
+    x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _schema() -> OpSchema:
+    kinds = OpSchema.AttrType
+    attributes = {
+        "site": kinds.STRING,
+        "kind": kinds.STRING,
+        "p": kinds.STRING,  # the exact double, as text: ONNX attributes are single precision
+        "scale": kinds.STRING,
+        "axes": kinds.INTS,
+        "index": kinds.INT,
+        "shape": kinds.STRING,
+    }
+    return OpSchema(
+        MASK,
+        DOMAIN,
+        1,
+        doc="y = x * keep * scale",
+        inputs=[OpSchema.FormalParameter("x", "T")],
+        outputs=[OpSchema.FormalParameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(double)"], "")],
+        attributes=[OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()],
+    )
+
+
+if not onnx.defs.has(MASK, 1, DOMAIN):  # the registry is the process's, this module may be loaded again
+    onnx.defs.register_schema(_schema())
+_OPERATORS = onnxscript.values.Opset(DOMAIN, 1)
+
+
+def translate_mask(x, site, kind, p, scale, axes, index, shape):  # type: ignore[no-untyped-def]  # onnxscript traces it
+    """The marker in torch → the marker in ONNX, for torch.onnx's translation table."""
+    return _OPERATORS.Mask(x, site=site, kind=kind, p=repr(p), scale=repr(scale), axes=axes, index=index, shape=shape)

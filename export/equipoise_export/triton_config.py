@@ -1,0 +1,208 @@
+"""Contract → the `config.pbtxt` files that Triton loads, built from Triton's own protobuf messages.
+
+One public model, one sampler. The sampler has three configurations; `--model-config-name` chooses among them:
+
+    config.pbtxt            ONNX Runtime on the GPU: what a hospital runs
+    configs/cpu.pbtxt       ONNX Runtime on the CPU, native backend
+    configs/embedded.pbtxt  the Python stand-in: the wheel's server has no native ONNX Runtime backend
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from equipoise_core.canonical import canonical_json
+from equipoise_core.contract import Contract, Task
+from equipoise_core.masks import mask_layout
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
+
+SAMPLER_BATCH = 8
+"""Images per execution of the sampler at most: the dynamic batcher gathers them over all clients."""
+
+ROUTINE, URGENT = 2, 1
+"""Priority levels of the public model's queue; Triton serves the lower number first."""
+
+_QUEUE = 256  # requests that wait per priority; more are refused at once (UNAVAILABLE) than served too late
+_BATCHING_DELAY = 500  # µs that the sampler waits for batch-mates: little against one run of the network
+_GPU_OPTIONS = {
+    # EXHAUSTIVE, the default, times every algorithm anew for each new shape: seconds for a first image of its size.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Parity with the exported network is promised in fp32; TensorFloat-32 keeps 10 bits of the mantissa.
+    "use_tf32": "0",
+}
+_FP32, _INT32, _UINT64, _UINT8, _BYTES = (
+    triton.DataType.TYPE_FP32,
+    triton.DataType.TYPE_INT32,
+    triton.DataType.TYPE_UINT64,
+    triton.DataType.TYPE_UINT8,
+    triton.DataType.TYPE_STRING,
+)
+
+
+def render(config: triton.ModelConfig) -> str:
+    """The text of a `config.pbtxt`; Triton parses it back to an equal message."""
+    return text_format.MessageToString(config)
+
+
+def sampler_name(contract: Contract) -> str:
+    """Triton's name of the model that draws samples for `contract.name`."""
+    return f"{contract.name}_sampler"
+
+
+def aggregator_config(contract: Contract) -> triton.ModelConfig:
+    """The public model NAME: the Python backend, every axis spelled out, two priorities.
+
+    `max_batch_size` 0 hands each execution exactly one request, so that an urgent one never waits behind a batch of
+    routine ones. Clients read the contract from the parameter of that name.
+    """
+    spatial = _spatial(contract)
+    per_class, per_decision = len(contract.classes), contract.decisions
+    maps = spatial if contract.task is Task.SEGMENTATION else []
+    return triton.ModelConfig(
+        name=contract.name,
+        backend="python",
+        max_batch_size=0,
+        input=[
+            _input("image", _FP32, [-1, contract.channels, *spatial]),
+            _input("samples", _INT32, [-1, 1], optional=True),
+            _input("seed", _UINT64, [-1, 1], optional=True),
+            _input("spacing", _FP32, [-1, contract.rank], optional=True),
+        ],
+        output=[
+            _output("mean", _FP32, [-1, per_class, *maps]),
+            _output("variance", _FP32, [-1, per_class, *maps]),
+            _output("variance_corrected", _FP32, [-1, per_class, *maps]),
+            _output("aleatoric", _FP32, [-1, per_decision, *maps]),
+            _output("epistemic", _FP32, [-1, per_decision, *maps]),
+            _output("labels", _UINT8, [-1, per_decision, *maps]),
+            _output("case_score", _FP32, [-1, 1]),
+            _output("volume", _FP32, [-1, per_class, 4]),
+            _output("volume_total", _FP32, [-1, 4]),
+            _output("samples_used", _INT32, [-1, 1]),
+            _output("route", _BYTES, [-1, 1]),
+            _output("reason", _BYTES, [-1, 1]),
+            _output("record", _BYTES, [-1, 1]),
+        ],
+        # `equipoise serve` raises the count to the number of cores. Fewer than four stall: see staging.py there.
+        instance_group=[_instances(4, triton.ModelInstanceGroup.KIND_CPU)],
+        dynamic_batching=triton.ModelDynamicBatching(
+            priority_levels=ROUTINE,
+            default_priority_level=ROUTINE,
+            default_queue_policy=_queue_policy(),
+            priority_queue_policy={URGENT: _queue_policy(), ROUTINE: _queue_policy()},
+        ),
+        parameters={"contract": _parameter(canonical_json(contract.document()))},
+    )
+
+
+def sampler_configs(contract: Contract) -> Mapping[str, triton.ModelConfig]:
+    """Path below the sampler's folder → configuration."""
+    return MappingProxyType(
+        {
+            "config.pbtxt": _gpu_config(contract),
+            "configs/cpu.pbtxt": _cpu_config(contract),
+            "configs/embedded.pbtxt": _embedded_config(contract),
+        }
+    )
+
+
+def _gpu_config(contract: Contract) -> triton.ModelConfig:
+    accelerator = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="cuda", parameters=_GPU_OPTIONS)
+    config = _sampler_config(contract)
+    config.backend = "onnxruntime"
+    config.default_model_filename = "model.onnx"
+    config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_GPU))
+    config.optimization.execution_accelerators.gpu_execution_accelerator.append(accelerator)
+    config.model_warmup.append(_warmup(contract))
+    return config
+
+
+def _cpu_config(contract: Contract) -> triton.ModelConfig:
+    config = _sampler_config(contract)
+    config.backend = "onnxruntime"
+    config.default_model_filename = "model.onnx"
+    config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_CPU))
+    # One run at a time, on all cores (0): the chunk is the parallelism, and several runs would contend for the caches.
+    config.parameters["intra_op_thread_count"].CopyFrom(_parameter("0"))
+    config.parameters["inter_op_thread_count"].CopyFrom(_parameter("1"))
+    return config
+
+
+def _embedded_config(contract: Contract) -> triton.ModelConfig:
+    config = _sampler_config(contract)
+    config.backend = "python"
+    config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_CPU))
+    return config
+
+
+def _sampler_config(contract: Contract) -> triton.ModelConfig:
+    """What the three have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
+    spatial = _spatial(contract)
+    classes, decisions = len(contract.classes), contract.decisions
+    inputs = [_input("image", _FP32, [contract.channels, *spatial])]
+    if contract.stochastic:
+        inputs.append(_input("masks", _UINT8, [-1, _mask_bytes(contract)]))
+    if contract.task is Task.SEGMENTATION:
+        outputs = [
+            _output("sum_p", _FP32, [classes, *spatial]),
+            _output("sum_p2", _FP32, [classes, *spatial]),
+            _output("sum_entropy", _FP32, [decisions, *spatial]),
+            _output("volumes", _FP32, [-1, classes]),
+        ]
+    else:
+        outputs = [_output("probabilities", _FP32, [-1, classes])]
+    return triton.ModelConfig(
+        name=sampler_name(contract),
+        max_batch_size=SAMPLER_BATCH,
+        input=inputs,
+        output=outputs,
+        dynamic_batching=triton.ModelDynamicBatching(max_queue_delay_microseconds=_BATCHING_DELAY),
+    )
+
+
+def _warmup(contract: Contract) -> triton.ModelWarmup:
+    """One image of the nominal size with the usual number of samples, before the server calls itself ready."""
+    inputs = {
+        "image": triton.ModelWarmup.Input(
+            data_type=_FP32, dims=[contract.channels, *contract.nominal], random_data=True
+        )
+    }
+    if contract.stochastic:
+        packed = mask_layout(contract, contract.nominal).bytes
+        inputs["masks"] = triton.ModelWarmup.Input(data_type=_UINT8, dims=[contract.samples, packed], random_data=True)
+    return triton.ModelWarmup(name="nominal", batch_size=1, inputs=inputs)
+
+
+def _spatial(contract: Contract) -> list[int]:
+    return [-1 if isinstance(extent, str) else extent for extent in contract.spatial]
+
+
+def _mask_bytes(contract: Contract) -> int:
+    """B, or -1 where it depends on the image's size."""
+    dynamic = any(isinstance(extent, str) for site in contract.sites for extent in site.shape)
+    return -1 if dynamic and _spatial(contract).count(-1) else mask_layout(contract, contract.nominal).bytes
+
+
+def _queue_policy() -> triton.ModelQueuePolicy:
+    """A bounded queue; a request may bring a timeout, after which it is refused, not computed for nobody."""
+    return triton.ModelQueuePolicy(
+        timeout_action=triton.ModelQueuePolicy.REJECT, allow_timeout_override=True, max_queue_size=_QUEUE
+    )
+
+
+def _instances(count: int, kind: triton.ModelInstanceGroup.Kind) -> triton.ModelInstanceGroup:
+    return triton.ModelInstanceGroup(count=count, kind=kind)
+
+
+def _input(name: str, data_type: int, dims: list[int], optional: bool = False) -> triton.ModelInput:
+    return triton.ModelInput(name=name, data_type=data_type, dims=dims, optional=optional)
+
+
+def _output(name: str, data_type: int, dims: list[int]) -> triton.ModelOutput:
+    return triton.ModelOutput(name=name, data_type=data_type, dims=dims)
+
+
+def _parameter(value: str) -> triton.ModelParameter:
+    return triton.ModelParameter(string_value=value)

@@ -1,0 +1,206 @@
+"""Networks that people really have, small: what issue 3 asks the exporter to take.
+
+The packages are for tests only and live in a folder of their own (`EQUIPOISE_ZOO`, by default build/zoo), because a
+torchvision from PyPI does not import beside a CPU build of torch unless its compiled operators are declared first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ZOO = Path(os.environ.get("EQUIPOISE_ZOO", Path(__file__).parents[2] / "build" / "zoo"))
+
+
+def open_zoo() -> None:
+    """Puts the zoo's packages last on the path and declares the operators that torchvision's missing library would."""
+    if str(ZOO) in sys.path:
+        return
+    sys.path.append(str(ZOO))
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+        "roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width) -> (Tensor, Tensor)",
+        "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
+        "ps_roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width) -> (Tensor, Tensor)",
+        "deform_conv2d(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, int stride_h, int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int groups, int offset_groups, bool use_mask) -> Tensor",
+    ):
+        library.define(schema)
+    open_zoo.library = library  # type: ignore[attr-defined]  # its declarations die with it
+
+
+@dataclass(frozen=True)
+class Animal:
+    """One network: how it is made, and what it is asked."""
+
+    make: Callable[[], nn.Module]
+    task: str
+    classes: int
+    shape: tuple[int, ...]
+    multiple: int = 1
+    dynamic: bool = False
+    output: str | None = None
+    sites: int | None = None
+
+
+def monai_unet(rank: int) -> nn.Module:
+    from monai.networks.nets import UNet
+
+    return UNet(rank, 1, 2, (8, 16, 32), (2, 2), num_res_units=2, dropout=0.2)
+
+
+def monai_unet_batch() -> nn.Module:
+    from monai.networks.nets import UNet
+
+    return UNet(2, 1, 2, (8, 16, 32), (2, 2), num_res_units=2, dropout=0.2, norm="batch")
+
+
+def basic_unet() -> nn.Module:
+    from monai.networks.nets import BasicUNet
+
+    return BasicUNet(3, 1, 2, features=(8, 8, 16, 16, 16, 8), dropout=0.2)
+
+
+def attention_unet() -> nn.Module:
+    from monai.networks.nets import AttentionUnet
+
+    return AttentionUnet(2, 1, 2, (8, 16, 32), (2, 2), dropout=0.2)
+
+
+def unetr(rank: int) -> nn.Module:
+    from monai.networks.nets import UNETR
+
+    size = (32, 32, 32)[:rank]
+    return UNETR(1, 2, size, feature_size=8, hidden_size=48, mlp_dim=96, num_heads=4, dropout_rate=0.1, spatial_dims=rank)
+
+
+def swin_unetr() -> nn.Module:
+    from monai.networks.nets import SwinUNETR
+
+    return SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), drop_rate=0.1, attn_drop_rate=0.1, dropout_path_rate=0.1, spatial_dims=2)
+
+
+def segresnet() -> nn.Module:
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(2, 8, 1, 2, dropout_prob=0.2)
+
+
+def vnet() -> nn.Module:
+    from monai.networks.nets import VNet
+
+    return VNet(3, 1, 2, dropout_prob_down=0.2, dropout_prob_up=(0.2, 0.2))
+
+
+def dynunet() -> nn.Module:
+    from monai.networks.nets import DynUNet
+
+    return DynUNet(2, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(8, 16, 32), dropout=0.2, deep_supervision=True, deep_supr_num=1)
+
+
+def monai_densenet() -> nn.Module:
+    from monai.networks.nets import DenseNet121
+
+    return DenseNet121(2, 1, 2, init_features=8, growth_rate=4, dropout_prob=0.2)
+
+
+def unet_plus_plus() -> nn.Module:
+    from monai.networks.nets import BasicUNetPlusPlus
+
+    return BasicUNetPlusPlus(2, 1, 2, features=(8, 8, 16, 16, 16, 8), dropout=0.2)
+
+
+def nnunet(rank: int, deep: bool = False) -> nn.Module:
+    open_zoo()
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    drop = {2: nn.Dropout2d, 3: nn.Dropout3d}[rank]
+    norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[rank]
+    return PlainConvUNet(
+        1, 3, [8, 16, 32], conv, 3, [1, 2, 2], 2, 2, 2, True, norm, {"affine": True}, drop, {"p": 0.2}, nn.LeakyReLU,
+        {"inplace": True}, deep_supervision=deep,
+    )  # fmt: skip
+
+
+def torchvision_model(name: str, **arguments: object) -> nn.Module:
+    open_zoo()
+    import torchvision
+
+    return getattr(torchvision.models, name)(weights=None, **arguments)
+
+
+def vision_transformer() -> nn.Module:
+    open_zoo()
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, 2, 4, 32, 64, dropout=0.1, attention_dropout=0.1, num_classes=3)
+
+
+def deeplab() -> nn.Module:
+    open_zoo()
+    import segmentation_models_pytorch as smp
+
+    return smp.DeepLabV3Plus("resnet18", encoder_weights=None, in_channels=3, classes=2)
+
+
+def smp_unet() -> nn.Module:
+    open_zoo()
+    import segmentation_models_pytorch as smp
+
+    return smp.Segformer("resnet18", encoder_weights=None, in_channels=3, classes=2)
+
+
+def timm_model(name: str, **arguments: object) -> nn.Module:
+    open_zoo()
+    import timm
+
+    return timm.create_model(name, pretrained=False, **arguments)
+
+
+def segformer() -> nn.Module:
+    open_zoo()
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        num_labels=3, depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], decoder_hidden_size=32,
+        hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, drop_path_rate=0.1, classifier_dropout_prob=0.1,
+    )  # fmt: skip
+    return SegformerForSemanticSegmentation(config)
+
+
+ZOO_NETWORKS: dict[str, Animal] = {
+    "monai_unet_2d": Animal(lambda: monai_unet(2), "segmentation", 2, (1, 32, 48), 4, True),
+    "monai_unet_2d_batchnorm": Animal(monai_unet_batch, "segmentation", 2, (1, 32, 48), 4, True),
+    "monai_unet_3d": Animal(lambda: monai_unet(3), "segmentation", 2, (1, 16, 24, 16), 4, True),
+    "monai_basic_unet_3d": Animal(basic_unet, "segmentation", 2, (1, 32, 32, 32), 16, True),
+    "monai_attention_unet_2d": Animal(attention_unet, "segmentation", 2, (1, 32, 48), 4, True),
+    "monai_unetr_2d": Animal(lambda: unetr(2), "segmentation", 2, (1, 32, 32)),
+    "monai_unetr_3d": Animal(lambda: unetr(3), "segmentation", 2, (1, 32, 32, 32)),
+    "monai_swin_unetr_2d": Animal(swin_unetr, "segmentation", 2, (1, 64, 64)),
+    "monai_segresnet_2d": Animal(segresnet, "segmentation", 2, (1, 32, 48), 8, True),
+    "monai_vnet_3d": Animal(vnet, "segmentation", 2, (1, 32, 32, 32), 16, True),
+    "monai_dynunet_2d": Animal(dynunet, "segmentation", 2, (1, 32, 48), 4, True),
+    "monai_unet_plus_plus_2d": Animal(unet_plus_plus, "segmentation", 2, (1, 32, 48), 16, True, output="0"),
+    "monai_densenet121_2d": Animal(monai_densenet, "classification", 2, (1, 64, 64), sites=58),
+    "nnunet_2d": Animal(lambda: nnunet(2), "segmentation", 3, (1, 32, 48), 4, True),
+    "nnunet_3d": Animal(lambda: nnunet(3), "segmentation", 3, (1, 16, 24, 16), 4, True),
+    "nnunet_2d_deep_supervision": Animal(lambda: nnunet(2, True), "segmentation", 3, (1, 32, 48), 4, True),
+    "mobilenet_v3_small": Animal(lambda: torchvision_model("mobilenet_v3_small", num_classes=3), "classification", 3, (3, 64, 64)),
+    "torchvision_densenet121": Animal(lambda: torchvision_model("densenet121", drop_rate=0.2, num_classes=3), "classification", 3, (3, 64, 64), sites=58),
+    "vision_transformer": Animal(vision_transformer, "classification", 3, (3, 32, 32)),
+    "swin_t": Animal(lambda: torchvision_model("swin_t", num_classes=3), "classification", 3, (3, 64, 64)),
+    "convnext_tiny": Animal(lambda: torchvision_model("convnext_tiny", num_classes=3), "classification", 3, (3, 64, 64)),
+    "smp_deeplabv3plus": Animal(deeplab, "segmentation", 2, (3, 64, 96), 16, True),
+    "smp_segformer": Animal(smp_unet, "segmentation", 2, (3, 64, 96), 32, True),
+    "timm_efficientnet_b0": Animal(lambda: timm_model("efficientnet_b0", drop_rate=0.2, drop_path_rate=0.2, num_classes=3), "classification", 3, (3, 64, 64)),
+    "timm_vit_tiny": Animal(lambda: timm_model("vit_tiny_patch16_224", img_size=64, drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1, num_classes=3, depth=3), "classification", 3, (3, 64, 64)),
+    "transformers_segformer": Animal(segformer, "segmentation", 3, (3, 64, 96), 32, True),
+}
