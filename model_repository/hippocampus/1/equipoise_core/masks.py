@@ -88,6 +88,6 @@ def unpack_masks(layout: MaskLayout, packed: NDArray[np.uint8]) -> tuple[NDArray
     bits = np.unpackbits(packed, axis=-1, count=layout.bits, bitorder="little").astype(np.bool_)
     leading = packed.shape[:-1]
     return tuple(
-        bits[..., offset : offset + prod(shape)].reshape(*leading, *shape)
+        bits[..., offset : offset + prod(shape)].reshape((*leading, *shape))
         for offset, shape in zip(layout.offsets, layout.shapes, strict=True)
     )

@@ -1,0 +1,1 @@
+"""Runs the published models: finds Triton, starts it, knows when it is ready, stops it without a trace."""

@@ -1,0 +1,84 @@
+"""The verb `equipoise serve`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .container import IMAGE, find_container_engine
+from .errors import DeployError
+from .ports import USUAL_PORTS, Ports
+from .serve import Listening, serve, serve_in_container
+
+
+class EngineChoice(str, Enum):
+    """Which Triton serves."""
+
+    AUTO = "auto"
+    EMBEDDED = "embedded"
+    CONTAINER = "container"
+
+
+def serve_command(
+    repository: Annotated[Path, typer.Argument(help="Folder of published models.")] = Path("model_repository"),
+    grpc_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.grpc,
+    http_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.http,
+    metrics_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.metrics,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(
+            help="embedded: the Triton of the Python wheel, on the CPU. container: NVIDIA's image on a GPU (this path "
+            "was never executed by its authors, who had no GPU). auto: the container where both are there."
+        ),
+    ] = EngineChoice.AUTO,
+    image: Annotated[str, typer.Option(help="Container image.")] = IMAGE,
+    as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to stdout.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Keep Triton's log to yourself; failures still show it.")] = False,
+) -> None:
+    """Serve the models of REPOSITORY on this machine's loopback until SIGINT or SIGTERM.
+
+    It is ready when every model has answered a synthetic image. Production: see deploy/.
+    """
+    out, err = Console(), Console(stderr=True)
+
+    def on_log(line: str) -> None:
+        if not quiet:
+            err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def on_ready(listening: Listening) -> None:
+        if as_json:
+            typer.echo(json.dumps(asdict(listening)))
+        else:
+            out.print(_table(listening))
+            out.print("Stop with Ctrl-C.")
+
+    ports = Ports(grpc_port, http_port, metrics_port)
+    try:
+        program = find_container_engine() if engine is not EngineChoice.EMBEDDED else None
+        if program is not None:
+            serve_in_container(program, image, repository, ports, on_log, on_ready)
+        elif engine is EngineChoice.CONTAINER:
+            raise DeployError("no GPU with a container engine (docker, podman) here; use --engine embedded")
+        else:
+            serve(repository, ports, on_log, on_ready)
+    except DeployError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _table(listening: Listening) -> Table:
+    table = Table(title=f"Ready after {listening.seconds:.1f} s", title_justify="left")
+    for heading in ("model", "largest variance of a synthetic image"):
+        table.add_column(heading)
+    for probe in listening.probes:
+        table.add_row(probe.model, f"{probe.variance:.2g}" if probe.variance else "deterministic")
+    table.caption = f"gRPC {listening.grpc} · HTTP {listening.http} · metrics {listening.metrics}"
+    return table

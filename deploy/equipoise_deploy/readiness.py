@@ -1,0 +1,136 @@
+"""Ready means that every public model answers: Triton says so even when a model's process is dead.
+
+Each model gets one synthetic image through the public gRPC interface; its answer has to be finite and, where the model
+draws samples, to vary between them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from equipoise_core.contract import Contract, parse_contract
+from equipoise_core.preprocessing import Normalisation
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from .errors import NotReadyError
+from .ports import LOOPBACK
+from .staging import CONTRACT_PARAMETER
+
+_SAMPLES = 2  # the fewest that can differ
+_OUTPUTS = ("mean", "variance")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One model's answer to the synthetic image.
+
+    Attributes:
+        model: name of the public model.
+        seconds: until the answer was there, all models being asked at once.
+        variance: the largest over classes and voxels; 0 for a deterministic model.
+    """
+
+    model: str
+    seconds: float
+    variance: float
+
+
+def answers_ready(http_port: int) -> bool:
+    """Whether Triton itself says that every model is loaded."""
+    connection = http.client.HTTPConnection(LOOPBACK, http_port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False  # not listening yet
+    finally:
+        connection.close()
+
+
+def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0) -> tuple[Probe, ...]:
+    """Asks every public model at once. Raises NotReadyError that names the first one that does not answer as it should.
+
+    Args:
+        timeout: seconds for all of them together.
+    """
+    answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
+    begin = time.monotonic()
+    probes = []
+    with triton.InferenceServerClient(grpc_url) as client:
+        contracts = {model: _contract(client, model) for model in models}
+        for model, contract in contracts.items():
+            client.async_infer(
+                model,
+                _inputs(contract),
+                partial(_receive, answers, model),
+                outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+                client_timeout=timeout,
+            )
+        for _ in contracts:
+            model, result, error = answers.get()
+            if error is not None:
+                raise NotReadyError(f"{model} does not answer a synthetic image: {error}") from error
+            arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
+            probes.append(Probe(model, time.monotonic() - begin, _plausible(contracts[model], arrays)))
+    return tuple(sorted(probes, key=lambda probe: probe.model))
+
+
+def synthetic_image(contract: Contract) -> NDArray[np.float32]:
+    """`[1, C, *nominal]`: waves over the whole image and a bright ball, so that no layer sees a constant.
+
+    In the range of the contract's window where it has one, else in 0..1000.
+    """
+    axes = np.meshgrid(*(np.linspace(-1.0, 1.0, size) for size in contract.nominal), indexing="ij")
+    radius = np.sqrt(np.sum(np.square(axes), axis=0))
+    waves = np.mean([np.cos(3.0 * (i + 1) * axis + i) for i, axis in enumerate(axes)], axis=0)
+    unit = 0.25 + 0.15 * waves + 0.5 * (radius < 0.6)
+    preprocessing = contract.preprocessing
+    windowed = preprocessing.normalisation is Normalisation.WINDOW
+    low, high = (preprocessing.low, preprocessing.high) if windowed else (0.0, 1000.0)
+    image = low + (high - low) * unit
+    return np.repeat(image[None, None], contract.channels, axis=1).astype(np.float32)
+
+
+def _contract(client: triton.InferenceServerClient, model: str) -> Contract:
+    try:
+        config = client.get_model_config(model, client_timeout=10).config
+    except InferenceServerException as error:
+        raise NotReadyError(f"{model} cannot be asked for its configuration: {error.message()}") from error
+    return parse_contract(json.loads(config.parameters[CONTRACT_PARAMETER].string_value))
+
+
+def _inputs(contract: Contract) -> list[triton.InferInput]:
+    image = synthetic_image(contract)
+    inputs = [triton.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)]
+    if contract.stochastic:
+        samples = np.full((1, 1), _SAMPLES, np.int32)
+        inputs.append(triton.InferInput("samples", samples.shape, "INT32").set_data_from_numpy(samples))
+    return inputs
+
+
+def _receive(answers: queue.SimpleQueue[Any], model: str, result: Any, error: Exception | None) -> None:
+    answers.put((model, result, error))
+
+
+def _plausible(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
+    """The largest variance, if the answer can be true."""
+    for name, array in arrays.items():
+        if array is None or array.size == 0 or not np.isfinite(array).all():
+            raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
+    largest = float(arrays["variance"].max())
+    if contract.stochastic and not largest > 0.0:
+        raise NotReadyError(
+            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act; "
+            "export it again"
+        )
+    return largest

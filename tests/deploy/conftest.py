@@ -1,0 +1,64 @@
+"""A repository of tiny pairs, and a way to see what a server leaves behind."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from equipoise_export.repository import publish
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Processes, shared-memory files and run directories of the servers that one test started."""
+
+    processes: frozenset[str]
+    shared_memory: frozenset[str]
+    directories: frozenset[str]
+
+    @classmethod
+    def now(cls, temporary: Path, caller: int) -> Traces:
+        """Of servers that `caller` (process id) started with their run directories in `temporary`."""
+
+        def command_lines() -> Iterator[str]:
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue  # it has ended meanwhile
+                if str(temporary) in command:
+                    yield f"{process.name} {command}"
+
+        return cls(
+            frozenset(command_lines()),
+            frozenset(path.name for path in Path("/dev/shm").glob(f"equipoise_{caller}_*")),
+            frozenset(str(path) for path in temporary.glob("equipoise-*")),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.processes or self.shared_memory or self.directories)
+
+
+@pytest.fixture
+def traces():
+    return Traces.now
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory, tiny_segmentation) -> Path:
+    folder = tmp_path_factory.mktemp("deploy") / "models"
+    publish(tiny_segmentation, folder)
+    return folder
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Where this test's servers put their run directories, so that other servers on the machine don't count."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder

@@ -1,0 +1,34 @@
+"""Ports are chosen before Triton starts, so that a taken one is said in our words."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+from equipoise_deploy.errors import PortTakenError
+from equipoise_deploy.ports import LOOPBACK, Ports
+
+
+def test_zero_picks_three_different_free_ports():
+    """Each of the three can be bound afterwards."""
+    ports = Ports(0, 0, 0).chosen()
+    numbers = {ports.grpc, ports.http, ports.metrics}
+    assert len(numbers) == 3
+    for number in numbers:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, number))
+
+
+def test_taken_port_is_refused_with_its_holder_and_a_way_out():
+    """The message names port, purpose, process and option."""
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(PortTakenError) as refused:
+            Ports(grpc=0, http=port, metrics=0).chosen()
+    message = str(refused.value)
+    assert f"port {port} (http)" in message
+    assert f"process {os.getpid()})" in message
+    assert "--http-port" in message

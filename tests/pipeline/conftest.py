@@ -1,0 +1,58 @@
+"""The real Triton that the pipeline tests talk to.
+
+Which one comes from the environment: EQUIPOISE_TRITON_BINARY, …_BACKENDS and …_CONFIG choose what is started (see
+`equipoise_deploy.engine`); EQUIPOISE_TRITON_URL (gRPC, host:port) and EQUIPOISE_TRITON_HTTP_URL name one that runs
+already and serves the same models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from equipoise_deploy.ports import Ports
+from equipoise_deploy.readiness import check_readiness
+from equipoise_deploy.server import TritonServer
+from equipoise_export.repository import publish
+
+REFERENCE = Path(__file__).parents[2] / "model_repository"
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the server listens, as tritonclient takes it, and the public models it serves."""
+
+    grpc_url: str
+    http_url: str
+    metrics_url: str | None
+    models: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory, tiny_segmentation, tiny_classifier, tiny_deterministic) -> Path:
+    """The published reference pairs and the tiny ones."""
+    folder = tmp_path_factory.mktemp("pipeline") / "models"
+    for tiny in (tiny_segmentation, tiny_classifier, tiny_deterministic):
+        publish(tiny, folder)
+    for model in REFERENCE.glob("*/config.pbtxt"):
+        (folder / model.parent.name).symlink_to(model.parent)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[Served]:
+    """A server over `repository`, ready by synthetic inference."""
+    models = tuple(
+        sorted(path.parent.name for path in repository.glob("*/config.pbtxt") if "_sampler" not in str(path))
+    )
+    url = os.environ.get("EQUIPOISE_TRITON_URL")
+    if url:
+        check_readiness(url, models)
+        yield Served(url, os.environ.get("EQUIPOISE_TRITON_HTTP_URL", "127.0.0.1:8000"), None, models)
+        return
+    with TritonServer(repository, ports=Ports(0, 0, 0)) as running:
+        check_readiness(running.grpc_url, running.models)
+        yield Served(running.grpc_url, running.http_url, running.metrics_url, running.models)
