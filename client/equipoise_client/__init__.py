@@ -1,3 +1,46 @@
-"""Talk to an Equipoise server."""
+"""Client of an Equipoise server: predictions that know when to ask a doctor."""
+
+from equipoise_core.decision import Route
+
+from .client import AsyncUncertaintyClient, UncertaintyClient
+from .errors import (
+    BadAnswer,
+    Cancelled,
+    DeadlineExceeded,
+    EquipoiseError,
+    InvalidInput,
+    MissingExtra,
+    NotPermitted,
+    ServerFailure,
+    ServerUnavailable,
+    UnknownModel,
+    UnreadableImage,
+)
+from .prediction import Estimate, Prediction, Priority, Volume
+from .transport import Retry, Tls
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncUncertaintyClient",
+    "BadAnswer",
+    "Cancelled",
+    "DeadlineExceeded",
+    "EquipoiseError",
+    "Estimate",
+    "InvalidInput",
+    "MissingExtra",
+    "NotPermitted",
+    "Prediction",
+    "Priority",
+    "Retry",
+    "Route",
+    "ServerFailure",
+    "ServerUnavailable",
+    "Tls",
+    "UncertaintyClient",
+    "UnknownModel",
+    "UnreadableImage",
+    "Volume",
+    "__version__",
+]

@@ -1,0 +1,90 @@
+"""The `equipoise` command: a list of verbs, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .. import __version__
+from ..errors import EquipoiseError
+from ..extras import needs
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's function lives, what it needs installed, and its line in `equipoise --help`."""
+
+    target: str
+    extra: str
+    help: str
+
+    def load(self) -> Callable[..., Any]:
+        module, _, attribute = self.target.partition(":")
+        function: Callable[..., Any] = getattr(import_module(module), attribute)
+        return function
+
+
+VERBS: Mapping[str, Verb] = MappingProxyType(
+    {
+        "export": Verb("equipoise_export.command:export", "export", "Turn a PyTorch network into a served model pair."),
+        "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
+        "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
+    }
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line. Exit codes: 0 done, 1 it failed, 2 it was called wrongly."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    called = next((word for word in words if not word.startswith("-")), "")
+    verb = VERBS.get(called)
+    try:
+        with needs(verb.extra if verb else "client", f"equipoise {called}".strip()):
+            _application(called)(args=words, prog_name="equipoise")
+    except EquipoiseError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from error
+
+
+def _application(called: str) -> typer.Typer:
+    """All verbs by name, but only the called one with its code."""
+    # A traceback with local variables could show a patient's data.
+    application = typer.Typer(
+        no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+    )
+
+    @application.callback()
+    def root(
+        version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show it.")] = False,
+    ) -> None:
+        """Serves networks trained with dropout, so that a clinic learns when they are not sure."""
+
+    for name, verb in VERBS.items():
+        if name == called:
+            function = verb.load()
+            application.command(name, epilog=getattr(sys.modules[function.__module__], "EPILOG", None))(function)
+        else:
+            application.command(name, help=verb.help)(_unloaded)
+    return application
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"equipoise {__version__}")
+        raise typer.Exit
+
+
+def _unloaded() -> None:
+    """Stands for a verb that was not called; never runs."""
+
+
+if __name__ == "__main__":
+    main()

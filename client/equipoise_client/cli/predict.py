@@ -1,0 +1,286 @@
+"""The verb `equipoise predict`: files in, decisions out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from equipoise_core.contract import Contract, Task
+from equipoise_core.decision import Route
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from ..client import UncertaintyClient
+from ..errors import EquipoiseError, InvalidInput
+from ..images import Kind, Prepared, fit, read_image
+from ..images.prepare import with_spacing
+from ..prediction import Estimate, Prediction, Priority, number
+from ..transport import Tls
+
+ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
+
+EPILOG = """[bold]Examples[/]
+
+equipoise predict hippocampus brain.nii.gz
+
+equipoise predict pneumonia *.dcm --json > decisions.json
+
+equipoise predict hippocampus brain.nii.gz --out results   [dim]# picture, labels and uncertainty as NIfTI[/]
+
+equipoise predict nuclei cells.png --url triton.hospital:443 --tls-root ca.pem --tls-cert me.pem --tls-key me.key
+
+Exit code: 0 every file has a decision, 1 at least one has not (it goes to review), 2 wrong usage."""
+
+
+class PriorityName(str, Enum):
+    """`Priority` as it is spelt on the command line."""
+
+    URGENT = "urgent"
+    ROUTINE = "routine"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What became of one file; without a prediction it goes to review, with the error as the reason."""
+
+    file: Path
+    model: str
+    contract: Contract | None = None
+    prediction: Prediction | None = None
+    error: str | None = None
+    written: tuple[Path, ...] = ()
+
+    @property
+    def route(self) -> Route:
+        return Route.REVIEW if self.prediction is None else self.prediction.route
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        decided = self.prediction.document() if self.prediction else _UNDECIDED
+        return {
+            "file": str(self.file),
+            **decided,
+            "model": self.model,
+            **({"probability": self.probabilities()} if self.probabilities() else {}),
+            **({"written": [str(path) for path in self.written]} if self.written else {}),
+            **({"error": self.error} if self.error else {}),
+        }
+
+    def probabilities(self) -> dict[str, dict[str, float | None]]:
+        """Classification: class → mean and standard deviation over samples of its probability, else empty."""
+        if self.prediction is None or self.contract is None or self.contract.task is not Task.CLASSIFICATION:
+            return {}
+        means, variances = self.prediction.mean, self.prediction.variance
+        return {
+            name: {"mean": number(means[k]), "sd": number(max(0.0, float(variances[k])) ** 0.5)}
+            for k, name in enumerate(self.contract.classes)
+        }
+
+
+_UNDECIDED: dict[str, Any] = {
+    "route": Route.REVIEW.value,
+    "reason": "there is no decision",
+    "case_score": None,
+    "samples_used": None,
+    "volume": None,
+    "volume_total": None,
+    "record": None,
+}
+
+
+def _spacing(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}; expected millimetres with commas, as in 1,1,1.2") from error
+    if not all(0.0 < mm < float("inf") for mm in numbers):
+        raise typer.BadParameter(f"{text!r}; expected millimetres above 0")
+    return numbers
+
+
+def predict(
+    name: Annotated[str, typer.Argument(help="The public model.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="PNG, JPEG, TIFF, NumPy, NIfTI or single DICOM files.", show_default=False),
+    ],
+    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per image; for study, the route is then at most review.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**64 - 1, help="Seed; for study, the route is then at most review.")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Voxel spacing in mm for files that do not state their own, as in 1,1,1.2.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per file.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for pictures, and for NIfTI results of NIfTI files.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds per file.")] = 60.0,
+    priority: Annotated[PriorityName | None, typer.Option(help="Place in the server's queue.")] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
+    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+) -> None:
+    """Ask a server about image files, and where each case should go.
+
+    A file that cannot be read or answered goes to review and does not stop the others.
+    """
+    fallback = _spacing(spacing)
+    try:
+        encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
+        client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+    except (InvalidInput, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    options = {
+        "samples": samples,
+        "seed": seed,
+        "priority": None if priority is None else Priority[priority.name],
+        "timeout": timeout,
+    }
+    with client:
+        cases = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, options))
+    if as_json:
+        typer.echo(json.dumps([case.document() for case in cases], indent=1, allow_nan=False))
+    else:
+        _console().print(_table(name, cases))
+    if any(case.error for case in cases):
+        raise typer.Exit(1)
+
+
+def _console() -> Console:
+    """As wide as the terminal; a pipe or a file gets room for whole reasons."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _shown(files: list[Path], quiet: bool) -> Iterator[Path]:
+    """The files, with a progress bar on stderr where there are several and somebody looks."""
+    if quiet or len(files) < 2 or not sys.stderr.isatty():
+        yield from files
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(files, description="predicting")
+
+
+def _cases(
+    client: UncertaintyClient,
+    name: str,
+    files: Iterator[Path],
+    spacing: tuple[float, ...] | None,
+    out: Path | None,
+    options: dict[str, Any],
+) -> Iterator[Case]:
+    try:
+        contract = client.contract(name)
+    except EquipoiseError as error:
+        yield from (Case(file, name, error=str(error)) for file in files)
+        return
+    taken: set[Path] = set()
+    for file in files:
+        case = Case(file, name, contract)
+        try:
+            prepared = fit(with_spacing(read_image(file), spacing), contract)
+            wanted = ("mean", "variance") if contract.task is Task.CLASSIFICATION else ()
+            if out is not None and contract.task is Task.SEGMENTATION:
+                wanted = ("labels", "epistemic")
+            millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
+            answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
+            case = replace(case, prediction=prepared.judge(answer))
+            if out is not None:
+                case = _with_results(case, prepared, _free(out, file, taken))
+        except EquipoiseError as error:
+            case = _failed(case, str(error))
+        except Exception as error:  # noqa: BLE001 (one file must not take the others with it; nothing is accepted)
+            # Only the kind of error is shown: a library's message may quote what stands in the file.
+            case = _failed(case, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it")
+        yield case
+
+
+def _failed(case: Case, message: str) -> Case:
+    held = None if case.prediction is None else case.prediction.at_most_review("its results could not be written")
+    return replace(case, prediction=held, error=message)
+
+
+def _free(out: Path, file: Path, taken: set[Path]) -> Path:
+    """`out/brain` for brain.nii.gz; `out/brain-2` for a second file of that name in the same run."""
+    stem = file.name.removesuffix(".gz")
+    stem = stem.rsplit(".", 1)[0] if "." in stem.strip(".") else stem
+    place, count = out / stem, 1
+    while place in taken:
+        count += 1
+        place = out / f"{stem}-{count}"
+    taken.add(place)
+    return place
+
+
+def _with_results(case: Case, prepared: Prepared, place: Path) -> Case:
+    """Writes the picture, and for a NIfTI segmentation its maps in the file's own grid."""
+    assert case.prediction is not None and case.contract is not None
+    from ..figure import write_figure
+    from ..images import nifti
+
+    prediction, segmentation = case.prediction, case.contract.task is Task.SEGMENTATION
+    maps = []
+    try:
+        picture = place.with_name(f"{place.name}.{case.model}.png")
+        write_figure(picture, case.file.name, case.contract, prepared, prediction)
+        if segmentation and prepared.source.kind is Kind.NIFTI:
+            for name, values in (("labels", prediction.labels), ("epistemic", prediction.epistemic)):
+                maps.append(place.with_name(f"{place.name}.{case.model}.{name}.nii.gz"))
+                nifti.write(maps[-1], prepared.to_source(values), prepared.source)
+    except OSError as error:
+        return _failed(case, f"{place.name}: its results cannot be written: {error}")
+    return replace(case, written=(picture, *maps))
+
+
+def _table(model: str, cases: list[Case]) -> Table:
+    table = Table(title=f"{model}: {len(cases)} file{'s' if len(cases) != 1 else ''}", title_justify="left")
+    table.add_column("file", overflow="fold")
+    table.add_column("route", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("samples", justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for case in cases:
+        prediction = case.prediction
+        table.add_row(
+            escape(str(case.file)),
+            f"[bold {ROUTE_COLOUR[case.route]}]{case.route.value}[/]",
+            "–" if prediction is None else f"{prediction.case_score:.4f}",
+            "\n".join(_results(case)),
+            "–" if prediction is None else str(prediction.samples_used),
+            escape("; ".join(part for part in (prediction.reason if prediction else "", case.error or "") if part)),
+        )
+    return table
+
+
+def _results(case: Case) -> Iterator[str]:
+    """Volumes with their interval, or the probability of each class with its standard deviation."""
+    for name, probability in case.probabilities().items():
+        yield f"{escape(name)} {probability['mean']:.3f} ± {probability['sd']:.3f}"
+    volume = case.prediction.volume if case.prediction else None
+    if volume is not None:
+        parts = volume.classes.items() if len(volume.classes) > 1 else ()
+        for name, estimate in (*parts, ("total", volume.total)):
+            yield f"{escape(name)} {_millilitres(estimate)}"
+
+
+def _millilitres(estimate: Estimate) -> str:
+    if number(estimate.mean) is None:
+        return "– mL"
+    return f"{estimate.mean:.3g} mL ({estimate.low:.3g} to {estimate.high:.3g})"

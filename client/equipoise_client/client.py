@@ -1,0 +1,274 @@
+"""`UncertaintyClient` and its asyncio twin: two ways to carry out one description (`_Dialogue`)."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+from equipoise_core.contract import Contract
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import DeadlineExceeded, InvalidInput, ServerUnavailable, UnknownModel
+from .prediction import Prediction, Priority
+from .transport import (
+    Deadline,
+    Operation,
+    Retry,
+    Tls,
+    check_url,
+    connect,
+    connect_async,
+    drive,
+    drive_async,
+    repeated,
+)
+from .wire import MAPS, arguments_of, build_request, contract_of, decided_by, read_answer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 60.0
+"""Seconds for one call, all its tries included."""
+
+DEFAULT_RETRY = Retry()
+
+
+class _Dialogue:
+    """What a client says to a server, without knowing whether anybody blocks meanwhile."""
+
+    def __init__(self, url: str, timeout: float, retry: Retry, headers: Mapping[str, str] | None) -> None:
+        self._url = check_url(url)
+        self._timeout = timeout
+        self._retry = retry
+        self._headers = dict(headers or {})
+        self._contracts: dict[str, Contract] = {}
+        self._jitter = random.Random()  # noqa: S311 (spreads retries, guards nothing)
+
+    def predict(
+        self,
+        name: str,
+        image: ArrayLike,
+        *,
+        samples: int | None = None,
+        seed: int | None = None,
+        spacing: ArrayLike | None = None,
+        outputs: Sequence[str] = MAPS,
+        priority: Priority | int | None = None,
+        timeout: float | None = None,
+    ) -> Operation[Prediction]:
+        """The answer for one image.
+
+        Args:
+            name: the public model.
+            image: `[C, *S]` (or `[1, C, *S]`), finite real numbers in the source's own intensities.
+            samples, seed: for study and replay; the answer is then at most `review`. Default: the policy's own.
+            spacing: mm per spatial axis; without it there are no volumes, and segmentations go to review.
+            outputs: the arrays to send back; `()` asks for the decision alone and is cheapest.
+            priority: `Priority.URGENT` overtakes what waits in the queue.
+            timeout: seconds, instead of the client's.
+        """
+        deadline = self._deadline(timeout)
+        contract = yield from self._contract(name, deadline)
+        seeds = None if seed is None else (seed,)
+        images = _one(image, contract.rank)
+        return (yield from self._predict(contract, images, samples, seeds, spacing, outputs, priority, deadline))[0]
+
+    def predict_batch(
+        self,
+        name: str,
+        images: Sequence[ArrayLike] | NDArray[Any],
+        *,
+        samples: int | None = None,
+        seeds: Sequence[int] | None = None,
+        spacing: ArrayLike | None = None,
+        outputs: Sequence[str] = MAPS,
+        priority: Priority | int | None = None,
+        timeout: float | None = None,
+    ) -> Operation[tuple[Prediction, ...]]:
+        """The answers for N images of one size `[N, C, *S]`, in one request; each has its own decision.
+
+        Args are those of `predict`, but for `seeds`, one per image, and `spacing`, `[rank]` for all or `[N, rank]`.
+        """
+        deadline = self._deadline(timeout)
+        contract = yield from self._contract(name, deadline)
+        return (yield from self._predict(contract, images, samples, seeds, spacing, outputs, priority, deadline))
+
+    def contract(self, name: str, *, timeout: float | None = None) -> Operation[Contract]:
+        """What the model takes and gives; asked once, then remembered until the model is seen to have changed."""
+        return (yield from self._contract(name, self._deadline(timeout)))
+
+    def ready(self, name: str, *, timeout: float | None = None) -> Operation[bool]:
+        """Whether the server says that it serves this model; False where it cannot be reached."""
+        call = {"model_name": name, "headers": self._headers or None}
+        never = iter(())
+        try:
+            answer = yield from repeated(
+                self._about(name), "is_model_ready", lambda _: call, self._deadline(timeout), never
+            )
+        except (ServerUnavailable, UnknownModel, DeadlineExceeded):
+            return False
+        return bool(answer)
+
+    def _predict(
+        self,
+        contract: Contract,
+        images: Sequence[ArrayLike] | NDArray[Any],
+        samples: int | None,
+        seeds: Sequence[int] | None,
+        spacing: ArrayLike | None,
+        outputs: Sequence[str],
+        priority: Priority | int | None,
+        deadline: Deadline,
+    ) -> Operation[tuple[Prediction, ...]]:
+        request = build_request(
+            contract, images, samples=samples, seeds=seeds, spacing=spacing, outputs=outputs, priority=priority
+        )
+        arguments = functools.partial(arguments_of, contract, request, self._headers)
+        answer = yield from self._repeated(contract.name, "infer", arguments, deadline)
+        if decided_by(answer.as_numpy) not in (None, contract.model_digest):
+            # The model was replaced since its contract was read: its classes may have other names now.
+            contract = yield from self._fresh_contract(contract.name, deadline)
+        return read_answer(contract, request, answer.as_numpy)
+
+    def _contract(self, name: str, deadline: Deadline) -> Operation[Contract]:
+        known = self._contracts.get(name)
+        return known if known is not None else (yield from self._fresh_contract(name, deadline))
+
+    def _fresh_contract(self, name: str, deadline: Deadline) -> Operation[Contract]:
+        call = {"model_name": name, "headers": self._headers or None}
+        config = yield from self._repeated(name, "get_model_config", lambda _: call, deadline)
+        self._contracts[name] = contract_of(name, config)
+        return self._contracts[name]
+
+    def _repeated(
+        self, name: str, method: str, arguments: Callable[[float], Mapping[str, Any]], deadline: Deadline
+    ) -> Operation[Any]:
+        return repeated(self._about(name), method, arguments, deadline, self._retry.pauses(self._jitter))
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline.after(self._timeout if timeout is None else timeout)
+
+    def _about(self, name: str) -> str:
+        return f"{name} at {self._url}"
+
+
+def _one(image: ArrayLike, rank: int) -> NDArray[Any]:
+    """`[C, *S]` or `[1, C, *S]` → `[1, C, *S]`."""
+    try:
+        given = np.asarray(image)
+    except ValueError as error:
+        raise InvalidInput("image is a ragged nesting of lists; expected one array [C, *S]") from error
+    if given.ndim == rank + 2 and len(given) == 1:
+        return given
+    if given.ndim == rank + 2:
+        raise InvalidInput(f"{len(given)} images, shape {list(given.shape)}; call predict_batch for other than one")
+    return given[None]
+
+
+def _blocking(
+    operation: Callable[Concatenate[_Dialogue, P], Operation[T]],
+) -> Callable[Concatenate[UncertaintyClient, P], T]:
+    """The operation as a method that waits; signature and docstring are the operation's."""
+
+    @functools.wraps(operation)
+    def method(client: UncertaintyClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return drive(client._connection, operation(client._dialogue, *args, **kwargs))
+
+    return method
+
+
+def _awaited(
+    operation: Callable[Concatenate[_Dialogue, P], Operation[T]],
+) -> Callable[Concatenate[AsyncUncertaintyClient, P], Coroutine[Any, Any, T]]:
+    """The operation as a coroutine method; signature and docstring are the operation's."""
+
+    @functools.wraps(operation)
+    async def method(client: AsyncUncertaintyClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await drive_async(client._connect(), operation(client._dialogue, *args, **kwargs))
+
+    return method
+
+
+class UncertaintyClient:
+    """Asks a server for predictions with their uncertainty; blocking, and safe to share between threads.
+
+    >>> with UncertaintyClient("localhost:8001") as client:  # doctest: +SKIP
+    ...     prediction = client.predict("hippocampus", image, spacing=(1.0, 1.0, 1.0))
+    >>> prediction.route, prediction.volume["anterior"].mean  # doctest: +SKIP
+    (<Route.REVIEW: 'review'>, 1.83)
+
+    Args:
+        url: `host:port` of Triton's gRPC service.
+        timeout: seconds for one call, all its tries included.
+        tls: how to encrypt; None: not at all, for loopback only.
+        retry: `Retry(attempts=1)` never tries again.
+        headers: gRPC metadata for every call, such as a proxy's access token; names in lower case.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        tls: Tls | None = None,
+        retry: Retry = DEFAULT_RETRY,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._dialogue = _Dialogue(url, timeout, retry, headers)
+        self._connection = connect(url, tls)
+
+    predict = _blocking(_Dialogue.predict)
+    predict_batch = _blocking(_Dialogue.predict_batch)
+    contract = _blocking(_Dialogue.contract)
+    ready = _blocking(_Dialogue.ready)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> UncertaintyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncUncertaintyClient:
+    """The same for asyncio: `await client.predict(…)`. Belongs to the event loop that first uses it.
+
+    Cancelling the task cancels the call on the wire, which tells the server to stop drawing samples.
+    Args are those of `UncertaintyClient`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        tls: Tls | None = None,
+        retry: Retry = DEFAULT_RETRY,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._dialogue = _Dialogue(url, timeout, retry, headers)
+        self._connect = functools.cache(functools.partial(connect_async, url, tls))  # needs a running loop: not yet
+
+    predict = _awaited(_Dialogue.predict)
+    predict_batch = _awaited(_Dialogue.predict_batch)
+    contract = _awaited(_Dialogue.contract)
+    ready = _awaited(_Dialogue.ready)
+
+    async def close(self) -> None:
+        await self._connect().close()
+
+    async def __aenter__(self) -> AsyncUncertaintyClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,105 @@
+"""Everything the client raises, and the one place where other libraries' errors become ours.
+
+EquipoiseError
+├── InvalidInput            what you gave cannot be used; the message says what is expected (also a ValueError)
+│   └── UnreadableImage     a file is not the image it should be
+├── UnknownModel            no such model, or one that was not published by Equipoise
+├── NotPermitted            the server, or a proxy before it, does not let this caller in
+├── ServerUnavailable       not reachable, queue full, or timed out in the queue: trying again later is safe
+├── DeadlineExceeded        no answer within the time that was given (also a TimeoutError)
+├── Cancelled               the call was given up before the answer came
+├── ServerFailure           the server failed on a request that was fine as far as can be told
+│   └── BadAnswer           it answered, but not what the contract promises
+└── MissingExtra            an optional part of Equipoise is not installed (also an ImportError)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import grpc
+from tritonclient.utils import InferenceServerException
+
+
+class EquipoiseError(Exception):
+    """Root of all errors raised by `equipoise_client`."""
+
+
+class InvalidInput(EquipoiseError, ValueError):
+    """What was given cannot be used."""
+
+
+class UnreadableImage(InvalidInput):
+    """A file is not the image it should be."""
+
+
+class UnknownModel(EquipoiseError):
+    """No such model, or one that was not published by Equipoise."""
+
+
+class NotPermitted(EquipoiseError):
+    """The server, or a proxy before it, does not let this caller in."""
+
+
+class ServerUnavailable(EquipoiseError):
+    """Not reachable, queue full, or timed out in the queue: trying again later is safe."""
+
+
+class DeadlineExceeded(EquipoiseError, TimeoutError):
+    """No answer within the time that was given."""
+
+
+class Cancelled(EquipoiseError):
+    """The call was given up before the answer came."""
+
+
+class ServerFailure(EquipoiseError):
+    """The server failed on a request that was fine as far as can be told."""
+
+
+class BadAnswer(ServerFailure):
+    """The server answered, but not what the contract promises."""
+
+
+class MissingExtra(EquipoiseError, ImportError):
+    """An optional part of Equipoise is not installed."""
+
+
+_BY_CODE: Mapping[str, tuple[type[EquipoiseError], str]] = MappingProxyType(
+    {
+        "INVALID_ARGUMENT": (InvalidInput, "the server refused the request"),
+        "OUT_OF_RANGE": (InvalidInput, "the server refused the request"),
+        "RESOURCE_EXHAUSTED": (InvalidInput, "the message is too large; ask for fewer outputs or send a smaller image"),
+        "NOT_FOUND": (UnknownModel, "the server does not serve this model; check the name and what is published"),
+        "PERMISSION_DENIED": (NotPermitted, "access denied; check the client certificate and the proxy's allow-list"),
+        "UNAUTHENTICATED": (NotPermitted, "access denied; check the client certificate or credentials"),
+        "UNAVAILABLE": (ServerUnavailable, "the server is not reachable or too busy; check the address or try later"),
+        "DEADLINE_EXCEEDED": (DeadlineExceeded, "no answer in time; give more time, fewer samples or a smaller image"),
+        "CANCELLED": (Cancelled, "the call was cancelled"),
+        "UNIMPLEMENTED": (ServerFailure, "the server does not know this call; is it a Triton gRPC port?"),
+    }
+)
+
+
+@contextmanager
+def translated(about: str) -> Iterator[None]:
+    """Raises what Triton's client and gRPC raise as one of ours, `from` the original.
+
+    Args:
+        about: what was being done, first words of the message: `"hippocampus at localhost:8001"`.
+    """
+    try:
+        yield
+    except InferenceServerException as error:
+        raise _mapped(about, error.status() or "", error.message() or "") from error
+    except grpc.RpcError as error:  # grpc.aio raises these past tritonclient in places
+        code = error.code() if hasattr(error, "code") else None
+        raise _mapped(about, str(code), str(error)) from error
+
+
+def _mapped(about: str, status: str, details: str) -> EquipoiseError:
+    code = status.removeprefix("StatusCode.")
+    kind, advice = _BY_CODE.get(code, (ServerFailure, "the server failed; its log says why"))
+    return kind(f"{about}: {advice} ({code or 'no status'}: {details.strip() or 'no details'})")

@@ -1,0 +1,146 @@
+"""What comes back for one image."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from equipoise_core.decision import Route
+from numpy.typing import NDArray
+
+from .errors import InvalidInput
+
+
+class Priority(IntEnum):
+    """Place in the public model's queue, as Triton numbers it."""
+
+    URGENT = 1
+    ROUTINE = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A volume in mL: mean and standard deviation over samples, and the ends of the policy's interval.
+
+    All NaN where the voxel spacing was not given.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    def document(self) -> dict[str, float | None]:
+        """Ready for JSON, which has no NaN."""
+        return {name: number(value) for name, value in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Volumes of one image: `volume["anterior"].mean`, `volume.total.high`.
+
+    Attributes:
+        classes: per foreground class.
+        total: all foreground classes together; its interval is its own, not a sum of theirs.
+    """
+
+    classes: Mapping[str, Estimate]
+    total: Estimate
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self.classes[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer for one image.
+
+    Attributes:
+        model: the public model's name.
+        route: what the service decided; never more than `review` where anything is in doubt.
+        reason: why, in words.
+        case_score: the one number that routing looks at; higher is more uncertain.
+        samples_used: T that was drawn.
+        volume: None for classification.
+        record: what is needed to replay the decision, as the server gave it.
+        arrays: the outputs that were asked for, by name, without the batch axis; read-only. K classes, E = 1 where
+            classes exclude each other, else K; *S the image's spatial sizes, absent for classification.
+    """
+
+    model: str
+    route: Route
+    reason: str
+    case_score: float
+    samples_used: int
+    volume: Volume | None
+    record: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """Mean probability `[K, *S]`, 0..1."""
+        return self._array("mean")
+
+    @property
+    def variance(self) -> NDArray[np.float32]:
+        """Population variance of the probability over samples `[K, *S]`, 0..0.25."""
+        return self._array("variance")
+
+    @property
+    def variance_corrected(self) -> NDArray[np.float32]:
+        """Variance times T/(T − 1), the unbiased one, `[K, *S]`."""
+        return self._array("variance_corrected")
+
+    @property
+    def aleatoric(self) -> NDArray[np.float32]:
+        """Mean entropy of the samples `[E, *S]`, nats: what the image leaves open."""
+        return self._array("aleatoric")
+
+    @property
+    def epistemic(self) -> NDArray[np.float32]:
+        """Mutual information of prediction and network `[E, *S]`, nats: what the network does not know."""
+        return self._array("epistemic")
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """Class index (or 0/1 per class) `[E, *S]`."""
+        return self._array("labels")
+
+    def at_most_review(self, reason: str) -> Prediction:
+        """The same numbers, but not to be accepted: `reason` is added, and a `reject` stays one."""
+        route = Route.REVIEW if self.route is Route.ACCEPT else self.route
+        before = "" if self.route is Route.ACCEPT else self.reason
+        return dataclasses.replace(self, route=route, reason="; ".join(part for part in (before, reason) if part))
+
+    def document(self) -> dict[str, Any]:
+        """Everything but the arrays, ready for JSON."""
+        volume = self.volume
+        return {
+            "model": self.model,
+            "route": self.route.value,
+            "reason": self.reason,
+            "case_score": number(self.case_score),
+            "samples_used": self.samples_used,
+            "volume": None if volume is None else {name: each.document() for name, each in volume.classes.items()},
+            "volume_total": None if volume is None else volume.total.document(),
+            "record": dict(self.record),
+        }
+
+    def _array(self, name: str) -> NDArray[Any]:
+        try:
+            return self.arrays[name]
+        except KeyError:
+            raise InvalidInput(
+                f"{name} was not asked for; this prediction holds {sorted(self.arrays) or 'no arrays'}: "
+                f"call predict(…, outputs=({name!r},))"
+            ) from None
+
+
+def number(value: float) -> float | None:
+    """A float as JSON can say it: NaN and infinities become null."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,219 @@
+"""The wire: how a connection is made, what one step on it is, and when a step is taken again.
+
+What a client does is written once, as generators that yield steps (`Call`, `Pause`) and get the results back; `drive`
+and `drive_async` carry the steps out, blocking or on an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tritonclient.grpc
+import tritonclient.grpc.aio
+
+from .errors import DeadlineExceeded, InvalidInput, ServerUnavailable, translated
+
+T = TypeVar("T")
+
+MESSAGE_LIMIT = 2**31 - 1
+"""Bytes; gRPC's own ceiling for one message."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Encrypts the connection: `Tls()` trusts the system's authorities, `Tls("ca.pem")` one of your own.
+
+    `Tls("ca.pem", certificate="me.pem", key="me.key")` also proves who the client is (mutual TLS). All PEM files.
+    """
+
+    root: str | PathLike[str] | None = None
+    certificate: str | PathLike[str] | None = None
+    key: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidInput("a client certificate and its key go together; give Tls both `certificate` and `key`")
+        for role, path in (("root", self.root), ("certificate", self.certificate), ("key", self.key)):
+            if path is not None and not Path(path).is_file():
+                raise InvalidInput(f"Tls {role}: there is no file {Path(path)}; expected a PEM file")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Tries again when the server is unreachable or busy: `Retry(attempts=1)` never does.
+
+    Safe, because an answer depends on the image and the seed alone. Nothing else is repeated, and never past the
+    deadline. The pause before try n+1 is drawn between half and all of min(longest, first · 2ⁿ⁻¹) seconds, so that
+    clients which failed together don't come back together.
+    """
+
+    attempts: int = 5
+    first: float = 0.1
+    longest: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not 0.0 < self.first <= self.longest:
+            raise InvalidInput(f"Retry needs attempts >= 1 and 0 < first <= longest in seconds; got {self}")
+
+    def pauses(self, source: random.Random) -> Iterator[float]:
+        """Seconds to wait before the second, third, … try."""
+        for failed in range(self.attempts - 1):
+            ceiling = min(self.longest, self.first * 2.0**failed)
+            yield source.uniform(ceiling / 2.0, ceiling)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A point in time, in seconds of the monotonic clock, that all tries of one call share."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        if not 0.0 < seconds < float("inf"):
+            raise InvalidInput(f"timeout is a number of seconds above 0; got {seconds}")
+        return cls(time.monotonic() + seconds)
+
+    def left(self) -> float:
+        return self.at - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of tritonclient, by the name its blocking and its asyncio client share."""
+
+    method: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait this many seconds."""
+
+    seconds: float
+
+
+Operation = Generator[Call | Pause, Any, T]
+
+
+def repeated(
+    about: str,
+    method: str,
+    arguments: Callable[[float], Mapping[str, Any]],
+    deadline: Deadline,
+    pauses: Iterator[float],
+) -> Operation[Any]:
+    """Calls until it works, the failure is final, the pauses are used up, or the deadline is near.
+
+    Args:
+        arguments: seconds left until the deadline → the call's arguments.
+    """
+    while True:
+        left = deadline.left()
+        if left <= 0.0:
+            raise DeadlineExceeded(f"{about}: no time left to ask; give a longer timeout")
+        try:
+            with translated(about):
+                return (yield Call(method, {**arguments(left), "client_timeout": left}))
+        except ServerUnavailable:
+            pause = next(pauses, None)
+            if pause is None or pause >= deadline.left():
+                raise
+        yield Pause(pause)
+
+
+def drive(connection: Any, operation: Operation[T]) -> T:
+    """Carries the steps out on a blocking connection."""
+
+    def perform(step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        return getattr(connection, step.method)(**step.arguments)
+
+    try:
+        step = next(operation)
+        while True:
+            try:
+                outcome = perform(step)
+            except Exception as error:  # noqa: BLE001 (not swallowed: the operation decides what it means)
+                step = operation.throw(error)
+            else:
+                step = operation.send(outcome)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+
+
+async def drive_async(connection: Any, operation: Operation[T]) -> T:
+    """Carries the steps out on an asyncio connection. Cancelling the task cancels the call on the wire."""
+
+    async def perform(step: Call | Pause) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        return await getattr(connection, step.method)(**step.arguments)
+
+    try:
+        step = next(operation)
+        while True:
+            try:
+                outcome = await perform(step)
+            except Exception as error:  # noqa: BLE001 (not swallowed: the operation decides what it means)
+                step = operation.throw(error)
+            else:
+                step = operation.send(outcome)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+
+
+def connect(url: str, tls: Tls | None) -> tritonclient.grpc.InferenceServerClient:
+    """A blocking connection, opened on first use."""
+    return tritonclient.grpc.InferenceServerClient(**_connection(url, tls))
+
+
+def connect_async(url: str, tls: Tls | None) -> tritonclient.grpc.aio.InferenceServerClient:
+    """A connection for the running event loop."""
+    return tritonclient.grpc.aio.InferenceServerClient(**_connection(url, tls))
+
+
+def check_url(url: str) -> str:
+    """`host:port`, or InvalidInput."""
+    host, _, port = url.rpartition(":")
+    if "/" in url or not host or not port.isdigit():
+        raise InvalidInput(f"the server's address is host:port without a scheme, as in localhost:8001; got {url!r}")
+    return url
+
+
+def _connection(url: str, tls: Tls | None) -> dict[str, Any]:
+    files = tls or Tls()
+    return {
+        "url": url,
+        "ssl": tls is not None,
+        "root_certificates": files.root,
+        "certificate_chain": files.certificate,
+        "private_key": files.key,
+        # tritonclient sets neither its message limits nor its keepalive once it is given channel_args: all are here.
+        "channel_args": [
+            ("grpc.max_send_message_length", MESSAGE_LIMIT),
+            ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+            # A dead peer behind a firewall is noticed after 30 + 10 s of a long call instead of at its deadline.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 0),
+            ("grpc.http2.max_pings_without_data", 2),
+            # gRPC answers UNAVAILABLE from memory until it tries to connect again, by default 1 s to 2 min later: a
+            # restarted server has to be found by the next try, not after it.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            # One client, one connection of its own.
+            ("grpc.use_local_subchannel_pool", 1),
+            # Images go to the server that was named, never through whatever http_proxy is in the environment.
+            ("grpc.enable_http_proxy", 0),
+        ],
+    }
