@@ -1,7 +1,8 @@
 """One picture per case: what the model saw, what it said, and where it does not know.
 
 Heat is drawn on a fixed scale, 0 to the largest value there can be (ln K nats; ln 2 per class for sigmoids), so that
-two pictures compare. The transparency is fixed by the value too.
+two pictures compare; colour and transparency follow the value's square root, which shows small values and ties every
+colour to one value all the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .prediction import Prediction
 
 _ROUTE_COLOUR = {Route.ACCEPT: "#1a7f37", Route.REVIEW: "#b35900", Route.REJECT: "#b42318"}
 _CLASS_COLOURS = ("#4cc9f0", "#f72585", "#b8f35a", "#ffd166", "#9b5de5", "#00f5d4")
-_HEAT = "inferno"
+_HEAT = "plasma"
+_DIMMED = 1.7  # the image under the heat is drawn darker by this, so that colours stand out
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
@@ -84,6 +86,8 @@ class View:
             axes.set_aspect(spacing[self.down] / spacing[self.across])
         if self.orientation is None:
             return
+        from matplotlib.patheffects import Normal, Stroke
+
         across, down = self.orientation[self.across], self.orientation[self.down]
         if across in "RA":  # the patient's right, and front, belong on the left
             left, right = across, _OPPOSITE[across]
@@ -94,7 +98,10 @@ class View:
         if down in "SA":
             axes.invert_yaxis()
         for letter, x, y in ((left, 0.03, 0.5), (right, 0.97, 0.5), (top, 0.5, 0.95), (bottom, 0.5, 0.05)):
-            axes.text(x, y, letter, transform=axes.transAxes, color="white", ha="center", va="center", fontsize=9)
+            text = axes.text(
+                x, y, letter, transform=axes.transAxes, color="white", ha="center", va="center", fontsize=9
+            )
+            text.set_path_effects([Stroke(linewidth=2, foreground="black"), Normal()])
 
 
 def _views(contract: Contract, prepared: Prepared, heat: NDArray[Any]) -> Iterator[View]:
@@ -110,6 +117,9 @@ def _views(contract: Contract, prepared: Prepared, heat: NDArray[Any]) -> Iterat
 
 
 def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, prediction: Prediction) -> None:
+    from matplotlib.colors import PowerNorm
+    from matplotlib.lines import Line2D
+
     image = _grey(prepared.pixels)
     heat = prediction.epistemic.max(axis=0)
     views = list(_views(contract, prepared, heat))
@@ -118,23 +128,20 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     limit = epistemic_limit(contract)
     drawn = None
     for column, view in enumerate(views):
-        for row in (0, 1):
-            axes = panels[row, column]
-            axes.imshow(view.cut(image), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+        for row, brightest in ((0, 1.0), (1, _DIMMED)):
+            panels[row, column].imshow(view.cut(image), cmap="gray", vmin=0.0, vmax=brightest, interpolation="nearest")
         _contours(panels[0, column], contract, prediction.labels, view)
         plane = view.cut(heat)
-        strength = np.clip(plane / limit, 0.0, 1.0)
+        visible = np.clip(2.5 * np.sqrt(np.clip(plane / limit, 0.0, 1.0)), 0.0, 1.0)
         drawn = panels[1, column].imshow(
-            plane, cmap=_HEAT, vmin=0.0, vmax=limit, alpha=np.sqrt(strength), interpolation="nearest"
+            plane, cmap=_HEAT, norm=PowerNorm(0.5, 0.0, limit), alpha=visible, interpolation="nearest"
         )
         for row in (0, 1):
             view.dress(panels[row, column], prepared.spacing)
     ceiling = "ln 2" if contract.activation is Activation.SIGMOID else f"ln {len(contract.classes)}"
-    bar = figure.colorbar(drawn, ax=list(panels[1]), shrink=0.85, pad=0.02)
+    bar = figure.colorbar(drawn, ax=panels, shrink=0.6 if len(views) > 1 else 0.85, pad=0.02)
     bar.set_label(f"epistemic uncertainty, nats (fixed scale, 0 to {ceiling})")
     bar.solids.set_alpha(1.0)
-    from matplotlib.lines import Line2D
-
     lines = [Line2D([], [], color=_colour(n), label=contract.classes[k]) for n, k in enumerate(contract.foreground)]
     panels[0, 0].legend(handles=lines, loc="upper left", fontsize=8, framealpha=0.6)
     if len(views) > 1:

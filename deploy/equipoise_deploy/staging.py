@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import py_compile
 import shutil
-from importlib.util import cache_from_source
+import sys
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -85,7 +85,7 @@ def _parse(path: Path) -> ModelConfig:
 def _mirror(source: Path, target: Path, compiled: dict[Path, Path]) -> None:
     """Real directories, linked files; links inside the repository are followed.
 
-    Every stub would compile the code anew, a dozen of them at a time: done once here, that third of a start is saved.
+    Every stub would compile the code anew, a dozen of them at a time: here it is done once.
 
     Args:
         compiled: Python file → its bytecode, of those that were compiled before.
@@ -101,7 +101,7 @@ def _mirror(source: Path, target: Path, compiled: dict[Path, Path]) -> None:
         file = entry.resolve()
         staged.symlink_to(file)
         if file.suffix == ".py":
-            bytecode = Path(cache_from_source(str(staged)))
+            bytecode = target / "__pycache__" / f"{file.stem}.{sys.implementation.cache_tag}.pyc"
             bytecode.parent.mkdir(exist_ok=True)
             if file in compiled:
                 shutil.copyfile(compiled[file], bytecode)

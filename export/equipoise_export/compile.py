@@ -77,7 +77,7 @@ def compile_sampler(
         deterministic=deterministic, fall_back=fall_back,
     )  # fmt: skip
     model = ir.to_proto(compilation.model)
-    proof = prove(choice.network, model, compilation.contract, example, choice.live)
+    proof = prove(choice.network, model, compilation.contract, example, choice.live, compilation.calls)
     assert compilation.cost is not None
     return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
 
@@ -104,6 +104,13 @@ def compile_unproven(
     if min_depth is not None and compilation.contract.stochastic:
         live = _deep(compilation, live, min_depth)
         compilation = _compile(network, compilation.contract, example, live, fall_back)
+    if live and not compilation.contract.stochastic and not deterministic:
+        names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
+        raise CaptureRefused(
+            f"none of its stochastic modules ({names}) changes the chosen output, so its variance would be zero",
+            "the whole network",
+            "Choose another output (--output), or check that their probability of dropping is not 0.",
+        )
     if not compilation.contract.stochastic and not deterministic:
         raise CaptureRefused(
             "nothing in it is random, so all samples would be equal",

@@ -91,13 +91,18 @@ class Proof:
 
 
 class ForcedMasks(TorchDispatchMode):
-    """Hands out given bits wherever PyTorch draws random numbers, in the order of the calls."""
+    """Hands out given bits wherever PyTorch draws random numbers, in the order of the calls.
 
-    def __init__(self, contract: Contract, keeps: Sequence[Array]) -> None:
+    Args:
+        calls: per site, which stochastic call of a forward pass it is. Other calls (the dropout of an output that was
+            not chosen) draw as they like.
+    """
+
+    def __init__(self, contract: Contract, calls: Sequence[int], keeps: Sequence[Array]) -> None:
         super().__init__()
-        self.contract = contract
-        self.keeps = keeps
+        self.keeps = {call: (site, keep) for call, site, keep in zip(calls, contract.sites, keeps, strict=True)}
         self.calls = 0
+        self.met: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -105,28 +110,28 @@ class ForcedMasks(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if name in ("bernoulli", "bernoulli_"):
-            p = args[1] if len(args) > 1 else kwargs.get("p", args[0])
+            p = args[0] if func._overloadname == "default" else args[1] if len(args) > 1 else kwargs.get("p", 0.5)
             if isinstance(p, Tensor):
                 p = p.reshape(-1)[0].item()
             if p in (0.0, 1.0):  # no decision in it, hence no site
                 return func(*args, **kwargs)
             noise = self._next(args[0], 1.0 - p)
+            if noise is None:
+                return func(*args, **kwargs)
             return args[0].copy_(noise) if name == "bernoulli_" else noise
         drawn = func(*args, **kwargs)
         if name in ("rand", "rand_like", "uniform_"):
-            return drawn.copy_(self._next(drawn, None) * (1.0 - 2.0**-24))
+            noise = self._next(drawn, None)
+            return drawn if noise is None else drawn.copy_(noise * (1.0 - 2.0**-24))
         raise ProofRefused(f"`{name}` draws random numbers that no mask stands for", "forward", "Take it out of the network.")
 
-    def _next(self, like: Tensor, p: float | None) -> Tensor:
-        """The bits of the next site, in the shape of PyTorch's own noise."""
-        if self.calls >= len(self.keeps):
-            raise ProofRefused(
-                f"the network draws more often than the graph has sites ({len(self.keeps)})",
-                "the whole network",
-                "Report this network: the exporter missed a stochastic operation.",
-            )
-        site, keep = self.contract.sites[self.calls], self.keeps[self.calls]
-        self.calls += 1
+    def _next(self, like: Tensor, p: float | None) -> Tensor | None:
+        """The bits of this call's site, in the shape of PyTorch's own noise; None for a call that is no site."""
+        call, self.calls = self.calls, self.calls + 1
+        if call not in self.keeps:
+            return None
+        self.met.add(call)
+        site, keep = self.keeps[call]
         if keep.size != like.numel() or (p is not None and abs(p - site.p) > 1e-6):
             raise ProofRefused(
                 f"the network draws {like.numel()} units with p = {p} where the graph has {keep.size} with p = {site.p}",
@@ -142,6 +147,7 @@ def prove(
     contract: Contract,
     example: Tensor,
     live: tuple[str, ...],
+    calls: Sequence[int],
     tolerance: float = TOLERANCE,
 ) -> Proof:
     """Proves that `model` samples from `module`.
@@ -149,11 +155,12 @@ def prove(
     Args:
         example: normalised images `[N ≥ 1, C, *nominal]`; noise images are added.
         live: the modules that are in training mode when the network is sampled.
+        calls: per site, which stochastic call of a forward pass it is.
 
     Raises:
         ProofRefused: naming the site where one can be named.
     """
-    proving = _Proving(module, model, contract, live, tolerance)
+    proving = _Proving(module, model, contract, calls, tolerance)
     spatial = contract.nominal
     generator = np.random.default_rng(1)
     images = [example[:1].numpy().astype(np.float32)]
@@ -179,9 +186,10 @@ def prove(
 
 class _Proving:
     def __init__(
-        self, module: nn.Module, model: onnx.ModelProto, contract: Contract, live: tuple[str, ...], tolerance: float
+        self, module: nn.Module, model: onnx.ModelProto, contract: Contract, calls: Sequence[int], tolerance: float
     ) -> None:
         self.module = module
+        self.calls = calls
         self.contract = contract
         self.tolerance = tolerance
         self.session = start(model)
@@ -196,13 +204,14 @@ class _Proving:
         contract = self.contract
         layout = mask_layout(contract, image.shape[2:])
         filled = np.where(image <= PADDING_VALUE / 2, np.float32(contract.preprocessing.fill), image)
-        forced = ForcedMasks(contract, unpack_masks(layout, packed[None]))
+        forced = ForcedMasks(contract, self.calls, unpack_masks(layout, packed[None]))
         with forced:
             logits = self.module(torch.from_numpy(filled))
-        if forced.calls != len(contract.sites):
+        missed = [site.name for call, (site, _) in forced.keeps.items() if call not in forced.met]
+        if missed:
             raise ProofRefused(
-                f"the network draws {forced.calls} times where the graph has {len(contract.sites)} sites",
-                contract.sites[forced.calls].name,
+                f"the network draws {forced.calls} times, too few for the graph's {len(contract.sites)} sites",
+                missed[0],
                 "Report this network: the exporter saw a stochastic operation that does not run.",
             )
         wide = logits[0].double()

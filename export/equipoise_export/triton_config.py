@@ -43,7 +43,8 @@ _FP32, _INT32, _UINT64, _UINT8, _BYTES = (
 
 def render(config: triton.ModelConfig) -> str:
     """The text of a `config.pbtxt`; Triton parses it back to an equal message."""
-    return text_format.MessageToString(config)
+    text: str = text_format.MessageToString(config)
+    return text
 
 
 def sampler_name(contract: Contract) -> str:

@@ -1,4 +1,4 @@
-"""The clients against a server that speaks the real protocol: every property holds for the blocking and the asyncio one."""
+"""The clients against a server that speaks the real protocol; properties hold for the blocking and the asyncio one."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_bad_option_is_refused_before_it_is_sent(options: dict[str, Any], triton
 def test_each_code_has_its_error(ask: Ask, triton: Any, code: grpc.StatusCode, error: type[EquipoiseError]) -> None:
     """A code becomes its error with the server's words in it, and is not tried again."""
     triton.failures = [(code, "because of the test")] * 9
-    with pytest.raises(error, match="brain at .*because of the test"):
+    with pytest.raises(error, match=r"brain at .*because of the test"):
         ask("predict", "brain", IMAGE)
     assert len(triton.requests) == 1
 

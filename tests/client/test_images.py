@@ -195,15 +195,14 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
+GOOD_FILES = [("a.png", png()), ("a.npy", npy(np.eye(5))), ("a.nii", nii(np.ones((3, 3, 3)))), ("a.dcm", dcm())]
+
+
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_is_an_error_or_an_image(data: st.DataObject, tmp_path_factory: Any) -> None:
     """Cut or flipped bytes anywhere in a file give an image or UnreadableImage, never another error."""
-    name, content = data.draw(
-        st.sampled_from(
-            [("a.png", png()), ("a.npy", npy(np.eye(5))), ("a.nii", nii(np.ones((3, 3, 3)))), ("a.dcm", dcm())]
-        )
-    )
+    name, content = data.draw(st.sampled_from(GOOD_FILES))
     damaged = bytearray(content[: data.draw(st.integers(0, len(content)))])
     for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=8)) if damaged else ():
         damaged[position] ^= data.draw(st.integers(1, 255))
@@ -344,13 +343,14 @@ class TestGrid:
             np.testing.assert_allclose(weights.sum(axis=1), 1.0, atol=1e-5)
 
     def test_coarse_volume_reaches_the_contracts_spacing_and_returns(self, brain: Any) -> None:
-        """2 mm voxels become the middle of the contract's range, and a smooth volume survives the way there and back."""
+        """2 mm voxels become the middle of the contract's range; a smooth volume survives the way there and back."""
         z, y, x = np.meshgrid(*(np.linspace(0, np.pi, n) for n in (20, 24, 28)), indexing="ij")
         volume = (np.sin(z) * np.sin(y) * np.sin(x)).astype(np.float32)
         image = SourceImage(volume[None], Kind.NIFTI, (2.0, 2.0, 2.0), np.diag([2.0, 2.0, 2.0, 1.0]))
         prepared = fit(image, brain)
         assert prepared.spacing == pytest.approx([np.sqrt(0.99)] * 3)
-        assert np.abs(prepared.to_source(prepared.pixels) - volume).max() < 0.02
+        # Two triangles a voxel wide flatten the top by 3.5 %; a shift of half a voxel would cost 8 % on the flanks.
+        assert np.abs(prepared.to_source(prepared.pixels) - volume).max() < 0.05
         assert "2 mm" in prepared.doubts[0]
 
     @pytest.mark.parametrize("codes", ["RAS", "LPS", "LPI", "PSR", "SAL", "IRP"])

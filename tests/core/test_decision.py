@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 from equipoise_core.decision import Evidence, Route, decide
-from equipoise_core.policy import AcceptRule, Policy, RejectRule
+from equipoise_core.policy import AcceptRule, Bounds, Policy
 
 NUMBERS = {"sample_disagreement": 0.05, "noise": 0.3}
 
@@ -11,7 +11,8 @@ NUMBERS = {"sample_disagreement": 0.05, "noise": 0.3}
 @pytest.fixture
 def policy(segmentation):
     accept = AcceptRule("sample_disagreement", 0.1, "Dice below 0.8", 40, 30, 1, "test")
-    return Policy(segmentation.model_digest, "cd", 6, accept, RejectRule({"noise": (0.1, 0.5)}, "test"))
+    typical, suitable = Bounds({"noise": (0.2, 0.4)}, "test"), Bounds({"noise": (0.1, 0.5)}, "test")
+    return Policy(segmentation.model_digest, "cd", 6, accept, typical, suitable)
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def test_a_good_case_is_accepted(segmentation, policy, good):
         ({"samples": 20, "asked": 20, "own_samples": True}, "20 samples"),
         ({"samples": 4, "asked": 4}, "4 samples"),
         ({"own_seed": True}, "seed"),
+        ({"numbers": {**NUMBERS, "noise": 0.41}}, "unlike"),
         ({"spacing": None}, "spacing"),
         ({"spacing": (1.0, 1.3)}, "spacing"),
         ({"spacing": (1.0, float("nan"))}, "spacing"),
@@ -79,6 +81,6 @@ def test_a_policy_that_was_changed_is_not_read(policy):
     document["accept"]["threshold"] = 0.9
     with pytest.raises(PolicyError, match="changed"):
         parse_policy(document)
-    for broken in (None, {}, {"format": "equipoise-policy/1"}, {**document, "accept": 3}, {**document, "reject": {}}):
+    for broken in (None, {}, {"format": "equipoise-policy/1"}, {**document, "accept": 3}, {**document, "typical": {}}):
         with pytest.raises(PolicyError):
             parse_policy(broken)

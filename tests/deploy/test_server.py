@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -87,8 +88,6 @@ def test_killed_caller_takes_everything_with_it(repository, temporary, traces):
 
 
 def _wait_for(process: int) -> None:
-    import select
-
     readable, _, _ = select.select([process], [], [], 60)
     assert readable, "it still runs"
     os.close(process)

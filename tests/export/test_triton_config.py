@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import onnx
@@ -111,7 +112,5 @@ def test_public_model_takes_one_request_at_a_time_and_urgent_ones_first(tiny_seg
 
 def test_public_model_carries_its_contract(tiny):
     """A client learns classes, spacing and sizes from the server alone."""
-    import json
-
     text = aggregator_config(tiny.contract).parameters["contract"].string_value
     assert parse_contract(json.loads(text)) == tiny.contract

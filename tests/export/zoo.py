@@ -26,6 +26,7 @@ def open_zoo() -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, bool aligned) -> Tensor",
         "roi_pool(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width) -> (Tensor, Tensor)",
         "ps_roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio) -> (Tensor, Tensor)",
@@ -51,30 +52,35 @@ class Animal:
 
 
 def monai_unet(rank: int) -> nn.Module:
+    open_zoo()
     from monai.networks.nets import UNet
 
     return UNet(rank, 1, 2, (8, 16, 32), (2, 2), num_res_units=2, dropout=0.2)
 
 
 def monai_unet_batch() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import UNet
 
     return UNet(2, 1, 2, (8, 16, 32), (2, 2), num_res_units=2, dropout=0.2, norm="batch")
 
 
 def basic_unet() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import BasicUNet
 
     return BasicUNet(3, 1, 2, features=(8, 8, 16, 16, 16, 8), dropout=0.2)
 
 
 def attention_unet() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import AttentionUnet
 
     return AttentionUnet(2, 1, 2, (8, 16, 32), (2, 2), dropout=0.2)
 
 
 def unetr(rank: int) -> nn.Module:
+    open_zoo()
     from monai.networks.nets import UNETR
 
     size = (32, 32, 32)[:rank]
@@ -82,36 +88,42 @@ def unetr(rank: int) -> nn.Module:
 
 
 def swin_unetr() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import SwinUNETR
 
     return SwinUNETR(1, 2, feature_size=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), drop_rate=0.1, attn_drop_rate=0.1, dropout_path_rate=0.1, spatial_dims=2)
 
 
 def segresnet() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import SegResNet
 
     return SegResNet(2, 8, 1, 2, dropout_prob=0.2)
 
 
 def vnet() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import VNet
 
     return VNet(3, 1, 2, dropout_prob_down=0.2, dropout_prob_up=(0.2, 0.2))
 
 
 def dynunet() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import DynUNet
 
     return DynUNet(2, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(8, 16, 32), dropout=0.2, deep_supervision=True, deep_supr_num=1)
 
 
 def monai_densenet() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import DenseNet121
 
     return DenseNet121(2, 1, 2, init_features=8, growth_rate=4, dropout_prob=0.2)
 
 
 def unet_plus_plus() -> nn.Module:
+    open_zoo()
     from monai.networks.nets import BasicUNetPlusPlus
 
     return BasicUNetPlusPlus(2, 1, 2, features=(8, 8, 16, 16, 16, 8), dropout=0.2)
@@ -125,7 +137,7 @@ def nnunet(rank: int, deep: bool = False) -> nn.Module:
     drop = {2: nn.Dropout2d, 3: nn.Dropout3d}[rank]
     norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[rank]
     return PlainConvUNet(
-        1, 3, [8, 16, 32], conv, 3, [1, 2, 2], 2, 2, 2, True, norm, {"affine": True}, drop, {"p": 0.2}, nn.LeakyReLU,
+        1, 3, [8, 16, 32], conv, 3, [1, 2, 2], 2, 3, 2, True, norm, {"affine": True}, drop, {"p": 0.2}, nn.LeakyReLU,
         {"inplace": True}, deep_supervision=deep,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
@@ -85,8 +86,6 @@ def test_an_urgent_request_overtakes_and_none_is_batched(tiny_segmentation, tmp_
 
 def _pending(server: TritonServer) -> int:
     """Requests that wait in the public model's queue, from Triton's own metric."""
-    import urllib.request
-
     with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
         lines = page.read().decode().splitlines()
     values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith("nv_inference_pending_request_count{")]

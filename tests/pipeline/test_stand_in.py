@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import threading
+import types
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +15,7 @@ import tritonclient.grpc as triton
 
 pytestmark = pytest.mark.pipeline
 
+STAND_IN = Path(__file__).parents[2] / "model_repository/hippocampus_sampler/1/model.py"
 SAMPLER = "tinyseg_sampler"
 OUTPUTS = ("sum_p", "sum_p2", "sum_entropy", "volumes")
 
@@ -80,10 +85,74 @@ def test_requests_of_one_shape_share_runs(client):
     assert after.execution_count - before.execution_count < 64
 
 
-def test_a_bad_request_fails_alone(client):
-    """No samples is refused or answered with nothing; its batch-mates get their numbers."""
-    good = [(_case(1, 4, (4, 4), seed=i), OUTPUTS) for i in range(8)]
-    bad = (_case(1, 4, (4, 4), seed=99), ("absent",))
-    answers = _ask_together(client, [*good[:4], bad, *good[4:]])
-    assert isinstance(answers[4], Exception)
-    assert all(not isinstance(answer, Exception) for answer in answers[:4] + answers[5:])
+class _Tensor:
+    """What the stand-in touches of pb_utils.Tensor."""
+
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        return self._array
+
+
+class _Error:
+    INVALID_ARG = 3
+
+    def __init__(self, message, code):
+        self.message, self.code = message, code
+
+
+class _Request:
+    def __init__(self, **arrays):
+        self._arrays = arrays
+
+    def inputs(self):
+        return [_Tensor(name, array) for name, array in self._arrays.items()]
+
+    def requested_output_names(self):
+        return ["volumes"]
+
+
+class _Session:
+    """Refuses a batch that holds the value 13, as ONNX Runtime would one that it cannot compute; counts its runs."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def run(self, names, feeds):
+        self.runs += 1
+        if (feeds["image"] == 13).any():
+            raise RuntimeError("cannot compute 13")
+        return [feeds["image"] * 2 for _ in names]
+
+
+def test_a_request_that_cannot_run_fails_alone(monkeypatch):
+    """The batch is run again one by one: batch-mates get their numbers, an incomplete request learns what lacks."""
+    backend = types.ModuleType("triton_python_backend_utils")
+    backend.Tensor, backend.TritonError = _Tensor, _Error
+    backend.InferenceResponse = lambda tensors=(), error=None: (list(tensors), error)
+    backend.get_input_tensor_by_name = lambda request, name: next(
+        (tensor for tensor in request.inputs() if tensor.name() == name), None
+    )
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    spec = importlib.util.spec_from_file_location("stand_in", STAND_IN)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.TritonPythonModel()
+    model.session, model.inputs, model.outputs = _Session(), ("image", "masks"), ("sum_p", "volumes")
+
+    masks = np.zeros((1, 4, 1), np.uint8)
+    values = (1.0, 13.0, 3.0)
+    requests = [_Request(image=np.full((1, 2), value, np.float32), masks=masks) for value in values]
+    good, bad, other, incomplete = model.execute([*requests, _Request(image=np.zeros((1, 2), np.float32))])
+    assert [tensor.as_numpy().tolist() for tensor in good[0] + other[0]] == [[[2.0, 2.0]], [[6.0, 6.0]]]
+    assert bad[1].code == _Error.INVALID_ARG and "cannot compute 13" in bad[1].message
+    assert "expected the inputs ['image', 'masks']; got ['image']" in incomplete[1].message
+
+    model.session.runs = 0
+    model.execute([requests[0], requests[2]])
+    assert model.session.runs == 1

@@ -20,21 +20,30 @@ from ..extras import needs
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb's function lives, what it needs installed, and its line in `equipoise --help`."""
+    """Where a verb lives, what it needs installed, and its line in `equipoise --help`.
+
+    The target is a function, or a Typer application with one command.
+    """
 
     target: str
     extra: str
     help: str
 
-    def load(self) -> Callable[..., Any]:
-        module, _, attribute = self.target.partition(":")
-        function: Callable[..., Any] = getattr(import_module(module), attribute)
-        return function
+    def load(self) -> tuple[Callable[..., Any], str | None]:
+        """The verb's function, and what its help ends with."""
+        name, _, attribute = self.target.partition(":")
+        module = import_module(name)
+        target = getattr(module, attribute)
+        if not isinstance(target, typer.Typer):
+            return target, getattr(module, "EPILOG", None)
+        (command,) = target.registered_commands
+        assert command.callback is not None
+        return command.callback, command.epilog
 
 
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
-        "export": Verb("equipoise_export.command:export", "export", "Turn a PyTorch network into a served model pair."),
+        "export": Verb("equipoise_export.command:app", "export", "Turn a PyTorch network into a served model pair."),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
     }
@@ -69,8 +78,8 @@ def _application(called: str) -> typer.Typer:
 
     for name, verb in VERBS.items():
         if name == called:
-            function = verb.load()
-            application.command(name, epilog=getattr(sys.modules[function.__module__], "EPILOG", None))(function)
+            function, epilog = verb.load()
+            application.command(name, epilog=epilog)(function)
         else:
             application.command(name, help=verb.help)(_unloaded)
     return application

@@ -274,7 +274,7 @@ def _results(case: Case) -> Iterator[str]:
     for name, probability in case.probabilities().items():
         yield f"{escape(name)} {probability['mean']:.3f} ± {probability['sd']:.3f}"
     volume = case.prediction.volume if case.prediction else None
-    if volume is not None:
+    if volume is not None and case.contract is not None and case.contract.spacing is not None:
         parts = volume.classes.items() if len(volume.classes) > 1 else ()
         for name, estimate in (*parts, ("total", volume.total)):
             yield f"{escape(name)} {_millilitres(estimate)}"

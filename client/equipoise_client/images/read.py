@@ -37,13 +37,14 @@ def _nifti(head: bytes) -> bool:
 
 
 FORMATS = (
+    # First: the 128 bytes before DICOM's marker are free for others, and a slide scanner puts a TIFF header there.
+    Format("DICOM", (".dcm", ".dicom", ".ima"), lambda head: head[128:132] == b"DICM", dicom.read),
     Format("PNG", (".png",), _starts(b"\x89PNG\r\n\x1a\n"), raster.read),
     Format("JPEG", (".jpg", ".jpeg"), _starts(b"\xff\xd8\xff"), raster.read),
     Format("TIFF", (".tif", ".tiff"), _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), raster.read),
     Format("NumPy array", (".npy",), _starts(b"\x93NUMPY"), arrays.read_npy),
     Format("NumPy archive", (".npz",), _starts(b"PK\x03\x04"), arrays.read_npz),
     Format("NIfTI", (".nii", ".nii.gz"), _nifti, nifti.read),
-    Format("DICOM", (".dcm", ".dicom", ".ima"), lambda head: head[128:132] == b"DICM", dicom.read),
 )
 _BY_SUFFIX: Mapping[str, Format] = MappingProxyType({end: each for each in FORMATS for end in each.suffixes})
 

@@ -33,6 +33,7 @@ class DemoCase:
     Attributes:
         title: what it is, for people.
         expectation: what an attentive reader should see happen.
+        must_not_accept: whether accepting it would be a fault.
         atlas_ml: what the atlas says the foreground's volume is, mL.
     """
 
@@ -40,6 +41,7 @@ class DemoCase:
     path: Path
     title: str
     expectation: str
+    must_not_accept: bool = False
     atlas_ml: float | None = None
 
 
@@ -59,11 +61,11 @@ def _hippocampi(folder: Path) -> Iterator[DemoCase]:
         nibabel.save(crop, path)
         yield DemoCase(
             "hippocampus", path, f"MNI152 T1 template, {side} hippocampus", "a volume close to the atlas's",
-            atlas_volume(side),
+            atlas_ml=atlas_volume(side),
         )  # fmt: skip
     noisy = folder / "mni152_t1_left_heavy_noise.nii.gz"
     nibabel.save(_with_rician_noise(_crop(template, BOXES["left"]), 0.6), noisy)
-    yield DemoCase("hippocampus", noisy, "the same left hippocampus under heavy Rician noise", "not accepted")
+    yield DemoCase("hippocampus", noisy, "the same left hippocampus under heavy Rician noise", "not accepted", True)
 
 
 def atlas_volume(side: str) -> float:
@@ -91,13 +93,13 @@ def _with_rician_noise(image: Any, level: float) -> Any:
 
 def _radiographs(folder: Path) -> Iterator[DemoCase]:
     store = _package("data_store") / "data"
-    for source, title, expectation in (
-        ("RG1_UNCR.dcm", "chest radiograph (CR) of an adult", "adult and uncropped, unlike the children trained on"),
-        ("693_UNCI.dcm", "head CT sent to the radiograph model", "not accepted: another modality"),
+    for source, title, expectation, must_not_accept in (
+        ("RG1_UNCR.dcm", "chest radiograph (CR) of an adult", "adult, unlike the children trained on", False),
+        ("693_UNCI.dcm", "head CT sent to the radiograph model", "not accepted: another modality", True),
     ):
         path = folder / source
         shutil.copyfile(store / source, path)
-        yield DemoCase("pneumonia", path, title, expectation)
+        yield DemoCase("pneumonia", path, title, expectation, must_not_accept)
 
 
 def _microscopy(folder: Path) -> Iterator[DemoCase]:

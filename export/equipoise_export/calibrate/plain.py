@@ -10,7 +10,7 @@ import numpy as np
 from equipoise_core.aggregate import Assessment
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Activation, Contract, Task
-from equipoise_core.policy import AcceptRule, Policy, RejectRule, VolumeRule
+from equipoise_core.policy import AcceptRule, Bounds, Policy, VolumeRule
 from equipoise_core.scores import SCORES, default_score
 from equipoise_core.volume import voxel_volume
 from numpy.typing import NDArray
@@ -90,12 +90,13 @@ def true_region(contract: Contract, truth: NDArray[np.uint8], name: str) -> NDAr
 
 
 def plain_policy(
-    contract: Contract, samples: int, cases: Sequence[LabelledCase], loss: str, alpha: float = 0.02, margin: float = 0.25
+    contract: Contract, samples: int, cases: Sequence[LabelledCase], loss: str, alpha: float = 0.02
 ) -> Policy:
     """The policy that plain rules choose on labelled cases.
 
     Accept: the highest threshold at which at most a share `alpha` of the calibration cases below it is wrong.
-    Reject: outside the range that calibration cases span, widened by `margin` of its width on either side.
+    Typical: inside the range that calibration cases span, widened by a quarter of its width on either side.
+    Suitable: inside that range widened by its whole width; a case outside is rejected.
     Volume: split conformal at 90 % (see `conformal_widening`).
 
     Args:
@@ -116,24 +117,24 @@ def plain_policy(
             f"plain rule: the highest threshold with at most {alpha:.0%} wrong among the calibration cases it accepts; "
             "no guarantee for other cases",
         )
-    epistemic = EPISTEMIC[contract.task]
-    bounds = {
-        name: widened([case.numbers[name] for case in cases], margin) for name in _statistics_of(cases[0], contract)
-    }
-    bounds[epistemic] = (0.0, widened([case.numbers[epistemic] for case in cases], margin)[1])
-    reject = RejectRule(bounds, f"plain rule: the calibration cases' range, widened by {margin:.0%} on either side")
     return Policy(
         contract.model_digest,
         digest_of(sorted(case.image_digest for case in cases)),
         samples,
         accept,
-        reject,
+        _bounds(contract, cases, 0.25),
+        _bounds(contract, cases, 1.0),
         _volume_rule(cases) if contract.spacing is not None else None,
     )
 
 
-def _statistics_of(case: LabelledCase, contract: Contract) -> list[str]:
-    return [name for name in case.numbers if name not in SCORES[contract.task]]
+def _bounds(contract: Contract, cases: Sequence[LabelledCase], margin: float) -> Bounds:
+    """The range of each input statistic, and the upper end of the epistemic score, widened by `margin`."""
+    epistemic = EPISTEMIC[contract.task]
+    statistics = [name for name in cases[0].numbers if name not in SCORES[contract.task]]
+    limits = {name: widened([case.numbers[name] for case in cases], margin) for name in statistics}
+    limits[epistemic] = (0.0, widened([case.numbers[epistemic] for case in cases], margin)[1])
+    return Bounds(limits, f"plain rule: the calibration cases' range, widened by {margin:.0%} on either side")
 
 
 def highest_threshold(cases: Iterable[tuple[float, bool]], alpha: float) -> float | None:
@@ -154,9 +155,7 @@ def widened(numbers: Sequence[float], margin: float) -> tuple[float, float]:
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def conformal_widening(
-    intervals: Sequence[tuple[float, float]], truths: Sequence[float], level: float
-) -> float | None:
+def conformal_widening(intervals: Sequence[tuple[float, float]], truths: Sequence[float], level: float) -> float | None:
     """Split conformal (Vovk 2005; Romano et al. 2019): widen [L, U] by the ⌈(n+1)·level⌉-th smallest
     `max(L − V, V − U)`, and a new exchangeable case is covered with probability ≥ `level`. None: too few cases."""
     excess = sorted(max(low - truth, truth - high) for (low, high), truth in zip(intervals, truths, strict=True))

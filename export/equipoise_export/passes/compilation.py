@@ -62,6 +62,7 @@ class Compilation:
         model: the graph, changed by every pass.
         contract: from `list_sites` on, with its sites.
         layouts: of the values that existed at `find_layouts`, and of those that passes put in their place.
+        calls: from `list_sites` on, per site which stochastic call of a forward pass it is.
         sampled: from `mark_sampled` on, the values that a mask can change.
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         notes: things worth telling the user.
@@ -71,6 +72,7 @@ class Compilation:
     model: ir.Model
     contract: Contract
     layouts: dict[ir.Value, Layout] = field(default_factory=dict)
+    calls: tuple[int, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

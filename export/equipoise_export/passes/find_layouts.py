@@ -19,7 +19,7 @@ from .compilation import IMAGE, Compilation, Layout
 
 
 def find_layouts(c: Compilation) -> None:
-    """Requires markers only; ensures `layouts` for every value that a node makes."""
+    """Requires markers only; ensures `layouts` for every value."""
     contract = c.contract
     measure = _shape_meter(c.model)
     nominal = contract.nominal
@@ -31,6 +31,9 @@ def find_layouts(c: Compilation) -> None:
         if value.name in two:
             name = str(value.name)
             c.layouts[value] = _layout(name, two[name], three[name], larger[name])
+    for value in c.graph.initializers.values():
+        shape = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
+        c.layouts[value] = Layout(shape, None, 1, (False,) * len(shape))
 
 
 def _layout(name: str, two: tuple[int, ...], three: tuple[int, ...], larger: tuple[int, ...]) -> Layout:

@@ -15,8 +15,8 @@ from .compilation import Compilation, Layout, marker_of
 
 
 def list_sites(c: Compilation) -> None:
-    """Requires `layouts`; ensures `contract.sites` in bit order, one for each marker."""
-    sites = []
+    """Requires `layouts`; ensures `contract.sites` in bit order, one for each marker, and `calls`."""
+    sites, calls = [], []
     for node in sorted(c.markers(), key=lambda node: marker_of(node).index):
         marker = marker_of(node)
         assert node.inputs[0] is not None
@@ -29,8 +29,10 @@ def list_sites(c: Compilation) -> None:
             )
         units = tuple(_unit(layout, marker.shape, axis) for axis in marker.axes)
         shape = tuple(unit for unit in units if unit is not None)
+        calls.append(marker.index)
         sites.append(Site(marker.site, SiteKind(marker.kind), shape, marker.p))
     c.contract = replace(c.contract, sites=tuple(sites))
+    c.calls = tuple(calls)
 
 
 def _unit(layout: Layout, spelled: tuple[int | str, ...], axis: int) -> int | str | None:

@@ -1,8 +1,8 @@
 """Weights → the published reference pairs: compile, prove, calibrate by plain rules, publish.
 
-    python -m equipoise_export.reference.build                 all three, from the committed weights
-    python -m equipoise_export.reference.build --retrain       train them again first
-    python -m equipoise_export.reference.build nuclei --into /tmp/repository
+python -m equipoise_export.reference.build                 all three, from the committed weights
+python -m equipoise_export.reference.build --retrain       train them again first
+python -m equipoise_export.reference.build nuclei --into /tmp/repository
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..repository import publish
 from ..runtime import OnnxSampler
 from .data import REPOSITORY, Dataset, load, reference_split
 from .specs import REFERENCES, WEIGHTS, Reference
+from .train import main as train
 
 LARGEST = {2: 1024, 3: 128}
 """Per spatial rank the largest size of one request: what fits into a few GB with 20 samples."""
@@ -137,9 +138,7 @@ def main(
         reference = REFERENCES[name]
         data = load(name)
         if retrain:
-            from .train import train
-
-            train(name)
+            train([name])
         built = build(reference, data)
         real_copy = into / "hippocampus" / "1"
         publish(

@@ -69,7 +69,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             dice_weight=0.5,
         ),
         "pneumonia": Recipe(
-            epochs=30,
+            epochs=14,
             batch=128,
             learning_rate=3e-3,
             augmentation=Augmentation(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .contract import Contract, Task
-from .policy import Policy
+from .policy import Bounds, Policy
 
 
 class Route(str, Enum):
@@ -49,14 +49,14 @@ class Evidence:
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision:
     """Routes one case.
 
-    In this order: anything that went wrong, or no policy for this model → review; unlike the calibration cases →
-    reject; a caller's own seed or T, or a spacing that the model was not made for → review; case score at most the
-    policy's threshold → accept; everything else → review.
+    In this order: anything that went wrong, or no policy for this model → review; input far from the calibration cases
+    → reject; unlike them, a caller's own seed or T, or a spacing that the model was not made for → review; case score
+    at most the policy's threshold → accept; everything else → review.
     """
     for reason in _failures(contract, policy, why_no_policy, evidence):
         return Decision(Route.REVIEW, reason)
     assert policy is not None
-    for reason in _out_of_bounds(policy, evidence):
+    for reason in _outside(policy.suitable, evidence):
         return Decision(Route.REJECT, reason)
     for reason in _reservations(contract, policy, evidence):
         return Decision(Route.REVIEW, reason)
@@ -81,19 +81,21 @@ def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evi
     elif policy.model_digest != contract.model_digest:
         yield f"the policy is for another model ({policy.model_digest[:12]}, this is {contract.model_digest[:12]})"
     else:
-        named = {*policy.reject.bounds, *([policy.accept.score] if policy.accept else [])}
+        accept = [policy.accept.score] if policy.accept else []
+        named = {*policy.suitable.limits, *policy.typical.limits, *accept}
         for name in sorted(named - set(evidence.numbers)):
             yield f"the policy looks at {name}, which is not known here"
 
 
-def _out_of_bounds(policy: Policy, evidence: Evidence) -> Iterator[str]:
-    for name, (low, high) in policy.reject.bounds.items():
+def _outside(bounds: Bounds, evidence: Evidence) -> Iterator[str]:
+    for name, (low, high) in bounds.limits.items():
         number = evidence.numbers[name]
         if not low <= number <= high:
             yield f"unlike the calibration cases: {name} {number:.4g} is outside {low:.4g} to {high:.4g}"
 
 
 def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Iterator[str]:
+    yield from _outside(policy.typical, evidence)
     if evidence.own_seed:
         yield "the caller named the seed: for study and replay only"
     if evidence.own_samples and evidence.samples != policy.samples:

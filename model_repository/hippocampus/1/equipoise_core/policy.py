@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,17 @@ class AcceptRule:
 
 
 @dataclass(frozen=True)
-class RejectRule:
-    """Reject where any named score or input statistic leaves its [low, high]."""
+class Bounds:
+    """[low, high] per named score or input statistic, and how they were chosen, in words."""
 
-    bounds: Mapping[str, tuple[float, float]]
+    limits: Mapping[str, tuple[float, float]]
     rule: str
+
+    def document(self) -> dict[str, Any]:
+        return {"limits": {name: list(pair) for name, pair in self.limits.items()}, "rule": self.rule}
+
+
+NO_BOUNDS = Bounds({}, "none")
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,16 @@ class Policy:
         model_digest: the model it was made for (Contract.model_digest).
         calibration_digest: SHA-256 over the calibration cases' digests.
         samples: T that it was made for.
+        typical: a case outside is unlike the calibration cases: not accepted.
+        suitable: a case outside is so unlike them that the input is rejected.
     """
 
     model_digest: str
     calibration_digest: str
     samples: int
     accept: AcceptRule | None = None
-    reject: RejectRule = field(default_factory=lambda: RejectRule({}, "none"))
+    typical: Bounds = NO_BOUNDS
+    suitable: Bounds = NO_BOUNDS
     volume: VolumeRule | None = None
 
     @property
@@ -85,10 +94,8 @@ class Policy:
             "calibration_digest": self.calibration_digest,
             "samples": self.samples,
             "accept": None if accept is None else dict(vars(accept)),
-            "reject": {
-                "bounds": {name: list(pair) for name, pair in self.reject.bounds.items()},
-                "rule": self.reject.rule,
-            },
+            "typical": self.typical.document(),
+            "suitable": self.suitable.document(),
             "volume": None if volume is None else {**vars(volume), "widening": dict(volume.widening)},
         }
 
@@ -111,7 +118,7 @@ def parse_policy(document: Any) -> Policy:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PolicyError(f"expected a policy of format {FORMAT}; got {found}")
     try:
-        accept, reject, volume = document["accept"], document["reject"], document["volume"]
+        accept, volume = document["accept"], document["volume"]
         policy = Policy(
             model_digest=str(document["model_digest"]),
             calibration_digest=str(document["calibration_digest"]),
@@ -127,10 +134,8 @@ def parse_policy(document: Any) -> Policy:
                 errors=int(accept["errors"]),
                 rule=str(accept["rule"]),
             ),
-            reject=RejectRule(
-                {str(name): (float(low), float(high)) for name, (low, high) in reject["bounds"].items()},
-                str(reject["rule"]),
-            ),
+            typical=_bounds(document["typical"]),
+            suitable=_bounds(document["suitable"]),
             volume=None
             if volume is None
             else VolumeRule(
@@ -146,3 +151,8 @@ def parse_policy(document: Any) -> Policy:
     if document.get("digest") != digest:
         raise PolicyError(f"policy says its digest is {document.get('digest')}, but it is {digest}: it was changed")
     return policy
+
+
+def _bounds(document: Any) -> Bounds:
+    limits = {str(name): (float(low), float(high)) for name, (low, high) in document["limits"].items()}
+    return Bounds(limits, str(document["rule"]))
