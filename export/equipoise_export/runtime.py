@@ -19,6 +19,8 @@ def session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSessi
     """An ONNX Runtime session on the CPU; `threads` 0: as many as there are cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Waiting threads sleep: on a busy machine spinning ones take the cores from those that work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -41,6 +43,6 @@ class OnnxSampler:
         feeds: dict[str, NDArray[Any]] = {"image": image} if masks is None else {"image": image, "masks": masks}
         try:
             results = self._session.run(self._outputs, feeds)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
+        except Exception as error:
             raise SamplerFailure(f"ONNX Runtime: {str(error).splitlines()[0]}") from error
         return dict(zip(self._outputs, results, strict=True))

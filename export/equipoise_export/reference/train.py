@@ -38,7 +38,6 @@ class Recipe:
         learning_rate: the peak of the one-cycle schedule.
         augmentation: how each image is changed each time it is seen.
         dice_weight: weight of the soft Dice term beside cross-entropy; 0 leaves it out.
-        balanced: weigh classes by their inverse frequency, so that the training set's prevalence is not learnt.
     """
 
     epochs: int
@@ -46,7 +45,6 @@ class Recipe:
     learning_rate: float
     augmentation: Augmentation
     dice_weight: float = 0.0
-    balanced: bool = False
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -75,7 +73,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             augmentation=Augmentation(
                 rotation=8, scale=0.1, shift=2, contrast=0.2, brightness=0.1, gamma=0.3, noise=0.05
             ),
-            balanced=True,
         ),
         "nuclei": Recipe(
             epochs=24,
@@ -132,16 +129,14 @@ def soft_dice_loss(probabilities: Tensor, truth: Tensor) -> Tensor:
     return 1 - ((overlap + 1) / (probabilities.sum(axes) + truth.sum(axes) + 1)).mean()
 
 
-def loss_of(
-    logits: Tensor, target: Tensor, activation: str, dice_weight: float, class_weights: Tensor | None
-) -> Tensor:
+def loss_of(logits: Tensor, target: Tensor, activation: str, dice_weight: float) -> Tensor:
     """Cross-entropy plus weighted soft Dice of logits `[N, K, *S]` against labels `[N, *S]`."""
     if activation == "sigmoid":
         truth = target[:, None].float()
         loss = functional.binary_cross_entropy_with_logits(logits, truth)
         structures = logits.sigmoid()
     else:
-        loss = functional.cross_entropy(logits, target, weight=class_weights)
+        loss = functional.cross_entropy(logits, target)
         if not dice_weight:
             return loss
         # Dice is about structures: the background has none.
@@ -160,7 +155,6 @@ def fit(reference: Reference, recipe: Recipe, cases: Dataset, seed: int) -> nn.M
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
     steps = recipe.epochs * -(-len(cases) // recipe.batch)
     schedule = OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps + 1, pct_start=0.2)
-    class_weights = _inverse_frequencies(cases) if recipe.balanced else None
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )
@@ -171,7 +165,7 @@ def fit(reference: Reference, recipe: Recipe, cases: Dataset, seed: int) -> nn.M
             for image, target in batches(reference, recipe, cases, random):
                 with torch.autocast("cpu", torch.bfloat16):
                     logits = network(image.contiguous(memory_format=layout))
-                loss = loss_of(logits.float(), target, reference.activation, recipe.dice_weight, class_weights)
+                loss = loss_of(logits.float(), target, reference.activation, recipe.dice_weight)
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -180,11 +174,6 @@ def fit(reference: Reference, recipe: Recipe, cases: Dataset, seed: int) -> nn.M
                 losses.append(loss.item())
             progress.update(bar, advance=1, loss=float(np.mean(losses)))
     return network.eval()
-
-
-def _inverse_frequencies(cases: Dataset) -> Tensor:
-    counts = np.bincount(np.array(cases.targets))
-    return torch.from_numpy((counts.sum() / (len(counts) * counts)).astype(np.float32))
 
 
 def main(arguments: list[str] | None = None) -> None:

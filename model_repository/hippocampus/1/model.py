@@ -29,9 +29,8 @@ class TritonPythonModel:
 
     def _respond(self, request):
         try:
-            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
             sampler = BlsSampler(self.model.contract.samplers[0].name, self.model.contract, request)
-            assessments = [assess(self.model, case, sampler) for case in cases_of(request, images)]
+            assessments = [assess(self.model, case, sampler) for case in cases_of(request)]
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
@@ -55,8 +54,12 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 
-def cases_of(request, images):
+def cases_of(request):
     """One Case per image of the request; optional inputs have one row per image."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "image")
+    if tensor is None:  # Triton only counts the inputs of a model that has optional ones
+        raise InvalidRequest("the request has no input `image`; send it as FP32 [N, C, ...]")
+    images = tensor.as_numpy()
     samples, seeds, spacings = (_rows(request, name, len(images)) for name in ("samples", "seed", "spacing"))
     if len(images) == 0:
         raise InvalidRequest("the request has no image: N is 0; send at least one")

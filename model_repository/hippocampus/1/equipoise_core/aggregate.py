@@ -19,9 +19,9 @@ from .moments import Array, Moments, moments_of_outputs
 from .policy import Policy
 from .record import FORMAT, default_seed, input_digest, jsonable, software
 from .scores import case_scores, default_score
-from .statistics import input_statistics
+from .statistics import input_statistics, prediction_statistics
 from .uncertainty import Uncertainty
-from .volume import Volume, volume_of_samples, voxel_volume
+from .volume import UNKNOWN, Volume, volume_of_samples, voxel_volume
 
 MAX_SAMPLES = 1000
 """More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
@@ -80,7 +80,7 @@ class Assessment:
     case: Case
     seed: int
     image_digest: str
-    statistics: Mapping[str, float]
+    input_statistics: Mapping[str, float]
     moments: Moments
     asked: int
     problems: tuple[str, ...]
@@ -92,6 +92,11 @@ class Assessment:
     @cached_property
     def scores(self) -> dict[str, float]:
         return case_scores(self.model.contract, self.uncertainty)
+
+    @cached_property
+    def statistics(self) -> dict[str, float]:
+        """Of input and prediction, by name."""
+        return {**self.input_statistics, **prediction_statistics(self.model.contract, self.uncertainty.mean)}
 
     @property
     def score_name(self) -> str:
@@ -106,9 +111,11 @@ class Assessment:
 
     @cached_property
     def volumes(self) -> dict[str, Volume]:
-        """Per class name and for `total` (all foreground); NaN where no spacing in mm is known."""
+        """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
         contract, rule = self.model.contract, self.model.policy.volume if self.model.policy else None
-        millilitres = self.moments.volumes * (voxel_volume(self.case.spacing) if self.case.spacing else np.nan)
+        if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
+            return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
+        millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
         columns = dict(zip(contract.classes, millilitres.T, strict=True))
         columns["total"] = millilitres[:, list(contract.foreground)].sum(axis=1)
         level = rule.level if rule else UNCALIBRATED_LEVEL

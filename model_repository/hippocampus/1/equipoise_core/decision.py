@@ -56,7 +56,7 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
     for reason in _failures(contract, policy, why_no_policy, evidence):
         return Decision(Route.REVIEW, reason)
     assert policy is not None
-    for reason in _outside(policy.suitable, evidence):
+    for reason in _outside(policy.suitable, "far from", evidence):
         return Decision(Route.REJECT, reason)
     for reason in _reservations(contract, policy, evidence):
         return Decision(Route.REVIEW, reason)
@@ -87,15 +87,15 @@ def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evi
             yield f"the policy looks at {name}, which is not known here"
 
 
-def _outside(bounds: Bounds, evidence: Evidence) -> Iterator[str]:
+def _outside(bounds: Bounds, how: str, evidence: Evidence) -> Iterator[str]:
     for name, (low, high) in bounds.limits.items():
         number = evidence.numbers[name]
         if not low <= number <= high:
-            yield f"unlike the calibration cases: {name} {number:.4g} is outside {low:.4g} to {high:.4g}"
+            yield f"{how} the calibration cases: {name} {number:.4g} is outside {low:.4g} to {high:.4g}"
 
 
 def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Iterator[str]:
-    yield from _outside(policy.typical, evidence)
+    yield from _outside(policy.typical, "unlike", evidence)
     if evidence.own_seed:
         yield "the caller named the seed: for study and replay only"
     if evidence.own_samples and evidence.samples != policy.samples:

@@ -1,6 +1,6 @@
-"""Simple statistics of the input, which show that an image is not of the kind the model knows.
+"""Simple statistics of input and prediction, which show that an image is not of the kind the model knows.
 
-They look at the normalised image, so none depends on the scanner's intensity scale, and a change of brightness or
+Those of the input look at the normalised image, so none depends on the scanner's intensity scale, and a change of brightness or
 contrast alone moves none.
 """
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .contract import Contract, Task
 
 Array = NDArray[np.floating[Any]]
 
@@ -40,3 +42,14 @@ def input_statistics(image: NDArray[np.float32]) -> dict[str, float]:
 
 def _axes_of(image: Array, smallest: int) -> list[int]:
     return [axis for axis in range(1, image.ndim) if image.shape[axis] >= smallest]
+
+
+def prediction_statistics(contract: Contract, mean: Array) -> dict[str, float]:
+    """Mean probabilities `[K, *S]` → numbers by name; none for classification.
+
+    - `foreground_share`: mean over voxels of the foreground's probability, all classes together (0..K). Samples can
+      agree on nonsense: of bright H&E tissue the fluorescence model takes nearly all for nuclei, and is sure of it.
+    """
+    if contract.task is Task.CLASSIFICATION:
+        return {}
+    return {"foreground_share": float(mean[list(contract.foreground)].sum(axis=0, dtype=np.float64).mean())}

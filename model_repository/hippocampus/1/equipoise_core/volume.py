@@ -20,6 +20,10 @@ class Volume:
     high: float
 
 
+UNKNOWN = Volume(*[float("nan")] * 4)
+"""Without a spacing in mm there are no millilitres."""
+
+
 def voxel_volume(spacing: tuple[float, ...]) -> float:
     """mL per voxel, from the spacing in mm."""
     return float(np.prod(spacing)) / MILLILITRE
@@ -34,4 +38,7 @@ def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: floa
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(volumes, [tail, 1.0 - tail])
     sd = float(volumes.std(ddof=1)) if len(volumes) > 1 else float("nan")
-    return Volume(float(volumes.mean()), sd, max(0.0, float(low) - widening), max(0.0, float(high) + widening))
+    # np.maximum, unlike max, keeps a NaN: what is not known must not become 0 mL.
+    return Volume(
+        float(volumes.mean()), sd, float(np.maximum(0.0, low - widening)), float(np.maximum(0.0, high + widening))
+    )

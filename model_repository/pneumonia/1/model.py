@@ -1,0 +1,1 @@
+../../hippocampus/1/model.py
