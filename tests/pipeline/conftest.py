@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tritonclient.grpc
+from equipoise_core.contract import Contract, load_contract
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.readiness import check_readiness
 from equipoise_deploy.server import TritonServer
 from equipoise_export.repository import publish
+
+from .asking import CLIENTS, MODELS
 
 REFERENCE = Path(__file__).parents[2] / "model_repository"
 
@@ -56,3 +60,26 @@ def server(repository: Path) -> Iterator[Served]:
     with TritonServer(repository, ports=Ports(0, 0, 0)) as running:
         check_readiness(running.grpc_url, running.models)
         yield Served(running.grpc_url, running.http_url, running.metrics_url, running.models)
+
+
+@pytest.fixture(scope="session")
+def contracts(repository: Path) -> dict[str, Contract]:
+    """Of every public model in `repository`, by name; the reference models are among them."""
+    found = {path.parents[1].name: load_contract(path) for path in repository.glob("*/1/contract.json")}
+    assert set(MODELS) <= set(found), f"published are {sorted(found)}; expected all reference models {MODELS}"
+    return found
+
+
+@pytest.fixture(scope="session")
+def grpc_client(server: Served) -> Iterator[tritonclient.grpc.InferenceServerClient]:
+    """tritonclient's own, over gRPC."""
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture(params=CLIENTS)
+def stock(request, server: Served):
+    """tritonclient's own, over gRPC and over HTTP in turn."""
+    url = {"grpc": server.grpc_url, "http": server.http_url}[request.param]
+    with CLIENTS[request.param].InferenceServerClient(url) as client:
+        yield client

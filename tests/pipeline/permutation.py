@@ -27,9 +27,7 @@ class PValues:
         return min(self.mean, self.variance)
 
 
-def compare(
-    first: NDArray[np.floating], second: NDArray[np.floating], shuffles: int = 1999, seed: int = 0
-) -> PValues:
+def compare(first: NDArray[np.floating], second: NDArray[np.floating], shuffles: int = 1999, seed: int = 0) -> PValues:
     """`first [n, D]` against `second [m, D]`: rows are independent draws, columns are outputs.
 
     Looks at the columns that vary most over both sets together (a choice that no shuffle changes).

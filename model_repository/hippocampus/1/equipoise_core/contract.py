@@ -120,7 +120,8 @@ class Contract:
             raise ContractError("a model needs at least one class")
         if not len(self.spatial) == len(self.nominal) == len(self.maximum):
             raise ContractError(
-                f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal}, {self.maximum}"
+                f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal} and "
+                f"{self.maximum}"
             )
         names = [site.name for site in self.sites]
         if len(set(names)) != len(names):

@@ -1,4 +1,4 @@
-"""A published model's version directory → what assesses with it. Nothing here stops the service but a broken contract."""
+"""A published model's version directory → what assesses with it. Only a broken contract or sampler stops the service."""
 
 from __future__ import annotations
 

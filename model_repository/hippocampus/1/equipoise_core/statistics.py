@@ -1,7 +1,7 @@
 """Simple statistics of input and prediction, which show that an image is not of the kind the model knows.
 
-Those of the input look at the normalised image, so none depends on the scanner's intensity scale, and a change of brightness or
-contrast alone moves none.
+Those of the input look at the normalised image: none depends on the scanner's intensity scale, and a change of
+brightness or contrast alone moves none.
 """
 
 from __future__ import annotations

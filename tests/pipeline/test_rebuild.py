@@ -1,0 +1,55 @@
+"""The committed pairs are what the committed weights and this exporter make, and are fit to be served."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from equipoise_core.contract import load_contract
+from equipoise_core.loading import load_model
+from equipoise_core.masks import draw_masks, mask_layout
+from equipoise_export.reference.build import compile_reference
+from equipoise_export.reference.specs import REFERENCES
+from equipoise_export.runtime import OnnxSampler
+from equipoise_export.triton_config import aggregator_config, render, sampler_configs
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+LARGEST = 3 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFERENCES)
+def test_weights_make_the_committed_sampler(name):
+    """Compiling the weights again gives the same contract and the same function of image and masks."""
+    committed = REPOSITORY / f"{name}_sampler" / "1" / "model.onnx"
+    compiled = compile_reference(REFERENCES[name])
+    contract = load_contract(REPOSITORY / name / "1" / "contract.json")
+    assert compiled.contract.graph_document() == contract.graph_document()
+    sizes = tuple(min(size, 32) if isinstance(extent, str) else size for extent, size in zip(
+        contract.spatial, contract.nominal, strict=True))  # fmt: skip
+    image = np.random.default_rng(0).normal(size=(1, contract.channels, *sizes)).astype(np.float32)
+    masks = draw_masks(mask_layout(contract, sizes), 1, contract.model_digest, 0, 4)[None]
+    rebuilt = OnnxSampler(compiled.model.SerializeToString())(image, masks)
+    for output, expected in OnnxSampler(committed)(image, masks).items():
+        np.testing.assert_allclose(rebuilt[output], expected, rtol=1e-6, atol=1e-6, err_msg=output)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_committed_files_belong_together(name):
+    """The contract names the sampler's digest, the ONNX file repeats the contract, the policy is for this model."""
+    model = load_model(REPOSITORY / name / "1")
+    assert model.policy is not None, model.why_no_policy
+    assert model.policy.model_digest == model.contract.model_digest
+    file = REPOSITORY / f"{name}_sampler" / "1" / "model.onnx"
+    assert file.stat().st_size <= LARGEST
+    metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert metadata == model.contract.graph_metadata()
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_committed_configurations_are_generated(name):
+    """Nobody edits a config.pbtxt by hand: each is what the contract makes of it."""
+    contract = load_contract(REPOSITORY / name / "1" / "contract.json")
+    assert (REPOSITORY / name / "config.pbtxt").read_text() == render(aggregator_config(contract))
+    for path, config in sampler_configs(contract).items():
+        assert (REPOSITORY / f"{name}_sampler" / path).read_text() == render(config), path

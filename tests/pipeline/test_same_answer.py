@@ -1,0 +1,192 @@
+"""The same image, seed and number of samples give the same answer, whatever else happens on the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from equipoise_client import AsyncUncertaintyClient
+from equipoise_core.contract import Contract, Task
+from equipoise_deploy.ports import Ports
+from equipoise_deploy.server import TritonServer
+from google.protobuf import text_format
+from numpy.typing import NDArray
+
+from .asking import MODELS, SMALL, ask, case, picture, text
+
+pytestmark = pytest.mark.pipeline
+
+SAMPLES = 20
+TOLERANCE = 1e-5
+CHUNKS = (4, 16)
+MAPS = ("mean", "variance", "epistemic")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: a model, a size of image, and the seed of both the image and its samples."""
+
+    model: str
+    size: tuple[int, ...]
+    seed: int
+
+    def tensors(self, contract: Contract) -> dict[str, NDArray[Any]]:
+        spacing = (1.0,) * contract.rank if contract.task is Task.SEGMENTATION else None
+        return case(picture(contract, self.size, self.seed), samples=SAMPLES, seed=self.seed, spacing=spacing)
+
+
+def _questions() -> tuple[Question, ...]:
+    """Sixteen, over all models and sizes in turn."""
+    kinds = [(model, size) for model in MODELS for size in SMALL[model]]
+    return tuple(Question(*kinds[i % len(kinds)], seed=i) for i in range(16))
+
+
+QUESTIONS = _questions()
+
+
+def _outputs(contract: Contract) -> tuple[str, ...]:
+    volumes = ("volume", "volume_total") if contract.task is Task.SEGMENTATION else ()
+    return (*MAPS, "case_score", *volumes, "samples_used", "route", "reason")
+
+
+def _assert_same(answer: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+    """Within 1e-5; volumes relative to their size; words to the letter."""
+    for name, values in expected.items():
+        if values.dtype == object:
+            assert text(answer[name]) == text(values), name
+        elif name in ("volume", "volume_total"):
+            np.testing.assert_allclose(answer[name], values, rtol=TOLERANCE, atol=1e-9, err_msg=name)
+        else:
+            np.testing.assert_allclose(answer[name], values, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(grpc_client, contracts) -> dict[Question, dict[str, NDArray[Any]]]:
+    """Each question's answer with nothing else on the server."""
+    return {
+        q: ask(grpc_client, q.model, q.tensors(contracts[q.model]), _outputs(contracts[q.model])) for q in QUESTIONS
+    }
+
+
+@pytest.fixture(scope="module")
+def restarted(tmp_path_factory, repository: Path) -> Iterator[triton.InferenceServerClient]:
+    """Another server over the same repository, with copies NAME_by_4 and NAME_by_16 that draw in such chunks."""
+    if os.environ.get("EQUIPOISE_TRITON_URL"):
+        pytest.skip("EQUIPOISE_TRITON_URL names a server that is not ours to restart or to configure")
+    folder = tmp_path_factory.mktemp("restarted") / "models"
+    folder.mkdir()
+    for model in MODELS:
+        for name in (model, f"{model}_sampler"):
+            (folder / name).symlink_to((repository / name).resolve())
+        for chunk in CHUNKS:
+            _copy_with_chunk(repository / model, folder / f"{model}_by_{chunk}", chunk)
+    with (
+        TritonServer(folder, ports=Ports(0, 0, 0)) as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
+        yield client
+
+
+def _copy_with_chunk(public: Path, into: Path, chunk: int) -> None:
+    """The public model again under another name: its files are links, its configuration names the chunk."""
+    into.mkdir()
+    (into / "1").symlink_to((public / "1").resolve())
+    config = text_format.Parse((public / "config.pbtxt").read_text(), triton.model_config_pb2.ModelConfig())
+    config.name = into.name
+    config.parameters["chunk"].string_value = str(chunk)
+    del config.parameters["contract"]  # then `serve` leaves the instance count at the one that is enough here
+    config.instance_group[0].count = 1
+    (into / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def test_among_sixteen_concurrent_mixed_requests(server, alone):
+    """Every request gets the answer that it gets alone, however it was scheduled and batched with others."""
+
+    async def all_at_once(client: AsyncUncertaintyClient, contracts: Mapping[str, Contract]) -> list[Any]:
+        def predict(q: Question) -> Any:
+            tensors = q.tensors(contracts[q.model])
+            spacing = tensors["spacing"][0] if "spacing" in tensors else None
+            image = tensors["image"][0]
+            return client.predict(q.model, image, samples=SAMPLES, seed=q.seed, spacing=spacing, outputs=MAPS)
+
+        return await asyncio.gather(*(predict(q) for q in QUESTIONS))
+
+    async def talk() -> list[Any]:
+        async with AsyncUncertaintyClient(server.grpc_url) as client:
+            return await all_at_once(client, {model: await client.contract(model) for model in MODELS})
+
+    for question, prediction in zip(QUESTIONS, asyncio.run(talk()), strict=True):
+        expected = alone[question]
+        for name in MAPS:
+            np.testing.assert_allclose(prediction.arrays[name], expected[name][0], rtol=0, atol=TOLERANCE)
+        assert prediction.case_score == pytest.approx(float(expected["case_score"][0, 0]), abs=TOLERANCE)
+        assert (prediction.route.value, prediction.reason) == (text(expected["route"]), text(expected["reason"]))
+        if prediction.volume is not None:
+            total = prediction.volume.total
+            found = [total.mean, total.sd, total.low, total.high]
+            np.testing.assert_allclose(found, expected["volume_total"][0], rtol=TOLERANCE)
+
+
+def test_after_a_restart(restarted, alone, contracts):
+    """A server that starts anew gives the same answers: nothing is kept in between."""
+    for q, expected in alone.items():
+        _assert_same(ask(restarted, q.model, q.tensors(contracts[q.model]), tuple(expected)), expected)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_in_chunks(restarted, alone, contracts, chunk):
+    """Samples drawn in several sampler requests are the samples drawn in one."""
+    for q, expected in alone.items():
+        _assert_same(ask(restarted, f"{q.model}_by_{chunk}", q.tensors(contracts[q.model]), tuple(expected)), expected)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_chunk_is_what_the_sampler_is_asked_for(restarted, contracts, model):
+    """20 samples are one request of the usual model, five in chunks of 4 and two in chunks of 16."""
+    tensors = Question(model, SMALL[model][0], seed=1).tensors(contracts[model])
+
+    def sampler_requests() -> int:
+        return int(restarted.get_inference_statistics(f"{model}_sampler").model_stats[0].inference_count)
+
+    for name, requests in ((model, 1), (f"{model}_by_4", 5), (f"{model}_by_16", 2)):
+        before = sampler_requests()
+        ask(restarted, name, tensors, ("mean",))
+        assert sampler_requests() - before == requests, name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_different_seeds_differ(grpc_client, contracts, model):
+    """Another seed draws other samples: the sameness above is not that of a network without dropout."""
+    image = picture(contracts[model], SMALL[model][0], seed=1)
+    one, two = (
+        ask(grpc_client, model, case(image, samples=SAMPLES, seed=seed), ("mean", "variance")) for seed in (1, 2)
+    )
+    assert np.abs(one["mean"] - two["mean"]).max() > 10 * TOLERANCE
+    assert np.abs(one["variance"] - two["variance"]).max() > 0.01 * one["variance"].max()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_without_a_seed_the_image_is_the_seed(grpc_client, contracts, model):
+    """The same image gets the same answer twice; of N images each gets its own seed and the answer it gets alone."""
+    images = [picture(contracts[model], SMALL[model][0], seed=i) for i in range(3)]
+    outputs = (*MAPS, "samples_used", "record")
+    singles = [ask(grpc_client, model, case(image), outputs) for image in images]
+    again = ask(grpc_client, model, case(images[0]), outputs)
+    together = ask(grpc_client, model, {"image": np.stack(images)}, outputs)
+
+    seeds = [json.loads(text(single["record"]))["seed"] for single in singles]
+    assert len(set(seeds)) == len(images)
+    assert json.loads(text(again["record"]))["seed"] == seeds[0]
+    assert [json.loads(record)["seed"] for record in together["record"][:, 0]] == seeds
+    for name in (*MAPS, "samples_used"):
+        np.testing.assert_allclose(again[name], singles[0][name], rtol=0, atol=TOLERANCE)
+        for i, single in enumerate(singles):
+            np.testing.assert_allclose(together[name][i], single[name][0], rtol=0, atol=TOLERANCE)
