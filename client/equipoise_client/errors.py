@@ -83,6 +83,9 @@ _BY_CODE: Mapping[str, tuple[type[EquipoiseError], str]] = MappingProxyType(
 )
 
 
+_UNLOADED = "has no available versions"  # Triton's words; of an unknown model it says "is not found"
+
+
 @contextmanager
 def translated(about: str) -> Iterator[None]:
     """Raises what Triton's client and gRPC raise as one of ours, `from` the original.
@@ -101,5 +104,7 @@ def translated(about: str) -> Iterator[None]:
 
 def _mapped(about: str, status: str, details: str) -> EquipoiseError:
     code = status.removeprefix("StatusCode.")
+    if code == "NOT_FOUND" and _UNLOADED in details:
+        code = "UNAVAILABLE"  # a known model that is being loaded or, while the server stops, unloaded
     kind, advice = _BY_CODE.get(code, (ServerFailure, "the server failed; its log says why"))
     return kind(f"{about}: {advice} ({code or 'no status'}: {details.strip() or 'no details'})")

@@ -188,6 +188,14 @@ def test_each_code_has_its_error(ask: Ask, triton: Any, code: grpc.StatusCode, e
     assert len(triton.requests) == 1
 
 
+def test_a_model_that_is_being_unloaded_is_unavailable(ask: Ask, triton: Any) -> None:
+    """Triton calls it NOT_FOUND while it stops; asking again, or elsewhere, is right."""
+    words = "Request for unknown model: 'brain' has no available versions"
+    triton.failures = [(grpc.StatusCode.NOT_FOUND, words)]
+    assert ask("predict", "brain", IMAGE) is not None
+    assert len(triton.requests) == 2
+
+
 def test_unknown_models_are_named(ask: Ask) -> None:
     """A model that is not there, and one that Equipoise did not publish, are UnknownModel."""
     with pytest.raises(UnknownModel, match="nobody"):
