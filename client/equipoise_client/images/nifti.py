@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,9 @@ def read(path: Path) -> SourceImage:
             known = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
             affine = np.array(image.affine, np.float64)
             affine[:3] *= scale
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error, KeyError) as error:
-        if isinstance(error, UnreadableImage):
-            raise
+    except UnreadableImage:
+        raise
+    except Exception as error:  # noqa: BLE001 (what nibabel raises on a damaged header shares no base)
         raise UnreadableImage(f"{path.name}: not a NIfTI file, damaged or cut off; export it again") from error
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     usable = bool(np.isfinite(affine).all() and (spacing > 0).all())
