@@ -38,8 +38,17 @@ lint: $(VENV)/.installed-test  ## ruff
 types: $(VENV)/.installed-test  ## mypy, strict on the core
 	$(BIN)/mypy
 
-unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against the real server included
+# Other people's networks that the exporter is tried on. Apart from the environment and without their dependencies: a
+# torchvision from PyPI would replace a CPU build of torch.
+build/zoo/.installed: $(VENV)/.installed-test deploy/locks/zoo.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/zoo --requirement deploy/locks/zoo.txt
+	@touch $@
+
+unit: $(VENV)/.installed-test build/zoo/.installed  ## every test, slow ones and the pipeline against the real server included
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: $(VENV)/.installed-test  ## what T samples cost, against what people write today
+	$(BIN)/python tests/benchmarks/bench_export_cost.py
 
 reference: $(VENV)/.installed-test  ## train the reference models again from EQUIPOISE_DATA and republish them
 	$(BIN)/python -m equipoise_export.reference.build

@@ -3,155 +3,262 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+import tritonclient.grpc as triton
 from equipoise_client import AsyncUncertaintyClient, Retry, UncertaintyClient
 from equipoise_client.errors import ServerUnavailable
+from equipoise_core.aggregate import Case, assess
+from equipoise_core.loading import load_model
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.readiness import check_readiness
 from equipoise_deploy.server import TritonServer
+from equipoise_export.repository import publish
+from equipoise_export.runtime import OnnxSampler
+from numpy.typing import NDArray
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+from .asking import MODELS, SMALL, ask, case, inputs_of, picture, poll
+from .processes import Serving, serving
 
-REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
+pytestmark = pytest.mark.pipeline
+
 PATIENCE = 90.0  # seconds until something that must happen counts as not happening
+LONG = 1000  # samples, of the largest image: work for some seconds
+IMAGE = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
 
-ASK_FOR_EVER = """
-import sys, numpy as np
-from equipoise_client import UncertaintyClient
-image = np.random.default_rng(0).uniform(0, 255, (1, 256, 256)).astype(np.float32)
-with UncertaintyClient(sys.argv[1]) as client:
-    client.contract("nuclei")
-    print("asking", flush=True)
-    while True:
-        client.predict("nuclei", image, samples=100, outputs=())
+ASK_FOR_LONG = """
+import sys
+import numpy as np
+import tritonclient.grpc as triton
+
+images = np.zeros((32, 1, 64, 64), np.float32)
+samples = np.full((32, 1), 1000, np.int32)
+tensors = {"image": (images, "FP32"), "samples": (samples, "INT32")}
+inputs = [triton.InferInput(n, a.shape, t).set_data_from_numpy(a) for n, (a, t) in tensors.items()]
+with triton.InferenceServerClient(sys.argv[1]) as client:
+    client.infer("tinyseg", inputs)
 """
 
 
-def until(condition, what: str) -> None:
-    """Polls until `condition()` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.05)  # a pause between two looks, not a wait for something to have happened
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("equipoise_")}
-
-
-def radiograph(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(0, 255, (1, 28, 28)).astype(np.float32)
+@pytest.fixture(scope="module")
+def tiny_repository(tmp_path_factory, tiny_segmentation) -> Path:
+    folder = tmp_path_factory.mktemp("lifetime") / "models"
+    publish(tiny_segmentation, folder)
+    return folder
 
 
 @pytest.fixture
-def serving():
-    """`equipoise serve` as a user starts it: the process, and its gRPC address."""
-    before = shared_memory()
-    command = [str(Path(sys.executable).with_name("equipoise")), "serve", str(REPOSITORY), "--json"]
-    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen([*command, *ports, "--engine", "embedded"], stdout=subprocess.PIPE, text=True)
+def started(tiny_repository, tmp_path) -> Iterator[Serving]:
+    with serving(tiny_repository, tmp_path / "run", os.environ) as server:
+        yield server
+
+
+def _metric(metrics_url: str, name: str, *labels: str) -> float:
+    """The sum over all series of that name which carry these labels."""
+    with urllib.request.urlopen(metrics_url, timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    series = [line for line in lines if line.startswith(name + "{") and all(label in line for label in labels)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in series)
+
+
+def _assert_nothing_remains(server: Serving) -> None:
+    poll(lambda: not server.remains(), f"nothing is left of the server: {server.remains()}", PATIENCE)
+
+
+@dataclass
+class Burst:
+    """Requests that were all sent at once, each with a seed of its own; outcomes by seed."""
+
+    client: triton.InferenceServerClient
+    samples: int
+
+    def __post_init__(self) -> None:
+        self.outcomes: dict[int, triton.InferResult | Exception] = {}
+        self._done = threading.Semaphore(0)
+        self.sent = 0
+
+    def send(self, count: int) -> None:
+        for seed in range(self.sent, self.sent + count):
+
+            def receive(result, error, seed=seed) -> None:
+                self.outcomes[seed] = result if error is None else error
+                self._done.release()
+
+            tensors = inputs_of(triton, case(IMAGE, samples=self.samples, seed=seed))
+            wanted = [triton.InferRequestedOutput(name) for name in ("mean", "samples_used")]
+            self.client.async_infer("tinyseg", tensors, receive, outputs=wanted)
+        self.sent += count
+
+    def wait(self) -> None:
+        """Until each has an outcome: none may be lost without a word."""
+        for _ in range(self.sent):
+            assert self._done.acquire(timeout=PATIENCE), f"{self.sent - len(self.outcomes)} requests were lost"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_accepted_before_the_stop_is_answered(started, tiny_repository, number):
+    """60 requests wait or run when the signal comes: all get their own whole answers; then nothing is left, exit 0."""
+    url, model = started.urls["metrics"], 'model="tinyseg"'
+    with triton.InferenceServerClient(started.urls["grpc"]) as client:
+        before = _metric(url, "nv_inference_request_success", model)
+        burst = Burst(client, samples=100)
+        burst.send(60)
+
+        def accepted() -> float:
+            waiting = _metric(url, "nv_inference_pending_request_count", model)
+            return waiting + _metric(url, "equipoise_in_flight", model) + len(burst.outcomes)
+
+        poll(lambda: accepted() >= 60, "all requests are accepted")
+        answered = _metric(url, "nv_inference_request_success", model) - before
+        assert answered < 40, "nearly nothing was left to answer: this would prove nothing"
+        started.process.send_signal(number)
+        burst.wait()
+    _, log = started.process.communicate(timeout=PATIENCE)
+    assert started.process.returncode == 0, log
+    assert not started.remains()
+
+    local = load_model(tiny_repository / "tinyseg" / "1")
+    sampler = OnnxSampler(tiny_repository / "tinyseg_sampler" / "1" / "model.onnx", threads=1)
+    for seed, outcome in burst.outcomes.items():
+        assert not isinstance(outcome, Exception), (seed, outcome)
+        assert int(outcome.as_numpy("samples_used")[0, 0]) == 100
+        expected = assess(local, Case(IMAGE, samples=100, seed=seed), sampler).uncertainty.mean
+        np.testing.assert_allclose(outcome.as_numpy("mean")[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_stop_comes_to_its_end_though_clients_keep_asking(started):
+    """Every request ends in an answer or in a refusal that says why, and the server does not serve on for ever."""
+    outcomes: list[tuple[float, BaseException | None]] = []
+    begun = threading.Barrier(9)
+
+    def keep_asking(seed: int) -> None:
+        with UncertaintyClient(started.urls["grpc"], timeout=PATIENCE, retry=Retry(attempts=1)) as client:
+            client.contract("tinyseg")
+            begun.wait()
+            refused = 0
+            while refused < 3:
+                asked = time.monotonic()
+                try:
+                    client.predict("tinyseg", IMAGE, samples=200, seed=seed, outputs=())
+                    outcomes.append((asked, None))
+                except Exception as error:  # whatever it is belongs to the outcomes
+                    outcomes.append((asked, error))
+                    refused += 1
+
+    threads = [threading.Thread(target=keep_asking, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    poll(lambda: len(outcomes) >= 16, "requests are answered")
+    stopped = time.monotonic()
+    started.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a request hangs"
+    _, log = started.process.communicate(timeout=PATIENCE)
+    assert started.process.returncode == 0, log
+    assert not started.remains()
+    errors = [(asked - stopped, error) for asked, error in outcomes if error is not None]
+    assert all(isinstance(error, ServerUnavailable) for _, error in errors), errors
+    # A request that was sent in the last moment before the signal may have arrived after it.
+    assert all(after > -0.5 for after, _ in errors), errors
+    assert any("the server is stopping" in str(error) for _, error in errors), errors
+
+
+@pytest.mark.slow
+def test_a_killed_parent_leaves_nothing(started):
+    """SIGKILL under load gives `serve` no chance to clean up: its guardian does."""
+    with triton.InferenceServerClient(started.urls["grpc"]) as client:
+        burst = Burst(client, samples=100)
+        burst.send(20)
+        poll(lambda: burst.outcomes, "the first answer")
+        os.kill(started.process.pid, signal.SIGKILL)
+        burst.wait()
+    started.process.communicate()
+    _assert_nothing_remains(started)
+
+
+def test_a_killed_clients_work_is_given_up(server):
+    """SIGKILL in the middle of a request: its samples are not drawn to the end, and the next good request succeeds."""
+    if server.metrics_url is None:
+        pytest.skip("EQUIPOISE_TRITON_URL names a server whose metrics are not known")
+
+    def cancelled() -> float:
+        return _metric(server.metrics_url, "equipoise_failures_total", 'kind="Cancelled"', 'model="tinyseg"')
+
+    def running() -> float:
+        return _metric(server.metrics_url, "equipoise_in_flight", 'model="tinyseg"')
+
+    before = cancelled()
+    client = subprocess.Popen([sys.executable, "-c", ASK_FOR_LONG, server.grpc_url])
     try:
-        assert process.stdout is not None
-        listening = json.loads(process.stdout.readline())
-        yield process, listening["grpc"]
+        poll(running, "the request runs")
+        assert client.poll() is None
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        until(lambda: shared_memory() <= before, "shared memory is given back")
-
-
-def test_a_killed_client_disturbs_nobody(server):
-    """SIGKILL in the middle of a request: the next good request succeeds."""
-    client = subprocess.Popen([sys.executable, "-c", ASK_FOR_EVER, server.grpc_url], stdout=subprocess.PIPE, text=True)
-    assert client.stdout is not None and client.stdout.readline() == "asking\n"
-    client.kill()
-    client.wait()
-    client.stdout.close()
+        client.kill()
+        client.wait()
+    poll(lambda: cancelled() == before + 1 and not running(), "the request is given up")
     with UncertaintyClient(server.grpc_url) as other:
-        assert other.predict("pneumonia", radiograph(0), outputs=()).samples_used == 20
+        assert other.predict("tinyseg", IMAGE, outputs=()).samples_used == 20
 
 
-def test_two_hundred_at_once_are_all_answered(server):
-    """Each gets its own answer, the same as alone; a full queue would be an error that says so, never silence."""
+def test_two_hundred_at_once_are_all_answered(server, grpc_client, contracts):
+    """Over all models and sizes: each gets the answer it gets alone, or an error that says to come back, never silence."""
+    kinds = [(model, size) for model in MODELS for size in SMALL[model]]
+
+    def question(i: int) -> tuple[str, NDArray[np.float32]]:
+        model, size = kinds[i % len(kinds)]
+        return model, picture(contracts[model], size, seed=i % 10)
 
     async def ask_all() -> list[object]:
         async with AsyncUncertaintyClient(server.grpc_url, timeout=PATIENCE, retry=Retry(attempts=1)) as client:
-            questions = (client.predict("pneumonia", radiograph(i % 10), outputs=("mean",)) for i in range(200))
+            await asyncio.gather(*(client.contract(model) for model in MODELS))
+            questions = (client.predict(*question(i), samples=4, seed=i, outputs=("mean",)) for i in range(200))
             return await asyncio.gather(*questions, return_exceptions=True)
 
     answers = asyncio.run(ask_all())
     assert len(answers) == 200
-    with UncertaintyClient(server.grpc_url) as client:
-        alone = [client.predict("pneumonia", radiograph(i), outputs=("mean",)) for i in range(10)]
+    refused = [answer for answer in answers if isinstance(answer, ServerUnavailable)]
+    assert len(refused) < 100
     for i, answer in enumerate(answers):
         if isinstance(answer, ServerUnavailable):
             continue
         assert not isinstance(answer, BaseException), answer
-        np.testing.assert_allclose(answer.mean, alone[i % 10].mean, atol=1e-5)
-    assert sum(not isinstance(answer, BaseException) for answer in answers) >= 100
+        model, image = question(i)
+        alone = ask(grpc_client, model, case(image, samples=4, seed=i), ("mean",))["mean"][0]
+        np.testing.assert_allclose(answer.mean, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_under_load_loses_nothing(serving, number):
-    """Every request ends in an answer or in an error that says the server is going; then nothing is left of it."""
-    process, url = serving
-    family = [process, *psutil.Process(process.pid).children(recursive=True)]
-    outcomes: list[object] = []
-    started = threading.Barrier(9)
-
-    def ask(seed: int) -> None:
-        with UncertaintyClient(url, timeout=PATIENCE, retry=Retry(attempts=1)) as client:
-            client.predict("pneumonia", radiograph(seed), outputs=())
-            started.wait()
-            for i in range(1000):
-                try:
-                    outcomes.append(client.predict("pneumonia", radiograph(1000 * seed + i), outputs=()))
-                except ServerUnavailable as gone:
-                    outcomes.append(gone)
-                    return
-                except Exception as error:  # noqa: BLE001 (whatever it is belongs to the outcome)
-                    outcomes.append(error)
-                    return
-
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    started.wait()
-    until(lambda: len(outcomes) >= 16, "requests are answered")
-    process.send_signal(number)
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a request hangs"
-    assert process.wait(PATIENCE) == 0
-    strange = [o for o in outcomes if isinstance(o, BaseException) and not isinstance(o, ServerUnavailable)]
-    assert strange == []
-    until(lambda: not any(psutil.pid_exists(member.pid) for member in family[1:]), "no process is left")
+@pytest.mark.slow
+def test_a_full_queue_refuses_clearly(server, grpc_client):
+    """More than the queue holds: what is refused says UNAVAILABLE and that the queue is full, the others are answered."""
+    burst = Burst(grpc_client, samples=20)
+    burst.send(600)
+    burst.wait()
+    refused = [outcome for outcome in burst.outcomes.values() if isinstance(outcome, Exception)]
+    assert len(burst.outcomes) == 600
+    assert 0 < len(refused) < 600 - 256
+    assert {error.status() for error in refused} == {"StatusCode.UNAVAILABLE"}
+    assert all("queue" in error.message() for error in refused), refused[0]
 
 
-def test_a_killed_parent_leaves_nothing(serving):
-    """SIGKILL gives `serve` no chance to clean up; its guardian does."""
-    process, _ = serving
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert family
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    until(lambda: not any(psutil.pid_exists(member.pid) for member in family), "no process is left")
-
-
-def test_a_restart_serves_again():
+@pytest.mark.slow
+def test_two_servers_side_by_side(tiny_repository):
     """A second server beside the first, and after it: nothing of one stands in the way of the other."""
-    for _ in range(2):
-        with TritonServer(REPOSITORY, ports=Ports(0, 0, 0)) as server:
-            assert check_readiness(server.grpc_url, server.models)
+    with TritonServer(tiny_repository, ports=Ports(0, 0, 0)) as first:
+        with TritonServer(tiny_repository, ports=Ports(0, 0, 0)) as second:
+            assert check_readiness(first.grpc_url, first.models) and check_readiness(second.grpc_url, second.models)
+        assert check_readiness(first.grpc_url, first.models)

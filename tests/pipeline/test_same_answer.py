@@ -17,10 +17,10 @@ from equipoise_client import AsyncUncertaintyClient
 from equipoise_core.contract import Contract, Task
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.server import TritonServer
-from google.protobuf import text_format
 from numpy.typing import NDArray
 
 from .asking import MODELS, SMALL, ask, case, picture, text
+from .repositories import configure, copy_of
 
 pytestmark = pytest.mark.pipeline
 
@@ -87,24 +87,12 @@ def restarted(tmp_path_factory, repository: Path) -> Iterator[triton.InferenceSe
         for name in (model, f"{model}_sampler"):
             (folder / name).symlink_to((repository / name).resolve())
         for chunk in CHUNKS:
-            _copy_with_chunk(repository / model, folder / f"{model}_by_{chunk}", chunk)
+            configure(copy_of(repository / model, f"{model}_by_{chunk}", folder), chunk)
     with (
         TritonServer(folder, ports=Ports(0, 0, 0)) as server,
         triton.InferenceServerClient(server.grpc_url) as client,
     ):
         yield client
-
-
-def _copy_with_chunk(public: Path, into: Path, chunk: int) -> None:
-    """The public model again under another name: its files are links, its configuration names the chunk."""
-    into.mkdir()
-    (into / "1").symlink_to((public / "1").resolve())
-    config = text_format.Parse((public / "config.pbtxt").read_text(), triton.model_config_pb2.ModelConfig())
-    config.name = into.name
-    config.parameters["chunk"].string_value = str(chunk)
-    del config.parameters["contract"]  # then `serve` leaves the instance count at the one that is enough here
-    config.instance_group[0].count = 1
-    (into / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
 def test_among_sixteen_concurrent_mixed_requests(server, alone):

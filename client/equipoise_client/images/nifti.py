@@ -40,7 +40,7 @@ def read(path: Path) -> SourceImage:
             affine[:3] *= scale
     except UnreadableImage:
         raise
-    except Exception as error:  # noqa: BLE001 (what nibabel raises on a damaged header shares no base)
+    except Exception as error:  # what nibabel raises on a damaged header shares no base
         raise UnreadableImage(f"{path.name}: not a NIfTI file, damaged or cut off; export it again") from error
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     usable = bool(np.isfinite(affine).all() and (spacing > 0).all())

@@ -1,0 +1,99 @@
+"""What a started server consists of, and what of it is left: processes, shared memory, its run directory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Process = tuple[int, str]
+"""Process id and start time: together they never come back, a process id alone does."""
+
+
+def descendants(pid: int) -> set[Process]:
+    """All that `pid` started, directly or not, and itself."""
+    children: dict[int, list[int]] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        found = _stat(int(directory.name))
+        if found is not None:
+            children.setdefault(int(found[1]), []).append(int(directory.name))
+    family, waiting = set(), [pid]
+    while waiting:
+        one = waiting.pop()
+        found = _stat(one)
+        if found is not None:
+            family.add((one, found[19]))
+        waiting += children.get(one, [])
+    return family
+
+
+def alive(processes: set[Process]) -> set[Process]:
+    """Those that still run; one that has ended and only waits to be asked for its exit code does not."""
+    stats = {process: _stat(process[0]) for process in processes}
+    return {process for process, found in stats.items() if found and found[19] == process[1] and found[0] != "Z"}
+
+
+def _stat(pid: int) -> list[str] | None:
+    """/proc/PID/stat from the state on: [0] state, [1] parent, [19] start time; None: no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+@dataclass
+class Serving:
+    """A running `equipoise serve`.
+
+    Attributes:
+        process: the command.
+        urls: where it listens: `grpc`, `http`, `metrics`.
+        temporary: where its run directory lies.
+        family: every process it started so far.
+    """
+
+    process: subprocess.Popen[str]
+    urls: Mapping[str, Any]
+    temporary: Path
+    family: set[Process] = field(default_factory=set)
+
+    def remains(self) -> dict[str, list[str]]:
+        """What is left of it, by kind; empty: nothing."""
+        left = {
+            "processes": [
+                str(pid) for pid, _ in alive(self.family - {p for p in self.family if p[0] == self.process.pid})
+            ],
+            "shared memory": [path.name for path in Path("/dev/shm").glob(f"equipoise_{self.process.pid}_*")],
+            "directories": [path.name for path in self.temporary.iterdir()],
+        }
+        return {kind: names for kind, names in left.items() if names}
+
+
+@contextmanager
+def serving(repository: Path, temporary: Path, environment: Mapping[str, str]) -> Iterator[Serving]:
+    """`equipoise serve` as a user starts it, ready; what a test leaves running is killed, its guardian cleans up."""
+    temporary.mkdir(parents=True, exist_ok=True)
+    command = [str(Path(sys.executable).with_name("equipoise")), "serve", str(repository), "--json", "--quiet"]
+    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    process = subprocess.Popen(
+        [*command, *ports, "--engine=embedded"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "TMPDIR": str(temporary)},
+    )
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        server = Serving(process, json.loads(line), temporary, descendants(process.pid))
+        assert server.remains(), "a running server that leaves no trace: this would prove nothing"
+        yield server
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,46 @@
+"""Small changes to published pairs, as a test needs them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from equipoise_core.contract import Contract, load_contract
+from equipoise_core.policy import AcceptRule, Policy
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+
+def configure(public: Path, chunk: int | None = None) -> Path:
+    """Names the configuration after its folder and asks for one instance, and for samples in chunks of `chunk`.
+
+    Without the contract in it `equipoise serve` leaves the count alone: a dozen models at once would take a minute.
+    """
+    path = public / "config.pbtxt"
+    config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    config.name = public.name
+    config.instance_group[0].count = 1
+    config.parameters.pop("contract", None)
+    if chunk is not None:
+        config.parameters["chunk"].string_value = str(chunk)
+    path.unlink()  # it may be a link
+    path.write_text(text_format.MessageToString(config), encoding="utf-8")
+    return public
+
+
+def copy_of(public: Path, name: str, into: Path | None = None) -> Path:
+    """The public model again under another name; it asks the same sampler, and is the same model to the core."""
+    return Path(shutil.copytree(public, (into or public.parent) / name))
+
+
+def accepting_policy(contract: Contract) -> Policy:
+    """Accepts whatever nothing speaks against: the score that it looks at cannot exceed its threshold."""
+    rule = AcceptRule("sample_disagreement", 1.5, "none", 1, 1, 0, "a test's: accepts every score")
+    return Policy(contract.model_digest, "00" * 32, contract.samples, rule)
+
+
+def with_policy(public: Path) -> Path:
+    """Lays a policy beside the contract that accepts whatever nothing speaks against."""
+    policy = accepting_policy(load_contract(public / "1" / "contract.json"))
+    (public / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
+    return public

@@ -1,0 +1,292 @@
+"""Nothing that went wrong is ever routed to `accept`, shown on the real server with one fault at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from equipoise_core.contract import load_contract
+from equipoise_deploy.errors import StartError
+from equipoise_deploy.ports import Ports
+from equipoise_deploy.server import TritonServer
+from equipoise_export.repository import publish
+from onnx import helper
+from tritonclient.utils import InferenceServerException
+
+from .asking import ask, case, inputs_of, poll, text
+from .repositories import accepting_policy, configure, copy_of, with_policy
+
+pytestmark = pytest.mark.pipeline
+
+IMAGE = np.random.default_rng(0).normal(100.0, 20.0, (1, 16, 16)).astype(np.float32)
+SPACING = (1.0, 1.0)
+TOO_BRIGHT = 5.0  # standard deviations; beyond, the sampler `notfinite` returns NaN
+OUTPUTS = ("route", "reason", "record", "samples_used", "case_score")
+
+# The stand-in, held before each execution until a file appears: a sampler as slow as a test wants it.
+GATED = """
+import pathlib, time
+
+GATE = pathlib.Path({gate!r})
+
+def _hold(execute):
+    def held(self, requests):
+        (GATE / f"started-{{time.monotonic_ns()}}").touch()
+        while not (GATE / "open").exists():
+            time.sleep(0.005)
+        return execute(self, requests)
+    return held
+
+TritonPythonModel.execute = _hold(TritonPythonModel.execute)
+"""
+
+
+def _returns_nan(model: onnx.ModelProto) -> None:
+    """Adds `0 · √(TOO_BRIGHT − image)` to the logits: NaN where a voxel is brighter, nothing elsewhere."""
+    _splice(
+        model,
+        after="images",
+        replaces="logit",
+        nodes=[
+            helper.make_node("Constant", [], ["bright"], value_float=TOO_BRIGHT),
+            helper.make_node("Constant", [], ["zero"], value_float=0.0),
+            helper.make_node("Sub", ["bright", "images"], ["room"]),
+            helper.make_node("Sqrt", ["room"], ["root"]),
+            helper.make_node("Mul", ["root", "zero"], ["nothing"]),
+            helper.make_node("Add", ["true_logit", "nothing"], ["logit"]),
+        ],
+    )
+
+
+def _fails_unless_16(model: onnx.ModelProto) -> None:
+    """Looks up entry T − 16 of a table with one entry: ONNX Runtime fails for every other number of samples."""
+    _splice(
+        model,
+        after="images",
+        replaces="logit",
+        nodes=[
+            helper.make_node("Constant", [], ["sixteen"], value_ints=[16]),
+            helper.make_node("Constant", [], ["table"], value_floats=[0.0]),
+            helper.make_node("Shape", ["masks"], ["drawn"], start=1, end=2),
+            helper.make_node("Sub", ["drawn", "sixteen"], ["entry"]),
+            helper.make_node("Gather", ["table", "entry"], ["nothing"]),
+            helper.make_node("Add", ["true_logit", "nothing"], ["logit"]),
+        ],
+    )
+
+
+def _splice(model: onnx.ModelProto, after: str, replaces: str, nodes: list[onnx.NodeProto]) -> None:
+    """Calls the value `replaces` `true_…` where it is made, and lets `nodes` make it from that."""
+    graph = list(model.graph.node)
+    assert any(after in node.output for node in graph)
+    maker = next(i for i, node in enumerate(graph) if replaces in node.output)
+    graph[maker].output[:] = [f"true_{replaces}"]
+    del model.graph.node[:]
+    model.graph.node.extend([*graph[: maker + 1], *nodes, *graph[maker + 1 :]])
+    onnx.checker.check_model(model)
+
+
+def _variant(tiny, name: str, change=lambda model: None):
+    """The tiny pair under another name, its graph changed before it is published."""
+    model = onnx.ModelProto()
+    model.CopyFrom(tiny.model)
+    change(model)
+    contract = replace(tiny.contract, name=name)
+    helper.set_model_props(model, contract.graph_metadata())
+    return replace(tiny, model=model, contract=contract)
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("gate")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
+    """One sound model, and one for each fault; all but the named fault is as in the sound one."""
+    folder = tmp_path_factory.mktemp("fail_safe") / "models"
+    sound = configure(with_policy(publish(_variant(tiny_segmentation, "sound"), folder)))
+    configure(copy_of(sound, "by_16"), chunk=16)
+
+    (copy_of(sound, "no_policy") / "1" / "policy.json").unlink()
+    foreign = replace(accepting_policy(load_contract(sound / "1" / "contract.json")), model_digest="ab" * 32)
+    (copy_of(sound, "foreign_policy") / "1" / "policy.json").write_text(foreign.dumps())
+    policy = (sound / "1" / "policy.json").read_text()
+    (copy_of(sound, "edited_policy") / "1" / "policy.json").write_text(policy.replace("1.5", "1.4"))
+    (copy_of(sound, "cut_policy") / "1" / "policy.json").write_text(policy[: len(policy) // 2])
+    for name in ("no_policy", "foreign_policy", "edited_policy", "cut_policy"):
+        configure(folder / name)
+
+    configure(with_policy(publish(_variant(tiny_segmentation, "notfinite", _returns_nan), folder)))
+    configure(with_policy(publish(_variant(tiny_segmentation, "breaks", _fails_unless_16), folder)), chunk=16)
+    configure(with_policy(publish(_variant(tiny_segmentation, "slow"), folder)), chunk=10)
+    _hold(folder / "slow_sampler", gate)
+    return folder
+
+
+def _hold(sampler: Path, gate: Path) -> None:
+    """Makes the sampler the stand-in, whichever backend the others run on, and the stand-in wait for the gate."""
+    (sampler / "configs" / "embedded.pbtxt").replace(sampler / "config.pbtxt")
+    shutil.rmtree(sampler / "configs")
+    with (sampler / "1" / "model.py").open("a", encoding="utf-8") as code:
+        code.write(GATED.format(gate=str(gate)))
+
+
+@pytest.fixture(scope="module")
+def client(models) -> Iterator[triton.InferenceServerClient]:
+    with (
+        TritonServer(models, ports=Ports(0, 0, 0)) as server,
+        triton.InferenceServerClient(server.grpc_url) as connected,
+    ):
+        yield connected
+
+
+def _decided(client, model: str, tensors=None, **options) -> tuple[str, str]:
+    """Route and reason; the record has to state the same route."""
+    tensors = case(IMAGE, spacing=SPACING) if tensors is None else tensors
+    answer = ask(client, model, tensors, OUTPUTS, **options)
+    route, reason = text(answer["route"]), text(answer["reason"])
+    assert json.loads(text(answer["record"]))["route"] == route
+    return route, reason
+
+
+@pytest.mark.parametrize("model", ["sound", "by_16", "notfinite"])
+def test_with_everything_in_order_the_case_is_accepted(client, model):
+    """The same image on the same pair is accepted where nothing is wrong: else nothing below would show a thing."""
+    route, reason = _decided(client, model)
+    assert route == "accept", reason
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("no_policy", "no policy.json"),
+        ("foreign_policy", "another model"),
+        ("edited_policy", "was changed"),
+        ("cut_policy", "cannot be read"),
+    ],
+)
+def test_a_policy_that_cannot_be_trusted_reviews(client, model, why):
+    """Missing, another model's, edited by one digit, or cut off: the service runs, and says why it accepts nothing."""
+    route, reason = _decided(client, model)
+    assert route == "review"
+    assert why in reason
+
+
+def test_a_sampler_that_returns_nan_reviews(client):
+    """One voxel for which the network gives NaN is enough, and the numbers show it."""
+    image = IMAGE.copy()
+    image[0, 5, 5] = 1000.0
+    assert _decided(client, "sound", case(image, spacing=SPACING))[0] == "accept"
+    route, reason = _decided(client, "notfinite", case(image, spacing=SPACING))
+    assert route == "review"
+    assert "finite" in reason
+
+
+def test_a_chunk_that_fails_after_the_first_reviews(client):
+    """What was drawn is kept, and reported as what it is: 16 of 20 samples, with ONNX Runtime's reason."""
+    answer = ask(client, "breaks", case(IMAGE, spacing=SPACING), OUTPUTS)
+    assert text(answer["route"]) == "review"
+    assert "the sampler failed" in text(answer["reason"])
+    assert int(answer["samples_used"][0, 0]) == 16
+    record = json.loads(text(answer["record"]))
+    assert (record["samples"], record["samples_asked"], record["route"]) == (16, 20, "review")
+
+
+def test_a_sampler_that_fails_at_once_is_an_error(client):
+    """Without a single sample there is no route at all, and so nothing to accept; the sound model goes on."""
+    with pytest.raises(InferenceServerException, match="the sampler failed") as caught:
+        _decided(client, "breaks", case(IMAGE, spacing=SPACING, samples=8))
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+    assert _decided(client, "sound")[0] == "accept"
+
+
+def test_a_timeout_that_is_too_short_for_all_samples_reviews(client, gate):
+    """The request's own timeout passes while the first of two chunks is drawn: half the samples, and a review."""
+    timeout = 2.0  # seconds, so that the request is handed over in time on a busy machine
+    answers: list[tuple[object, object]] = []
+    done, begin = threading.Event(), time.monotonic()
+
+    def receive(result, error) -> None:
+        answers.append((result, error))
+        done.set()
+
+    tensors = case(IMAGE, spacing=SPACING)
+    client.async_infer("slow", inputs_of(triton, tensors), receive, timeout=int(timeout * 1e6))
+    poll(lambda: list(gate.glob("started-*")), "the first chunk is asked for")
+    threading.Event().wait(begin + 1.05 * timeout - time.monotonic())
+    (gate / "open").touch()
+    assert done.wait(60)
+    ((result, error),) = answers
+    assert error is None, error
+    assert text(result.as_numpy("route")) == "review"
+    assert "timeout" in text(result.as_numpy("reason"))
+    assert int(result.as_numpy("samples_used")[0, 0]) == 10
+    # With the gate open and time enough the same request is accepted.
+    assert _decided(client, "slow", timeout=60_000_000)[0] == "accept"
+
+
+def test_no_time_at_all_is_an_error(client):
+    """A timeout of a microsecond cannot be met: an error or a review, but never an accept."""
+    try:
+        route, _ = _decided(client, "sound", timeout=1)
+    except InferenceServerException as error:
+        assert error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"), error
+    else:
+        assert route == "review"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        (case(IMAGE, spacing=SPACING, seed=7), "seed"),
+        (case(IMAGE, spacing=SPACING, samples=19), "19 samples"),
+        (case(IMAGE, spacing=SPACING, samples=1), "not a finite|1 samples"),
+        (case(IMAGE, spacing=SPACING, samples=100), "100 samples"),
+        (case(IMAGE), "no spacing"),
+        (case(IMAGE, spacing=(1.0, 2.5)), "outside"),
+        (case(IMAGE, spacing=(0.1, 1.0)), "outside"),
+    ],
+    ids=["own seed", "19 samples", "1 sample", "100 samples", "no spacing", "too coarse", "too fine"],
+)
+def test_what_the_policy_was_not_made_for_reviews(client, tensors, why):
+    """A caller's own seed or T, a spacing that is missing or out of range: the numbers stay, the accept does not."""
+    answer = ask(client, "sound", tensors, OUTPUTS)
+    assert text(answer["route"]) == "review"
+    assert any(word in text(answer["reason"]) for word in why.split("|"))
+    assert np.isfinite(answer["case_score"]).all()
+
+
+def test_the_own_t_that_is_the_policys_is_no_reason(client):
+    """Naming the policy's own T changes nothing: it is not the naming that reviews."""
+    assert _decided(client, "sound", case(IMAGE, spacing=SPACING, samples=20))[0] == "accept"
+
+
+def test_each_of_several_images_has_its_own_route(client):
+    """One image without a fitting spacing does not take the other's accept, nor the other lend it."""
+    tensors = {"image": np.stack([IMAGE, IMAGE]), "spacing": np.array([SPACING, (1.0, 2.5)], np.float32)}
+    answer = ask(client, "sound", tensors, ("route",))
+    assert [route.decode() for route in answer["route"][:, 0]] == ["accept", "review"]
+
+
+def test_a_tampered_sampler_does_not_load(tmp_path, tiny_segmentation):
+    """A `model.onnx` that is not the one the contract names: no start, and a message that says what to do."""
+    folder = tmp_path / "models"
+    publish(tiny_segmentation, folder)
+    file = folder / "tinyseg_sampler" / "1" / "model.onnx"
+    model = onnx.load(file)
+    model.doc_string = "another file, though the same graph"
+    onnx.save(model, file)
+    with pytest.raises(StartError) as caught:
+        TritonServer(folder, ports=Ports(0, 0, 0)).start()
+    for words in ("tinyseg_sampler", "model.onnx has digest", "the contract says", "publish the model again"):
+        assert words in str(caught.value)
