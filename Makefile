@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types unit bench lock reference clean
+.PHONY: help demo test lint types unit zoo bench lock reference clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -44,8 +44,11 @@ build/zoo/.installed: $(VENV)/.installed-test deploy/locks/zoo.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/zoo --requirement deploy/locks/zoo.txt
 	@touch $@
 
-unit: $(VENV)/.installed-test build/zoo/.installed  ## every test, slow ones and the pipeline against the real server included
-	$(BIN)/python -m pytest -m "slow or not slow"
+unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against the real server included
+	$(BIN)/python -m pytest -m "not zoo"
+
+zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove 27 networks of other people (slow)
+	$(BIN)/python -m pytest -m zoo
 
 bench: $(VENV)/.installed-test  ## what T samples cost, against what people write today
 	$(BIN)/python tests/benchmarks/bench_export_cost.py

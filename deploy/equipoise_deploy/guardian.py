@@ -3,6 +3,9 @@
 Whatever ends first (the caller by any signal, even SIGKILL, or Triton itself), afterwards no process of the server, no
 shared-memory file and no run directory is left. Run as a script, with the standard library only, so that it starts in
 a few milliseconds. Closing its standard input, or SIGTERM, asks it to stop the server; its exit code is Triton's.
+
+From the moment it is told to stop, Triton refuses the sampler to the public models, so that all they had accepted
+would fail. Therefore it is told only after they have answered that (`Drain`).
 """
 
 from __future__ import annotations
@@ -11,16 +14,23 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+STOPPING_FILE = "stopping"
+"""In the run directory: while it is there, the public models refuse what comes."""
+
+_LOOK_EVERY = 0.05  # seconds between two looks at the metrics
+_INSTANCES = 16  # at most so many requests per model have left its queue and are not yet counted as begun
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 
 
@@ -39,7 +49,8 @@ def main() -> int:
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
     )
     try:
-        _watch(server, signals, arguments.grace)
+        drain = Drain(arguments.metrics_port, arguments.directory / STOPPING_FILE)
+        _watch(server, signals, drain, arguments.drain, arguments.grace)
     finally:
         _kill_group(server.pid)
         _reap()
@@ -53,7 +64,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grace", type=float, required=True, help="seconds that Triton has to finish what it accepted")
     parser.add_argument("--prefix", required=True, help="prefix of the server's shared-memory files")
-    parser.add_argument("--directory", required=True, help="run directory, removed in the end")
+    parser.add_argument("--directory", required=True, type=Path, help="run directory, removed in the end")
+    parser.add_argument("--metrics-port", required=True, type=int, help="where Triton's metrics are, on loopback")
+    parser.add_argument(
+        "--drain", type=float, required=True, help="seconds to answer what was accepted before the stop"
+    )
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
 
@@ -68,17 +83,101 @@ def _signal_pipe(*numbers: int) -> int:
     return reading
 
 
-def _watch(server: subprocess.Popen[bytes], signals: int, grace: float) -> None:
-    """Passes the log on until Triton has ended, by itself or because it was asked to."""
+@dataclass
+class _Load:
+    """Of one public model: requests in its queue, being answered, and answered since it was loaded."""
+
+    queued: float = 0.0
+    running: float = 0.0
+    answered: float = 0.0
+
+    @property
+    def begun(self) -> float:
+        return self.running + self.answered
+
+    @property
+    def idle(self) -> bool:
+        return not (self.queued or self.running)
+
+
+class Drain:
+    """Whether everything that was accepted before the stop has been answered, from Triton's own metrics.
+
+    Queues are first-in-first-out: once as many requests have begun as were waiting at the stop, those that come are
+    refused (the file `flag` tells the public models so), and the last ones only have to finish.
+    """
+
+    def __init__(self, metrics_port: int, flag: Path) -> None:
+        self._port = metrics_port
+        self._flag = flag
+        self._targets: dict[str, float] = {}
+        self._refusing = False
+        self._quiet_looks = 0
+
+    def done(self) -> bool:
+        """One look; True as well where Triton does not answer, since then there is nothing to wait for."""
+        try:
+            loads = self._loads()
+        except OSError:
+            return True
+        for name, load in loads.items():
+            self._targets.setdefault(name, load.begun + load.queued + _INSTANCES)
+        quiet = not any(load.running if self._refusing else not load.idle for load in loads.values())
+        # Twice in a row: between its model's queue and its model's process a request is counted nowhere.
+        self._quiet_looks = self._quiet_looks + 1 if quiet else 0
+        begun = all(load.idle or load.begun >= self._targets[name] for name, load in loads.items())
+        if begun and not quiet and not self._refusing:
+            self._flag.touch()
+            self._refusing = True
+        return self._quiet_looks >= 2
+
+    def _loads(self) -> dict[str, _Load]:
+        """Of the public models: those that say how many requests they are answering."""
+        loads: dict[str, _Load] = {}
+        public = set()
+        for name, model, value in re.findall(
+            r'^(\w+)\{[^}]*\bmodel="([^"]*)"[^}]*\} (\S+)$', self._page(), re.MULTILINE
+        ):
+            load = loads.setdefault(model, _Load())
+            if name == "equipoise_in_flight":
+                public.add(model)
+                load.running += float(value)
+            elif name == "nv_inference_pending_request_count":
+                load.queued += float(value)
+            elif name in ("nv_inference_request_success", "nv_inference_request_failure"):
+                load.answered += float(value)
+        return {model: load for model, load in loads.items() if model in public}
+
+    def _page(self) -> str:
+        import http.client  # not before it is needed: the start should be fast
+
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode(errors="replace")
+        except http.client.HTTPException as error:
+            raise OSError(str(error)) from error
+        finally:
+            connection.close()
+
+
+def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience: float, grace: float) -> None:
+    """Passes the log on until Triton has ended, by itself or because it was asked to.
+
+    Asked to stop, Triton gets `patience` seconds to answer what it accepted, is then told to end, and is killed when
+    that takes longer than `grace` seconds.
+    """
     assert server.stdout is not None
     log = server.stdout.fileno()
     ended = os.pidfd_open(server.pid)
     selector = selectors.DefaultSelector()
     for descriptor in (sys.stdin.fileno(), signals, log, ended):
         selector.register(descriptor, selectors.EVENT_READ)
-    deadline: float | None = None
+    deadline: float | None = None  # of draining, then of ending
+    look: float | None = None  # when to look next whether it has drained
     while True:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        next_event = look if look is not None else deadline
+        timeout = None if next_event is None else max(0.0, next_event - time.monotonic())
         ready = [key.fd for key, _ in selector.select(timeout)]
         if log in ready:
             block = os.read(log, 1 << 16)
@@ -96,9 +195,15 @@ def _watch(server: subprocess.Popen[bytes], signals: int, grace: float) -> None:
             if signals in ready:
                 os.read(signals, 64)
             if deadline is None:
+                look = time.monotonic()
+                deadline = look + patience
+        now = time.monotonic()
+        if look is not None and deadline is not None and now >= look:
+            look = now + _LOOK_EVERY
+            if drain.done() or now >= deadline:
                 server.terminate()
-                deadline = time.monotonic() + grace
-        else:
+                look, deadline = None, time.monotonic() + grace
+        elif look is None and deadline is not None and now >= deadline:
             _write(f"Triton did not stop within {grace:g} s and is killed\n".encode())
             _kill_group(server.pid)
             server.wait()

@@ -17,6 +17,7 @@ from types import TracebackType
 
 from .engine import Engine, find_engine, library_folders
 from .errors import StartError
+from .guardian import STOPPING_FILE
 from .ports import LOOPBACK, USUAL_PORTS, Ports
 from .readiness import answers_ready
 from .staging import available_cores, stage_repository
@@ -30,6 +31,9 @@ HARDENING = (
     "--exit-on-error=true",
 )
 """Triton's options wherever it runs, container or not."""
+
+STOPPING_VARIABLE = "EQUIPOISE_STOPPING"
+"""Tells the public models where to look for the file that the guardian creates when they should refuse what comes."""
 
 _SHARED_MEMORY_BYTES = 16 << 20  # per stub, to begin with: an image with its maps, so that it need not grow at once
 _LOG_LINES_KEPT = 400
@@ -149,6 +153,7 @@ class TritonServer:
                 self._engine, directory / "models", backends, self._ports, prefix, self._exit_timeout
             )
             guard = [sys.executable, "-I", "-S", str(GUARDIAN), "--grace", grace, "--prefix", prefix]
+            guard += ["--drain", str(self._exit_timeout), "--metrics-port", str(self._ports.metrics)]
             self._ended.clear()
             self._log.clear()
             self._reader = None
@@ -157,7 +162,7 @@ class TritonServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=triton_environment(os.environ),
+                env={**triton_environment(os.environ), STOPPING_VARIABLE: str(directory / STOPPING_FILE)},
                 start_new_session=True,
             )
         except BaseException:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
-import sympy
+import sympy  # type: ignore[import-untyped]  # it ships no types
 import torch
 from equipoise_core.contract import SiteKind
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from .sites import BATCH, encode_shape, mask, translate_mask
 from .stochastic import draws, live_modules, sampling
 
 OPSET = 18
+Fx = Any
+"""A torch.fx.Node, whose arguments PyTorch types as a union of everything that can be one."""
 
 _aten = torch.ops.aten
 _DROPOUTS: Mapping[Any, bool] = {  # operator → in place
@@ -57,7 +59,11 @@ _SOFTMAX = {_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.defau
 
 
 def capture(
-    module: nn.Module, example: Tensor, spatial: tuple[int | str, ...], multiple: int, live: tuple[str, ...] | None = None
+    module: nn.Module,
+    example: Tensor,
+    spatial: tuple[int | str, ...],
+    multiple: int,
+    live: tuple[str, ...] | None = None,
 ) -> ir.Model:
     """Traces the network with only its stochastic parts live.
 
@@ -154,7 +160,7 @@ def _dimension_names(program: ExportedProgram, spatial: tuple[int | str, ...]) -
     return names
 
 
-def _image(graph: Graph) -> Node:
+def _image(graph: Graph) -> Fx:
     return [node for node in graph.nodes if node.op == "placeholder"][-1]
 
 
@@ -185,19 +191,19 @@ def _spell(expression: sympy.Expr) -> str:
 
 
 class _Names:
-    """Site names: the module's path, `:` and the operation where the module itself is no dropout, `#2` for a second call."""
+    """Site names: the module's path, `:operation` where the module itself is no dropout, `#2` for a second call."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
 
-    def name(self, node: Node, operation: str) -> str:
+    def name(self, node: Fx, operation: str) -> str:
         path, kind = _module_of(node)
         base = path if "drop" in kind.lower() and path else f"{path or 'forward'}:{operation}"
         self._seen[base] += 1
         return base if self._seen[base] == 1 else f"{base}#{self._seen[base]}"
 
 
-def _module_of(node: Node) -> tuple[str, str]:
+def _module_of(node: Fx) -> tuple[str, str]:
     """Path and class of the innermost module that a node came from."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
@@ -215,13 +221,13 @@ def _module_of(node: Node) -> tuple[str, str]:
 class _Writer:
     """Writes FX nodes at one place, shapes included, with the origin of the node that they replace."""
 
-    def __init__(self, program: ExportedProgram, at: Node) -> None:
+    def __init__(self, program: ExportedProgram, at: Fx) -> None:
         self.graph = program.graph
         self.at = at
         fakes = [node.meta["val"] for node in self.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
         self.mode = fakes[0].fake_mode
 
-    def __call__(self, operator: Any, *args: Any, **kwargs: Any) -> Node:
+    def __call__(self, operator: Any, *args: Any, **kwargs: Any) -> Fx:
         with self.graph.inserting_before(self.at):
             node = self.graph.call_function(operator, args, kwargs)
 
@@ -247,8 +253,16 @@ class _Marking:
         self.calls = 0
 
     def mark(
-        self, write: _Writer, x: Node, node: Node, operation: str, kind: SiteKind, p: float, scale: float, axes: list[int]
-    ) -> Node:
+        self,
+        write: _Writer,
+        x: Fx,
+        node: Fx,
+        operation: str,
+        kind: SiteKind,
+        p: float,
+        scale: float,
+        axes: list[int],
+    ) -> Fx:
         """The marker on x, named after `node`."""
         name = self.names.name(node, operation)
         if not 0.0 < p < 1.0:
@@ -259,7 +273,7 @@ class _Marking:
         index, self.calls = self.calls, self.calls + 1
         return write(mask._opoverload, x, name, kind.value, p, scale, axes, index, encode_shape(shape))
 
-    def replace(self, node: Node, value: Node, write: _Writer, in_place: bool) -> None:
+    def replace(self, node: Fx, value: Fx, write: _Writer, in_place: bool) -> None:
         if in_place:
             value = write(_aten.copy_.default, node.args[0], value)
         node.replace_all_uses_with(value)
@@ -267,7 +281,7 @@ class _Marking:
 
     # One method for each way to be random.
 
-    def dropout(self, node: Node, in_place: bool) -> None:
+    def dropout(self, node: Fx, in_place: bool) -> None:
         """dropout, feature_dropout and their alpha forms: `a·((x + f)·keep) + a·f·(p − 1)` covers alpha dropout."""
         x, p, train = node.args
         operation = node.target._schema.name.split("::")[1]
@@ -291,7 +305,7 @@ class _Marking:
             value = self.mark(write, x, node, name, kind, p, 1.0 / (1.0 - p) if p < 1 else 0.0, axes)
         self.replace(node, value, write, in_place)
 
-    def native_dropout(self, node: Node) -> None:
+    def native_dropout(self, node: Fx) -> None:
         x, p, train = node.args
         pair = {user.args[1]: user for user in node.users}
         if 1 in pair:
@@ -306,7 +320,7 @@ class _Marking:
             self.graph.erase_node(user)
         self.graph.erase_node(node)
 
-    def bernoulli(self, node: Node) -> None:
+    def bernoulli(self, node: Fx) -> None:
         """bernoulli(_): ones, masked. Its argument is the probability to keep; whoever scales does so afterwards."""
         in_place = "bernoulli_" in node.target._schema.name
         if node.target is _aten.bernoulli.default:
@@ -325,7 +339,7 @@ class _Marking:
             value = self.mark_noise(write, ones, node, "bernoulli", round(1.0 - probability, 12))
         self.replace(node, value, write, in_place)
 
-    def uniform(self, node: Node) -> None:
+    def uniform(self, node: Fx) -> None:
         """rand that is only compared with a constant c: `u < c` needs one bit, so u ∈ {0, 1 − ε} with P(u = 0) = c."""
         thresholds = set(_thresholds(node))
         if len(thresholds) != 1 or None in thresholds:
@@ -342,16 +356,22 @@ class _Marking:
         value = self.mark_noise(write, high, node, "rand", p)
         self.replace(node, value, write, node.target._schema.name == "aten::uniform_")
 
-    def mark_noise(self, write: _Writer, constant: Node, node: Node, operation: str, p: float) -> Node:
+    def mark_noise(self, write: _Writer, constant: Fx, node: Fx, operation: str, p: float) -> Fx:
         sizes = list(constant.meta["val"].shape)
         live = [axis for axis, size in enumerate(sizes) if axis == 0 or not (isinstance(size, int) and size == 1)]
-        kind = SiteKind.PATH if live == [0] else SiteKind.CHANNEL if live == [0, 1] and len(sizes) > 2 else SiteKind.ELEMENT
+        kind = (
+            SiteKind.PATH
+            if live == [0]
+            else SiteKind.CHANNEL
+            if live == [0, 1] and len(sizes) > 2
+            else SiteKind.ELEMENT
+        )
         return self.mark(write, constant, node, operation, kind, p, 1.0, live)
 
-    def attention(self, node: Node) -> None:
+    def attention(self, node: Fx) -> None:
         """softmax(QKᵀ·s + M)·V with the mask on the probabilities."""
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, node.args)), **node.kwargs}
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         p = given.get("dropout_p", 0.0)
         if not p:
             return
@@ -381,12 +401,12 @@ class _Marking:
         masked = self.mark(write, weights, node, "attention", SiteKind.ATTENTION, p, 1.0 / (1.0 - p), axes)
         self.replace(node, write(_aten.matmul.default, masked, value), write, in_place=False)
 
-    def unsupported(self, node: Node, why: str) -> CaptureRefused:
+    def unsupported(self, node: Fx, why: str) -> CaptureRefused:
         operation = node.target._schema.name.split("::")[1]
         return CaptureRefused(
             f"`{operation}` draws random numbers that cannot become mask bits: {why}",
             self.names.name(node, operation),
-            "Use dropout, stochastic depth or bernoulli with a constant probability, or leave it out of the live sites.",
+            "Use dropout, stochastic depth or bernoulli with a constant probability, or leave it out (--sites).",
         )
 
 
@@ -394,7 +414,9 @@ def _mark(program: ExportedProgram, names: Mapping[sympy.Symbol, sympy.Expr]) ->
     """Every stochastic operator of the graph → markers and ordinary operators."""
     marking = _Marking(program, names)
     for node in list(program.graph.nodes):
-        if node.op == "get_attr" and isinstance(getattr(program.graph_module, str(node.target), None), torch.fx.GraphModule):
+        if node.op == "get_attr" and isinstance(
+            getattr(program.graph_module, str(node.target), None), torch.fx.GraphModule
+        ):
             _refuse_nested(getattr(program.graph_module, str(node.target)), str(node.target))
         if node.op != "call_function":
             continue
@@ -432,15 +454,15 @@ def _refuse_nested(inner: torch.fx.GraphModule, name: str) -> None:
             )
 
 
-def _uses_batch_statistics(node: Node) -> bool:
+def _uses_batch_statistics(node: Fx) -> bool:
     schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
     if schema is None or "batch_norm" not in schema.name:
         return False
-    given = dict(zip((argument.name for argument in schema.arguments), node.args)) | node.kwargs
+    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | node.kwargs
     return bool(given.get("training") or given.get("train"))
 
 
-def _is_attention(node: Node) -> bool:
+def _is_attention(node: Fx) -> bool:
     """Whether a value is a softmax, seen through changes of shape."""
     while node.target in _VIEWS:
         node = node.args[0]  # type: ignore[assignment]
@@ -463,7 +485,12 @@ def _constant(argument: Any) -> float | None:
         return 0.0
     if argument.target in _VIEWS or operation in ("aten::expand", "aten::lift_fresh_copy", "aten::detach_"):
         return _constant(argument.args[0])
-    arithmetic = {"mul": lambda a, b: a * b, "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "div": lambda a, b: a / b}
+    arithmetic = {
+        "mul": lambda a, b: a * b,
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "div": lambda a, b: a / b,
+    }
     short = operation.removeprefix("aten::").rstrip("_")
     if short in arithmetic and len(argument.args) == 2:
         left, right = (_constant(side) for side in argument.args)
@@ -474,17 +501,21 @@ def _constant(argument: Any) -> float | None:
     return None
 
 
-def _thresholds(noise: Node) -> Iterator[float | None]:
+def _thresholds(noise: Fx) -> Iterator[float | None]:
     """The values c at which something downstream of u switches: u + k < c, floor(u + k), …; None for anything else."""
     pending = [(noise, 0.0, 1.0)]  # (node, k, s): the node's value is k + s·u
-    in_place_seen: set[Node] = set()
+    in_place_seen: set[Fx] = set()
     while pending:
         node, offset, gain = pending.pop()
         if node in in_place_seen:
             continue
         in_place_seen.add(node)
         for user in node.users:
-            operation = user.target._schema.name.removeprefix("aten::") if isinstance(user.target, torch._ops.OpOverload) else ""
+            operation = (
+                user.target._schema.name.removeprefix("aten::")
+                if isinstance(user.target, torch._ops.OpOverload)
+                else ""
+            )
             short = operation.rstrip("_")
             constants = [_constant(argument) for argument in user.args if argument is not node]
             known = constants[0] if len(constants) == 1 else None
@@ -523,7 +554,7 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
                 input_names=["image"],
                 output_names=["logits"],
                 custom_translation_table={mask._opoverload: translate_mask},
-                optimize=True,
+                optimize=False,  # `simplify` does what is needed of it, in a tenth of the time
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -542,7 +573,9 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter talks on stdout, in warnings and in the log; what matters of it comes back as errors."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._dynamo", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._dynamo", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
+from dataclasses import dataclass
+from dataclasses import replace as replace_contract
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
+import onnx
 import torch
 import typer
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
 from rich.console import Console
 
-from .compile import compile_sampler
+from .capture_onnx import load_graph
+from .compile import Compiled, compile_onnx, compile_onnx_unproven, compile_sampler, compile_unproven
 from .errors import ExportError, SpecError
+from .passes.compilation import Compilation
 from .spec import load_module, load_weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -31,6 +35,9 @@ Examples:
     equipoise export monai.networks.nets:DenseNet121 --arg spatial_dims=2 --arg in_channels=1 --arg out_channels=2 \\
         --arg dropout_prob=0.2 --weights d.safetensors --name chest --task classification \\
         --input-shape 1,224,224 --classes normal,pneumonia --fixed --into model_repository
+
+    equipoise export vendor.onnx --dropout-at 'layer4*' --p 0.1 --name chest --task classification \\
+        --input-shape 3,224,224 --classes normal,pneumonia --into model_repository
 
     equipoise export nets.py:unet --name nuclei --task segmentation --input-shape 1,256,256 \\
         --classes background,nucleus --inspect
@@ -54,7 +61,9 @@ def export(
     classes: Annotated[str, typer.Option(help="One name per output channel; softmax segmentation: background first.")],
     into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
     weights: Annotated[list[Path] | None, typer.Option(help="State dict or safetensors.")] = None,
-    arg: Annotated[list[str] | None, typer.Option(help="key=value for the callable; the value is read as JSON.")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(help="key=value for the callable; the value is read as JSON.")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Which output, by index, key or dotted path.")] = None,
     activation: Annotated[Activation, typer.Option(help="How logits become probabilities.")] = Activation.SOFTMAX,
     normalisation: Annotated[Normalisation, typer.Option(help="As in training.")] = Normalisation.ZSCORE,
@@ -62,11 +71,15 @@ def export(
     high: Annotated[float, typer.Option(help="Upper percentile or intensity of the normalisation.")] = 0.0,
     multiple: Annotated[int, typer.Option(help="Spatial sizes are padded to a multiple of this.")] = 1,
     fill: Annotated[float, typer.Option(help="Normalised intensity that the network sees in padding.")] = 0.0,
-    sizes: Annotated[Sizes, typer.Option("--sizes", help="Serve any size (dynamic), one (fixed), or what works.")] = Sizes.AUTO,
+    sizes: Annotated[
+        Sizes, typer.Option("--sizes", help="Serve any size (dynamic), one (fixed), or what works.")
+    ] = Sizes.AUTO,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Short for --sizes dynamic.")] = False,
     fixed: Annotated[bool, typer.Option("--fixed", help="Short for --sizes fixed.")] = False,
     maximum: Annotated[str | None, typer.Option(help="H,W: the largest sizes served.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="lowest:highest mm per axis, comma-separated (0.8:1.2,0.8:1.2).")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="lowest:highest mm per axis, comma-separated (0.8:1.2,0.8:1.2).")
+    ] = None,
     orientation: Annotated[str | None, typer.Option(help="Anatomical axes as nibabel spells them (RAS).")] = None,
     modality: Annotated[list[str] | None, typer.Option(help="DICOM modality code it was trained for.")] = None,
     samples: Annotated[int, typer.Option(help="T unless the policy or the caller says otherwise.")] = 20,
@@ -74,6 +87,12 @@ def export(
     p: Annotated[float | None, typer.Option("--p", help="Override the probability of dropping.")] = None,
     min_depth: Annotated[
         float | None, typer.Option(help="Only sites after this share (0 to 1) of the network's multiplications.")
+    ] = None,
+    dropout_at: Annotated[
+        str | None, typer.Option(help="ONNX files: put a site behind every tensor of this name pattern; needs --p.")
+    ] = None,
+    log_variance: Annotated[
+        str | None, typer.Option(help="Heteroscedastic networks: the output that holds log σ² of the logits.")
     ] = None,
     deterministic: Annotated[bool, typer.Option(help="A network without randomness is wanted: one pass.")] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
@@ -85,19 +104,40 @@ def export(
     try:
         draft = contract_draft(
             name=name, task=task, input_shape=input_shape, classes=classes, activation=activation,
-            preprocessing=Preprocessing(normalisation, low, high, multiple, fill), dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED,
-            maximum=maximum, spacing=spacing, orientation=orientation, modalities=tuple(modality or ()), samples=samples,
+            preprocessing=Preprocessing(normalisation, low, high, multiple, fill),
+            dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED, maximum=maximum, spacing=spacing,
+            orientation=orientation, modalities=tuple(modality or ()), samples=samples,
         )  # fmt: skip
         if into is None and not inspect:
-            raise SpecError("--into is missing: state the model repository to publish into, or --inspect to write nothing")
-        module = load_module(spec, arguments(arg or []))
-        if len(weights or []) > 1:
-            raise SpecError("several --weights make an ensemble, which is not supported yet: export one at a time")
-        for path in weights or []:
-            load_weights(module, path)
-        choice = dict(output=output, deterministic=deterministic, sites=sites, p=p, min_depth=min_depth)
-        report = _inspect if inspect else _publish
-        report(module, draft, choice, _sizes(sizes, dynamic, fixed), into, replace, console, as_json)
+            raise SpecError(
+                "--into is missing: state the model repository to publish into, or --inspect to write nothing"
+            )
+        choice = {"output": output, "deterministic": deterministic, "sites": sites, "p": p}
+        if spec.endswith(".onnx"):
+            if weights or arg or min_depth is not None or log_variance is not None:
+                raise SpecError(
+                    "an ONNX file holds its weights: --weights, --arg, --min-depth, --log-variance are for torch"
+                )
+            graph = load_graph(Path(spec))
+            fixed_size = replace_contract(draft, spatial=draft.nominal, maximum=draft.nominal)
+            source: Source = OnnxSource(graph, fixed_size, {**choice, "dropout_at": dropout_at})
+        else:
+            if dropout_at is not None:
+                raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
+            if len(weights or []) > 1:
+                raise SpecError("several --weights make an ensemble, which is not supported yet: export one at a time")
+            module = load_module(spec, arguments(arg or []))
+            for path in weights or []:
+                load_weights(module, path)
+            auto = _sizes(sizes, dynamic, fixed) is Sizes.AUTO
+            source = TorchSource(
+                module, draft, {**choice, "min_depth": min_depth, "log_variance": log_variance, "fall_back": auto}
+            )
+        if inspect:
+            _inspect(source, console, as_json)
+        else:
+            assert into is not None
+            _publish(source, into, replace, console, as_json)
     except (ExportError, ValueError) as error:
         Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -130,7 +170,9 @@ def contract_draft(
         raise SpecError(f"--input-shape {input_shape} has {len(nominal)} spatial sizes; expected C,H,W or C,X,Y,Z")
     off = [size for size in nominal if size % preprocessing.multiple]
     if off:
-        raise SpecError(f"--input-shape {input_shape}: {off[0]} is no multiple of {preprocessing.multiple} (--multiple)")
+        raise SpecError(
+            f"--input-shape {input_shape}: {off[0]} is no multiple of {preprocessing.multiple} (--multiple)"
+        )
     largest = _numbers(maximum, "--maximum") if maximum else [2 * size if dynamic else size for size in nominal]
     ranges = None
     if spacing is not None:
@@ -196,21 +238,54 @@ def example_image(draft: Contract) -> torch.Tensor:
     return image.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
 
 
-def _publish(
-    module: torch.nn.Module, draft: Contract, choice: dict[str, Any], sizes: Sizes, into: Path | None, replace: bool,
-    console: Console, as_json: bool,
-) -> None:  # fmt: skip
+class Source(Protocol):
+    """What is exported: a torch module or an ONNX graph, with its options."""
+
+    @property
+    def draft(self) -> Contract: ...
+
+    def compiled(self) -> Compiled: ...
+
+    def unproven(self) -> Compilation: ...
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    module: torch.nn.Module
+    draft: Contract
+    choice: dict[str, Any]
+
+    def compiled(self) -> Compiled:
+        return compile_sampler(self.module, self.draft, example_image(self.draft), **self.choice)
+
+    def unproven(self) -> Compilation:
+        return compile_unproven(self.module, self.draft, example_image(self.draft), **self.choice)[0]
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    graph: onnx.ModelProto
+    draft: Contract
+    choice: dict[str, Any]
+
+    def compiled(self) -> Compiled:
+        return compile_onnx(self.graph, self.draft, example_image(self.draft).numpy(), **self.choice)
+
+    def unproven(self) -> Compilation:
+        return compile_onnx_unproven(self.graph, self.draft, **self.choice)[0]
+
+
+def _publish(source: Source, into: Path, replace: bool, console: Console, as_json: bool) -> None:
     from .repository import publish
 
-    assert into is not None
-    compiled = compile_sampler(module, draft, example_image(draft), fall_back=sizes is Sizes.AUTO, **choice)
+    compiled = source.compiled()
     folder = publish(compiled, into, replace=replace)
     if as_json:
         document = {
-            "name": draft.name,
+            "name": source.draft.name,
             "folder": str(folder),
             "digest": compiled.contract.digest,
-            "bits": _bits(compiled.contract),
+            "bits": compiled.cost.bits,
             "notes": list(compiled.notes),
             "cost": compiled.cost.document(),
             "proof": compiled.proof.document(),
@@ -224,28 +299,20 @@ def _publish(
     console.print(f"published {folder} and {folder}_sampler")
 
 
-def _inspect(
-    module: torch.nn.Module, draft: Contract, choice: dict[str, Any], sizes: Sizes, into: Path | None, replace: bool,
-    console: Console, as_json: bool,
-) -> None:  # fmt: skip
-    from .compile import compile_unproven
-
-    compilation, _ = compile_unproven(module, draft, example_image(draft), fall_back=sizes is Sizes.AUTO, **choice)
-    assert compilation.cost is not None
+def _inspect(source: Source, console: Console, as_json: bool) -> None:
+    compilation = source.unproven()
+    cost = compilation.cost
+    assert cost is not None
     if as_json:
         sites = [
             {"name": s.name, "kind": s.kind.value, "shape": list(s.shape), "p": s.p, "depth": round(depth, 4)}
-            for s, depth in zip(compilation.contract.sites, compilation.cost.depths, strict=True)
+            for s, depth in zip(cost.sites, cost.depths, strict=True)
         ]
-        print(json.dumps({"sites": sites, "bits": _bits(compilation.contract), "cost": compilation.cost.document()}))
+        print(json.dumps({"sites": sites, "bits": cost.bits, "cost": cost.document()}))
         return
-    console.print(compilation.cost)
+    console.print(cost)
     for note in compilation.notes:
         console.print(f"[yellow]note[/yellow]: {note}")
-
-
-def _bits(contract: Contract) -> int:
-    return sum(math.prod(site.units(contract.sizes(contract.nominal))) for site in contract.sites)
 
 
 if __name__ == "__main__":

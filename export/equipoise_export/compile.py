@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from equipoise_core.contract import Contract
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .capture import capture
+from .capture_onnx import OnnxNetwork, capture_onnx
 from .errors import CaptureRefused, ExportRefused
+from .networks import TorchNetwork
 from .outputs import choose_answer
 from .parity import Proof, prove
 from .passes import run_passes
@@ -39,14 +43,6 @@ class Compiled:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The network as it is to be sampled: its one answer, and which of its modules are live."""
-
-    network: nn.Module
-    live: tuple[str, ...]
-
-
 def compile_sampler(
     module: nn.Module,
     draft: Contract,
@@ -56,6 +52,7 @@ def compile_sampler(
     sites: str | None = None,
     p: float | None = None,
     min_depth: float | None = None,
+    log_variance: str | int | None = None,
     deterministic: bool = False,
     fall_back: bool = False,
 ) -> Compiled:
@@ -69,15 +66,16 @@ def compile_sampler(
         sites: only modules whose name matches this pattern (`decoder.*`, commas between several) drop.
         p: overrides the probability of dropping, in the module itself.
         min_depth: only sites after this share (0 to 1) of the network's multiplications.
+        log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
         deterministic: a network without anything random is wanted (it gets no `masks` input); refused otherwise.
         fall_back: where the network does not work at dynamic sizes, export it for the nominal one.
     """
-    compilation, choice = compile_unproven(
-        module, draft, example, output=output, sites=sites, p=p, min_depth=min_depth,
+    compilation, network = compile_unproven(
+        module, draft, example, output=output, sites=sites, p=p, min_depth=min_depth, log_variance=log_variance,
         deterministic=deterministic, fall_back=fall_back,
     )  # fmt: skip
     model = ir.to_proto(compilation.model)
-    proof = prove(choice.network, model, compilation.contract, example, choice.live, compilation.calls)
+    proof = prove(network, model, compilation.contract, example.numpy())
     assert compilation.cost is not None
     return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
 
@@ -91,12 +89,13 @@ def compile_unproven(
     sites: str | None = None,
     p: float | None = None,
     min_depth: float | None = None,
+    log_variance: str | int | None = None,
     deterministic: bool = False,
     fall_back: bool = False,
-) -> tuple[Compilation, Choice]:
-    """All of `compile_sampler` but the proof: what `--inspect` shows."""
+) -> tuple[Compilation, TorchNetwork]:
+    """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
     refuse_batch_statistics(module)
-    network = choose_answer(module, example, draft, output)
+    network = choose_answer(module, example, draft, output, log_variance)
     live = _selected(live_modules(network, example), sites)
     if p is not None:
         override_p(network, live, p)
@@ -117,10 +116,60 @@ def compile_unproven(
             "the whole network",
             "Train it with dropout, or export it as a single-pass model (--deterministic).",
         )
-    return compilation, Choice(network, live)
+    return compilation, TorchNetwork(network, live, compilation.calls)
 
 
-def _compile(network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool) -> Compilation:
+def compile_onnx(
+    proto: onnx.ModelProto,
+    draft: Contract,
+    example: NDArray[np.float32],
+    *,
+    output: str | int | None = None,
+    dropout_at: str | None = None,
+    p: float | None = None,
+    sites: str | None = None,
+    deterministic: bool = False,
+) -> Compiled:
+    """The same for an ONNX file: `compile_sampler` without torch in it. Arguments as for `capture_onnx`.
+
+    Args:
+        example: a normalised image `[N ≥ 1, C, *nominal]`.
+    """
+    compilation, network = compile_onnx_unproven(
+        proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites, deterministic=deterministic
+    )
+    model = ir.to_proto(compilation.model)
+    proof = prove(network, model, compilation.contract, example)
+    assert compilation.cost is not None
+    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
+
+
+def compile_onnx_unproven(
+    proto: onnx.ModelProto,
+    draft: Contract,
+    *,
+    output: str | int | None = None,
+    dropout_at: str | None = None,
+    p: float | None = None,
+    sites: str | None = None,
+    deterministic: bool = False,
+) -> tuple[Compilation, OnnxNetwork]:
+    """All of `compile_onnx` but the proof, and the network that it is to be proven against."""
+    marked = capture_onnx(proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites)
+    network = OnnxNetwork(marked)
+    compilation = compile_graph(marked, draft)
+    if not compilation.contract.stochastic and not deterministic:
+        raise CaptureRefused(
+            "it has no Dropout node, so all samples would be equal",
+            "the whole network",
+            "Insert sites with --dropout-at PATTERN --p 0.1, or export it as a single-pass model (--deterministic).",
+        )
+    return compilation, network
+
+
+def _compile(
+    network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool
+) -> Compilation:
     try:
         return compile_graph(capture(network, example, draft.spatial, draft.preprocessing.multiple, live), draft)
     except ExportRefused as refusal:
@@ -146,7 +195,9 @@ def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
     chosen = tuple(path for path, name in names.items() if any(fnmatchcase(name, pattern) for pattern in wanted))
     if not chosen:
         raise CaptureRefused(
-            f"no stochastic module matches {patterns}", "--sites", f"There are: {', '.join(sorted(names.values())) or 'none'}."
+            f"no stochastic module matches {patterns}",
+            "--sites",
+            f"There are: {', '.join(sorted(names.values())) or 'none'}.",
         )
     return chosen
 

@@ -1,11 +1,11 @@
 """What can go wrong while exporting: one tree.
 
-    ExportError
-    ├── SpecError        the factory, the weights or the example cannot be loaded
-    ├── PassFailed       a pass of the compiler broke: our fault, carries the history of passes
-    └── ExportRefused    the network cannot become a sampler as it stands: reason, site and remedy
-        ├── CaptureRefused   no graph, or randomness in it that is not a mask
-        └── ProofRefused     there is a graph, but it is not shown to equal the network
+ExportError
+├── SpecError        the factory, the weights or the example cannot be loaded
+├── PassFailed       a pass of the compiler broke: our fault, carries the history of passes
+└── ExportRefused    the network cannot become a sampler as it stands: reason, site and remedy
+    ├── CaptureRefused   no graph, or randomness in it that is not a mask
+    └── ProofRefused     there is a graph, but it is not shown to equal the network
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """The proof: the compiled sampler and the original network are the same function of image and masks.
 
-The torch side runs the module that was handed in, untouched, with only its random numbers replaced: PyTorch itself
-reduces every kind of dropout to one draw (`bernoulli_`, `rand`, …) of the noise's own shape, and a dispatch mode hands
-out mask bits there, in the order of the calls. Scaling, broadcasting and everything else stay PyTorch's. So neither the
-capture nor any pass is trusted here. One image and one sample at a time, so that nothing can be mixed up in a batch.
+The network's side (`networks.py`) shares no code with the compiler. Moments are recomputed from its logits in double
+precision by their definitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -18,16 +16,14 @@ import onnx
 import onnxruntime
 import torch
 from equipoise_core.contract import Activation, Contract, Task
-from equipoise_core.masks import MaskLayout, draw_masks, mask_layout, unpack_masks
+from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import ProofRefused
+from .networks import Network
 from .passes.find_layouts import start
-from .stochastic import draws, sampling
 
 Array = NDArray[Any]
 SAMPLES = 3
@@ -86,91 +82,34 @@ class Proof:
         if self.sites:
             sites = Table("site", "kind", "p", "bits", "effect of half its bits")
             for site in self.sites:
-                sites.add_row(site.name, site.kind, f"{site.p:g}", str(site.bits), "none" if site.dead else f"{site.effect:.2e}")
+                sites.add_row(
+                    site.name, site.kind, f"{site.p:g}", str(site.bits), "none" if site.dead else f"{site.effect:.2e}"
+                )
             yield sites
 
 
-class ForcedMasks(TorchDispatchMode):
-    """Hands out given bits wherever PyTorch draws random numbers, in the order of the calls.
-
-    Args:
-        calls: per site, which stochastic call of a forward pass it is. Other calls (the dropout of an output that was
-            not chosen) draw as they like.
-    """
-
-    def __init__(self, contract: Contract, calls: Sequence[int], keeps: Sequence[Array]) -> None:
-        super().__init__()
-        self.keeps = {call: (site, keep) for call, site, keep in zip(calls, contract.sites, keeps, strict=True)}
-        self.calls = 0
-        self.met: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not draws(func):
-            return func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::")
-        if name in ("bernoulli", "bernoulli_"):
-            p = args[0] if func._overloadname == "default" else args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-            if isinstance(p, Tensor):
-                p = p.reshape(-1)[0].item()
-            if p in (0.0, 1.0):  # no decision in it, hence no site
-                return func(*args, **kwargs)
-            noise = self._next(args[0], 1.0 - p)
-            if noise is None:
-                return func(*args, **kwargs)
-            return args[0].copy_(noise) if name == "bernoulli_" else noise
-        drawn = func(*args, **kwargs)
-        if name in ("rand", "rand_like", "uniform_"):
-            noise = self._next(drawn, None)
-            return drawn if noise is None else drawn.copy_(noise * (1.0 - 2.0**-24))
-        raise ProofRefused(f"`{name}` draws random numbers that no mask stands for", "forward", "Take it out of the network.")
-
-    def _next(self, like: Tensor, p: float | None) -> Tensor | None:
-        """The bits of this call's site, in the shape of PyTorch's own noise; None for a call that is no site."""
-        call, self.calls = self.calls, self.calls + 1
-        if call not in self.keeps:
-            return None
-        self.met.add(call)
-        site, keep = self.keeps[call]
-        if keep.size != like.numel() or (p is not None and abs(p - site.p) > 1e-6):
-            raise ProofRefused(
-                f"the network draws {like.numel()} units with p = {p} where the graph has {keep.size} with p = {site.p}",
-                site.name,
-                "Report this network: the exporter took one stochastic operation for another.",
-            )
-        return torch.from_numpy(keep.astype(np.float32)).reshape(like.shape).to(like.dtype)
-
-
 def prove(
-    module: nn.Module,
-    model: onnx.ModelProto,
-    contract: Contract,
-    example: Tensor,
-    live: tuple[str, ...],
-    calls: Sequence[int],
-    tolerance: float = TOLERANCE,
+    network: Network, model: onnx.ModelProto, contract: Contract, example: Array, tolerance: float = TOLERANCE
 ) -> Proof:
-    """Proves that `model` samples from `module`.
+    """Proves that `model` samples from `network`.
 
     Args:
         example: normalised images `[N ≥ 1, C, *nominal]`; noise images are added.
-        live: the modules that are in training mode when the network is sampled.
-        calls: per site, which stochastic call of a forward pass it is.
 
     Raises:
         ProofRefused: naming the site where one can be named.
     """
-    proving = _Proving(module, model, contract, calls, tolerance)
+    proving = _Proving(network, model, contract, tolerance)
     spatial = contract.nominal
     generator = np.random.default_rng(1)
-    images = [example[:1].numpy().astype(np.float32)]
+    images = [example[:1].astype(np.float32)]
     shape = (1, contract.channels, *spatial)
     for _ in range(2 * ROUNDS - 1):
         images.append(generator.standard_normal(shape).astype(np.float32) + images[0] * generator.random())
     padded = proving.padded(images[-1])
     if padded is not None:
         images[-1] = padded
-    with sampling(module, live), torch.no_grad():
+    with network.ready():
         for index in range(ROUNDS):
             proving.parity(np.concatenate(images[2 * index : 2 * index + 2]), seed=index)
         proving.separate(np.concatenate(images[:2]))
@@ -185,11 +124,8 @@ def prove(
 
 
 class _Proving:
-    def __init__(
-        self, module: nn.Module, model: onnx.ModelProto, contract: Contract, calls: Sequence[int], tolerance: float
-    ) -> None:
-        self.module = module
-        self.calls = calls
+    def __init__(self, network: Network, model: onnx.ModelProto, contract: Contract, tolerance: float) -> None:
+        self.logits = network
         self.contract = contract
         self.tolerance = tolerance
         self.session = start(model)
@@ -200,23 +136,13 @@ class _Proving:
     # --- the two sides ---
 
     def network(self, image: Array, packed: Array) -> Array:
-        """Probabilities of the original network, float64 `[K, *S]`, for one image `[1, C, *S]` and one packed mask `[B]`."""
-        contract = self.contract
-        layout = mask_layout(contract, image.shape[2:])
-        filled = np.where(image <= PADDING_VALUE / 2, np.float32(contract.preprocessing.fill), image)
-        forced = ForcedMasks(contract, self.calls, unpack_masks(layout, packed[None]))
-        with forced:
-            logits = self.module(torch.from_numpy(filled))
-        missed = [site.name for call, (site, _) in forced.keeps.items() if call not in forced.met]
-        if missed:
-            raise ProofRefused(
-                f"the network draws {forced.calls} times, too few for the graph's {len(contract.sites)} sites",
-                missed[0],
-                "Report this network: the exporter saw a stochastic operation that does not run.",
-            )
-        wide = logits[0].double()
-        softmax = contract.activation is Activation.SOFTMAX
-        return (torch.softmax(wide, 0) if softmax else torch.sigmoid(wide)).numpy()
+        """Probabilities of the network, float64 `[K, *S]`, for an image `[1, C, *S]` and a packed mask `[B]`."""
+        filled = np.where(image <= PADDING_VALUE / 2, np.float32(self.contract.preprocessing.fill), image)
+        wide = self.logits(self.contract, filled, packed).astype(np.float64)
+        if self.contract.activation is Activation.SIGMOID:
+            return np.exp(-np.logaddexp(0.0, -wide))
+        wide = np.exp(wide - wide.max(axis=0))
+        return wide / wide.sum(axis=0)
 
     def sampler(self, images: Array, packed: Array | None) -> dict[str, Array]:
         feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
@@ -227,7 +153,9 @@ class _Proving:
         layout = mask_layout(self.contract, images.shape[2:])
         if not self.contract.stochastic:
             return layout, np.zeros((len(images), 1, 0), np.uint8)
-        draws_ = [draw_masks(layout, 1000 * seed + n, self.contract.digest, 0, self.samples) for n in range(len(images))]
+        draws_ = [
+            draw_masks(layout, 1000 * seed + n, self.contract.digest, 0, self.samples) for n in range(len(images))
+        ]
         return layout, np.stack(draws_)
 
     def padded(self, image: Array) -> Array | None:
@@ -243,7 +171,9 @@ class _Proving:
     def parity(self, images: Array, seed: int) -> None:
         _, packed = self.masks(images, seed)
         got = self.sampler(images, packed if self.contract.stochastic else None)
-        p = np.stack([[self.network(image[None], mask) for mask in masks] for image, masks in zip(images, packed, strict=True)])
+        p = np.stack(
+            [[self.network(image[None], mask) for mask in masks] for image, masks in zip(images, packed, strict=True)]
+        )
         if not np.isfinite(p).all() or not all(np.isfinite(value).all() for value in got.values()):
             raise ProofRefused(
                 "the output is not finite",
@@ -261,14 +191,15 @@ class _Proving:
             if not worst <= allowed:
                 site, why = self.culprit(images[:1], allowed)
                 raise ProofRefused(
-                    f"under the same masks, network and sampler differ in {name} by {worst:.2e} (allowed {allowed:.1g}){why}",
+                    f"under the same masks, network and sampler differ in {name} by {worst:.2e} "
+                    f"(allowed {allowed:.1g}){why}",
                     site,
                     "Export without this site (--sites), and report the network.",
                 )
             self.note(f"{name}: same as the network", worst, f"≤ {allowed:.1g}")
         if self.contract.stochastic:
             variance = float(p.var(axis=1).max())
-            if not variance > 1e-12:
+            if not variance > 0:
                 raise ProofRefused(
                     "all samples are equal: the variance is zero",
                     "the whole network",
@@ -307,27 +238,29 @@ class _Proving:
         }
 
     def culprit(self, image: Array, allowed: float) -> tuple[str, str]:
-        """The first site with which alone (all others keep everything) the two sides differ."""
-        layout, packed = self.masks(image, seed=7)
+        """The site whose bits, all flipped, change the two sides most differently."""
         if not self.contract.stochastic:
             return "the whole network", ""
-        everything = np.full_like(packed[:, :1], 255)
-        if self.apart(image, everything) > allowed:
-            return "the whole network", "; they differ even with nothing dropped"
-        for index, site in enumerate(layout.sites):
-            bits = np.unpackbits(everything, axis=-1, bitorder="little")
-            drawn = np.unpackbits(packed[:, :1], axis=-1, bitorder="little")
-            where = slice(layout.offsets[index], layout.offsets[index] + prod(layout.shapes[index]))
-            bits[..., where] = drawn[..., where]
-            if self.apart(image, np.packbits(bits, axis=-1, bitorder="little")) > allowed:
-                return site.name, "; this site alone makes them differ"
-        return "the whole network", ""
-
-    def apart(self, image: Array, packed: Array) -> float:
-        p = self.network(image, packed[0, 0])[None, None]
-        got = self.sampler(image, packed)
+        layout, packed = self.masks(image, seed=7)
+        packed = packed[:, :1]
         name = "probabilities" if self.contract.task is Task.CLASSIFICATION else "sum_p"
-        return float(np.abs(got[name] - self.expected(image, p)[name]).max())
+
+        def sides(masks: Array) -> tuple[Array, Array]:
+            p = self.network(image, masks[0, 0])[None, None]
+            return self.expected(image, p)[name], self.sampler(image, masks)[name]
+
+        network, sampler = sides(packed)
+        worst, culprit = allowed, ""
+        for index, site in enumerate(layout.sites):
+            bits = np.unpackbits(packed, axis=-1, bitorder="little")
+            bits[..., layout.offsets[index] : layout.offsets[index] + prod(layout.shapes[index])] ^= 1
+            there, here = sides(np.packbits(bits, axis=-1, bitorder="little"))
+            mismatch = float(np.abs((there - network) - (here - sampler)).max())
+            if mismatch > worst:
+                worst, culprit = mismatch, site.name
+        if culprit:
+            return culprit, f"; flipping this site's bits changes the two by amounts that differ by {worst:.2e}"
+        return "the whole network", "; no single site explains it"
 
     def separate(self, images: Array) -> None:
         """Neither batch-mates nor other samples change an answer."""
@@ -337,7 +270,11 @@ class _Proving:
         alone = self.sampler(images[:1], packed[:1] if stochastic else None)
         worst = max(_distance(together[name][:1], alone[name]) for name in self.outputs)
         self.require(
-            "batch-mates change nothing", worst, 1e-5, "an image's answer depends on its batch-mates", "Check its normalisation layers."
+            "batch-mates change nothing",
+            worst,
+            1e-5,
+            "an image's answer depends on its batch-mates",
+            "Check its normalisation layers.",
         )
         if not stochastic:
             return
@@ -380,7 +317,9 @@ class _Proving:
                     )
             found.append(SiteProof(site.name, site.kind.value, site.p, units, effect, effect == 0.0))
         if all(site.dead for site in found):
-            raise ProofRefused("no site moves the output", "the whole network", "Check the weights and the chosen output.")
+            raise ProofRefused(
+                "no site moves the output", "the whole network", "Check the weights and the chosen output."
+            )
         return tuple(found)
 
     def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:

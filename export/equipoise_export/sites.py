@@ -61,9 +61,7 @@ def decode_shape(text: str) -> tuple[int | str, ...]:
 
 
 @torch.library.custom_op("equipoise::mask", mutates_args=())
-def mask(
-    x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str
-) -> Tensor:
+def mask(x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str) -> Tensor:
     """The marker in torch. Nothing computes it: it is the identity, so that shapes go through."""
     return x.clone()
 

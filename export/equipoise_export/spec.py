@@ -39,12 +39,16 @@ def load_module(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
     factory: Any = source
     for part in name.split("."):
         if not hasattr(factory, part):
-            raise SpecError(f"{place} has no {name}; it has {', '.join(sorted(n for n in vars(source) if n[0] != '_'))}")
+            raise SpecError(
+                f"{place} has no {name}; it has {', '.join(sorted(n for n in vars(source) if n[0] != '_'))}"
+            )
         factory = getattr(factory, part)
     try:
         module = factory(**(arguments or {})) if not isinstance(factory, nn.Module) else factory
     except Exception as error:
-        raise SpecError(f"{spec} failed: {type(error).__name__}: {error}. Arguments are given as --arg key=value") from error
+        raise SpecError(
+            f"{spec} failed: {type(error).__name__}: {error}. Arguments are given as --arg key=value"
+        ) from error
     if not isinstance(module, nn.Module):
         raise SpecError(f"{spec} returned a {type(module).__name__}; expected a torch.nn.Module")
     return module

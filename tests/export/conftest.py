@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -12,7 +11,6 @@ import pytest
 import torch
 from equipoise_core.contract import Task
 from equipoise_export.compile import Compiled, compile_sampler
-
 
 from tests.export.graphs import contract
 from tests.export.networks import Classifier, EveryKind, UNet
@@ -50,6 +48,3 @@ def compiled_classifier(classifier: Classifier) -> Compiled:
 def compiled_unet(unet: UNet) -> Compiled:
     draft = contract(spatial=("X", "Y"), nominal=(16, 24), multiple=4)
     return compile_sampler(unet, draft, torch.randn(2, 1, 16, 24))
-
-
-

@@ -45,7 +45,9 @@ def marked(body: str, result: str, weights: dict[str, np.ndarray] | None = None)
     """A marked graph: input `image`, the lines of `body`, output `result`."""
     text = f"""<ir_version: 10, opset_import: ["" : 18, "equipoise" : 1]>
     small (float image) => ({result}) {{ {body} }}"""
-    proto = onnx.parser.parse_model(text.replace("(float image)", "(float[N, C, H, W] image)").replace(f"=> ({result})", f"=> (float {result})"))
+    proto = onnx.parser.parse_model(
+        text.replace("(float image)", "(float[N, C, H, W] image)").replace(f"=> ({result})", f"=> (float {result})")
+    )
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in (weights or {}).items())
     return ir.from_proto(proto)
 
@@ -58,7 +60,7 @@ def compiled(model: ir.Model, draft: Contract, passes: Any = None) -> Compilatio
 def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     proto = ir.to_proto(model)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds)))
+    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
 def oracle(model: ir.Model, draft: Contract, packed: np.ndarray, image: np.ndarray) -> np.ndarray:

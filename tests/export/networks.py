@@ -28,10 +28,12 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         shallower, deeper = widths[:-1], widths[1:]
-        self.encoder = nn.ModuleList(double(rank, i, o) for i, o in zip((channels, *shallower), widths))
+        self.encoder = nn.ModuleList(double(rank, i, o) for i, o in zip((channels, *shallower), widths, strict=True))
         self.pool = POOLING[rank](2)
         self.bottleneck_dropout = DROPOUT[rank](dropout) if where == "deep" else nn.Identity()
-        self.up = nn.ModuleList(TRANSPOSED[rank](below, width, 2, stride=2) for width, below in zip(shallower, deeper))
+        self.up = nn.ModuleList(
+            TRANSPOSED[rank](below, width, 2, stride=2) for width, below in zip(shallower, deeper, strict=True)
+        )
         self.decoder = nn.ModuleList(double(rank, 2 * width, width) for width in shallower)
         self.decoder_dropout = nn.ModuleList(
             DROPOUT[rank](dropout) if (level > 0 if where == "deep" else level < 2) else nn.Identity()
@@ -91,3 +93,41 @@ class EveryKind(nn.Module):
         steps = torch.stack([x, 2 * x, 3 * x])
         steps = self.batch_second(steps)
         return self.head(self.batch_first(steps.transpose(0, 1))[:, 0])
+
+
+class TwoHeads(nn.Module):
+    """Heteroscedastic U-Net: logits and log σ² of the logits."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.body = UNet(2, 1, 2 * classes, (4, 8, 16))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        logits, noise = self.body(image).chunk(2, 1)
+        return {"logits": logits, "log_variance": noise}
+
+
+class Hybrid(nn.Module):
+    """TransUNet-like: convolutions down, a transformer over the bottleneck's tokens, a decoder with skips up."""
+
+    def __init__(self, classes: int = 2, size: int = 4) -> None:
+        super().__init__()
+        self.first, self.second = double(2, 1, 8), double(2, 8, 16)
+        self.pool = nn.MaxPool2d(2)
+        self.position = nn.Parameter(torch.randn(1, size * size, 16) * 0.1)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, 0.1, batch_first=True, norm_first=True)
+        self.transformer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.drop = nn.Dropout(0.1)
+        self.up = nn.ModuleList([nn.ConvTranspose2d(16, 16, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2)])
+        self.decoder = nn.ModuleList([double(2, 32, 16), double(2, 16, 8)])
+        self.head = nn.Conv2d(8, classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        one = self.first(image)
+        two = self.second(self.pool(one))
+        deep = self.pool(two)
+        tokens = self.drop(deep.flatten(2).transpose(1, 2) + self.position)
+        tokens = self.transformer(tokens)
+        deep = tokens.transpose(1, 2).reshape(deep.shape)
+        deep = self.decoder[0](torch.cat([two, self.up[0](deep)], 1))
+        return self.head(self.decoder[1](torch.cat([one, self.up[1](deep)], 1)))

@@ -64,10 +64,9 @@ class Serving:
 
     def remains(self) -> dict[str, list[str]]:
         """What is left of it, by kind; empty: nothing."""
+        others = {process for process in self.family if process[0] != self.process.pid}
         left = {
-            "processes": [
-                str(pid) for pid, _ in alive(self.family - {p for p in self.family if p[0] == self.process.pid})
-            ],
+            "processes": [str(pid) for pid, _ in alive(others)],
             "shared memory": [path.name for path in Path("/dev/shm").glob(f"equipoise_{self.process.pid}_*")],
             "directories": [path.name for path in self.temporary.iterdir()],
         }

@@ -34,7 +34,6 @@ from .processes import Serving, serving
 pytestmark = pytest.mark.pipeline
 
 PATIENCE = 90.0  # seconds until something that must happen counts as not happening
-LONG = 1000  # samples, of the largest image: work for some seconds
 IMAGE = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
 
 ASK_FOR_LONG = """
@@ -154,7 +153,7 @@ def test_a_stop_comes_to_its_end_though_clients_keep_asking(started):
                 try:
                     client.predict("tinyseg", IMAGE, samples=200, seed=seed, outputs=())
                     outcomes.append((asked, None))
-                except Exception as error:  # whatever it is belongs to the outcomes
+                except Exception as error:  # noqa: BLE001 (whatever it is belongs to the outcomes)
                     outcomes.append((asked, error))
                     refused += 1
 
@@ -216,7 +215,7 @@ def test_a_killed_clients_work_is_given_up(server):
 
 
 def test_two_hundred_at_once_are_all_answered(server, grpc_client, contracts):
-    """Over all models and sizes: each gets the answer it gets alone, or an error that says to come back, never silence."""
+    """Over all models and sizes: each gets the answer it gets alone, or a refusal that says why, never silence."""
     kinds = [(model, size) for model in MODELS for size in SMALL[model]]
 
     def question(i: int) -> tuple[str, NDArray[np.float32]]:
@@ -244,7 +243,7 @@ def test_two_hundred_at_once_are_all_answered(server, grpc_client, contracts):
 
 @pytest.mark.slow
 def test_a_full_queue_refuses_clearly(server, grpc_client):
-    """More than the queue holds: what is refused says UNAVAILABLE and that the queue is full, the others are answered."""
+    """What the queue does not hold is refused as UNAVAILABLE, with that reason; the rest is answered."""
     burst = Burst(grpc_client, samples=20)
     burst.send(600)
     burst.wait()

@@ -1,4 +1,4 @@
-"""A first policy by plain rules. It states what was seen on the calibration cases and guarantees nothing beyond them."""
+"""A first policy by plain rules. It states what was seen on the calibration cases and guarantees nothing more."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from .compilation import Compilation
 from .count_cost import count_cost, count_network
 from .fill_padding import fill_padding
 from .find_layouts import find_layouts
+from .fold_batchnorm import fold_batchnorm
 from .list_sites import list_sites
 from .mark_sampled import mark_sampled
 from .simplify import simplify
@@ -22,6 +23,7 @@ from .write_metadata import write_metadata
 
 PASSES: tuple[Callable[[Compilation], None], ...] = (
     simplify,  # one flat graph of ordinary operators and markers
+    fold_batchnorm,  # into the convolution before it
     find_layouts,  # where the batch lies in every tensor
     list_sites,  # the markers become the contract's sites, in bit order
     count_network,  # what one pass costs, and how much of it lies before each site

@@ -58,10 +58,8 @@ def _output(c: Compilation, value: ir.Value, name: str, shape: list[int | str]) 
 
 
 def _classification(c: Compilation, logits: ir.Value) -> None:
-    if c.contract.activation is Activation.SOFTMAX:
-        flat = c.op("Softmax", logits, axis=-1)
-    else:
-        flat = c.op("Sigmoid", logits)
+    softmax = c.contract.activation is Activation.SOFTMAX
+    flat = c.op("Softmax", logits, axis=-1) if softmax else c.op("Sigmoid", logits)
     classes = len(c.contract.classes)
     samples = "T" if c.contract.stochastic else 1
     _output(c, c.reshape(flat, [-1, c.samples, classes]), "probabilities", ["N", samples, classes])
@@ -95,7 +93,9 @@ def _segmentation(c: Compilation, logits: ir.Value) -> None:
     moments.append(c.op("Relu", _over_samples(c, "ReduceSum", entropy)))  # −1e-7 is rounding, not an entropy
 
     extents: list[int | str] = list(spatial)
-    for value, name, channels in zip(moments, ("sum_p", "sum_p2", "sum_entropy"), (classes, classes, c.contract.decisions)):
+    for value, name, channels in zip(
+        moments, ("sum_p", "sum_p2", "sum_entropy"), (classes, classes, c.contract.decisions), strict=True
+    ):
         _output(c, c.reshape(value, [-1, channels, *sizes]), name, ["N", channels, *extents])
     volumes = c.op("MatMul", p, _inside(c))  # [N, T, K, V] · [N, 1, V, 1]
     samples = "T" if c.contract.stochastic else 1

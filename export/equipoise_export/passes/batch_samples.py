@@ -12,6 +12,7 @@ Where k things are folded into the batch axis (N·k, heads or windows), it split
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +36,7 @@ class _Origin(Enum):
 
 
 def batch_samples(c: Compilation) -> None:
-    """Requires `layouts` and `sampled`; ensures that no marker is left and that each site has a placeholder in `keeps`."""
+    """Requires `layouts` and `sampled`; ensures no marker is left and each site has its placeholder in `keeps`."""
     batching = _Batching(c)
     markers = set(c.markers())
     c.keeps = {}
@@ -95,7 +96,10 @@ class _Batching:
     def node(self, node: ir.Node) -> None:
         c = self.c
         shared = [
-            value is not None and value not in c.sampled and self.origin(value) is _Origin.DATA and c.layouts[value].axis is not None
+            value is not None
+            and value not in c.sampled
+            and self.origin(value) is _Origin.DATA
+            and c.layouts[value].axis is not None
             for value in node.inputs
         ]
         if node.op_type in ELEMENTWISE and any(shared) and self._aligned(node, shared):
@@ -272,5 +276,5 @@ def _range(node: ir.Node, rank: int) -> tuple[int, int]:
     return tuple(int(np.clip(edge + rank if edge < 0 else edge, 0, rank)) for edge in (start, end))  # type: ignore[return-value]
 
 
-def _attributes(node: ir.Node) -> dict[str, object]:
+def _attributes(node: ir.Node) -> dict[str, Any]:
     return {name: attribute.value for name, attribute in node.attributes.items()}

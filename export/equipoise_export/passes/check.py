@@ -9,7 +9,15 @@ from equipoise_core.contract import Task
 from ..errors import CaptureRefused, PassFailed
 from .compilation import IMAGE, MASKS, Compilation
 
-RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+    "Dropout",
+}
 OUTPUTS = {
     Task.CLASSIFICATION: ["probabilities"],
     Task.SEGMENTATION: ["sum_p", "sum_p2", "sum_entropy", "volumes"],

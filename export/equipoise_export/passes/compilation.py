@@ -90,7 +90,13 @@ class Compilation:
     # --- writing ---
 
     def op(
-        self, kind: str, *inputs: ir.Value | None, outputs: int = 1, like: ir.Value | None = None, domain: str = "", **attributes: Any
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        outputs: int = 1,
+        like: ir.Value | None = None,
+        domain: str = "",
+        **attributes: Any,
     ) -> Any:
         """Appends a node and gives its output (or outputs). `like`: a value whose layout and type the output has."""
         node = ir.node(kind, list(inputs), attributes, num_outputs=outputs, domain=domain)
@@ -104,7 +110,7 @@ class Compilation:
         self.graph.append(node)
         return node.outputs[0] if outputs == 1 else node.outputs
 
-    def constant(self, array: NDArray[Any] | Sequence[int] | float) -> ir.Value:
+    def constant(self, array: NDArray[Any] | np.floating[Any] | Sequence[int] | float) -> ir.Value:
         """An initializer, one for all equal ones. Plain sequences are INT64, plain numbers FP32."""
         if isinstance(array, (int, float, np.floating)):
             array = np.array(array, np.float32)

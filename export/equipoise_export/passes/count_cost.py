@@ -52,14 +52,18 @@ class Cost:
         }
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        table = Table("site", "kind", "units", "p", "depth", title=f"{len(self.sites)} sites, {self.bits} bits a sample")
+        table = Table(
+            "site", "kind", "units", "p", "depth", title=f"{len(self.sites)} sites, {self.bits} bits a sample"
+        )
         for site, depth in zip(self.sites, self.depths, strict=True):
-            table.add_row(site.name, site.kind.value, "×".join(map(str, site.shape)) or "1", f"{site.p:g}", f"{depth:.0%}")
+            table.add_row(
+                site.name, site.kind.value, "×".join(map(str, site.shape)) or "1", f"{site.p:g}", f"{depth:.0%}"
+            )
         yield table
         share = self.shared / max(self.shared + self.sampled, 1)
         yield (
-            f"one pass {self.network / 1e6:.1f} M multiplications; of the sampler's, {share:.0%} are made once for each "
-            f"image; predicted for 20 samples: {self.gain(20):.1f} × a loop"
+            f"one pass {self.network / 1e6:.1f} M multiplications; of the sampler's, {share:.0%} are made once for "
+            f"each image; predicted for 20 samples: {self.gain(20):.1f} × a loop"
         )
 
 

@@ -21,7 +21,9 @@ def fill_padding(c: Compilation) -> None:
     if c.contract.task is Task.CLASSIFICATION and fixed:
         return
     image = c.image
-    users = [(node, index) for node, index in image.uses() if node.op_type not in ("Shape", "Size") and node is not _first(c)]
+    users = [
+        (node, index) for node, index in image.uses() if node.op_type not in ("Shape", "Size") and node is not _first(c)
+    ]
     outside = c.op("LessOrEqual", image, c.constant(np.float32(PADDING_VALUE / 2)))
     filled = c.op("Where", outside, c.constant(np.float32(c.contract.preprocessing.fill)), image)
     filled.type = image.type

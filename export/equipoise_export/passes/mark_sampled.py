@@ -15,7 +15,10 @@ def mark_sampled(c: Compilation) -> None:
     markers = set(c.markers())
     for node in c.graph:
         if node in markers or any(value in c.sampled for value in node.inputs if value is not None):
-            if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+            if any(
+                attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+                for attribute in node.attributes.values()
+            ):
                 _refuse(node)
             c.sampled.update(node.outputs)
         elif _captures(node, c.sampled):

@@ -45,11 +45,15 @@ def _split(c: Compilation, node: ir.Node) -> None:
     shared = [part for part in parts if part not in c.sampled]
     if not shared or len(shared) == len(parts):
         return
-    if any(c.layouts[part].axis is None for part in shared if part in c.layouts) or any(part not in c.layouts for part in parts):
+    if any(c.layouts[part].axis is None for part in shared if part in c.layouts) or any(
+        part not in c.layouts for part in parts
+    ):
         return  # a constant plane: nothing to gain, and no batch axis to broadcast
     ends = np.cumsum([c.layouts[part].shape[axis] for part in parts])
     along = _weight_axis(node, array.ndim)
-    pieces = dict(zip(parts, np.split(array, ends[:-1], axis=along), strict=True)) if len(set(parts)) == len(parts) else None
+    pieces = (
+        dict(zip(parts, np.split(array, ends[:-1], axis=along), strict=True)) if len(set(parts)) == len(parts) else None
+    )
     if pieces is None:
         return
     sampled = [part for part in parts if part in c.sampled]
@@ -66,7 +70,9 @@ def _split(c: Compilation, node: ir.Node) -> None:
         remove([concat])
 
 
-def _part(c: Compilation, node: ir.Node, parts: list[ir.Value], pieces: dict, axis: int, along: int, bias: ir.Value | None) -> ir.Value:  # type: ignore[type-arg]
+def _part(
+    c: Compilation, node: ir.Node, parts: list[ir.Value], pieces: dict, axis: int, along: int, bias: ir.Value | None
+) -> ir.Value:  # type: ignore[type-arg]
     """The operation over some of the concatenated parts, with their piece of the weight."""
     source = parts[0]
     if len(parts) > 1:

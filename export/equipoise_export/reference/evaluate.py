@@ -74,10 +74,7 @@ def measure(reference: Reference, cases: Dataset, predict: Predictor) -> dict[st
     quality: dict[str, Any]
     if reference.task == "segmentation":
         structures = reference.classes[-(len(flat) - 1) :]
-        dice = [
-            metrics.dice_per_label(a, t, len(structures))
-            for a, t in zip(answers, cases.targets, strict=True)
-        ]
+        dice = [metrics.dice_per_label(a, t, len(structures)) for a, t in zip(answers, cases.targets, strict=True)]
         quality = {
             "dice": dict(zip(structures, np.mean(dice, axis=0).tolist(), strict=True)),
             "dice_worst_case": float(np.min(dice)),

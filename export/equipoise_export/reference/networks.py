@@ -23,9 +23,7 @@ DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
 
 def convolution(rank: int, inputs: int, outputs: int) -> nn.Sequential:
     """Convolution (3 voxels wide, size kept), BatchNorm, ReLU: `[N, inputs, *S]` → `[N, outputs, *S]`."""
-    return nn.Sequential(
-        CONVOLUTION[rank](inputs, outputs, 3, padding=1, bias=False), NORM[rank](outputs), nn.ReLU()
-    )
+    return nn.Sequential(CONVOLUTION[rank](inputs, outputs, 3, padding=1, bias=False), NORM[rank](outputs), nn.ReLU())
 
 
 def double_convolution(rank: int, inputs: int, outputs: int) -> nn.Sequential:
@@ -49,9 +47,7 @@ class UNet(nn.Module):
         dropout: probability that a channel is dropped, in (0, 1).
     """
 
-    def __init__(
-        self, rank: int, classes: int, encoder: Sequence[int], decoder: Sequence[int], dropout: float
-    ) -> None:
+    def __init__(self, rank: int, classes: int, encoder: Sequence[int], decoder: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.encoder = nn.ModuleList(
             double_convolution(rank, inputs, outputs) for inputs, outputs in pairwise((1, *encoder))

@@ -156,7 +156,11 @@ def fit(reference: Reference, recipe: Recipe, cases: Dataset, seed: int) -> nn.M
     steps = recipe.epochs * -(-len(cases) // recipe.batch)
     schedule = OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps + 1, pct_start=0.2)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}")) as progress:
         bar = progress.add_task(reference.name, total=recipe.epochs, loss=float("nan"))

@@ -1,6 +1,7 @@
 """Triton adapter of the public model: requests → cases → `equipoise_core` → responses. No arithmetic here."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,9 @@ from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
 
+# `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
+STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None
+
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -25,7 +29,13 @@ class TritonPythonModel:
         self.metrics = Metrics(self.model.contract.name)
 
     def execute(self, requests):
-        return [self._respond(request) for request in requests]
+        if STOPPING is not None and STOPPING.exists():
+            return [self._refuse(pb_utils.TritonError.UNAVAILABLE, Stopping()) for _ in requests]
+        self.metrics.in_flight.increment(len(requests))
+        try:
+            return [self._respond(request) for request in requests]
+        finally:
+            self.metrics.in_flight.increment(-len(requests))
 
     def _respond(self, request):
         try:
@@ -52,6 +62,13 @@ class TritonPythonModel:
     def _refuse(self, code, error):
         self.metrics.fail(type(error).__name__ if isinstance(error, Exception) else "Internal")
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+class Stopping(Exception):
+    """The request came after the server was told to stop."""
+
+    def __str__(self):
+        return "the server is stopping: ask again later"
 
 
 def cases_of(request):
@@ -128,12 +145,14 @@ class Metrics:
         samples = family(name="equipoise_samples_total", description="Samples drawn", kind=family.COUNTER)
         failures = family(name="equipoise_failures_total", description="Cases with no decision", kind=family.COUNTER)
         scores = family(name="equipoise_case_score", description="Case score", kind=family.HISTOGRAM)
-        self.families = [routes, samples, failures, scores]  # a family must outlive its metrics
+        in_flight = family(name="equipoise_in_flight", description="Requests being answered", kind=family.GAUGE)
+        self.families = [routes, samples, failures, scores, in_flight]  # a family must outlive its metrics
+        self.in_flight = in_flight.Metric(labels={"model": model})
         self.routes = {r: routes.Metric(labels={"model": model, "route": r.value}) for r in Route}
         self.samples = samples.Metric(labels={"model": model})
         self.failures = {
             kind: failures.Metric(labels={"model": model, "kind": kind})
-            for kind in ("InvalidRequest", "Cancelled", "SamplerFailure", "Internal")
+            for kind in ("InvalidRequest", "Cancelled", "SamplerFailure", "Stopping", "Internal")
         }
         self.scores = scores.Metric(labels={"model": model}, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # graphs read better unbroken
 """Each case of the docstring: the split operation equals the whole one, and its shared part runs without samples."""
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def test_the_split_changes_no_number(case: str) -> None:
     split, plain = compiled(marked(body, "flat", weights), draft), compiled(whole, draft, without)
     packed = packed_masks(split.contract, 2, 3, (4, 6))
     feeds = {"image": images, "masks": packed}
-    np.testing.assert_allclose(run(split.model, feeds)["probabilities"], run(plain.model, feeds)["probabilities"], atol=1e-6)
+    np.testing.assert_allclose(
+        run(split.model, feeds)["probabilities"], run(plain.model, feeds)["probabilities"], atol=1e-6
+    )
     kinds = [node.op_type for node in split.model.graph]
     assert kinds.count(case.split()[0]) == 2
     assert split.cost is not None and plain.cost is not None

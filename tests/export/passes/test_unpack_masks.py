@@ -11,7 +11,11 @@ from tests.export.graphs import compiled, contract, marked, mask, packed_masks, 
 
 def test_sites_that_start_inside_a_byte_get_their_own_bits() -> None:
     """Three sites of 1, 24 and 2 units share bytes; each reads exactly its bits."""
-    body = "c = Concat <axis=1> (image, image) " + mask("path", [0], "c", "a", kind="path") + mask("all", [0, 1, 2, 3], "image", "b", index=1)
+    body = (
+        "c = Concat <axis=1> (image, image) "
+        + mask("path", [0], "c", "a", kind="path")
+        + mask("all", [0, 1, 2, 3], "image", "b", index=1)
+    )
     body += mask("channels", [0, 1], "c", "d", kind="channel", index=2)
     body += "fa = Flatten(a) fb = Flatten(b) fd = Flatten(d) flat = Concat <axis=1> (fa, fb, fd)"
     result = compiled(marked(body, "flat"), contract(task=Task.CLASSIFICATION, classes=120))

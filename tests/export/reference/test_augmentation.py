@@ -28,9 +28,7 @@ def test_rotation_keeps_sizes_on_unequal_axes() -> None:
     """A rotation is one in voxels, not in the fractions of each axis: a ball stays a ball."""
     axes = np.meshgrid(np.arange(24), np.arange(48), indexing="ij")
     ball = (((axes[0] - 11.5) ** 2 + (axes[1] - 23.5) ** 2) < 36).astype(np.uint8)
-    _, labels = Augmentation(rotation=45).deform(
-        ball[None].astype(np.float32), ball, np.random.default_rng(1)
-    )
+    _, labels = Augmentation(rotation=45).deform(ball[None].astype(np.float32), ball, np.random.default_rng(1))
     assert (labels != ball).mean() < 0.01
 
 

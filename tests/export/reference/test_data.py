@@ -60,7 +60,10 @@ def test_archives_are_read_with_a_channel_axis(tmp_path) -> None:
     images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
     np.savez(
         tmp_path / "pneumonia" / "pneumonia.npz",
-        train_images=images[:2], train_labels=np.array([[1], [0]]), val_images=images[2:], val_labels=np.array([1]),
+        train_images=images[:2],
+        train_labels=np.array([[1], [0]]),
+        val_images=images[2:],
+        val_labels=np.array([1]),
     )
     cases = load("pneumonia", tmp_path)
     assert cases.ids == ("train-00000", "train-00001", "val-00000")

@@ -1,0 +1,121 @@
+"""`equipoise audit`: verify, anchor, append and redact the log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .chain import AuditError, Kind, append, head, parse_anchor, redact, verify
+
+EPILOG = """[bold]Examples[/]
+
+equipoise predict hippocampus brain.nii.gz --json | equipoise audit append decisions.jsonl
+
+equipoise audit head decisions.jsonl --key audit.key > anchor.txt   [dim]# print it, or send it away[/]
+
+equipoise audit verify decisions.jsonl --anchor anchor.txt --key audit.key
+
+equipoise audit verdict decisions.jsonl --sequence 12 --by dr.who --verdict correct
+
+equipoise audit redact decisions.jsonl --before 2025-01-01 --reason retention
+
+Exit code of verify: 0 whole, 1 something is wrong."""
+
+
+class Action(str, Enum):
+    """What to do with the log."""
+
+    VERIFY = "verify"
+    HEAD = "head"
+    APPEND = "append"
+    VERDICT = "verdict"
+    REDACT = "redact"
+
+
+class Verdict(str, Enum):
+    """What an expert says of a decision."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    CORRECT = "correct"
+
+
+def audit(
+    action: Annotated[Action, typer.Argument(help="What to do.")],
+    log: Annotated[Path, typer.Argument(help="The JSONL file.")],
+    anchor: Annotated[Path | None, typer.Option(help="verify: what `head` printed earlier.")] = None,
+    key: Annotated[Path | None, typer.Option(help="File with the key that signs anchors.")] = None,
+    sequence: Annotated[int | None, typer.Option(min=1, help="verdict: of which decision.")] = None,
+    by: Annotated[str | None, typer.Option(help="verdict: who, as authenticated where it came in.")] = None,
+    verdict: Annotated[Verdict | None, typer.Option(help="verdict: what they say.")] = None,
+    before: Annotated[str | None, typer.Option(help="redact: delete contents older than this (2025-01-31).")] = None,
+    reason: Annotated[str | None, typer.Option(help="redact: why.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Verifies the audit log, anchors its head, appends to it.
+
+    `append` reads what `equipoise predict --json` prints.
+    """
+    secret = key.read_bytes().strip() if key else None
+    if action is Action.VERIFY:
+        _verify(log, anchor, secret, as_json)
+    elif action is Action.HEAD:
+        typer.echo(head(log, secret).text())
+    elif action is Action.APPEND:
+        for record in _records(sys.stdin.read()):
+            append(log, Kind.DECISION, record)
+    elif action is Action.VERDICT:
+        if sequence is None or by is None or verdict is None:
+            raise typer.BadParameter("verdict needs --sequence, --by and --verdict")
+        append(log, Kind.VERDICT, {"decision": sequence, "by": by, "verdict": verdict.value})
+    else:
+        if before is None or reason is None:
+            raise typer.BadParameter("redact needs --before and --reason")
+        done = redact(log, _date(before), reason)
+        count = len(done.body["sequences"]) if done and done.body else 0
+        typer.echo(f"{count} contents deleted")
+
+
+def _verify(log: Path, anchor: Path | None, key: bytes | None, as_json: bool) -> None:
+    expected = parse_anchor(anchor.read_text(encoding="utf-8"), key) if anchor else None
+    findings = list(verify(log, expected))
+    if as_json:
+        listed = [{"line": finding.line, "what": finding.what} for finding in findings]
+        typer.echo(json.dumps({"whole": not findings, "anchored": expected is not None, "findings": listed}))
+    else:
+        for finding in findings:
+            typer.echo(f"{log.name} line {finding.line}: {finding.what}")
+        if not findings:
+            Console().print(f"[green]whole[/]: {log.name}, {head(log).entries} lines")
+            if expected is None:
+                typer.echo("without --anchor a cut-off end cannot be seen: keep what `equipoise audit head` prints")
+    if findings:
+        raise typer.Exit(1)
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise AuditError("standard input is no JSON; expected what `equipoise predict --json` prints") from error
+    entries = document if isinstance(document, list) else [document]
+    records = [entry.get("record", entry) if isinstance(entry, dict) else None for entry in entries]
+    bad = [index for index, record in enumerate(records) if not isinstance(record, dict) or "format" not in record]
+    if bad:
+        raise AuditError(f"entry {bad[0]} holds no record; only decisions are logged")
+    return [record for record in records if record is not None]
+
+
+def _date(text: str) -> datetime:
+    try:
+        stated = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}; expected a date such as 2025-01-31") from error
+    return stated if stated.tzinfo else stated.replace(tzinfo=timezone.utc)

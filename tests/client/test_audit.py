@@ -1,0 +1,124 @@
+import json
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from equipoise_client.audit import AuditError, Kind, append, head, redact, verify
+from equipoise_client.audit.chain import parse_anchor
+
+START = datetime(2025, 1, 1, tzinfo=timezone.utc)
+KEY = b"a key kept elsewhere"
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Five decisions and a verdict, a day apart."""
+    path = tmp_path / "decisions.jsonl"
+    for day in range(5):
+        append(path, Kind.DECISION, {"route": "accept", "score": 0.1 * day}, START + timedelta(days=day))
+    append(path, Kind.VERDICT, {"decision": 2, "by": "dr.who", "verdict": "correct"}, START + timedelta(days=5))
+    return path
+
+
+def findings(path, anchor=None):
+    return [finding.line for finding in verify(path, anchor)]
+
+
+def test_a_whole_log_has_no_findings(log):
+    """Also against its own anchor, and against an earlier one after it grew."""
+    anchor = head(log)
+    assert findings(log, anchor) == []
+    append(log, Kind.DECISION, {"route": "review"})
+    assert findings(log, anchor) == []
+    assert anchor.entries == 6
+
+
+def test_every_one_byte_change_is_found_where_it_is(log):
+    """Each byte of the file is changed in turn; the finding names its line, or the next where lines were joined."""
+    original = log.read_bytes()
+    anchor = head(log)
+    for place, byte in enumerate(original):
+        log.write_bytes(original[:place] + bytes([byte ^ 1]) + original[place + 1 :])
+        line = original[:place].count(b"\n") + 1
+        found = findings(log, anchor)
+        assert found and found[0] == line, (place, line, found)
+
+
+def test_every_removed_byte_is_found(log):
+    """As above, with a byte less; only the very last newline may go unnoticed, since nothing is lost with it."""
+    original = log.read_bytes()
+    anchor = head(log)
+    for place in range(len(original) - 1):
+        log.write_bytes(original[:place] + original[place + 1 :])
+        assert findings(log, anchor)[:1] == [original[:place].count(b"\n") + 1]
+
+
+@pytest.mark.parametrize("line", range(1, 6))
+def test_removed_and_moved_lines_are_located(log, line):
+    """The line that now stands there does not continue the one before."""
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[: line - 1] + lines[line:]))
+    assert findings(log)[0] == line
+    swapped = [*lines]
+    swapped[line - 1], swapped[line] = swapped[line], swapped[line - 1]
+    log.write_bytes(b"".join(swapped))
+    assert findings(log)[0] == line
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_a_cut_off_end_is_found_by_the_anchor_only(log, kept):
+    """Every shorter log is whole in itself; what was counted elsewhere shows what is gone."""
+    anchor = head(log)
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:kept]))
+    assert findings(log) == []
+    assert findings(log, anchor) == [kept + 1]
+
+
+def test_a_log_rewritten_from_scratch_is_found_by_the_anchor(log, tmp_path):
+    """A forger who recomputes every hash still cannot meet the anchor."""
+    anchor = head(log)
+    forged = tmp_path / "forged.jsonl"
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        append(forged, Kind(entry["kind"]), {**entry["body"], "route": "review"}, datetime.fromisoformat(entry["at"]))
+    assert findings(forged) == []
+    assert findings(forged, anchor) == [6]
+
+
+def test_an_anchor_is_signed(log):
+    """A changed anchor, or one under another key, is refused."""
+    text = head(log, KEY).text()
+    assert parse_anchor(text, KEY).entries == 6
+    for bad, key in ((text.replace(" 6 ", " 5 "), KEY), (text, b"another"), (head(log).text(), KEY)):
+        with pytest.raises(AuditError, match="signature"):
+            parse_anchor(bad, key)
+    with pytest.raises(AuditError, match="no anchor"):
+        parse_anchor("nonsense")
+
+
+def test_deletion_keeps_the_chain_verifiable(log):
+    """Contents older than the retention are gone, the chain and an earlier anchor still hold, and it says why."""
+    anchor = head(log)
+    deletion = redact(log, START + timedelta(days=2), "retention of 2 days")
+    assert deletion.body == {"sequences": [1, 2], "reason": "retention of 2 days"}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["body"] is None for line in lines] == [True, True, *[False] * 5]
+    assert findings(log, anchor) == []
+    assert redact(log, START, "again") is None
+
+
+def test_a_silent_deletion_is_found(log):
+    """A body removed without a deletion line is no retention."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[2]["body"] = None
+    log.write_text("".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines))
+    assert findings(log) == [3]
+
+
+def test_a_damaged_log_is_neither_anchored_nor_continued(log):
+    """Nothing is added after a cut-off line, and a broken log gets no fresh anchor."""
+    log.write_bytes(log.read_bytes()[:-10])
+    with pytest.raises(AuditError, match="cut off"):
+        append(log, Kind.DECISION, {})
+    with pytest.raises(AuditError, match="line 6"):
+        head(log)

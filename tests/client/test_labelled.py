@@ -1,0 +1,84 @@
+"""Labelled cases in each layout that is documented."""
+
+import nibabel
+import numpy as np
+import pytest
+from equipoise_client.errors import InvalidInput
+from equipoise_client.images.labelled import read_labelled
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.preprocessing import Normalisation, Preprocessing
+from PIL import Image
+
+
+@pytest.fixture
+def classifier():
+    return Contract(
+        "chest", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "pneumonia"), 1, (28, 28), (28, 28), (28, 28),
+        Preprocessing(Normalisation.ZSCORE), (),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def segmenter():
+    return Contract(
+        "hippocampus", Task.SEGMENTATION, Activation.SOFTMAX, ("background", "anterior"), 1, ("X", "Y", "Z"), (8, 8, 8),
+        (64, 64, 64), Preprocessing(Normalisation.ZSCORE), (), spacing=((0.9, 1.1),) * 3, orientation="RAS",
+    )  # fmt: skip
+
+
+def test_folders_by_class_and_a_table_are_read(tmp_path, classifier):
+    """Folder names are labels; cases.csv adds patients and groups."""
+    contract = classifier
+    for index, image in enumerate(np.random.default_rng(0).integers(0, 255, (4, 28, 28), dtype=np.uint8)):
+        folder = tmp_path / "data" / contract.classes[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index}.png")
+    (tmp_path / "data" / "cases.csv").write_text("file,patient,group\nnormal/0.png,anna,site 1\n")
+    cases = read_labelled(tmp_path / "data", contract)
+    assert [int(case.truth) for case in cases] == [0, 0, 1, 1]
+    assert (cases[0].patient, cases[0].group) == ("anna", "site 1")
+    assert cases[1].patient != cases[0].patient
+    assert cases[0].image.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda path: None, "neither a folder"),
+        (lambda path: path.mkdir(), "folders normal, pneumonia"),
+    ],
+)
+def test_data_that_holds_no_cases_is_refused_with_what_is_expected(tmp_path, classifier, make, word):
+    """What was given, what is expected."""
+    make(tmp_path / "data")
+    with pytest.raises(InvalidInput, match=word):
+        read_labelled(tmp_path / "data", classifier)
+
+
+def test_a_label_map_is_turned_and_resampled_with_its_image(tmp_path, segmenter):
+    """Stored flipped and at 2 mm; image and label are equal, so they must be equal after preparation too."""
+    voxels = np.zeros((6, 9, 12), np.uint8)
+    voxels[1:3, 2:4, 1:4] = 1
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-2.0, 1.0, 1.0, 1.0])), tmp_path / folder / "a.nii.gz")
+    (case,) = read_labelled(tmp_path, segmenter)
+    assert case.truth.shape == case.image.shape[1:] == (12, 9, 12)
+    assert case.spacing == pytest.approx((1.0, 1.0, 1.0), rel=0.01)
+    overlap = (case.truth > 0) & (case.image[0] >= 0.5)
+    assert overlap.sum() >= 0.8 * max((case.truth > 0).sum(), (case.image[0] >= 0.5).sum())
+
+
+def test_an_archive_with_everything_is_read(tmp_path, classifier):
+    """Names, patients and groups come along; the wrong number of labels is refused."""
+    images = np.zeros((3, 28, 28), np.uint8)
+    np.savez(
+        tmp_path / "a.npz", images=images, labels=[0, 1, 1], ids=["a", "b", "c"], patients=[7, 7, 8], groups=[1, 2, 1]
+    )
+    cases = read_labelled(tmp_path / "a.npz", classifier)
+    assert [(case.name, case.patient, case.group, int(case.truth)) for case in cases] == [
+        ("a", "7", "1", 0), ("b", "7", "2", 1), ("c", "8", "1", 1),
+    ]  # fmt: skip
+    np.savez(tmp_path / "b.npz", images=images, labels=[0, 1])
+    with pytest.raises(InvalidInput, match="3 images and 2 labels"):
+        read_labelled(tmp_path / "b.npz", classifier)

@@ -1,0 +1,74 @@
+"""What a user types, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from equipoise_core.contract import load_contract
+from equipoise_export.command import app
+from typer.testing import CliRunner
+
+from tests.export.networks import Classifier
+
+NETWORKS = Path(__file__).with_name("networks.py")
+COMMON = ["--name", "small", "--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
+
+
+def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
+    """Weights, factory and contract come from the command line; one JSON object tells the result."""
+    torch.manual_seed(0)
+    torch.save({"state_dict": Classifier().state_dict()}, tmp_path / "weights.pt")
+    arguments = [f"{NETWORKS}:Classifier", "--weights", str(tmp_path / "weights.pt"), "--into", str(tmp_path / "repo")]
+    result = CliRunner().invoke(app, [*arguments, *COMMON, "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.strip().splitlines()[-1])
+    contract = load_contract(tmp_path / "repo" / "small" / "1" / "contract.json")
+    assert told["digest"] == contract.digest
+    assert [site.name for site in contract.sites] == ["channel_dropout", "head_dropout"]
+    proof = json.loads((tmp_path / "repo" / "small_sampler" / "1" / "proof.json").read_text())
+    assert proof == told["proof"]
+
+
+def test_inspection_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites and predicted cost are told before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [f"{NETWORKS}:Classifier", *COMMON, "--inspect", "--json"])
+    told = json.loads(result.stdout.strip().splitlines()[-1])
+    assert [(site["name"], site["kind"], site["shape"]) for site in told["sites"]] == [
+        ("channel_dropout", "channel", [16]),
+        ("head_dropout", "element", [16]),
+    ]
+    assert told["cost"]["predicted_gain"]["20"] > 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing_here.py:net"], "there is no file nothing_here.py"),
+        (["networks"], "expected package.module:callable or file.py:callable"),
+        ([f"{NETWORKS}:Absent"], "has no Absent"),
+        ([f"{NETWORKS}:Classifier", "--arg", "classes"], "expected key=value"),
+        ([f"{NETWORKS}:Classifier", "--arg", "colour=1"], "unexpected keyword argument 'colour'"),
+        ([f"{NETWORKS}:Classifier", "--dropout-at", "x"], "--dropout-at is for ONNX files"),
+        ([f"{NETWORKS}:Classifier", "--weights", "none.pt"], "there is no file none.pt"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    """The message says what was given and what is expected; nothing is written."""
+    result = CliRunner().invoke(app, [*arguments, *COMMON, "--into", str(tmp_path / "repo")])
+    assert result.exit_code == 1
+    assert said in result.output
+    assert not (tmp_path / "repo").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    """The message names what is missing and what has another shape."""
+    torch.save(Classifier(classes=5).state_dict(), tmp_path / "weights.pt")
+    arguments = [f"{NETWORKS}:Classifier", "--weights", str(tmp_path / "weights.pt"), "--into", str(tmp_path / "repo")]
+    result = CliRunner().invoke(app, [*arguments, *COMMON])
+    assert result.exit_code == 1
+    assert "head.weight (5, 16) instead of (3, 16)" in result.output

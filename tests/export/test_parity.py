@@ -1,0 +1,126 @@
+"""The proof accepts what is right and refuses mutants of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from equipoise_export.compile import Compiled
+from equipoise_export.errors import ProofRefused
+from equipoise_export.networks import TorchNetwork
+from equipoise_export.parity import prove
+from onnx import helper, numpy_helper
+
+from tests.export.networks import Classifier, UNet
+
+LIVE = {"unet": ("bottleneck_dropout", "decoder_dropout.1"), "classifier": ("channel_dropout", "head_dropout")}
+
+
+def test_a_proof_states_what_was_tested(compiled_unet: Compiled, compiled_classifier: Compiled) -> None:
+    """Every property of the proof is there with its worst value, every site with its effect, all as JSON."""
+    document = compiled_unet.proof.document()
+    names = {check["name"] for check in document["checks"]}
+    assert {"sum_p: same as the network", "volumes: same as the network", "variance over samples"} <= names
+    assert {"batch-mates change nothing", "samples are independent", "chunks merge"} <= names
+    assert [site["effect"] > 0 for site in document["sites"]] == [True, True]
+    assert [site.bits for site in compiled_classifier.proof.sites] == [16, 16]
+
+
+def scaled_wrongly(model: onnx.ModelProto) -> None:
+    """Kept units are not scaled by 1/(1 − p)."""
+    for entry in model.graph.initializer:
+        if list(entry.dims) == [256, 8]:
+            entry.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(entry) > 0).astype(np.float32), entry.name))
+
+
+def shared_over_samples(model: onnx.ModelProto) -> None:
+    """All samples get the masks of the first."""
+    graph = model.graph
+    nodes = [
+        helper.make_node("Slice", ["masks", "mutant_0", "mutant_1", "mutant_1"], ["mutant_first"]),
+        helper.make_node("Shape", ["masks"], ["mutant_shape"]),
+        helper.make_node("Expand", ["mutant_first", "mutant_shape"], ["mutant_masks"]),
+    ]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == "masks":
+                node.input[index] = "mutant_masks"
+    for name, value in (("mutant_0", 0), ("mutant_1", 1)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(nodes + rest)
+
+
+def site_left_out(model: onnx.ModelProto) -> None:
+    """The last site's factors are all one."""
+    gathers = [node for node in model.graph.node if node.op_type == "Gather"]
+    ones = numpy_helper.from_array(np.ones((256, 8), np.float32), "mutant_ones")
+    model.graph.initializer.append(ones)
+    gathers[-1].input[0] = "mutant_ones"
+
+
+def sites_swapped(model: onnx.ModelProto) -> None:
+    """Two sites read each other's bits."""
+    slices = [node for node in model.graph.node if node.op_type == "Slice" and node.input[0] == "masks"]
+    first, last = slices[0], slices[-1]
+    width = 2
+    starts = numpy_helper.from_array(np.array([0]), "mutant_start")
+    ends = numpy_helper.from_array(np.array([width]), "mutant_end")
+    model.graph.initializer.extend([starts, ends])
+    last.input[1], last.input[2] = "mutant_start", "mutant_end"
+    assert first is not last
+
+
+@pytest.mark.parametrize("mutate", [scaled_wrongly, shared_over_samples, site_left_out, sites_swapped])
+def test_mutants_are_refused(
+    mutate: Callable[[onnx.ModelProto], None], compiled_classifier: Compiled, classifier: Classifier
+) -> None:
+    """A sampler that is wrong in one place does not pass."""
+    mutant = onnx.ModelProto()
+    mutant.CopyFrom(compiled_classifier.model)
+    mutate(mutant)
+    network = TorchNetwork(classifier, LIVE["classifier"], (0, 1))
+    with pytest.raises(ProofRefused):
+        prove(network, mutant, compiled_classifier.contract, torch.randn(1, 1, 16, 16).numpy())
+
+
+def test_a_mutant_of_one_site_is_refused_by_its_name(compiled_unet: Compiled, unet: UNet) -> None:
+    """Where one site alone makes the difference, the refusal names it."""
+    mutant = onnx.ModelProto()
+    mutant.CopyFrom(compiled_unet.model)
+    site_left_out(mutant)
+    network = TorchNetwork(unet, LIVE["unet"], (0, 1))
+    with pytest.raises(ProofRefused) as caught:
+        prove(network, mutant, compiled_unet.contract, torch.randn(1, 1, 16, 24).numpy())
+    assert caught.value.site == "decoder_dropout.1"
+
+
+def test_a_site_with_another_probability_is_refused(compiled_unet: Compiled, unet: UNet) -> None:
+    """The network's own draws must have the contract's p."""
+    first, second = compiled_unet.contract.sites
+    contract = replace(compiled_unet.contract, sites=(replace(first, p=0.3), second))
+    with pytest.raises(ProofRefused, match=r"draws 16 units with p = 0\.2"):
+        prove(
+            TorchNetwork(unet, LIVE["unet"], (0, 1)), compiled_unet.model, contract, torch.randn(1, 1, 16, 24).numpy()
+        )
+
+
+def test_an_output_that_is_not_finite_is_refused(compiled_unet: Compiled, unet: UNet) -> None:
+    """NaN weights publish nothing."""
+    import copy
+
+    broken = copy.deepcopy(unet)
+    with torch.no_grad():
+        broken.head.weight.fill_(float("nan"))
+    with pytest.raises(ProofRefused, match="not finite"):
+        prove(
+            TorchNetwork(broken, LIVE["unet"], (0, 1)),
+            compiled_unet.model,
+            compiled_unet.contract,
+            torch.randn(1, 1, 16, 24).numpy(),
+        )

@@ -1,0 +1,108 @@
+"""Networks that people really have: each exports, proves itself, and samples as a PyTorch loop does.
+
+`make zoo` installs the packages they come from (see `zoo.py`) and runs these.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.masks import draw_masks, mask_layout
+from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_export.compile import compile_onnx, compile_onnx_unproven, compile_sampler
+from equipoise_export.networks import TorchNetwork
+from equipoise_export.outputs import choose_answer
+from equipoise_export.passes.find_layouts import start
+from equipoise_export.stochastic import live_modules
+from onnx import numpy_helper
+
+from tests.export.test_compile import permutation_p
+from tests.export.zoo import ZOO_NETWORKS, Animal, awake
+
+pytestmark = [pytest.mark.zoo, pytest.mark.timeout(1200)]
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+
+
+def contract_of(name: str, animal: Animal) -> Contract:
+    size = animal.shape[1:]
+    axes: tuple[int | str, ...] = {2: ("H", "W"), 3: ("X", "Y", "Z")}[len(size)] if animal.dynamic else size
+    return Contract(
+        name, Task(animal.task), Activation.SOFTMAX, tuple(map(str, range(animal.classes))), animal.shape[0], axes, size,  # noqa: E501
+        size, Preprocessing(Normalisation.ZSCORE, multiple=animal.multiple), (),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO_NETWORKS)
+def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
+    """The proof passes; 60 samples of the sampler and 60 of Monte Carlo dropout are one distribution."""
+    animal = ZOO_NETWORKS[name]
+    torch.manual_seed(0)
+    network = awake(animal.make(), torch.randn(4, *animal.shape))
+    draft = contract_of(name, animal)
+    compiled = compile_sampler(network, draft, torch.randn(2, *animal.shape), output=animal.output)
+    assert compiled.contract.spatial == draft.spatial
+    assert animal.sites in (None, len(compiled.contract.sites))
+
+    image = torch.randn(1, *animal.shape)
+    layout = mask_layout(compiled.contract, draft.nominal)
+    masks = draw_masks(layout, 1, compiled.contract.digest, 0, 60)[None]
+    per_sample = "probabilities" if draft.task is Task.CLASSIFICATION else "volumes"
+    served = start(compiled.model).run([per_sample], {"image": image.numpy(), "masks": masks})[0][0]
+    answer = choose_answer(network, torch.randn(2, *animal.shape), draft, animal.output)
+    plain = TorchNetwork(answer, live_modules(answer, torch.randn(2, *animal.shape)), ())
+    torch.manual_seed(1)
+    with plain.ready():
+        logits = torch.stack([answer(image)[0] for _ in range(60)]).double()
+    p = torch.softmax(logits, 1)
+    looped = p.flatten(2).sum(-1).numpy() if draft.task is Task.SEGMENTATION else p.numpy()
+    assert permutation_p(served, looped) > 0.005
+
+
+def with_random_weights(path: Path) -> onnx.ModelProto:
+    """The `light` models hold constants for weights, under which all classes are equal: random ones instead."""
+    model = onnx.load(path)
+    generator = np.random.default_rng(0)
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type == "ConstantOfShape" and node.input[0] in constants:
+            shape = tuple(int(size) for size in constants[node.input[0]])
+            spread = np.sqrt(2 / max(1, int(np.prod(shape[1:])))) if len(shape) > 1 else 0.01
+            array = (generator.standard_normal(shape) * spread).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        else:
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
+
+
+@pytest.mark.parametrize(("name", "sites"), [("squeezenet", 1), ("inception_v1", 1), ("bvlc_alexnet", 2), ("vgg19", 2)])
+def test_onnx_graphs_with_dropout_nodes_become_samplers(name: str, sites: int) -> None:
+    """As many sites as Dropout nodes; where it fits a small machine, proven as well."""
+    size = (224, 224)
+    classes = tuple(map(str, range(1000)))
+    draft = Contract(
+        name,
+        Task.CLASSIFICATION,
+        Activation.SOFTMAX,
+        classes,
+        3,
+        size,
+        size,
+        size,
+        Preprocessing(Normalisation.ZSCORE),
+        (),
+    )
+    path = LIGHT / f"light_{name}.onnx"
+    compilation, _ = compile_onnx_unproven(onnx.load(path), draft)
+    assert len(compilation.contract.sites) == sites
+    if name in ("squeezenet", "inception_v1"):
+        compile_onnx(
+            with_random_weights(path), draft, np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
+        )
