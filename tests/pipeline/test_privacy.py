@@ -87,7 +87,7 @@ def kept_by_onnxruntime(home: Path) -> list[Path]:
 
 
 def test_a_stranger_would_be_seen(traced):
-    """A datagram socket that is pointed at the outside, which sends nothing, shows; loopback and local sockets don't."""
+    """A datagram socket that is pointed at the outside, which sends nothing, shows; loopback does not."""
     script = """
 import socket
 for address in ("192.0.2.1", "127.0.0.1"):

@@ -1,4 +1,4 @@
-"""A published model's version directory → what assesses with it. A broken contract or sampler stops it, nothing else."""
+"""A published model's version directory → what assesses with it. Only a broken contract or sampler stops it."""
 
 from __future__ import annotations
 
