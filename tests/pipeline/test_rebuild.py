@@ -60,7 +60,7 @@ def test_committed_files_belong_together(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_committed_configurations_are_generated(name):
-    """Nobody edits a config.pbtxt by hand: each is what the contract makes of it, and parses as Triton's own message."""
+    """Nobody edits a config.pbtxt by hand: each is what the contract makes of it, and parses as a Triton message."""
     contract = load_contract(REPOSITORY / name / "1" / "contract.json")
     configurations = {REPOSITORY / name / "config.pbtxt": aggregator_config(contract)}
     configurations |= {
