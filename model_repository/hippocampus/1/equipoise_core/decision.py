@@ -35,6 +35,7 @@ class Evidence:
         own_samples, own_seed: the caller named T or the seed.
         spacing: voxel spacing in mm, or None.
         problems: what went wrong while sampling, in words.
+        stopped: the policy's own stopping rule found fewer samples than its T to be enough.
     """
 
     numbers: dict[str, float]
@@ -44,6 +45,7 @@ class Evidence:
     own_seed: bool
     spacing: tuple[float, ...] | None
     problems: tuple[str, ...] = ()
+    stopped: bool = False
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision:
@@ -71,7 +73,7 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
 
 def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Iterator[str]:
     yield from evidence.problems
-    if evidence.samples < evidence.asked:
+    if evidence.samples < evidence.asked and not evidence.stopped:
         yield f"only {evidence.samples} of {evidence.asked} samples were drawn"
     for name, number in evidence.numbers.items():
         if not math.isfinite(number):
@@ -100,7 +102,7 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield "the caller named the seed: for study and replay only"
     if evidence.own_samples and evidence.samples != policy.samples:
         yield f"the caller named {evidence.samples} samples, the policy is for {policy.samples}"
-    elif evidence.samples != policy.samples:
+    elif evidence.samples != policy.samples and not evidence.stopped:
         yield f"{evidence.samples} samples were drawn, the policy is for {policy.samples}"
     if contract.task is Task.SEGMENTATION and contract.spacing is not None:
         if evidence.spacing is None:
