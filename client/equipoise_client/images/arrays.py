@@ -50,7 +50,7 @@ def _array(path: Path, file: IO[bytes]) -> NDArray[np.float32]:
         version = npy.read_magic(file)  # type: ignore[no-untyped-call]
         header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = header(file)  # type: ignore[no-untyped-call]
-    except ValueError as error:
+    except Exception as error:  # NumPy parses it as Python: what a damaged one raises shares no base
         raise UnreadableImage(f"{path.name}: the header of the array is damaged; save it with numpy.save") from error
     if dtype.kind not in "biuf":
         raise UnreadableImage(f"{path.name}: values of type {dtype}; expected real numbers that fit float32")
