@@ -53,8 +53,8 @@ zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove 27 networ
 bench: $(VENV)/.installed-test  ## what T samples cost, against what people write today
 	$(BIN)/python tests/benchmarks/bench_export_cost.py
 
-reference: $(VENV)/.installed-test  ## train the reference models again from EQUIPOISE_DATA and republish them
-	$(BIN)/python -m equipoise_export.reference.build
+reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
+	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)
 
 lock: $(VENV)/bin/python  ## pin every dependency anew
 	$(BIN)/python -m pip install --quiet uv
