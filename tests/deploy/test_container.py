@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+import yaml
 from equipoise_deploy.container import container_command
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.server import HARDENING
@@ -56,7 +56,6 @@ def test_image_starts_triton_as_serve_does():
 
 def test_compose_file_binds_loopback_and_confines():
     """Every port on 127.0.0.1; read-only, no capabilities, room in shared memory, a GPU."""
-    yaml = pytest.importorskip("yaml")
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["triton"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["shm_size"] == "2gb"
