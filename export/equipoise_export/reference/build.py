@@ -83,14 +83,14 @@ def build(reference: Reference, data: Dataset) -> Built:
         sampler = OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")
         model = load_model(directory)
         cases = [
-            label_case(assess(model, Case(image, spacing=spacing), sampler), truth, reference.acceptable_dice)
+            label_case(assess(model, Case(image, spacing=spacing), [sampler]), truth, reference.acceptable_dice)
             for image, truth in _each(data.select(split.calibration), f"{reference.name}: calibrating")
         ]
         loss = "wrong label" if reference.acceptable_dice is None else f"mean Dice below {reference.acceptable_dice}"
         policy = plain_policy(model.contract, model.contract.samples, cases, loss)
         decided = Model(model.contract, policy, "", model.code_digest)
         assessments = [
-            (assess(decided, Case(image, spacing=spacing), sampler), truth)
+            (assess(decided, Case(image, spacing=spacing), [sampler]), truth)
             for image, truth in _each(data.select(split.test), f"{reference.name}: testing")
         ]
     return Built(compiled, policy, _routes(assessments, reference.acceptable_dice))

@@ -1,8 +1,8 @@
-"""One case, from image to decision. The sampler is a function that is handed in: Triton's BLS, or ONNX Runtime."""
+"""One case, from image to decision. Samplers are functions that are handed in: Triton's BLS, or ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,12 @@ RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[s
 """`image [1, C, *S]`, `masks [1, T, B]` (None: deterministic) → the sampler's output tensors by name.
 Raises SamplerFailure, or Cancelled."""
 
+Draw = tuple[int, NDArray[np.uint8] | None]
+"""Index of a sampler, and the masks `[1, T, B]` that it is to run under (None: deterministic)."""
+
+Each = Callable[[Callable[[Draw], Mapping[str, Array]], Sequence[Draw]], Iterable[Mapping[str, Array]]]
+"""`map`, or one that works on several at once."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -51,7 +57,9 @@ class Model:
 
     @property
     def default_samples(self) -> int:
-        """T where the caller names none."""
+        """T where the caller names none; without dropout, one for each member of the ensemble."""
+        if not self.contract.stochastic:
+            return len(self.contract.samplers)
         return self.policy.samples if self.policy else self.contract.samples
 
 
@@ -174,26 +182,35 @@ class Assessment:
         )
 
 
-def assess(model: Model, case: Case, run_sampler: RunSampler) -> Assessment:
+def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map) -> Assessment:
     """Normalise, pad, draw masks, sample chunk by chunk, merge.
+
+    Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
+    an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017).
+
+    Args:
+        samplers: one for each of the contract's, in its order.
+        each: how the samplers of one chunk are run: one after the other, or at the same time.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
     contract = model.contract
+    if len(samplers) != len(contract.samplers):
+        raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
     image_digest = input_digest(case.image)
     seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
-    asked = (case.samples or model.default_samples) if contract.stochastic else 1
+    asked = (contract.stochastic and case.samples) or model.default_samples
     normalised = contract.preprocessing.normalise(case.image)
     padded = contract.preprocessing.pad(normalised)
     moments: Moments | None = None
     problems: list[str] = []
     try:
-        for masks in _chunks_of_masks(model, seed, asked, padded.shape[1:]):
-            outputs = run_sampler(padded[None], masks)
-            chunk = moments_of_outputs(contract, outputs, case.image.shape[1:])
-            moments = chunk if moments is None else moments + chunk
+        for draws in _chunks(model, seed, asked, padded.shape[1:]):
+            for outputs in each(lambda draw: samplers[draw[0]](padded[None], draw[1]), draws):
+                drawn = moments_of_outputs(contract, outputs, case.image.shape[1:])
+                moments = drawn if moments is None else moments + drawn
     except SamplerFailure as failure:
         if moments is None:
             raise
@@ -205,17 +222,20 @@ def assess(model: Model, case: Case, run_sampler: RunSampler) -> Assessment:
     return Assessment(model, case, seed, image_digest, input_statistics(normalised), moments, asked, tuple(problems))
 
 
-def _chunks_of_masks(
-    model: Model, seed: int, asked: int, spatial: tuple[int, ...]
-) -> Iterator[NDArray[np.uint8] | None]:
-    if not model.contract.stochastic:
-        yield None
-        return
-    layout = mask_layout(model.contract, spatial)
+def _chunks(model: Model, seed: int, asked: int, spatial: tuple[int, ...]) -> Iterator[list[Draw]]:
+    """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out."""
+    contract, members = model.contract, len(model.contract.samplers)
+    layout = mask_layout(contract, spatial)
     chunk = min(asked, model.chunk or model.default_samples)
     for first in range(0, asked, chunk):
         count = min(chunk, asked - first)
-        yield draw_masks(layout, seed, model.contract.model_digest, first, count)[None]
+        masks = draw_masks(layout, seed, contract.model_digest, first, count) if contract.stochastic else None
+        starts = range(min(members, count))
+        yield [((first + start) % members, _every(masks, start, members)) for start in starts]
+
+
+def _every(masks: NDArray[np.uint8] | None, start: int, step: int) -> NDArray[np.uint8] | None:
+    return None if masks is None else np.ascontiguousarray(masks[None, start::step])
 
 
 def validate(contract: Contract, case: Case) -> None:
