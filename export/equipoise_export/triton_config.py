@@ -81,6 +81,8 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
             _output("aleatoric", _FP32, [-1, per_decision, *maps]),
             _output("epistemic", _FP32, [-1, per_decision, *maps]),
             _output("labels", _UINT8, [-1, per_decision, *maps]),
+            _output("labels_sensitive", _UINT8, [-1, per_decision, *maps]),
+            _output("calibrated", _FP32, [-1, per_class, *maps]),
             _output("case_score", _FP32, [-1, 1]),
             _output("volume", _FP32, [-1, per_class, 4]),
             _output("volume_total", _FP32, [-1, 4]),

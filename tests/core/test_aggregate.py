@@ -10,7 +10,10 @@ from equipoise_core.contract import Task
 from equipoise_core.decision import Route
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
-from equipoise_core.policy import AcceptRule, Policy
+from equipoise_core.policy import AcceptRule, Bounds, Policy, SensitiveRule, VolumeRule
+from equipoise_core.recalibration import Temperature
+from equipoise_core.stopping import Look, Stopping
+from equipoise_core.strangeness import Strangeness
 from scipy import special
 
 
@@ -221,3 +224,96 @@ def test_a_constant_image_is_answered(model, case):
 def test_segmentation_only_outputs_are_known():
     """The names of the configuration's conditional outputs exist."""
     assert set(SEGMENTATION_ONLY) <= set(OUTPUTS) and Task.SEGMENTATION
+
+
+@pytest.fixture
+def stopping(model):
+    """The same model with a policy that allows to stop after 2 of 6 samples where the score moves by less than .01."""
+    looks = (Look(2, {"sample_disagreement": (-0.01, 0.01)}),)
+    return dataclasses.replace(model, policy=dataclasses.replace(model.policy, stopping=Stopping(looks, "test")))
+
+
+def test_stops_early_where_more_samples_cannot_change_the_route(stopping, case):
+    """Two samples suffice far from the threshold, all six are drawn near it; either way the route stands."""
+    sampler = Sampler(stopping.contract)
+    early = assess(stopping, case, [sampler])
+    assert (early.stopped, early.moments.samples, sampler.chunks) == (True, 2, [2])
+    assert early.decision.route is Route.ACCEPT
+    assert early.record["stopped"] and early.record["samples_asked"] == 6
+    near = dataclasses.replace(stopping.policy.accept, threshold=early.case_score + 1e-4)
+    full = assess(
+        dataclasses.replace(stopping, policy=dataclasses.replace(stopping.policy, accept=near)),
+        case,
+        [Sampler(stopping.contract)],
+    )
+    assert (full.stopped, full.moments.samples) == (False, 6)
+
+
+def test_the_first_samples_are_the_same_whether_it_stops_or_not(stopping, model, case):
+    """Stopping only leaves samples out: what was drawn is what full T begins with."""
+    early = assess(stopping, case, [Sampler(stopping.contract)])
+    full = assess(dataclasses.replace(model, chunk=2), case, [Sampler(model.contract)])
+    np.testing.assert_array_equal(early.moments.volumes, full.moments.volumes[:2])
+
+
+def test_never_stops_early_where_the_caller_names_samples(stopping, case):
+    """Whoever asks for six gets six."""
+    asked = assess(stopping, dataclasses.replace(case, samples=6), [Sampler(stopping.contract)])
+    assert (asked.stopped, asked.moments.samples) == (False, 6)
+
+
+def test_never_stops_on_numbers_that_are_not_finite(stopping, case):
+    """NaN is no reason to be content."""
+    spoilt = assess(stopping, case, [Sampler(stopping.contract, spoil=True)])
+    assert not spoilt.stopped
+    assert spoilt.decision.route is Route.REVIEW
+
+
+def test_no_number_of_a_foreign_policy_is_used(stopping, case):
+    """Neither its stopping rule, nor its widening, nor its recalibration: it is for another model."""
+    foreign = dataclasses.replace(
+        stopping.policy,
+        model_digest="ff" * 32,
+        samples=3,
+        recalibration=Temperature(5.0),
+        volume=VolumeRule(0.9, {"left": 1000.0}, 9, "test"),
+    )
+    a = assess(dataclasses.replace(stopping, policy=foreign), case, [Sampler(stopping.contract)])
+    assert (a.moments.samples, a.decision.route) == (6, Route.REVIEW)
+    np.testing.assert_array_equal(a.calibrated, a.uncertainty.mean)
+    assert a.volumes["left"].high < 100.0
+
+
+def test_calibrated_and_sensitive_outputs_follow_the_policy(model, case):
+    """A high temperature flattens without moving labels; a low threshold only adds foreground."""
+    rule = SensitiveRule(0.05, 0.1, 9, "test")
+    policy = dataclasses.replace(model.policy, recalibration=Temperature(3.0), sensitive=rule)
+    a = assess(dataclasses.replace(model, policy=policy), case, [Sampler(model.contract)])
+    assert a.calibrated.max() < a.uncertainty.mean.max()
+    np.testing.assert_allclose(a.calibrated.sum(axis=0), 1.0)
+    more, labels = OUTPUTS["labels_sensitive"](a), a.uncertainty.labels
+    assert (more > 0).sum() > (labels > 0).sum()
+    assert ((labels == 0) | (more == labels)).all()
+    plain = assess(model, case, [Sampler(model.contract)])
+    np.testing.assert_array_equal(OUTPUTS["labels_sensitive"](plain), labels)
+
+
+def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, case):
+    """What no sample can change needs no more of them."""
+    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input_statistics))
+    n = len(names)
+    identity = tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
+    strange = Strangeness(names, (100.0,) * n, (1.0,) * n, (0.0,) * n, identity)
+    policy = dataclasses.replace(
+        stopping.policy, strangeness=strange, suitable=Bounds({"strangeness": (0.0, 2.0)}, "test")
+    )
+    a = assess(dataclasses.replace(stopping, policy=policy), case, [Sampler(stopping.contract)])
+    assert (a.decision.route, a.moments.samples) == (Route.REJECT, 2)
+    assert "strangeness" in a.decision.reason
+    unknown = dataclasses.replace(strange, names=("nobody knows", *names[1:]))
+    a = assess(
+        dataclasses.replace(stopping, policy=dataclasses.replace(policy, strangeness=unknown)),
+        case,
+        [Sampler(stopping.contract)],
+    )
+    assert a.decision.route is Route.REVIEW

@@ -44,6 +44,9 @@ class Verb:
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "export": Verb("equipoise_export.command:app", "export", "Turn a PyTorch network into a served model pair."),
+        "calibrate": Verb(
+            "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
+        ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .canonical import canonical_json
-from .contract import Contract, Task
-from .decision import Decision, Evidence, decide
+from .contract import Activation, Contract, Task
+from .decision import Decision, Evidence, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
 from .moments import Array, Moments, moments_of_outputs
@@ -56,11 +57,17 @@ class Model:
     chunk: int | None = None
 
     @property
+    def in_force(self) -> Policy | None:
+        """The policy, where it is for this model: no number of a foreign one is used."""
+        policy = self.policy
+        return policy if policy is not None and policy.model_digest == self.contract.model_digest else None
+
+    @property
     def default_samples(self) -> int:
         """T where the caller names none; without dropout, one for each member of the ensemble."""
         if not self.contract.stochastic:
             return len(self.contract.samplers)
-        return self.policy.samples if self.policy else self.contract.samples
+        return self.in_force.samples if self.in_force else self.contract.samples
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is known of one case after sampling. Maps and volumes are computed when first asked for."""
+    """What is known of one case after the samples drawn so far. Maps and volumes are computed when first asked for.
+
+    Attributes:
+        asked: T that was to be drawn.
+        problems: what went wrong, in words.
+        stopped: the policy's stopping rule found that these samples suffice.
+    """
 
     model: Model
     case: Case
@@ -92,6 +105,7 @@ class Assessment:
     moments: Moments
     asked: int
     problems: tuple[str, ...]
+    stopped: bool = False
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
@@ -102,14 +116,33 @@ class Assessment:
         return case_scores(self.model.contract, self.uncertainty)
 
     @cached_property
+    def prediction_statistics(self) -> dict[str, float]:
+        return prediction_statistics(self.model.contract, self.uncertainty.mean)
+
+    @property
     def statistics(self) -> dict[str, float]:
         """Of input and prediction, by name."""
-        return {**self.input_statistics, **prediction_statistics(self.model.contract, self.uncertainty.mean)}
+        return {**self.input_statistics, **self.prediction_statistics}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`."""
+        policy = self.model.in_force
+        strangeness = policy.strangeness.number(self.input_statistics) if policy and policy.strangeness else {}
+        return {**self.scores, **self.statistics, **strangeness}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the policy allows to stop here: no more samples can be expected to change the route."""
+        policy, samples = self.model.in_force, self.moments.samples
+        if policy is None or self.case.samples is not None or self.problems or samples >= self.asked:
+            return False
+        return settled(policy, self.numbers, {*self.scores, *self.prediction_statistics}, samples)
 
     @property
     def score_name(self) -> str:
         """The score that routing looks at."""
-        policy = self.model.policy
+        policy = self.model.in_force
         known = policy is not None and policy.accept is not None and policy.accept.score in self.scores
         return policy.accept.score if known else default_score(self.model.contract.task)  # type: ignore[union-attr]
 
@@ -120,7 +153,7 @@ class Assessment:
     @cached_property
     def volumes(self) -> dict[str, Volume]:
         """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
-        contract, rule = self.model.contract, self.model.policy.volume if self.model.policy else None
+        contract, rule = self.model.contract, self.model.in_force.volume if self.model.in_force else None
         if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
             return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
@@ -133,16 +166,35 @@ class Assessment:
         }
 
     @cached_property
+    def calibrated(self) -> Array:
+        """The samples' mean, recalibrated as the policy says: `[K, *S]`, 0..1. Without that: the mean itself."""
+        policy, mean = self.model.in_force, self.uncertainty.mean
+        return (
+            policy.recalibration.apply(mean, self.model.contract.activation)
+            if policy and policy.recalibration
+            else mean
+        )
+
+    @cached_property
+    def labels_sensitive(self) -> NDArray[np.uint8]:
+        """Labels that miss no more than the policy's `sensitive` rule allows; without one, the labels themselves."""
+        policy = self.model.in_force
+        if policy is None or policy.sensitive is None or self.model.contract.task is Task.CLASSIFICATION:
+            return self.uncertainty.labels
+        return sensitive_labels(self.model.contract, self.uncertainty.mean, policy.sensitive.threshold)
+
+    @cached_property
     def decision(self) -> Decision:
         model, case = self.model, self.case
         evidence = Evidence(
-            numbers={**self.scores, **self.statistics},
+            numbers=self.numbers,
             samples=self.moments.samples,
             asked=self.asked,
             own_samples=case.samples is not None,
             own_seed=case.seed is not None,
             spacing=case.spacing,
             problems=self.problems,
+            stopped=self.stopped,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -167,11 +219,14 @@ class Assessment:
                     "samples": self.moments.samples,
                     "samples_asked": self.asked,
                     "samples_named": case.samples is not None,
+                    "stopped": self.stopped,
+                    "problems": list(self.problems),
                     "masks_plan": "iid" if model.contract.stochastic else "none",
                     "score": self.score_name,
                     "case_score": self.case_score,
                     "scores": self.scores,
                     "statistics": self.statistics,
+                    "strangeness": self.numbers.get("strangeness"),
                     "threshold": policy.accept.threshold if policy and policy.accept else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
@@ -183,7 +238,7 @@ class Assessment:
 
 
 def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map) -> Assessment:
-    """Normalise, pad, draw masks, sample chunk by chunk, merge.
+    """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
 
     Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
     an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017).
@@ -195,6 +250,23 @@ def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
+    looks = model.in_force.stopping if model.in_force and case.samples is None else None
+    for assessment in running_assessments(
+        model, case, samplers, [look.samples for look in looks.looks] if looks else [], each
+    ):
+        if assessment.settled:
+            return replace(assessment, stopped=True)
+    return assessment
+
+
+def running_assessments(
+    model: Model, case: Case, samplers: Sequence[RunSampler], looks: Sequence[int] = (), each: Each = map
+) -> Iterator[Assessment]:
+    """The assessment after each chunk of samples; the last one is of all that could be drawn. Args as for `assess`, and
+
+    Args:
+        looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
+    """
     contract = model.contract
     if len(samplers) != len(contract.samplers):
         raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
@@ -204,31 +276,33 @@ def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each 
     asked = (contract.stochastic and case.samples) or model.default_samples
     normalised = contract.preprocessing.normalise(case.image)
     padded = contract.preprocessing.pad(normalised)
-    moments: Moments | None = None
-    problems: list[str] = []
-    try:
-        for draws in _chunks(model, seed, asked, padded.shape[1:]):
-            for outputs in each(lambda draw: samplers[draw[0]](padded[None], draw[1]), draws):
-                drawn = moments_of_outputs(contract, outputs, case.image.shape[1:])
-                moments = drawn if moments is None else moments + drawn
-    except SamplerFailure as failure:
-        if moments is None:
-            raise
-        problems.append(str(failure))
-    if moments is None:
-        raise SamplerFailure("no samples were drawn")
-    if not moments.finite:
-        problems.append("the sampler returned numbers that are not finite")
-    return Assessment(model, case, seed, image_digest, input_statistics(normalised), moments, asked, tuple(problems))
+    statistics = input_statistics(normalised)
+    drawn: Assessment | None = None
+    for draws in _chunks(model, seed, asked, looks, padded.shape[1:]):
+        try:
+            outputs = each(lambda draw: samplers[draw[0]](padded[None], draw[1]), draws)
+            parts = [moments_of_outputs(contract, output, case.image.shape[1:]) for output in outputs]
+        except SamplerFailure as failure:
+            if drawn is None:
+                raise
+            yield replace(drawn, problems=(*drawn.problems, str(failure)))
+            return
+        moments = reduce(add, parts if drawn is None else (drawn.moments, *parts))
+        problems = () if moments.finite else ("the sampler returned numbers that are not finite",)
+        drawn = Assessment(model, case, seed, image_digest, statistics, moments, asked, problems)
+        yield drawn
 
 
-def _chunks(model: Model, seed: int, asked: int, spatial: tuple[int, ...]) -> Iterator[list[Draw]]:
+def _chunks(
+    model: Model, seed: int, asked: int, looks: Sequence[int], spatial: tuple[int, ...]
+) -> Iterator[list[Draw]]:
     """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out."""
     contract, members = model.contract, len(model.contract.samplers)
     layout = mask_layout(contract, spatial)
     chunk = min(asked, model.chunk or model.default_samples)
-    for first in range(0, asked, chunk):
-        count = min(chunk, asked - first)
+    ends = sorted({*range(chunk, asked, chunk), *(look for look in looks if look < asked), asked})
+    for first, end in zip([0, *ends], ends, strict=False):
+        count = end - first
         masks = draw_masks(layout, seed, contract.model_digest, first, count) if contract.stochastic else None
         starts = range(min(members, count))
         yield [((first + start) % members, _every(masks, start, members)) for start in starts]
@@ -268,6 +342,15 @@ def validate(contract: Contract, case: Case) -> None:
         raise InvalidRequest(f"spacing is {list(case.spacing)}; it must be finite and above 0 mm on every axis")
 
 
+def sensitive_labels(contract: Contract, mean: Array, threshold: float) -> NDArray[np.uint8]:
+    """`[E, *S]`: foreground where its probability reaches `threshold`; softmax: its most probable class."""
+    if contract.activation is Activation.SIGMOID:
+        return (mean >= threshold).astype(np.uint8)
+    foreground = list(contract.foreground)
+    labels = mean[foreground].argmax(axis=0) + foreground[0]
+    return np.asarray(np.where(1.0 - mean[0] >= threshold, labels, 0)[None], dtype=np.uint8)
+
+
 def _volume_rows(volumes: list[Volume]) -> NDArray[np.float32]:
     return np.array([[v.mean, v.sd, v.low, v.high] for v in volumes], dtype=np.float32)
 
@@ -279,6 +362,8 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
     "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
     "labels": lambda a: a.uncertainty.labels,
+    "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
+    "labels_sensitive": lambda a: a.labels_sensitive,
     "case_score": lambda a: np.array([a.case_score], dtype=np.float32),
     "volume": lambda a: _volume_rows([a.volumes[name] for name in a.model.contract.classes]),
     "volume_total": lambda a: _volume_rows([a.volumes["total"]])[0],
@@ -289,4 +374,4 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
 }
 """Public output name → its tensor for one image, without the leading N."""
 
-SEGMENTATION_ONLY = ("volume", "volume_total")
+SEGMENTATION_ONLY = ("volume", "volume_total", "labels_sensitive")
