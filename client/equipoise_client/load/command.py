@@ -176,15 +176,14 @@ def measure(
     before = _account(metrics, wanted)
     tally = _watched(plan, payloads, console)
     open_loop = plan.arrivals is not Arrivals.CLOSED
-    report = report_of(
-        tally, [p.label for p in payloads], [p.weight for p in payloads], plan.rate if open_loop else None
-    )
+    report = report_of(tally, [p.label for p in payloads], [p.weight for p in payloads], open_loop)
     return {
         "format": FORMAT,
         "begun": begun,
         "url": plan.url,
         "models": sorted({payload.model for payload in payloads}),
         "arrivals": plan.arrivals.value,
+        "rate": plan.rate if open_loop else None,
         "concurrency": None if open_loop else plan.concurrency,
         "warmup": plan.warmup,
         "duration": plan.duration,

@@ -13,6 +13,11 @@ from rich.table import Table
 
 from .slo import PERCENTILES, Objective
 
+_STEADY = {
+    True: "yes",
+    False: "no: the halves of the run differ; run longer or offer less",
+    None: "unknown: too few answers to tell",
+}
 COLUMNS = ("mean", *PERCENTILES, "max")
 
 
@@ -48,9 +53,7 @@ def _counts(report: Mapping[str, Any]) -> Table:
     table.add_row("tries per request", _number(requests["tries"] / requests["sent"] if requests["sent"] else None))
     table.add_row("by code", ", ".join(f"{code} {count}" for code, count in requests["by_code"].items()))
     table.add_row("by route", ", ".join(f"{route} {count}" for route, count in report["routes"].items()))
-    table.add_row(
-        "settled", "yes" if report["steady"] else "no: the halves of the run differ; run longer or offer less"
-    )
+    table.add_row("settled", _STEADY[report["steady"]])
     return table
 
 
@@ -89,11 +92,12 @@ def _percentiles(report: Mapping[str, Any]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.add_subplot(xlabel="requests slower than this (share)", ylabel="latency, ms")
+    axes = figure.add_subplot(xlabel="percentile", ylabel="latency, ms")
     points = report["percentiles"]
     axes.step([1.0 - p / 100.0 for p, _ in points], [ms for _, ms in points], where="post", color="#1f5a92")
     axes.set_xscale("log")
     axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(lambda share, _: f"p{100.0 - 100.0 * share:.6g}")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     return _svg(figure)

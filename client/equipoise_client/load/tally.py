@@ -71,11 +71,12 @@ class Tally:
     samples: int = 0
     last: float = 0.0
     per_kind: list[HdrHistogram] = field(init=False)
+    halves: list[tuple[HdrHistogram, HdrHistogram]] = field(init=False)
     seconds: dict[int, Second] = field(default_factory=dict)
-    halves: tuple[HdrHistogram, HdrHistogram] = field(default_factory=lambda: (histogram(), histogram()))
 
     def __post_init__(self) -> None:
         self.per_kind = [histogram() for _ in range(self.kinds)]
+        self.halves = [(histogram(), histogram()) for _ in range(self.kinds)]
 
     def add(self, reply: Reply) -> None:
         """Counts one reply. A failed request has no latency but is an error; a late one counts from when it was due."""
@@ -91,7 +92,7 @@ class Tally:
         waited = reply.done - reply.due
         record(self.latency, waited)
         record(second.latency, waited)
-        record(self.halves[reply.due - self.start >= self.duration / 2], waited)
+        record(self.halves[reply.kind][reply.due - self.start >= self.duration / 2], waited)
         record(self.per_kind[reply.kind], waited)
         record(self.service, reply.done - reply.sent)
         self.routes[reply.route] += 1
@@ -106,12 +107,12 @@ class Tally:
         return sum(self.codes.values())
 
 
-def report_of(tally: Tally, labels: Sequence[str], weights: Sequence[float], offered: float | None) -> dict[str, Any]:
+def report_of(tally: Tally, labels: Sequence[str], weights: Sequence[float], open_loop: bool) -> dict[str, Any]:
     """The figures of one run, ready for JSON. Latencies in ms.
 
-    Args:
-        offered: requests per second that were to be sent; None: a closed loop.
+    What was offered is what was due: a Poisson run has more or fewer requests than its rate says.
     """
+    offered = tally.total / tally.duration if open_loop else None
     elapsed = max(tally.duration, tally.last - tally.start)
     achieved = tally.answered / elapsed if elapsed > 0.0 else 0.0
     sent = tally.total
@@ -132,7 +133,7 @@ def report_of(tally: Tally, labels: Sequence[str], weights: Sequence[float], off
         "service_ms": summary(tally.service),
         "generator_lag_ms": summary(tally.lag),
         "percentiles": curve(tally.latency),
-        "steady": steady(*tally.halves),
+        "steady": steady(tally.halves),
         "samples": tally.samples,
         "samples_per_image": tally.samples / tally.answered if tally.answered else None,
         "routes": dict(tally.routes),
@@ -166,16 +167,21 @@ def curve(measured: HdrHistogram) -> list[tuple[float, float]]:
     return [(p, measured.get_value_at_percentile(p) / 1e3) for p in points if p <= largest]
 
 
-STEADY = 1.25
-"""The medians of both halves of a run differ by less than this factor, or the run was too short or overloaded."""
+STEADY, ENOUGH = 1.25, 20
+"""A run has settled where the medians of its halves differ by less than this factor; each needs so many answers."""
 
 
-def steady(first: HdrHistogram, second: HdrHistogram) -> bool:
-    """Whether the run had settled: an overloaded server's queue grows, a cold one's answers quicken."""
-    if not first.get_total_count() or not second.get_total_count():
-        return False
-    medians = sorted(half.get_value_at_percentile(50.0) for half in (first, second))
-    return medians[1] <= STEADY * medians[0] or medians[1] - medians[0] <= 1_000
+def steady(halves: Sequence[tuple[HdrHistogram, HdrHistogram]]) -> bool | None:
+    """Whether the run had settled: an overloaded server's queue grows, a cold one's answers quicken.
+
+    Per kind of request, since a mix has several medians. None where no kind has enough answers to tell.
+    """
+    told = []
+    for pair in halves:
+        if all(half.get_total_count() >= ENOUGH for half in pair):
+            low, high = sorted(half.get_value_at_percentile(50.0) for half in pair)
+            told.append(high <= STEADY * low or high - low <= 1_000)
+    return all(told) if told else None
 
 
 def _few(measured: HdrHistogram) -> dict[str, float | None]:

@@ -54,7 +54,7 @@ def test_what_is_no_promise_is_told(text):
         parse_slo(text)
 
 
-def report(latencies, failed=0, offered=10.0, lag=0.0):
+def report(latencies, failed=0, lag=0.0):
     """Of a run of ten seconds with these latencies in ms, at equal distances."""
     tally = Tally(1, 100.0, 10.0)
     for i, ms in enumerate(latencies):
@@ -62,7 +62,7 @@ def report(latencies, failed=0, offered=10.0, lag=0.0):
         tally.add(Reply(0, due, due + lag, due + ms / 1e3, "OK", 1, 20, "review"))
     for _ in range(failed):
         tally.add(Reply(0, 105.0, 105.0, 106.0, "UNAVAILABLE", 2))
-    return report_of(tally, ["one"], [1.0], offered)
+    return report_of(tally, ["one"], [1.0], open_loop=True)
 
 
 def test_a_report_counts_from_when_requests_were_due():
@@ -81,7 +81,8 @@ def test_a_report_counts_from_when_requests_were_due():
 
 def test_a_run_whose_queue_grows_has_not_settled():
     assert report([20.0] * 100)["steady"]
-    assert not report(list(np.linspace(20, 2000, 100)))["steady"]
+    assert report(list(np.linspace(20, 2000, 100)))["steady"] is False
+    assert report([20.0] * 10)["steady"] is None
 
 
 def test_promises_are_kept_or_not():
@@ -141,7 +142,8 @@ def test_reports_are_shown_compared_and_written(tmp_path: Path):
     """Tables, a page that loads nothing from elsewhere, and two runs side by side; also where nothing was answered."""
     common = {
         "models": ["<b>"], "begun": "now", "url": "host:1", "arrivals": "poisson", "duration": 10.0, "warmup": 0.0,
-        "connections": 1, "timeout": 1.0, "attempts": 1, "concurrency": None, "objectives": [], "server": None,
+        "rate": 1.0, "connections": 1, "timeout": 1.0, "attempts": 1, "concurrency": None, "objectives": [],
+        "server": None,
     }  # fmt: skip
     for told in (report([20.0] * 50 + [40.0] * 50), report([], failed=2)):
         write_page({**told, **common}, tmp_path / "page.html")
