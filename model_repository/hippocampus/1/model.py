@@ -13,7 +13,7 @@ sys.path.insert(0, str(HERE))
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from equipoise_core.aggregate import OUTPUTS, Case, assess
+from equipoise_core.aggregate import OUTPUTS, Case, assess, validate_answer
 from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
@@ -44,7 +44,9 @@ class TritonPythonModel:
         try:
             contract = self.model.contract
             samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
-            assessments = [assess(self.model, case, samplers, self.each) for case in cases_of(request)]
+            cases = cases_of(request)
+            validate_answer(contract, cases, request.requested_output_names())
+            assessments = [assess(self.model, case, samplers, self.each) for case in cases]
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
