@@ -113,7 +113,7 @@ def _inputs(contract: Contract) -> list[triton.InferInput]:
     image = synthetic_image(contract)
     inputs = [triton.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)]
     if contract.stochastic:
-        samples = np.full((1, 1), _SAMPLES, np.int32)
+        samples = np.full((1, 1), max(_SAMPLES, len(contract.samplers)), np.int32)  # every member speaks
         inputs.append(triton.InferInput("samples", samples.shape, "INT32").set_data_from_numpy(samples))
     return inputs
 
@@ -128,9 +128,9 @@ def _plausible(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> fl
         if array is None or array.size == 0 or not np.isfinite(array).all():
             raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
     largest = float(arrays["variance"].max())
-    if contract.stochastic and not largest > 0.0:
+    if contract.varies and not largest > 0.0:
         raise NotReadyError(
-            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act; "
-            "export it again"
+            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act, "
+            "or its members are one; export it again"
         )
     return largest

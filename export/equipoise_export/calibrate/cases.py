@@ -97,17 +97,18 @@ class Measured:
 
 
 def measure(
-    model: Model, case: Labelled, sampler: RunSampler, acceptable_dice: float, looks: Sequence[int] = LOOKS
+    model: Model, case: Labelled, samplers: Sequence[RunSampler], acceptable_dice: float, looks: Sequence[int] = LOOKS
 ) -> Measured:
     """Runs one case and compares it with its truth, at each look and at full T.
 
     Args:
         model: without a policy, so that nothing is stopped or widened.
+        samplers: as for `assess`.
         acceptable_dice: segmentation: a mean Dice below it is a loss.
     """
     contract = model.contract
     _check_truth(contract, case)
-    running = list(running_assessments(model, Case(case.image, spacing=case.spacing), sampler, looks))
+    running = list(running_assessments(model, Case(case.image, spacing=case.spacing), samplers, looks))
     last = running[-1]
     if last.problems:
         raise CalibrationError(f"{case.name}: {'; '.join(last.problems)}: calibrate where every case can be sampled")

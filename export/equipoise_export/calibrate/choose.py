@@ -163,7 +163,7 @@ def choose_policy(
         suitable=Bounds({"strangeness": (0.0, upper_limit(distances, 1.0 - goals.false_alarms))}, alarms),
         population=POPULATION,
         strangeness=strangeness,
-        stopping=choose_stopping(pilot, moving) if goals.adaptive and contract.stochastic else None,
+        stopping=choose_stopping(pilot, moving) if goals.adaptive and contract.varies else None,
     )
     accept, certificate, why = choose_accept(contract, policy, score, pilot, cases, goals)
     policy = replace(policy, accept=accept)

@@ -84,7 +84,7 @@ def calibrate(
             None, "", published.code_digest,
         )  # fmt: skip
         contract = published.contract
-        sampler_file = repository / contract.samplers[0].name / "1" / "model.onnx"
+        sampler_files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
         goals = Goals(
             loss if contract.task is Task.SEGMENTATION else "wrong label",
             alpha, delta, false_alarms, level, missed, method, adaptive,
@@ -93,7 +93,7 @@ def calibrate(
         cases = _cases(data, contract, stated)
         is_pilot = deal_pilot([case.patient for case in cases], pilot)
         _check(contract, cases, is_pilot, pilot, goals)
-        measured = _measured(model, sampler_file, cases, acceptable_dice, as_json)
+        measured = _measured(model, sampler_files, cases, acceptable_dice, as_json)
         chosen = choose_policy(
             contract,
             model.contract.samples,
@@ -111,14 +111,16 @@ def calibrate(
             )
         ]
         if test is not None:
-            others = _measured(model, sampler_file, _cases(test, contract, stated), acceptable_dice, as_json)
+            others = _measured(model, sampler_files, _cases(test, contract, stated), acceptable_dice, as_json)
             judged = judge(contract, chosen, others)
             note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
             sections.append((f"Test cases: {test.name}", note, figures(contract, judged, goals)))
         rates: Sequence[Rate] = ()
         if sweep_p:
             tried = _numbers(sweep_p)
-            rates = sweep(model, onnx.load(sampler_file), cases, tried, acceptable_dice, chosen.score, as_json)
+            rates = sweep(
+                model, [onnx.load(file) for file in sampler_files], cases, tried, acceptable_dice, chosen.score, as_json
+            )
         groups = by_group(contract, judged, goals)
         page = report or repository / f"{name}.calibration.html"
         page.write_text(
@@ -172,9 +174,9 @@ def _check(
 
 
 def _measured(
-    model: Model, sampler: Path, cases: Sequence[Labelled], acceptable_dice: float, quiet: bool
+    model: Model, samplers: Sequence[Path], cases: Sequence[Labelled], acceptable_dice: float, quiet: bool
 ) -> list[Measured]:
-    run = OnnxSampler(sampler)
+    run = [OnnxSampler(sampler) for sampler in samplers]
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=quiet)
     looks = [look for look in LOOKS if look < model.contract.samples]
     return [measure(model, case, run, acceptable_dice, looks) for case in shown]

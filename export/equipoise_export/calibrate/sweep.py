@@ -59,7 +59,7 @@ def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[o
 
 def sweep(
     model: Model,
-    sampler: onnx.ModelProto,
+    samplers: Sequence[onnx.ModelProto],
     cases: Sequence[Labelled],
     rates: Sequence[float],
     acceptable_dice: float,
@@ -69,9 +69,9 @@ def sweep(
     """The network's own rates and each of `rates`, on the same cases with masks from the same seeds."""
     results = []
     for p in (None, *rates):
-        proto, contract = (sampler, model.contract) if p is None else with_rate(sampler, model.contract, p)
-        run = OnnxSampler(proto.SerializeToString())
-        asked = replace(model, contract=contract)
+        changed = [(proto, model.contract) if p is None else with_rate(proto, model.contract, p) for proto in samplers]
+        run = [OnnxSampler(proto.SerializeToString()) for proto, _ in changed]
+        asked = replace(model, contract=changed[0][1])
         what = "its own p" if p is None else f"p = {p:g}"
         measured = [
             measure(asked, case, run, acceptable_dice, looks=())

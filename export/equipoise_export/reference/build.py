@@ -90,13 +90,13 @@ def build(reference: Reference, data: Dataset) -> Built:
     acceptable = reference.acceptable_dice or 0.0
     with tempfile.TemporaryDirectory() as scratch:
         directory = publish(compiled, Path(scratch)) / "1"
-        sampler = OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")
+        samplers = [OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")]
         model = load_model(directory)
 
         def measured(ids: Sequence[str], what: str) -> list[Measured]:
             cases = data.select(ids)
             return [
-                measure(model, Labelled(name, name, image, truth, spacing), sampler, acceptable)
+                measure(model, Labelled(name, name, image, truth, spacing), samplers, acceptable)
                 for name, (image, truth) in zip(ids, _each(cases, f"{reference.name}: {what}"), strict=True)
             ]
 
@@ -109,7 +109,7 @@ def build(reference: Reference, data: Dataset) -> Built:
         ).policy
         decided = Model(model.contract, policy, "", model.code_digest)
         assessments = [
-            (assess(decided, Case(image, spacing=spacing), sampler), truth)
+            (assess(decided, Case(image, spacing=spacing), samplers), truth)
             for image, truth in _each(data.select(split.test), f"{reference.name}: testing")
         ]
     return Built(compiled, policy, _routes(assessments, acceptable))

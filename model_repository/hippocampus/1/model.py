@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -27,6 +28,8 @@ class TritonPythonModel:
         chunk = config.get("parameters", {}).get("chunk", {}).get("string_value")
         self.model = load_model(HERE, int(chunk) if chunk else None)
         self.metrics = Metrics(self.model.contract.name)
+        members = len(self.model.contract.samplers)
+        self.each = AtOnce(members) if members > 1 else map
 
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
@@ -39,8 +42,9 @@ class TritonPythonModel:
 
     def _respond(self, request):
         try:
-            sampler = BlsSampler(self.model.contract.samplers[0].name, self.model.contract, request)
-            assessments = [assess(self.model, case, sampler) for case in cases_of(request)]
+            contract = self.model.contract
+            samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
+            assessments = [assess(self.model, case, samplers, self.each) for case in cases_of(request)]
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
@@ -134,6 +138,18 @@ class BlsSampler:
         if response.has_error():
             raise SamplerFailure(f"the sampler failed: {response.error().message()}")
         return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in self.outputs}
+
+
+class AtOnce:
+    """`map` for the members of an ensemble: a call of a sampler waits with the interpreter released."""
+
+    def __init__(self, members):
+        self.pool = ThreadPoolExecutor(members)
+
+    def __call__(self, call, draws):
+        futures = [self.pool.submit(call, draw) for draw in draws]
+        wait(futures)  # also where one failed: no call may outlive its request
+        return [future.result() for future in futures]
 
 
 class Metrics:

@@ -45,7 +45,7 @@ def archive(tmp_path, repository):
     model = load_model(repository / "pneumonia" / "1")
     sampler = OnnxSampler(repository / "pneumonia_sampler" / "1" / "model.onnx")
     drawn = images(60)
-    answers = [assess(model, Case(i[None].astype(np.float32)), sampler).uncertainty.labels[0] for i in drawn]
+    answers = [assess(model, Case(i[None].astype(np.float32)), [sampler]).uncertainty.labels[0] for i in drawn]
     np.savez(tmp_path / "cases.npz", images=drawn, labels=np.array(answers), groups=np.array(["a", "b"] * 30))
     return tmp_path / "cases.npz"
 
@@ -106,11 +106,11 @@ def test_another_rate_is_really_another_rate(repository):
     own = model.contract.sites[0].p
     assert with_rate(proto, model.contract, own)[0].SerializeToString() == proto.SerializeToString()
     cases = [Labelled(f"{i}", f"{i}", image[None].astype(np.float32), np.uint8(1)) for i, image in enumerate(images(6))]
-    assert len(sweep(model, proto, cases, [0.1, 0.6], 0.8, "lack_of_confidence", quiet=True)) == 3
+    assert len(sweep(model, [proto], cases, [0.1, 0.6], 0.8, "lack_of_confidence", quiet=True)) == 3
     spread = []
     for p in (0.05, 0.6):
         changed, contract = with_rate(proto, model.contract, p)
         sampler = OnnxSampler(changed.SerializeToString())
         asked = type(model)(contract, None, "", "")
-        spread.append(np.mean([assess(asked, Case(c.image), sampler).uncertainty.variance.mean() for c in cases]))
+        spread.append(np.mean([assess(asked, Case(c.image), [sampler]).uncertainty.variance.mean() for c in cases]))
     assert spread[1] > 2 * spread[0]

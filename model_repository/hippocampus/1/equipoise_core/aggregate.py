@@ -1,8 +1,8 @@
-"""One case, from image to decision. The sampler is a function that is handed in: Triton's BLS, or ONNX Runtime."""
+"""One case, from image to decision. Samplers are functions that are handed in: Triton's BLS, or ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,12 @@ RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[s
 """`image [1, C, *S]`, `masks [1, T, B]` (None: deterministic) → the sampler's output tensors by name.
 Raises SamplerFailure, or Cancelled."""
 
+Draw = tuple[int, NDArray[np.uint8] | None]
+"""Index of a sampler, and the masks `[1, T, B]` that it is to run under (None: deterministic)."""
+
+Each = Callable[[Callable[[Draw], Mapping[str, Array]], Sequence[Draw]], Iterable[Mapping[str, Array]]]
+"""`map`, or one that works on several at once."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -57,7 +63,9 @@ class Model:
 
     @property
     def default_samples(self) -> int:
-        """T where the caller names none."""
+        """T where the caller names none; without dropout, one for each member of the ensemble."""
+        if not self.contract.stochastic:
+            return len(self.contract.samplers)
         return self.in_force.samples if self.in_force else self.contract.samples
 
 
@@ -228,64 +236,81 @@ class Assessment:
         )
 
 
-def assess(model: Model, case: Case, run_sampler: RunSampler) -> Assessment:
+def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map) -> Assessment:
     """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
+
+    Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
+    an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017).
+
+    Args:
+        samplers: one for each of the contract's, in its order.
+        each: how the samplers of one chunk are run: one after the other, or at the same time.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
-    looks = model.in_force.stopping if model.in_force and case.samples is None else None
-    for assessment in running_assessments(
-        model, case, run_sampler, [look.samples for look in looks.looks] if looks else []
-    ):
+    rule = model.in_force.stopping if model.in_force and case.samples is None else None
+    looks = [look.samples for look in rule.looks] if rule else []
+    for assessment in running_assessments(model, case, samplers, looks, each):
         if assessment.settled:
             return replace(assessment, stopped=True)
     return assessment
 
 
 def running_assessments(
-    model: Model, case: Case, run_sampler: RunSampler, looks: Sequence[int] = ()
+    model: Model, case: Case, samplers: Sequence[RunSampler], looks: Sequence[int] = (), each: Each = map
 ) -> Iterator[Assessment]:
     """The assessment after each chunk of samples; the last one is of all that could be drawn.
 
     Args:
         looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
+        samplers, each: as for `assess`.
     """
     contract = model.contract
+    if len(samplers) != len(contract.samplers):
+        raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
     image_digest = input_digest(case.image)
     seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
-    asked = (case.samples or model.default_samples) if contract.stochastic else 1
+    asked = (contract.stochastic and case.samples) or model.default_samples
     normalised = contract.preprocessing.normalise(case.image)
     padded = contract.preprocessing.pad(normalised)
     statistics = input_statistics(normalised)
-    drawn: Assessment | None = None
-    for masks in _chunks_of_masks(model, seed, asked, looks, padded.shape[1:]):
+    moments: Moments | None = None
+    failed: tuple[str, ...] = ()
+    for draws in _chunks(model, seed, asked, looks, padded.shape[1:]):
         try:
-            moments = moments_of_outputs(contract, run_sampler(padded[None], masks), case.image.shape[1:])
+            for outputs in each(lambda draw: samplers[draw[0]](padded[None], draw[1]), draws):
+                drawn = moments_of_outputs(contract, outputs, case.image.shape[1:])
+                moments = drawn if moments is None else moments + drawn
         except SamplerFailure as failure:
-            if drawn is None:
+            if moments is None:
                 raise
-            yield replace(drawn, problems=(*drawn.problems, str(failure)))
+            failed = (str(failure),)
+        assert moments is not None  # a chunk has at least one draw
+        spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
+        yield Assessment(model, case, seed, image_digest, statistics, moments, asked, (*failed, *spoilt))
+        if failed:
             return
-        if drawn is not None:
-            moments = drawn.moments + moments
-        problems = () if moments.finite else ("the sampler returned numbers that are not finite",)
-        drawn = Assessment(model, case, seed, image_digest, statistics, moments, asked, problems)
-        yield drawn
 
 
-def _chunks_of_masks(
+def _chunks(
     model: Model, seed: int, asked: int, looks: Sequence[int], spatial: tuple[int, ...]
-) -> Iterator[NDArray[np.uint8] | None]:
-    if not model.contract.stochastic:
-        yield None
-        return
-    layout = mask_layout(model.contract, spatial)
+) -> Iterator[list[Draw]]:
+    """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out."""
+    contract, members = model.contract, len(model.contract.samplers)
+    layout = mask_layout(contract, spatial)
     chunk = min(asked, model.chunk or model.default_samples)
     ends = sorted({*range(chunk, asked, chunk), *(look for look in looks if look < asked), asked})
     for first, end in zip([0, *ends], ends, strict=False):
-        yield draw_masks(layout, seed, model.contract.model_digest, first, end - first)[None]
+        count = end - first
+        masks = draw_masks(layout, seed, contract.model_digest, first, count) if contract.stochastic else None
+        starts = range(min(members, count))
+        yield [((first + start) % members, _every(masks, start, members)) for start in starts]
+
+
+def _every(masks: NDArray[np.uint8] | None, start: int, step: int) -> NDArray[np.uint8] | None:
+    return None if masks is None else np.ascontiguousarray(masks[None, start::step])
 
 
 def validate(contract: Contract, case: Case) -> None:

@@ -138,6 +138,11 @@ class Contract:
         return bool(self.sites)
 
     @property
+    def varies(self) -> bool:
+        """Whether samples can differ: by their masks, or because they come from several networks."""
+        return self.stochastic or len(self.samplers) > 1
+
+    @property
     def decisions(self) -> int:
         """E: labels given per voxel (or image): one where classes exclude each other, else one per class."""
         return 1 if self.activation is Activation.SOFTMAX else len(self.classes)
