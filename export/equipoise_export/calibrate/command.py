@@ -61,6 +61,7 @@ def calibrate(
     false_alarms: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Typical cases that a bound may hold back.")
     ] = 0.05,
+    audited: Annotated[float, typer.Option(min=0, max=1, help="Accepted cases marked for an audit.")] = 0.05,
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the volume intervals.")] = 0.9,
     missed: Annotated[float, typer.Option(min=0.001, max=0.5, help="Foreground labels_sensitive may miss.")] = 0.05,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
@@ -88,6 +89,7 @@ def calibrate(
         goals = Goals(
             loss if contract.task is Task.SEGMENTATION else "wrong label",
             alpha, delta, false_alarms, level, missed, method, adaptive,
+            audited=audited,
         )  # fmt: skip
         stated = _numbers(spacing) if spacing else None
         cases = _cases(data, contract, stated)
