@@ -333,7 +333,7 @@ def test_an_audit_marks_accepted_cases_only_and_stands_in_the_record(model, case
 
 
 def test_in_a_hurry_samples_come_in_quarters_and_are_the_same(model, case):
-    """A deadline may fall between chunks; that changes neither masks nor numbers, and a shortened answer is reviewed."""
+    """A deadline may fall between chunks: masks and numbers are the same, and a shortened answer is reviewed."""
     sampler = Sampler(model.contract)
     hurried = assess(model, case, [sampler], hurried=True)
     assert sampler.chunks == [2, 1, 2, 1]
