@@ -55,12 +55,12 @@ class Subject:
 
     name: str
     model: Model
-    sampler: OnnxSampler
+    samplers: list[OnnxSampler]
     test: Dataset
     spacing: tuple[float, ...] | None
 
     def assess(self, image: NDArray[np.float32]) -> Assessment:
-        return assess(self.model, Case(image, spacing=self.spacing), [self.sampler])
+        return assess(self.model, Case(image, spacing=self.spacing), self.samplers)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -73,7 +73,7 @@ def subject(name: str, cases: int | None, threads: int) -> Subject:
     return Subject(
         name,
         load_model(REPOSITORY / name / "1"),
-        OnnxSampler(REPOSITORY / f"{name}_sampler" / "1" / "model.onnx", threads),
+        [OnnxSampler(REPOSITORY / f"{name}_sampler" / "1" / "model.onnx", threads)],
         data.select(ids[:cases]),
         (1.0, 1.0, 1.0) if name == "hippocampus" else None,
     )
@@ -198,7 +198,7 @@ def stopping(subject: Subject) -> Iterator[Claim]:
         served = subject.assess(image)
         used.append(served.moments.samples)
         if served.stopped:
-            full = assess(subject.model, Case(image, samples=served.asked, spacing=subject.spacing), [subject.sampler])
+            full = assess(subject.model, Case(image, samples=served.asked, spacing=subject.spacing), subject.samplers)
             same.append(full.decision.route is served.decision.route)
     agree, full_t = np.array(same, dtype=bool), subject.model.default_samples
     yield Claim(f"median samples of {len(used)} cases", f"{np.median(used):g}", f"≤ {full_t // 2}",

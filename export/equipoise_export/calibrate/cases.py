@@ -103,6 +103,7 @@ def measure(
 
     Args:
         model: without a policy, so that nothing is stopped or widened.
+        samplers: as for `assess`.
         acceptable_dice: segmentation: a mean Dice below it is a loss.
     """
     contract = model.contract

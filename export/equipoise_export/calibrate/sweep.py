@@ -69,7 +69,7 @@ def sweep(
     """The network's own rates and each of `rates`, on the same cases with masks from the same seeds."""
     results = []
     for p in (None, *rates):
-        changed = [(s, model.contract) if p is None else with_rate(s, model.contract, p) for s in samplers]
+        changed = [(proto, model.contract) if p is None else with_rate(proto, model.contract, p) for proto in samplers]
         run = [OnnxSampler(proto.SerializeToString()) for proto, _ in changed]
         asked = replace(model, contract=changed[0][1])
         what = "its own p" if p is None else f"p = {p:g}"

@@ -80,7 +80,7 @@ def test_the_policy_states_its_guarantee_in_words_and_numbers(chosen):
     for part in (f"accepted {accept.accepted} of 300", "at most 0.1 with confidence 0.9", "wrong label"):
         assert part in accept.rule
     assert "exchangeable" in chosen.policy.population
-    assert "at most 5%" in chosen.policy.suitable.rule
+    assert "at most 5.0%" in chosen.policy.typical.rule and "at most 1.0%" in chosen.policy.suitable.rule
     assert parse_policy(json.loads(chosen.policy.dumps())) == chosen.policy
 
 

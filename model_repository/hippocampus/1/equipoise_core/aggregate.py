@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
-from operator import add
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .canonical import canonical_json
+from .canonical import canonical_json, digest_of
 from .contract import Activation, Contract, Task
-from .decision import Decision, Evidence, decide, settled
+from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
 from .moments import Array, Moments, moments_of_map, moments_of_outputs
@@ -208,6 +208,23 @@ class Assessment:
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
+    @property
+    def audited(self) -> bool:
+        """Whether this accepted case is one of those that an expert looks at all the same."""
+        policy = self.model.in_force
+        if policy is None or policy.monitoring is None or self.decision.route is not Route.ACCEPT:
+            return False
+        return policy.monitoring.audits(digest_of([self.image_digest, policy.model_digest, policy.digest]))
+
+    @property
+    def ranks(self) -> dict[str, float]:
+        """Where the case's numbers lie among those of the calibration cases; see `Monitoring.rank`."""
+        policy = self.model.in_force
+        if policy is None or policy.monitoring is None:
+            return {}
+        found = {name: policy.monitoring.rank(name, self.numbers[name]) for name in self.numbers}
+        return {name: rank for name, rank in found.items() if rank is not None}
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """What is needed to replay the decision; see `record`."""
@@ -241,13 +258,17 @@ class Assessment:
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
+                    "alpha": policy.accept.alpha if policy and policy.accept else None,
+                    "audit": self.audited,
                     "software": software(),
                 }
             )
         )
 
 
-def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map) -> Assessment:
+def assess(
+    model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map, hurried: bool = False
+) -> Assessment:
     """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
 
     Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
@@ -256,14 +277,18 @@ def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each 
     Args:
         samplers: one for each of the contract's, in its order.
         each: how the samplers of one chunk are run: one after the other, or at the same time.
+        hurried: there is a deadline, before which the samplers may fail: samples come in quarters at least, so that
+            there is something to answer with. Fewer samples than were to be drawn are never accepted.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
-    looks = model.in_force.stopping if model.in_force and case.samples is None else None
-    for assessment in running_assessments(
-        model, case, samplers, [look.samples for look in looks.looks] if looks else [], each
-    ):
+    rule = model.in_force.stopping if model.in_force and case.samples is None else None
+    looks = [look.samples for look in rule.looks] if rule else []
+    if hurried and not looks:
+        asked = case.samples or model.default_samples
+        looks = [math.ceil(asked * quarter / 4) for quarter in (1, 2, 3)]
+    for assessment in running_assessments(model, case, samplers, looks, each):
         if assessment.settled:
             return replace(assessment, stopped=True)
     return assessment
@@ -276,6 +301,7 @@ def running_assessments(
 
     Args:
         looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
+        samplers, each: as for `assess`.
     """
     contract = model.contract
     if len(samplers) != len(contract.samplers):
@@ -296,19 +322,21 @@ def running_assessments(
             return moments_of_outputs(contract, sampler(padded[None], masks), case.image.shape[1:])
         return stitched_moments(contract, tiling, padded, partial(_one_sample, sampler, masks), case.image.shape[1:])
 
-    drawn: Assessment | None = None
+    moments: Moments | None = None
+    failed: tuple[str, ...] = ()
     for draws in _chunks(model, seed, asked, looks, window, 1 if tiling else model.chunk):
         try:
-            parts = list(each(run, draws))
+            for drawn in each(run, draws):
+                moments = drawn if moments is None else moments + drawn
         except SamplerFailure as failure:
-            if drawn is None:
+            if moments is None:
                 raise
-            yield replace(drawn, problems=(*drawn.problems, str(failure)))
+            failed = (str(failure),)
+        assert moments is not None  # a chunk has at least one draw
+        spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
+        yield Assessment(model, case, seed, image_digest, statistics, moments, asked, (*failed, *spoilt))
+        if failed:
             return
-        moments = reduce(add, parts if drawn is None else (drawn.moments, *parts))
-        problems = () if moments.finite else ("the sampler returned numbers that are not finite",)
-        drawn = Assessment(model, case, seed, image_digest, statistics, moments, asked, problems)
-        yield drawn
 
 
 def _chunks(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .canonical import digest_of
+from .monitoring import Monitoring, parse_monitoring
 from .recalibration import Recalibration, parse_recalibration
 from .stopping import Stopping, parse_stopping
 from .strangeness import Strangeness, parse_strangeness
@@ -97,6 +98,7 @@ class Policy:
         suitable: a case outside is so unlike them that the input is rejected.
         population: for which cases all of this holds, in words.
         strangeness: computes the number of that name, which `typical` and `suitable` may bound.
+        monitoring: which accepted cases are audited, and where calibration cases lay.
         stopping: when fewer samples than `samples` suffice; never where the caller names T.
     """
 
@@ -112,6 +114,7 @@ class Policy:
     stopping: Stopping | None = None
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
+    monitoring: Monitoring | None = None
 
     @property
     def digest(self) -> str:
@@ -133,6 +136,7 @@ class Policy:
             "stopping": self.stopping.document() if self.stopping else None,
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
+            "monitoring": self.monitoring.document() if self.monitoring else None,
         }
 
     def dumps(self) -> str:
@@ -194,6 +198,7 @@ def parse_policy(document: Any) -> Policy:
                 rule=str(sensitive["rule"]),
             ),
             recalibration=_optional(document["recalibration"], parse_recalibration),
+            monitoring=_optional(document["monitoring"], parse_monitoring),
         )
         digest = policy.digest
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
