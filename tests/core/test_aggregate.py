@@ -305,7 +305,7 @@ def test_calibrated_and_sensitive_outputs_follow_the_policy(model, case):
 
 def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, case):
     """What no sample can change needs no more of them."""
-    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input_statistics))
+    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input.statistics))
     n = len(names)
     identity = tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
     strange = Strangeness(names, (100.0,) * n, (1.0,) * n, (0.0,) * n, identity)

@@ -98,6 +98,24 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Input:
+    """What is known of an image before any sample is drawn; shared by the assessments after each chunk.
+
+    Attributes:
+        digest: SHA-256 of the image as it came.
+        normalised: float32 `[C, *S]`.
+    """
+
+    digest: str
+    normalised: NDArray[np.float32]
+
+    @cached_property
+    def statistics(self) -> dict[str, float]:
+        """Computed when first asked for: without a policy and a record, nobody asks."""
+        return input_statistics(self.normalised)
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What is known of one case after the samples drawn so far. Maps and volumes are computed when first asked for.
 
@@ -110,8 +128,7 @@ class Assessment:
     model: Model
     case: Case
     seed: int
-    image_digest: str
-    input_statistics: Mapping[str, float]
+    input: Input
     moments: Moments
     asked: int
     problems: tuple[str, ...]
@@ -132,13 +149,18 @@ class Assessment:
     @property
     def statistics(self) -> dict[str, float]:
         """Of input and prediction, by name."""
-        return {**self.input_statistics, **self.prediction_statistics}
+        return {**self.input.statistics, **self.prediction_statistics}
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`."""
+        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`.
+
+        Without a policy nothing looks at the input's statistics, which take longer than the rest for a small image.
+        """
         policy = self.model.in_force
-        strangeness = policy.strangeness.number(self.input_statistics) if policy and policy.strangeness else {}
+        if policy is None:
+            return {**self.scores, **self.prediction_statistics}
+        strangeness = policy.strangeness.number(self.input.statistics) if policy.strangeness else {}
         return {**self.scores, **self.statistics, **strangeness}
 
     @property
@@ -214,7 +236,7 @@ class Assessment:
         policy = self.model.in_force
         if policy is None or policy.monitoring is None or self.decision.route is not Route.ACCEPT:
             return False
-        return policy.monitoring.audits(digest_of([self.image_digest, policy.model_digest, policy.digest]))
+        return policy.monitoring.audits(digest_of([self.input.digest, policy.model_digest, policy.digest]))
 
     @property
     def ranks(self) -> dict[str, float]:
@@ -238,7 +260,7 @@ class Assessment:
                     "model_digest": model.contract.model_digest,
                     "policy_digest": policy.digest if policy else None,
                     "code_digest": model.code_digest,
-                    "input_digest": self.image_digest,
+                    "input_digest": self.input.digest,
                     "shape": list(case.image.shape),
                     "spacing": None if case.spacing is None else list(case.spacing),
                     "seed": str(self.seed),  # a string: 64 bits do not survive JSON's doubles
@@ -307,13 +329,11 @@ def running_assessments(
     if len(samplers) != len(contract.samplers):
         raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
-    image_digest = input_digest(case.image)
-    seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
+    known = Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
+    seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
     asked = (contract.stochastic and case.samples) or model.default_samples
-    normalised = contract.preprocessing.normalise(case.image)
     window = contract.window(case.image.shape[1:])
-    padded = contract.preprocessing.pad(normalised, window)
-    statistics = input_statistics(normalised)
+    padded = contract.preprocessing.pad(known.normalised, window)
     tiling = None if padded.shape[1:] == window else Tiling(padded.shape[1:], window)
 
     def run(draw: Draw) -> Moments:
@@ -334,7 +354,7 @@ def running_assessments(
             failed = (str(failure),)
         assert moments is not None  # a chunk has at least one draw
         spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
-        yield Assessment(model, case, seed, image_digest, statistics, moments, asked, (*failed, *spoilt))
+        yield Assessment(model, case, seed, known, moments, asked, (*failed, *spoilt))
         if failed:
             return
 
