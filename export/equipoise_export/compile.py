@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from equipoise_core.contract import Contract
+from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .capture import capture
 from .capture_onnx import OnnxNetwork, capture_onnx
 from .errors import CaptureRefused, ExportRefused
-from .networks import TorchNetwork
+from .networks import Network, TorchNetwork
 from .outputs import choose_answer
 from .parity import Proof, prove
 from .passes import run_passes
@@ -34,6 +35,7 @@ class Compiled:
         proof: that model and network are the same function.
         cost: what was predicted for T samples.
         notes: what the user should know.
+        halves: tensors in half precision, and the layers they belong to.
     """
 
     model: onnx.ModelProto
@@ -41,6 +43,7 @@ class Compiled:
     proof: Proof
     cost: Cost
     notes: tuple[str, ...] = ()
+    halves: Mapping[str, str] = field(default_factory=dict)
 
 
 def compile_sampler(
@@ -74,10 +77,21 @@ def compile_sampler(
         module, draft, example, output=output, sites=sites, p=p, min_depth=min_depth, log_variance=log_variance,
         deterministic=deterministic, fall_back=fall_back,
     )  # fmt: skip
+    return _proven(compilation, network, example.numpy())
+
+
+def _proven(compilation: Compilation, network: Network, example: NDArray[np.float32]) -> Compiled:
+    """The proof; of a half-precision sampler after the one of the same graph in single precision.
+
+    Half's tolerance is wide enough for a lost site or a wrong scale to hide in; single's is not.
+    """
+    if compilation.single is not None:
+        prove(network, ir.to_proto(compilation.single.model), compilation.single.contract, example)
     model = ir.to_proto(compilation.model)
-    proof = prove(network, model, compilation.contract, example.numpy())
+    halves = compilation.halves_by_name()
+    proof = prove(network, model, compilation.contract, example, halves)
     assert compilation.cost is not None
-    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
+    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves)
 
 
 def compile_unproven(
@@ -138,10 +152,7 @@ def compile_onnx(
     compilation, network = compile_onnx_unproven(
         proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites, deterministic=deterministic
     )
-    model = ir.to_proto(compilation.model)
-    proof = prove(network, model, compilation.contract, example)
-    assert compilation.cost is not None
-    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
+    return _proven(compilation, network, example)
 
 
 def compile_onnx_unproven(
@@ -183,7 +194,13 @@ def _compile(
 
 def compile_graph(marked: ir.Model, draft: Contract) -> Compilation:
     """The marked graph of either front end → the sampler, not yet proven."""
-    return run_passes(Compilation(marked, replace(draft, sites=())))
+    draft = replace(draft, sites=())
+    if draft.precision is Precision.FP32:
+        return run_passes(Compilation(marked, draft))
+    single = run_passes(Compilation(marked.clone(), replace(draft, precision=Precision.FP32)))
+    compilation = run_passes(Compilation(marked, draft))
+    compilation.single = single
+    return compilation
 
 
 def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
