@@ -29,6 +29,7 @@ from .networks import Network
 from .passes.find_layouts import start
 from .passes.to_half import LARGEST
 from .rounding import REACHED, rounded
+from .storage import Weights
 
 Array = NDArray[Any]
 SAMPLES = 3
@@ -115,17 +116,19 @@ def prove(
     contract: Contract,
     example: Array,
     halves: Mapping[str, str] | None = None,
+    weights: Weights | None = None,
 ) -> Proof:
     """Proves that `model` samples from `network`, within the tolerance of the contract's precision.
 
     Args:
         example: normalised images `[N ≥ 1, C, *nominal]`; noise images are added.
         halves: tensors of `model` in half precision, and the layers they belong to.
+        weights: of `model`, where they do not lie in it.
 
     Raises:
         ProofRefused: naming the site where one can be named.
     """
-    proving = _Proving(network, model, contract, halves or {})
+    proving = _Proving(network, model, contract, halves or {}, weights)
     spatial = contract.nominal
     generator = np.random.default_rng(1)
     images = [example[:1].astype(np.float32)]
@@ -152,13 +155,21 @@ def prove(
 
 
 class _Proving:
-    def __init__(self, network: Network, model: onnx.ModelProto, contract: Contract, halves: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        model: onnx.ModelProto,
+        contract: Contract,
+        halves: Mapping[str, str],
+        weights: Weights | None,
+    ) -> None:
         self.logits = network
         self.contract = contract
         self.tolerance = TOLERANCES[contract.precision]
         self.halves = halves
-        self.session = start(model)
-        self.rounded = start(rounded(model, halves)) if contract.precision is Precision.FP16 else None
+        self.session = start(model, weights=weights)
+        half = contract.precision is Precision.FP16
+        self.rounded = start(rounded(model, halves), weights=weights) if half else None
         self.outputs = [output.name for output in model.graph.output]
         self.samples = SAMPLES if contract.stochastic else 1
         self.checks: dict[str, Check] = {}

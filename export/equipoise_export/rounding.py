@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from .passes.to_half import MOVES
 
@@ -29,11 +29,12 @@ def rounded(model: onnx.ModelProto, halves: Iterable[str]) -> onnx.ModelProto:
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     graph = twin.graph
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
     nodes = list(graph.node)
     del graph.node[:]
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:  # folded while loading; the tensor itself may lie outside the graph
+            graph.node.append(helper.make_node("Cast", [f"{tensor.name} half"], [tensor.name], to=TensorProto.FLOAT))
+            tensor.name += " half"
     for node in nodes:
         graph.node.append(node)
         placed = graph.node[-1]

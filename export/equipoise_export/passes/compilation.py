@@ -17,6 +17,7 @@ from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
 from ..sites import DOMAIN, MASK, Marker, decode_shape
+from ..storage import LARGEST_FILE
 
 if TYPE_CHECKING:
     from .count_cost import Cost
@@ -71,6 +72,7 @@ class Compilation:
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
         notes: things worth telling the user.
+        largest_file: bytes of weights that an ONNX file may hold; see `storage.py`.
         network_multiplications, depths, cost: see `count_cost`.
     """
 
@@ -83,6 +85,7 @@ class Compilation:
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None
     notes: list[str] = field(default_factory=list)
+    largest_file: int = LARGEST_FILE
     network_multiplications: int = 0
     depths: dict[str, float] = field(default_factory=dict)
     cost: Cost | None = None
