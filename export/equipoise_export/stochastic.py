@@ -8,7 +8,7 @@ which no type check can, since it depends on the `training` flag of the module t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,24 +21,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .errors import CaptureRefused
 
 
-def draws(operator: Any) -> bool:
-    """Whether an ATen operator draws random numbers, by PyTorch's own tag."""
-    return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+def draws(operator: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether an ATen operator draws random numbers, by PyTorch's own tag, and under these arguments.
+
+    Attention and recurrences carry the tag for a dropout that is off as well.
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
+        return False
+    names = [argument.name for argument in operator._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+    if given.get("train") is False or given.get("training") is False:
+        return False
+    optional = next((name for name in ("dropout_p", "dropout") if name in names), None)
+    return optional is None or bool(given.get(optional, 0.0))
 
 
 @dataclass
 class _Witness(TorchDispatchMode):
-    """Notes the innermost module that is running whenever a random number is drawn."""
+    """Notes the innermost module that is running, and the probability, whenever a random number is drawn."""
 
-    stack: list[str]
+    stack: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
+    probabilities: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if draws(func):
+        if draws(func, args, kwargs):
             self.found.append(self.stack[-1] if self.stack else "")
+            number = args[1] if len(args) > 1 else None
+            self.probabilities.append(number if isinstance(number, float) else None)
         return func(*args, **(kwargs or {}))
 
 
@@ -82,10 +95,11 @@ def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
             if isinstance(part, _NormBase):
                 part.eval()
         with torch.no_grad(), _slow_attention(), torch.random.fork_rng(), witness:
-            module(example)
+            getattr(module, "equipoise_network", module)(example)  # in training mode there may be other outputs
         found = set(witness.found)
     except Exception:  # noqa: BLE001  # some networks cannot run in training mode at all; then types have to do
-        found = {name for part, name in names.items() if isinstance(part, nn.modules.dropout._DropoutNd)}
+        dropouts = {name for part, name in names.items() if isinstance(part, nn.modules.dropout._DropoutNd)}
+        found = set(witness.found) | dropouts
     finally:
         for handle in hooks:
             handle.remove()
@@ -95,6 +109,27 @@ def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
     return tuple(sorted(found))
+
+
+def follows_size(module: nn.Module, live: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
+    """Whether a probability of dropping is another number for images of another size.
+
+    torch.export would take the one of the example for all sizes, without a word.
+
+    Args:
+        example: image `[N, C, *S]`.
+        other: other spatial sizes.
+    """
+    seen = []
+    for image in (example[:1], example.new_zeros((1, example.shape[1], *other))):
+        witness = _Witness()
+        try:
+            with sampling(module, live), torch.no_grad(), torch.random.fork_rng(), witness:
+                module(image)
+        except Exception:  # noqa: BLE001  # it does not work at that size: torch.export says so better
+            return False
+        seen.append(witness.probabilities)
+    return seen[0] != seen[1]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
-from ..sites import DOMAIN, MASK, Marker, decode_shape
+from ..sites import DOMAIN, MASK, Call, Marker, decode_shape
 
 if TYPE_CHECKING:
     from .count_cost import Cost
@@ -72,7 +72,7 @@ class Compilation:
     model: ir.Model
     contract: Contract
     layouts: dict[ir.Value, Layout] = field(default_factory=dict)
-    calls: tuple[int, ...] = ()
+    calls: tuple[Call, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -217,6 +217,7 @@ def marker_of(node: ir.Node) -> Marker:
         axes=tuple(attributes["axes"].as_ints()),
         index=attributes["index"].as_int(),
         shape=decode_shape(attributes["shape"].as_string()),
+        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
     )
 
 
