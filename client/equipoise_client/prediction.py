@@ -111,6 +111,16 @@ class Prediction:
         """Class index (or 0/1 per class) `[E, *S]`."""
         return self._array("labels")
 
+    @property
+    def calibrated(self) -> NDArray[np.float32]:
+        """The mean recalibrated as the policy says `[K, *S]`, 0..1; the mean itself where it says nothing."""
+        return self._array("calibrated")
+
+    @property
+    def labels_sensitive(self) -> NDArray[np.uint8]:
+        """Labels that miss no more foreground than the policy states `[E, *S]`; `labels` where it states nothing."""
+        return self._array("labels_sensitive")
+
     def at_most_review(self, reason: str) -> Prediction:
         """The same numbers, but not to be accepted: `reason` is added, and a `reject` stays one."""
         route = Route.REVIEW if self.route is Route.ACCEPT else self.route

@@ -25,8 +25,8 @@ from .transport import MESSAGE_LIMIT
 MAPS = ("mean", "variance", "aleatoric", "epistemic", "labels")
 """The arrays that come unless other outputs are named."""
 
-_ARRAYS = (*MAPS, "variance_corrected")
-_PER_DECISION = ("aleatoric", "epistemic", "labels")  # E entries, the others have K
+_ARRAYS = (*MAPS, "variance_corrected", "calibrated", "labels_sensitive")
+_PER_DECISION = ("aleatoric", "epistemic", "labels", "labels_sensitive")  # E entries, the others have K
 _VERDICT = ("case_score", "samples_used", "route", "reason", "record")
 
 

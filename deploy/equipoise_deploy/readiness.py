@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from equipoise_client.images.synthetic import synthetic_image
 from equipoise_core.contract import Contract, parse_contract
-from equipoise_core.preprocessing import Normalisation
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -85,22 +85,6 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
     return tuple(sorted(probes, key=lambda probe: probe.model))
 
 
-def synthetic_image(contract: Contract) -> NDArray[np.float32]:
-    """`[1, C, *nominal]`: waves over the whole image and a bright ball, so that no layer sees a constant.
-
-    In the range of the contract's window where it has one, else in 0..1000.
-    """
-    axes = np.meshgrid(*(np.linspace(-1.0, 1.0, size) for size in contract.nominal), indexing="ij")
-    radius = np.sqrt(np.sum(np.square(axes), axis=0))
-    waves = np.mean([np.cos(3.0 * (i + 1) * axis + i) for i, axis in enumerate(axes)], axis=0)
-    unit = 0.25 + 0.15 * waves + 0.5 * (radius < 0.6)
-    preprocessing = contract.preprocessing
-    windowed = preprocessing.normalisation is Normalisation.WINDOW
-    low, high = (preprocessing.low, preprocessing.high) if windowed else (0.0, 1000.0)
-    image = low + (high - low) * unit
-    return np.repeat(image[None, None], contract.channels, axis=1).astype(np.float32)
-
-
 def _contract(client: triton.InferenceServerClient, model: str) -> Contract:
     try:
         config = client.get_model_config(model, client_timeout=10).config
@@ -113,7 +97,7 @@ def _inputs(contract: Contract) -> list[triton.InferInput]:
     image = synthetic_image(contract)
     inputs = [triton.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)]
     if contract.stochastic:
-        samples = np.full((1, 1), _SAMPLES, np.int32)
+        samples = np.full((1, 1), max(_SAMPLES, len(contract.samplers)), np.int32)  # every member speaks
         inputs.append(triton.InferInput("samples", samples.shape, "INT32").set_data_from_numpy(samples))
     return inputs
 
@@ -128,9 +112,9 @@ def _plausible(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> fl
         if array is None or array.size == 0 or not np.isfinite(array).all():
             raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
     largest = float(arrays["variance"].max())
-    if contract.stochastic and not largest > 0.0:
+    if contract.varies and not largest > 0.0:
         raise NotReadyError(
-            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act; "
-            "export it again"
+            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act, "
+            "or its members are one; export it again"
         )
     return largest

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from dataclasses import replace as replace_contract
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import onnx
 import torch
 import typer
+from equipoise_core.canonical import digest_of_file
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
 from rich.console import Console
@@ -35,6 +38,9 @@ Examples:
     equipoise export monai.networks.nets:DenseNet121 --arg spatial_dims=2 --arg in_channels=1 --arg out_channels=2 \\
         --arg dropout_prob=0.2 --weights d.safetensors --name chest --task classification \\
         --input-shape 1,224,224 --classes normal,pneumonia --fixed --into model_repository
+
+    equipoise export nets.py:unet --weights a.pt --weights b.pt --weights c.pt --name nuclei --task segmentation \\
+        --input-shape 1,256,256 --classes background,nucleus --multiple 8 --into model_repository
 
     equipoise export vendor.onnx --dropout-at 'layer4*' --p 0.1 --name chest --task classification \\
         --input-shape 3,224,224 --classes normal,pneumonia --into model_repository
@@ -60,7 +66,9 @@ def export(
     input_shape: Annotated[str, typer.Option(help="C,H,W or C,X,Y,Z of one image; the size used for warm-up.")],
     classes: Annotated[str, typer.Option(help="One name per output channel; softmax segmentation: background first.")],
     into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
-    weights: Annotated[list[Path] | None, typer.Option(help="State dict or safetensors.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="State dict or safetensors; given several times: a deep ensemble.")
+    ] = None,
     arg: Annotated[
         list[str] | None, typer.Option(help="key=value for the callable; the value is read as JSON.")
     ] = None,
@@ -124,14 +132,12 @@ def export(
         else:
             if dropout_at is not None:
                 raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
-            if len(weights or []) > 1:
-                raise SpecError("several --weights make an ensemble, which is not supported yet: export one at a time")
-            module = load_module(spec, arguments(arg or []))
-            for path in weights or []:
-                load_weights(module, path)
             auto = _sizes(sizes, dynamic, fixed) is Sizes.AUTO
             source = TorchSource(
-                module, draft, {**choice, "min_depth": min_depth, "log_variance": log_variance, "fall_back": auto}
+                partial(load_module, spec, arguments(arg or [])),
+                distinct(tuple(weights or ())),
+                draft,
+                {**choice, "min_depth": min_depth, "log_variance": log_variance, "fall_back": auto},
             )
         if inspect:
             _inspect(source, console, as_json)
@@ -238,28 +244,59 @@ def example_image(draft: Contract) -> torch.Tensor:
     return image.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
 
 
+def distinct(weights: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files, none of them twice by content: a member that only repeats another feigns agreement."""
+    seen: dict[str, Path] = {}
+    for path in weights:
+        if not path.is_file():
+            raise SpecError(f"there is no file {path}")
+        twin = seen.setdefault(digest_of_file(path), path)
+        if twin is not path:
+            raise SpecError(f"--weights {path} is the same as {twin}: members of an ensemble must differ")
+    return weights
+
+
 class Source(Protocol):
-    """What is exported: a torch module or an ONNX graph, with its options."""
+    """What is exported, with its options: a torch module, one per file of weights, or an ONNX graph."""
 
     @property
     def draft(self) -> Contract: ...
 
-    def compiled(self) -> Compiled: ...
+    def compiled(self) -> Iterator[Compiled]: ...
 
     def unproven(self) -> Compilation: ...
 
 
 @dataclass(frozen=True)
 class TorchSource:
-    module: torch.nn.Module
+    """`make` returns the module anew for every file of `weights`: without any, it is exported as made."""
+
+    make: Callable[[], torch.nn.Module]
+    weights: tuple[Path, ...]
     draft: Contract
     choice: dict[str, Any]
 
-    def compiled(self) -> Compiled:
-        return compile_sampler(self.module, self.draft, example_image(self.draft), **self.choice)
+    def compiled(self) -> Iterator[Compiled]:
+        for path in self.weights or (None,):
+            yield compile_sampler(self._module(path), self.draft, example_image(self.draft), **self._options)
 
     def unproven(self) -> Compilation:
-        return compile_unproven(self.module, self.draft, example_image(self.draft), **self.choice)[0]
+        path = self.weights[0] if self.weights else None
+        compilation, _ = compile_unproven(self._module(path), self.draft, example_image(self.draft), **self._options)
+        if len(self.weights) > 1:
+            compilation.notes.append(f"the first of {len(self.weights)} members; the samples are shared out among them")
+        return compilation
+
+    def _module(self, weights: Path | None) -> torch.nn.Module:
+        module = self.make()
+        if weights is not None:
+            load_weights(module, weights)
+        return module
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """A network without randomness samples all the same where there are several of it."""
+        return {**self.choice, "deterministic": self.choice["deterministic"] or len(self.weights) > 1}
 
 
 @dataclass(frozen=True)
@@ -268,35 +305,44 @@ class OnnxSource:
     draft: Contract
     choice: dict[str, Any]
 
-    def compiled(self) -> Compiled:
-        return compile_onnx(self.graph, self.draft, example_image(self.draft).numpy(), **self.choice)
+    def compiled(self) -> Iterator[Compiled]:
+        yield compile_onnx(self.graph, self.draft, example_image(self.draft).numpy(), **self.choice)
 
     def unproven(self) -> Compilation:
         return compile_onnx_unproven(self.graph, self.draft, **self.choice)[0]
 
 
 def _publish(source: Source, into: Path, replace: bool, console: Console, as_json: bool) -> None:
+    from .ensemble import check_members
     from .repository import publish
+    from .triton_config import sampler_names
 
-    compiled = source.compiled()
-    folder = publish(compiled, into, replace=replace)
+    members = list(source.compiled())
+    check_members(members, example_image(source.draft).numpy())
+    folder = publish(members[0], into, replace=replace, further=members[1:])
+    contract, cost = members[0].contract, members[0].cost
+    samplers = sampler_names(contract, len(members))
+    notes = list(dict.fromkeys(note for member in members for note in member.notes))
     if as_json:
         document = {
-            "name": source.draft.name,
+            "name": contract.name,
             "folder": str(folder),
-            "digest": compiled.contract.digest,
-            "bits": compiled.cost.bits,
-            "notes": list(compiled.notes),
-            "cost": compiled.cost.document(),
-            "proof": compiled.proof.document(),
+            "digest": contract.digest,
+            "bits": cost.bits,
+            "notes": notes,
+            "cost": cost.document(),
+            "samplers": [
+                {"name": name, "proof": member.proof.document()} for name, member in zip(samplers, members, strict=True)
+            ],
         }
         print(json.dumps(document))
         return
-    console.print(compiled.proof)
-    console.print(compiled.cost)
-    for note in compiled.notes:
+    for member in members:
+        console.print(member.proof)
+    console.print(cost)
+    for note in notes:
         console.print(f"[yellow]note[/yellow]: {note}")
-    console.print(f"published {folder} and {folder}_sampler")
+    console.print(f"published {folder} and {', '.join(samplers)}")
 
 
 def _inspect(source: Source, console: Console, as_json: bool) -> None:

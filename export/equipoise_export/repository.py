@@ -1,6 +1,6 @@
-"""A compiled sampler → the pair of Triton models that serves it, complete or not at all.
+"""A compiled sampler → the Triton models that serve it (NAME and its samplers), complete or not at all.
 
-The pair carries its own code: a validated model keeps the code that decides for it.
+It carries its own code: a validated model keeps the code that decides for it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_changes
 from os.path import relpath
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import equipoise_core
 import onnx
 from equipoise_core.canonical import digest_of_file
-from equipoise_core.contract import Contract, Sampler
+from equipoise_core.contract import Contract, ContractError, Sampler, load_contract
 
 from .errors import ExportError
-from .triton_config import aggregator_config, render, sampler_configs, sampler_name
+from .triton_config import aggregator_config, render, sampler_configs, sampler_names
 
 _CORE = Path(equipoise_core.__file__).parent
 _CARRIED = Path(__file__).parent / "_adapters"  # filled when the wheel is built
@@ -55,8 +55,9 @@ def publish(
     card: str | None = None,
     link_code_to: Path | None = None,
     replace: bool = False,
+    further: Sequence[Publishable] = (),
 ) -> Path:
-    """Writes NAME and NAME_sampler into the repository `into`; returns NAME's folder.
+    """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
 
     The files are written beside the target and moved into place together: no reader sees half a pair.
 
@@ -66,55 +67,63 @@ def publish(
         link_code_to: version directory of another public model (`…/hippocampus/1`) in the same repository: its code is
             linked, not copied.
         replace: whether a different model of the same name may be overwritten. The same model again changes nothing.
+        further: the other members of a deep ensemble: the same network and contract with other weights.
     """
-    name, sampler = compiled.contract.name, sampler_name(compiled.contract)
-    _check_metadata(compiled)
+    name, members = compiled.contract.name, (compiled, *further)
+    samplers = sampler_names(compiled.contract, len(members))
+    for member in members:
+        _check_metadata(member, compiled.contract)
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=into) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        _write_pair(compiled, new, into, policy, card, link_code_to)
-        existing = [folder for folder in (sampler, name) if (into / folder).exists()]
+        _write_model(dict(zip(samplers, members, strict=True)), new, into, policy, card, link_code_to)
+        written = (*samplers, name)
+        existing = [
+            folder for folder in {**dict.fromkeys(written), **_belonging(into / name)} if (into / folder).exists()
+        ]
         if existing and not replace:
-            if all(_covers(into / folder, new / folder) for folder in (sampler, name)):
+            if all(_covers(into / folder, new / folder) for folder in written):
                 return into / name
             raise PublishError(
                 f"{into} already holds another {' and '.join(existing)}; publish under another name, or replace it "
                 "(which discards its policy: calibrate again)"
             )
         old.mkdir()
-        _exchange(into, new, old, (sampler, name), existing)
+        _exchange(into, new, old, written, existing)
     return into / name
 
 
-def _check_metadata(compiled: Publishable) -> None:
+def _belonging(public: Path) -> dict[str, None]:
+    """The samplers of the model that is published there already: a larger ensemble leaves none behind."""
+    try:
+        return {sampler.name: None for sampler in load_contract(public / "1" / "contract.json").samplers}
+    except ContractError:
+        return {}
+
+
+def _check_metadata(compiled: Publishable, contract: Contract) -> None:
     stated = {entry.key: entry.value for entry in compiled.model.metadata_props}.get("equipoise.digest")
-    if stated != compiled.contract.digest:
+    if stated != contract.digest:
         raise PublishError(
-            f"the ONNX file was compiled for the contract {stated}, the one to publish is {compiled.contract.digest}; "
-            "compile it again with this contract"
+            f"the ONNX file was compiled for the contract {stated}, the one to publish is {contract.digest}; "
+            "compile it again with this contract (all members of an ensemble share one)"
         )
 
 
-def _write_pair(
-    compiled: Publishable,
+def _write_model(
+    members: Mapping[str, Publishable],
     root: Path,
     into: Path,
     policy: Mapping[str, Any] | None,
     card: str | None,
     link_code_to: Path | None,
 ) -> None:
-    contract = compiled.contract
-    public, sampler = root / contract.name, root / sampler_name(contract)
-    for folder in (public / "1", sampler / "1", sampler / "configs"):
-        folder.mkdir(parents=True)
-
-    onnx.save(compiled.model, sampler / "1" / "model.onnx")
-    digest = digest_of_file(sampler / "1" / "model.onnx")
-    published = with_changes(contract, samplers=(Sampler(sampler.name, digest),))
-
-    for path, config in sampler_configs(published).items():
-        (sampler / path).write_text(render(config), encoding="utf-8")
-    _write_json(sampler / "1" / "proof.json", compiled.proof.document())
+    contract = next(iter(members.values())).contract
+    public = root / contract.name
+    (public / "1").mkdir(parents=True)
+    published = with_changes(
+        contract, samplers=tuple(_write_sampler(name, member, root) for name, member in members.items())
+    )
     (public / "config.pbtxt").write_text(render(aggregator_config(published)), encoding="utf-8")
     (public / "1" / "contract.json").write_text(published.dumps(), encoding="utf-8")
     if policy is not None:
@@ -123,15 +132,27 @@ def _write_pair(
         (public / "README.md").write_text(card, encoding="utf-8")
 
     if link_code_to is None:
-        _copy_code(public / "1", sampler / "1")
+        _copy_code(public / "1", [root / name / "1" for name in members])
     else:
-        _link_code(public.name, sampler.name, root, into, link_code_to)
+        _link_code(public.name, list(members), root, into, link_code_to)
 
 
-def _copy_code(public: Path, sampler: Path) -> None:
+def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
+    folder = root / name
+    for part in ("1", "configs"):
+        (folder / part).mkdir(parents=True)
+    onnx.save(member.model, folder / "1" / "model.onnx")
+    for path, config in sampler_configs(member.contract, name).items():
+        (folder / path).write_text(render(config), encoding="utf-8")
+    _write_json(folder / "1" / "proof.json", member.proof.document())
+    return Sampler(name, digest_of_file(folder / "1" / "model.onnx"))
+
+
+def _copy_code(public: Path, samplers: Sequence[Path]) -> None:
     shutil.copytree(_CORE, public / "equipoise_core", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(_adapter("aggregator"), public / "model.py")
-    shutil.copyfile(_adapter("sampler"), sampler / "model.py")
+    for sampler in samplers:
+        shutil.copyfile(_adapter("sampler"), sampler / "model.py")
 
 
 def _adapter(role: str) -> Path:
@@ -147,14 +168,14 @@ def _adapter(role: str) -> Path:
     raise PublishError(f"no {role} adapter in {[str(place) for place in places]}: install equipoise again")
 
 
-def _link_code(name: str, sampler: str, root: Path, into: Path, code: Path) -> None:
+def _link_code(name: str, samplers: Sequence[str], root: Path, into: Path, code: Path) -> None:
     """Relative links, as they must read once the pair is in place: the repository can be moved and mounted anywhere."""
     model = code.resolve().parent
     stand_in = model.with_name(f"{model.name}_sampler") / code.name / "model.py"
     links = {
         Path(name) / "1" / "model.py": code.resolve() / "model.py",
         Path(name) / "1" / "equipoise_core": code.resolve() / "equipoise_core",
-        Path(sampler) / "1" / "model.py": stand_in,
+        **{Path(sampler) / "1" / "model.py": stand_in for sampler in samplers},
     }
     for link, target in links.items():
         if not target.exists():

@@ -1,6 +1,7 @@
 """Contract → the `config.pbtxt` files that Triton loads, built from Triton's own protobuf messages.
 
-One public model, one sampler. The sampler has three configurations; `--model-config-name` chooses among them:
+One public model, one sampler or (deep ensemble) several. A sampler has three configurations; `--model-config-name`
+chooses among them:
 
     config.pbtxt            ONNX Runtime on the GPU: what a hospital runs
     configs/cpu.pbtxt       ONNX Runtime on the CPU, native backend
@@ -47,9 +48,11 @@ def render(config: triton.ModelConfig) -> str:
     return text
 
 
-def sampler_name(contract: Contract) -> str:
-    """Triton's name of the model that draws samples for `contract.name`."""
-    return f"{contract.name}_sampler"
+def sampler_names(contract: Contract, count: int = 1) -> tuple[str, ...]:
+    """Triton's names of the models that draw samples for `contract.name`: several for a deep ensemble."""
+    if count == 1:
+        return (f"{contract.name}_sampler",)
+    return tuple(f"{contract.name}_sampler_{number}" for number in range(1, count + 1))
 
 
 def aggregator_config(contract: Contract) -> triton.ModelConfig:
@@ -58,7 +61,8 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
     `max_batch_size` 0 hands each execution exactly one request, so that an urgent one never waits behind a batch of
     routine ones. Clients read the contract from the parameter of that name.
     """
-    spatial = _spatial(contract)
+    # A segmentation takes any size, whatever the network does: padded, or in windows.
+    spatial = [-1] * contract.rank if contract.task is Task.SEGMENTATION else _spatial(contract)
     per_class, per_decision = len(contract.classes), contract.decisions
     maps = spatial if contract.task is Task.SEGMENTATION else []
     return triton.ModelConfig(
@@ -78,6 +82,8 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
             _output("aleatoric", _FP32, [-1, per_decision, *maps]),
             _output("epistemic", _FP32, [-1, per_decision, *maps]),
             _output("labels", _UINT8, [-1, per_decision, *maps]),
+            _output("labels_sensitive", _UINT8, [-1, per_decision, *maps]),
+            _output("calibrated", _FP32, [-1, per_class, *maps]),
             _output("case_score", _FP32, [-1, 1]),
             _output("volume", _FP32, [-1, per_class, 4]),
             _output("volume_total", _FP32, [-1, 4]),
@@ -98,20 +104,21 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
     )
 
 
-def sampler_configs(contract: Contract) -> Mapping[str, triton.ModelConfig]:
-    """Path below the sampler's folder → configuration."""
+def sampler_configs(contract: Contract, name: str | None = None) -> Mapping[str, triton.ModelConfig]:
+    """Path below the sampler's folder → configuration. `name`: of the sampler; None: of the only one."""
+    name = name or sampler_names(contract)[0]
     return MappingProxyType(
         {
-            "config.pbtxt": _gpu_config(contract),
-            "configs/cpu.pbtxt": _cpu_config(contract),
-            "configs/embedded.pbtxt": _embedded_config(contract),
+            "config.pbtxt": _gpu_config(contract, name),
+            "configs/cpu.pbtxt": _cpu_config(contract, name),
+            "configs/embedded.pbtxt": _embedded_config(contract, name),
         }
     )
 
 
-def _gpu_config(contract: Contract) -> triton.ModelConfig:
+def _gpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     accelerator = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="cuda", parameters=_GPU_OPTIONS)
-    config = _sampler_config(contract)
+    config = _sampler_config(contract, name)
     config.backend = "onnxruntime"
     config.default_model_filename = "model.onnx"
     config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_GPU))
@@ -120,8 +127,8 @@ def _gpu_config(contract: Contract) -> triton.ModelConfig:
     return config
 
 
-def _cpu_config(contract: Contract) -> triton.ModelConfig:
-    config = _sampler_config(contract)
+def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
+    config = _sampler_config(contract, name)
     config.backend = "onnxruntime"
     config.default_model_filename = "model.onnx"
     config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_CPU))
@@ -131,14 +138,14 @@ def _cpu_config(contract: Contract) -> triton.ModelConfig:
     return config
 
 
-def _embedded_config(contract: Contract) -> triton.ModelConfig:
-    config = _sampler_config(contract)
+def _embedded_config(contract: Contract, name: str) -> triton.ModelConfig:
+    config = _sampler_config(contract, name)
     config.backend = "python"
     config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_CPU))
     return config
 
 
-def _sampler_config(contract: Contract) -> triton.ModelConfig:
+def _sampler_config(contract: Contract, name: str) -> triton.ModelConfig:
     """What the three have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
     spatial = _spatial(contract)
     classes, decisions = len(contract.classes), contract.decisions
@@ -155,7 +162,7 @@ def _sampler_config(contract: Contract) -> triton.ModelConfig:
     else:
         outputs = [_output("probabilities", _FP32, [-1, classes])]
     return triton.ModelConfig(
-        name=sampler_name(contract),
+        name=name,
         max_batch_size=SAMPLER_BATCH,
         input=inputs,
         output=outputs,

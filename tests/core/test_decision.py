@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from equipoise_core.decision import Evidence, Route, decide
+from equipoise_core.decision import Evidence, Route, decide, settled
 from equipoise_core.policy import AcceptRule, Bounds, Policy
+from equipoise_core.stopping import Look, Stopping
 
 NUMBERS = {"sample_disagreement": 0.05, "noise": 0.3}
 
@@ -84,3 +85,31 @@ def test_a_policy_that_was_changed_is_not_read(policy):
     for broken in (None, {}, {"format": "equipoise-policy/1"}, {**document, "accept": 3}, {**document, "typical": {}}):
         with pytest.raises(PolicyError):
             parse_policy(broken)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "samples", "content"),
+    [
+        ({}, 2, True),
+        ({}, 3, False),
+        ({"sample_disagreement": 0.099}, 2, False),
+        ({"share": 0.41}, 2, False),
+        ({"share": 0.6}, 2, True),
+        ({"share": 0.6, "sample_disagreement": 0.099}, 2, False),
+        ({"noise": 0.6, "sample_disagreement": 0.099}, 2, True),
+        ({"sample_disagreement": np.nan}, 2, False),
+    ],
+    ids=["clear", "no look here", "near the threshold", "share near its bound", "share beyond its bound",
+         "every limit must be clear", "the input alone decides", "not a number"],
+)  # fmt: skip
+def test_stops_only_where_no_moving_number_is_near_a_limit(policy, numbers, samples, content):
+    """Threshold .1 on the score, .1 to .4 on the share of foreground, .2 to .4 on the noise of the input."""
+    drift = {"sample_disagreement": (-0.01, 0.01), "share": (-0.02, 0.02)}
+    policy = dataclasses.replace(
+        policy,
+        typical=Bounds({"noise": (0.2, 0.4), "share": (0.1, 0.4)}, "test"),
+        stopping=Stopping((Look(2, drift),), "test"),
+    )
+    known = {**NUMBERS, "share": 0.2, **numbers}
+    assert settled(policy, known, {"sample_disagreement", "share"}, samples) is content
+    assert not settled(dataclasses.replace(policy, stopping=None), known, {"sample_disagreement", "share"}, samples)

@@ -29,7 +29,39 @@ def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
     assert told["digest"] == contract.digest
     assert [site.name for site in contract.sites] == ["channel_dropout", "head_dropout"]
     proof = json.loads((tmp_path / "repo" / "small_sampler" / "1" / "proof.json").read_text())
-    assert proof == told["proof"]
+    assert told["samplers"] == [{"name": "small_sampler", "proof": proof}]
+
+
+def test_several_weights_are_published_as_one_ensemble(tmp_path: Path) -> None:
+    """Each member is a sampler of its own with its own proof; the contract names them all."""
+    for member in range(3):
+        torch.manual_seed(member)
+        torch.save(Classifier().state_dict(), tmp_path / f"{member}.pt")
+    weights = [word for member in range(3) for word in ("--weights", str(tmp_path / f"{member}.pt"))]
+    arguments = [f"{NETWORKS}:Classifier", *weights, *COMMON, "--into", str(tmp_path / "repo"), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    names = ["small_sampler_1", "small_sampler_2", "small_sampler_3"]
+    contract = load_contract(tmp_path / "repo" / "small" / "1" / "contract.json")
+    assert [sampler.name for sampler in contract.samplers] == names
+    assert len({sampler.digest for sampler in contract.samplers}) == 3
+    proofs = [json.loads((tmp_path / "repo" / name / "1" / "proof.json").read_text()) for name in names]
+    assert [s["proof"] for s in json.loads(result.stdout.strip().splitlines()[-1])["samplers"]] == proofs
+
+
+def test_a_member_given_twice_is_refused(tmp_path: Path) -> None:
+    """By its bytes, and where the file was only written anew, by its answers."""
+    state = Classifier().state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    (tmp_path / "copy.pt").write_bytes((tmp_path / "a.pt").read_bytes())
+    torch.save({"state_dict": state}, tmp_path / "again.pt")
+    for twin, said in (("copy.pt", "members of an ensemble must differ"), ("again.pt", "feign agreement")):
+        weights = ["--weights", str(tmp_path / "a.pt"), "--weights", str(tmp_path / twin)]
+        arguments = [f"{NETWORKS}:Classifier", *weights, *COMMON, "--into", str(tmp_path / "repo")]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 1
+        assert said in result.output
+        assert not (tmp_path / "repo").exists()
 
 
 def test_inspection_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

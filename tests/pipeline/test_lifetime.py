@@ -133,7 +133,7 @@ def test_what_was_accepted_before_the_stop_is_answered(started, tiny_repository,
     for seed, outcome in burst.outcomes.items():
         assert not isinstance(outcome, Exception), (seed, outcome)
         assert int(outcome.as_numpy("samples_used")[0, 0]) == 100
-        expected = assess(local, Case(IMAGE, samples=100, seed=seed), sampler).uncertainty.mean
+        expected = assess(local, Case(IMAGE, samples=100, seed=seed), [sampler]).uncertainty.mean
         np.testing.assert_allclose(outcome.as_numpy("mean")[0], expected, rtol=0, atol=1e-5)
 
 

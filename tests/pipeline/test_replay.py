@@ -59,7 +59,7 @@ def test_the_log_of_decisions_shows_a_change(decided, tmp_path):
         assert appended.returncode == 0, appended.stderr
     assert equipoise("audit", "verify", log).returncode == 0
     text = log.read_text()
-    log.write_text(text.replace('"samples":20', '"samples":21', 1))
+    log.write_text(text.replace('"samples_asked":20', '"samples_asked":21', 1))
     assert log.read_text() != text
     tampered = equipoise("audit", "verify", log)
     assert tampered.returncode == 1 and "1" in tampered.stdout + tampered.stderr

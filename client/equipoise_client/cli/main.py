@@ -44,8 +44,12 @@ class Verb:
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "export": Verb("equipoise_export.command:app", "export", "Turn a PyTorch network into a served model pair."),
+        "calibrate": Verb(
+            "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
+        ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
+        "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),
         "replay": Verb("equipoise_client.cli.replay:replay", "client", "Decide a recorded case again and compare."),
         "audit": Verb("equipoise_client.audit.command:audit", "client", "Verify, anchor and extend the audit log."),
     }

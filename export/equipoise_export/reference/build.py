@@ -1,4 +1,4 @@
-"""Weights → the published reference pairs: compile, prove, calibrate by plain rules, publish.
+"""Weights → the published reference pairs: compile, prove, calibrate, publish.
 
 python -m equipoise_export.reference.build                 all three, from the committed weights
 python -m equipoise_export.reference.build --retrain       train them again first
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from equipoise_core.aggregate import Assessment, Case, Model, assess
@@ -23,7 +25,8 @@ from equipoise_core.policy import Policy
 from rich.console import Console
 from rich.progress import track
 
-from ..calibrate.plain import dice_per_class, is_wrong, label_case, plain_policy, true_region
+from ..calibrate.cases import Labelled, Measured, dice_per_class, is_wrong, measure, true_region
+from ..calibrate.choose import Goals, Method, choose_policy
 from ..compile import Compiled, compile_sampler
 from ..repository import publish
 from ..runtime import OnnxSampler
@@ -35,6 +38,9 @@ LARGEST = {2: 1024, 3: 128}
 """Per spatial rank the largest size of one request: what fits into a few GB with 20 samples."""
 
 SIZE_NAMES = ("X", "Y", "Z")
+
+PILOT_CASES = {Task.SEGMENTATION: 60, Task.CLASSIFICATION: 500}
+"""More would take longer and choose no better thresholds."""
 
 
 @dataclass(frozen=True)
@@ -74,47 +80,69 @@ def compile_reference(reference: Reference) -> Compiled:
 
 
 def build(reference: Reference, data: Dataset) -> Built:
-    """Compiles, then calibrates on the calibration split and measures the routes on the test split."""
+    """Compiles, then calibrates on the calibration split and measures the routes on the test split.
+
+    Training cases are the pilot: they say where to look, and no guarantee rests on them.
+    """
     compiled = compile_reference(reference)
     split = reference_split(reference.name, data.ids)
     spacing = None if reference.spacing is None else tuple((low + high) / 2 for low, high in reference.spacing)
+    acceptable = reference.acceptable_dice or 0.0
     with tempfile.TemporaryDirectory() as scratch:
         directory = publish(compiled, Path(scratch)) / "1"
         sampler = OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")
         model = load_model(directory)
-        cases = [
-            label_case(assess(model, Case(image, spacing=spacing), sampler), truth, reference.acceptable_dice)
-            for image, truth in _each(data.select(split.calibration), f"{reference.name}: calibrating")
-        ]
-        loss = "wrong label" if reference.acceptable_dice is None else f"mean Dice below {reference.acceptable_dice}"
-        policy = plain_policy(model.contract, model.contract.samples, cases, loss)
+
+        def measured(ids: Sequence[str], what: str) -> list[Measured]:
+            cases = data.select(ids)
+            return [
+                measure(model, Labelled(name, name, image, truth, spacing), [sampler], acceptable)
+                for name, (image, truth) in zip(ids, _each(cases, f"{reference.name}: {what}"), strict=True)
+            ]
+
+        policy = choose_policy(
+            model.contract,
+            model.contract.samples,
+            measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
+            measured(split.calibration, "calibrating"),
+            goals(reference),
+        ).policy
         decided = Model(model.contract, policy, "", model.code_digest)
         assessments = [
-            (assess(decided, Case(image, spacing=spacing), sampler), truth)
+            (assess(decided, Case(image, spacing=spacing), [sampler]), truth)
             for image, truth in _each(data.select(split.test), f"{reference.name}: testing")
         ]
-    return Built(compiled, policy, _routes(assessments, reference.acceptable_dice))
+    return Built(compiled, policy, _routes(assessments, acceptable))
+
+
+def goals(reference: Reference) -> Goals:
+    """What the reference policies guarantee. A classifier's table is small enough to be isotonic; it halves its ECE."""
+    if reference.acceptable_dice is None:
+        return Goals("wrong label", alpha=0.05, method=Method.ISOTONIC)
+    return Goals(f"mean Dice below {reference.acceptable_dice:g}")
 
 
 def _each(data: Dataset, what: str) -> Any:
     return track(list(zip(data.images, data.targets, strict=True)), what, console=Console(stderr=True))
 
 
-def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float | None) -> dict[str, Any]:
+def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float) -> dict[str, Any]:
     """What the policy does with the test split."""
     routes = [assessment.decision.route for assessment, _ in assessments]
     wrong = [is_wrong(assessment, truth, acceptable_dice) for assessment, truth in assessments]
     report: dict[str, Any] = {
         "cases": len(routes),
         **{route.value: routes.count(route) for route in Route},
+        "median_samples": float(np.median([assessment.moments.samples for assessment, _ in assessments])),
         "wrong": sum(wrong),
         "wrong_among_accepted": sum(w for w, r in zip(wrong, routes, strict=True) if r is Route.ACCEPT),
     }
-    if acceptable_dice is not None:
+    if assessments[0][0].model.contract.task is Task.SEGMENTATION:
         dice = [dice_per_class(assessment, truth) for assessment, truth in assessments]
         report["dice"] = {name: sum(d[name] for d in dice) / len(dice) for name in dice[0]}
     if assessments[0][0].case.spacing is not None:
-        names = list(assessments[0][0].volumes)
+        contract = assessments[0][0].model.contract
+        names = [*(contract.classes[k] for k in contract.foreground), "total"]
         report["volume_interval_coverage"] = {
             name: sum(_covered(a, truth, name) for a, truth in assessments) / len(assessments) for name in names
         }

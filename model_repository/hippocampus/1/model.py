@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -12,7 +13,7 @@ sys.path.insert(0, str(HERE))
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from equipoise_core.aggregate import OUTPUTS, Case, assess
+from equipoise_core.aggregate import OUTPUTS, Case, assess, validate_answer
 from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
@@ -27,6 +28,8 @@ class TritonPythonModel:
         chunk = config.get("parameters", {}).get("chunk", {}).get("string_value")
         self.model = load_model(HERE, int(chunk) if chunk else None)
         self.metrics = Metrics(self.model.contract.name)
+        members = len(self.model.contract.samplers)
+        self.each = AtOnce(members) if members > 1 else map
 
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
@@ -39,8 +42,11 @@ class TritonPythonModel:
 
     def _respond(self, request):
         try:
-            sampler = BlsSampler(self.model.contract.samplers[0].name, self.model.contract, request)
-            assessments = [assess(self.model, case, sampler) for case in cases_of(request)]
+            contract = self.model.contract
+            samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
+            cases = cases_of(request)
+            validate_answer(contract, cases, request.requested_output_names())
+            assessments = [assess(self.model, case, samplers, self.each) for case in cases]
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
@@ -134,6 +140,18 @@ class BlsSampler:
         if response.has_error():
             raise SamplerFailure(f"the sampler failed: {response.error().message()}")
         return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in self.outputs}
+
+
+class AtOnce:
+    """`map` for the members of an ensemble: a call of a sampler waits with the interpreter released."""
+
+    def __init__(self, members):
+        self.pool = ThreadPoolExecutor(members)
+
+    def __call__(self, call, draws):
+        futures = [self.pool.submit(call, draw) for draw in draws]
+        wait(futures)  # also where one failed: no call may outlive its request
+        return [future.result() for future in futures]
 
 
 class Metrics:

@@ -1,37 +1,54 @@
-"""One case, from image to decision. The sampler is a function that is handed in: Triton's BLS, or ONNX Runtime."""
+"""One case, from image to decision. Samplers are functions that are handed in: Triton's BLS, or ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .canonical import canonical_json
-from .contract import Contract, Task
-from .decision import Decision, Evidence, decide
+from .contract import Activation, Contract, Task
+from .decision import Decision, Evidence, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
-from .moments import Array, Moments, moments_of_outputs
+from .moments import Array, Moments, moments_of_map, moments_of_outputs
 from .policy import Policy
 from .record import FORMAT, default_seed, input_digest, jsonable, software
 from .scores import case_scores, default_score
 from .statistics import input_statistics, prediction_statistics
+from .tiling import Tiling
 from .uncertainty import Uncertainty
 from .volume import UNKNOWN, Volume, volume_of_samples, voxel_volume
 
 MAX_SAMPLES = 1000
 """More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
 
+MAX_VOXELS = 2**27
+"""Of one image: 512³, for which the moments of three classes take 4 GB."""
+
+MAX_ANSWER = 2**31 - 2**20
+"""Bytes of all arrays of one answer: gRPC's ceiling for a message, less what else stands in it."""
+
+WINDOWS = 4
+"""Windows of a large image per sampler request."""
+
 UNCALIBRATED_LEVEL = 0.9
 """Share of the samples' volumes inside the interval where no policy widens it."""
 
 RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[str, Array]]
-"""`image [1, C, *S]`, `masks [1, T, B]` (None: deterministic) → the sampler's output tensors by name.
+"""`image [N, C, *S]`, `masks [N, T, B]` (None: deterministic) → the sampler's output tensors by name.
 Raises SamplerFailure, or Cancelled."""
+
+Draw = tuple[int, NDArray[np.uint8] | None]
+"""Index of a sampler, and the masks `[1, T, B]` that it is to run under (None: deterministic)."""
+
+Each = Callable[[Callable[[Draw], Moments], Sequence[Draw]], Iterable[Moments]]
+"""`map`, or one that works on several at once."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +67,17 @@ class Model:
     chunk: int | None = None
 
     @property
+    def in_force(self) -> Policy | None:
+        """The policy, where it is for this model: no number of a foreign one is used."""
+        policy = self.policy
+        return policy if policy is not None and policy.model_digest == self.contract.model_digest else None
+
+    @property
     def default_samples(self) -> int:
-        """T where the caller names none."""
-        return self.policy.samples if self.policy else self.contract.samples
+        """T where the caller names none; without dropout, one for each member of the ensemble."""
+        if not self.contract.stochastic:
+            return len(self.contract.samplers)
+        return self.in_force.samples if self.in_force else self.contract.samples
 
 
 @dataclass(frozen=True)
@@ -74,7 +99,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is known of one case after sampling. Maps and volumes are computed when first asked for."""
+    """What is known of one case after the samples drawn so far. Maps and volumes are computed when first asked for.
+
+    Attributes:
+        asked: T that was to be drawn.
+        problems: what went wrong, in words.
+        stopped: the policy's stopping rule found that these samples suffice.
+    """
 
     model: Model
     case: Case
@@ -84,6 +115,7 @@ class Assessment:
     moments: Moments
     asked: int
     problems: tuple[str, ...]
+    stopped: bool = False
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
@@ -94,14 +126,33 @@ class Assessment:
         return case_scores(self.model.contract, self.uncertainty)
 
     @cached_property
+    def prediction_statistics(self) -> dict[str, float]:
+        return prediction_statistics(self.model.contract, self.uncertainty.mean)
+
+    @property
     def statistics(self) -> dict[str, float]:
         """Of input and prediction, by name."""
-        return {**self.input_statistics, **prediction_statistics(self.model.contract, self.uncertainty.mean)}
+        return {**self.input_statistics, **self.prediction_statistics}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`."""
+        policy = self.model.in_force
+        strangeness = policy.strangeness.number(self.input_statistics) if policy and policy.strangeness else {}
+        return {**self.scores, **self.statistics, **strangeness}
+
+    @property
+    def settled(self) -> bool:
+        """Whether the policy allows to stop here: no more samples can be expected to change the route."""
+        policy, samples = self.model.in_force, self.moments.samples
+        if policy is None or self.case.samples is not None or self.problems or samples >= self.asked:
+            return False
+        return settled(policy, self.numbers, {*self.scores, *self.prediction_statistics}, samples)
 
     @property
     def score_name(self) -> str:
         """The score that routing looks at."""
-        policy = self.model.policy
+        policy = self.model.in_force
         known = policy is not None and policy.accept is not None and policy.accept.score in self.scores
         return policy.accept.score if known else default_score(self.model.contract.task)  # type: ignore[union-attr]
 
@@ -112,7 +163,7 @@ class Assessment:
     @cached_property
     def volumes(self) -> dict[str, Volume]:
         """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
-        contract, rule = self.model.contract, self.model.policy.volume if self.model.policy else None
+        contract, rule = self.model.contract, self.model.in_force.volume if self.model.in_force else None
         if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
             return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
@@ -125,16 +176,35 @@ class Assessment:
         }
 
     @cached_property
+    def calibrated(self) -> Array:
+        """The samples' mean, recalibrated as the policy says: `[K, *S]`, 0..1. Without that: the mean itself."""
+        policy, mean = self.model.in_force, self.uncertainty.mean
+        return (
+            policy.recalibration.apply(mean, self.model.contract.activation)
+            if policy and policy.recalibration
+            else mean
+        )
+
+    @cached_property
+    def labels_sensitive(self) -> NDArray[np.uint8]:
+        """Labels that miss no more than the policy's `sensitive` rule allows; without one, the labels themselves."""
+        policy = self.model.in_force
+        if policy is None or policy.sensitive is None or self.model.contract.task is Task.CLASSIFICATION:
+            return self.uncertainty.labels
+        return sensitive_labels(self.model.contract, self.uncertainty.mean, policy.sensitive.threshold)
+
+    @cached_property
     def decision(self) -> Decision:
         model, case = self.model, self.case
         evidence = Evidence(
-            numbers={**self.scores, **self.statistics},
+            numbers=self.numbers,
             samples=self.moments.samples,
             asked=self.asked,
             own_samples=case.samples is not None,
             own_seed=case.seed is not None,
             spacing=case.spacing,
             problems=self.problems,
+            stopped=self.stopped,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -159,11 +229,14 @@ class Assessment:
                     "samples": self.moments.samples,
                     "samples_asked": self.asked,
                     "samples_named": case.samples is not None,
+                    "stopped": self.stopped,
+                    "problems": list(self.problems),
                     "masks_plan": "iid" if model.contract.stochastic else "none",
                     "score": self.score_name,
                     "case_score": self.case_score,
                     "scores": self.scores,
                     "statistics": self.statistics,
+                    "strangeness": self.numbers.get("strangeness"),
                     "threshold": policy.accept.threshold if policy and policy.accept else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
@@ -174,48 +247,112 @@ class Assessment:
         )
 
 
-def assess(model: Model, case: Case, run_sampler: RunSampler) -> Assessment:
-    """Normalise, pad, draw masks, sample chunk by chunk, merge.
+def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map) -> Assessment:
+    """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
+
+    Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
+    an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017).
+
+    Args:
+        samplers: one for each of the contract's, in its order.
+        each: how the samplers of one chunk are run: one after the other, or at the same time.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
+    looks = model.in_force.stopping if model.in_force and case.samples is None else None
+    for assessment in running_assessments(
+        model, case, samplers, [look.samples for look in looks.looks] if looks else [], each
+    ):
+        if assessment.settled:
+            return replace(assessment, stopped=True)
+    return assessment
+
+
+def running_assessments(
+    model: Model, case: Case, samplers: Sequence[RunSampler], looks: Sequence[int] = (), each: Each = map
+) -> Iterator[Assessment]:
+    """The assessment after each chunk of samples; the last one is of all that could be drawn. Args as for `assess`, and
+
+    Args:
+        looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
+    """
     contract = model.contract
+    if len(samplers) != len(contract.samplers):
+        raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
     image_digest = input_digest(case.image)
     seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
-    asked = (case.samples or model.default_samples) if contract.stochastic else 1
+    asked = (contract.stochastic and case.samples) or model.default_samples
     normalised = contract.preprocessing.normalise(case.image)
-    padded = contract.preprocessing.pad(normalised)
-    moments: Moments | None = None
-    problems: list[str] = []
-    try:
-        for masks in _chunks_of_masks(model, seed, asked, padded.shape[1:]):
-            outputs = run_sampler(padded[None], masks)
-            chunk = moments_of_outputs(contract, outputs, case.image.shape[1:])
-            moments = chunk if moments is None else moments + chunk
-    except SamplerFailure as failure:
-        if moments is None:
-            raise
-        problems.append(str(failure))
-    if moments is None:
-        raise SamplerFailure("no samples were drawn")
-    if not moments.finite:
-        problems.append("the sampler returned numbers that are not finite")
-    return Assessment(model, case, seed, image_digest, input_statistics(normalised), moments, asked, tuple(problems))
+    window = contract.window(case.image.shape[1:])
+    padded = contract.preprocessing.pad(normalised, window)
+    statistics = input_statistics(normalised)
+    tiling = None if padded.shape[1:] == window else Tiling(padded.shape[1:], window)
+
+    def run(draw: Draw) -> Moments:
+        sampler, masks = samplers[draw[0]], draw[1]
+        if tiling is None:
+            return moments_of_outputs(contract, sampler(padded[None], masks), case.image.shape[1:])
+        return stitched_moments(contract, tiling, padded, partial(_one_sample, sampler, masks), case.image.shape[1:])
+
+    drawn: Assessment | None = None
+    for draws in _chunks(model, seed, asked, looks, window, 1 if tiling else model.chunk):
+        try:
+            parts = list(each(run, draws))
+        except SamplerFailure as failure:
+            if drawn is None:
+                raise
+            yield replace(drawn, problems=(*drawn.problems, str(failure)))
+            return
+        moments = reduce(add, parts if drawn is None else (drawn.moments, *parts))
+        problems = () if moments.finite else ("the sampler returned numbers that are not finite",)
+        drawn = Assessment(model, case, seed, image_digest, statistics, moments, asked, problems)
+        yield drawn
 
 
-def _chunks_of_masks(
-    model: Model, seed: int, asked: int, spatial: tuple[int, ...]
-) -> Iterator[NDArray[np.uint8] | None]:
-    if not model.contract.stochastic:
-        yield None
-        return
-    layout = mask_layout(model.contract, spatial)
-    chunk = min(asked, model.chunk or model.default_samples)
-    for first in range(0, asked, chunk):
-        count = min(chunk, asked - first)
-        yield draw_masks(layout, seed, model.contract.model_digest, first, count)[None]
+def _chunks(
+    model: Model, seed: int, asked: int, looks: Sequence[int], spatial: tuple[int, ...], chunk: int | None
+) -> Iterator[list[Draw]]:
+    """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out.
+
+    Args:
+        spatial: sizes that the network sees, which its masks depend on.
+        chunk: samples; None: all of them.
+    """
+    contract, members = model.contract, len(model.contract.samplers)
+    layout = mask_layout(contract, spatial)
+    chunk = min(asked, chunk or model.default_samples)
+    ends = sorted({*range(chunk, asked, chunk), *(look for look in looks if look < asked), asked})
+    for first, end in zip([0, *ends], ends, strict=False):
+        count = end - first
+        masks = draw_masks(layout, seed, contract.model_digest, first, count) if contract.stochastic else None
+        starts = range(min(members, count))
+        yield [((first + start) % members, _every(masks, start, members)) for start in starts]
+
+
+def _every(masks: NDArray[np.uint8] | None, start: int, step: int) -> NDArray[np.uint8] | None:
+    return None if masks is None else np.ascontiguousarray(masks[None, start::step])
+
+
+def _one_sample(
+    sampler: RunSampler, masks: NDArray[np.uint8] | None, windows: NDArray[np.float32]
+) -> NDArray[np.floating[Any]]:
+    """Probabilities `[n, K, *window]`: over a single sample their sum is they themselves."""
+    same = None if masks is None else np.ascontiguousarray(np.broadcast_to(masks, (len(windows), *masks.shape[1:])))
+    return sampler(windows, same)["sum_p"]
+
+
+def stitched_moments(
+    contract: Contract,
+    tiling: Tiling,
+    padded: NDArray[np.float32],
+    run: Callable[[NDArray[np.float32]], Array],
+    spatial: tuple[int, ...],
+) -> Moments:
+    """The moments of one sample over all windows, padding cropped off again."""
+    inside = (slice(None), *(slice(0, size) for size in spatial))
+    return moments_of_map(tiling.stitch(padded, WINDOWS, run)[inside], contract.activation)
 
 
 def validate(contract: Contract, case: Case) -> None:
@@ -228,17 +365,13 @@ def validate(contract: Contract, case: Case) -> None:
         raise InvalidRequest(f"image is empty: shape {list(image.shape)}; send at least one voxel per axis")
     if image.shape[0] != contract.channels:
         raise InvalidRequest(f"image has {image.shape[0]} channels; {contract.name} expects {contract.channels}")
-    for size, extent, largest in zip(image.shape[1:], contract.spatial, contract.maximum, strict=True):
-        if isinstance(extent, int) and size != extent:
-            raise InvalidRequest(
-                f"image has size {list(image.shape[1:])}; {contract.name} expects exactly {list(contract.spatial)}: "
-                "resample it"
-            )
-        if size > largest:
-            raise InvalidRequest(
-                f"image has size {list(image.shape[1:])}; {contract.name} takes at most {list(contract.maximum)} in "
-                "one request: crop it to the region of interest"
-            )
+    if contract.task is Task.CLASSIFICATION:
+        _validate_whole(contract, image.shape[1:])
+    if image[0].size > MAX_VOXELS:
+        raise InvalidRequest(
+            f"image has size {list(image.shape[1:])}, {image[0].size} voxels; one request takes at most {MAX_VOXELS}: "
+            "crop it to the region of interest"
+        )
     if not np.isfinite(image).all():
         count = int(image.size - np.isfinite(image).sum())
         raise InvalidRequest(f"image has {count} values that are NaN or infinite; send finite intensities")
@@ -246,6 +379,29 @@ def validate(contract: Contract, case: Case) -> None:
         raise InvalidRequest(f"samples is {case.samples}; it must lie between 1 and {MAX_SAMPLES}")
     if case.spacing is not None and not all(np.isfinite(mm) and mm > 0 for mm in case.spacing):
         raise InvalidRequest(f"spacing is {list(case.spacing)}; it must be finite and above 0 mm on every axis")
+
+
+def _validate_whole(contract: Contract, size: tuple[int, ...]) -> None:
+    """A classifier sees the image as a whole, or not at all."""
+    for given, extent, largest in zip(size, contract.spatial, contract.maximum, strict=True):
+        if isinstance(extent, int) and given != extent:
+            raise InvalidRequest(
+                f"image has size {list(size)}; {contract.name} expects exactly {list(contract.spatial)}: resample it"
+            )
+        if given > largest:
+            raise InvalidRequest(
+                f"image has size {list(size)}; {contract.name} takes at most {list(contract.maximum)} in one request: "
+                "crop it to the region of interest"
+            )
+
+
+def sensitive_labels(contract: Contract, mean: Array, threshold: float) -> NDArray[np.uint8]:
+    """`[E, *S]`: foreground where its probability reaches `threshold`; softmax: its most probable class."""
+    if contract.activation is Activation.SIGMOID:
+        return (mean >= threshold).astype(np.uint8)
+    foreground = list(contract.foreground)
+    labels = mean[foreground].argmax(axis=0) + foreground[0]
+    return np.asarray(np.where(1.0 - mean[0] >= threshold, labels, 0)[None], dtype=np.uint8)
 
 
 def _volume_rows(volumes: list[Volume]) -> NDArray[np.float32]:
@@ -259,6 +415,8 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
     "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
     "labels": lambda a: a.uncertainty.labels,
+    "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
+    "labels_sensitive": lambda a: a.labels_sensitive,
     "case_score": lambda a: np.array([a.case_score], dtype=np.float32),
     "volume": lambda a: _volume_rows([a.volumes[name] for name in a.model.contract.classes]),
     "volume_total": lambda a: _volume_rows([a.volumes["total"]])[0],
@@ -269,4 +427,23 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
 }
 """Public output name → its tensor for one image, without the leading N."""
 
-SEGMENTATION_ONLY = ("volume", "volume_total")
+_PER_CLASS = ("mean", "variance", "variance_corrected", "calibrated")
+_PER_DECISION = {"aleatoric": 4, "epistemic": 4, "labels": 1, "labels_sensitive": 1}
+
+
+def validate_answer(contract: Contract, cases: Sequence[Case], names: Collection[str]) -> None:
+    """Raises InvalidRequest where the outputs asked for would not fit into one message; before anything is drawn."""
+    if contract.task is Task.CLASSIFICATION:
+        return
+    classes = 4 * len(contract.classes) * sum(name in names for name in _PER_CLASS)
+    decisions = contract.decisions * sum(size for name, size in _PER_DECISION.items() if name in names)
+    voxels = sum(int(case.image[0].size) for case in cases)
+    size, labels = voxels * (classes + decisions), voxels * contract.decisions
+    if size > MAX_ANSWER:
+        raise InvalidRequest(
+            f"the outputs asked for have {size / 2**30:.1f} GiB; one answer carries less than 2 GiB: ask for fewer of "
+            f"them (labels have {labels / 2**30:.2f} GiB), for fewer images at a time, or crop the image"
+        )
+
+
+SEGMENTATION_ONLY = ("volume", "volume_total", "labels_sensitive")

@@ -91,7 +91,8 @@ class Contract:
         channels: C of the input.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
         nominal: per spatial axis the size used for warm-up and for the synthetic inference that proves readiness.
-        maximum: per spatial axis the largest size served in one request.
+        maximum: per spatial axis the largest size that the network sees at once. A larger image to be segmented is
+            taken in windows.
         spacing: per spatial axis (lowest, highest) voxel spacing in mm that the network was trained for, or None where
             the images have no physical scale; then no volume in mL is given.
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
@@ -138,6 +139,11 @@ class Contract:
         return bool(self.sites)
 
     @property
+    def varies(self) -> bool:
+        """Whether samples can differ: by their masks, or because they come from several networks."""
+        return self.stochastic or len(self.samplers) > 1
+
+    @property
     def decisions(self) -> int:
         """E: labels given per voxel (or image): one where classes exclude each other, else one per class."""
         return 1 if self.activation is Activation.SOFTMAX else len(self.classes)
@@ -151,6 +157,14 @@ class Contract:
     def sizes(self, spatial: tuple[int, ...]) -> dict[str, int]:
         """Name → size of the dynamic dimensions, for an image of these (padded) spatial sizes."""
         return {name: size for name, size in zip(self.spatial, spatial, strict=True) if isinstance(name, str)}
+
+    def window(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial sizes that the network sees at once of an image of this size: all of it, padded, or a part."""
+        multiple = self.preprocessing.multiple
+        return tuple(
+            extent if isinstance(extent, int) else min(given + -given % multiple, largest - largest % multiple)
+            for given, extent, largest in zip(size, self.spatial, self.maximum, strict=True)
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,20 +30,22 @@ class Evidence:
     """All that a decision looks at.
 
     Attributes:
-        numbers: case scores and input statistics by name.
+        numbers: case scores and statistics by name.
         samples: samples drawn; `asked` is how many were to be drawn.
         own_samples, own_seed: the caller named T or the seed.
         spacing: voxel spacing in mm, or None.
         problems: what went wrong while sampling, in words.
+        stopped: the policy's own stopping rule found fewer samples than its T to be enough.
     """
 
-    numbers: dict[str, float]
+    numbers: Mapping[str, float]
     samples: int
     asked: int
     own_samples: bool
     own_seed: bool
     spacing: tuple[float, ...] | None
     problems: tuple[str, ...] = ()
+    stopped: bool = False
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision:
@@ -69,9 +71,30 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
     return Decision(Route.REVIEW, f"{rule.score} {score:.4g} is above {rule.threshold:.4g}")
 
 
+def settled(policy: Policy, numbers: Mapping[str, float], moving: Collection[str], samples: int) -> bool:
+    """Whether the policy's stopping rule is content with so many samples.
+
+    Args:
+        numbers: as in `Evidence`.
+        moving: those of them that more samples would change; the others come from the input alone.
+    """
+    look = next((each for each in policy.stopping.looks if each.samples == samples), None) if policy.stopping else None
+    if look is None:
+        return False
+    limits = {**policy.typical.limits, **policy.suitable.limits}
+    still = {name: pair for name, pair in limits.items() if name not in moving}
+    # What the input alone holds back is held back whatever the samples say.
+    if not all(low <= numbers.get(name, math.nan) <= high for name, (low, high) in still.items()):
+        return True
+    ends = [(name, end) for name, pair in limits.items() if name in moving for end in pair if end > 0.0]
+    if policy.accept is not None:
+        ends.append((policy.accept.score, policy.accept.threshold))
+    return all(name in numbers and look.decided(name, numbers[name], end) for name, end in ends)
+
+
 def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Iterator[str]:
     yield from evidence.problems
-    if evidence.samples < evidence.asked:
+    if evidence.samples < evidence.asked and not evidence.stopped:
         yield f"only {evidence.samples} of {evidence.asked} samples were drawn"
     for name, number in evidence.numbers.items():
         if not math.isfinite(number):
@@ -100,7 +123,7 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield "the caller named the seed: for study and replay only"
     if evidence.own_samples and evidence.samples != policy.samples:
         yield f"the caller named {evidence.samples} samples, the policy is for {policy.samples}"
-    elif evidence.samples != policy.samples:
+    elif evidence.samples != policy.samples and not evidence.stopped:
         yield f"{evidence.samples} samples were drawn, the policy is for {policy.samples}"
     if contract.task is Task.SEGMENTATION and contract.spacing is not None:
         if evidence.spacing is None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .canonical import digest_of
+from .recalibration import Recalibration, parse_recalibration
+from .stopping import Stopping, parse_stopping
+from .strangeness import Strangeness, parse_strangeness
 
-FORMAT = "equipoise-policy/1"
+FORMAT = "equipoise-policy/2"
+
+Parsed = TypeVar("Parsed")
 
 
 class PolicyError(ValueError):
@@ -27,6 +32,7 @@ class AcceptRule:
         loss: what counted as an error among calibration cases, in words.
         cases, accepted, errors: calibration cases, how many of them the threshold accepts, how many of those are wrong.
         rule: how the threshold was chosen and what that guarantees, in words.
+        alpha, delta: error among accepted cases ≤ alpha with confidence 1 − delta; None: nothing is guaranteed.
     """
 
     score: str
@@ -36,6 +42,8 @@ class AcceptRule:
     accepted: int
     errors: int
     rule: str
+    alpha: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,21 @@ class VolumeRule:
 
 
 @dataclass(frozen=True)
+class SensitiveRule:
+    """Conformal risk control of false negatives: `labels_sensitive` takes a voxel for foreground from `threshold` on.
+
+    Attributes:
+        threshold: probability of being foreground (softmax: of any foreground class), 0..½.
+        alpha: the expected share of a new case's true foreground that is missed, at most.
+    """
+
+    threshold: float
+    alpha: float
+    cases: int
+    rule: str
+
+
+@dataclass(frozen=True)
 class Policy:
     """See the fields' classes; `accept` None accepts nothing.
 
@@ -72,6 +95,9 @@ class Policy:
         samples: T that it was made for.
         typical: a case outside is unlike the calibration cases: not accepted.
         suitable: a case outside is so unlike them that the input is rejected.
+        population: for which cases all of this holds, in words.
+        strangeness: computes the number of that name, which `typical` and `suitable` may bound.
+        stopping: when fewer samples than `samples` suffice; never where the caller names T.
     """
 
     model_digest: str
@@ -81,13 +107,18 @@ class Policy:
     typical: Bounds = NO_BOUNDS
     suitable: Bounds = NO_BOUNDS
     volume: VolumeRule | None = None
+    population: str = ""
+    strangeness: Strangeness | None = None
+    stopping: Stopping | None = None
+    sensitive: SensitiveRule | None = None
+    recalibration: Recalibration | None = None
 
     @property
     def digest(self) -> str:
         return digest_of(self.document())
 
     def document(self) -> dict[str, Any]:
-        accept, volume = self.accept, self.volume
+        accept, volume, sensitive = self.accept, self.volume, self.sensitive
         return {
             "format": FORMAT,
             "model_digest": self.model_digest,
@@ -97,6 +128,11 @@ class Policy:
             "typical": self.typical.document(),
             "suitable": self.suitable.document(),
             "volume": None if volume is None else {**vars(volume), "widening": dict(volume.widening)},
+            "population": self.population,
+            "strangeness": self.strangeness.document() if self.strangeness else None,
+            "stopping": self.stopping.document() if self.stopping else None,
+            "sensitive": None if sensitive is None else dict(vars(sensitive)),
+            "recalibration": self.recalibration.document() if self.recalibration else None,
         }
 
     def dumps(self) -> str:
@@ -118,7 +154,7 @@ def parse_policy(document: Any) -> Policy:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PolicyError(f"expected a policy of format {FORMAT}; got {found}")
     try:
-        accept, volume = document["accept"], document["volume"]
+        accept, volume, sensitive = document["accept"], document["volume"], document["sensitive"]
         policy = Policy(
             model_digest=str(document["model_digest"]),
             calibration_digest=str(document["calibration_digest"]),
@@ -133,6 +169,8 @@ def parse_policy(document: Any) -> Policy:
                 accepted=int(accept["accepted"]),
                 errors=int(accept["errors"]),
                 rule=str(accept["rule"]),
+                alpha=_number_or_none(accept["alpha"]),
+                delta=_number_or_none(accept["delta"]),
             ),
             typical=_bounds(document["typical"]),
             suitable=_bounds(document["suitable"]),
@@ -144,6 +182,18 @@ def parse_policy(document: Any) -> Policy:
                 cases=int(volume["cases"]),
                 rule=str(volume["rule"]),
             ),
+            population=str(document["population"]),
+            strangeness=_optional(document["strangeness"], parse_strangeness),
+            stopping=_optional(document["stopping"], parse_stopping),
+            sensitive=None
+            if sensitive is None
+            else SensitiveRule(
+                threshold=float(sensitive["threshold"]),
+                alpha=float(sensitive["alpha"]),
+                cases=int(sensitive["cases"]),
+                rule=str(sensitive["rule"]),
+            ),
+            recalibration=_optional(document["recalibration"], parse_recalibration),
         )
         digest = policy.digest
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -151,6 +201,14 @@ def parse_policy(document: Any) -> Policy:
     if document.get("digest") != digest:
         raise PolicyError(f"policy says its digest is {document.get('digest')}, but it is {digest}: it was changed")
     return policy
+
+
+def _number_or_none(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _optional(document: Any, parse: Callable[[Any], Parsed]) -> Parsed | None:
+    return None if document is None else parse(document)
 
 
 def _bounds(document: Any) -> Bounds:

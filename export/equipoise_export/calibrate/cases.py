@@ -1,0 +1,243 @@
+"""Labelled cases → what calibration needs of each: the model's answer at every look, compared with the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from equipoise_core.aggregate import Assessment, Case, Model, RunSampler, running_assessments
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.volume import voxel_volume
+from numpy.typing import NDArray
+
+from .errors import CalibrationError
+
+LOOKS = (4, 8, 12)
+"""Numbers of samples after which a case may stop, before full T."""
+
+SENSITIVE_GRID = tuple(np.linspace(0.5, 0.0, 101).round(3).tolist())
+"""Candidates for the threshold of `labels_sensitive`, from the strictest to the one that misses nothing."""
+
+VOXELS = 2000
+"""Voxels per case that calibration errors of a segmentation are measured on, drawn without replacement."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image with its truth.
+
+    Attributes:
+        name: for the report.
+        patient: cases of one patient never stand on both sides of a split.
+        truth: segmentation: `[*S]` class indices (softmax), or 0/1 (sigmoid, one class); classification: `[]`, the
+            class, or `[K]` 0/1 where several may hold.
+        group: scanner or site, or "".
+    """
+
+    name: str
+    patient: str
+    image: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    spacing: tuple[float, ...] | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The model's answer after some samples.
+
+    Attributes:
+        scores: case scores by name.
+        prediction: statistics of the prediction by name.
+        loss: 1 where accepting this answer would have been an error, else 0.
+        dice: mean over foreground classes; NaN for classification.
+        volumes: per class and `total` (mean, low, high) in mL before any widening; empty without a physical scale.
+        missed: share of the true foreground that is missed at each threshold of `SENSITIVE_GRID`; empty for
+            classification.
+    """
+
+    samples: int
+    scores: Mapping[str, float]
+    prediction: Mapping[str, float]
+    loss: float
+    dice: float
+    volumes: Mapping[str, tuple[float, float, float]]
+    missed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What calibration needs of one case.
+
+    Attributes:
+        statistics: of the input, by name.
+        steps: at each look and at full T, in that order.
+        truths: true volumes in mL by the same names as `Step.volumes`.
+        probabilities, hits: `[m, K]`: p̄ at full T and which classes are true, of this image (m = 1) or of some of its
+            voxels.
+    """
+
+    name: str
+    patient: str
+    group: str
+    image_digest: str
+    statistics: Mapping[str, float]
+    steps: tuple[Step, ...]
+    truths: Mapping[str, float]
+    probabilities: NDArray[np.float64]
+    hits: NDArray[np.float64]
+    spacing: tuple[float, ...] | None = None
+
+    @property
+    def full(self) -> Step:
+        """At full T."""
+        return self.steps[-1]
+
+
+def measure(
+    model: Model, case: Labelled, samplers: Sequence[RunSampler], acceptable_dice: float, looks: Sequence[int] = LOOKS
+) -> Measured:
+    """Runs one case and compares it with its truth, at each look and at full T.
+
+    Args:
+        model: without a policy, so that nothing is stopped or widened.
+        acceptable_dice: segmentation: a mean Dice below it is a loss.
+    """
+    contract = model.contract
+    _check_truth(contract, case)
+    running = list(running_assessments(model, Case(case.image, spacing=case.spacing), samplers, looks))
+    last = running[-1]
+    if last.problems:
+        raise CalibrationError(f"{case.name}: {'; '.join(last.problems)}: calibrate where every case can be sampled")
+    scale = voxel_volume(case.spacing) if case.spacing and contract.task is Task.SEGMENTATION else None
+    names = [*(contract.classes[k] for k in contract.foreground), "total"]
+    probabilities, hits = _answers(contract, last, case.truth)
+    return Measured(
+        case.name,
+        case.patient,
+        case.group,
+        last.image_digest,
+        last.input_statistics,
+        tuple(_step(each, case.truth, acceptable_dice, names if scale else []) for each in running),
+        {name: float(true_region(contract, case.truth, name).sum()) * scale for name in names} if scale else {},
+        probabilities,
+        hits,
+        case.spacing,
+    )
+
+
+def check_classes(contract: Contract, cases: Sequence[Labelled]) -> None:
+    """Every class must occur, and every label that may or may not hold must do both.
+
+    What was never seen cannot be calibrated: a policy from normal cases alone would vouch for illnesses too.
+    Raises CalibrationError that names the class.
+    """
+    absent = [name for name, seen in zip(contract.classes, _seen(contract, cases), strict=True) if not seen]
+    if absent:
+        raise CalibrationError(
+            f"{contract.name}: of {len(cases)} labelled cases none shows {' or '.join(absent)}, or all of them do; "
+            f"every class needs cases: label some, or check the labels (expected classes {', '.join(contract.classes)})"
+        )
+
+
+def _seen(contract: Contract, cases: Sequence[Labelled]) -> list[bool]:
+    softmax = contract.activation is Activation.SOFTMAX
+    if contract.task is Task.CLASSIFICATION and not softmax:
+        truths = np.array([case.truth for case in cases])
+        return [bool(column.any() and not column.all()) for column in truths.T]
+    first = 0 if softmax else 1
+    found = {int(value) for case in cases for value in np.unique(case.truth)}
+    return [index in found for index in range(first, first + len(contract.classes))]
+
+
+def _check_truth(contract: Contract, case: Labelled) -> None:
+    wanted = case.image.shape[1:] if contract.task is Task.SEGMENTATION else ()
+    several = contract.task is Task.CLASSIFICATION and contract.activation is Activation.SIGMOID
+    if several:
+        wanted = (len(contract.classes),)
+    if case.truth.shape != wanted:
+        raise CalibrationError(
+            f"{case.name}: the label has shape {list(case.truth.shape)}; expected {list(wanted)}, "
+            + (
+                "one class per voxel of the image"
+                if case.image.shape[1:] == wanted
+                else "see `equipoise calibrate --help`"
+            )
+        )
+    largest = 1 if contract.activation is Activation.SIGMOID else len(contract.classes) - 1
+    if case.truth.size and int(case.truth.max()) > largest:
+        raise CalibrationError(
+            f"{case.name}: the label holds {int(case.truth.max())}; {contract.name} knows 0 to {largest}"
+        )
+
+
+def _step(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float, names: Sequence[str]) -> Step:
+    contract = assessment.model.contract
+    segmentation = contract.task is Task.SEGMENTATION
+    dice = float(np.mean(list(dice_per_class(assessment, truth).values()))) if segmentation else float("nan")
+    volumes = {name: assessment.volumes[name] for name in names}
+    return Step(
+        assessment.moments.samples,
+        assessment.scores,
+        assessment.prediction_statistics,
+        float(is_wrong(assessment, truth, acceptable_dice)),
+        dice,
+        {name: (volume.mean, volume.low, volume.high) for name, volume in volumes.items()},
+        missed_foreground(contract, assessment.uncertainty.mean, truth) if segmentation else (),
+    )
+
+
+def is_wrong(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float) -> bool:
+    """Segmentation: Dice, averaged over foreground classes, too low. Classification: any label other than the truth."""
+    if assessment.model.contract.task is Task.SEGMENTATION:
+        return bool(np.mean(list(dice_per_class(assessment, truth).values())) < acceptable_dice)
+    return bool((assessment.uncertainty.labels != truth).any())
+
+
+def dice_per_class(assessment: Assessment, truth: NDArray[np.uint8]) -> dict[str, float]:
+    """Dice of each foreground class, 0..1; 1 where neither prediction nor truth has it."""
+    contract, labels = assessment.model.contract, assessment.uncertainty.labels
+    scores = {}
+    for index in contract.foreground:
+        name = contract.classes[index]
+        predicted = labels[0] == index if contract.activation is Activation.SOFTMAX else labels[index] == 1
+        actual = true_region(contract, truth, name)
+        total = int(predicted.sum()) + int(actual.sum())
+        scores[name] = 2.0 * int((predicted & actual).sum()) / total if total else 1.0
+    return scores
+
+
+def true_region(contract: Contract, truth: NDArray[np.uint8], name: str) -> NDArray[np.bool_]:
+    """Voxels of the class `name`, or of any foreground class for `total`."""
+    if name == "total":
+        return np.asarray(truth > 0)
+    index = contract.classes.index(name)
+    return np.asarray(truth == (index if contract.activation is Activation.SOFTMAX else index + 1))
+
+
+def missed_foreground(contract: Contract, mean: NDArray[Any], truth: NDArray[np.uint8]) -> tuple[float, ...]:
+    """Share of true foreground voxels below each threshold of `SENSITIVE_GRID`, 0..1; 0 without foreground."""
+    foreground = 1.0 - mean[0] if contract.activation is Activation.SOFTMAX else mean.max(axis=0)
+    inside = foreground[truth > 0]
+    if not inside.size:
+        return (0.0,) * len(SENSITIVE_GRID)
+    return tuple((np.searchsorted(np.sort(inside), SENSITIVE_GRID, side="left") / inside.size).tolist())
+
+
+def _answers(
+    contract: Contract, assessment: Assessment, truth: NDArray[np.uint8]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`[m, K]` probabilities and hits; of a segmentation some voxels, the same ones every time."""
+    classes = len(contract.classes)
+    p = assessment.uncertainty.mean.reshape(classes, -1).T.astype(np.float64)
+    if contract.activation is Activation.SOFTMAX:
+        hits = truth.reshape(-1, 1) == np.arange(classes)
+    elif contract.task is Task.CLASSIFICATION:
+        hits = truth.reshape(1, -1) == 1
+    else:
+        hits = truth.reshape(-1, 1) == np.arange(1, classes + 1)
+    random = np.random.default_rng(assessment.seed)
+    chosen = random.choice(len(p), VOXELS, replace=False) if len(p) > VOXELS else slice(None)
+    return p[chosen], hits[chosen].astype(np.float64)

@@ -1,0 +1,230 @@
+"""What a policy does on labelled cases, as numbers: the content of the report and of its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from equipoise_core.contract import Contract, Task
+from equipoise_core.policy import Policy
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from . import metrics
+from .cases import SENSITIVE_GRID, Measured, Step
+from .choose import Chosen, Goals, choose_recalibration, choose_sensitive, choose_volume, deal_folds, serve, stacked
+from .conformal import coverage_band
+from .errors import TooFewCases
+
+COVERAGES = (0.8, 0.9, 0.95)
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One case under a policy that was not fitted on it.
+
+    Attributes:
+        step: what the service answers, early stopping included.
+        route: what the service decides there.
+        full_route: what it would decide at full T.
+        calibrated: `[m, K]`, recalibrated probabilities.
+    """
+
+    case: Measured
+    policy: Policy
+    step: Step
+    route: str
+    full_route: str
+    calibrated: NDArray[np.float64]
+
+
+def judge(contract: Contract, chosen: Chosen, cases: Sequence[Measured]) -> list[Judged]:
+    """The cases as the policy decides them."""
+    judged = []
+    for case in cases:
+        served, recalibration = chosen.served(case), chosen.policy.recalibration
+        p = recalibration.apply(case.probabilities.T, contract.activation).T if recalibration else case.probabilities
+        full = serve(contract, replace(chosen.policy, stopping=None), case).route
+        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, p))
+    return judged
+
+
+def judge_across(contract: Contract, chosen: Chosen, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
+    """The calibration cases, each under recalibration, volume and sensitive rules fitted on other patients' cases.
+
+    The accept threshold is the policy's own: its certificate already speaks of new cases.
+    """
+    fold_of = deal_folds([case.patient for case in cases], FOLDS)
+    judged: list[Judged] = []
+    for fold in range(FOLDS):
+        inside = [case for case in cases if fold_of[case.patient] == fold]
+        outside = [case for case in cases if fold_of[case.patient] != fold]
+        if not inside or not outside:
+            continue
+        served = [chosen.served(case).step for case in outside]
+        try:
+            policy = replace(
+                chosen.policy,
+                recalibration=choose_recalibration(contract, outside, goals.method),
+                volume=choose_volume(contract, outside, served, goals.level),
+                sensitive=choose_sensitive(contract, served, goals.missed),
+            )
+        except TooFewCases:
+            policy = replace(chosen.policy, volume=None, sensitive=None)
+        judged += judge(contract, replace(chosen, policy=policy), inside)
+    return judged
+
+
+def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[str, Any]:
+    """All figures of some cases, JSON-able."""
+    routes = [each.route for each in judged]
+    accepted = [each for each in judged if each.route == "accept"]
+    wrong = int(sum(each.step.loss for each in accepted))
+    report: dict[str, Any] = {
+        "cases": len(judged),
+        "patients": len({each.case.patient for each in judged}),
+        "routes": {route: routes.count(route) for route in ("accept", "review", "reject")},
+        "wrong": int(sum(each.step.loss for each in judged)),
+        "wrong_among_accepted": wrong,
+        "error_among_accepted": _share(wrong, len(accepted)),
+        "probabilities": probability_figures(judged),
+        "selection": selection_figures(judged, goals.score or _score(judged)),
+        "samples": sample_figures(judged),
+    }
+    if contract.task is Task.SEGMENTATION:
+        dice = np.array([each.step.dice for each in judged])
+        report["dice"] = {"mean": float(dice.mean()), "lowest": float(dice.min())}
+        if accepted:
+            report["dice"]["lowest_accepted"] = float(min(each.step.dice for each in accepted))
+        report["missed_foreground"] = sensitive_figures(judged)
+        report["volume"] = volume_figures(judged)
+    return report
+
+
+def probability_figures(judged: Sequence[Judged]) -> dict[str, Any]:
+    """ECE, ACE, Brier and NLL before and after recalibration, with the floor after it; per class as well.
+
+    Of a segmentation over voxels, whose errors within a case go together: the floor is then too low, and says so.
+    """
+    before, hits = stacked([each.case for each in judged])
+    after = np.concatenate([each.calibrated for each in judged])
+    if before.shape[1] == 1 or not np.allclose(hits.sum(axis=1), 1.0):
+        return {f"label {k}": _binary(before[:, k], after[:, k], hits[:, k]) for k in range(hits.shape[1])}
+    report = _compare(before, after, hits.argmax(axis=1))
+    report["per_class"] = [
+        {"ece": {"before": b, "after": a}}
+        for b, a in zip(
+            metrics.class_calibration_errors(before, hits.argmax(axis=1)),
+            metrics.class_calibration_errors(after, hits.argmax(axis=1)),
+            strict=True,
+        )
+    ]
+    return report
+
+
+def _binary(before: NDArray[Any], after: NDArray[Any], hit: NDArray[Any]) -> dict[str, Any]:
+    both = [np.stack([1.0 - p, p], axis=1) for p in (before, after)]
+    return _compare(both[0], both[1], hit.astype(np.int64))
+
+
+def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    repetitions = 200 if len(labels) <= 20_000 else 20
+    for name, metric in metrics.METRICS.items():
+        mean, high = metrics.floor(after, metric, repetitions=repetitions)
+        report[name] = {
+            "before": metric(before, labels),
+            "after": metric(after, labels),
+            "floor": {"mean": mean, "p95": high},
+        }
+    return report
+
+
+def selection_figures(judged: Sequence[Judged], score: str) -> dict[str, Any]:
+    """Risk-coverage and separation figures of the case score at the samples that were served."""
+    scores = np.array([each.step.scores[score] for each in judged])
+    losses = np.array([each.step.loss for each in judged])
+    return {
+        "score": score,
+        "aurc": metrics.area_under_risk_coverage(scores, losses),
+        "e_aurc": metrics.excess_area_under_risk_coverage(scores, losses),
+        "auroc_errors": _or_none(metrics.separation(scores[losses == 0], scores[losses > 0])),
+        "accuracy_at": {f"{coverage:g}": metrics.accuracy_at(scores, losses, coverage) for coverage in COVERAGES},
+    }
+
+
+def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Samples used, and how often a case that stopped early would have been routed the same at full T."""
+    used = np.array([each.step.samples for each in judged])
+    early = [each for each in judged if each.step.samples < each.case.full.samples]
+    same = sum(each.route == each.full_route for each in early)
+    return {
+        "median": float(np.median(used)),
+        "mean": float(used.mean()),
+        "full": judged[0].case.full.samples,
+        "stopped_early": len(early),
+        "same_route_as_full": _share(same, len(early)),
+    }
+
+
+def sensitive_figures(judged: Sequence[Judged]) -> dict[str, float]:
+    """Mean missed share of true foreground by `labels` and by `labels_sensitive`."""
+    report = {"labels": float(np.mean([each.step.missed[0] for each in judged]))}
+    rules = [each.policy.sensitive for each in judged]
+    if all(rules):
+        shares = [e.step.missed[SENSITIVE_GRID.index(r.threshold)] for e, r in zip(judged, rules, strict=True) if r]
+        report["labels_sensitive"] = float(np.mean(shares))
+    return report
+
+
+def volume_figures(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Per class and total: coverage before and after widening, its band, and mean width in mL."""
+    report: dict[str, Any] = {}
+    measured = [(each, each.policy.volume) for each in judged]
+    for name in judged[0].step.volumes:
+        rows = np.array(
+            [
+                (*each.step.volumes[name], each.case.truths[name], rule.widening[name])
+                for each, rule in measured
+                if rule is not None
+            ]
+        )
+        if not len(rows):
+            continue
+        mean, low, high, truth, widening = rows.T
+        wide_low, wide_high = np.maximum(0.0, low - widening), np.maximum(0.0, high + widening)
+        rule = next(rule for _, rule in measured if rule is not None)
+        report[name] = {
+            "raw_coverage": float(((low <= truth) & (truth <= high)).mean()),
+            "coverage": float(((wide_low <= truth) & (truth <= wide_high)).mean()),
+            "band_99": list(coverage_band(rule.cases, len(rows), rule.level)),
+            "width_ml": float((wide_high - wide_low).mean()),
+            "mean_error_ml": float((mean - truth).mean()),
+        }
+    return report
+
+
+def by_group(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[str, Any]:
+    """The same figures for each scanner or site that the cases name; empty where they name none."""
+    groups = sorted({each.case.group for each in judged} - {""})
+    return {group: figures(contract, [j for j in judged if j.case.group == group], goals) for group in groups}
+
+
+def _score(judged: Sequence[Judged]) -> str:
+    accept = judged[0].policy.accept
+    return accept.score if accept else next(iter(judged[0].step.scores))
+
+
+def _share(part: int, whole: int) -> dict[str, float | None]:
+    """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
+    if not whole:
+        return {"share": None, "low": None, "high": None}
+    interval = binomtest(part, whole).proportion_ci(0.95)
+    return {"share": part / whole, "low": float(interval.low), "high": float(interval.high)}
+
+
+def _or_none(number: float) -> float | None:
+    return number if np.isfinite(number) else None

@@ -1,0 +1,196 @@
+"""The calibration report: one HTML file with everything in it, no script and nothing from the network."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from equipoise_core.contract import Activation, Contract
+from equipoise_core.policy import Policy
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from matplotlib.figure import Figure
+
+from . import metrics
+from .choose import stacked
+from .figures import Judged
+from .sweep import Rate
+
+_INK, _FAINT, _WARN = "#1f5f8b", "#9fb3c4", "#c2553a"
+
+
+def render_report(
+    contract: Contract,
+    policy: Policy,
+    why: str,
+    sections: Sequence[tuple[str, str, dict[str, Any]]],
+    judged: Sequence[Judged],
+    groups: dict[str, Any],
+    rates: Sequence[Rate] = (),
+) -> str:
+    """HTML.
+
+    Args:
+        why: what the accept threshold guarantees, or why there is none.
+        sections: (title, note, figures) of each set of cases.
+        judged: cases that the plots show.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["jinja"], default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"n": _number, "share": _share, "blocks": _blocks}
+    return environment.get_template("report.html.jinja").render(
+        name=contract.name,
+        classes=contract.classes,
+        policy=policy,
+        digest=policy.digest,
+        guarantees=list(guarantees(policy, why)),
+        sections=sections,
+        groups=groups,
+        rates=rates,
+        plots=list(_plots(contract, policy, judged, rates)),
+    )
+
+
+def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
+    """(what, in words) of every rule."""
+    yield "accept", why
+    yield "reject for what the input looks like", policy.suitable.rule
+    yield "review for an unusual epistemic score", policy.typical.rule
+    if policy.volume:
+        yield "volume intervals", policy.volume.rule
+    if policy.sensitive:
+        yield "sensitive labels", policy.sensitive.rule
+    if policy.stopping:
+        yield "fewer samples", policy.stopping.rule
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _share(interval: dict[str, float | None]) -> str:
+    if interval["share"] is None:
+        return "–"
+    return f"{interval['share']:.1%}, 95 % interval {interval['low']:.1%} to {interval['high']:.1%}"
+
+
+def _blocks(probabilities: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """One table for exclusive classes, one per label otherwise."""
+    return [("probabilities", probabilities)] if "ece" in probabilities else list(probabilities.items())
+
+
+def _plots(
+    contract: Contract, policy: Policy, judged: Sequence[Judged], rates: Sequence[Rate]
+) -> Iterator[tuple[str, str]]:
+    yield (
+        "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
+        _reliability(contract, judged),
+    )
+    score = policy.accept.score if policy.accept else next(iter(judged[0].step.scores))
+    yield "Risk and coverage: the share of wrong cases among the most certain ones.", _risk_coverage(judged, score)
+    yield (
+        f"{score}: right cases blue, wrong ones red; the line is the accept threshold.",
+        _histogram(judged, score, policy.accept.threshold if policy.accept else None),
+    )
+    for name in judged[0].step.volumes if policy.volume else ():
+        yield f"Volume of {name}: interval against truth, in mL.", _volumes(judged, name)
+    if rates:
+        yield "Dropout rate: calibration error and risk.", _rates(rates)
+
+
+def _axes() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "equipoise", "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _reliability(contract: Contract, judged: Sequence[Judged]) -> str:
+    before, hits = stacked([each.case for each in judged])
+    after = np.concatenate([each.calibrated for each in judged])
+    figure, axes = _axes()
+    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=":")
+    for p, colour, label in ((before, _FAINT, "before"), (after, _INK, "after")):
+        if contract.activation is Activation.SOFTMAX:
+            confidence, hit = p.max(axis=1), np.take_along_axis(hits, p.argmax(axis=1)[:, None], axis=1)[:, 0]
+        else:
+            confidence, hit = p.ravel(), hits.ravel()
+        bins = metrics.reliability(confidence, hit, np.linspace(0.0, 1.0, metrics.BINS + 1))
+        sizes = [10.0 + 150.0 * b.count / len(confidence) for b in bins]
+        axes.plot([b.confidence for b in bins], [b.frequency for b in bins], color=colour, label=label)
+        axes.scatter([b.confidence for b in bins], [b.frequency for b in bins], sizes, color=colour)
+    axes.set(xlabel="probability", ylabel="frequency", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _risk_coverage(judged: Sequence[Judged], score: str) -> str:
+    losses = np.array([each.step.loss for each in judged])
+    figure, axes = _axes()
+    for ranking, colour, label in (
+        (np.array([each.step.scores[score] for each in judged]), _INK, score),
+        (losses, _FAINT, "best possible"),
+    ):
+        axes.step(*metrics.risk_coverage(ranking, losses), color=colour, label=label, where="post")
+    axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1), ylim=(0, None))
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _histogram(judged: Sequence[Judged], score: str, threshold: float | None) -> str:
+    scores = np.array([each.step.scores[score] for each in judged])
+    wrong = np.array([each.step.loss > 0 for each in judged])
+    figure, axes = _axes()
+    edges = np.linspace(0.0, float(scores.max()) or 1.0, 31)
+    axes.hist([scores[~wrong], scores[wrong]], edges, stacked=True, color=[_INK, _WARN], label=["right", "wrong"])
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linewidth=1)
+    axes.set(xlabel=score, ylabel="cases", yscale="symlog")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _volumes(judged: Sequence[Judged], name: str) -> str:
+    rows = np.array([(*each.step.volumes[name], each.case.truths[name], _widening(each, name)) for each in judged])
+    mean, low, high, truth, widening = rows.T
+    low, high = np.maximum(0.0, low - widening), np.maximum(0.0, high + widening)
+    figure, axes = _axes()
+    inside = (low <= truth) & (truth <= high)
+    for shown, colour in ((inside, _INK), (~inside, _WARN)):
+        axes.vlines(truth[shown], low[shown], high[shown], color=colour, alpha=0.5)
+        axes.scatter(truth[shown], mean[shown], 8, color=colour)
+    ends = [float(min(truth.min(), low.min())), float(max(truth.max(), high.max()))]
+    axes.plot(ends, ends, color=_FAINT, linestyle=":")
+    axes.set(xlabel="true volume, mL", ylabel="given volume, mL")
+    return _svg(figure)
+
+
+def _widening(each: Judged, name: str) -> float:
+    return each.policy.volume.widening[name] if each.policy.volume else 0.0
+
+
+def _rates(rates: Sequence[Rate]) -> str:
+    figure, axes = _axes()
+    tried = [rate for rate in rates if rate.p is not None]
+    for name, colour in (("ece", _INK), ("aurc", _WARN)):
+        axes.plot([r.p for r in tried], [getattr(r, name) for r in tried], marker="o", color=colour, label=name.upper())
+        axes.axhline(getattr(rates[0], name), color=colour, linewidth=1, linestyle=":")
+    axes.set(xlabel="probability of dropping (dotted: the network's own)", ylim=(0, None))
+    axes.legend(frameon=False)
+    return _svg(figure)

@@ -1,0 +1,99 @@
+"""Which dropout rate is best? p is a property of the masks, so a published sampler is asked at others without training.
+
+In the graph a kept unit is scaled by 1/(1 − p), inside the table that unpacks the bits (`passes.unpack_masks`): that
+table is the only thing to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from equipoise_core.aggregate import Model
+from equipoise_core.contract import Contract
+from onnx import numpy_helper
+from rich.console import Console
+from rich.progress import track
+
+from ..runtime import OnnxSampler
+from . import metrics
+from .cases import Labelled, Measured, measure
+from .choose import stacked
+from .errors import CalibrationError
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Figures at one probability of dropping; `None` is the network's own."""
+
+    p: float | None
+    ece: float
+    nll: float
+    brier: float
+    aurc: float
+    loss: float
+
+
+def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[onnx.ModelProto, Contract]:
+    """Sampler and contract with every site dropping with probability p. Raises CalibrationError without a table."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(sampler)
+    found = 0
+    for entry in changed.graph.initializer:
+        if list(entry.dims) != [256, 8]:
+            continue
+        table = numpy_helper.to_array(entry)
+        if table.max() > 0 and np.array_equal(table > 0, _BITS > 0):
+            entry.CopyFrom(numpy_helper.from_array(_BITS / np.float32(1.0 - p), entry.name))
+            found += 1
+    if not found:
+        raise CalibrationError(
+            f"{contract.name}: the sampler unpacks no mask bits by a table; it has no rate to change"
+        )
+    return changed, replace(contract, sites=tuple(replace(site, p=p) for site in contract.sites))
+
+
+def sweep(
+    model: Model,
+    samplers: Sequence[onnx.ModelProto],
+    cases: Sequence[Labelled],
+    rates: Sequence[float],
+    acceptable_dice: float,
+    score: str,
+    quiet: bool = False,
+) -> list[Rate]:
+    """The network's own rates and each of `rates`, on the same cases with masks from the same seeds."""
+    results = []
+    for p in (None, *rates):
+        changed = [(s, model.contract) if p is None else with_rate(s, model.contract, p) for s in samplers]
+        run = [OnnxSampler(proto.SerializeToString()) for proto, _ in changed]
+        asked = replace(model, contract=changed[0][1])
+        what = "its own p" if p is None else f"p = {p:g}"
+        measured = [
+            measure(asked, case, run, acceptable_dice, looks=())
+            for case in track(cases, what, console=Console(stderr=True), disable=quiet)
+        ]
+        results.append(_rate(p, measured, score))
+    return results
+
+
+def _rate(p: float | None, measured: Sequence[Measured], score: str) -> Rate:
+    probabilities, hits = stacked(measured)
+    if probabilities.shape[1] == 1:
+        probabilities = np.concatenate([1.0 - probabilities, probabilities], axis=1)
+        hits = np.concatenate([1.0 - hits, hits], axis=1)
+    labels = hits.argmax(axis=1)
+    losses = np.array([case.full.loss for case in measured])
+    scores = np.array([case.full.scores[score] for case in measured])
+    return Rate(
+        p,
+        metrics.expected_calibration_error(probabilities, labels),
+        metrics.negative_log_likelihood(probabilities, labels),
+        metrics.brier_score(probabilities, labels),
+        metrics.area_under_risk_coverage(scores, losses),
+        float(losses.mean()),
+    )

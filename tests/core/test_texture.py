@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from equipoise_core.strangeness import Strangeness, parse_strangeness
+from equipoise_core.texture import texture_statistics
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).gamma(2.0, size=(1, 48, 40)).astype(np.float32)
+
+
+def test_brightness_and_contrast_move_no_statistic(image):
+    """Only the kind of texture counts, not the scale of the intensities."""
+    changed = texture_statistics(image * 7.0 + 100.0)
+    for name, value in texture_statistics(image).items():
+        assert changed[name] == pytest.approx(value, abs=2e-3), name
+
+
+def test_noise_and_blur_move_the_finest_energy_apart(image):
+    """Blur takes fine detail away, noise adds it."""
+    blurred = (image + np.roll(image, 1, 1) + np.roll(image, 1, 2) + np.roll(image, (1, 1), (1, 2))) / 4
+    assert texture_statistics(blurred)["energy_0"] < texture_statistics(image)["energy_0"] - 0.2
+
+
+def test_bright_blobs_and_dark_blobs_differ_in_sign():
+    """Inverting an image turns `sign` around and moves nothing else."""
+    grid = np.add.outer(np.arange(64) % 16, np.arange(64) % 16)
+    blobs = np.exp(-((grid - 15.0) ** 2) / 8)[None].astype(np.float32)
+    bright, dark = texture_statistics(blobs), texture_statistics(-blobs)
+    for name in bright:
+        assert bright[name] == pytest.approx(-dark[name] if name.startswith("sign") else dark[name], abs=1e-3)
+    assert abs(bright["sign_0"]) > 0.3
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1), (2, 7, 3, 1), (1, 28, 28), (3, 2, 2)])
+def test_every_size_gives_finite_numbers(shape):
+    """Also a constant image, a single pixel, odd sizes."""
+    for image in (np.zeros(shape, np.float32), np.random.default_rng(1).normal(size=shape).astype(np.float32)):
+        numbers = texture_statistics(image)
+        assert len(numbers) == 20
+        assert np.isfinite(list(numbers.values())).all()
+
+
+def test_distance_by_hand():
+    """z = (3, −1) with unit precision: √((9 + 1)/2); a far value counts as 8, not more."""
+    near = Strangeness(("a", "b"), (0.0, 1.0), (1.0, 2.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
+    assert near.distance({"a": 3.0, "b": -1.0, "c": 9.0}) == pytest.approx(np.sqrt(5.0))
+    assert near.distance({"a": 1e9, "b": 1.0}) == pytest.approx(8.0 / np.sqrt(2.0))
+    assert np.isnan(near.distance({"a": np.nan, "b": 1.0}))
+    assert parse_strangeness(near.document()) == near
+    with pytest.raises(ValueError, match="one size"):
+        Strangeness(("a",), (0.0, 1.0), (1.0,), (0.0,), ((1.0,),))

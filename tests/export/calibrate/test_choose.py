@@ -1,0 +1,196 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from equipoise_core.aggregate import Assessment, Case, Model
+from equipoise_core.contract import Activation, Contract, Sampler, Site, SiteKind, Task
+from equipoise_core.decision import Route
+from equipoise_core.moments import Moments
+from equipoise_core.policy import parse_policy
+from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_export.calibrate.cases import SENSITIVE_GRID, Measured, Step, missed_foreground
+from equipoise_export.calibrate.choose import (
+    Goals,
+    Method,
+    choose_policy,
+    choose_score,
+    deal_folds,
+    deal_pilot,
+    typical_range,
+)
+from equipoise_export.calibrate.errors import TooFewCases
+from equipoise_export.calibrate.figures import figures, judge, judge_across
+
+GOALS = Goals("wrong label", method=Method.ISOTONIC)
+
+
+@pytest.fixture
+def contract():
+    return Contract(
+        "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
+        Preprocessing(Normalisation.ZSCORE), (Site("head", SiteKind.ELEMENT, (8,), 0.5),), samples=20,
+        samplers=(Sampler("toy_sampler", "00" * 32),),
+    )  # fmt: skip
+
+
+def draw(n, seed, prefix="case"):
+    """Cases whose score predicts errors, and moves a little until full T."""
+    random = np.random.default_rng(seed)
+    cases = []
+    for index in range(n):
+        score = random.uniform(0.0, 0.4)
+        loss = float(random.random() < score**2)
+        steps = tuple(
+            Step(t, scores(score * np.exp(random.normal(0, 0.2 / np.sqrt(t)))), {}, loss, float("nan"), {}, ())
+            for t in (4, 8, 12, 20)
+        )
+        p = np.array([[1.0 - score, score]])
+        label = int(loss)
+        statistics = {name: float(random.normal()) for name in "abc"}
+        cases.append(
+            Measured(
+                f"{prefix}{index}",
+                f"{prefix}{index // 2}",
+                "xy"[index % 2],
+                f"{index:064x}",
+                statistics,
+                steps,
+                {},
+                p,
+                np.eye(2)[[label]],
+            )
+        )
+    return cases
+
+
+def scores(score):
+    return {"lack_of_confidence": float(score), "predictive_entropy": float(2 * score), "mutual_information": score / 9}
+
+
+@pytest.fixture
+def chosen(contract):
+    return choose_policy(contract, 20, draw(100, 1, "pilot"), draw(300, 2), GOALS)
+
+
+def test_the_policy_states_its_guarantee_in_words_and_numbers(chosen):
+    """What was accepted, how many were wrong, α, δ, and for whom; and it is read back as it was written."""
+    accept = chosen.policy.accept
+    assert (accept.alpha, accept.delta, accept.cases) == (0.1, 0.1, 300)
+    for part in (f"accepted {accept.accepted} of 300", "at most 0.1 with confidence 0.9", "wrong label"):
+        assert part in accept.rule
+    assert "exchangeable" in chosen.policy.population
+    assert "at most 5%" in chosen.policy.suitable.rule
+    assert parse_policy(json.loads(chosen.policy.dumps())) == chosen.policy
+
+
+def test_the_accepted_error_on_new_cases_is_below_alpha(contract, chosen):
+    """Of 3000 new cases; about 5 % are held back for what they look like, and most stop early on the same route."""
+    report = figures(contract, judge(contract, chosen, draw(3000, 3)), GOALS)
+    assert 0.3 < report["routes"]["accept"] / 3000 < 0.95
+    assert report["error_among_accepted"]["share"] < 0.1
+    assert report["routes"]["reject"] / 3000 < 0.1
+    assert report["samples"]["median"] <= 10
+    assert report["samples"]["same_route_as_full"]["share"] >= 0.99
+
+
+def test_figures_of_the_calibration_cases_are_across_patients(contract, chosen):
+    """Every case is judged once, under rules fitted on other patients' cases, and all figures can be said in JSON."""
+    cases = draw(300, 2)
+    judged = judge_across(contract, chosen, cases, GOALS)
+    assert sorted(each.case.name for each in judged) == sorted(case.name for case in cases)
+    assert len({each.policy.digest for each in judged}) == 5
+    json.dumps(figures(contract, judged, GOALS), allow_nan=False)
+
+
+@pytest.mark.parametrize(("cases", "needed"), [(21, 22), (0, 22)])
+def test_too_few_cases_are_refused_with_how_many_it_takes(contract, cases, needed):
+    """Before anything is chosen."""
+    with pytest.raises(TooFewCases, match=f"at least {needed}") as error:
+        choose_policy(contract, 20, draw(30, 1, "pilot"), draw(cases, 2), GOALS)
+    assert (error.value.given, error.value.needed) == (cases, needed)
+
+
+def test_a_model_that_is_always_wrong_gets_no_threshold(contract):
+    """Then nothing is accepted, and the reason says so."""
+    bad = [
+        dataclasses.replace(case, steps=tuple(dataclasses.replace(step, loss=1.0) for step in case.steps))
+        for case in draw(100, 2)
+    ]
+    chosen = choose_policy(contract, 20, draw(50, 1, "pilot"), bad, GOALS)
+    assert chosen.policy.accept is None
+    assert "no threshold could be certified" in chosen.why
+    assert Route.ACCEPT not in {chosen.served(case).route for case in bad}
+
+
+def test_the_core_stops_and_routes_as_the_calibration_assumed(contract, chosen):
+    """`Assessment.settled` and its decision agree with `serve`: what is certified is what is served."""
+    model = Model(contract, chosen.policy, "", "code")
+    routes = set()
+    for case in draw(200, 4):
+        served = chosen.served(case)
+        for step in case.steps:
+            assessment = Assessment(
+                model, Case(np.zeros((1, 8, 8), np.float32)), 1, "d", case.statistics,
+                Moments(step.samples, np.ones(2), np.ones(2), np.ones(1), np.zeros((step.samples, 0))), 20, (),
+            )  # fmt: skip
+            object.__setattr__(assessment, "scores", step.scores)  # the samples behind the scores do not matter here
+            if step.samples == 20 or assessment.settled:
+                break
+        stopped = dataclasses.replace(assessment, stopped=step.samples < 20)
+        object.__setattr__(stopped, "scores", step.scores)
+        assert step.samples == served.step.samples
+        assert stopped.decision.route is served.route
+        routes.add(served.route)
+    assert routes == set(Route)
+
+
+def test_a_typical_range_holds_back_no_more_than_it_says():
+    """Of new cases at most 5 % lie outside, on average over calibrations, and some do: it is not merely wide."""
+    random = np.random.default_rng(7)
+    share = np.exp(random.normal(-3.0, 0.5, (500, 60)))
+
+    def at(values):
+        return [dataclasses.replace(c, steps=(dataclasses.replace(c.full, prediction={"x": v}),)) for c, v in values]
+
+    base, outside = draw(1, 1)[0], []
+    for row in share:
+        low, high = typical_range("x", at((base, v) for v in row[:20]), at((base, v) for v in row[20:59]), 0.05)
+        outside.append(not low <= row[59] <= high)
+    assert np.mean(outside) <= 0.05 + 3.1 * np.sqrt(0.05 * 0.95 / len(outside))
+    assert np.mean(outside) > 0.01
+
+
+def test_the_score_that_ranks_best_is_chosen():
+    """A score without information loses to one with; the first wins a tie."""
+    cases = draw(200, 5)
+    random = np.random.default_rng(6)
+    noise = [{"noise": random.random(), **case.full.scores} for case in cases]
+    noisy = [
+        dataclasses.replace(case, steps=(dataclasses.replace(case.full, scores=each),))
+        for case, each in zip(cases, noise, strict=True)
+    ]
+    assert choose_score(noisy) == "lack_of_confidence"
+
+
+def test_patients_are_dealt_whole_and_the_same_way_every_time():
+    """Pilot and folds know patients, not cases; another order of the cases changes nothing."""
+    patients = [f"p{i // 3}" for i in range(90)]
+    dealt = deal_pilot(patients, 0.3)
+    assert sum(dealt.values()) == 9
+    assert dealt == deal_pilot(patients[::-1], 0.3)
+    folds = deal_folds(patients, 5)
+    assert sorted(list(folds.values()).count(fold) for fold in range(5)) == [6] * 5
+
+
+def test_missed_foreground_falls_to_zero_along_the_grid():
+    """Foreground of probability .9, .4, .04 and background: at ½ two of three are missed, at 0 none."""
+    contract = Contract(
+        "s", Task.SEGMENTATION, Activation.SIGMOID, ("x",), 1, ("X",), (4,), (8,),
+        Preprocessing(Normalisation.IDENTITY), (),
+    )  # fmt: skip
+    missed = missed_foreground(contract, np.array([[0.9, 0.4, 0.04, 0.0]]), np.array([1, 1, 1, 0], np.uint8))
+    assert len(missed) == len(SENSITIVE_GRID)
+    assert missed[0] == pytest.approx(2 / 3)
+    assert missed[-1] == 0.0
+    assert (np.diff(missed) <= 0).all()

@@ -1,0 +1,116 @@
+"""`equipoise calibrate` on the committed pneumonia model, with images that anybody can draw."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from equipoise_core.aggregate import Case, assess
+from equipoise_core.loading import load_model
+from equipoise_export.calibrate.cases import Labelled
+from equipoise_export.calibrate.command import app
+from equipoise_export.calibrate.sweep import sweep, with_rate
+from equipoise_export.runtime import OnnxSampler
+from typer.testing import CliRunner
+
+REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    for name in ("pneumonia", "pneumonia_sampler"):
+        shutil.copytree(REPOSITORY / name, tmp_path / "repository" / name, symlinks=False)
+    return tmp_path / "repository"
+
+
+def images(n, seed=0):
+    """28×28 under noise, in turn a bright blob, which is taken for pneumonia, and dark lungs beside a spine."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:28, :28]
+    drawn = []
+    for index in range(n):
+        a, b, w = random.uniform(6, 22), random.uniform(6, 22), random.uniform(3, 9)
+        blob = 20 + 200 * np.exp(-((y - a) ** 2 + (x - b) ** 2) / w**2)
+        lung = [np.exp(-((((x - 13.5 - side) / 3.5) ** 2 + ((y - a / 2 - 5) / 11) ** 2) ** 2)) for side in (-5, 5)]
+        chest = 150 - 3 * (y - 14) - 40 * (lung[0] + lung[1]) + 30 * np.exp(-(((x - 13.5) / 3) ** 2))
+        drawn.append((blob if index % 2 else chest) + random.normal(0, 4, (28, 28)))
+    return np.array(drawn).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def archive(tmp_path, repository):
+    """60 cases whose labels are what the model answers, so that there is something to certify."""
+    model = load_model(repository / "pneumonia" / "1")
+    sampler = OnnxSampler(repository / "pneumonia_sampler" / "1" / "model.onnx")
+    drawn = images(60)
+    answers = [assess(model, Case(i[None].astype(np.float32)), [sampler]).uncertainty.labels[0] for i in drawn]
+    np.savez(tmp_path / "cases.npz", images=drawn, labels=np.array(answers), groups=np.array(["a", "b"] * 30))
+    return tmp_path / "cases.npz"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_policy_and_a_report_are_written(repository, archive):
+    """The service accepts it as its own, the report stands alone, and the JSON holds the figures and groups."""
+    result = run("pneumonia", "--data", archive, "--repository", repository, "--json", "--sweep-p", "0.4")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    model = load_model(repository / "pneumonia" / "1")
+    assert model.in_force is not None
+    assert model.policy.digest == document["policy"]
+    assert model.policy.accept.alpha == 0.1
+    assert set(document["groups"]) == {"a", "b"}
+    assert [rate["p"] for rate in document["rates"]] == [None, 0.4]
+    page = Path(document["report"]).read_text(encoding="utf-8")
+    assert page.count("<svg") >= 4
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert document["accept"] in page.replace("&#39;", "'")
+
+
+def test_too_few_cases_write_nothing(repository, archive):
+    """The message says how many it takes; the policy that was there stays."""
+    before = (repository / "pneumonia" / "1" / "policy.json").read_bytes()
+    few = archive.with_name("few.npz")
+    with np.load(archive) as full:
+        np.savez(few, images=full["images"][:20], labels=full["labels"][:20])
+    result = run("pneumonia", "--data", few, "--repository", repository)
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "at least 22 labelled cases; 14 were given" in said
+    assert "about 32 cases in all; there are 20" in said
+    assert (repository / "pneumonia" / "1" / "policy.json").read_bytes() == before
+
+
+def test_data_without_one_of_the_classes_write_nothing(repository, archive):
+    """Normal chests alone cannot say how sure a pneumonia is."""
+    before = (repository / "pneumonia" / "1" / "policy.json").read_bytes()
+    with np.load(archive) as full:
+        np.savez(one := archive.with_name("one.npz"), images=full["images"], labels=np.zeros(60, np.uint8))
+    result = run("pneumonia", "--data", one, "--repository", repository)
+    assert result.exit_code == 1
+    assert "none shows pneumonia" in " ".join(result.output.split())
+    assert (repository / "pneumonia" / "1" / "policy.json").read_bytes() == before
+
+
+def test_another_rate_is_really_another_rate(repository):
+    """At the network's own p the changed sampler is the same function; at a higher one samples scatter more."""
+    model = load_model(repository / "pneumonia" / "1")
+    proto = onnx.load(repository / "pneumonia_sampler" / "1" / "model.onnx")
+    own = model.contract.sites[0].p
+    assert with_rate(proto, model.contract, own)[0].SerializeToString() == proto.SerializeToString()
+    cases = [Labelled(f"{i}", f"{i}", image[None].astype(np.float32), np.uint8(1)) for i, image in enumerate(images(6))]
+    assert len(sweep(model, [proto], cases, [0.1, 0.6], 0.8, "lack_of_confidence", quiet=True)) == 3
+    spread = []
+    for p in (0.05, 0.6):
+        changed, contract = with_rate(proto, model.contract, p)
+        sampler = OnnxSampler(changed.SerializeToString())
+        asked = type(model)(contract, None, "", "")
+        spread.append(np.mean([assess(asked, Case(c.image), [sampler]).uncertainty.variance.mean() for c in cases]))
+    assert spread[1] > 2 * spread[0]
