@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import onnx
 import onnxscript
@@ -58,6 +59,14 @@ class Call:
 
     index: int
     inverted: bool = False
+
+
+def matches(name: str, patterns: str) -> bool:
+    """Whether a name is chosen by patterns with commas between them; `!` before one excludes what it matches."""
+    parts = [part.strip() for part in patterns.split(",") if part.strip()]
+    excluding = [part[1:] for part in parts if part.startswith("!")]
+    including = [part for part in parts if not part.startswith("!")] or ["*"]
+    return any(fnmatchcase(name, part) for part in including) and not any(fnmatchcase(name, part) for part in excluding)
 
 
 def encode_shape(shape: Sequence[int | str]) -> str:

@@ -8,6 +8,7 @@ which no type check can, since it depends on the `training` flag of the module t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,12 +159,42 @@ def _slow_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-_PROBABILITIES = ("p", "drop_prob", "dropout_p", "dropout", "drop_rate", "attn_drop", "dropout_prob")
-"""What modules call their probability of dropping."""
+def switched_off(module: nn.Module) -> tuple[str, ...]:
+    """Names of the dropout layers that are there with p = 0."""
+    dropouts = (
+        (name, part) for name, part in module.named_modules() if isinstance(part, nn.modules.dropout._DropoutNd)
+    )
+    return tuple(name for name, part in dropouts if part.p == 0)
+
+
+def how_to_make_random(module: nn.Module) -> str:
+    """What to do about a network that draws nothing."""
+    named = [name for name in inspect.signature(type(module).__init__).parameters if "drop" in name]
+    advice = [f"--arg {name}=0.2 (in a bundle --arg network_def.{name}=0.2)" for name in named[:3]]
+    told = (
+        f"Build {type(module).__name__} with {' or '.join(advice)} and train it so"
+        if advice
+        else "Train it with dropout"
+    )
+    off = switched_off(module)
+    if off:
+        told += f"; or set p of its {len(off)} dropout layers that have 0 (such as {off[0]}) by --p 0.1"
+    return told + "; or export it as a single-pass model (--deterministic)."
+
+
+_PROBABILITIES = (
+    "p", "drop_prob", "dropout_p", "dropout", "drop_rate", "attn_drop", "dropout_prob", "rate", "dropout_rate",
+    "attention_dropout",
+)  # fmt: skip
+_KEEPING = ("keep_prob", "keep", "keep_rate", "survival_prob", "survival_rate")
+"""What modules call their probability of dropping, or of keeping."""
 
 
 def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
     """Sets the probability of dropping of the live modules, so that network and sampler drop alike.
+
+    Case 1: the module holds it under one of the usual names.   Case 2: it holds the probability of keeping.
+    Case 3: it drops by itself with the p of its one dropout layer, as attention does.
 
     Raises:
         CaptureRefused: the module keeps its probability somewhere else.
@@ -172,11 +203,35 @@ def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
         raise CaptureRefused(f"--p {p}: a probability of dropping lies between 0 and 1", "--p", "Give 0 < p < 1.")
     for name in live:
         part = module.get_submodule(name)
-        held = [key for key in _PROBABILITIES if isinstance(getattr(part, key, None), float)]
-        if len(held) != 1:
+        places = [(part, key, p) for key in _PROBABILITIES if _is_share(getattr(part, key, None))]
+        places = places or [(part, key, 1.0 - p) for key in _KEEPING if _is_share(getattr(part, key, None))]
+        layers = [child for child in part.children() if isinstance(child, nn.modules.dropout._DropoutNd)]
+        places = places or [(layer, "p", p) for layer in layers]
+        if len(places) != 1:
             raise CaptureRefused(
                 "its probability of dropping cannot be found, so --p cannot change it",
                 name.removeprefix("equipoise_network").removeprefix(".") or "forward",
                 f"Build the network with p = {p} (--arg), or leave this module out (--sites).",
             )
-        setattr(part, held[0], p)
+        ((owner, key, value),) = places
+        setattr(owner, key, value)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside what torch.compile and DataParallel put around it."""
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module) or (
+        isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        and isinstance(inner := module.module, nn.Module)
+    ):
+        module = inner
+    if isinstance(module, torch.jit.ScriptModule):
+        raise CaptureRefused(
+            "it is a TorchScript module, in which dropout cannot be found",
+            "the whole network",
+            "Give the Python module that it was scripted from and its weights, or export it to ONNX (--dropout-at).",
+        )
+    return module
