@@ -1,4 +1,4 @@
-"""The published policies on cases that no part of them has seen; all of it is in tests/benchmarks/bench_decisions.py."""
+"""The published policies on cases that no part of them has seen; more of it in tests/benchmarks/bench_decisions.py."""
 
 import os
 from pathlib import Path
