@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
 import tritonclient.grpc
 import tritonclient.grpc.aio
 
@@ -43,6 +44,11 @@ class Tls:
         for role, path in (("root", self.root), ("certificate", self.certificate), ("key", self.key)):
             if path is not None and not Path(path).is_file():
                 raise InvalidInput(f"Tls {role}: there is no file {Path(path)}; expected a PEM file")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel that is not tritonclient's."""
+        pem = [None if path is None else Path(path).read_bytes() for path in (self.root, self.key, self.certificate)]
+        return grpc.ssl_channel_credentials(*pem)
 
 
 @dataclass(frozen=True)
@@ -198,22 +204,27 @@ def _connection(url: str, tls: Tls | None) -> dict[str, Any]:
         "certificate_chain": files.certificate,
         "private_key": files.key,
         # tritonclient sets neither its message limits nor its keepalive once it is given channel_args: all are here.
-        "channel_args": [
-            ("grpc.max_send_message_length", MESSAGE_LIMIT),
-            ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-            # A dead peer behind a firewall is noticed after 30 + 10 s of a long call instead of at its deadline.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 0),
-            ("grpc.http2.max_pings_without_data", 2),
-            # gRPC answers UNAVAILABLE from memory until it tries to connect again, by default 1 s to 2 min later: a
-            # restarted server has to be found by the next try, not after it.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-            # One client, one connection of its own.
-            ("grpc.use_local_subchannel_pool", 1),
-            # Images go to the server that was named, never through whatever http_proxy is in the environment.
-            ("grpc.enable_http_proxy", 0),
-        ],
+        "channel_args": channel_options(),
     }
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """Of every gRPC channel to a server."""
+    return [
+        ("grpc.max_send_message_length", MESSAGE_LIMIT),
+        ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+        # A dead peer behind a firewall is noticed after 30 + 10 s of a long call instead of at its deadline.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 2),
+        # gRPC answers UNAVAILABLE from memory until it tries to connect again, by default 1 s to 2 min later: a
+        # restarted server has to be found by the next try, not after it.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        # One client, one connection of its own.
+        ("grpc.use_local_subchannel_pool", 1),
+        # Images go to the server that was named, never through whatever http_proxy is in the environment.
+        ("grpc.enable_http_proxy", 0),
+    ]

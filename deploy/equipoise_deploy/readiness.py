@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from equipoise_client.images.synthetic import synthetic_image
 from equipoise_core.contract import Contract, parse_contract
-from equipoise_core.preprocessing import Normalisation
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -83,22 +83,6 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
             arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
             probes.append(Probe(model, time.monotonic() - begin, _plausible(contracts[model], arrays)))
     return tuple(sorted(probes, key=lambda probe: probe.model))
-
-
-def synthetic_image(contract: Contract) -> NDArray[np.float32]:
-    """`[1, C, *nominal]`: waves over the whole image and a bright ball, so that no layer sees a constant.
-
-    In the range of the contract's window where it has one, else in 0..1000.
-    """
-    axes = np.meshgrid(*(np.linspace(-1.0, 1.0, size) for size in contract.nominal), indexing="ij")
-    radius = np.sqrt(np.sum(np.square(axes), axis=0))
-    waves = np.mean([np.cos(3.0 * (i + 1) * axis + i) for i, axis in enumerate(axes)], axis=0)
-    unit = 0.25 + 0.15 * waves + 0.5 * (radius < 0.6)
-    preprocessing = contract.preprocessing
-    windowed = preprocessing.normalisation is Normalisation.WINDOW
-    low, high = (preprocessing.low, preprocessing.high) if windowed else (0.0, 1000.0)
-    image = low + (high - low) * unit
-    return np.repeat(image[None, None], contract.channels, axis=1).astype(np.float32)
 
 
 def _contract(client: triton.InferenceServerClient, model: str) -> Contract:

@@ -35,6 +35,7 @@ from .errors import CaptureRefused, SpecError
 from .passes.compilation import IMAGE, marker_of, number_of, replace
 from .passes.find_layouts import start
 from .sites import BATCH, DOMAIN, MASK, encode_shape
+from .storage import store
 
 Array = NDArray[Any]
 _FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
@@ -213,14 +214,16 @@ def _free_batch(model: ir.Model, image: ir.Value) -> None:
 
 def _ranks(model: ir.Model, draft: Contract) -> dict[str, int]:
     """Rank of every tensor, by running the graph on one image."""
-    proto = ir.to_proto(model)
+    proto, weights = store(model)
     names = [name for node in proto.graph.node for name in node.output if name]
     del proto.graph.output[:]
     for index, name in enumerate(names):
         proto.graph.node.append(helper.make_node("Shape", [name], [f"rank_{index}"]))
         proto.graph.output.append(helper.make_tensor_value_info(f"rank_{index}", onnx.TensorProto.INT64, None))
     try:
-        shapes = start(proto).run(None, {IMAGE: np.zeros((2, draft.channels, *draft.nominal), np.float32)})
+        shapes = start(proto, weights=weights).run(
+            None, {IMAGE: np.zeros((2, draft.channels, *draft.nominal), np.float32)}
+        )
     except Exception as error:
         raise CaptureRefused(
             f"the graph does not run on two images: {str(error).splitlines()[0]}",
@@ -307,7 +310,7 @@ class OnnxNetwork:
 
     def __init__(self, marked: ir.Model) -> None:
         self.markers = {marker_of(node).site: marker_of(node) for node in marked.graph if node.op_type == MASK}
-        proto = ir.to_proto(marked)
+        proto, weights = store(marked)
         shapes = {}
         for node in list(proto.graph.node):
             if node.domain == DOMAIN:
@@ -322,7 +325,7 @@ class OnnxNetwork:
         kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
         del proto.opset_import[:]
         proto.opset_import.extend(kept)
-        self.session: onnxruntime.InferenceSession = start(proto)
+        self.session: onnxruntime.InferenceSession = start(proto, weights=weights)
         self.answer = proto.graph.output[0].name
         self.shape_names = shapes
         self.shapes: dict[tuple[int, ...], dict[str, list[int]]] = {}

@@ -61,7 +61,8 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
     `max_batch_size` 0 hands each execution exactly one request, so that an urgent one never waits behind a batch of
     routine ones. Clients read the contract from the parameter of that name.
     """
-    spatial = _spatial(contract)
+    # A segmentation takes any size, whatever the network does: padded, or in windows.
+    spatial = [-1] * contract.rank if contract.task is Task.SEGMENTATION else _spatial(contract)
     per_class, per_decision = len(contract.classes), contract.decisions
     maps = spatial if contract.task is Task.SEGMENTATION else []
     return triton.ModelConfig(

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_core.aggregate import OUTPUTS, SEGMENTATION_ONLY, Case, Model, assess
+from equipoise_core.aggregate import OUTPUTS, SEGMENTATION_ONLY, Case, Model, assess, validate_answer
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Sampler as NamedSampler
 from equipoise_core.contract import Task
@@ -15,6 +15,7 @@ from equipoise_core.policy import AcceptRule, Bounds, Policy, SensitiveRule, Vol
 from equipoise_core.recalibration import Temperature
 from equipoise_core.stopping import Look, Stopping
 from equipoise_core.strangeness import Strangeness
+from equipoise_core.tiling import Tiling
 from scipy import special
 
 
@@ -39,6 +40,9 @@ class Sampler:
         self.contract, self.fail_at, self.spoil, self.chunks = contract, fail_at, spoil, []
 
     def __call__(self, image, masks):
+        if len(image) > 1:  # windows of one image
+            each = [self(one[None], mask[None]) for one, mask in zip(image, masks, strict=True)]
+            return {name: np.concatenate([outputs[name] for outputs in each]) for name in each[0]}
         if self.fail_at == len(self.chunks):
             raise SamplerFailure("out of memory")
         self.chunks.append(masks.shape[1])
@@ -191,7 +195,7 @@ def test_without_any_chunk_there_is_no_answer(model, case):
         ({"image": np.zeros((7, 10), np.float32)}, "shape"),
         ({"image": np.zeros((2, 7, 10), np.float32)}, "channels"),
         ({"image": np.zeros((1, 0, 10), np.float32)}, "empty"),
-        ({"image": np.zeros((1, 7, 65), np.float32)}, "at most"),
+        ({"image": np.broadcast_to(np.float32(0), (1, 2**14, 2**14))}, "at most"),
         ({"image": np.full((1, 7, 10), np.nan, np.float32)}, "NaN"),
         ({"image": np.full((1, 7, 10), -np.inf, np.float32)}, "infinite"),
         ({"samples": 0}, "between 1 and"),
@@ -301,7 +305,7 @@ def test_calibrated_and_sensitive_outputs_follow_the_policy(model, case):
 
 def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, case):
     """What no sample can change needs no more of them."""
-    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input_statistics))
+    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input.statistics))
     n = len(names)
     identity = tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
     strange = Strangeness(names, (100.0,) * n, (1.0,) * n, (0.0,) * n, identity)
@@ -318,6 +322,47 @@ def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, 
         [Sampler(stopping.contract)],
     )
     assert a.decision.route is Route.REVIEW
+
+
+def test_a_large_image_equals_all_its_samples_stitched_one_by_one(model):
+    """Windows share the masks of their sample; the moments are those of the stitched samples, not of the windows."""
+    small = dataclasses.replace(model.contract, maximum=(16, 18))
+    model = dataclasses.replace(model, contract=small)
+    case = Case(np.random.default_rng(3).normal(100, 20, (1, 30, 41)).astype(np.float32), samples=3, spacing=(1.0, 1.1))
+    sampler = Sampler(small)
+    a = assess(model, case, [sampler])
+
+    tiling = Tiling((32, 44), (16, 16))
+    whole = small.preprocessing.pad(small.preprocessing.normalise(case.image))
+    masks = draw_masks(mask_layout(small, (16, 16)), a.seed, small.model_digest, 0, 3)
+    samples = []
+    for mask in masks:
+        total, weight = np.zeros((3, 32, 44)), np.zeros((32, 44))
+        for x, y in tiling.starts:
+            window = (slice(None), slice(x, x + 16), slice(y, y + 16))
+            total[window] += Sampler(small)(whole[window][None], mask[None, None])["sum_p"][0] * tiling.weights
+            weight[window[1:]] += tiling.weights
+        samples.append((total / weight)[:, :30, :41])
+    p = np.array(samples)
+    assert a.moments.samples == 3 and len(tiling.starts) > 4
+    assert a.moments.sum_p == pytest.approx(p.sum(0), abs=1e-5)
+    assert a.moments.sum_p2 == pytest.approx((p**2).sum(0), abs=1e-5)
+    assert a.moments.sum_entropy[0] == pytest.approx(special.entr(p).sum(1).sum(0), abs=1e-4)
+    assert a.moments.volumes == pytest.approx(p.sum((2, 3)), rel=1e-5)
+
+
+def test_what_does_not_fit_into_one_answer_is_refused_before_anything_is_drawn(segmentation):
+    """The message says how large it would be, and what to ask for instead."""
+    large = Case(np.broadcast_to(np.float32(1.0), (1, 10000, 10000)))
+    validate_answer(segmentation, [large], ["labels", "case_score"])
+    with pytest.raises(InvalidRequest, match=r"2\.2 GiB.*labels have 0\.19 GiB"):
+        validate_answer(segmentation, [large, large], ["mean"])
+
+
+def test_a_classifier_never_takes_windows(classification):
+    model = Model(classification, None, "", "code")
+    with pytest.raises(InvalidRequest, match="expects exactly"):
+        assess(model, Case(np.zeros((1, 16, 8), np.float32)), [None])
 
 
 def test_an_audit_marks_accepted_cases_only_and_stands_in_the_record(model, case):

@@ -48,7 +48,7 @@ def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[o
             continue
         table = numpy_helper.to_array(entry)
         if table.max() > 0 and np.array_equal(table > 0, _BITS > 0):
-            entry.CopyFrom(numpy_helper.from_array(_BITS / np.float32(1.0 - p), entry.name))
+            entry.CopyFrom(numpy_helper.from_array((_BITS / np.float32(1.0 - p)).astype(table.dtype), entry.name))
             found += 1
     if not found:
         raise CalibrationError(

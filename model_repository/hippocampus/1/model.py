@@ -1,6 +1,7 @@
 """Triton adapter of the public model: requests → cases → `equipoise_core` → responses. No arithmetic here."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ sys.path.insert(0, str(HERE))
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from equipoise_core.aggregate import OUTPUTS, Case, assess
+from equipoise_core.aggregate import OUTPUTS, Case, assess, validate_answer
 from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
@@ -22,6 +23,9 @@ from equipoise_core.loading import load_model
 STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None
 
 TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]  # buckets: without drift each holds as many cases
+
+# Chunks that a deadline may fall between cost a trunk each: not where the deadline is so many times as far as needed.
+AMPLE = 4
 
 
 class TritonPythonModel:
@@ -32,6 +36,7 @@ class TritonPythonModel:
         self.metrics = Metrics(self.model)
         members = len(self.model.contract.samplers)
         self.each = AtOnce(members) if members > 1 else map
+        self.slowest = math.inf  # seconds of the slowest request lately; at first nobody knows
 
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
@@ -46,8 +51,12 @@ class TritonPythonModel:
         try:
             contract = self.model.contract
             samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
-            hurried = bool(request.timeout())
-            assessments = [assess(self.model, case, samplers, self.each, hurried) for case in cases_of(request)]
+            cases = cases_of(request)
+            validate_answer(contract, cases, request.requested_output_names())
+            hurried = 0 < request.timeout() * 1e-6 < AMPLE * self.slowest
+            begun = time.monotonic()
+            assessments = [assess(self.model, case, samplers, self.each, hurried) for case in cases]
+            self.slowest = max(0.9 * self.slowest if self.slowest < math.inf else 0.0, time.monotonic() - begun)
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS

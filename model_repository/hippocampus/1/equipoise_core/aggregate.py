@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,38 @@ from .contract import Activation, Contract, Task
 from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
-from .moments import Array, Moments, moments_of_outputs
+from .moments import Array, Moments, moments_of_map, moments_of_outputs
 from .policy import Policy
 from .record import FORMAT, default_seed, input_digest, jsonable, software
 from .scores import case_scores, default_score
 from .statistics import input_statistics, prediction_statistics
+from .tiling import Tiling
 from .uncertainty import Uncertainty
 from .volume import UNKNOWN, Volume, volume_of_samples, voxel_volume
 
 MAX_SAMPLES = 1000
 """More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
 
+MAX_VOXELS = 2**27
+"""Of one image: 512³, for which the moments of three classes take 4 GB."""
+
+MAX_ANSWER = 2**31 - 2**20
+"""Bytes of all arrays of one answer: gRPC's ceiling for a message, less what else stands in it."""
+
+WINDOWS = 4
+"""Windows of a large image per sampler request."""
+
 UNCALIBRATED_LEVEL = 0.9
 """Share of the samples' volumes inside the interval where no policy widens it."""
 
 RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[str, Array]]
-"""`image [1, C, *S]`, `masks [1, T, B]` (None: deterministic) → the sampler's output tensors by name.
+"""`image [N, C, *S]`, `masks [N, T, B]` (None: deterministic) → the sampler's output tensors by name.
 Raises SamplerFailure, or Cancelled."""
 
 Draw = tuple[int, NDArray[np.uint8] | None]
 """Index of a sampler, and the masks `[1, T, B]` that it is to run under (None: deterministic)."""
 
-Each = Callable[[Callable[[Draw], Mapping[str, Array]], Sequence[Draw]], Iterable[Mapping[str, Array]]]
+Each = Callable[[Callable[[Draw], Moments], Sequence[Draw]], Iterable[Moments]]
 """`map`, or one that works on several at once."""
 
 
@@ -88,6 +98,24 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Input:
+    """What is known of an image before any sample is drawn; shared by the assessments after each chunk.
+
+    Attributes:
+        digest: SHA-256 of the image as it came.
+        normalised: float32 `[C, *S]`.
+    """
+
+    digest: str
+    normalised: NDArray[np.float32]
+
+    @cached_property
+    def statistics(self) -> dict[str, float]:
+        """Computed when first asked for: without a policy and a record, nobody asks."""
+        return input_statistics(self.normalised)
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What is known of one case after the samples drawn so far. Maps and volumes are computed when first asked for.
 
@@ -100,8 +128,7 @@ class Assessment:
     model: Model
     case: Case
     seed: int
-    image_digest: str
-    input_statistics: Mapping[str, float]
+    input: Input
     moments: Moments
     asked: int
     problems: tuple[str, ...]
@@ -122,13 +149,18 @@ class Assessment:
     @property
     def statistics(self) -> dict[str, float]:
         """Of input and prediction, by name."""
-        return {**self.input_statistics, **self.prediction_statistics}
+        return {**self.input.statistics, **self.prediction_statistics}
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`."""
+        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`.
+
+        Without a policy nothing looks at the input's statistics, which take longer than the rest for a small image.
+        """
         policy = self.model.in_force
-        strangeness = policy.strangeness.number(self.input_statistics) if policy and policy.strangeness else {}
+        if policy is None:
+            return {**self.scores, **self.prediction_statistics}
+        strangeness = policy.strangeness.number(self.input.statistics) if policy.strangeness else {}
         return {**self.scores, **self.statistics, **strangeness}
 
     @property
@@ -204,7 +236,7 @@ class Assessment:
         policy = self.model.in_force
         if policy is None or policy.monitoring is None or self.decision.route is not Route.ACCEPT:
             return False
-        return policy.monitoring.audits(digest_of([self.image_digest, policy.model_digest, policy.digest]))
+        return policy.monitoring.audits(digest_of([self.input.digest, policy.model_digest, policy.digest]))
 
     @property
     def ranks(self) -> dict[str, float]:
@@ -228,7 +260,7 @@ class Assessment:
                     "model_digest": model.contract.model_digest,
                     "policy_digest": policy.digest if policy else None,
                     "code_digest": model.code_digest,
-                    "input_digest": self.image_digest,
+                    "input_digest": self.input.digest,
                     "shape": list(case.image.shape),
                     "spacing": None if case.spacing is None else list(case.spacing),
                     "seed": str(self.seed),  # a string: 64 bits do not survive JSON's doubles
@@ -287,7 +319,7 @@ def assess(
 def running_assessments(
     model: Model, case: Case, samplers: Sequence[RunSampler], looks: Sequence[int] = (), each: Each = map
 ) -> Iterator[Assessment]:
-    """The assessment after each chunk of samples; the last one is of all that could be drawn.
+    """The assessment after each chunk of samples; the last one is of all that could be drawn. Args as for `assess`, and
 
     Args:
         looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
@@ -297,18 +329,24 @@ def running_assessments(
     if len(samplers) != len(contract.samplers):
         raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
-    image_digest = input_digest(case.image)
-    seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
+    known = Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
+    seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
     asked = (contract.stochastic and case.samples) or model.default_samples
-    normalised = contract.preprocessing.normalise(case.image)
-    padded = contract.preprocessing.pad(normalised)
-    statistics = input_statistics(normalised)
+    window = contract.window(case.image.shape[1:])
+    padded = contract.preprocessing.pad(known.normalised, window)
+    tiling = None if padded.shape[1:] == window else Tiling(padded.shape[1:], window)
+
+    def run(draw: Draw) -> Moments:
+        sampler, masks = samplers[draw[0]], draw[1]
+        if tiling is None:
+            return moments_of_outputs(contract, sampler(padded[None], masks), case.image.shape[1:])
+        return stitched_moments(contract, tiling, padded, partial(_one_sample, sampler, masks), case.image.shape[1:])
+
     moments: Moments | None = None
     failed: tuple[str, ...] = ()
-    for draws in _chunks(model, seed, asked, looks, padded.shape[1:]):
+    for draws in _chunks(model, seed, asked, looks, window, 1 if tiling else model.chunk):
         try:
-            for outputs in each(lambda draw: samplers[draw[0]](padded[None], draw[1]), draws):
-                drawn = moments_of_outputs(contract, outputs, case.image.shape[1:])
+            for drawn in each(run, draws):
                 moments = drawn if moments is None else moments + drawn
         except SamplerFailure as failure:
             if moments is None:
@@ -316,18 +354,23 @@ def running_assessments(
             failed = (str(failure),)
         assert moments is not None  # a chunk has at least one draw
         spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
-        yield Assessment(model, case, seed, image_digest, statistics, moments, asked, (*failed, *spoilt))
+        yield Assessment(model, case, seed, known, moments, asked, (*failed, *spoilt))
         if failed:
             return
 
 
 def _chunks(
-    model: Model, seed: int, asked: int, looks: Sequence[int], spatial: tuple[int, ...]
+    model: Model, seed: int, asked: int, looks: Sequence[int], spatial: tuple[int, ...], chunk: int | None
 ) -> Iterator[list[Draw]]:
-    """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out."""
+    """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out.
+
+    Args:
+        spatial: sizes that the network sees, which its masks depend on.
+        chunk: samples; None: all of them.
+    """
     contract, members = model.contract, len(model.contract.samplers)
     layout = mask_layout(contract, spatial)
-    chunk = min(asked, model.chunk or model.default_samples)
+    chunk = min(asked, chunk or model.default_samples)
     ends = sorted({*range(chunk, asked, chunk), *(look for look in looks if look < asked), asked})
     for first, end in zip([0, *ends], ends, strict=False):
         count = end - first
@@ -340,6 +383,26 @@ def _every(masks: NDArray[np.uint8] | None, start: int, step: int) -> NDArray[np
     return None if masks is None else np.ascontiguousarray(masks[None, start::step])
 
 
+def _one_sample(
+    sampler: RunSampler, masks: NDArray[np.uint8] | None, windows: NDArray[np.float32]
+) -> NDArray[np.floating[Any]]:
+    """Probabilities `[n, K, *window]`: over a single sample their sum is they themselves."""
+    same = None if masks is None else np.ascontiguousarray(np.broadcast_to(masks, (len(windows), *masks.shape[1:])))
+    return sampler(windows, same)["sum_p"]
+
+
+def stitched_moments(
+    contract: Contract,
+    tiling: Tiling,
+    padded: NDArray[np.float32],
+    run: Callable[[NDArray[np.float32]], Array],
+    spatial: tuple[int, ...],
+) -> Moments:
+    """The moments of one sample over all windows, padding cropped off again."""
+    inside = (slice(None), *(slice(0, size) for size in spatial))
+    return moments_of_map(tiling.stitch(padded, WINDOWS, run)[inside], contract.activation)
+
+
 def validate(contract: Contract, case: Case) -> None:
     """Raises InvalidRequest that says what was given, what is expected and what to do."""
     image = case.image
@@ -350,17 +413,13 @@ def validate(contract: Contract, case: Case) -> None:
         raise InvalidRequest(f"image is empty: shape {list(image.shape)}; send at least one voxel per axis")
     if image.shape[0] != contract.channels:
         raise InvalidRequest(f"image has {image.shape[0]} channels; {contract.name} expects {contract.channels}")
-    for size, extent, largest in zip(image.shape[1:], contract.spatial, contract.maximum, strict=True):
-        if isinstance(extent, int) and size != extent:
-            raise InvalidRequest(
-                f"image has size {list(image.shape[1:])}; {contract.name} expects exactly {list(contract.spatial)}: "
-                "resample it"
-            )
-        if size > largest:
-            raise InvalidRequest(
-                f"image has size {list(image.shape[1:])}; {contract.name} takes at most {list(contract.maximum)} in "
-                "one request: crop it to the region of interest"
-            )
+    if contract.task is Task.CLASSIFICATION:
+        _validate_whole(contract, image.shape[1:])
+    if image[0].size > MAX_VOXELS:
+        raise InvalidRequest(
+            f"image has size {list(image.shape[1:])}, {image[0].size} voxels; one request takes at most {MAX_VOXELS}: "
+            "crop it to the region of interest"
+        )
     if not np.isfinite(image).all():
         count = int(image.size - np.isfinite(image).sum())
         raise InvalidRequest(f"image has {count} values that are NaN or infinite; send finite intensities")
@@ -368,6 +427,20 @@ def validate(contract: Contract, case: Case) -> None:
         raise InvalidRequest(f"samples is {case.samples}; it must lie between 1 and {MAX_SAMPLES}")
     if case.spacing is not None and not all(np.isfinite(mm) and mm > 0 for mm in case.spacing):
         raise InvalidRequest(f"spacing is {list(case.spacing)}; it must be finite and above 0 mm on every axis")
+
+
+def _validate_whole(contract: Contract, size: tuple[int, ...]) -> None:
+    """A classifier sees the image as a whole, or not at all."""
+    for given, extent, largest in zip(size, contract.spatial, contract.maximum, strict=True):
+        if isinstance(extent, int) and given != extent:
+            raise InvalidRequest(
+                f"image has size {list(size)}; {contract.name} expects exactly {list(contract.spatial)}: resample it"
+            )
+        if given > largest:
+            raise InvalidRequest(
+                f"image has size {list(size)}; {contract.name} takes at most {list(contract.maximum)} in one request: "
+                "crop it to the region of interest"
+            )
 
 
 def sensitive_labels(contract: Contract, mean: Array, threshold: float) -> NDArray[np.uint8]:
@@ -401,5 +474,24 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "record": lambda a: np.array([canonical_json(a.record).encode()], dtype=object),
 }
 """Public output name → its tensor for one image, without the leading N."""
+
+_PER_CLASS = ("mean", "variance", "variance_corrected", "calibrated")
+_PER_DECISION = {"aleatoric": 4, "epistemic": 4, "labels": 1, "labels_sensitive": 1}
+
+
+def validate_answer(contract: Contract, cases: Sequence[Case], names: Collection[str]) -> None:
+    """Raises InvalidRequest where the outputs asked for would not fit into one message; before anything is drawn."""
+    if contract.task is Task.CLASSIFICATION:
+        return
+    classes = 4 * len(contract.classes) * sum(name in names for name in _PER_CLASS)
+    decisions = contract.decisions * sum(size for name, size in _PER_DECISION.items() if name in names)
+    voxels = sum(int(case.image[0].size) for case in cases)
+    size, labels = voxels * (classes + decisions), voxels * contract.decisions
+    if size > MAX_ANSWER:
+        raise InvalidRequest(
+            f"the outputs asked for have {size / 2**30:.1f} GiB; one answer carries less than 2 GiB: ask for fewer of "
+            f"them (labels have {labels / 2**30:.2f} GiB), for fewer images at a time, or crop the image"
+        )
+
 
 SEGMENTATION_ONLY = ("volume", "volume_total", "labels_sensitive")

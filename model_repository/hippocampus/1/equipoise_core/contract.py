@@ -38,6 +38,13 @@ class Activation(str, Enum):
     SIGMOID = "sigmoid"
 
 
+class Precision(str, Enum):
+    """What the sampler computes the network in. Its inputs, statistics and outputs are single precision either way."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
 class SiteKind(str, Enum):
     """What one bit of a site keeps or drops."""
 
@@ -91,12 +98,14 @@ class Contract:
         channels: C of the input.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
         nominal: per spatial axis the size used for warm-up and for the synthetic inference that proves readiness.
-        maximum: per spatial axis the largest size served in one request.
+        maximum: per spatial axis the largest size that the network sees at once. A larger image to be segmented is
+            taken in windows.
         spacing: per spatial axis (lowest, highest) voxel spacing in mm that the network was trained for, or None where
             the images have no physical scale; then no volume in mL is given.
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         samples: T unless the policy or the caller says otherwise.
+        precision: of weights and activations.
     """
 
     name: str
@@ -114,6 +123,7 @@ class Contract:
     modalities: tuple[str, ...] = ()
     samples: int = 20
     samplers: tuple[Sampler, ...] = ()
+    precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -157,6 +167,14 @@ class Contract:
         """Name → size of the dynamic dimensions, for an image of these (padded) spatial sizes."""
         return {name: size for name, size in zip(self.spatial, spatial, strict=True) if isinstance(name, str)}
 
+    def window(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial sizes that the network sees at once of an image of this size: all of it, padded, or a part."""
+        multiple = self.preprocessing.multiple
+        return tuple(
+            extent if isinstance(extent, int) else min(given + -given % multiple, largest - largest % multiple)
+            for given, extent, largest in zip(size, self.spatial, self.maximum, strict=True)
+        )
+
     @cached_property
     def digest(self) -> str:
         """What the graph was built for: everything but the sampler files."""
@@ -195,6 +213,8 @@ class Contract:
             "orientation": self.orientation,
             "modalities": list(self.modalities),
             "samples": self.samples,
+            # Said only where it is not single: contracts from before there was a choice keep their digest.
+            **({} if self.precision is Precision.FP32 else {"precision": self.precision.value}),
         }
 
     def document(self) -> dict[str, Any]:
@@ -253,6 +273,7 @@ def parse_contract(document: Any) -> Contract:
             modalities=tuple(str(code) for code in document["modalities"]),
             samples=int(document["samples"]),
             samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
+            precision=Precision(document.get("precision", Precision.FP32)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"contract is incomplete or malformed: {type(error).__name__}: {error}") from error

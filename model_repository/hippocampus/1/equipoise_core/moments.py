@@ -75,6 +75,12 @@ def moments_of_probabilities(p: Array, activation: Activation) -> Moments:
     )
 
 
+def moments_of_map(p: Array, activation: Activation) -> Moments:
+    """Segmentation: one sample's probabilities `[K, *S]` → its moments."""
+    volumes = p.sum(axis=tuple(range(1, p.ndim)), dtype=np.float64)
+    return Moments(1, p, p * p, entropy(p, activation), volumes[None])
+
+
 def moments_of_outputs(contract: Contract, outputs: Mapping[str, Array], spatial: tuple[int, ...]) -> Moments:
     """The sampler's output tensors for one image (leading N = 1) → moments, padding cropped off again."""
     if contract.task is Task.CLASSIFICATION:

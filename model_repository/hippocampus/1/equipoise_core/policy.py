@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,7 +117,7 @@ class Policy:
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest_of(self.document())
 

@@ -39,13 +39,14 @@ def simple_statistics(image: NDArray[np.float32]) -> dict[str, float]:
     if deviation == 0.0:
         return {"roughness": 0.0, "noise": 0.0, "skewness": 0.0, "kurtosis": 1.0}
     standard = centred / deviation
+    squared = standard * standard  # NumPy's powers above 2 take twenty times as long as products
     first = [np.abs(np.diff(standard, axis=axis)).mean() for axis in _axes_of(standard, 2)]
     second = [np.median(np.abs(np.diff(standard, n=2, axis=axis))) for axis in _axes_of(standard, 3)]
     return {
         "roughness": float(np.mean(first)) if first else 0.0,
         "noise": float(np.mean(second)) if second else 0.0,
-        "skewness": float((standard**3).mean()),
-        "kurtosis": float((standard**4).mean()),
+        "skewness": float((squared * standard).mean()),
+        "kurtosis": float((squared * squared).mean()),
     }
 
 

@@ -1,0 +1,43 @@
+"""Images larger than the network's window, through the real server."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from equipoise_core.aggregate import Case, assess
+from equipoise_core.loading import load_model
+from equipoise_export.runtime import OnnxSampler
+from tritonclient.utils import InferenceServerException
+
+from .asking import ask, case, text
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.mark.parametrize(("name", "size"), [("tinyseg", (100, 150)), ("hippocampus", (140, 24, 17))])
+def test_a_large_image_is_answered_as_a_whole(grpc_client, repository, name, size):
+    """One request, one answer of the image's own size, equal to what the same windows give in this process."""
+    model = load_model(repository / name / "1")
+    sampler = OnnxSampler(repository / f"{name}_sampler" / "1" / "model.onnx", threads=1)
+    image = np.random.default_rng(0).normal(100, 30, (1, *size)).astype(np.float32)
+    local = assess(model, Case(image, samples=3, spacing=(1.0,) * len(size)), [sampler])
+    outputs = ["mean", "variance", "epistemic", "labels", "volume", "samples_used", "record"]
+    served = ask(grpc_client, name, case(image, samples=3, spacing=(1.0,) * len(size)), outputs)
+    assert served["mean"].shape == (1, len(model.contract.classes), *size)
+    for output in ("mean", "variance", "epistemic"):
+        assert served[output][0] == pytest.approx(getattr(local.uncertainty, output), abs=1e-5)
+    assert served["variance"].max() > 0.0
+    assert served["volume"][0, 1, 0] == pytest.approx(local.volumes[model.contract.classes[1]].mean, rel=1e-5)
+    assert served["samples_used"].item() == 3
+    assert json.loads(text(served["record"]))["shape"] == [1, *size]
+
+
+@pytest.mark.slow
+def test_an_answer_beyond_grpc_is_refused_at_once(grpc_client):
+    """The message says how large the answer would be and what to ask for instead."""
+    image = np.zeros((1, 7400, 7400), np.float32)
+    outputs = ["mean", "variance", "variance_corrected", "calibrated", "epistemic", "aleatoric"]
+    with pytest.raises(InferenceServerException, match="ask for fewer of them"):
+        ask(grpc_client, "tinyseg", case(image, samples=2), outputs)
