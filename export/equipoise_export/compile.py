@@ -21,6 +21,7 @@ from .parity import Proof, prove
 from .passes import run_passes
 from .passes.compilation import Compilation
 from .passes.count_cost import Cost
+from .progress import LOGGER
 from .sites import matches
 from .stochastic import (
     how_to_make_random,
@@ -124,9 +125,10 @@ def compile_unproven(
 ) -> tuple[Compilation, TorchNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
     module = unwrapped(module)
+    LOGGER.info("%s: running the network", draft.name)
     refuse_batch_statistics(module)
     network = choose_answer(module, example, draft, output, log_variance)
-    found = live_modules(network, example)
+    found = live_modules(network, example[:1])  # one image shows what there is to see
     live = _selected(found if found or p is None else switched_off(network), sites)
     if p is not None:
         override_p(network, live, p)
@@ -185,6 +187,7 @@ def compile_onnx_unproven(
     largest_file: int = LARGEST_FILE,
 ) -> tuple[Compilation, OnnxNetwork]:
     """All of `compile_onnx` but the proof, and the network that it is to be proven against."""
+    LOGGER.info("%s: reading the graph", draft.name)
     marked = capture_onnx(proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites)
     network = OnnxNetwork(marked)
     compilation = compile_graph(marked, draft, largest_file)
@@ -200,6 +203,7 @@ def compile_onnx_unproven(
 def _compile(
     network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool, largest_file: int
 ) -> Compilation:
+    LOGGER.info("%s: tracing the network", draft.name)
     try:
         marked = capture(network, example, draft.spatial, draft.preprocessing.multiple, live)
         return compile_graph(marked, draft, largest_file)

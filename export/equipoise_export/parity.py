@@ -28,12 +28,15 @@ from .errors import ProofRefused
 from .networks import Network
 from .passes.find_layouts import start
 from .passes.to_half import LARGEST
+from .progress import LOGGER
 from .rounding import REACHED, rounded
 from .storage import Weights
 
 Array = NDArray[Any]
 SAMPLES = 3
 ROUNDS = 2
+TOGETHER = 16
+"""Masks of a classifier that are flipped in one run."""
 TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 5e-3}
 """Largest difference allowed: absolute on probabilities and means of moments, relative on volumes.
 
@@ -139,13 +142,13 @@ def prove(
     if padded is not None:
         images[-1] = padded
     with network.ready():
-        for index in range(ROUNDS):
-            proving.parity(np.concatenate(images[2 * index : 2 * index + 2]), seed=index)
+        pairs = [np.concatenate(images[2 * index : 2 * index + 2]) for index in range(ROUNDS)]
+        answers = [proving.parity(pair, seed) for seed, pair in enumerate(pairs)]
         other = proving.other_size()
         if other != spatial:
             proving.parity(generator.standard_normal((1, contract.channels, *other)).astype(np.float32), seed=ROUNDS)
-        proving.separate(np.concatenate(images[:2]))
-        sites = proving.sites(images[0]) if contract.stochastic else ()
+        first = proving.separate(pairs[0], answers[0])
+        sites = () if first is None else proving.sites(images[0], first)
     return Proof(
         checks=tuple(proving.checks.values()),
         sites=sites,
@@ -155,6 +158,14 @@ def prove(
         precision=contract.precision.value,
         tolerance=proving.tolerance,
     )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The sampler's outputs under packed masks `[N, T, B]`."""
+
+    packed: Array
+    outputs: dict[str, Array]
 
 
 class _Proving:
@@ -244,7 +255,9 @@ class _Proving:
 
     # --- the properties ---
 
-    def parity(self, images: Array, seed: int) -> None:
+    def parity(self, images: Array, seed: int) -> Answer:
+        """The sampler equals the network on images under masks of this seed. Gives what the sampler answered."""
+        self.tell(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
         _, packed = self.masks(images, seed)
         given = packed if self.contract.stochastic else None
         got = self.sampler(images, given)
@@ -283,6 +296,7 @@ class _Proving:
                     "Check that dropout sits before the chosen output and that the weights are trained ones.",
                 )
             self.note("variance over samples", variance, "> 0", largest=False)
+        return Answer(packed, got)
 
     def difference(self, name: str, got: Array, expected: Array) -> Array:
         """What the tolerances are for."""
@@ -366,13 +380,16 @@ class _Proving:
             return culprit, f"; flipping this site's bits changes the two by amounts that differ by {worst:.2e}"
         return "the whole network", "; no single site explains it"
 
-    def separate(self, images: Array) -> None:
-        """Neither batch-mates nor other samples change an answer."""
-        _, packed = self.masks(images, seed=3)
-        stochastic = self.contract.stochastic
-        together = self.sampler(images, packed if stochastic else None)
+    def separate(self, images: Array, together: Answer) -> Answer | None:
+        """Neither batch-mates nor other samples change an answer. Gives that of the first image's first sample alone.
+
+        Args:
+            together: what was answered to the images at once.
+        """
+        self.tell("batch-mates, samples and chunks")
+        stochastic, packed = self.contract.stochastic, together.packed
         alone = self.sampler(images[:1], packed[:1] if stochastic else None)
-        worst = max(_distance(together[name][:1], alone[name]) for name in self.outputs)
+        worst = max(_distance(together.outputs[name][:1], alone[name]) for name in self.outputs)
         self.require(
             "batch-mates change nothing",
             worst,
@@ -381,7 +398,7 @@ class _Proving:
             "Check its normalisation layers.",
         )
         if not stochastic:
-            return
+            return None
         changed = packed[:1].copy()
         changed[:, -1] = ~changed[:, -1]
         other = self.sampler(images[:1], changed)
@@ -390,27 +407,34 @@ class _Proving:
         self.require(
             "samples are independent", worst, 1e-5, "masks of one sample change another", "Report this network."
         )
-        single = [self.sampler(images[:1], packed[:1, t : t + 1]) for t in range(self.samples)]
+        chunks = [self.sampler(images[:1], chunk) for chunk in (packed[:1, :1], packed[:1, 1:])]
         for name in self.outputs:
-            parts = [one[name] for one in single]
+            parts = [chunk[name] for chunk in chunks]
             merged = np.concatenate(parts, axis=1) if name == per_sample else np.sum(parts, axis=0) / self.samples
             whole = alone[name] if name == per_sample else alone[name] / self.samples
             self.require("chunks merge", _distance(merged, whole), 1e-5, "chunks do not add up", "Report this network.")
+        return Answer(packed[:1, :1], chunks[0])
 
-    def sites(self, image: Array) -> tuple[SiteProof, ...]:
-        """Every site moves the output, or moves the network's as little."""
-        layout, packed = self.masks(image, seed=5)
-        name = "probabilities" if self.contract.task is Task.CLASSIFICATION else "sum_p"
-        base = self.sampler(image, packed[:, :1])[name]
-        found = []
+    def sites(self, image: Array, unflipped: Answer) -> tuple[SiteProof, ...]:
+        """Every site moves the output, or moves the network's as little.
+
+        Args:
+            unflipped: the answer to the image under one sample.
+        """
+        self.tell("every site matters")
+        layout, packed = mask_layout(self.contract, image.shape[2:]), unflipped.packed
+        flips = []
         generator = np.random.default_rng(2)
-        for index, site in enumerate(layout.sites):
-            bits = np.unpackbits(packed[:, :1], axis=-1, bitorder="little")
+        for index in range(len(layout.sites)):
+            bits = np.unpackbits(packed, axis=-1, bitorder="little")
             units = prod(layout.shapes[index])
             half = layout.offsets[index] + generator.permutation(units)[: max(1, units // 2)]
             bits[..., half] ^= 1
-            flipped = np.packbits(bits, axis=-1, bitorder="little")
-            effect = float(np.abs(self.sampler(image, flipped)[name] - base).max())
+            flips.append(np.packbits(bits, axis=-1, bitorder="little"))
+        found = []
+        effects = self.effects(image, flips, unflipped)
+        for index, (site, flipped, effect) in enumerate(zip(layout.sites, flips, effects, strict=True)):
+            units = prod(layout.shapes[index])
             if effect == 0.0:
                 moved = np.abs(self.network(image, flipped[0, 0]) - self.network(image, packed[0, 0])).max()
                 if moved > 1e-6:
@@ -425,6 +449,19 @@ class _Proving:
                 "no site moves the output", "the whole network", "Check the weights and the chosen output."
             )
         return tuple(found)
+
+    def effects(self, image: Array, flips: list[Array], unflipped: Answer) -> list[float]:
+        """How far each mask `[1, 1, B]` moves the answer; where samples come back one by one, many in a run."""
+        if self.contract.task is Task.SEGMENTATION:
+            base = unflipped.outputs["sum_p"]
+            return [float(np.abs(self.sampler(image, flip)["sum_p"] - base).max()) for flip in flips]
+        base = unflipped.outputs["probabilities"]
+        runs = [np.concatenate(flips[start : start + TOGETHER], axis=1) for start in range(0, len(flips), TOGETHER)]
+        moved = [np.abs(self.sampler(image, run)["probabilities"] - base) for run in runs]
+        return [float(effect) for effect in np.concatenate(moved, axis=1)[0].max(axis=1)]
+
+    def tell(self, stage: str) -> None:
+        LOGGER.info("%s: proving in %s, %s", self.contract.name, self.contract.precision.value, stage)
 
     def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:
         """Keeps the worst of a property over all rounds."""

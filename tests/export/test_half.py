@@ -22,6 +22,7 @@ from equipoise_export.parity import prove
 from equipoise_export.passes.find_layouts import start
 from equipoise_export.repository import publish
 from equipoise_export.rounding import REACHED, rounded
+from equipoise_export.sites import Call
 from equipoise_export.triton_config import aggregator_config, sampler_configs
 from onnx import TensorProto, numpy_helper
 from torch import nn
@@ -159,7 +160,7 @@ def test_a_site_that_half_lost_is_refused(half_unet: Compiled, unet: UNet) -> No
     for entry in mutant.graph.initializer:
         if list(entry.dims) == [256, 8]:
             entry.CopyFrom(numpy_helper.from_array(np.ones((256, 8), np.float16), entry.name))
-    network = TorchNetwork(unet, ("bottleneck_dropout", "decoder_dropout.1"), (0, 1))
+    network = TorchNetwork(unet, ("bottleneck_dropout", "decoder_dropout.1"), (Call(0), Call(1)))
     with pytest.raises(ProofRefused):
         prove(network, mutant, half_unet.contract, torch.randn(1, 1, 16, 24).numpy(), half_unet.halves)
 

@@ -7,6 +7,7 @@ batch axis of size N·k carries N images; the sampled one in the same place carr
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ class Compilation:
             array = np.array(array, np.float32)
         data = np.ascontiguousarray(array if isinstance(array, np.ndarray) else np.array(array, np.int64))
         data = data.reshape(np.shape(array))  # ascontiguousarray makes a scalar one-dimensional
-        key = (data.dtype.str, data.shape, data.tobytes())
+        key = (data.dtype.str, data.shape, hashlib.sha256(data.tobytes()).digest())  # weights are large
         if key not in self._constants:
             name = f"equipoise constant {len(self._constants)}"
             value = ir.Value(name=name, const_value=ir.tensor(data, name=name))

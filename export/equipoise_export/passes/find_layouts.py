@@ -1,7 +1,7 @@
 """Finds the batch axis of every tensor by running the marked graph.
 
-The network runs with 2 and with 3 images, and once with other spatial sizes where those are dynamic, and only the
-shapes of its tensors come back. An axis that counts 2·k and then 3·k is the batch axis with k folded into it. Symbolic
+The network runs with 1 and with 2 images, and once with other spatial sizes where those are dynamic, and only the
+shapes of its tensors come back. An axis that counts k and then 2·k is the batch axis with k folded into it. Symbolic
 shape inference gives up at the first unusual operator; a run does not, and is the same for torch and for ONNX graphs.
 """
 
@@ -25,31 +25,30 @@ def find_layouts(c: Compilation) -> None:
     contract = c.contract
     measure = _shape_meter(c)
     nominal = contract.nominal
-    two, three = measure(2, contract.channels, nominal), measure(3, contract.channels, nominal)
+    one, two = measure(1, contract.channels, nominal), measure(2, contract.channels, nominal)
     multiple = contract.preprocessing.multiple
     other = tuple(n + multiple if isinstance(s, str) else n for s, n in zip(contract.spatial, nominal, strict=True))
-    larger = measure(2, contract.channels, other) if other != nominal else two
+    larger = measure(1, contract.channels, other) if other != nominal else one
     for value in _values(c.model.graph):
-        if value.name in two:
+        if value.name in one:
             name = str(value.name)
-            c.layouts[value] = _layout(name, two[name], three[name], larger[name])
+            c.layouts[value] = _layout(name, one[name], two[name], larger[name])
     for value in c.graph.initializers.values():
         shape = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
         c.layouts[value] = Layout(shape, None, 1, (False,) * len(shape))
 
 
-def _layout(name: str, two: tuple[int, ...], three: tuple[int, ...], larger: tuple[int, ...]) -> Layout:
-    grows = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
-    if len(grows) > 1 or any(two[axis] * 3 != three[axis] * 2 for axis in grows):
+def _layout(name: str, one: tuple[int, ...], two: tuple[int, ...], larger: tuple[int, ...]) -> Layout:
+    grows = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+    if len(one) != len(two) or len(grows) > 1 or any(2 * one[axis] != two[axis] for axis in grows):
         raise CaptureRefused(
-            f"tensor {name} has shape {two} for 2 images and {three} for 3: it mixes the images of a batch",
+            f"tensor {name} has shape {one} for 1 image and {two} for 2: it mixes the images of a batch",
             name,
             "Each image's answer must be its own; remove operations between batch-mates.",
         )
     axis = grows[0] if grows else None
-    factor = 1 if axis is None else two[axis] // 2
-    shape = tuple(factor if index == axis else size for index, size in enumerate(two))
-    return Layout(shape, axis, factor, tuple(a != b for a, b in zip(two, larger, strict=True)))
+    factor = 1 if axis is None else one[axis]
+    return Layout(one, axis, factor, tuple(a != b for a, b in zip(one, larger, strict=True)))
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:
