@@ -24,6 +24,7 @@ from .capture_onnx import load_graph
 from .compile import Compiled, compile_onnx, compile_onnx_unproven, compile_sampler, compile_unproven
 from .errors import ExportError, SpecError
 from .passes.compilation import Compilation
+from .progress import shown
 from .spec import load_module, load_weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -359,9 +360,10 @@ def _publish(source: Source, into: Path, replace: bool, console: Console, as_jso
     from .repository import publish
     from .triton_config import sampler_names
 
-    members = list(source.compiled())
-    check_members(members, example_image(source.draft).numpy())
-    folder = publish(members[0], into, replace=replace, further=members[1:])
+    with shown(Console(stderr=True)):
+        members = list(source.compiled())
+        check_members(members, example_image(source.draft).numpy())
+        folder = publish(members[0], into, replace=replace, further=members[1:])
     contract, cost = members[0].contract, members[0].cost
     samplers = sampler_names(contract, len(members))
     notes = list(dict.fromkeys(note for member in members for note in member.notes))
@@ -388,7 +390,8 @@ def _publish(source: Source, into: Path, replace: bool, console: Console, as_jso
 
 
 def _inspect(source: Source, console: Console, as_json: bool) -> None:
-    compilation = source.unproven()
+    with shown(Console(stderr=True)):
+        compilation = source.unproven()
     cost = compilation.cost
     assert cost is not None
     if as_json:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_export_cost.py [--size 256] [--rounds 6] [--threads 2]
 
-All ways are run in turn within each round and medians are compared, so that a busy machine slows them alike:
+All ways are run in turn within each round and medians compared, so that a busy machine slows them alike:
 the sampler (N = 1, T = 20), its trunk alone and its suffix alone (the same graph cut in two), ONNX Runtime on 20 image
 copies, and a PyTorch loop of 20 passes. Moments: the head's share of the run by ONNX Runtime's own profile.
 """
@@ -170,7 +170,9 @@ def main() -> None:
                 if turn:  # the first warms up
                     times[way].append(time.perf_counter() - began)
         median = {way: statistics.median(values) for way, values in times.items()}
-        of_parts = median["sampler"] / (median["trunk"] + median["suffix"])
+        # Round by round: what slows the machine for seconds then slows both sides of the ratio.
+        rounds = zip(times["sampler"], times["trunk"], times["suffix"], strict=True)
+        of_parts = statistics.median(whole / (trunk + suffix) for whole, trunk, suffix in rounds)
         assert compilation.cost is not None
         print(
             f"{name:24}{median['sampler'] * 1e3:8.1f}ms{of_parts:10.2f}{median['copies'] / median['sampler']:8.1f}×"
