@@ -50,8 +50,10 @@ unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against
 zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove 27 networks of other people (slow)
 	$(BIN)/python -m pytest -m zoo
 
-bench: $(VENV)/.installed-test  ## what T samples cost, against what people write today
+bench: $(VENV)/.installed-test  ## what T samples cost, in process and served, against what people write today; the load generator against the truth
 	$(BIN)/python tests/benchmarks/bench_export_cost.py
+	$(BIN)/python tests/benchmarks/bench_serving.py
+	$(BIN)/python tests/benchmarks/bench_load_generator.py
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)
