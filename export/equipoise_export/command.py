@@ -9,7 +9,7 @@ from dataclasses import replace as replace_contract
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import onnx
 import torch
@@ -19,6 +19,7 @@ from equipoise_core.contract import Activation, Contract, Precision, Task
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
 from rich.console import Console
 
+from .bundle import Stated, is_bundle, read_bundle
 from .capture_onnx import load_graph
 from .compile import Compiled, compile_onnx, compile_onnx_unproven, compile_sampler, compile_unproven
 from .errors import ExportError, SpecError
@@ -42,12 +43,18 @@ Examples:
     equipoise export nets.py:unet --weights a.pt --weights b.pt --weights c.pt --name nuclei --task segmentation \\
         --input-shape 1,256,256 --classes background,nucleus --multiple 8 --into model_repository
 
+    equipoise export bundles/spleen_ct_segmentation --arg network_def.dropout=0.2 --weights retrained.pt \\
+        --normalisation window --low -57 --high 164 --into model_repository
+
     equipoise export vendor.onnx --dropout-at 'layer4*' --p 0.1 --name chest --task classification \\
         --input-shape 3,224,224 --classes normal,pneumonia --into model_repository
 
     equipoise export nets.py:unet --name nuclei --task segmentation --input-shape 1,256,256 \\
         --classes background,nucleus --inspect
 """
+
+
+_Value = TypeVar("_Value")
 
 
 class Sizes(str, Enum):
@@ -60,21 +67,34 @@ class Sizes(str, Enum):
 
 @app.command(epilog=_EXAMPLES)
 def export(
-    spec: Annotated[str, typer.Argument(help="package.module:callable or file.py:callable that returns an nn.Module.")],
-    name: Annotated[str, typer.Option(help="The public model's name in Triton.")],
-    task: Annotated[Task, typer.Option(help="What the network answers.")],
-    input_shape: Annotated[str, typer.Option(help="C,H,W or C,X,Y,Z of one image; the size used for warm-up.")],
-    classes: Annotated[str, typer.Option(help="One name per output channel; softmax segmentation: background first.")],
+    spec: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:callable or file.py:callable that returns an nn.Module, an ONNX file, or the "
+            "directory of a MONAI bundle (what its metadata and transforms state need not be given)."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="The public model's name in Triton.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What the network answers.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="C,H,W or C,X,Y,Z of one image; the size used for warm-up.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="One name per output channel; softmax segmentation: background first.")
+    ] = None,
     into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(help="State dict or safetensors; given several times: a deep ensemble.")
     ] = None,
     arg: Annotated[
-        list[str] | None, typer.Option(help="key=value for the callable; the value is read as JSON.")
+        list[str] | None,
+        typer.Option(help="key=value for the callable, or for a bundle's configuration; the value is read as JSON."),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Which output, by index, key or dotted path.")] = None,
-    activation: Annotated[Activation, typer.Option(help="How logits become probabilities.")] = Activation.SOFTMAX,
-    normalisation: Annotated[Normalisation, typer.Option(help="As in training.")] = Normalisation.ZSCORE,
+    activation: Annotated[
+        Activation | None, typer.Option(help="How logits become probabilities; softmax unless stated.")
+    ] = None,
+    normalisation: Annotated[Normalisation | None, typer.Option(help="As in training; zscore unless stated.")] = None,
     low: Annotated[float, typer.Option(help="Lower percentile or intensity of the normalisation.")] = 0.0,
     high: Annotated[float, typer.Option(help="Upper percentile or intensity of the normalisation.")] = 0.0,
     multiple: Annotated[int, typer.Option(help="Spatial sizes are padded to a multiple of this.")] = 1,
@@ -113,11 +133,19 @@ def export(
     """Turns a network trained with dropout into a sampler, proves that it is the same function, and publishes it."""
     console = Console(stderr=as_json)
     try:
+        bundle = read_bundle(Path(spec)) if is_bundle(spec) else None
+        said = Stated() if bundle is None else bundle.stated()
+        if normalisation is None:
+            normalisation, low, high = said.scale(low, high)
         draft = contract_draft(
-            name=name, task=task, input_shape=input_shape, classes=classes, activation=activation,
+            name=_given(name or said.name, "--name"), task=_given(task or said.task, "--task"),
+            input_shape=_given(input_shape or said.input_shape, "--input-shape"),
+            classes=_given(classes or said.classes, "--classes"),
+            activation=activation or said.activation or Activation.SOFTMAX,
             preprocessing=Preprocessing(normalisation, low, high, multiple, fill),
-            dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED, maximum=maximum, spacing=spacing,
-            orientation=orientation, modalities=tuple(modality or ()), samples=samples, precision=precision,
+            dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED, maximum=maximum, spacing=spacing or said.spacing,
+            orientation=orientation or said.orientation, modalities=tuple(modality or said.modalities), samples=samples,
+            precision=precision,
         )  # fmt: skip
         if into is None and not inspect:
             raise SpecError(
@@ -136,8 +164,11 @@ def export(
             if dropout_at is not None:
                 raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
             auto = _sizes(sizes, dynamic, fixed) is Sizes.AUTO
+            if bundle is not None and not weights:
+                weights = [bundle.stored_weights()]
+            made = partial(load_module, spec) if bundle is None else bundle.module
             source = TorchSource(
-                partial(load_module, spec, arguments(arg or [])),
+                partial(made, arguments(arg or [])),
                 distinct(tuple(weights or ())),
                 draft,
                 {**choice, "min_depth": min_depth, "log_variance": log_variance, "fall_back": auto},
@@ -150,6 +181,12 @@ def export(
     except (ExportError, ValueError) as error:
         Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+
+
+def _given(value: _Value | None, option: str) -> _Value:
+    if value is None:
+        raise SpecError(f"{option} is missing: it is not stated anywhere else")
+    return value
 
 
 def _sizes(sizes: Sizes, dynamic: bool, fixed: bool) -> Sizes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx
@@ -22,7 +21,15 @@ from .parity import Proof, prove
 from .passes import run_passes
 from .passes.compilation import Compilation
 from .passes.count_cost import Cost
-from .stochastic import live_modules, override_p, refuse_batch_statistics
+from .sites import matches
+from .stochastic import (
+    how_to_make_random,
+    live_modules,
+    override_p,
+    refuse_batch_statistics,
+    switched_off,
+    unwrapped,
+)
 from .storage import LARGEST_FILE, Weights, store
 
 
@@ -70,8 +77,9 @@ def compile_sampler(
         draft: the contract without sites.
         example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
         output: which of several outputs, by index, key or dotted path.
-        sites: only modules whose name matches this pattern (`decoder.*`, commas between several) drop.
-        p: overrides the probability of dropping, in the module itself.
+        sites: only modules whose name matches this pattern (`decoder.*`, commas between several) drop; those that
+            match a pattern behind an exclamation mark (`!*.rel_pos.*`) don't.
+        p: overrides the probability of dropping, in the module itself; where nothing drops yet, also p = 0.
         min_depth: only sites after this share (0 to 1) of the network's multiplications.
         log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
         deterministic: a network without anything random is wanted (it gets no `masks` input); refused otherwise.
@@ -115,15 +123,18 @@ def compile_unproven(
     largest_file: int = LARGEST_FILE,
 ) -> tuple[Compilation, TorchNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
+    module = unwrapped(module)
     refuse_batch_statistics(module)
     network = choose_answer(module, example, draft, output, log_variance)
-    live = _selected(live_modules(network, example), sites)
+    found = live_modules(network, example)
+    live = _selected(found if found or p is None else switched_off(network), sites)
     if p is not None:
         override_p(network, live, p)
     compilation = _compile(network, draft, example, live, fall_back, largest_file)
     if min_depth is not None and compilation.contract.stochastic:
         live = _deep(compilation, live, min_depth)
         compilation = _compile(network, compilation.contract, example, live, fall_back, largest_file)
+    _refuse_always_on(compilation, live)
     if live and not compilation.contract.stochastic and not deterministic:
         names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
         raise CaptureRefused(
@@ -133,9 +144,7 @@ def compile_unproven(
         )
     if not compilation.contract.stochastic and not deterministic:
         raise CaptureRefused(
-            "nothing in it is random, so all samples would be equal",
-            "the whole network",
-            "Train it with dropout, or export it as a single-pass model (--deterministic).",
+            "nothing in it is random, so all samples would be equal", "the whole network", how_to_make_random(module)
         )
     return compilation, TorchNetwork(network, live, compilation.calls)
 
@@ -220,8 +229,7 @@ def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
     if patterns is None:
         return live
     names = {path: path.removeprefix("equipoise_network").removeprefix(".") for path in live}
-    wanted = [pattern.strip() for pattern in patterns.split(",")]
-    chosen = tuple(path for path, name in names.items() if any(fnmatchcase(name, pattern) for pattern in wanted))
+    chosen = tuple(path for path, name in names.items() if matches(name, patterns))
     if not chosen:
         raise CaptureRefused(
             f"no stochastic module matches {patterns}",
@@ -229,6 +237,18 @@ def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
             f"There are: {', '.join(sorted(names.values())) or 'none'}.",
         )
     return chosen
+
+
+def _refuse_always_on(compilation: Compilation, live: tuple[str, ...]) -> None:
+    """Dropout that ignores its training flag acts in whatever was not chosen, too."""
+    chosen = {path.removeprefix("equipoise_network").removeprefix(".") for path in live}
+    for site in compilation.contract.sites:
+        if _owner(site.name) not in chosen:
+            raise CaptureRefused(
+                "it is random in evaluation mode as well, so it cannot be left out",
+                site.name,
+                "Make it depend on self.training, or choose it too (--sites).",
+            )
 
 
 def _deep(compilation: Compilation, live: tuple[str, ...], min_depth: float) -> tuple[str, ...]:

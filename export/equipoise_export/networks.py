@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .errors import ProofRefused
+from .sites import Call
 from .stochastic import draws, sampling
 
 Array = NDArray[Any]
@@ -47,7 +48,7 @@ class TorchNetwork:
         calls: per site, which stochastic call of a forward pass it is.
     """
 
-    def __init__(self, module: nn.Module, live: tuple[str, ...], calls: Sequence[int]) -> None:
+    def __init__(self, module: nn.Module, live: tuple[str, ...], calls: Sequence[Call]) -> None:
         self.module = module
         self.live = live
         self.calls = calls
@@ -62,7 +63,7 @@ class TorchNetwork:
         forced = ForcedMasks(contract, self.calls, unpack_masks(layout, packed[None]))
         with forced:
             logits = self.module(torch.from_numpy(image))
-        missed = [site.name for call, (site, _) in forced.keeps.items() if call not in forced.met]
+        missed = [site.name for call, (site, _, _) in forced.keeps.items() if call not in forced.met]
         if missed:
             raise ProofRefused(
                 f"the network draws {forced.calls} times, too few for the graph's {len(contract.sites)} sites",
@@ -76,19 +77,22 @@ class ForcedMasks(TorchDispatchMode):
     """Hands out given bits wherever PyTorch draws random numbers, in the order of the calls.
 
     Args:
-        calls: per site, which stochastic call of a forward pass it is. Other calls (the dropout of an output that was
-            not chosen) draw as they like.
+        calls: per site, which stochastic call of a forward pass it is. Other calls (the noise of an output that was
+            not chosen) draw as they like: if they matter after all, network and sampler differ.
     """
 
-    def __init__(self, contract: Contract, calls: Sequence[int], keeps: Sequence[Array]) -> None:
+    def __init__(self, contract: Contract, calls: Sequence[Call], keeps: Sequence[Array]) -> None:
         super().__init__()
-        self.keeps = {call: (site, keep) for call, site, keep in zip(calls, contract.sites, keeps, strict=True)}
+        self.keeps = {
+            call.index: (site, call.inverted, keep)
+            for call, site, keep in zip(calls, contract.sites, keeps, strict=True)
+        }
         self.calls = 0
         self.met: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not draws(func):
+        if not draws(func, args, kwargs):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         if name in ("bernoulli", "bernoulli_"):
@@ -97,25 +101,30 @@ class ForcedMasks(TorchDispatchMode):
                 p = p.reshape(-1)[0].item()
             if p in (0.0, 1.0):  # no decision in it, hence no site
                 return func(*args, **kwargs)
-            noise = self._next(args[0], 1.0 - p)
+            noise = self._next(args[0], name, p)
             if noise is None:
                 return func(*args, **kwargs)
             return args[0].copy_(noise) if name == "bernoulli_" else noise
         drawn = func(*args, **kwargs)
-        if name in ("rand", "rand_like", "uniform_"):
-            noise = self._next(drawn, None)
-            return drawn if noise is None else drawn.copy_(noise * (1.0 - 2.0**-24))
-        raise ProofRefused(
-            f"`{name}` draws random numbers that no mask stands for", "forward", "Take it out of the network."
-        )
+        noise = self._next(drawn, name, None)
+        if noise is None:
+            return drawn
+        low, high = (*args[1:3], *(0.0, 1.0)[len(args) - 1 :]) if name == "uniform_" else (0.0, 1.0)
+        return drawn.copy_(low + noise * ((high - low) * (1.0 - 2.0**-24)))
 
-    def _next(self, like: Tensor, p: float | None) -> Tensor | None:
-        """The bits of this call's site, in the shape of PyTorch's own noise; None for a call that is no site."""
+    def _next(self, like: Tensor, name: str, one: float | None) -> Tensor | None:
+        """What this call draws, in the shape of PyTorch's own noise: 1 with probability `one`, where that is known.
+
+        None for a call that is no site.
+        """
         call, self.calls = self.calls, self.calls + 1
         if call not in self.keeps:
             return None
         self.met.add(call)
-        site, keep = self.keeps[call]
+        site, inverted, keep = self.keeps[call]
+        if name not in ("bernoulli", "bernoulli_", "rand", "rand_like", "uniform_"):
+            raise ProofRefused(f"`{name}` draws random numbers that no mask stands for", site.name, MISSED)
+        p = None if one is None else one if inverted else 1.0 - one
         if keep.size != like.numel() or (p is not None and abs(p - site.p) > 1e-6):
             drawn = "" if p is None else f" with p = {p:g}"
             raise ProofRefused(
@@ -123,4 +132,5 @@ class ForcedMasks(TorchDispatchMode):
                 site.name,
                 MISSED,
             )
-        return torch.from_numpy(keep.astype(np.float32)).reshape(like.shape).to(like.dtype)
+        drawn_as = 1.0 - keep if inverted else keep
+        return torch.from_numpy(np.asarray(drawn_as, np.float32)).reshape(like.shape).to(like.dtype)

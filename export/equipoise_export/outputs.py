@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .errors import CaptureRefused, ExportRefused
-from .stochastic import sampling
+from .stochastic import live_modules, sampling
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -118,7 +118,7 @@ def choose_answer(
     Raises:
         ExportRefused: no output, or more than one, fits.
     """
-    with sampling(network, ()), torch.no_grad():
+    with sampling(network, live_modules(network, example)), torch.no_grad():  # a live module may answer otherwise
         try:
             outputs = dict(_tensors(network(example)))
         except Exception as error:

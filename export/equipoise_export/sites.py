@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import onnx
 import onnxscript
@@ -38,6 +39,7 @@ class Marker:
         scale: what is kept is multiplied by this.
         axes: the axes of x along which the draws differ, in order.
         index: which stochastic call of a forward pass this is; the order of the contract's sites.
+        inverted: the network draws 1 (or the larger number) where the mask drops: DropBlock's seeds, `rand < keep`.
         shape: x's shape, one expression per axis in terms of `N` and the contract's spatial names; empty where unknown.
     """
 
@@ -48,6 +50,23 @@ class Marker:
     axes: tuple[int, ...]
     index: int
     shape: tuple[int | str, ...]
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """Which stochastic call of a forward pass a site is, and whether what it draws is `inverted` (see `Marker`)."""
+
+    index: int
+    inverted: bool = False
+
+
+def matches(name: str, patterns: str) -> bool:
+    """Whether a name is chosen by patterns with commas between them; `!` before one excludes what it matches."""
+    parts = [part.strip() for part in patterns.split(",") if part.strip()]
+    excluding = [part[1:] for part in parts if part.startswith("!")]
+    including = [part for part in parts if not part.startswith("!")] or ["*"]
+    return any(fnmatchcase(name, part) for part in including) and not any(fnmatchcase(name, part) for part in excluding)
 
 
 def encode_shape(shape: Sequence[int | str]) -> str:
@@ -61,14 +80,16 @@ def decode_shape(text: str) -> tuple[int | str, ...]:
 
 
 @torch.library.custom_op("equipoise::mask", mutates_args=())
-def mask(x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str) -> Tensor:
+def mask(
+    x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str, inverted: bool
+) -> Tensor:
     """The marker in torch. Nothing computes it: it is the identity, so that shapes go through."""
     return x.clone()
 
 
 @mask.register_fake
 def _mask_shape(
-    x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str
+    x: Tensor, site: str, kind: str, p: float, scale: float, axes: list[int], index: int, shape: str, inverted: bool
 ) -> Tensor:
     return torch.empty_like(x)
 
@@ -92,7 +113,10 @@ def _schema() -> OpSchema:
         inputs=[OpSchema.FormalParameter("x", "T")],
         outputs=[OpSchema.FormalParameter("y", "T")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(double)"], "")],
-        attributes=[OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()],
+        attributes=[
+            *(OpSchema.Attribute(name, kind, required=True) for name, kind in attributes.items()),
+            OpSchema.Attribute("inverted", kinds.INT, required=False),
+        ],
     )
 
 
@@ -101,6 +125,11 @@ if not onnx.defs.has(MASK, 1, DOMAIN):  # the registry is the process's, this mo
 _OPERATORS = onnxscript.values.Opset(DOMAIN, 1)
 
 
-def translate_mask(x, site, kind, p, scale, axes, index, shape):  # type: ignore[no-untyped-def]  # onnxscript traces it
+def translate_mask(  # type: ignore[no-untyped-def]  # onnxscript traces it
+    x, site, kind, p, scale, axes, index, shape, inverted
+):
     """The marker in torch → the marker in ONNX, for torch.onnx's translation table."""
-    return _OPERATORS.Mask(x, site=site, kind=kind, p=repr(p), scale=repr(scale), axes=axes, index=index, shape=shape)
+    return _OPERATORS.Mask(
+        x, site=site, kind=kind, p=repr(p), scale=repr(scale), axes=axes, index=index, shape=shape,
+        inverted=int(inverted),
+    )  # fmt: skip

@@ -13,6 +13,7 @@ from equipoise_export.compile import Compiled
 from equipoise_export.errors import ProofRefused
 from equipoise_export.networks import TorchNetwork
 from equipoise_export.parity import prove
+from equipoise_export.sites import Call
 from onnx import helper, numpy_helper
 
 from tests.export.networks import Classifier, UNet
@@ -84,7 +85,7 @@ def test_mutants_are_refused(
     mutant = onnx.ModelProto()
     mutant.CopyFrom(compiled_classifier.model)
     mutate(mutant)
-    network = TorchNetwork(classifier, LIVE["classifier"], (0, 1))
+    network = TorchNetwork(classifier, LIVE["classifier"], (Call(0), Call(1)))
     with pytest.raises(ProofRefused):
         prove(network, mutant, compiled_classifier.contract, torch.randn(1, 1, 16, 16).numpy())
 
@@ -94,7 +95,7 @@ def test_a_mutant_of_one_site_is_refused_by_its_name(compiled_unet: Compiled, un
     mutant = onnx.ModelProto()
     mutant.CopyFrom(compiled_unet.model)
     site_left_out(mutant)
-    network = TorchNetwork(unet, LIVE["unet"], (0, 1))
+    network = TorchNetwork(unet, LIVE["unet"], (Call(0), Call(1)))
     with pytest.raises(ProofRefused) as caught:
         prove(network, mutant, compiled_unet.contract, torch.randn(1, 1, 16, 24).numpy())
     assert caught.value.site == "decoder_dropout.1"
@@ -106,7 +107,10 @@ def test_a_site_with_another_probability_is_refused(compiled_unet: Compiled, une
     contract = replace(compiled_unet.contract, sites=(replace(first, p=0.3), second))
     with pytest.raises(ProofRefused, match=r"draws 16 units with p = 0\.2"):
         prove(
-            TorchNetwork(unet, LIVE["unet"], (0, 1)), compiled_unet.model, contract, torch.randn(1, 1, 16, 24).numpy()
+            TorchNetwork(unet, LIVE["unet"], (Call(0), Call(1))),
+            compiled_unet.model,
+            contract,
+            torch.randn(1, 1, 16, 24).numpy(),
         )
 
 
@@ -119,7 +123,7 @@ def test_an_output_that_is_not_finite_is_refused(compiled_unet: Compiled, unet: 
         broken.head.weight.fill_(float("nan"))
     with pytest.raises(ProofRefused, match="not finite"):
         prove(
-            TorchNetwork(broken, LIVE["unet"], (0, 1)),
+            TorchNetwork(broken, LIVE["unet"], (Call(0), Call(1))),
             compiled_unet.model,
             compiled_unet.contract,
             torch.randn(1, 1, 16, 24).numpy(),

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
-from ..sites import DOMAIN, MASK, Marker, decode_shape
+from ..sites import DOMAIN, MASK, Call, Marker, decode_shape
 from ..storage import LARGEST_FILE
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Compilation:
     model: ir.Model
     contract: Contract
     layouts: dict[ir.Value, Layout] = field(default_factory=dict)
-    calls: tuple[int, ...] = ()
+    calls: tuple[Call, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     halves: dict[ir.Value, str] = field(default_factory=dict)
@@ -236,6 +236,7 @@ def marker_of(node: ir.Node) -> Marker:
         axes=tuple(attributes["axes"].as_ints()),
         index=attributes["index"].as_int(),
         shape=decode_shape(attributes["shape"].as_string()),
+        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from equipoise_core.contract import Site, SiteKind
 
 from ..errors import CaptureRefused
+from ..sites import Call
 from .compilation import Compilation, Layout, marker_of
 
 
@@ -29,7 +30,7 @@ def list_sites(c: Compilation) -> None:
             )
         units = tuple(_unit(layout, marker.shape, axis) for axis in marker.axes)
         shape = tuple(unit for unit in units if unit is not None)
-        calls.append(marker.index)
+        calls.append(Call(marker.index, marker.inverted))
         sites.append(Site(marker.site, SiteKind(marker.kind), shape, marker.p))
     c.contract = replace(c.contract, sites=tuple(sites))
     c.calls = tuple(calls)
