@@ -28,6 +28,7 @@ class Tiny:
     model: onnx.ModelProto
     contract: Contract
     proof: TinyProof = TinyProof()
+    weights: None = None
 
 
 def _tiny(contract: Contract, graph: str) -> Tiny:

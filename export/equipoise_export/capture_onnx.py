@@ -37,6 +37,7 @@ from .free_batch import free_batch, shapes_for, verify
 from .passes.compilation import IMAGE, marker_of, number_of, replace
 from .passes.find_layouts import start
 from .sites import BATCH, DOMAIN, MASK, encode_shape, matches
+from .storage import store
 
 Array = NDArray[Any]
 _FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
@@ -216,10 +217,10 @@ def _refuse_what_cannot_be(model: ir.Model) -> None:
 
 def _activations(model: ir.Model, shapes: dict[str, tuple[int, ...]], image: ir.Value) -> list[ir.Value]:
     """What dropout can act on: floating-point tensors computed from the image, one row for each of the two images."""
-    proto = ir.to_proto(model)
+    proto, weights = store(model)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shapes if name != IMAGE)
-    kinds = {output.name: output.type for output in start(proto).get_outputs()}
+    kinds = {output.name: output.type for output in start(proto, weights=weights).get_outputs()}
     reached = {image}
     found = []
     for node in model.graph:
@@ -342,7 +343,7 @@ class OnnxNetwork:
 
     def __init__(self, marked: ir.Model) -> None:
         self.markers = {marker_of(node).site: marker_of(node) for node in marked.graph if node.op_type == MASK}
-        proto = ir.to_proto(marked)
+        proto, weights = store(marked)
         shapes = {}
         for node in list(proto.graph.node):
             if node.domain == DOMAIN:
@@ -357,7 +358,7 @@ class OnnxNetwork:
         kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
         del proto.opset_import[:]
         proto.opset_import.extend(kept)
-        self.session: onnxruntime.InferenceSession = start(proto)
+        self.session: onnxruntime.InferenceSession = start(proto, weights=weights)
         self.answer = proto.graph.output[0].name
         self.shape_names = shapes
         self.shapes: dict[tuple[int, ...], dict[str, list[int]]] = {}

@@ -15,7 +15,7 @@ import onnx
 import torch
 import typer
 from equipoise_core.canonical import digest_of_file
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Activation, Contract, Precision, Task
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
 from rich.console import Console
 
@@ -122,6 +122,9 @@ def export(
     log_variance: Annotated[
         str | None, typer.Option(help="Heteroscedastic networks: the output that holds log σ² of the logits.")
     ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="fp16: weights and activations half, statistics and outputs single.")
+    ] = Precision.FP32,
     deterministic: Annotated[bool, typer.Option(help="A network without randomness is wanted: one pass.")] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
@@ -142,6 +145,7 @@ def export(
             preprocessing=Preprocessing(normalisation, low, high, multiple, fill),
             dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED, maximum=maximum, spacing=spacing or said.spacing,
             orientation=orientation or said.orientation, modalities=tuple(modality or said.modalities), samples=samples,
+            precision=precision,
         )  # fmt: skip
         if into is None and not inspect:
             raise SpecError(
@@ -205,6 +209,7 @@ def contract_draft(
     orientation: str | None = None,
     modalities: tuple[str, ...] = (),
     samples: int = 20,
+    precision: Precision = Precision.FP32,
 ) -> Contract:
     """A contract without sites, from what the command line says."""
     channels, *nominal = _numbers(input_shape, "--input-shape")
@@ -236,6 +241,7 @@ def contract_draft(
         orientation=orientation,
         modalities=modalities,
         samples=samples,
+        precision=precision,
     )
 
 

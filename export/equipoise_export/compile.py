@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from equipoise_core.contract import Contract
+from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .capture import capture
 from .capture_onnx import OnnxNetwork, capture_onnx
 from .errors import CaptureRefused, ExportRefused
-from .networks import TorchNetwork
+from .networks import Network, TorchNetwork
 from .outputs import choose_answer
 from .parity import Proof, prove
 from .passes import run_passes
@@ -29,6 +30,7 @@ from .stochastic import (
     switched_off,
     unwrapped,
 )
+from .storage import LARGEST_FILE, Weights, store
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Compiled:
         proof: that model and network are the same function.
         cost: what was predicted for T samples.
         notes: what the user should know.
+        halves: tensors in half precision, and the layers they belong to.
+        weights: where they lie if not in `model`.
     """
 
     model: onnx.ModelProto
@@ -48,6 +52,8 @@ class Compiled:
     proof: Proof
     cost: Cost
     notes: tuple[str, ...] = ()
+    halves: Mapping[str, str] = field(default_factory=dict)
+    weights: Weights | None = None
 
 
 def compile_sampler(
@@ -62,6 +68,7 @@ def compile_sampler(
     log_variance: str | int | None = None,
     deterministic: bool = False,
     fall_back: bool = False,
+    largest_file: int = LARGEST_FILE,
 ) -> Compiled:
     """Captures, compiles and proves.
 
@@ -77,15 +84,28 @@ def compile_sampler(
         log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
         deterministic: a network without anything random is wanted (it gets no `masks` input); refused otherwise.
         fall_back: where the network does not work at dynamic sizes, export it for the nominal one.
+        largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
     compilation, network = compile_unproven(
         module, draft, example, output=output, sites=sites, p=p, min_depth=min_depth, log_variance=log_variance,
-        deterministic=deterministic, fall_back=fall_back,
+        deterministic=deterministic, fall_back=fall_back, largest_file=largest_file,
     )  # fmt: skip
-    model = ir.to_proto(compilation.model)
-    proof = prove(network, model, compilation.contract, example.numpy())
+    return _proven(compilation, network, example.numpy())
+
+
+def _proven(compilation: Compilation, network: Network, example: NDArray[np.float32]) -> Compiled:
+    """The proof; of a half-precision sampler after the one of the same graph in single precision.
+
+    Half's tolerance is wide enough for a lost site or a wrong scale to hide in; single's is not.
+    """
+    if compilation.single is not None:
+        model, weights = store(compilation.single.model, compilation.largest_file)
+        prove(network, model, compilation.single.contract, example, weights=weights)
+    model, weights = store(compilation.model, compilation.largest_file)
+    halves = compilation.halves_by_name()
+    proof = prove(network, model, compilation.contract, example, halves, weights)
     assert compilation.cost is not None
-    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
+    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights)
 
 
 def compile_unproven(
@@ -100,6 +120,7 @@ def compile_unproven(
     log_variance: str | int | None = None,
     deterministic: bool = False,
     fall_back: bool = False,
+    largest_file: int = LARGEST_FILE,
 ) -> tuple[Compilation, TorchNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
     module = unwrapped(module)
@@ -109,10 +130,10 @@ def compile_unproven(
     live = _selected(found if found or p is None else switched_off(network), sites)
     if p is not None:
         override_p(network, live, p)
-    compilation = _compile(network, draft, example, live, fall_back)
+    compilation = _compile(network, draft, example, live, fall_back, largest_file)
     if min_depth is not None and compilation.contract.stochastic:
         live = _deep(compilation, live, min_depth)
-        compilation = _compile(network, compilation.contract, example, live, fall_back)
+        compilation = _compile(network, compilation.contract, example, live, fall_back, largest_file)
     _refuse_always_on(compilation, live)
     if live and not compilation.contract.stochastic and not deterministic:
         names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
@@ -138,6 +159,7 @@ def compile_onnx(
     p: float | None = None,
     sites: str | None = None,
     deterministic: bool = False,
+    largest_file: int = LARGEST_FILE,
 ) -> Compiled:
     """The same for an ONNX file: `compile_sampler` without torch in it. Arguments as for `capture_onnx`.
 
@@ -145,12 +167,10 @@ def compile_onnx(
         example: a normalised image `[N ≥ 1, C, *nominal]`.
     """
     compilation, network = compile_onnx_unproven(
-        proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites, deterministic=deterministic
-    )
-    model = ir.to_proto(compilation.model)
-    proof = prove(network, model, compilation.contract, example)
-    assert compilation.cost is not None
-    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes))
+        proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites, deterministic=deterministic,
+        largest_file=largest_file,
+    )  # fmt: skip
+    return _proven(compilation, network, example)
 
 
 def compile_onnx_unproven(
@@ -162,11 +182,12 @@ def compile_onnx_unproven(
     p: float | None = None,
     sites: str | None = None,
     deterministic: bool = False,
+    largest_file: int = LARGEST_FILE,
 ) -> tuple[Compilation, OnnxNetwork]:
     """All of `compile_onnx` but the proof, and the network that it is to be proven against."""
     marked = capture_onnx(proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites)
     network = OnnxNetwork(marked)
-    compilation = compile_graph(marked, draft)
+    compilation = compile_graph(marked, draft, largest_file)
     if not compilation.contract.stochastic and not deterministic:
         raise CaptureRefused(
             "it has no Dropout node, so all samples would be equal",
@@ -177,22 +198,30 @@ def compile_onnx_unproven(
 
 
 def _compile(
-    network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool
+    network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool, largest_file: int
 ) -> Compilation:
     try:
-        return compile_graph(capture(network, example, draft.spatial, draft.preprocessing.multiple, live), draft)
+        marked = capture(network, example, draft.spatial, draft.preprocessing.multiple, live)
+        return compile_graph(marked, draft, largest_file)
     except ExportRefused as refusal:
         if not fall_back or draft.spatial == draft.nominal:
             raise
         fixed = replace(draft, spatial=draft.nominal, maximum=draft.nominal)
-        compilation = compile_graph(capture(network, example, fixed.spatial, 1, live), fixed)
+        compilation = compile_graph(capture(network, example, fixed.spatial, 1, live), fixed, largest_file)
         compilation.notes.append(f"serves images of size {draft.nominal} only: {refusal.reason}")
         return compilation
 
 
-def compile_graph(marked: ir.Model, draft: Contract) -> Compilation:
+def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST_FILE) -> Compilation:
     """The marked graph of either front end → the sampler, not yet proven."""
-    return run_passes(Compilation(marked, replace(draft, sites=())))
+    draft = replace(draft, sites=())
+    if draft.precision is Precision.FP32:
+        return run_passes(Compilation(marked, draft, largest_file=largest_file))
+    single = replace(draft, precision=Precision.FP32)
+    in_single = run_passes(Compilation(marked.clone(), single, largest_file=largest_file))
+    compilation = run_passes(Compilation(marked, draft, largest_file=largest_file))
+    compilation.single = in_single
+    return compilation
 
 
 def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Task
 from equipoise_core.masks import draw_masks, mask_layout
 from numpy.typing import NDArray
 
@@ -37,7 +36,7 @@ def check_members(members: Sequence[Compiled], image: NDArray[np.float32]) -> No
                 f"member {number}",
                 "Train it from the same factory and arguments, or publish it as a model of its own.",
             )
-        answer = _answer(member.model, member.contract, image)
+        answer = _answer(member, image)
         twin = next((n for n, other in enumerate(answers, 1) if np.array_equal(answer, other)), None)
         if twin is not None:
             raise EnsembleRefused(
@@ -48,10 +47,10 @@ def check_members(members: Sequence[Compiled], image: NDArray[np.float32]) -> No
         answers.append(answer)
 
 
-def _answer(model: onnx.ModelProto, contract: Contract, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _answer(member: Compiled, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """The member's answer to the first image under one fixed sample of masks."""
-    masks = None
+    contract, masks = member.contract, None
     if contract.stochastic:
         masks = draw_masks(mask_layout(contract, image.shape[2:]), 0, contract.digest, 0, 1)[None]
-    outputs = OnnxSampler(model.SerializeToString(), threads=1)(image[:1], masks)
+    outputs = OnnxSampler(member.model.SerializeToString(), threads=1, weights=member.weights)(image[:1], masks)
     return outputs["probabilities" if contract.task is Task.CLASSIFICATION else "sum_p"]

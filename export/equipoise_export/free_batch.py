@@ -30,6 +30,7 @@ from onnx import helper
 from .errors import CaptureRefused
 from .passes.compilation import IMAGE, number_of
 from .passes.find_layouts import start
+from .storage import store
 
 Shape = tuple[int, ...]
 _REMEDY = "Export the file with a dynamic batch (torch.onnx.export with dynamic_shapes or dynamic_axes for axis 0)."
@@ -62,7 +63,7 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
     Raises:
         CaptureRefused: the graph does not run on them.
     """
-    proto = ir.to_proto(model)
+    proto, weights = store(model)
     names = [name for node in proto.graph.node for name in node.output if name]
     del proto.graph.output[:]
     for index, name in enumerate(names):
@@ -70,7 +71,7 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
         proto.graph.output.append(helper.make_tensor_value_info(f"shape_{index}", onnx.TensorProto.INT64, None))
     picture = np.zeros((images, draft.channels, *draft.nominal), np.float32)
     try:
-        shapes = start(proto).run(None, {IMAGE: picture})
+        shapes = start(proto, weights=weights).run(None, {IMAGE: picture})
     except Exception as error:
         told = str(error).splitlines()[0]
         raise CaptureRefused(
@@ -84,7 +85,8 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
 
 def verify(model: ir.Model, draft: Contract) -> None:
     """Refuses a graph whose answer to two images is not its answers to each."""
-    session = start(ir.to_proto(model))
+    proto, weights = store(model)
+    session = start(proto, weights=weights)
     pictures = np.random.default_rng(0).standard_normal((2, draft.channels, *draft.nominal)).astype(np.float32)
     try:
         (both,) = session.run(None, {IMAGE: pictures})

@@ -2,11 +2,14 @@
 
 The network's side (`networks.py`) shares no code with the compiler. Moments are recomputed from its logits in double
 precision by their definitions.
+
+A half-precision sampler is proven as ONNX Runtime runs it here and, for the answers, as hardware rounds it as well
+(`rounding.py`); none of its activations may come near half's end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -15,7 +18,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Activation, Contract, Precision, Task
 from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
@@ -24,12 +27,28 @@ from rich.table import Table
 from .errors import ProofRefused
 from .networks import Network
 from .passes.find_layouts import start
+from .passes.to_half import LARGEST
+from .rounding import REACHED, rounded
+from .storage import Weights
 
 Array = NDArray[Any]
 SAMPLES = 3
 ROUNDS = 2
-TOLERANCE = 1e-4
-"""Largest difference allowed: absolute on probabilities and means of moments, relative on volumes."""
+TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 5e-3}
+"""Largest difference allowed: absolute on probabilities and means of moments, relative on volumes.
+
+Half rounds each weight and each activation once, by up to u = 2⁻¹¹ of itself; L layers deep the logits are off by about
+ε = u·√(2L) of themselves, and p = σ(z) by p·(1 − p)·|z|·ε ≤ 0.224·ε. At L = 50 that is 1.1e-3 (one standard deviation),
+and 5e-3 the largest of a million voxels (5 of them). A network that loses more cancels: its logits are small
+differences of large numbers, and half is not for it.
+"""
+MEAN_TOLERANCE = 1e-3
+"""The same for the mean difference of a half-precision sampler over all voxels, classes and samples."""
+DROWNED = 0.1
+"""And at most this share of the standard deviation over samples, else the variance would be one of rounding; but never
+less than single precision's tolerance."""
+HEADROOM = 4.0
+"""Largest half number over the largest activation that the proof's images reach: other images go further."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +88,16 @@ class Proof:
     images: int
     samples: int
     versions: dict[str, str]
+    precision: str
+    tolerance: float
 
     def document(self) -> dict[str, Any]:
         """As it is written to `proof.json`."""
         return asdict(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        checks = Table("property", "worst", "allowed", title=f"Proof over {self.images} images, {self.samples} samples")
+        title = f"Proof over {self.images} images, {self.samples} samples, {self.precision}"
+        checks = Table("property", "worst", "allowed", title=title)
         for check in self.checks:
             checks.add_row(check.name, f"{check.value:.2e}", check.limit)
         yield checks
@@ -89,17 +111,24 @@ class Proof:
 
 
 def prove(
-    network: Network, model: onnx.ModelProto, contract: Contract, example: Array, tolerance: float = TOLERANCE
+    network: Network,
+    model: onnx.ModelProto,
+    contract: Contract,
+    example: Array,
+    halves: Mapping[str, str] | None = None,
+    weights: Weights | None = None,
 ) -> Proof:
-    """Proves that `model` samples from `network`.
+    """Proves that `model` samples from `network`, within the tolerance of the contract's precision.
 
     Args:
         example: normalised images `[N ≥ 1, C, *nominal]`; noise images are added.
+        halves: tensors of `model` in half precision, and the layers they belong to.
+        weights: of `model`, where they do not lie in it.
 
     Raises:
         ProofRefused: naming the site where one can be named.
     """
-    proving = _Proving(network, model, contract, tolerance)
+    proving = _Proving(network, model, contract, halves or {}, weights)
     spatial = contract.nominal
     generator = np.random.default_rng(1)
     images = [example[:1].astype(np.float32)]
@@ -123,15 +152,27 @@ def prove(
         images=len(images),
         samples=SAMPLES * len(images) if contract.stochastic else len(images),
         versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        precision=contract.precision.value,
+        tolerance=proving.tolerance,
     )
 
 
 class _Proving:
-    def __init__(self, network: Network, model: onnx.ModelProto, contract: Contract, tolerance: float) -> None:
+    def __init__(
+        self,
+        network: Network,
+        model: onnx.ModelProto,
+        contract: Contract,
+        halves: Mapping[str, str],
+        weights: Weights | None,
+    ) -> None:
         self.logits = network
         self.contract = contract
-        self.tolerance = tolerance
-        self.session = start(model)
+        self.tolerance = TOLERANCES[contract.precision]
+        self.halves = halves
+        self.session = start(model, weights=weights)
+        half = contract.precision is Precision.FP16
+        self.rounded = start(rounded(model, halves), weights=weights) if half else None
         self.outputs = [output.name for output in model.graph.output]
         self.samples = SAMPLES if contract.stochastic else 1
         self.checks: dict[str, Check] = {}
@@ -150,6 +191,24 @@ class _Proving:
     def sampler(self, images: Array, packed: Array | None) -> dict[str, Array]:
         feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
         return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+
+    def as_rounded(self, images: Array, packed: Array | None) -> dict[str, Array]:
+        """The same by `rounding.py`. Raises ProofRefused that names the first layer to come near half's end."""
+        assert self.rounded is not None
+        feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
+        names = [output.name for output in self.rounded.get_outputs()]
+        found = dict(zip(names, self.rounded.run(names, feeds), strict=True))
+        reached = {name: float(found[REACHED + name]) for name in self.halves if REACHED + name in found}
+        for name, largest in reached.items():
+            if not largest <= LARGEST / HEADROOM:
+                raise ProofRefused(
+                    f"its activations reach {largest:.3g} on the images of the proof; half precision ends at "
+                    f"{LARGEST:g}, and other images may go {HEADROOM:g} times as far",
+                    self.halves[name],
+                    "Export with --precision fp32.",
+                )
+        self.note("largest activation in half", max(reached.values()), f"≤ {LARGEST / HEADROOM:g}")
+        return {name: found[name] for name in self.outputs}
 
     def masks(self, images: Array, seed: int) -> tuple[MaskLayout, Array]:
         """Packed masks `[N, T, B]`, different for each image; every site drops and keeps in some sample of each."""
@@ -187,7 +246,9 @@ class _Proving:
 
     def parity(self, images: Array, seed: int) -> None:
         _, packed = self.masks(images, seed)
-        got = self.sampler(images, packed if self.contract.stochastic else None)
+        given = packed if self.contract.stochastic else None
+        got = self.sampler(images, given)
+        half = None if self.rounded is None else self.as_rounded(images, given)
         p = np.stack(
             [[self.network(image[None], mask) for mask in masks] for image, masks in zip(images, packed, strict=True)]
         )
@@ -198,13 +259,11 @@ class _Proving:
                 "Check the weights for NaN, and that the example is normalised as in training.",
             )
         allowed = self.allowed(p)
-        for name, value in self.expected(images, p).items():
-            difference = np.abs(got[name] - value)
-            if name == "volumes":
-                difference = difference / np.maximum(np.abs(value), 1.0)
-            elif name.startswith("sum"):
-                difference = difference / self.samples
-            worst = float(difference.max())
+        expected = self.expected(images, p)
+        if half is not None:
+            self.rounding(half, expected, p)
+        for name, value in expected.items():
+            worst = float(self.difference(name, got[name], value).max())
             limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more
             if not worst <= limit:
                 site, why = self.culprit(images[:1], allowed)
@@ -225,12 +284,39 @@ class _Proving:
                 )
             self.note("variance over samples", variance, "> 0", largest=False)
 
+    def difference(self, name: str, got: Array, expected: Array) -> Array:
+        """What the tolerances are for."""
+        difference = np.abs(got - expected)
+        if name == "volumes":
+            return difference / np.maximum(np.abs(expected), 1.0)  # type: ignore[no-any-return]
+        return difference / self.samples if name.startswith("sum") else difference  # type: ignore[no-any-return]
+
+    def rounding(self, half: dict[str, Array], expected: dict[str, Array], p: Array) -> None:
+        """A half-precision sampler, rounded as hardware rounds, against the network."""
+        spread = float(np.sqrt(p.var(axis=1).mean())) if self.contract.stochastic else np.inf
+        for name, value in expected.items():
+            difference = self.difference(name, half[name], value)
+            whole, mean = float(difference.max()), float(difference.mean())
+            limits = {"largest": (whole, self.tolerance)}
+            if name in ("probabilities", "sum_p"):
+                limits["mean"] = (mean, min(MEAN_TOLERANCE, max(DROWNED * spread, TOLERANCES[Precision.FP32])))
+            for which, (found, limit) in limits.items():
+                if not found <= limit:
+                    raise ProofRefused(
+                        f"rounded to half precision, the sampler's {name} differs from the network's by {found:.2e} "
+                        f"({which}; allowed {limit:.1e}; standard deviation over samples {spread:.1e})",
+                        "the whole network",
+                        "Export with --precision fp32.",
+                    )
+                self.note(f"{name}: {which} change by rounding", found, f"≤ {limit:.1e}")
+
     def allowed(self, p: Array) -> float:
         """The tolerance, and less where the samples themselves hardly differ: 2 % of their spread, down to rounding.
 
-        An untrained network moves by 1e-4 under its masks; a lost site would pass a plain 1e-4.
+        An untrained network moves by 1e-4 under its masks; a lost site would pass a plain 1e-4. Half precision is
+        proven on top of single, which no lost site passes.
         """
-        if not self.contract.stochastic:
+        if not self.contract.stochastic or self.rounded is not None:
             return self.tolerance
         spread = float((p.max(axis=1) - p.min(axis=1)).max())
         return min(self.tolerance, max(0.02 * spread, self.tolerance / 40))

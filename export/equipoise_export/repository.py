@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import equipoise_core
 import onnx
-from equipoise_core.canonical import digest_of_file
+from equipoise_core.canonical import digest_of_file, digest_of_model
 from equipoise_core.contract import Contract, ContractError, Sampler, load_contract
 
 from .errors import ExportError
+from .storage import DATA, MODEL, Weights
 from .triton_config import aggregator_config, render, sampler_configs, sampler_names
 
 _CORE = Path(equipoise_core.__file__).parent
@@ -42,6 +43,8 @@ class Publishable(Protocol):
 
     @property
     def model(self) -> onnx.ModelProto: ...
+    @property
+    def weights(self) -> Weights | None: ...
     @property
     def contract(self) -> Contract: ...
     @property
@@ -141,11 +144,13 @@ def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
     folder = root / name
     for part in ("1", "configs"):
         (folder / part).mkdir(parents=True)
-    onnx.save(member.model, folder / "1" / "model.onnx")
+    onnx.save(member.model, folder / "1" / MODEL)
+    if member.weights is not None:
+        shutil.copyfile(member.weights.path, folder / "1" / DATA)
     for path, config in sampler_configs(member.contract, name).items():
         (folder / path).write_text(render(config), encoding="utf-8")
     _write_json(folder / "1" / "proof.json", member.proof.document())
-    return Sampler(name, digest_of_file(folder / "1" / "model.onnx"))
+    return Sampler(name, digest_of_model(folder / "1" / MODEL))
 
 
 def _copy_code(public: Path, samplers: Sequence[Path]) -> None:

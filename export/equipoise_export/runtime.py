@@ -14,14 +14,18 @@ import onnxruntime
 from equipoise_core.errors import SamplerFailure
 from numpy.typing import NDArray
 
+from .storage import Weights
 
-def session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU; `threads` 0: as many as there are cores."""
+
+def session(model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU; `threads` 0: as many as there are cores. `weights`: of a model in bytes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Waiting threads sleep: on a busy machine spinning ones take the cores from those that work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights.folder.name)
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
@@ -32,10 +36,11 @@ class OnnxSampler:
     Args:
         model: the sampler's ONNX file, or its bytes.
         threads: of one run; 0: as many as there are cores.
+        weights: of a model in bytes, where they do not lie in it.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 0) -> None:
-        self._session = session(model, threads)
+    def __init__(self, model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> None:
+        self._session = session(model, threads, weights)
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, image: NDArray[np.float32], masks: NDArray[np.uint8] | None) -> dict[str, NDArray[Any]]:

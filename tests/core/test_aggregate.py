@@ -10,6 +10,7 @@ from equipoise_core.contract import Task
 from equipoise_core.decision import Route
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
+from equipoise_core.monitoring import Monitoring
 from equipoise_core.policy import AcceptRule, Bounds, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Temperature
 from equipoise_core.stopping import Look, Stopping
@@ -304,7 +305,7 @@ def test_calibrated_and_sensitive_outputs_follow_the_policy(model, case):
 
 def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, case):
     """What no sample can change needs no more of them."""
-    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input_statistics))
+    names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input.statistics))
     n = len(names)
     identity = tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
     strange = Strangeness(names, (100.0,) * n, (1.0,) * n, (0.0,) * n, identity)
@@ -362,3 +363,27 @@ def test_a_classifier_never_takes_windows(classification):
     model = Model(classification, None, "", "code")
     with pytest.raises(InvalidRequest, match="expects exactly"):
         assess(model, Case(np.zeros((1, 16, 8), np.float32)), [None])
+
+
+def test_an_audit_marks_accepted_cases_only_and_stands_in_the_record(model, case):
+    """With a share of 1 every accepted case is marked; one that goes to review has its expert anyway."""
+    watched = Monitoring(1.0, {"sample_disagreement": tuple(np.linspace(0.0, 0.5, 11))})
+    watching = dataclasses.replace(model, policy=dataclasses.replace(model.policy, monitoring=watched))
+    a = assess(watching, case, [Sampler(model.contract)])
+    assert (a.decision.route, a.audited, a.record["audit"]) == (Route.ACCEPT, True, True)
+    assert set(a.ranks) == {"sample_disagreement"}
+    reviewed = assess(watching, dataclasses.replace(case, spacing=None), [Sampler(model.contract)])
+    assert (reviewed.decision.route, reviewed.record["audit"]) == (Route.REVIEW, False)
+    assert assess(model, case, [Sampler(model.contract)]).record["audit"] is False
+
+
+def test_in_a_hurry_samples_come_in_quarters_and_are_the_same(model, case):
+    """A deadline may fall between chunks: masks and numbers are the same, and a shortened answer is reviewed."""
+    sampler = Sampler(model.contract)
+    hurried = assess(model, case, [sampler], hurried=True)
+    assert sampler.chunks == [2, 1, 2, 1]
+    np.testing.assert_allclose(
+        hurried.uncertainty.mean, assess(model, case, [Sampler(model.contract)]).uncertainty.mean
+    )
+    short = assess(model, case, [Sampler(model.contract, fail_at=2)], hurried=True)
+    assert (short.moments.samples, short.decision.route) == (3, Route.REVIEW)

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from equipoise_core.contract import ContractError, Site, SiteKind, evaluate, parse_contract
+from equipoise_core.contract import ContractError, Precision, Site, SiteKind, evaluate, parse_contract
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +18,15 @@ def test_both_copies_carry_the_same_digest(segmentation):
     inside = parse_contract(json.loads(metadata["equipoise.contract"]))
     assert inside.digest == segmentation.digest == metadata["equipoise.digest"]
     assert inside.model_digest != segmentation.model_digest
+
+
+def test_single_precision_goes_without_saying(segmentation):
+    """Contracts from before there was a choice keep their digest and read as single precision."""
+    assert "precision" not in segmentation.document()
+    assert parse_contract(segmentation.document()).precision is Precision.FP32
+    half = dataclasses.replace(segmentation, precision=Precision.FP16)
+    assert half.digest != segmentation.digest
+    assert parse_contract(json.loads(half.dumps())) == half
 
 
 def test_any_changed_entry_is_noticed(segmentation):

@@ -70,6 +70,18 @@ class Classifier(nn.Module):
         return self.head(self.head_dropout(features.mean((2, 3))))
 
 
+class Tiny(nn.Module):
+    """Dropout on the mean of the image: as little as a network can do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.drop(functional.adaptive_avg_pool2d(image, 4).flatten(1)))
+
+
 class EveryKind(nn.Module):
     """One of each stochastic construct: in-place, alpha, functional, bernoulli, rand, attention in both layouts."""
 

@@ -49,6 +49,20 @@ def _hold(execute):
 TritonPythonModel.execute = _hold(TritonPythonModel.execute)
 """
 
+# The stand-in, held for seconds before each execution: a sampler so slow that a second chunk cannot be in time.
+SLOW = """
+import time
+
+def _hold(execute):
+    def held(self, requests):
+        time.sleep({seconds})
+        return execute(self, requests)
+    return held
+
+TritonPythonModel.execute = _hold(TritonPythonModel.execute)
+"""
+SECONDS = 2.0
+
 
 def _returns_nan(model: onnx.ModelProto) -> None:
     """Adds `0 · √(TOO_BRIGHT − image)` to the logits: NaN where a voxel is brighter, nothing elsewhere."""
@@ -129,16 +143,18 @@ def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
     configure(with_policy(publish(_variant(tiny_segmentation, "notfinite", _returns_nan), folder)))
     configure(with_policy(publish(_variant(tiny_segmentation, "breaks", _fails_unless_16), folder)), chunk=16)
     configure(with_policy(publish(_variant(tiny_segmentation, "slow"), folder)), chunk=10)
-    _hold(folder / "slow_sampler", gate)
+    _hold(folder / "slow_sampler", GATED.format(gate=str(gate)))
+    configure(with_policy(publish(_variant(tiny_segmentation, "pressed"), folder)))
+    _hold(folder / "pressed_sampler", SLOW.format(seconds=SECONDS))
     return folder
 
 
-def _hold(sampler: Path, gate: Path) -> None:
-    """Makes the sampler the stand-in, whichever backend the others run on, and the stand-in wait for the gate."""
+def _hold(sampler: Path, how: str) -> None:
+    """Makes the sampler the stand-in, whichever backend the others run on, and holds the stand-in up."""
     (sampler / "configs" / "embedded.pbtxt").replace(sampler / "config.pbtxt")
     shutil.rmtree(sampler / "configs")
     with (sampler / "1" / "model.py").open("a", encoding="utf-8") as code:
-        code.write(GATED.format(gate=str(gate)))
+        code.write(how)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +227,7 @@ def test_a_sampler_that_fails_at_once_is_an_error(client):
 
 
 def test_a_timeout_that_is_too_short_for_all_samples_reviews(client, gate):
-    """The request's own timeout passes while the first of two chunks is drawn: half the samples, and a review."""
+    """The request's own timeout passes while the first chunk is drawn: a quarter of the samples, and a review."""
     timeout = 2.0  # seconds, so that the request is handed over in time on a busy machine
     answers: list[tuple[object, object]] = []
     done, begin = threading.Event(), time.monotonic()
@@ -230,9 +246,20 @@ def test_a_timeout_that_is_too_short_for_all_samples_reviews(client, gate):
     assert error is None, error
     assert text(result.as_numpy("route")) == "review"
     assert "timeout" in text(result.as_numpy("reason"))
-    assert int(result.as_numpy("samples_used")[0, 0]) == 10
+    assert int(result.as_numpy("samples_used")[0, 0]) == 5
     # With the gate open and time enough the same request is accepted.
     assert _decided(client, "slow", timeout=60_000_000)[0] == "accept"
+
+
+def test_near_the_deadline_an_answer_of_fewer_samples_comes_and_reviews(client):
+    """A quarter of the samples took two thirds of the time: the service answers with those, in time, and says so."""
+    tensors = case(IMAGE, spacing=SPACING)
+    answer = ask(client, "pressed", tensors, OUTPUTS, timeout=int(1.5 * SECONDS * 1e6))
+    assert text(answer["route"]) == "review"
+    assert "timeout is near" in text(answer["reason"])
+    assert int(answer["samples_used"][0, 0]) == 5
+    assert np.isfinite(answer["case_score"]).all()
+    assert _decided(client, "pressed", timeout=60_000_000)[0] == "accept"
 
 
 def test_no_time_at_all_is_an_error(client):

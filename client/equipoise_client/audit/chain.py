@@ -192,6 +192,13 @@ def verify(path: Path, anchor: Anchor | None = None) -> Iterator[Finding]:
         yield Finding(anchor.entries, "is not the line that the anchor saw: the log was rewritten up to here")
 
 
+def entries(path: Path) -> Iterator[Entry]:
+    """All lines of a whole log. Raises AuditError at the first finding of `verify`: a broken one tells nothing."""
+    for finding in verify(path):
+        raise AuditError(f"{path.name} line {finding.line}: {finding.what}")
+    yield from (_parse(line) for line in _lines(path))
+
+
 def redact(path: Path, before: datetime, reason: str, now: datetime | None = None) -> Entry | None:
     """Deletes the content of decisions and verdicts older than `before`; the chain stays verifiable.
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from .chain import AuditError, Kind, append, head, parse_anchor, redact, verify
+from .monitor import monitor
 
 EPILOG = """[bold]Examples[/]
 
@@ -26,7 +27,9 @@ equipoise audit verdict decisions.jsonl --sequence 12 --by dr.who --verdict corr
 
 equipoise audit redact decisions.jsonl --before 2025-01-01 --reason retention
 
-Exit code of verify: 0 whole, 1 something is wrong."""
+equipoise audit monitor decisions.jsonl   [dim]# are accepted cases still as right as the policy says?[/]
+
+Exit code of verify: 0 whole, 1 something is wrong. Of monitor: 0 no alarm, 1 alarm."""
 
 
 class Action(str, Enum):
@@ -37,6 +40,7 @@ class Action(str, Enum):
     APPEND = "append"
     VERDICT = "verdict"
     REDACT = "redact"
+    MONITOR = "monitor"
 
 
 class Verdict(str, Enum):
@@ -57,9 +61,15 @@ def audit(
     verdict: Annotated[Verdict | None, typer.Option(help="verdict: what they say.")] = None,
     before: Annotated[str | None, typer.Option(help="redact: delete contents older than this (2025-01-31).")] = None,
     reason: Annotated[str | None, typer.Option(help="redact: why.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0001, max=0.5, help="monitor: instead of the policies' own.")
+    ] = None,
+    every: Annotated[
+        float, typer.Option(min=10, help="monitor: audited cases between false alarms, on average at least.")
+    ] = 1000.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Verifies the audit log, anchors its head, appends to it.
+    """Verifies the audit log, anchors its head, appends to it, watches what experts say of marked decisions.
 
     `append` reads what `equipoise predict --json` prints.
     """
@@ -75,6 +85,8 @@ def audit(
         if sequence is None or by is None or verdict is None:
             raise typer.BadParameter("verdict needs --sequence, --by and --verdict")
         append(log, Kind.VERDICT, {"decision": sequence, "by": by, "verdict": verdict.value})
+    elif action is Action.MONITOR:
+        _monitor(log, every, alpha, as_json)
     else:
         if before is None or reason is None:
             raise typer.BadParameter("redact needs --before and --reason")
@@ -97,6 +109,25 @@ def _verify(log: Path, anchor: Path | None, key: bytes | None, as_json: bool) ->
             if expected is None:
                 typer.echo("without --anchor a cut-off end cannot be seen: keep what `equipoise audit head` prints")
     if findings:
+        raise typer.Exit(1)
+
+
+def _monitor(log: Path, every: float, alpha: float | None, as_json: bool) -> None:
+    watches = monitor(log, every, alpha)
+    if as_json:
+        typer.echo(json.dumps([{**vars(each), "waiting": each.waiting} for each in watches]))
+    for each in () if as_json else watches:
+        typer.echo(
+            f"{each.model}, policy {each.policy[:12]}: {each.accepted} accepted, {each.marked} marked for an audit, "
+            f"{each.waiting} of them without a verdict; {each.wrong} of {each.judged} wrong, α = {each.alpha:g}"
+        )
+        if each.alarm is not None:
+            typer.echo(
+                f"ALARM at line {each.alarm}: more than {each.alpha:.0%} of the accepted cases are wrong "
+                f"(evidence {each.evidence:.3g}, limit {every:g}). Take the policy out of service: remove policy.json "
+                "or calibrate anew."
+            )
+    if any(each.alarm is not None for each in watches):
         raise typer.Exit(1)
 
 

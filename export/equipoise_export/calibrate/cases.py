@@ -103,6 +103,7 @@ def measure(
 
     Args:
         model: without a policy, so that nothing is stopped or widened.
+        samplers: as for `assess`.
         acceptable_dice: segmentation: a mean Dice below it is a loss.
     """
     contract = model.contract
@@ -118,8 +119,8 @@ def measure(
         case.name,
         case.patient,
         case.group,
-        last.image_digest,
-        last.input_statistics,
+        last.input.digest,
+        last.input.statistics,
         tuple(_step(each, case.truth, acceptable_dice, names if scale else []) for each in running),
         {name: float(true_region(contract, case.truth, name).sum()) * scale for name in names} if scale else {},
         probabilities,

@@ -61,6 +61,7 @@ def calibrate(
     false_alarms: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Typical cases that a bound may hold back.")
     ] = 0.05,
+    audited: Annotated[float, typer.Option(min=0, max=1, help="Accepted cases marked for an audit.")] = 0.05,
     level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Coverage of the volume intervals.")] = 0.9,
     missed: Annotated[float, typer.Option(min=0.001, max=0.5, help="Foreground labels_sensitive may miss.")] = 0.05,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
@@ -84,16 +85,17 @@ def calibrate(
             None, "", published.code_digest,
         )  # fmt: skip
         contract = published.contract
-        files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
+        sampler_files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
         goals = Goals(
             loss if contract.task is Task.SEGMENTATION else "wrong label",
             alpha, delta, false_alarms, level, missed, method, adaptive,
+            audited=audited,
         )  # fmt: skip
         stated = _numbers(spacing) if spacing else None
         cases = _cases(data, contract, stated)
         is_pilot = deal_pilot([case.patient for case in cases], pilot)
         _check(contract, cases, is_pilot, pilot, goals)
-        measured = _measured(model, files, cases, acceptable_dice, as_json)
+        measured = _measured(model, sampler_files, cases, acceptable_dice, as_json)
         chosen = choose_policy(
             contract,
             model.contract.samples,
@@ -111,7 +113,7 @@ def calibrate(
             )
         ]
         if test is not None:
-            others = _measured(model, files, _cases(test, contract, stated), acceptable_dice, as_json)
+            others = _measured(model, sampler_files, _cases(test, contract, stated), acceptable_dice, as_json)
             judged = judge(contract, chosen, others)
             note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
             sections.append((f"Test cases: {test.name}", note, figures(contract, judged, goals)))
@@ -119,7 +121,7 @@ def calibrate(
         if sweep_p:
             tried = _numbers(sweep_p)
             rates = sweep(
-                model, [onnx.load(file) for file in files], cases, tried, acceptable_dice, chosen.score, as_json
+                model, [onnx.load(file) for file in sampler_files], cases, tried, acceptable_dice, chosen.score, as_json
             )
         groups = by_group(contract, judged, goals)
         page = report or repository / f"{name}.calibration.html"
@@ -174,12 +176,12 @@ def _check(
 
 
 def _measured(
-    model: Model, files: Sequence[Path], cases: Sequence[Labelled], acceptable_dice: float, quiet: bool
+    model: Model, samplers: Sequence[Path], cases: Sequence[Labelled], acceptable_dice: float, quiet: bool
 ) -> list[Measured]:
-    samplers = [OnnxSampler(file) for file in files]
+    run = [OnnxSampler(sampler) for sampler in samplers]
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=quiet)
     looks = [look for look in LOOKS if look < model.contract.samples]
-    return [measure(model, case, samplers, acceptable_dice, looks) for case in shown]
+    return [measure(model, case, run, acceptable_dice, looks) for case in shown]
 
 
 def _write_policy(path: Path, chosen: Chosen) -> None:

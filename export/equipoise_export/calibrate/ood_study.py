@@ -62,7 +62,7 @@ def populations(typical: Sequence[Image], strange: Sequence[Image], seed: int = 
 def measure(repository: Path, samples: int, seed: int = 0) -> dict[str, Any]:
     """AUROC and share found at `FALSE_ALARMS`, per population and candidate."""
     model = load_model(repository / NAME / "1")
-    sampler = OnnxSampler(repository / f"{NAME}_sampler" / "1" / "model.onnx") if samples else None
+    samplers = [OnnxSampler(repository / f"{NAME}_sampler" / "1" / "model.onnx")] if samples else []
     normalise = model.contract.preprocessing.normalise
     data = load(NAME)
     split = reference_split(NAME, data.ids)
@@ -83,8 +83,8 @@ def measure(repository: Path, samples: int, seed: int = 0) -> dict[str, Any]:
             "distance of texture": texture.distance(b),
             "distance of both": both.distance({**a, **b}),
         }
-        if sampler:
-            numbers |= assess(model, Case(image, samples=samples), [sampler]).scores
+        if samplers:
+            numbers |= assess(model, Case(image, samples=samples), samplers).scores
         return numbers
 
     def table(images: Sequence[Image], what: str) -> dict[str, NDArray[np.float64]]:

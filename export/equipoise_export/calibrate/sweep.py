@@ -48,7 +48,7 @@ def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[o
             continue
         table = numpy_helper.to_array(entry)
         if table.max() > 0 and np.array_equal(table > 0, _BITS > 0):
-            entry.CopyFrom(numpy_helper.from_array(_BITS / np.float32(1.0 - p), entry.name))
+            entry.CopyFrom(numpy_helper.from_array((_BITS / np.float32(1.0 - p)).astype(table.dtype), entry.name))
             found += 1
     if not found:
         raise CalibrationError(
@@ -69,7 +69,7 @@ def sweep(
     """The network's own rates and each of `rates`, on the same cases with masks from the same seeds."""
     results = []
     for p in (None, *rates):
-        changed = [(s, model.contract) if p is None else with_rate(s, model.contract, p) for s in samplers]
+        changed = [(proto, model.contract) if p is None else with_rate(proto, model.contract, p) for proto in samplers]
         run = [OnnxSampler(proto.SerializeToString()) for proto, _ in changed]
         asked = replace(model, contract=changed[0][1])
         what = "its own p" if p is None else f"p = {p:g}"

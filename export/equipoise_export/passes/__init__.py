@@ -18,6 +18,7 @@ from .mark_sampled import mark_sampled
 from .simplify import simplify
 from .split_concat import split_concat
 from .tidy import tidy
+from .to_half import to_half
 from .unpack_masks import unpack_masks
 from .write_metadata import write_metadata
 
@@ -32,6 +33,7 @@ PASSES: tuple[Callable[[Compilation], None], ...] = (
     count_cost,  # what T samples will cost
     batch_samples,  # the sampled part runs once, as a batch of N·T
     unpack_masks,  # bits → factors
+    to_half,  # --precision fp16: weights and activations half, statistics single
     add_head,  # logits → probabilities, or moments over the samples
     fill_padding,  # voxels outside the image
     tidy,  # the same network gives the same bytes

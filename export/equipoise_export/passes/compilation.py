@@ -6,6 +6,7 @@ batch axis of size N·k carries N images; the sampled one in the same place carr
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
 from ..sites import DOMAIN, MASK, Call, Marker, decode_shape
+from ..storage import LARGEST_FILE
 
 if TYPE_CHECKING:
     from .count_cost import Cost
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 IMAGE = "image"
 MASKS = "masks"
 LOGITS = "logits"
+MADE = "equipoise "
+"""How the names of values begin that passes made; torch calls comparisons `eq_1`, so that is no name for them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ class Compilation:
         calls: from `list_sites` on, per site which stochastic call of a forward pass it is.
         sampled: from `mark_sampled` on, the values that a mask can change.
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
+        halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
+        single: the same in single precision, where this one is half.
         notes: things worth telling the user.
+        largest_file: bytes of weights that an ONNX file may hold; see `storage.py`.
         network_multiplications, depths, cost: see `count_cost`.
     """
 
@@ -75,7 +82,10 @@ class Compilation:
     calls: tuple[Call, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
     keeps: dict[str, ir.Value] = field(default_factory=dict)
+    halves: dict[ir.Value, str] = field(default_factory=dict)
+    single: Compilation | None = None
     notes: list[str] = field(default_factory=list)
+    largest_file: int = LARGEST_FILE
     network_multiplications: int = 0
     depths: dict[str, float] = field(default_factory=dict)
     cost: Cost | None = None
@@ -98,11 +108,14 @@ class Compilation:
         domain: str = "",
         **attributes: Any,
     ) -> Any:
-        """Appends a node and gives its output (or outputs). `like`: a value whose layout and type the output has."""
+        """Appends a node and gives its output (or outputs). `like`: a value whose layout, type and origin it has."""
         node = ir.node(kind, list(inputs), attributes, num_outputs=outputs, domain=domain)
+        origin = like.producer() if like is not None else None
+        if origin is not None:
+            node.metadata_props.update(origin.metadata_props)
         for output in node.outputs:
             self._count += 1
-            output.name = f"eq_{self._count}"
+            output.name = f"{MADE}{self._count}"
             if like is not None:
                 output.type = like.type
                 if like in self.layouts:
@@ -118,7 +131,7 @@ class Compilation:
         data = data.reshape(np.shape(array))  # ascontiguousarray makes a scalar one-dimensional
         key = (data.dtype.str, data.shape, data.tobytes())
         if key not in self._constants:
-            name = f"eq_constant_{len(self._constants)}"
+            name = f"equipoise constant {len(self._constants)}"
             value = ir.Value(name=name, const_value=ir.tensor(data, name=name))
             value.dtype = ir.DataType.from_numpy(data.dtype)
             value.shape = ir.Shape(data.shape)
@@ -201,6 +214,12 @@ class Compilation:
             return self.constant([1])
         return self.made_once("T", lambda: self.op("Shape", self.masks, start=1, end=2))
 
+    def halves_by_name(self) -> dict[str, str]:
+        """`halves` as the finished graph calls them, in its order: tensor → layer."""
+        return {
+            str(value.name): self.halves[value] for node in self.graph for value in node.outputs if value in self.halves
+        }
+
     def markers(self) -> list[ir.Node]:
         """The mask markers in the order of the graph."""
         return [node for node in self.graph if node.domain == DOMAIN and node.op_type == MASK]
@@ -226,6 +245,16 @@ def number_of(value: ir.Value | None) -> NDArray[Any] | None:
     if value is None or value.const_value is None:
         return None
     return value.const_value.numpy()
+
+
+def layer_of(node: ir.Node) -> str:
+    """Where in the network a node comes from, in its own words; the node's name where the graph is an ONNX file's."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes is None:
+        return str(node.name or node.op_type)
+    *modules, operation = ast.literal_eval(scopes)
+    path = modules[-1] if modules else ""
+    return path.removeprefix("equipoise_network").removeprefix(".") or str(operation)
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:

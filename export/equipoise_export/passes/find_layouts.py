@@ -14,14 +14,16 @@ import onnxruntime
 from onnx import helper
 
 from ..errors import CaptureRefused
+from ..runtime import session
 from ..sites import DOMAIN
+from ..storage import Weights, store
 from .compilation import IMAGE, Compilation, Layout
 
 
 def find_layouts(c: Compilation) -> None:
     """Requires markers only; ensures `layouts` for every value."""
     contract = c.contract
-    measure = _shape_meter(c.model)
+    measure = _shape_meter(c)
     nominal = contract.nominal
     two, three = measure(2, contract.channels, nominal), measure(3, contract.channels, nominal)
     multiple = contract.preprocessing.multiple
@@ -54,28 +56,28 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *(output for node in graph for output in node.outputs)]
 
 
-def _shape_meter(model: ir.Model):  # type: ignore[no-untyped-def]  # a closure over one session
-    proto = runnable(model)
+def _shape_meter(c: Compilation):  # type: ignore[no-untyped-def]  # a closure over one session
+    proto, weights = store(c.model, c.largest_file)
+    runnable(proto)
     graph = proto.graph
     names = [name for node in graph.node for name in node.output if name]
     del graph.output[:]
     for index, name in enumerate(names):
         graph.node.append(helper.make_node("Shape", [name], [f"shape_{index}"]))
         graph.output.append(helper.make_tensor_value_info(f"shape_{index}", onnx.TensorProto.INT64, None))
-    session = start(proto)
+    running = start(proto, weights=weights)
 
     def measure(images: int, channels: int, spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         shape = (images, channels, *spatial)
         image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        shapes = session.run(None, {IMAGE: image})
+        shapes = running.run(None, {IMAGE: image})
         return {IMAGE: shape, **{name: tuple(int(s) for s in found) for name, found in zip(names, shapes, strict=True)}}
 
     return measure
 
 
-def runnable(model: ir.Model) -> onnx.ModelProto:
-    """The marked graph with identities in place of its markers."""
-    proto = ir.to_proto(model)
+def runnable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The marked graph, in place, with identities for its markers."""
     for node in proto.graph.node:
         if node.domain == DOMAIN:
             node.op_type, node.domain = "Identity", ""
@@ -87,10 +89,6 @@ def runnable(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def start(proto: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+def start(proto: onnx.ModelProto, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU that keeps quiet."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores as well
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session(proto.SerializeToString(), threads, weights)

@@ -57,7 +57,7 @@ def _fold(c: Compilation, norm: ir.Node) -> None:
         c.constant(((bias - mean) * scale + beta).astype(weight.dtype)),
     ]
     attributes = {name: attribute.value for name, attribute in linear.attributes.items()}
-    folded = c.op(linear.op_type, *inputs, **attributes)
+    folded = c.op(linear.op_type, *inputs, like=source, **attributes)
     folded.type = norm.outputs[0].type
     folded.name = norm.outputs[0].name
     replace(norm.outputs[0], folded)

@@ -22,6 +22,7 @@ from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.decision import Route
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
+from equipoise_core.statistics import input_statistics
 from rich.console import Console
 from rich.progress import track
 
@@ -82,7 +83,8 @@ def compile_reference(reference: Reference) -> Compiled:
 def build(reference: Reference, data: Dataset) -> Built:
     """Compiles, then calibrates on the calibration split and measures the routes on the test split.
 
-    Training cases are the pilot: they say where to look, and no guarantee rests on them.
+    Training cases are the pilot: they say where to look, and no guarantee rests on them. Statistics of the input need
+    no samples: they are of all training images.
     """
     compiled = compile_reference(reference)
     split = reference_split(reference.name, data.ids)
@@ -90,13 +92,13 @@ def build(reference: Reference, data: Dataset) -> Built:
     acceptable = reference.acceptable_dice or 0.0
     with tempfile.TemporaryDirectory() as scratch:
         directory = publish(compiled, Path(scratch)) / "1"
-        sampler = OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")
+        samplers = [OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")]
         model = load_model(directory)
 
         def measured(ids: Sequence[str], what: str) -> list[Measured]:
             cases = data.select(ids)
             return [
-                measure(model, Labelled(name, name, image, truth, spacing), [sampler], acceptable)
+                measure(model, Labelled(name, name, image, truth, spacing), samplers, acceptable)
                 for name, (image, truth) in zip(ids, _each(cases, f"{reference.name}: {what}"), strict=True)
             ]
 
@@ -106,10 +108,14 @@ def build(reference: Reference, data: Dataset) -> Built:
             measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
             measured(split.calibration, "calibrating"),
             goals(reference),
+            [
+                input_statistics(model.contract.preprocessing.normalise(image))
+                for image in data.select(split.train).images
+            ],
         ).policy
         decided = Model(model.contract, policy, "", model.code_digest)
         assessments = [
-            (assess(decided, Case(image, spacing=spacing), [sampler]), truth)
+            (assess(decided, Case(image, spacing=spacing), samplers), truth)
             for image, truth in _each(data.select(split.test), f"{reference.name}: testing")
         ]
     return Built(compiled, policy, _routes(assessments, acceptable))

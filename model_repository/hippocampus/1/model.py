@@ -1,6 +1,7 @@
 """Triton adapter of the public model: requests → cases → `equipoise_core` → responses. No arithmetic here."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -21,15 +22,21 @@ from equipoise_core.loading import load_model
 # `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
 STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None
 
+TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]  # buckets: without drift each holds as many cases
+
+# Chunks that a deadline may fall between cost a trunk each: not where the deadline is so many times as far as needed.
+AMPLE = 4
+
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         chunk = config.get("parameters", {}).get("chunk", {}).get("string_value")
         self.model = load_model(HERE, int(chunk) if chunk else None)
-        self.metrics = Metrics(self.model.contract.name)
+        self.metrics = Metrics(self.model)
         members = len(self.model.contract.samplers)
         self.each = AtOnce(members) if members > 1 else map
+        self.slowest = math.inf  # seconds of the slowest request lately; at first nobody knows
 
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
@@ -46,7 +53,10 @@ class TritonPythonModel:
             samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
             cases = cases_of(request)
             validate_answer(contract, cases, request.requested_output_names())
-            assessments = [assess(self.model, case, samplers, self.each) for case in cases]
+            hurried = 0 < request.timeout() * 1e-6 < AMPLE * self.slowest
+            begun = time.monotonic()
+            assessments = [assess(self.model, case, samplers, self.each, hurried) for case in cases]
+            self.slowest = max(0.9 * self.slowest if self.slowest < math.inf else 0.0, time.monotonic() - begun)
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
@@ -119,6 +129,7 @@ class BlsSampler:
             else ["sum_p", "sum_p2", "sum_entropy", "volumes"]
         )
         self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
+        self.pace = 0.0  # seconds per sample of the slowest call so far
 
     def __call__(self, image, masks):
         if self.request.is_cancelled():
@@ -126,6 +137,10 @@ class BlsSampler:
         left = 0 if self.ends is None else int((self.ends - time.monotonic()) * 1e6)
         if self.ends is not None and left <= 0:
             raise SamplerFailure("the request's timeout passed before all samples were drawn")
+        drawn = 1 if masks is None else masks.shape[1]
+        if self.ends is not None and self.pace * drawn * 1e6 > left:
+            raise SamplerFailure("the request's timeout is near: there is no time for more samples")
+        begun = time.monotonic()
         inputs = [pb_utils.Tensor("image", image)]
         if masks is not None:
             inputs.append(pb_utils.Tensor("masks", masks))
@@ -139,6 +154,7 @@ class BlsSampler:
         ).exec()
         if response.has_error():
             raise SamplerFailure(f"the sampler failed: {response.error().message()}")
+        self.pace = max(self.pace, (time.monotonic() - begun) / drawn)
         return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in self.outputs}
 
 
@@ -158,25 +174,49 @@ class Metrics:
     """Counters and a histogram on Triton's own metrics endpoint; they carry the model's name and nothing of a case."""
 
     def __init__(self, model):
-        family = pb_utils.MetricFamily
+        family, label = pb_utils.MetricFamily, {"model": model.contract.name}
         routes = family(name="equipoise_routes_total", description="Decisions by route", kind=family.COUNTER)
         samples = family(name="equipoise_samples_total", description="Samples drawn", kind=family.COUNTER)
         failures = family(name="equipoise_failures_total", description="Cases with no decision", kind=family.COUNTER)
         scores = family(name="equipoise_case_score", description="Case score", kind=family.HISTOGRAM)
+        ranks = family(
+            name="equipoise_calibration_rank",
+            description="Where numbers lie among those of the calibration cases: below 0 to above 1",
+            kind=family.HISTOGRAM,
+        )
+        audits = family(name="equipoise_audits_total", description="Accepted cases to audit", kind=family.COUNTER)
         in_flight = family(name="equipoise_in_flight", description="Requests being answered", kind=family.GAUGE)
-        self.families = [routes, samples, failures, scores, in_flight]  # a family must outlive its metrics
-        self.in_flight = in_flight.Metric(labels={"model": model})
-        self.routes = {r: routes.Metric(labels={"model": model, "route": r.value}) for r in Route}
-        self.samples = samples.Metric(labels={"model": model})
+        # A family must outlive its metrics.
+        self.families = [
+            routes,
+            samples,
+            failures,
+            scores,
+            ranks,
+            audits,
+            in_flight,
+        ]
+        self.in_flight = in_flight.Metric(labels=label)
+        self.routes = {r: routes.Metric(labels={**label, "route": r.value}) for r in Route}
+        self.samples = samples.Metric(labels=label)
         self.failures = {
-            kind: failures.Metric(labels={"model": model, "kind": kind})
+            kind: failures.Metric(labels={**label, "kind": kind})
             for kind in ("InvalidRequest", "Cancelled", "SamplerFailure", "Stopping", "Internal")
         }
-        self.scores = scores.Metric(labels={"model": model}, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
+        self.audits = audits.Metric(labels=label)
+        monitoring = model.in_force.monitoring if model.in_force else None
+        self.ranks = {
+            name: ranks.Metric(labels={**label, "number": name}, buckets=TENTHS)
+            for name in (monitoring.quantiles if monitoring else ())
+        }
+        self.scores = scores.Metric(labels=label, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
 
     def count(self, assessment):
         self.routes[assessment.decision.route].increment(1)
         self.samples.increment(assessment.moments.samples)
+        self.audits.increment(int(assessment.audited))
+        for name, rank in assessment.ranks.items():
+            self.ranks[name].observe(rank)
         if np.isfinite(assessment.case_score):
             self.scores.observe(assessment.case_score)
 

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_core.aggregate import Assessment, Case, Model
+from equipoise_core.aggregate import Assessment, Case, Input, Model
 from equipoise_core.contract import Activation, Contract, Sampler, Site, SiteKind, Task
 from equipoise_core.decision import Route
 from equipoise_core.moments import Moments
@@ -80,7 +80,7 @@ def test_the_policy_states_its_guarantee_in_words_and_numbers(chosen):
     for part in (f"accepted {accept.accepted} of 300", "at most 0.1 with confidence 0.9", "wrong label"):
         assert part in accept.rule
     assert "exchangeable" in chosen.policy.population
-    assert "at most 5%" in chosen.policy.suitable.rule
+    assert "at most 5.0%" in chosen.policy.typical.rule and "at most 1.0%" in chosen.policy.suitable.rule
     assert parse_policy(json.loads(chosen.policy.dumps())) == chosen.policy
 
 
@@ -130,8 +130,10 @@ def test_the_core_stops_and_routes_as_the_calibration_assumed(contract, chosen):
     for case in draw(200, 4):
         served = chosen.served(case)
         for step in case.steps:
+            known = Input("d", np.zeros((1, 8, 8), np.float32))
+            known.__dict__["statistics"] = case.statistics  # as computed for the case
             assessment = Assessment(
-                model, Case(np.zeros((1, 8, 8), np.float32)), 1, "d", case.statistics,
+                model, Case(np.zeros((1, 8, 8), np.float32)), 1, known,
                 Moments(step.samples, np.ones(2), np.ones(2), np.ones(1), np.zeros((step.samples, 0))), 20, (),
             )  # fmt: skip
             object.__setattr__(assessment, "scores", step.scores)  # the samples behind the scores do not matter here

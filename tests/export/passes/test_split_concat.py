@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from equipoise_core.contract import Task
 from equipoise_export.passes import PASSES
@@ -56,7 +57,7 @@ def test_the_split_changes_no_number(case: str) -> None:
 def run_shape(model, images: np.ndarray) -> int:  # type: ignore[no-untyped-def]
     from equipoise_export.passes.find_layouts import runnable, start
 
-    return int(start(runnable(model)).run(None, {"image": images})[0].shape[1])
+    return int(start(runnable(ir.to_proto(model))).run(None, {"image": images})[0].shape[1])
 
 
 def test_grouped_convolutions_stay_whole() -> None:

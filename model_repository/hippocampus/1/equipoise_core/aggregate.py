@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
-from operator import add
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .canonical import canonical_json
+from .canonical import canonical_json, digest_of
 from .contract import Activation, Contract, Task
-from .decision import Decision, Evidence, decide, settled
+from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
 from .moments import Array, Moments, moments_of_map, moments_of_outputs
@@ -98,6 +98,24 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Input:
+    """What is known of an image before any sample is drawn; shared by the assessments after each chunk.
+
+    Attributes:
+        digest: SHA-256 of the image as it came.
+        normalised: float32 `[C, *S]`.
+    """
+
+    digest: str
+    normalised: NDArray[np.float32]
+
+    @cached_property
+    def statistics(self) -> dict[str, float]:
+        """Computed when first asked for: without a policy and a record, nobody asks."""
+        return input_statistics(self.normalised)
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What is known of one case after the samples drawn so far. Maps and volumes are computed when first asked for.
 
@@ -110,8 +128,7 @@ class Assessment:
     model: Model
     case: Case
     seed: int
-    image_digest: str
-    input_statistics: Mapping[str, float]
+    input: Input
     moments: Moments
     asked: int
     problems: tuple[str, ...]
@@ -132,13 +149,18 @@ class Assessment:
     @property
     def statistics(self) -> dict[str, float]:
         """Of input and prediction, by name."""
-        return {**self.input_statistics, **self.prediction_statistics}
+        return {**self.input.statistics, **self.prediction_statistics}
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`."""
+        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`.
+
+        Without a policy nothing looks at the input's statistics, which take longer than the rest for a small image.
+        """
         policy = self.model.in_force
-        strangeness = policy.strangeness.number(self.input_statistics) if policy and policy.strangeness else {}
+        if policy is None:
+            return {**self.scores, **self.prediction_statistics}
+        strangeness = policy.strangeness.number(self.input.statistics) if policy.strangeness else {}
         return {**self.scores, **self.statistics, **strangeness}
 
     @property
@@ -208,6 +230,23 @@ class Assessment:
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
+    @property
+    def audited(self) -> bool:
+        """Whether this accepted case is one of those that an expert looks at all the same."""
+        policy = self.model.in_force
+        if policy is None or policy.monitoring is None or self.decision.route is not Route.ACCEPT:
+            return False
+        return policy.monitoring.audits(digest_of([self.input.digest, policy.model_digest, policy.digest]))
+
+    @property
+    def ranks(self) -> dict[str, float]:
+        """Where the case's numbers lie among those of the calibration cases; see `Monitoring.rank`."""
+        policy = self.model.in_force
+        if policy is None or policy.monitoring is None:
+            return {}
+        found = {name: policy.monitoring.rank(name, self.numbers[name]) for name in self.numbers}
+        return {name: rank for name, rank in found.items() if rank is not None}
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """What is needed to replay the decision; see `record`."""
@@ -221,7 +260,7 @@ class Assessment:
                     "model_digest": model.contract.model_digest,
                     "policy_digest": policy.digest if policy else None,
                     "code_digest": model.code_digest,
-                    "input_digest": self.image_digest,
+                    "input_digest": self.input.digest,
                     "shape": list(case.image.shape),
                     "spacing": None if case.spacing is None else list(case.spacing),
                     "seed": str(self.seed),  # a string: 64 bits do not survive JSON's doubles
@@ -241,13 +280,17 @@ class Assessment:
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
+                    "alpha": policy.accept.alpha if policy and policy.accept else None,
+                    "audit": self.audited,
                     "software": software(),
                 }
             )
         )
 
 
-def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map) -> Assessment:
+def assess(
+    model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map, hurried: bool = False
+) -> Assessment:
     """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
 
     Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
@@ -256,14 +299,18 @@ def assess(model: Model, case: Case, samplers: Sequence[RunSampler], each: Each 
     Args:
         samplers: one for each of the contract's, in its order.
         each: how the samplers of one chunk are run: one after the other, or at the same time.
+        hurried: there is a deadline, before which the samplers may fail: samples come in quarters at least, so that
+            there is something to answer with. Fewer samples than were to be drawn are never accepted.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
-    looks = model.in_force.stopping if model.in_force and case.samples is None else None
-    for assessment in running_assessments(
-        model, case, samplers, [look.samples for look in looks.looks] if looks else [], each
-    ):
+    rule = model.in_force.stopping if model.in_force and case.samples is None else None
+    looks = [look.samples for look in rule.looks] if rule else []
+    if hurried and not looks:
+        asked = case.samples or model.default_samples
+        looks = [math.ceil(asked * quarter / 4) for quarter in (1, 2, 3)]
+    for assessment in running_assessments(model, case, samplers, looks, each):
         if assessment.settled:
             return replace(assessment, stopped=True)
     return assessment
@@ -276,18 +323,17 @@ def running_assessments(
 
     Args:
         looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
+        samplers, each: as for `assess`.
     """
     contract = model.contract
     if len(samplers) != len(contract.samplers):
         raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
-    image_digest = input_digest(case.image)
-    seed = default_seed(image_digest, contract.model_digest) if case.seed is None else case.seed
+    known = Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
+    seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
     asked = (contract.stochastic and case.samples) or model.default_samples
-    normalised = contract.preprocessing.normalise(case.image)
     window = contract.window(case.image.shape[1:])
-    padded = contract.preprocessing.pad(normalised, window)
-    statistics = input_statistics(normalised)
+    padded = contract.preprocessing.pad(known.normalised, window)
     tiling = None if padded.shape[1:] == window else Tiling(padded.shape[1:], window)
 
     def run(draw: Draw) -> Moments:
@@ -296,19 +342,21 @@ def running_assessments(
             return moments_of_outputs(contract, sampler(padded[None], masks), case.image.shape[1:])
         return stitched_moments(contract, tiling, padded, partial(_one_sample, sampler, masks), case.image.shape[1:])
 
-    drawn: Assessment | None = None
+    moments: Moments | None = None
+    failed: tuple[str, ...] = ()
     for draws in _chunks(model, seed, asked, looks, window, 1 if tiling else model.chunk):
         try:
-            parts = list(each(run, draws))
+            for drawn in each(run, draws):
+                moments = drawn if moments is None else moments + drawn
         except SamplerFailure as failure:
-            if drawn is None:
+            if moments is None:
                 raise
-            yield replace(drawn, problems=(*drawn.problems, str(failure)))
+            failed = (str(failure),)
+        assert moments is not None  # a chunk has at least one draw
+        spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
+        yield Assessment(model, case, seed, known, moments, asked, (*failed, *spoilt))
+        if failed:
             return
-        moments = reduce(add, parts if drawn is None else (drawn.moments, *parts))
-        problems = () if moments.finite else ("the sampler returned numbers that are not finite",)
-        drawn = Assessment(model, case, seed, image_digest, statistics, moments, asked, problems)
-        yield drawn
 
 
 def _chunks(

@@ -27,6 +27,14 @@ def digest_of_file(path: Path) -> str:
     return sha.hexdigest()
 
 
+def digest_of_model(path: Path) -> str:
+    """Of an ONNX file: SHA-256 of its bytes; where weights lie beside it (`….data`), of the digests of both."""
+    data = path.with_name(f"{path.name}.data")
+    if not data.exists():
+        return digest_of_file(path)
+    return digest_of({file.name: digest_of_file(file) for file in (path, data)})
+
+
 def digest_of_code(directory: Path) -> str:
     """SHA-256 over the names and bytes of the Python files that lie in `directory` and below: which code decided."""
     files = {str(path.relative_to(directory)): digest_of_file(path) for path in sorted(directory.rglob("*.py"))}

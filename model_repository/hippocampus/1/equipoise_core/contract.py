@@ -38,6 +38,13 @@ class Activation(str, Enum):
     SIGMOID = "sigmoid"
 
 
+class Precision(str, Enum):
+    """What the sampler computes the network in. Its inputs, statistics and outputs are single precision either way."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
 class SiteKind(str, Enum):
     """What one bit of a site keeps or drops."""
 
@@ -98,6 +105,7 @@ class Contract:
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         samples: T unless the policy or the caller says otherwise.
+        precision: of weights and activations.
     """
 
     name: str
@@ -115,6 +123,7 @@ class Contract:
     modalities: tuple[str, ...] = ()
     samples: int = 20
     samplers: tuple[Sampler, ...] = ()
+    precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -204,6 +213,8 @@ class Contract:
             "orientation": self.orientation,
             "modalities": list(self.modalities),
             "samples": self.samples,
+            # Said only where it is not single: contracts from before there was a choice keep their digest.
+            **({} if self.precision is Precision.FP32 else {"precision": self.precision.value}),
         }
 
     def document(self) -> dict[str, Any]:
@@ -262,6 +273,7 @@ def parse_contract(document: Any) -> Contract:
             modalities=tuple(str(code) for code in document["modalities"]),
             samples=int(document["samples"]),
             samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
+            precision=Precision(document.get("precision", Precision.FP32)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"contract is incomplete or malformed: {type(error).__name__}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .aggregate import Model
-from .canonical import digest_of, digest_of_code, digest_of_file
+from .canonical import digest_of, digest_of_code, digest_of_file, digest_of_model
 from .contract import ContractError, load_contract
 from .policy import Policy, PolicyError, load_policy
 
@@ -25,7 +25,7 @@ def load_model(directory: Path, chunk: int | None = None) -> Model:
         raise ContractError(f"{contract.name}: the contract names no sampler")
     for sampler in contract.samplers:
         file = directory.parent.parent / sampler.name / directory.name / "model.onnx"
-        found = digest_of_file(file) if file.is_file() else "no file"
+        found = digest_of_model(file) if file.is_file() else "no file"
         if found != sampler.digest:
             raise ContractError(
                 f"{sampler.name}: model.onnx has digest {found}, the contract says {sampler.digest}; "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .canonical import digest_of
+from .monitoring import Monitoring, parse_monitoring
 from .recalibration import Recalibration, parse_recalibration
 from .stopping import Stopping, parse_stopping
 from .strangeness import Strangeness, parse_strangeness
@@ -97,6 +99,7 @@ class Policy:
         suitable: a case outside is so unlike them that the input is rejected.
         population: for which cases all of this holds, in words.
         strangeness: computes the number of that name, which `typical` and `suitable` may bound.
+        monitoring: which accepted cases are audited, and where calibration cases lay.
         stopping: when fewer samples than `samples` suffice; never where the caller names T.
     """
 
@@ -112,8 +115,9 @@ class Policy:
     stopping: Stopping | None = None
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
+    monitoring: Monitoring | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest_of(self.document())
 
@@ -133,6 +137,7 @@ class Policy:
             "stopping": self.stopping.document() if self.stopping else None,
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
+            "monitoring": self.monitoring.document() if self.monitoring else None,
         }
 
     def dumps(self) -> str:
@@ -194,6 +199,7 @@ def parse_policy(document: Any) -> Policy:
                 rule=str(sensitive["rule"]),
             ),
             recalibration=_optional(document["recalibration"], parse_recalibration),
+            monitoring=_optional(document["monitoring"], parse_monitoring),
         )
         digest = policy.digest
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -16,6 +16,9 @@ from .texture import texture_statistics
 
 Array = NDArray[np.floating[Any]]
 
+SIMPLE = ("roughness", "noise", "skewness", "kurtosis")
+"""Names of `simple_statistics`."""
+
 
 def input_statistics(image: NDArray[np.float32]) -> dict[str, float]:
     """All statistics of a normalised, unpadded image `[C, *S]`, by name."""

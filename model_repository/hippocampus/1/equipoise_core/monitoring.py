@@ -1,0 +1,64 @@
+"""Watching a policy in service: which accepted cases are audited, and where cases lie among the calibration cases."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+QUANTILES = 11
+"""0, 10, … 100 % of the calibration cases."""
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What is needed to watch a policy.
+
+    Attributes:
+        audit_share: of the accepted cases, 0..1, that are marked for an expert to look at all the same.
+        quantiles: name of a score or statistic → its value at 0, 10, … 100 % of the calibration cases, rising.
+    """
+
+    audit_share: float
+    quantiles: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.audit_share <= 1.0:
+            raise ValueError(f"the share to audit lies between 0 and 1; got {self.audit_share}")
+        for name, values in self.quantiles.items():
+            if len(values) != QUANTILES or not all(a <= b for a, b in pairwise(values)):
+                raise ValueError(f"expected {QUANTILES} rising quantiles of {name}; got {values}")
+
+    def audits(self, digest: str) -> bool:
+        """Whether a case is marked: drawn by the digest of its record, so that nobody chooses and a replay agrees.
+
+        Args:
+            digest: hex digits of a SHA-256.
+        """
+        return int(digest[:16], 16) < self.audit_share * 2**64
+
+    def rank(self, name: str, value: float) -> float | None:
+        """In which tenth of the calibration cases a number lies: .05, .15, … .95; −.05 below all of them, 1.05 above.
+
+        None where the name is not known here. Without drift every tenth is as frequent as any other.
+        """
+        values = self.quantiles.get(name)
+        if values is None:
+            return None
+        if value > values[-1]:
+            return 1.05
+        return (bisect_left(values, value) - 0.5) / (QUANTILES - 1)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "audit_share": self.audit_share,
+            "quantiles": {name: list(values) for name, values in self.quantiles.items()},
+        }
+
+
+def parse_monitoring(document: Mapping[str, Any]) -> Monitoring:
+    """Raises ValueError for a share outside 0..1 or quantiles that do not rise."""
+    quantiles = {str(n): tuple(float(value) for value in values) for n, values in document["quantiles"].items()}
+    return Monitoring(float(document["audit_share"]), quantiles)
