@@ -422,7 +422,10 @@ class _Proving:
             found.append(SiteProof(site.name, site.kind.value, site.p, units, effect, effect == 0.0))
         if all(site.dead for site in found):
             raise ProofRefused(
-                "no site moves the output", "the whole network", "Check the weights and the chosen output."
+                "no site moves the output by as much as single precision shows",
+                "the whole network",
+                "Check the chosen output, and that the weights are trained ones (--weights): with fresh ones what is "
+                "dropped may vanish on its way.",
             )
         return tuple(found)
 
