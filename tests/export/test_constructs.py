@@ -38,6 +38,7 @@ def test_a_construct_is_proven_and_draws_as_pytorch_does(name: str) -> None:
     compiled = compile_sampler(network, DRAFT, image())
     (site,) = compiled.contract.sites
     assert (site.kind.value, site.shape) == expected[:2]
+    assert 0 < compiled.proof.sites[0].effect < 1
     assert site.p == pytest.approx(expected[2], rel=1e-6)
     masks = draw_masks(mask_layout(compiled.contract, (8, 8)), 3, compiled.contract.digest, 0, 300)[None]
     served = start(compiled.model).run(None, {"image": image()[:1].numpy(), "masks": masks})[0][0]
