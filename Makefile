@@ -50,15 +50,17 @@ unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against
 zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove 27 networks of other people (slow)
 	$(BIN)/python -m pytest -m zoo
 
-bench: $(VENV)/.installed-test  ## what T samples cost, against what people write today
+bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, against what people write today
 	$(BIN)/python tests/benchmarks/bench_export_cost.py
+	$(BIN)/python tests/benchmarks/bench_serving.py
+	$(BIN)/python tests/benchmarks/bench_load_generator.py
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)
 
 lock: $(VENV)/bin/python  ## pin every dependency anew
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra test --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra bench --no-header --no-annotate \
 		pyproject.toml --output-file $(LOCK)
 
 clean:  ## remove what was built and installed

@@ -9,13 +9,14 @@ Old files fix the batch at one image; it is made dynamic, also where a Reshape r
 
 from __future__ import annotations
 
+import ast
 import os
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ from onnx import helper, numpy_helper, version_converter
 
 from .capture import OPSET
 from .errors import CaptureRefused, SpecError
+from .free_batch import free_batch, shapes_for, verify
 from .passes.compilation import IMAGE, marker_of, number_of, replace
 from .passes.find_layouts import start
-from .sites import BATCH, DOMAIN, MASK, encode_shape
+from .sites import BATCH, DOMAIN, MASK, encode_shape, matches
 from .storage import store
 
 Array = NDArray[Any]
@@ -77,14 +79,16 @@ def capture_onnx(
     image = _name_input(model, draft)
     _choose_output(model, output)
     _take_off_activation(model, draft)
-    _free_batch(model, image)
-    ranks = _ranks(model, draft)
-    marking = _Marking(model, p, sites, ranks)
+    _refuse_what_cannot_be(model)
+    free_batch(model, image, draft)
+    verify(model, draft)
+    shapes = shapes_for(model, draft, 2)
+    marking = _Marking(model, p, sites, {name: len(shape) for name, shape in shapes.items()})
     for node in list(model.graph):
         if node.op_type == "Dropout" and not node.domain:
             marking.dropout(node)
     if dropout_at is not None:
-        marking.insert([pattern.strip() for pattern in dropout_at.split(",")])
+        marking.insert(dropout_at, _activations(model, shapes, image))
     model.opset_imports[DOMAIN] = 1
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -193,59 +197,82 @@ def _take_off_activation(model: ir.Model, draft: Contract) -> None:
         model.graph.outputs[0] = flat.outputs[0]
 
 
-def _free_batch(model: ir.Model, image: ir.Value) -> None:
-    """Reshape targets that begin with the number 1 (the batch of the file) begin with "as the input" or "the rest"."""
-    for node in model.graph:
-        if node.op_type != "Reshape" or node.inputs[1] is None:
-            continue
-        target = number_of(node.inputs[1])
-        if target is None or target.size < 2 or target[0] != 1 or number_of(node.inputs[0]) is not None:
-            continue
-        free = target.copy()
-        free[0] = 0 if (target == -1).any() else -1
-        value = ir.Value(name=f"{node.inputs[1].name} of {node.outputs[0].name}", const_value=ir.tensor(free))
-        value.dtype, value.shape = ir.DataType.INT64, ir.Shape(free.shape)
-        value.const_value.name = value.name  # type: ignore[union-attr]
-        model.graph.register_initializer(value)
-        node.replace_input_with(1, value)
-    for value in [*model.graph.outputs, *(output for node in model.graph for output in node.outputs)]:
-        value.shape = None  # they say batch 1
+def _refuse_what_cannot_be(model: ir.Model) -> None:
+    """Before the graph is taken apart, while its nodes have their own names."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Dropout" and node.graph is not model.graph:
+            raise CaptureRefused(
+                "dropout inside a loop or a branch (Loop, Scan, If): its masks would depend on which way the data goes",
+                str(node.name or node.outputs[0].name),
+                "Unroll the loop or take the dropout out of the branch, and export the file again.",
+            )
+        training = node.attributes.get("training_mode")
+        if node.op_type == "BatchNormalization" and training is not None and training.as_int():
+            raise CaptureRefused(
+                "BatchNorm is in training mode, so an image's answer would depend on its batch-mates",
+                str(node.name or node.outputs[0].name),
+                "Export the file in evaluation mode; only dropout may be in training mode.",
+            )
 
 
-def _ranks(model: ir.Model, draft: Contract) -> dict[str, int]:
-    """Rank of every tensor, by running the graph on one image."""
+def _activations(model: ir.Model, shapes: dict[str, tuple[int, ...]], image: ir.Value) -> list[ir.Value]:
+    """What dropout can act on: floating-point tensors computed from the image, one row for each of the two images."""
     proto, weights = store(model)
-    names = [name for node in proto.graph.node for name in node.output if name]
     del proto.graph.output[:]
-    for index, name in enumerate(names):
-        proto.graph.node.append(helper.make_node("Shape", [name], [f"rank_{index}"]))
-        proto.graph.output.append(helper.make_tensor_value_info(f"rank_{index}", onnx.TensorProto.INT64, None))
-    try:
-        shapes = start(proto, weights=weights).run(
-            None, {IMAGE: np.zeros((2, draft.channels, *draft.nominal), np.float32)}
-        )
-    except Exception as error:
-        raise CaptureRefused(
-            f"the graph does not run on two images: {str(error).splitlines()[0]}",
-            "the whole network",
-            "State the right --input-shape, or export the file with a dynamic batch.",
-        ) from error
-    return {name: len(shape) for name, shape in zip(names, shapes, strict=True)}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shapes if name != IMAGE)
+    kinds = {output.name: output.type for output in start(proto, weights=weights).get_outputs()}
+    reached = {image}
+    found = []
+    for node in model.graph:
+        if node.op_type in ("Shape", "Size") or not any(value in reached for value in node.inputs):
+            continue
+        reached.update(node.outputs)
+        for value in node.outputs:
+            shape = shapes.get(str(value.name), ())
+            if shape[:1] == (2,) and kinds.get(str(value.name)) in ("tensor(float)", "tensor(float16)"):
+                found.append(value)
+    return found
+
+
+def _names(value: ir.Value) -> set[str]:
+    """What a pattern may mean: the tensor, the node that makes it, the module that torch.onnx noted for that.
+
+    Of a path (`/model/layer4/conv/Conv_output_0`) also what is left without its first steps.
+    """
+    node = value.producer()
+    told = [str(value.name)]
+    if node is not None:
+        told.append(str(node.name or ""))
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        if scopes:
+            told.append("/".join(str(scope) for scope in ast.literal_eval(scopes)[1:]))
+    steps = (name.split("/") for name in told)
+    return {"/".join(parts[start:]) for parts in steps for start in range(len(parts)) if parts[start]}
+
+
+def _listing(activations: Sequence[ir.Value]) -> str:
+    """Names of activations, the last ones first: dropout is wanted near the end."""
+    told = []
+    for value in reversed(activations):
+        name, longest = str(value.name), max(_names(value), key=len)
+        told.append(name if longest in name else f"{name} ({longest})")
+    return ", ".join(told[:12]) + (f" and {len(told) - 12} more before them" if len(told) > 12 else "")
 
 
 class _Marking:
     def __init__(self, model: ir.Model, p: float | None, sites: str | None, ranks: dict[str, int]) -> None:
         self.model = model
         self.p = p
-        self.patterns = None if sites is None else [pattern.strip() for pattern in sites.split(",")]
+        self.patterns = sites
         self.ranks = ranks
         self.index = 0
+        self.taken: Counter[str] = Counter()
 
     def dropout(self, node: ir.Node) -> None:
         """Case 1."""
         x = node.inputs[0]
         assert x is not None
-        name = str(node.name or node.outputs[0].name)
+        name = self.unique(str(node.name or node.outputs[0].name))
         if len(node.outputs) > 1 and node.outputs[1].uses():
             raise CaptureRefused(
                 "its mask is used elsewhere in the graph", name, "Use only the Dropout's first output."
@@ -258,27 +285,33 @@ class _Marking:
             ratio = float(constant.reshape(-1)[0])
         p = self.p if self.p is not None else float(str(np.float32(ratio)))  # 0.4, not 0.4000000059604645
         result = x
-        if p > 0 and (self.patterns is None or any(fnmatchcase(name, pattern) for pattern in self.patterns)):
+        if p > 0 and (self.patterns is None or matches(self.patterns, name)):
             result = self.mask(x, name, SiteKind.ELEMENT, p)
         replace(node.outputs[0], result)
         self.model.graph.remove(node, safe=True)
 
-    def insert(self, patterns: Sequence[str]) -> None:
+    def insert(self, patterns: str, activations: Sequence[ir.Value]) -> None:
         """Case 2."""
         if self.p is None:
             raise CaptureRefused("--dropout-at needs a probability", "--dropout-at", "Give --p 0.1.")
-        values = [v for node in list(self.model.graph) if node.domain != DOMAIN for v in node.outputs]
-        chosen = [v for v in values if v.uses() and any(fnmatchcase(str(v.name), pattern) for pattern in patterns)]
+        chosen = [v for v in activations if v.uses() and matches(patterns, *_names(v))]
         if not chosen:
-            names = [str(value.name) for value in values]
-            listing = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-            raise CaptureRefused(f"no tensor is called {', '.join(patterns)}", "--dropout-at", f"There are: {listing}.")
+            raise CaptureRefused(
+                f"no activation is called {patterns}", "--dropout-at", f"There are: {_listing(activations)}."
+            )
         for value in chosen:
             feature_map = self.ranks.get(str(value.name), 2) > 3
             uses = list(value.uses())
-            marked = self.mask(value, str(value.name), SiteKind.CHANNEL if feature_map else SiteKind.ELEMENT, self.p)
+            marked = self.mask(
+                value, self.unique(str(value.name)), SiteKind.CHANNEL if feature_map else SiteKind.ELEMENT, self.p
+            )
             for user, position in uses:
                 user.replace_input_with(position, marked)
+
+    def unique(self, name: str) -> str:
+        """Old files name several nodes alike, or a node as a tensor."""
+        self.taken[name] += 1
+        return name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"
 
     def mask(self, x: ir.Value, name: str, kind: SiteKind, p: float) -> ir.Value:
         if not 0 < p < 1:

@@ -233,7 +233,7 @@ def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
     if patterns is None:
         return live
     names = {path: path.removeprefix("equipoise_network").removeprefix(".") for path in live}
-    chosen = tuple(path for path, name in names.items() if matches(name, patterns))
+    chosen = tuple(path for path, name in names.items() if matches(patterns, name))
     if not chosen:
         raise CaptureRefused(
             f"no stochastic module matches {patterns}",

@@ -61,12 +61,17 @@ class Call:
     inverted: bool = False
 
 
-def matches(name: str, patterns: str) -> bool:
-    """Whether a name is chosen by patterns with commas between them; `!` before one excludes what it matches."""
+def matches(patterns: str, *names: str) -> bool:
+    """Whether something is chosen by one of its names; commas between patterns, `!` before one that excludes."""
     parts = [part.strip() for part in patterns.split(",") if part.strip()]
-    excluding = [part[1:] for part in parts if part.startswith("!")]
-    including = [part for part in parts if not part.startswith("!")] or ["*"]
-    return any(fnmatchcase(name, part) for part in including) and not any(fnmatchcase(name, part) for part in excluding)
+    excluding = [part[1:].lstrip("/") for part in parts if part.startswith("!")]
+    including = [part.lstrip("/") for part in parts if not part.startswith("!")] or ["*"]
+    told = [name.lstrip("/") for name in names]
+    return _any_match(told, including) and not _any_match(told, excluding)
+
+
+def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def encode_shape(shape: Sequence[int | str]) -> str:

@@ -161,21 +161,15 @@ def _slow_attention() -> Iterator[None]:
 
 def switched_off(module: nn.Module) -> tuple[str, ...]:
     """Names of the dropout layers that are there with p = 0."""
-    dropouts = (
-        (name, part) for name, part in module.named_modules() if isinstance(part, nn.modules.dropout._DropoutNd)
-    )
-    return tuple(name for name, part in dropouts if part.p == 0)
+    kind = nn.modules.dropout._DropoutNd
+    return tuple(name for name, part in module.named_modules() if isinstance(part, kind) and part.p == 0)
 
 
 def how_to_make_random(module: nn.Module) -> str:
     """What to do about a network that draws nothing."""
     named = [name for name in inspect.signature(type(module).__init__).parameters if "drop" in name]
     advice = [f"--arg {name}=0.2 (in a bundle --arg network_def.{name}=0.2)" for name in named[:3]]
-    told = (
-        f"Build {type(module).__name__} with {' or '.join(advice)} and train it so"
-        if advice
-        else "Train it with dropout"
-    )
+    told = f"Build it with {' or '.join(advice)} and train it so" if advice else "Train it with dropout"
     off = switched_off(module)
     if off:
         told += f"; or set p of its {len(off)} dropout layers that have 0 (such as {off[0]}) by --p 0.1"

@@ -120,7 +120,7 @@ def worse_brains(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
         yield f"Rician noise {level:g} sd", [(corruptions.rician(i, level, random), t) for i, t in pairs]
     for sigma in (0.5, 1.0, 2.0, 3.0):
         yield f"blur {sigma:g} voxels", [(corruptions.blurred(i, sigma), t) for i, t in pairs]
-    for level in (0.1, 0.3, 0.6):
+    for level in (0.1, 0.3, 0.6, 1.0):
         yield f"ghosting {level:g}", [(corruptions.ghosted(i, level), t) for i, t in pairs]
     for axis, name in enumerate(("left-right", "front-back", "head-feet")):
         yield f"flipped {name}", [corruptions.flip(i, t, axis) for i, t in pairs]

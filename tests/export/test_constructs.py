@@ -38,6 +38,7 @@ def test_a_construct_is_proven_and_draws_as_pytorch_does(name: str) -> None:
     compiled = compile_sampler(network, DRAFT, image())
     (site,) = compiled.contract.sites
     assert (site.kind.value, site.shape) == expected[:2]
+    assert 0 < compiled.proof.sites[0].effect < 1
     assert site.p == pytest.approx(expected[2], rel=1e-6)
     masks = draw_masks(mask_layout(compiled.contract, (8, 8)), 3, compiled.contract.digest, 0, 300)[None]
     served = start(compiled.model).run(None, {"image": image()[:1].numpy(), "masks": masks})[0][0]
@@ -136,3 +137,61 @@ def test_loops_and_shared_blocks_are_as_many_sites_as_calls() -> None:
     model = capture(Around(Thrice()), image(), (8, 8), 1)
     names = [marker_of(node).site for node in model.graph if node.op_type == "Mask"]
     assert names == ["layer.drop", "layer.drop#2", "layer.drop#3", "layer.block.1", "layer.block.1#2"]
+
+
+def drops(network: nn.Module, **choice: object) -> dict[str, float]:
+    """Sites and their p."""
+    compilation, _ = compile_unproven(network, DRAFT, image(), **choice)  # type: ignore[arg-type]
+    return {site.name: site.p for site in compilation.contract.sites}
+
+
+@pytest.mark.parametrize(
+    "name", ["Dropout", "AlphaDropout", "DropBlock for each channel", "MultiheadAttention", "LSTM", "always on"]
+)
+def test_p_is_overridden_in_network_and_sampler(name: str) -> None:
+    """--p reaches modules, functions, attention, recurrences and DropBlock."""
+    (p,) = drops(Around(LAYERS[name][0]()), p=0.35).values()
+    assert p == pytest.approx(0.35 / 9 if "Block" in name else 0.35)
+
+
+def test_p_that_is_nowhere_to_be_found_is_refused() -> None:
+    """A number inside a function cannot be changed from outside."""
+    with pytest.raises(CaptureRefused, match="cannot be found, so --p cannot change it") as caught:
+        drops(Around(LAYERS["rand < keep"][0]()), p=0.35)
+    assert caught.value.site == "layer"
+
+
+def test_p_switches_layers_on_that_have_none() -> None:
+    """Only where nothing drops at all; otherwise what has p = 0 stays off. Without --p the refusal names it."""
+    with pytest.raises(CaptureRefused, match=r"its 1 dropout layers that have 0 \(such as layer\) by --p 0\.1"):
+        drops(Around(nn.Dropout(0.0)))
+    assert drops(Around(nn.Dropout(0.0)), p=0.1) == {"layer": 0.1}
+    both = Around(nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.2)))
+    assert drops(both, p=0.1) == {"layer.1": 0.1}
+
+
+def test_sites_are_chosen_and_left_out_by_pattern() -> None:
+    """`!` leaves out; what is random whatever its mode cannot be left out, which is told."""
+    network = Around(nn.Sequential(nn.Dropout(0.2), nn.Dropout2d(0.3), nn.AlphaDropout(0.1)))
+    assert drops(network, sites="!layer.1") == {"layer.0": 0.2, "layer.2": 0.1}
+    assert drops(network, sites="layer.*,!*.2") == {"layer.0": 0.2, "layer.1": 0.3}
+    stubborn = Around(nn.Sequential(nn.Dropout(0.2), LAYERS["always on"][0]()))
+    with pytest.raises(CaptureRefused, match="random in evaluation mode as well") as caught:
+        drops(stubborn, sites="layer.0")
+    assert caught.value.site.startswith("layer.1")
+
+
+@pytest.mark.parametrize("name", ["DropBlock", "MultiheadAttention", "GRU", "rand < keep"])
+def test_depth_leaves_shallow_sites_out(name: str) -> None:
+    """--min-depth applies to every construct: here all of them lie behind the convolution."""
+    network = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Flatten(1, 2), nn.Dropout(0.1), Around(LAYERS[name][0]()))
+    (left,) = drops(network, min_depth=0.01)
+    assert left.startswith("3.layer")
+
+
+def test_what_wraps_a_network_is_taken_off() -> None:
+    """torch.compile and DataParallel change nothing; a TorchScript module shows no dropout and is refused."""
+    network = Around(nn.Dropout(0.2))
+    assert drops(nn.DataParallel(torch.compile(network))) == {"layer": 0.2}
+    with pytest.raises(CaptureRefused, match="TorchScript"):
+        drops(torch.jit.trace(network, image()))

@@ -9,13 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from equipoise_export.compile import Compiled
+from equipoise_core.contract import Task
+from equipoise_export.compile import Compiled, compile_sampler
 from equipoise_export.errors import ProofRefused
 from equipoise_export.networks import TorchNetwork
 from equipoise_export.parity import prove
 from equipoise_export.sites import Call
 from onnx import helper, numpy_helper
 
+from tests.export.graphs import contract
 from tests.export.networks import Classifier, UNet
 
 LIVE = {"unet": ("bottleneck_dropout", "decoder_dropout.1"), "classifier": ("channel_dropout", "head_dropout")}
@@ -128,3 +130,22 @@ def test_an_output_that_is_not_finite_is_refused(compiled_unet: Compiled, unet: 
             compiled_unet.contract,
             torch.randn(1, 1, 16, 24).numpy(),
         )
+
+
+def test_every_site_drops_and_keeps_in_the_proof() -> None:
+    """A site of one unit that is hardly ever dropped is dropped all the same: it would go unseen."""
+    from torch import nn
+
+    class Path(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(16, 3)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x = image.flatten(1)
+            return self.line(x * x.new_empty((len(x), 1)).bernoulli_(0.999) if self.training else x)
+
+    draft = contract(task=Task.CLASSIFICATION, classes=3, spatial=(4, 4))
+    compiled = compile_sampler(Path(), draft, torch.randn(2, 1, 4, 4))
+    assert [site.p for site in compiled.contract.sites] == [0.001]
+    assert next(c.value for c in compiled.proof.checks if c.name == "variance over samples") > 1e-4

@@ -58,6 +58,10 @@ def test_the_log_of_decisions_shows_a_change(decided, tmp_path):
         appended = equipoise("audit", "append", log, stdin=decided[0].read_text())
         assert appended.returncode == 0, appended.stderr
     assert equipoise("audit", "verify", log).returncode == 0
+    accepted = json.loads(decided[0].read_text())[0]["record"]["route"] == "accept"
+    watched = equipoise("audit", "monitor", log, "--json")
+    assert watched.returncode == 0, watched.stderr
+    assert len(json.loads(watched.stdout)) == accepted
     text = log.read_text()
     log.write_text(text.replace('"samples_asked":20', '"samples_asked":21', 1))
     assert log.read_text() != text

@@ -124,14 +124,13 @@ class Served:
 
 def serve(contract: Contract, policy: Policy, case: Measured) -> Served:
     """One case by the core's own rules for stopping and routing: what is tested here is what is served."""
-    numbers = [_numbers(policy, case, step) for step in case.steps]
-    return _serve(contract, policy, case, numbers)
+    return _serve(contract, policy, case, _numbers(policy, case))
 
 
-def _numbers(policy: Policy, case: Measured, step: Step) -> dict[str, float]:
-    """As `Assessment.numbers`."""
+def _numbers(policy: Policy, case: Measured) -> list[dict[str, float]]:
+    """As `Assessment.numbers`, at each step."""
     strangeness = policy.strangeness.number(case.statistics) if policy.strangeness else {}
-    return {**case.statistics, **step.scores, **step.prediction, **strangeness}
+    return [{**case.statistics, **step.scores, **step.prediction, **strangeness} for step in case.steps]
 
 
 def _serve(contract: Contract, policy: Policy, case: Measured, numbers: Sequence[Mapping[str, float]]) -> Served:
@@ -271,7 +270,7 @@ def choose_accept(
 ) -> tuple[AcceptRule | None, Certificate | None, str]:
     """Learn-then-Test over thresholds on the procedure as it is served. Returns rule, certificate, words."""
     thresholds = np.unique(np.quantile([case.full.scores[score] for case in pilot], np.linspace(0.0, 1.0, CANDIDATES)))
-    numbers = [[_numbers(policy, case, step) for step in case.steps] for case in cases]
+    numbers = [_numbers(policy, case) for case in cases]
     columns = []
     for threshold in thresholds:
         tried = replace(policy, accept=AcceptRule(score, float(threshold), goals.loss, 0, 0, 0, "a candidate"))
@@ -335,7 +334,7 @@ def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) 
 def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequence[Step], audited: float) -> Monitoring:
     """Where the calibration cases lie in the scores, the prediction's statistics, the simple ones of the input, and
     their distance from what is typical."""
-    numbers = [_numbers(policy, case, step) for case, step in zip(cases, served, strict=True)]
+    numbers = [_numbers(policy, case)[case.steps.index(step)] for case, step in zip(cases, served, strict=True)]
     names = [*served[0].scores, *served[0].prediction, *SIMPLE, "strangeness"]
     tenths = np.linspace(0.0, 1.0, QUANTILES)
     return Monitoring(

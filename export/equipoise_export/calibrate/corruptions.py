@@ -32,8 +32,11 @@ def blurred(image: Image, sigma: float) -> Image:
     return np.asarray(ndimage.gaussian_filter(image, (0.0, *[sigma] * (image.ndim - 1)), mode="nearest"), np.float32)
 
 
-def ghosted(image: Image, level: float, axis: int = 1, every: int = 4) -> Image:
-    """Every `every`-th line of k-space along an axis is weaker by `level` (0..1): periodic motion in MR."""
+def ghosted(image: Image, level: float, axis: int = 1, every: int = 2) -> Image:
+    """Every `every`-th line of k-space along an axis is weaker by `level` (0..1): periodic motion in MR.
+
+    Its ghosts, `every − 1` of them, have `level/every` of the image's intensity each.
+    """
     spectrum = np.fft.fft(image, axis=axis)
     weight = np.ones(image.shape[axis])
     weight[every // 2 :: every] -= level

@@ -63,13 +63,19 @@ def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
     """(what, in words) of every rule."""
     yield "accept", why
     yield "reject for what the input looks like", policy.suitable.rule
-    yield "review for an unusual epistemic score", policy.typical.rule
+    yield f"review for unusual {', '.join(policy.typical.limits)}", policy.typical.rule
     if policy.volume:
         yield "volume intervals", policy.volume.rule
     if policy.sensitive:
         yield "sensitive labels", policy.sensitive.rule
     if policy.stopping:
         yield "fewer samples", policy.stopping.rule
+    if policy.monitoring:
+        share = policy.monitoring.audit_share
+        yield (
+            "audits",
+            f"{share:.0%} of accepted cases are marked at random, for `equipoise audit monitor`",
+        )
 
 
 def _number(value: float | None) -> str:

@@ -70,19 +70,48 @@ class Cost:
 def count_network(c: Compilation) -> None:
     """Requires `layouts` and markers; ensures the plain network's count and each site's depth, for `count_cost`."""
     total = sum(multiplications(c, node) for node in c.graph)
+    pictured = _pictured(c)
     depths = {}
     for node in c.markers():
-        before: set[ir.Node] = set()
-        pending = [node]
-        while pending:
-            for value in pending.pop().inputs:
-                producer = value.producer() if value is not None else None
-                if producer is not None and producer not in before:
-                    before.add(producer)
-                    pending.append(producer)
-        depths[marker_of(node).site] = sum(multiplications(c, part) for part in before) / max(total, 1)
+        places = [node] if node.inputs[0] in pictured else _meetings(node, pictured) or [node]
+        depths[marker_of(node).site] = min(
+            sum(multiplications(c, part) for part in _before(place)) / max(total, 1) for place in places
+        )
     c.network_multiplications = total
     c.depths = depths
+
+
+def _pictured(c: Compilation) -> set[ir.Value]:
+    """What depends on the image's intensities."""
+    found = {c.image}
+    for node in c.graph:
+        if node.op_type not in ("Shape", "Size") and any(value in found for value in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def _meetings(marker: ir.Node, pictured: set[ir.Value]) -> list[ir.Node]:
+    """Where noise that is drawn apart (over ones) first meets activations: that is how deep its site lies."""
+    found: list[ir.Node] = []
+    pending, seen = [marker], {marker}
+    while pending:
+        for user in {user for output in pending.pop().outputs for user, _ in output.uses()} - seen:
+            seen.add(user)
+            (found if any(output in pictured for output in user.outputs) else pending).append(user)
+    return found
+
+
+def _before(node: ir.Node) -> set[ir.Node]:
+    """All that a node's inputs are computed from."""
+    before: set[ir.Node] = set()
+    pending = [node]
+    while pending:
+        for value in pending.pop().inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer not in before:
+                before.add(producer)
+                pending.append(producer)
+    return before
 
 
 def count_cost(c: Compilation) -> None:

@@ -25,7 +25,7 @@ from equipoise_export.calibrate.figures import figures, judge, judge_across
 GOALS = Goals("wrong label", method=Method.ISOTONIC)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def contract():
     return Contract(
         "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
@@ -68,7 +68,7 @@ def scores(score):
     return {"lack_of_confidence": float(score), "predictive_entropy": float(2 * score), "mutual_information": score / 9}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chosen(contract):
     return choose_policy(contract, 20, draw(100, 1, "pilot"), draw(300, 2), GOALS)
 
