@@ -47,7 +47,7 @@ build/zoo/.installed: $(VENV)/.installed-test deploy/locks/zoo.txt
 unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against the real server included
 	$(BIN)/python -m pytest -m "not zoo"
 
-zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove 27 networks of other people (slow)
+zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove some 40 networks of other people (slow)
 	$(BIN)/python -m pytest -m zoo
 
 bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, against what people write today

@@ -134,9 +134,9 @@ def compile_unproven(
         override_p(network, live, p)
     compilation = _compile(network, draft, example, live, fall_back, largest_file)
     if min_depth is not None and compilation.contract.stochastic:
-        live = _deep(compilation, live, min_depth)
+        live = _deep(compilation, network, live, min_depth)
         compilation = _compile(network, compilation.contract, example, live, fall_back, largest_file)
-    _refuse_always_on(compilation, live)
+    _refuse_always_on(compilation, network, live)
     if live and not compilation.contract.stochastic and not deterministic:
         names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
         raise CaptureRefused(
@@ -243,11 +243,11 @@ def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def _refuse_always_on(compilation: Compilation, live: tuple[str, ...]) -> None:
+def _refuse_always_on(compilation: Compilation, network: nn.Module, live: tuple[str, ...]) -> None:
     """Dropout that ignores its training flag acts in whatever was not chosen, too."""
-    chosen = {path.removeprefix("equipoise_network").removeprefix(".") for path in live}
+    chosen = [network.get_submodule(path) for path in live]
     for site in compilation.contract.sites:
-        if _owner(site.name) not in chosen:
+        if not any(_owner(network, site.name) is part for part in chosen):
             raise CaptureRefused(
                 "it is random in evaluation mode as well, so it cannot be left out",
                 site.name,
@@ -255,11 +255,11 @@ def _refuse_always_on(compilation: Compilation, live: tuple[str, ...]) -> None:
             )
 
 
-def _deep(compilation: Compilation, live: tuple[str, ...], min_depth: float) -> tuple[str, ...]:
+def _deep(compilation: Compilation, network: nn.Module, live: tuple[str, ...], min_depth: float) -> tuple[str, ...]:
     """The live modules all of whose sites lie behind `min_depth` of the network."""
     deepest = max(compilation.depths.values())
-    shallow = {_owner(site) for site, depth in compilation.depths.items() if depth < min_depth}
-    chosen = tuple(path for path in live if path.removeprefix("equipoise_network").removeprefix(".") not in shallow)
+    shallow = [_owner(network, site) for site, depth in compilation.depths.items() if depth < min_depth]
+    chosen = tuple(path for path in live if not any(network.get_submodule(path) is part for part in shallow))
     if not chosen:
         raise CaptureRefused(
             f"no site lies behind {min_depth:.0%} of the network", "--min-depth", f"The last one lies at {deepest:.0%}."
@@ -267,7 +267,7 @@ def _deep(compilation: Compilation, live: tuple[str, ...], min_depth: float) -> 
     return chosen
 
 
-def _owner(site: str) -> str:
-    """The module of a site's name: without the operation and the count of the call."""
+def _owner(network: nn.Module, site: str) -> nn.Module:
+    """The module that a site's name leads to, of all names that a module may have."""
     path = site.split("#")[0].split(":")[0]
-    return "" if path == "forward" else path
+    return network.get_submodule("equipoise_network" if path == "forward" else f"equipoise_network.{path}")

@@ -96,7 +96,8 @@ class _Picked:
 
 def _pick(answer: Any, path: tuple[str | int, ...], resize: bool, image: Tensor) -> Tensor:
     for step in path:
-        answer = getattr(answer, step) if dataclasses.is_dataclass(answer) and isinstance(step, str) else answer[step]
+        inside = isinstance(answer, Mapping) or isinstance(step, int)
+        answer = answer[step] if inside else getattr(answer, str(step))
     if resize:
         answer = functional.interpolate(answer, size=image.shape[2:], mode=MODES[image.dim() - 2], align_corners=False)
     return answer  # type: ignore[no-any-return]
@@ -120,7 +121,8 @@ def choose_answer(
     """
     with sampling(network, live_modules(network, example)), torch.no_grad():  # a live module may answer otherwise
         try:
-            outputs = dict(_tensors(network(example)))
+            answer = network(example)
+            outputs = dict(_tensors(answer))
         except Exception as error:
             raise CaptureRefused(
                 f"the network does not run on an image {list(example.shape)}: {type(error).__name__}: {error}",
@@ -143,8 +145,8 @@ def choose_answer(
         assert isinstance(means, Answer) and isinstance(noise, Answer)
         return Heteroscedastic(means, noise, draft.activation, len(draft.classes))
     if output is not None:
-        path = spelled.get(str(output))
-        if path is None:
+        path = _found(answer, str(output).split("."))
+        if path not in outputs:
             raise ExportRefused(f"there is no output {output}", "the chosen output", f"There are: {listing}.")
         return Answer(network, path, _coarser(outputs[path], draft))
     batch = len(example)
@@ -166,6 +168,24 @@ def choose_answer(
         "the chosen output",
         f"Choose one with --output. There are: {listing}.",
     )
+
+
+def _found(output: Any, steps: list[str]) -> tuple[str | int, ...]:
+    """The way that is spelled: keys, indices, names of fields; of a named tuple names and indices alike."""
+    path: list[str | int] = []
+    for text in steps if steps != [""] else []:
+        step: str | int = text
+        if isinstance(output, Mapping):
+            step = next((key for key in output if str(key) == text), text)
+            output = output.get(step)
+        elif isinstance(output, (list, tuple)):
+            named = getattr(output, "_fields", ())
+            step = named.index(text) if text in named else int(text) if text.isdigit() else text
+            output = output[step] if isinstance(step, int) and step < len(output) else None
+        else:
+            output = getattr(output, text, None)
+        path.append(step)
+    return tuple(path)
 
 
 def _coarser(tensor: Tensor, draft: Contract) -> bool:
@@ -190,3 +210,6 @@ def _tensors(output: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tu
     elif isinstance(output, (list, tuple)):
         for index, value in enumerate(output):
             yield from _tensors(value, (*path, index))
+    elif hasattr(output, "__dict__"):
+        for name, value in vars(output).items():
+            yield from _tensors(value, (*path, name))

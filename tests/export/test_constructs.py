@@ -189,6 +189,17 @@ def test_depth_leaves_shallow_sites_out(name: str) -> None:
     assert left.startswith("3.layer")
 
 
+def test_a_module_with_two_names_is_one() -> None:
+    """nnU-Net and MONAI register a layer under several names; whichever its site has, it can be chosen and left out."""
+    first, second = nn.Dropout(0.2), nn.Dropout2d(0.2)
+    network = Around(nn.Sequential(first, second))
+    network.layer.again = nn.ModuleList([second])
+    network.layer.forward = lambda x: network.layer.again[0](first(x))  # type: ignore[method-assign]
+    assert list(drops(network)) == ["layer.0", "layer.again.0"]
+    assert list(drops(network, sites="layer.1")) == ["layer.again.0"]
+    assert list(drops(network, min_depth=0.1)) == ["layer.0", "layer.again.0"]
+
+
 def test_what_wraps_a_network_is_taken_off() -> None:
     """torch.compile and DataParallel change nothing; a TorchScript module shows no dropout and is refused."""
     network = Around(nn.Dropout(0.2))

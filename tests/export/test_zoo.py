@@ -6,23 +6,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Activation, Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import Normalisation, Preprocessing
-from equipoise_export.compile import compile_onnx, compile_onnx_unproven, compile_sampler
+from equipoise_export.command import app
+from equipoise_export.compile import compile_onnx, compile_sampler
 from equipoise_export.networks import TorchNetwork
 from equipoise_export.outputs import choose_answer
 from equipoise_export.passes.find_layouts import start
 from equipoise_export.stochastic import live_modules
 from onnx import numpy_helper
+from typer.testing import CliRunner
 
 from tests.export.test_compile import permutation_p
-from tests.export.zoo import ZOO_NETWORKS, Animal, awake
+from tests.export.zoo import ZOO_NETWORKS, Animal, awake, torchvision_model
 
 pytestmark = [pytest.mark.zoo, pytest.mark.timeout(1200)]
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -84,25 +87,46 @@ def with_random_weights(path: Path) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("name", "sites"), [("squeezenet", 1), ("inception_v1", 1), ("bvlc_alexnet", 2), ("vgg19", 2)])
 def test_onnx_graphs_with_dropout_nodes_become_samplers(name: str, sites: int) -> None:
-    """As many sites as Dropout nodes; where it fits a small machine, proven as well."""
+    """As many sites as Dropout nodes, proven; vgg19's 144 M weights need 6 GB."""
     size = (224, 224)
     classes = tuple(map(str, range(1000)))
+    preprocessing = Preprocessing(Normalisation.ZSCORE)
     draft = Contract(
-        name,
-        Task.CLASSIFICATION,
-        Activation.SOFTMAX,
-        classes,
-        3,
-        size,
-        size,
-        size,
-        Preprocessing(Normalisation.ZSCORE),
-        (),
-    )
-    path = LIGHT / f"light_{name}.onnx"
-    compilation, _ = compile_onnx_unproven(onnx.load(path), draft)
-    assert len(compilation.contract.sites) == sites
-    if name in ("squeezenet", "inception_v1"):
-        compile_onnx(
-            with_random_weights(path), draft, np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
-        )
+        name, Task.CLASSIFICATION, Activation.SOFTMAX, classes, 3, size, size, size, preprocessing, ()
+    )  # fmt: skip
+    example = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
+    compiled = compile_onnx(with_random_weights(LIGHT / f"light_{name}.onnx"), draft, example)
+    assert len(compiled.contract.sites) == sites
+    assert not any(site.dead for site in compiled.proof.sites)
+
+
+VENDOR = {
+    "resnet18": "layer4*",
+    "mobilenet_v2": "features.18*",
+    "vision_transformer": "*mlp*",
+    "smp_deeplabv3plus": "decoder.*,decoder/*",
+}
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
+@pytest.mark.parametrize("name", VENDOR)
+@pytest.mark.filterwarnings("ignore")
+def test_dropout_is_put_into_files_of_well_known_networks(name: str, dynamo: bool, tmp_path: Path) -> None:
+    """Exported by torch for one image, in inference mode; the command takes them with the names of their modules."""
+    known = ZOO_NETWORKS.get(name)
+    animal = known or Animal(lambda: torchvision_model(name, num_classes=3), "classification", 3, (3, 64, 64))
+    torch.manual_seed(0)
+    network = awake(animal.make(), torch.randn(4, *animal.shape)).eval()
+    path = tmp_path / "vendor.onnx"
+    options: dict[str, Any] = {"external_data": False} if dynamo else {"opset_version": 17}
+    torch.onnx.export(network, (torch.randn(1, *animal.shape),), str(path), dynamo=dynamo, verbose=False, **options)
+    result = CliRunner().invoke(
+        app,
+        [
+            str(path), "--name", "vendor", "--task", animal.task, "--input-shape", ",".join(map(str, animal.shape)),
+            "--classes", ",".join(map(str, range(animal.classes))), "--dropout-at", VENDOR[name], "--p", "0.1",
+            "--into", str(tmp_path / "repo"),
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert load_contract(tmp_path / "repo" / "vendor" / "1" / "contract.json").sites

@@ -197,7 +197,14 @@ def deeplab() -> nn.Module:
 
     return smp.DeepLabV3Plus("resnet18", encoder_weights=None, in_channels=3, classes=2)
 
-    return smp.Segformer("resnet18", encoder_weights=None, in_channels=3, classes=2)
+
+def smp_model(name: str, *, with_classes: bool = False) -> nn.Module:
+    """With classes: a second output, behind dropout, for the whole image."""
+    open_zoo()
+    import segmentation_models_pytorch as smp
+
+    aux = {"classes": 3, "dropout": 0.3} if with_classes else None
+    return getattr(smp, name)("resnet18", encoder_weights=None, in_channels=3, classes=2, aux_params=aux)
 
 
 def timm_model(name: str, **arguments: object) -> nn.Module:
@@ -216,6 +223,39 @@ def segformer() -> nn.Module:
         hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1, drop_path_rate=0.1, classifier_dropout_prob=0.1,
     )  # fmt: skip
     return SegformerForSemanticSegmentation(config)
+
+
+def monai_model(name: str, *sizes: object, **arguments: object) -> nn.Module:
+    open_zoo()
+    import monai.networks.nets
+
+    return getattr(monai.networks.nets, name)(*sizes, **arguments)
+
+
+def residual_nnunet(rank: int) -> nn.Module:
+    open_zoo()
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    drop = {2: nn.Dropout2d, 3: nn.Dropout3d}[rank]
+    norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[rank]
+    return ResidualEncoderUNet(
+        1, 3, [8, 16, 32], conv, 3, [1, 2, 2], [1, 2, 2], 3, [1, 1], True, norm, {"affine": True}, drop, {"p": 0.2},
+        nn.LeakyReLU, {"inplace": True},
+    )  # fmt: skip
+
+
+def huggingface(name: str, **changes: object) -> nn.Module:
+    """`ViT` and the like: a small classifier with dropout in every place that its configuration knows."""
+    open_zoo()
+    import transformers
+
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
+        "patch_size": 8, "num_labels": 3, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    }  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **changes})
+    return getattr(transformers, f"{name}ForImageClassification")(config)
 
 
 ZOO_NETWORKS: dict[str, Animal] = {
@@ -272,4 +312,81 @@ ZOO_NETWORKS: dict[str, Animal] = {
         (3, 64, 64),
     ),
     "transformers_segformer": Animal(segformer, "segmentation", 3, (3, 64, 96), 32, True),
+    "monai_highresnet_3d": Animal(
+        lambda: monai_model("HighResNet", 3, 1, 2, dropout_prob=0.2), "segmentation", 2, (1, 16, 16, 16), 1, True
+    ),
+    "monai_segresnet_vae_2d": Animal(
+        lambda: monai_model(
+            "SegResNetVAE", (32, 48), spatial_dims=2, init_filters=8, in_channels=1, out_channels=2, dropout_prob=0.2
+        ),
+        "segmentation",
+        2,
+        (1, 32, 48),
+        8,
+        output="0",
+    ),
+    "monai_senet_2d": Animal(
+        lambda: monai_model(
+            "SENet", 2, 1, "se_resnet_bottleneck", [1, 1, 1, 1], 1, 16, dropout_prob=0.2, num_classes=2
+        ),
+        "classification",
+        2,
+        (1, 64, 64),
+    ),
+    "nnunet_residual_3d": Animal(lambda: residual_nnunet(3), "segmentation", 3, (1, 16, 24, 16), 4, True),
+    "smp_fpn": Animal(lambda: smp_model("FPN"), "segmentation", 2, (3, 64, 96), 32, True),
+    "smp_unet_whole_image": Animal(
+        lambda: smp_model("Unet", with_classes=True), "classification", 3, (3, 64, 96), 32, output="1"
+    ),
+    "timm_resnet18_dropblock": Animal(
+        lambda: timm_model("resnet18", drop_rate=0.1, drop_block_rate=0.1, num_classes=3),
+        "classification",
+        3,
+        (3, 64, 64),
+        sites=5,
+    ),
+    "timm_swin": Animal(
+        lambda: timm_model(
+            "swin_tiny_patch4_window7_224",
+            img_size=64,
+            window_size=2,
+            depths=(1, 1, 1, 1),
+            drop_rate=0.1,
+            attn_drop_rate=0.1,
+            drop_path_rate=0.2,
+            num_classes=3,
+        ),
+        "classification",
+        3,
+        (3, 64, 64),
+    ),
+    "timm_deit_distilled": Animal(
+        lambda: timm_model(
+            "deit_tiny_distilled_patch16_224", img_size=64, depth=2, drop_rate=0.1, drop_path_rate=0.1, num_classes=3
+        ),
+        "classification",
+        3,
+        (3, 64, 64),
+    ),
+    "timm_eva": Animal(
+        lambda: timm_model(
+            "eva02_tiny_patch14_224",
+            img_size=64,
+            patch_size=16,
+            depth=2,
+            drop_rate=0.1,
+            drop_path_rate=0.1,
+            attn_drop_rate=0.1,
+            num_classes=3,
+        ),
+        "classification",
+        3,
+        (3, 64, 64),
+    ),
+    "transformers_vit": Animal(lambda: huggingface("ViT"), "classification", 3, (3, 32, 32)),
+    "transformers_vit_eager": Animal(
+        lambda: huggingface("ViT", attn_implementation="eager"), "classification", 3, (3, 32, 32)
+    ),
+    "transformers_beit": Animal(lambda: huggingface("Beit", drop_path_rate=0.1), "classification", 3, (3, 32, 32)),
+    "transformers_dinov2": Animal(lambda: huggingface("Dinov2", drop_path_rate=0.1), "classification", 3, (3, 32, 32)),
 }
