@@ -25,6 +25,7 @@ from .compile import Compiled, compile_onnx, compile_onnx_unproven, compile_samp
 from .errors import ExportError, SpecError
 from .passes.compilation import Compilation
 from .progress import shown
+from .runtime import session
 from .spec import load_module, load_weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -309,6 +310,10 @@ class Source(Protocol):
 
     def unproven(self) -> Compilation: ...
 
+    def one_pass(self) -> Callable[[], object]:
+        """One plain pass over one image, as in somebody's loop."""
+        ...
+
 
 @dataclass(frozen=True)
 class TorchSource:
@@ -329,6 +334,10 @@ class TorchSource:
         if len(self.weights) > 1:
             compilation.notes.append(f"the first of {len(self.weights)} members; the samples are shared out among them")
         return compilation
+
+    def one_pass(self) -> Callable[[], object]:
+        module, image = self._module(self.weights[0] if self.weights else None).eval(), example_image(self.draft)[:1]
+        return torch.no_grad()(partial(module, image))
 
     def _module(self, weights: Path | None) -> torch.nn.Module:
         module = self.make()
@@ -354,15 +363,22 @@ class OnnxSource:
     def unproven(self) -> Compilation:
         return compile_onnx_unproven(self.graph, self.draft, **self.choice)[0]
 
+    def one_pass(self) -> Callable[[], object]:
+        plain = session(self.graph.SerializeToString())
+        feeds = {plain.get_inputs()[0].name: example_image(self.draft)[:1].numpy()}
+        return partial(plain.run, None, feeds)
+
 
 def _publish(source: Source, into: Path, replace: bool, console: Console, as_json: bool) -> None:
     from .ensemble import check_members
+    from .measure import measure_gain
     from .repository import publish
     from .triton_config import sampler_names
 
     with shown(Console(stderr=True)):
         members = list(source.compiled())
         check_members(members, example_image(source.draft).numpy())
+        gain = measure_gain(members[0], source.one_pass(), example_image(source.draft)[:1].numpy())
         folder = publish(members[0], into, replace=replace, further=members[1:])
     contract, cost = members[0].contract, members[0].cost
     samplers = sampler_names(contract, len(members))
@@ -374,7 +390,7 @@ def _publish(source: Source, into: Path, replace: bool, console: Console, as_jso
             "digest": contract.digest,
             "bits": cost.bits,
             "notes": notes,
-            "cost": cost.document(),
+            "cost": {**cost.document(), "measured_gain": gain.document() if gain else None},
             "samplers": [
                 {"name": name, "proof": member.proof.document()} for name, member in zip(samplers, members, strict=True)
             ],
@@ -384,6 +400,8 @@ def _publish(source: Source, into: Path, replace: bool, console: Console, as_jso
     for member in members:
         console.print(member.proof)
     console.print(cost)
+    if gain:
+        console.print(str(gain))
     for note in notes:
         console.print(f"[yellow]note[/yellow]: {note}")
     console.print(f"published {folder} and {', '.join(samplers)}")

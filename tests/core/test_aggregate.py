@@ -351,6 +351,16 @@ def test_a_large_image_equals_all_its_samples_stitched_one_by_one(model):
     assert a.moments.volumes == pytest.approx(p.sum((2, 3)), rel=1e-5)
 
 
+def test_an_answer_put_together_of_windows_is_never_accepted(model, case):
+    """Policies are made on images that the network sees whole; one voxel more is another procedure."""
+    large = dataclasses.replace(case, image=np.tile(case.image, (1, 3, 2)))
+    assert assess(model, large, [Sampler(model.contract)]).decision.route is Route.ACCEPT
+    contract = dataclasses.replace(model.contract, maximum=(20, 64))
+    policy = dataclasses.replace(model.policy, model_digest=contract.model_digest)
+    a = assess(dataclasses.replace(model, contract=contract, policy=policy), large, [Sampler(contract)])
+    assert a.decision.route is Route.REVIEW and "windows" in a.decision.reason
+
+
 def test_what_does_not_fit_into_one_answer_is_refused_before_anything_is_drawn(segmentation):
     """The message says how large it would be, and what to ask for instead."""
     large = Case(np.broadcast_to(np.float32(1.0), (1, 10000, 10000)))

@@ -74,6 +74,7 @@ def test_requests_in_flight_are_answered_before_it_stops(repository, temporary):
     assert all("UNAVAILABLE" in message for message in refused), refused
 
 
+@pytest.mark.slow
 def test_killed_caller_takes_everything_with_it(repository, temporary, traces):
     """Even SIGKILL, which no handler sees, leaves neither process nor shared memory nor directory."""
     caller = _serve(str(repository), "--json", *ANY_PORTS)
@@ -93,6 +94,7 @@ def _wait_for(process: int) -> None:
     os.close(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_ends_with_zero_on_a_signal_even_if_it_is_repeated(repository, temporary, traces, number):
     """The first signal stops it in order; an impatient second one does not disturb the cleaning up."""

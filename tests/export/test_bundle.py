@@ -17,6 +17,8 @@ from equipoise_export.command import app
 from equipoise_export.runtime import OnnxSampler
 from typer.testing import CliRunner
 
+pytestmark = pytest.mark.slow  # exports of bundles
+
 bundles = pytest.importorskip("monai.bundle")
 
 UNET = {

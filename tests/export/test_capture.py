@@ -67,6 +67,7 @@ def test_a_module_called_twice_is_two_sites_and_p_zero_is_none() -> None:
     assert [marker_of(node).site for node in model.graph if node.op_type == "Mask"] == ["twice", "twice#2"]
 
 
+@pytest.mark.slow
 def test_dynamic_sizes_are_spelled_in_the_contracts_names(unet: UNet) -> None:
     """A site's shape says X//4 where the network halves twice."""
     model = capture(unet, torch.randn(2, 1, 16, 24), ("X", "Y"), 4)
@@ -167,6 +168,7 @@ def test_the_wrong_number_of_classes_is_refused(unet: UNet) -> None:
         compile_unproven(unet, draft, torch.randn(2, 1, 16, 24))
 
 
+@pytest.mark.slow
 def test_sites_can_be_chosen_by_name_and_by_depth(unet: UNet) -> None:
     """`--sites` takes a pattern of module names, `--min-depth` a share of the network's multiplications."""
     draft, image = contract(spatial=(16, 24)), torch.randn(2, 1, 16, 24)

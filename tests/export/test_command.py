@@ -30,8 +30,10 @@ def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
     assert [site.name for site in contract.sites] == ["channel_dropout", "head_dropout"]
     proof = json.loads((tmp_path / "repo" / "small_sampler" / "1" / "proof.json").read_text())
     assert told["samplers"] == [{"name": "small_sampler", "proof": proof}]
+    assert told["cost"]["measured_gain"]["samples"] == 20 and told["cost"]["measured_gain"]["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_several_weights_are_published_as_one_ensemble(tmp_path: Path) -> None:
     """Each member is a sampler of its own with its own proof; the contract names them all."""
     for member in range(3):
@@ -49,6 +51,7 @@ def test_several_weights_are_published_as_one_ensemble(tmp_path: Path) -> None:
     assert [s["proof"] for s in json.loads(result.stdout.strip().splitlines()[-1])["samplers"]] == proofs
 
 
+@pytest.mark.slow
 def test_a_member_given_twice_is_refused(tmp_path: Path) -> None:
     """By its bytes, and where the file was only written anew, by its answers."""
     state = Classifier().state_dict()

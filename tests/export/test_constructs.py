@@ -19,6 +19,8 @@ from tests.export.constructs import LAYERS, Around, DropBlock, DropBlockOfSizes,
 from tests.export.graphs import contract
 from tests.export.test_compile import permutation_p
 
+pytestmark = pytest.mark.slow  # forty ways to be random, each exported
+
 DRAFT = contract(task=Task.CLASSIFICATION, classes=3, spatial=(8, 8))
 
 

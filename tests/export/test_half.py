@@ -31,6 +31,8 @@ from typer.testing import CliRunner
 from tests.export.graphs import contract
 from tests.export.networks import Classifier, UNet
 
+pytestmark = pytest.mark.slow  # each export is proven twice
+
 FLOAT, HALF, UINT8 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
 
 

@@ -23,6 +23,8 @@ from equipoise_export.storage import DATA, MODEL
 from tests.export.graphs import contract
 from tests.export.networks import UNet
 
+pytestmark = pytest.mark.slow  # exports
+
 DRAFT = contract(spatial=("X", "Y"), nominal=(16, 24), multiple=4)
 
 

@@ -23,7 +23,7 @@ BYTES = ANSWER.SerializeToString()
 
 
 class Exact(grpc.GenericRpcHandler):
-    """`busy` is who answers: while the server stalls, nobody is answered, and all wait."""
+    """While it stalls nobody is answered, and all wait for its end."""
 
     def __init__(self, seconds: float, stall_after: float, stall_for: float) -> None:
         self.seconds, self.stall_after, self.stall_for = seconds, stall_after, stall_for

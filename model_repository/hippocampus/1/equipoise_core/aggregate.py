@@ -28,8 +28,8 @@ from .volume import UNKNOWN, Volume, volume_of_samples, voxel_volume
 MAX_SAMPLES = 1000
 """More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
 
-MAX_VOXELS = 2**27
-"""Of one image: 512³, for which the moments of three classes take 4 GB."""
+MAX_VOXELS = 2**25
+"""Of one image: 512 × 512 × 128. Moments of three classes then take 1 GB, and all that is held at once several."""
 
 MAX_ANSWER = 2**31 - 2**20
 """Bytes of all arrays of one answer: gRPC's ceiling for a message, less what else stands in it."""
@@ -227,6 +227,7 @@ class Assessment:
             spacing=case.spacing,
             problems=self.problems,
             stopped=self.stopped,
+            windows=model.contract.in_windows(case.image.shape[1:]),
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -334,7 +335,7 @@ def running_assessments(
     asked = (contract.stochastic and case.samples) or model.default_samples
     window = contract.window(case.image.shape[1:])
     padded = contract.preprocessing.pad(known.normalised, window)
-    tiling = None if padded.shape[1:] == window else Tiling(padded.shape[1:], window)
+    tiling = Tiling(padded.shape[1:], window) if contract.in_windows(case.image.shape[1:]) else None
 
     def run(draw: Draw) -> Moments:
         sampler, masks = samplers[draw[0]], draw[1]

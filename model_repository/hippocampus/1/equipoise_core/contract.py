@@ -175,6 +175,10 @@ class Contract:
             for given, extent, largest in zip(size, self.spatial, self.maximum, strict=True)
         )
 
+    def in_windows(self, size: tuple[int, ...]) -> bool:
+        """Whether an image of this size is more than the network sees at once."""
+        return any(given > seen for given, seen in zip(size, self.window(size), strict=True))
+
     @cached_property
     def digest(self) -> str:
         """What the graph was built for: everything but the sampler files."""

@@ -36,6 +36,7 @@ class Evidence:
         spacing: voxel spacing in mm, or None.
         problems: what went wrong while sampling, in words.
         stopped: the policy's own stopping rule found fewer samples than its T to be enough.
+        windows: the image was taken in windows, being larger than the network sees at once.
     """
 
     numbers: Mapping[str, float]
@@ -46,14 +47,15 @@ class Evidence:
     spacing: tuple[float, ...] | None
     problems: tuple[str, ...] = ()
     stopped: bool = False
+    windows: bool = False
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision:
     """Routes one case.
 
     In this order: anything that went wrong, or no policy for this model → review; input far from the calibration cases
-    → reject; unlike them, a caller's own seed or T, or a spacing that the model was not made for → review; case score
-    at most the policy's threshold → accept; everything else → review.
+    → reject; unlike them, a caller's own seed or T, a spacing that the model was not made for, or an image taken in
+    windows → review; case score at most the policy's threshold → accept; everything else → review.
     """
     for reason in _failures(contract, policy, why_no_policy, evidence):
         return Decision(Route.REVIEW, reason)
@@ -125,6 +127,8 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield f"the caller named {evidence.samples} samples, the policy is for {policy.samples}"
     elif evidence.samples != policy.samples and not evidence.stopped:
         yield f"{evidence.samples} samples were drawn, the policy is for {policy.samples}"
+    if evidence.windows:
+        yield "the image is larger than the network sees at once: no policy was made for answers of several windows"
     if contract.task is Task.SEGMENTATION and contract.spacing is not None:
         if evidence.spacing is None:
             yield "no spacing was given"
