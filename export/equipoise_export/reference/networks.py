@@ -64,17 +64,23 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`[N, 1, *S]`, each S divisible by 2 to the number of halvings → logits `[N, K, *S]`."""
+        logits: Tensor = self.head(self.decoded(image)[-1])
+        return logits
+
+    def decoded(self, image: Tensor) -> list[Tensor]:
+        """What enters each block of the decoder, from the coarsest on, and what leaves the last one."""
         features = self.encoder[0](image)
         skips = []
         for block in self.encoder[1:]:
             skips.append(features)
             features = block(self.pool(features))
+        entered = []
         for dropout, up, block, skip in zip(
             reversed(self.dropout), reversed(self.up), reversed(self.decoder), reversed(skips), strict=True
         ):
-            features = block(torch.cat([skip, up(dropout(features))], dim=1))
-        logits: Tensor = self.head(features)
-        return logits
+            entered.append(torch.cat([skip, up(dropout(features))], dim=1))
+            features = block(entered[-1])
+        return [*entered, features]
 
 
 class RadiographClassifier(nn.Module):
