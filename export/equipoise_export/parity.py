@@ -20,6 +20,7 @@ import onnxruntime
 import torch
 from equipoise_core.contract import Activation, Contract, Precision, Task
 from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
+from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 from rich.table import Table
@@ -191,9 +192,14 @@ class _Proving:
     # --- the two sides ---
 
     def network(self, image: Array, packed: Array) -> Array:
-        """Probabilities of the network, float64 `[K, *S]`, for an image `[1, C, *S]` and a packed mask `[B]`."""
+        """Probabilities of the network, float64 `[K, *S]`, for an image `[1, C, *S]` and a packed mask `[B]`.
+
+        Of one that states its moments: those, `[2K + E + 1, *S]`.
+        """
         filled = np.where(image <= PADDING_VALUE / 2, np.float32(self.contract.preprocessing.fill), image)
         wide = self.logits(self.contract, filled, packed).astype(np.float64)
+        if self.contract.states_moments:
+            return wide
         if self.contract.activation is Activation.SIGMOID:
             return np.exp(-np.logaddexp(0.0, -wide))
         wide = np.exp(wide - wide.max(axis=0))
@@ -339,6 +345,13 @@ class _Proving:
         """The contract's outputs by their definitions, from p `[N, T, K, *S]`."""
         if self.contract.task is Task.CLASSIFICATION:
             return {"probabilities": p}
+        inside = (images > PADDING_VALUE / 2).any(axis=1)[:, None, None]
+        axes = tuple(range(3, p.ndim))
+        if self.contract.states_moments:
+            classes = len(self.contract.classes)
+            parts = np.split(p, np.cumsum([classes, classes, self.contract.decisions]), axis=2)
+            sums = {name: part.sum(axis=1) for name, part in zip(STATED, parts, strict=True)}
+            return {**sums, "volumes": (parts[0] * inside).sum(axis=axes)}
         with np.errstate(divide="ignore", invalid="ignore"):
             surprise = np.where(p > 0, -p * np.log(p), 0.0)
             if self.contract.activation is Activation.SOFTMAX:
@@ -346,8 +359,6 @@ class _Proving:
             else:
                 q = 1.0 - p
                 entropy = surprise + np.where(q > 0, -q * np.log(q), 0.0)
-        inside = (images > PADDING_VALUE / 2).any(axis=1)[:, None, None]
-        axes = tuple(range(3, p.ndim))
         return {
             "sum_p": p.sum(axis=1),
             "sum_p2": (p**2).sum(axis=1),

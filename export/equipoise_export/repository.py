@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import equipoise_core
 import onnx
 from equipoise_core.canonical import digest_of_file, digest_of_model
-from equipoise_core.contract import Contract, ContractError, Sampler, load_contract
+from equipoise_core.contract import Contract, ContractError, Sampler, Screen, load_contract
 
 from .errors import ExportError
 from .storage import DATA, MODEL, Weights
-from .triton_config import aggregator_config, render, sampler_configs, sampler_names
+from .triton_config import aggregator_config, render, sampler_configs, sampler_names, screen_name
 
 _CORE = Path(equipoise_core.__file__).parent
 _CARRIED = Path(__file__).parent / "_adapters"  # filled when the wheel is built
@@ -59,6 +59,7 @@ def publish(
     link_code_to: Path | None = None,
     replace: bool = False,
     further: Sequence[Publishable] = (),
+    screen: Publishable | None = None,
 ) -> Path:
     """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
 
@@ -71,16 +72,20 @@ def publish(
             linked, not copied.
         replace: whether a different model of the same name may be overwritten. The same model again changes nothing.
         further: the other members of a deep ensemble: the same network and contract with other weights.
+        screen: a single pass that is tried before any sample is drawn. Its contract differs in its sites (none) and in
+            `states_moments` only.
     """
     name, members = compiled.contract.name, (compiled, *further)
     samplers = sampler_names(compiled.contract, len(members))
     for member in members:
         _check_metadata(member, compiled.contract)
+    if screen is not None:
+        _check_screen(screen, compiled.contract)
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=into) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        _write_model(dict(zip(samplers, members, strict=True)), new, into, policy, card, link_code_to)
-        written = (*samplers, name)
+        _write_model(dict(zip(samplers, members, strict=True)), screen, new, into, policy, card, link_code_to)
+        written = (*samplers, *([screen_name(compiled.contract)] if screen else []), name)
         existing = [
             folder for folder in {**dict.fromkeys(written), **_belonging(into / name)} if (into / folder).exists()
         ]
@@ -99,7 +104,8 @@ def publish(
 def _belonging(public: Path) -> dict[str, None]:
     """The samplers of the model that is published there already: a larger ensemble leaves none behind."""
     try:
-        return {sampler.name: None for sampler in load_contract(public / "1" / "contract.json").samplers}
+        contract = load_contract(public / "1" / "contract.json")
+        return dict.fromkeys(s.name for s in (*contract.samplers, contract.screen) if s is not None)
     except ContractError:
         return {}
 
@@ -113,8 +119,19 @@ def _check_metadata(compiled: Publishable, contract: Contract) -> None:
         )
 
 
+def _check_screen(screen: Publishable, contract: Contract) -> None:
+    expected = with_changes(contract, sites=(), states_moments=screen.contract.states_moments)
+    if screen.contract.digest != expected.digest:
+        raise PublishError(
+            f"the screen is not a single pass over the same images, classes and sizes as {contract.name}; compile it "
+            "under that contract, without dropout"
+        )
+    _check_metadata(screen, expected)
+
+
 def _write_model(
     members: Mapping[str, Publishable],
+    screen: Publishable | None,
     root: Path,
     into: Path,
     policy: Mapping[str, Any] | None,
@@ -127,17 +144,21 @@ def _write_model(
     published = with_changes(
         contract, samplers=tuple(_write_sampler(name, member, root) for name, member in members.items())
     )
+    if screen is not None:
+        written = _write_sampler(screen_name(contract), screen, root)
+        published = with_changes(published, screen=Screen(written.name, written.digest, screen.contract.states_moments))
     (public / "config.pbtxt").write_text(render(aggregator_config(published)), encoding="utf-8")
     (public / "1" / "contract.json").write_text(published.dumps(), encoding="utf-8")
+    samplers = [*members, *([screen_name(contract)] if screen else [])]
     if policy is not None:
         _write_json(public / "1" / "policy.json", policy)
     if card is not None:
         (public / "README.md").write_text(card, encoding="utf-8")
 
     if link_code_to is None:
-        _copy_code(public / "1", [root / name / "1" for name in members])
+        _copy_code(public / "1", [root / name / "1" for name in samplers])
     else:
-        _link_code(public.name, list(members), root, into, link_code_to)
+        _link_code(public.name, samplers, root, into, link_code_to)
 
 
 def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from equipoise_core.contract import Contract
 from equipoise_core.errors import SamplerFailure
 from numpy.typing import NDArray
 
-from .storage import Weights
+from .storage import MODEL, Weights
 
 
 def session(model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
@@ -28,6 +29,18 @@ def session(model: Path | bytes, threads: int = 0, weights: Weights | None = Non
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights.folder.name)
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def published_samplers(
+    repository: Path, contract: Contract, threads: int = 0
+) -> tuple[list[OnnxSampler], OnnxSampler | None]:
+    """The samplers of a published model, in the contract's order, and its screen's where it has one."""
+
+    def sampler(name: str) -> OnnxSampler:
+        return OnnxSampler(repository / name / "1" / MODEL, threads)
+
+    screen = sampler(contract.screen.name) if contract.screen else None
+    return [sampler(each.name) for each in contract.samplers], screen
 
 
 class OnnxSampler:

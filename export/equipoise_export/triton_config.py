@@ -55,6 +55,11 @@ def sampler_names(contract: Contract, count: int = 1) -> tuple[str, ...]:
     return tuple(f"{contract.name}_sampler_{number}" for number in range(1, count + 1))
 
 
+def screen_name(contract: Contract) -> str:
+    """Triton's name of the model that is tried before any sample is drawn for `contract.name`."""
+    return f"{contract.name}_screen"
+
+
 def aggregator_config(contract: Contract) -> triton.ModelConfig:
     """The public model NAME: the Python backend, every axis spelled out, two priorities.
 
@@ -81,6 +86,7 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
             _output("variance_corrected", _FP32, [-1, per_class, *maps]),
             _output("aleatoric", _FP32, [-1, per_decision, *maps]),
             _output("epistemic", _FP32, [-1, per_decision, *maps]),
+            *([_output("own", _FP32, [-1, 1, *maps])] if contract.states_moments else []),
             _output("labels", _UINT8, [-1, per_decision, *maps]),
             _output("labels_sensitive", _UINT8, [-1, per_decision, *maps]),
             _output("calibrated", _FP32, [-1, per_class, *maps]),
@@ -159,6 +165,8 @@ def _sampler_config(contract: Contract, name: str) -> triton.ModelConfig:
             _output("sum_entropy", _FP32, [decisions, *spatial]),
             _output("volumes", _FP32, [-1, classes]),
         ]
+        if contract.states_moments:
+            outputs.append(_output("sum_own", _FP32, [1, *spatial]))
     else:
         outputs = [_output("probabilities", _FP32, [-1, classes])]
     return triton.ModelConfig(

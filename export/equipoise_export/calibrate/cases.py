@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from equipoise_core.aggregate import Assessment, Case, Model, RunSampler, running_assessments
+from equipoise_core.aggregate import Assessment, Case, Model, RunSampler, running_assessments, screening
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.volume import voxel_volume
 from numpy.typing import NDArray
@@ -68,6 +68,14 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Screened:
+    """What the contract's screen answers: `Step` and `Measured.probabilities` of its single pass."""
+
+    step: Step
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Measured:
     """What calibration needs of one case.
 
@@ -77,6 +85,7 @@ class Measured:
         truths: true volumes in mL by the same names as `Step.volumes`.
         probabilities, hits: `[m, K]`: p̄ at full T and which classes are true, of this image (m = 1) or of some of its
             voxels.
+        screen: of a model that has one.
     """
 
     name: str
@@ -89,32 +98,49 @@ class Measured:
     probabilities: NDArray[np.float64]
     hits: NDArray[np.float64]
     spacing: tuple[float, ...] | None = None
+    screen: Screened | None = None
 
     @property
     def full(self) -> Step:
         """At full T."""
         return self.steps[-1]
 
+    def as_screened(self) -> Measured:
+        """The case, answered by the screen alone."""
+        assert self.screen is not None
+        return replace(self, probabilities=self.screen.probabilities)
+
 
 def measure(
-    model: Model, case: Labelled, samplers: Sequence[RunSampler], acceptable_dice: float, looks: Sequence[int] = LOOKS
+    model: Model,
+    case: Labelled,
+    samplers: Sequence[RunSampler],
+    acceptable_dice: float,
+    looks: Sequence[int] = LOOKS,
+    screen: RunSampler | None = None,
 ) -> Measured:
     """Runs one case and compares it with its truth, at each look and at full T.
 
     Args:
         model: without a policy, so that nothing is stopped or widened.
-        samplers: as for `assess`.
+        samplers, screen: as for `assess`.
         acceptable_dice: segmentation: a mean Dice below it is a loss.
     """
     contract = model.contract
     _check_truth(contract, case)
-    running = list(running_assessments(model, Case(case.image, spacing=case.spacing), samplers, looks))
+    asked = Case(case.image, spacing=case.spacing)
+    running = list(running_assessments(model, asked, samplers, looks))
     last = running[-1]
     if last.problems:
         raise CalibrationError(f"{case.name}: {'; '.join(last.problems)}: calibrate where every case can be sampled")
     scale = voxel_volume(case.spacing) if case.spacing and contract.task is Task.SEGMENTATION else None
     names = [*(contract.classes[k] for k in contract.foreground), "total"]
     probabilities, hits = _answers(contract, last, case.truth)
+    screened = None
+    if contract.screen is not None:
+        first = screening(model, asked, screen)
+        step = _step(first, case.truth, acceptable_dice, names if scale else [])
+        screened = Screened(step, _answers(contract, first, case.truth)[0])
     return Measured(
         case.name,
         case.patient,
@@ -126,6 +152,7 @@ def measure(
         probabilities,
         hits,
         case.spacing,
+        screened,
     )
 
 

@@ -32,8 +32,11 @@ from .risk import (
 )
 from .strangeness import fit_strangeness
 
-EPISTEMIC = {Task.SEGMENTATION: "sample_disagreement", Task.CLASSIFICATION: "mutual_information"}
-"""The score that says that samples disagree more than they do on typical cases. Of a segmentation not `rim_epistemic`:
+EPISTEMIC = {
+    Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"),
+    Task.CLASSIFICATION: ("mutual_information",),
+}
+"""The first of these that the model has is the score that says that samples disagree more than they do on typical cases. Of a segmentation not `rim_epistemic`:
 after 8 of 20 samples its logarithm is still off by 1.0 (hippocampus, nuclei) of its standard deviation between cases,
 that of `sample_disagreement` by .46 and .12, so that hardly a case could stop early."""
 
@@ -116,10 +119,11 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Served:
-    """The step at which the service stops, and its route there."""
+    """The step at which the service stops, and its route there; `screened`: the screen's, and no sample was drawn."""
 
     step: Step
     route: Route
+    screened: bool = False
 
 
 def serve(contract: Contract, policy: Policy, case: Measured) -> Served:
@@ -128,13 +132,21 @@ def serve(contract: Contract, policy: Policy, case: Measured) -> Served:
 
 
 def _numbers(policy: Policy, case: Measured) -> list[dict[str, float]]:
-    """As `Assessment.numbers`, at each step."""
+    """As `Assessment.numbers`, at each step; the screen's, where there is one, last."""
     strangeness = policy.strangeness.number(case.statistics) if policy.strangeness else {}
-    return [{**case.statistics, **step.scores, **step.prediction, **strangeness} for step in case.steps]
+    steps = [*case.steps, *([case.screen.step] if case.screen else [])]
+    return [{**case.statistics, **step.scores, **step.prediction, **strangeness} for step in steps]
 
 
 def _serve(contract: Contract, policy: Policy, case: Measured, numbers: Sequence[Mapping[str, float]]) -> Served:
-    for step, known in zip(case.steps, numbers, strict=True):
+    if case.screen is not None and policy.screen is not None:
+        *numbers, known = numbers
+        step = case.screen.step
+        evidence = Evidence(known, step.samples, policy.samples, False, False, case.spacing, screened=True)
+        route = decide(contract, policy, "", evidence).route
+        if route is not Route.REVIEW:
+            return Served(step, route, screened=True)
+    for step, known in zip(case.steps, numbers, strict=False):  # a screen that no rule looks at comes after
         last = step is case.full
         if last or settled(policy, known, {*step.scores, *step.prediction}, step.samples):
             evidence = Evidence(known, step.samples, policy.samples, False, False, case.spacing, stopped=not last)
@@ -163,15 +175,18 @@ def choose_policy(
     """
     check_enough(contract, len(cases), goals)
     score = goals.score or choose_score(pilot)
-    epistemic = EPISTEMIC[contract.task]
+    epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     strangeness = fit_strangeness(typical_inputs or [case.statistics for case in pilot])
     distances = np.array([strangeness.distance(case.statistics) for case in cases])
     typical = {
-        epistemic: (0.0, upper_limit(np.array([c.full.scores[epistemic] for c in cases]), 1.0 - goals.false_alarms)),
+        **{
+            name: (0.0, upper_limit(np.array([c.full.scores[name] for c in cases]), 1.0 - goals.false_alarms))
+            for name in epistemic
+        },
         "strangeness": (0.0, upper_limit(distances, 1.0 - goals.false_alarms)),
         **{name: typical_range(name, pilot, cases, goals.false_alarms) for name in cases[0].full.prediction},
     }
-    moving = tuple(dict.fromkeys((score, epistemic, *cases[0].full.prediction)))
+    moving = tuple(dict.fromkeys((score, *epistemic, *cases[0].full.prediction)))
     rejected = max(goals.rejected, 1.0 / (len(cases) + 1))
     by = f"(split conformal, {len(cases)} cases)"
     policy = Policy(
@@ -185,16 +200,16 @@ def choose_policy(
         ),
         population=POPULATION,
         strangeness=strangeness,
-        stopping=choose_stopping(pilot, moving) if goals.adaptive and contract.varies else None,
+        stopping=choose_stopping(pilot, moving) if goals.adaptive and len(pilot[0].steps) > 1 else None,
     )
-    accept, certificate, why = choose_accept(contract, policy, score, pilot, cases, goals)
-    policy = replace(policy, accept=accept)
-    served = [serve(contract, policy, case).step for case in cases]
+    policy, certificate, why = choose_accept(contract, policy, score, pilot, cases, goals)
+    answered = [serve(contract, policy, case) for case in cases]
+    served = [each.step for each in answered]
     policy = replace(
         policy,
         volume=choose_volume(contract, cases, served, goals.level),
         sensitive=choose_sensitive(contract, served, goals.missed),
-        recalibration=choose_recalibration(contract, cases, goals.method),
+        recalibration=choose_recalibration(contract, as_served(cases, answered), goals.method),
         monitoring=choose_monitoring(policy, cases, served, goals.audited),
     )
     return Chosen(contract, policy, score, certificate, why)
@@ -234,9 +249,13 @@ def choose_score(pilot: Sequence[Measured]) -> str:
 
     The risk is 1 − Dice where there is one (it ranks all cases, not only the wrong ones), else the loss.
     """
-    risk = np.array([case.full.loss if np.isnan(case.full.dice) else 1.0 - case.full.dice for case in pilot])
-    names = list(pilot[0].full.scores)
-    areas = [area_under_risk_coverage(np.array([case.full.scores[name] for case in pilot]), risk) for name in names]
+    return _best_score([case.full for case in pilot])
+
+
+def _best_score(steps: Sequence[Step]) -> str:
+    risk = np.array([step.loss if np.isnan(step.dice) else 1.0 - step.dice for step in steps])
+    names = list(steps[0].scores)
+    areas = [area_under_risk_coverage(np.array([step.scores[name] for step in steps]), risk) for name in names]
     return names[int(np.argmin(np.round(areas, 6)))]
 
 
@@ -267,20 +286,40 @@ def choose_accept(
     pilot: Sequence[Measured],
     cases: Sequence[Measured],
     goals: Goals,
-) -> tuple[AcceptRule | None, Certificate | None, str]:
-    """Learn-then-Test over thresholds on the procedure as it is served. Returns rule, certificate, words."""
-    thresholds = np.unique(np.quantile([case.full.scores[score] for case in pilot], np.linspace(0.0, 1.0, CANDIDATES)))
+) -> tuple[Policy, Certificate | None, str]:
+    """Learn-then-Test over thresholds on the procedure as it is served. Returns policy, certificate, words.
+
+    Where there is a screen, its threshold and the samples' are the same quantile of the pilot cases' scores: one
+    sequence of candidates, tested on the two together.
+    """
+    scored = [(score, [case.full for case in pilot])]
+    if contract.screen is not None:
+        screens = [case.screen.step for case in pilot if case.screen is not None]
+        scored.append((_best_score(screens), screens))
+
+    def accepting(thresholds: NDArray[np.float64], served: Sequence[Served] = (), words: str = "a candidate") -> Policy:
+        rules = []
+        for screened, ((name, _), threshold) in enumerate(zip(scored, thresholds, strict=True)):
+            here = [each.step.loss for each in served if each.route is Route.ACCEPT and each.screened == screened]
+            guarantee = (goals.alpha, goals.delta) if served else (None, None)
+            counts = (len(served), len(here), round(sum(here)))
+            rules.append(AcceptRule(name, float(threshold), goals.loss, *counts, words, *guarantee))
+        return replace(policy, accept=rules[0], screen=rules[1] if len(rules) > 1 else None)
+
+    ranks = np.linspace(0.0, 1.0, CANDIDATES)
+    quantiles = [np.quantile([step.scores[name] for step in steps], ranks) for name, steps in scored]
+    candidates = np.unique(np.stack(quantiles, axis=1), axis=0)
     numbers = [_numbers(policy, case) for case in cases]
     columns = []
-    for threshold in thresholds:
-        tried = replace(policy, accept=AcceptRule(score, float(threshold), goals.loss, 0, 0, 0, "a candidate"))
+    for thresholds in candidates:
+        tried = accepting(thresholds)
         columns.append([_serve(contract, tried, case, known) for case, known in zip(cases, numbers, strict=True)])
     accepted = np.array([[served.route is Route.ACCEPT for served in column] for column in columns]).T
     losses = np.array([[served.step.loss for served in column] for column in columns]).T
     certificate = learn_then_test(accepted, losses, goals.alpha, goals.delta)
     if certificate is None:
         most, needed = int(accepted.sum(axis=0).max()), accepted_cases_needed(goals.alpha, goals.delta)
-        return None, None, (
+        return policy, None, (
             f"no threshold could be certified on {len(cases)} cases: at most {most} pass the bounds, and an error of "
             f"at most {goals.alpha:g} with confidence {1 - goals.delta:g} needs {needed} accepted ones, all right"
         )  # fmt: skip
@@ -289,11 +328,7 @@ def choose_accept(
         f"({goals.loss}): error among accepted cases at most {goals.alpha:g} with confidence {1 - goals.delta:g} "
         f"(Learn-then-Test, exact binomial p = {certificate.p_value:.3g}, thresholds fixed on {len(pilot)} other cases)"
     )
-    rule = AcceptRule(
-        score, float(thresholds[certificate.index]), goals.loss, len(cases), certificate.accepted,
-        round(certificate.losses), why, goals.alpha, goals.delta,
-    )  # fmt: skip
-    return rule, certificate, why
+    return accepting(candidates[certificate.index], columns[certificate.index], why), certificate, why
 
 
 def choose_volume(
@@ -334,8 +369,13 @@ def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) 
 def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequence[Step], audited: float) -> Monitoring:
     """Where the calibration cases lie in the scores, the prediction's statistics, the simple ones of the input, and
     their distance from what is typical."""
-    numbers = [_numbers(policy, case)[case.steps.index(step)] for case, step in zip(cases, served, strict=True)]
-    names = [*served[0].scores, *served[0].prediction, *SIMPLE, "strangeness"]
+    numbers = [
+        _numbers(policy, case)[case.steps.index(step) if step in case.steps else -1]
+        for case, step in zip(cases, served, strict=True)
+    ]
+    # Scores of a screen and of samples are on scales of their own: no common distribution.
+    scores = [] if cases[0].screen else served[0].scores
+    names = [*scores, *served[0].prediction, *SIMPLE, "strangeness"]
     tenths = np.linspace(0.0, 1.0, QUANTILES)
     return Monitoring(
         audited,
@@ -353,6 +393,11 @@ def choose_recalibration(contract: Contract, cases: Sequence[Measured], method: 
     if method is Method.TEMPERATURE:
         return fit_temperature(p, hits, contract.activation)
     return fit_isotonic(p, hits) if method is Method.ISOTONIC else None
+
+
+def as_served(cases: Sequence[Measured], served: Sequence[Served]) -> list[Measured]:
+    """The cases with the probabilities that are answered: the screen's where it decided."""
+    return [case.as_screened() if each.screened else case for case, each in zip(cases, served, strict=True)]
 
 
 def stacked(cases: Sequence[Measured]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from ..runtime import OnnxSampler
+from ..runtime import published_samplers
 from .cases import LOOKS, Labelled, Measured, check_classes, measure
 from .choose import Chosen, Goals, Method, check_enough, choose_policy, deal_pilot
 from .errors import CalibrationError, TooFewCases
@@ -95,10 +95,10 @@ def calibrate(
         cases = _cases(data, contract, stated)
         is_pilot = deal_pilot([case.patient for case in cases], pilot)
         _check(contract, cases, is_pilot, pilot, goals)
-        measured = _measured(model, sampler_files, cases, acceptable_dice, as_json)
+        measured = _measured(model, repository, cases, acceptable_dice, as_json)
         chosen = choose_policy(
             contract,
-            model.contract.samples,
+            model.default_samples,
             [case for case in measured if is_pilot[case.patient]],
             calibration := [case for case in measured if not is_pilot[case.patient]],
             goals,
@@ -113,7 +113,7 @@ def calibrate(
             )
         ]
         if test is not None:
-            others = _measured(model, sampler_files, _cases(test, contract, stated), acceptable_dice, as_json)
+            others = _measured(model, repository, _cases(test, contract, stated), acceptable_dice, as_json)
             judged = judge(contract, chosen, others)
             note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
             sections.append((f"Test cases: {test.name}", note, figures(contract, judged, goals)))
@@ -176,12 +176,12 @@ def _check(
 
 
 def _measured(
-    model: Model, samplers: Sequence[Path], cases: Sequence[Labelled], acceptable_dice: float, quiet: bool
+    model: Model, repository: Path, cases: Sequence[Labelled], acceptable_dice: float, quiet: bool
 ) -> list[Measured]:
-    run = [OnnxSampler(sampler) for sampler in samplers]
+    samplers, screen = published_samplers(repository, model.contract)
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=quiet)
     looks = [look for look in LOOKS if look < model.contract.samples]
-    return [measure(model, case, run, acceptable_dice, looks) for case in shown]
+    return [measure(model, case, samplers, acceptable_dice, looks, screen) for case in shown]
 
 
 def _write_policy(path: Path, chosen: Chosen) -> None:

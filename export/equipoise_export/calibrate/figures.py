@@ -14,7 +14,17 @@ from scipy.stats import binomtest
 
 from . import metrics
 from .cases import SENSITIVE_GRID, Measured, Step
-from .choose import Chosen, Goals, choose_recalibration, choose_sensitive, choose_volume, deal_folds, serve, stacked
+from .choose import (
+    Chosen,
+    Goals,
+    as_served,
+    choose_recalibration,
+    choose_sensitive,
+    choose_volume,
+    deal_folds,
+    serve,
+    stacked,
+)  # fmt: skip
 from .conformal import coverage_band
 from .errors import TooFewCases
 
@@ -46,8 +56,9 @@ def judge(contract: Contract, chosen: Chosen, cases: Sequence[Measured]) -> list
     judged = []
     for case in cases:
         served, recalibration = chosen.served(case), chosen.policy.recalibration
+        case = case.as_screened() if served.screened else case
         p = recalibration.apply(case.probabilities.T, contract.activation).T if recalibration else case.probabilities
-        full = serve(contract, replace(chosen.policy, stopping=None), case).route
+        full = serve(contract, replace(chosen.policy, stopping=None, screen=None), case).route
         judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, p))
     return judged
 
@@ -64,11 +75,12 @@ def judge_across(contract: Contract, chosen: Chosen, cases: Sequence[Measured], 
         outside = [case for case in cases if fold_of[case.patient] != fold]
         if not inside or not outside:
             continue
-        served = [chosen.served(case).step for case in outside]
+        answered = [chosen.served(case) for case in outside]
+        served = [each.step for each in answered]
         try:
             policy = replace(
                 chosen.policy,
-                recalibration=choose_recalibration(contract, outside, goals.method),
+                recalibration=choose_recalibration(contract, as_served(outside, answered), goals.method),
                 volume=choose_volume(contract, outside, served, goals.level),
                 sensitive=choose_sensitive(contract, served, goals.missed),
             )

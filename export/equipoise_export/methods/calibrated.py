@@ -24,6 +24,9 @@ from .stated import stated
 WEIGHTS = (-3, -2, -1, 0, 1, 2, 3)
 """w of the members, the one that marks most first."""
 
+STEEPNESS = 16.0
+"""Votes per unit of logit around a tie."""
+
 
 def loss(activation: Activation, w: float, network: nn.Module, image: Tensor, target: Tensor) -> Tensor:
     """`1 − (TP + ε)/(TP + σ(w)·FP + (1 − σ(w))·FN + ε)` per structure, plus cross-entropy with e^(−w) on foreground."""
@@ -45,11 +48,18 @@ def loss(activation: Activation, w: float, network: nn.Module, image: Tensor, ta
     return dice + entropy
 
 
-def hard_votes(logits: Tensor, activation: Activation) -> Tensor:
-    """What one member marks: 0/1 per structure (foreground class) `[N, F, *S]`."""
+def votes_of(logits: Tensor, activation: Activation) -> Tensor:
+    """What one member marks: 0..1 per structure (foreground class) `[N, F, *S]`.
+
+    A hard vote but for logits within 1/32 of a tie, which count in part: else rounding would decide them, differently
+    on every machine.
+    """
     if activation is Activation.SIGMOID:
-        return (logits >= 0).to(logits.dtype)
-    return functional.one_hot(logits.argmax(1), logits.shape[1]).movedim(-1, 1)[:, 1:].to(logits.dtype)
+        margin = logits
+    else:
+        best, following = logits.topk(2, dim=1).values.split(1, dim=1)
+        margin = (logits - torch.where(logits >= best, following, best))[:, 1:]
+    return (STEEPNESS * margin + 0.5).clamp(0, 1)
 
 
 def vote_table(
@@ -110,7 +120,7 @@ class CalibratedEnsemble(nn.Module):
         p: Tensor | None = None
         for index, member in enumerate(self.members):
             step = self.steps[:, index].reshape(1, -1, *[1] * (image.dim() - 2))
-            part = step * hard_votes(member(image), self.activation)
+            part = step * votes_of(member(image), self.activation)
             p = part if p is None else p + part
         assert p is not None
         return p.clamp(0, 1)

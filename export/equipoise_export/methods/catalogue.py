@@ -1,11 +1,11 @@
-"""Every method, each in one place: how it is trained and what it publishes. A new one is a function and a line below."""
+"""Every method, each in one place: how it is trained, what it publishes. A new one is a function and a line below."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -89,7 +89,7 @@ def calibrated_ensemble(workshop: Workshop, draft: Contract) -> Product:
     network = calibrated.CalibratedEnsemble(
         leaning(workshop, "calibrated", workshop.base, workshop.cases), tables, workshop.activation
     )
-    return Product((workshop.compiled(network, draft, states_moments=True, deterministic=True),))
+    return Product((workshop.compiled(network, replace(draft, states_moments=True), deterministic=True),))
 
 
 def leaning(workshop: Workshop, name: str, shared: Callable[[], nn.Module], cases: Dataset) -> list[nn.Module]:
@@ -124,8 +124,8 @@ def vote_tables(workshop: Workshop) -> list[NDArray[np.float64]]:
             list(zip(held_out.images, held_out.targets, strict=True)),
             f"{workshop.reference.name}: votes of fold {fold}",
         ):
-            marks = [calibrated.hard_votes(workshop.logits(voter, image), workshop.activation)[0] for voter in voters]
-            votes.append(np.sum([mark.numpy() for mark in marks], axis=0).astype(np.int64))
+            marks = [calibrated.votes_of(workshop.logits(voter, image), workshop.activation)[0] for voter in voters]
+            votes.append(np.sum([mark.round().numpy() for mark in marks], axis=0).astype(np.int64))
             truths.append(truth)
     tables = [
         calibrated.vote_table([v[index] for v in votes], [t == index + 1 for t in truths], len(calibrated.WEIGHTS))
@@ -157,7 +157,7 @@ def seg_with_u(workshop: Workshop, draft: Contract) -> Product:
         epochs=6,
         learning_rate=1e-3,
     )
-    return Product((workshop.compiled(network, draft, states_moments=True, deterministic=True),))
+    return Product((workshop.compiled(network, replace(draft, states_moments=True), deterministic=True),))
 
 
 def distilled_student(workshop: Workshop, draft: Contract) -> Product:
@@ -166,7 +166,7 @@ def distilled_student(workshop: Workshop, draft: Contract) -> Product:
 
     teacher = SamplerTeacher(workshop.compiled(workshop.base(), workshop.draft), TEACHER_SAMPLES)
     network = workshop.fit("student", make, partial(student.loss, teacher), epochs=6, learning_rate=1e-3)
-    return Product((workshop.compiled(network, draft, states_moments=True, deterministic=True),))
+    return Product((workshop.compiled(network, replace(draft, states_moments=True), deterministic=True),))
 
 
 def cascade(workshop: Workshop, draft: Contract) -> Product:

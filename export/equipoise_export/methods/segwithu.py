@@ -1,7 +1,7 @@
 """SegWithU: one forward pass, uncertainty from small perturbations of the logits (arXiv 2604.15271).
 
-The backbone is frozen; a head on the inputs of its last decoder blocks learns R probes v, whose signed sums perturb the
-logits. How much the probabilities move is the epistemic uncertainty; a map `U_cal` tempers the logits, and a map `U_rnk`
+The backbone is frozen; a head on the inputs of its last decoder blocks learns R probes, whose signed sums perturb the
+logits. How much the probabilities move is the epistemic uncertainty; a map `U_cal` tempers the logits, another, `U_rnk`,
 ranks voxels by how likely they are wrong. Formulas and losses as METHODS §7 and the paper's own code state them.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..reference.networks import CONVOLUTION, UNet
-from ..training import quickly
 from .stated import entropy_of_logits, stated, two_logits
 
 PROBES = 8
@@ -26,6 +25,11 @@ BLOCKS = 2
 MARGIN_DECAY = 4.0
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+
+
+def first_convolution(block: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    """Of a decoder block."""
+    return next(part for part in block.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
 
 
 def sign_pattern(probes: int) -> Tensor:
@@ -79,11 +83,8 @@ class SegWithU(nn.Module):
         self.activation = activation
         self.mode = INTERPOLATION[rank]
         classes = backbone.head.out_channels + (activation is Activation.SIGMOID)
-        entering = [next(block.modules().__iter__()) for block in list(backbone.decoder)[:BLOCKS]]  # finest first
-        self.project = nn.ModuleList(
-            CONVOLUTION[rank](block[0].in_channels, width, 1, bias=False)
-            for block in entering  # type: ignore[index]
-        )
+        widths = [first_convolution(block).in_channels for block in backbone.decoder][:BLOCKS]  # finest first
+        self.project = nn.ModuleList(CONVOLUTION[rank](inputs, width, 1, bias=False) for inputs in widths)
         self.fuse = nn.Sequential(
             CONVOLUTION[rank](BLOCKS * width, width, 3, padding=1, bias=False),
             INSTANCE_NORM[rank](width, affine=True),
@@ -196,7 +197,7 @@ def loss(network: nn.Module, image: Tensor, target: Tensor, pairs: int = 65_536)
 
 
 def pairwise(rank: Tensor, wrong: Tensor, pairs: int) -> Tensor:
-    """Mean softplus of (right − wrong) over random pairs of a wrong and a right voxel; 0 where there is no such pair."""
+    """Mean softplus of (right − wrong) over random pairs of a wrong and a right voxel; 0 where there is none."""
     bad, good = torch.nonzero(wrong)[:, 0], torch.nonzero(~wrong)[:, 0]
     if not len(bad) or not len(good):
         return rank.new_zeros(())

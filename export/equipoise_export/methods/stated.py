@@ -27,7 +27,7 @@ def stated(mean: Tensor, mean_square: Tensor, mean_entropy: Tensor, own: Tensor)
 def with_shares(
     probabilities: Tensor, variance_share: Tensor, entropy_share: Tensor, own: Tensor, entropy: Tensor
 ) -> Tensor:
-    """Moments from shares in 0..1 of what there can be: epistemic variance of `p(1 − p)`, epistemic entropy of `H[p]`."""
+    """Moments from shares in 0..1: of `p(1 − p)` that is epistemic variance, of `H[p]` that is epistemic entropy."""
     p = probabilities
     return stated(p, p * p + variance_share * p * (1 - p), (1 - entropy_share) * entropy, own)
 

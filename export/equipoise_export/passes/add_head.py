@@ -10,13 +10,18 @@ Case 1, sigmoid: H = softplus(z) − p·z with p = σ(z).
 Case 2, softmax of two classes: the sigmoid of d = z₁ − z₀; p₀ = 1 − p₁, so that Σp₀ = T − Σp₁ and
         Σp₀² = T − 2Σp₁ + Σp₁². One exponential for each voxel instead of two.
 Case 3, softmax: with m = max z, e = exp(z − m), s = Σ e: p = e/s and H = log s − Σ p·(z − m), a sum of terms ≥ 0.
+
+A network that states its moments answers with them instead of logits, channel after channel: they are only summed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 from equipoise_core.contract import Activation, Task
+from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
 
 from ..errors import CaptureRefused
@@ -24,7 +29,7 @@ from .compilation import Compilation, Layout
 
 
 def add_head(c: Compilation) -> None:
-    """Requires logits [N·T, K(, *S)] as the only output; ensures the outputs of the contract."""
+    """Requires logits [N·T, K(, *S)], or stated moments, as the only output; ensures the outputs of the contract."""
     logits = c.graph.outputs[0]
     layout = c.layouts.get(logits)
     if layout is not None:
@@ -32,6 +37,8 @@ def add_head(c: Compilation) -> None:
     c.graph.outputs.clear()
     if c.contract.task is Task.CLASSIFICATION:
         _classification(c, logits)
+    elif c.contract.states_moments:
+        _stated(c, logits)
     else:
         _segmentation(c, logits)
     c.graph.sort()
@@ -40,11 +47,13 @@ def add_head(c: Compilation) -> None:
 def _refuse_wrong_shape(c: Compilation, layout: Layout) -> None:
     contract = c.contract
     classes = len(contract.classes)
-    expected = (1, classes) if contract.task is Task.CLASSIFICATION else (1, classes, *contract.nominal)
+    channels = sum(_stated_channels(c)) if contract.states_moments else classes
+    expected = (1, channels) if contract.task is Task.CLASSIFICATION else (1, channels, *contract.nominal)
     if layout.shape != expected or layout.axis != 0 or layout.factor != 1:
+        stating = " that states its moments" if contract.states_moments else ""
         raise CaptureRefused(
             f"the output for one image has shape {layout.shape}; {contract.task.value} with {classes} classes "
-            f"({', '.join(contract.classes)}) needs {expected}",
+            f"({', '.join(contract.classes)}){stating} needs {expected}",
             "the chosen output",
             "State the right --classes and --task, or choose another output (--output).",
         )
@@ -65,11 +74,24 @@ def _classification(c: Compilation, logits: ir.Value) -> None:
     _output(c, c.reshape(flat, [-1, c.samples, classes]), "probabilities", ["N", samples, classes])
 
 
+def _stated_channels(c: Compilation) -> list[int]:
+    """Of mean, mean square, mean entropy and the network's own ranking."""
+    classes = len(c.contract.classes)
+    return [classes, classes, c.contract.decisions, 1]
+
+
+def _stated(c: Compilation, stated: ir.Value) -> None:
+    """[N·T, 2K + E + 1, *S] → sums over T, and volumes."""
+    channels = _stated_channels(c)
+    given = c.reshape(stated, [c.images, c.samples, sum(channels), -1])  # [N, T, channels, V]
+    sums = c.op("Split", _over_samples(c, "ReduceSum", given), c.constant(channels), outputs=len(channels), axis=1)
+    _maps(c, dict(zip(STATED, zip(sums, channels, strict=True), strict=True)))
+    first = [0, len(c.contract.classes)]
+    _volumes(c, c.op("Slice", given, *(c.constant([entry]) for entry in (*first, 2))))
+
+
 def _segmentation(c: Compilation, logits: ir.Value) -> None:
-    classes, spatial = len(c.contract.classes), c.contract.spatial
-    sizes: list[int | tuple[ir.Value, int]] = [
-        size if isinstance(size, int) else (c.image, axis) for axis, size in enumerate(spatial, start=2)
-    ]
+    classes = len(c.contract.classes)
     z = c.reshape(logits, [c.images, c.samples, classes, -1])  # [N, T, K, V]
     if c.contract.activation is Activation.SIGMOID:
         p, entropy = _sigmoid(c, z)
@@ -92,14 +114,26 @@ def _segmentation(c: Compilation, logits: ir.Value) -> None:
         moments = [_over_samples(c, "ReduceSum", p), _over_samples(c, "ReduceSumSquare", p)]
     moments.append(c.op("Relu", _over_samples(c, "ReduceSum", entropy)))  # −1e-7 is rounding, not an entropy
 
-    extents: list[int | str] = list(spatial)
-    for value, name, channels in zip(
-        moments, ("sum_p", "sum_p2", "sum_entropy"), (classes, classes, c.contract.decisions), strict=True
-    ):
-        _output(c, c.reshape(value, [-1, channels, *sizes]), name, ["N", channels, *extents])
-    volumes = c.op("MatMul", p, _inside(c))  # [N, T, K, V] · [N, 1, V, 1]
+    channels = (classes, classes, c.contract.decisions)
+    _maps(c, dict(zip(STATED[:3], zip(moments, channels, strict=True), strict=True)))
+    _volumes(c, p)
+
+
+def _maps(c: Compilation, sums: Mapping[str, tuple[ir.Value, int]]) -> None:
+    """Name → (value [N, channels, V], channels) become outputs [N, channels, *S]."""
+    spatial = c.contract.spatial
+    sizes: list[int | tuple[ir.Value, int]] = [
+        size if isinstance(size, int) else (c.image, axis) for axis, size in enumerate(spatial, start=2)
+    ]
+    for name, (value, channels) in sums.items():
+        _output(c, c.reshape(value, [-1, channels, *sizes]), name, ["N", channels, *spatial])
+
+
+def _volumes(c: Compilation, p: ir.Value) -> None:
+    """Of every sample: its probabilities [N, T, K, V], summed over voxels that are not padding."""
+    volumes = c.op("MatMul", p, _inside(c))  # · [N, 1, V, 1]
     samples = "T" if c.contract.stochastic else 1
-    _output(c, c.op("Squeeze", volumes, c.constant([3])), "volumes", ["N", samples, classes])
+    _output(c, c.op("Squeeze", volumes, c.constant([3])), "volumes", ["N", samples, len(c.contract.classes)])
 
 
 def _sigmoid(c: Compilation, z: ir.Value) -> tuple[ir.Value, ir.Value]:

@@ -104,7 +104,7 @@ def build(reference: Reference, data: Dataset) -> Built:
 
         policy = choose_policy(
             model.contract,
-            model.contract.samples,
+            model.default_samples,
             measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
             measured(split.calibration, "calibrating"),
             goals(reference),

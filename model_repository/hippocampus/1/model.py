@@ -51,11 +51,12 @@ class TritonPythonModel:
         try:
             contract = self.model.contract
             samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
+            screen = BlsSampler(contract.screen.name, contract.screening, request) if contract.screen else None
             cases = cases_of(request)
             validate_answer(contract, cases, request.requested_output_names())
             hurried = 0 < request.timeout() * 1e-6 < AMPLE * self.slowest
             begun = time.monotonic()
-            assessments = [assess(self.model, case, samplers, self.each, hurried) for case in cases]
+            assessments = [assess(self.model, case, samplers, self.each, hurried, screen) for case in cases]
             self.slowest = max(0.9 * self.slowest if self.slowest < math.inf else 0.0, time.monotonic() - begun)
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
@@ -126,7 +127,7 @@ class BlsSampler:
         self.outputs = (
             ["probabilities"]
             if contract.task.value == "classification"
-            else ["sum_p", "sum_p2", "sum_entropy", "volumes"]
+            else ["sum_p", "sum_p2", "sum_entropy", "volumes", *(["sum_own"] if contract.states_moments else [])]
         )
         self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
         self.pace = 0.0  # seconds per sample of the slowest call so far

@@ -16,8 +16,8 @@ from .contract import Activation, Contract, Task
 from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
-from .moments import Array, Moments, moments_of_map, moments_of_outputs
-from .policy import Policy
+from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
+from .policy import AcceptRule, Policy
 from .record import FORMAT, default_seed, input_digest, jsonable, software
 from .scores import case_scores, default_score
 from .statistics import input_statistics, prediction_statistics
@@ -123,6 +123,7 @@ class Assessment:
         asked: T that was to be drawn.
         problems: what went wrong, in words.
         stopped: the policy's stopping rule found that these samples suffice.
+        screened: this is the answer of the contract's screen; no sample was drawn.
     """
 
     model: Model
@@ -133,6 +134,12 @@ class Assessment:
     asked: int
     problems: tuple[str, ...]
     stopped: bool = False
+    screened: bool = False
+
+    @property
+    def contract(self) -> Contract:
+        """What was run under: the model's contract, or its screen's."""
+        return self.model.contract.screening if self.screened else self.model.contract
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
@@ -140,7 +147,7 @@ class Assessment:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        return case_scores(self.model.contract, self.uncertainty)
+        return case_scores(self.contract, self.uncertainty)
 
     @cached_property
     def prediction_statistics(self) -> dict[str, float]:
@@ -174,9 +181,16 @@ class Assessment:
     @property
     def score_name(self) -> str:
         """The score that routing looks at."""
+        rule = self.rule
+        return rule.score if rule is not None and rule.score in self.scores else default_score(self.contract)
+
+    @property
+    def rule(self) -> AcceptRule | None:
+        """What the policy in force accepts by."""
         policy = self.model.in_force
-        known = policy is not None and policy.accept is not None and policy.accept.score in self.scores
-        return policy.accept.score if known else default_score(self.model.contract.task)  # type: ignore[union-attr]
+        if policy is None:
+            return None
+        return policy.screen if self.screened else policy.accept
 
     @property
     def case_score(self) -> float:
@@ -228,6 +242,7 @@ class Assessment:
             problems=self.problems,
             stopped=self.stopped,
             windows=model.contract.in_windows(case.image.shape[1:]),
+            screened=self.screened,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -270,14 +285,15 @@ class Assessment:
                     "samples_asked": self.asked,
                     "samples_named": case.samples is not None,
                     "stopped": self.stopped,
+                    "screened": self.screened,
                     "problems": list(self.problems),
-                    "masks_plan": "iid" if model.contract.stochastic else "none",
+                    "masks_plan": "iid" if self.contract.stochastic else "none",
                     "score": self.score_name,
                     "case_score": self.case_score,
                     "scores": self.scores,
                     "statistics": self.statistics,
                     "strangeness": self.numbers.get("strangeness"),
-                    "threshold": policy.accept.threshold if policy and policy.accept else None,
+                    "threshold": self.rule.threshold if self.rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
@@ -290,7 +306,12 @@ class Assessment:
 
 
 def assess(
-    model: Model, case: Case, samplers: Sequence[RunSampler], each: Each = map, hurried: bool = False
+    model: Model,
+    case: Case,
+    samplers: Sequence[RunSampler],
+    each: Each = map,
+    hurried: bool = False,
+    screen: RunSampler | None = None,
 ) -> Assessment:
     """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
 
@@ -302,35 +323,73 @@ def assess(
         each: how the samplers of one chunk are run: one after the other, or at the same time.
         hurried: there is a deadline, before which the samplers may fail: samples come in quarters at least, so that
             there is something to answer with. Fewer samples than were to be drawn are never accepted.
+        screen: the contract's, where it has one. It is run first, unless the caller named samples or seed; what the
+            policy decides on its answer costs no sample. Without it, or where it fails, the answer is for review: the
+            policy's guarantee is for both together.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
+    missing: tuple[str, ...] = ()
+    known: Input | None = None
+    if _to_be_screened(model, case):
+        try:
+            screened = screening(model, case, screen)
+            if screened.decision.route is not Route.REVIEW:
+                return screened
+            known = screened.input
+        except SamplerFailure as failure:
+            missing = (f"the screen: {failure}",)
     rule = model.in_force.stopping if model.in_force and case.samples is None else None
     looks = [look.samples for look in rule.looks] if rule else []
     if hurried and not looks:
         asked = case.samples or model.default_samples
         looks = [math.ceil(asked * quarter / 4) for quarter in (1, 2, 3)]
-    for assessment in running_assessments(model, case, samplers, looks, each):
+    for assessment in running_assessments(model, case, samplers, looks, each, known):
+        if missing:
+            assessment = replace(assessment, problems=(*missing, *assessment.problems))
         if assessment.settled:
             return replace(assessment, stopped=True)
     return assessment
 
 
+def _to_be_screened(model: Model, case: Case) -> bool:
+    policy = model.in_force
+    named = case.samples is not None or case.seed is not None
+    decides = policy is not None and policy.screen is not None
+    return decides and model.contract.screen is not None and not named
+
+
+def screening(model: Model, case: Case, screen: RunSampler | None) -> Assessment:
+    """The answer of the contract's screen. Raises InvalidRequest as `assess`, SamplerFailure where it cannot be had."""
+    if screen is None:
+        raise SamplerFailure("there is none to run")
+    single = Model(model.contract.screening, None, "", model.code_digest)
+    (answer,) = running_assessments(single, replace(case, samples=None), [screen])
+    seed = default_seed(answer.input.digest, model.contract.model_digest) if case.seed is None else case.seed
+    return replace(answer, model=model, seed=seed, asked=model.default_samples, screened=True)
+
+
 def running_assessments(
-    model: Model, case: Case, samplers: Sequence[RunSampler], looks: Sequence[int] = (), each: Each = map
+    model: Model,
+    case: Case,
+    samplers: Sequence[RunSampler],
+    looks: Sequence[int] = (),
+    each: Each = map,
+    known: Input | None = None,
 ) -> Iterator[Assessment]:
     """The assessment after each chunk of samples; the last one is of all that could be drawn. Args as for `assess`, and
 
     Args:
         looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
         samplers, each: as for `assess`.
+        known: of this case, where it was looked at before.
     """
     contract = model.contract
     if len(samplers) != len(contract.samplers):
         raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
     validate(contract, case)
-    known = Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
+    known = known or Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
     seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
     asked = (contract.stochastic and case.samples) or model.default_samples
     window = contract.window(case.image.shape[1:])
@@ -341,7 +400,8 @@ def running_assessments(
         sampler, masks = samplers[draw[0]], draw[1]
         if tiling is None:
             return moments_of_outputs(contract, sampler(padded[None], masks), case.image.shape[1:])
-        return stitched_moments(contract, tiling, padded, partial(_one_sample, sampler, masks), case.image.shape[1:])
+        windows = partial(_one_sample, contract, sampler, masks)
+        return stitched_moments(contract, tiling, padded, windows, case.image.shape[1:])
 
     moments: Moments | None = None
     failed: tuple[str, ...] = ()
@@ -385,11 +445,12 @@ def _every(masks: NDArray[np.uint8] | None, start: int, step: int) -> NDArray[np
 
 
 def _one_sample(
-    sampler: RunSampler, masks: NDArray[np.uint8] | None, windows: NDArray[np.float32]
+    contract: Contract, sampler: RunSampler, masks: NDArray[np.uint8] | None, windows: NDArray[np.float32]
 ) -> NDArray[np.floating[Any]]:
-    """Probabilities `[n, K, *window]`: over a single sample their sum is they themselves."""
+    """Probabilities `[n, K, *window]` (over a single sample their sum is they themselves), or all that is stated."""
     same = None if masks is None else np.ascontiguousarray(np.broadcast_to(masks, (len(windows), *masks.shape[1:])))
-    return sampler(windows, same)["sum_p"]
+    outputs = sampler(windows, same)
+    return np.concatenate([outputs[name] for name in STATED], axis=1) if contract.states_moments else outputs["sum_p"]
 
 
 def stitched_moments(
@@ -401,7 +462,13 @@ def stitched_moments(
 ) -> Moments:
     """The moments of one sample over all windows, padding cropped off again."""
     inside = (slice(None), *(slice(0, size) for size in spatial))
-    return moments_of_map(tiling.stitch(padded, WINDOWS, run)[inside], contract.activation)
+    stitched = tiling.stitch(padded, WINDOWS, run)[inside]
+    # What a network states of a voxel is linear in its windows: a mixture of them has the mean of their moments.
+    return (
+        moments_of_stated(stitched, contract)
+        if contract.states_moments
+        else moments_of_map(stitched, contract.activation)
+    )
 
 
 def validate(contract: Contract, case: Case) -> None:
@@ -463,6 +530,7 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "variance_corrected": lambda a: a.uncertainty.variance_corrected.astype(np.float32, copy=False),
     "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
     "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
+    "own": lambda a: a.uncertainty.own.astype(np.float32, copy=False),
     "labels": lambda a: a.uncertainty.labels,
     "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
     "labels_sensitive": lambda a: a.labels_sensitive,
@@ -477,7 +545,7 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
 """Public output name → its tensor for one image, without the leading N."""
 
 _PER_CLASS = ("mean", "variance", "variance_corrected", "calibrated")
-_PER_DECISION = {"aleatoric": 4, "epistemic": 4, "labels": 1, "labels_sensitive": 1}
+_PER_DECISION = {"aleatoric": 4, "epistemic": 4, "own": 4, "labels": 1, "labels_sensitive": 1}
 
 
 def validate_answer(contract: Contract, cases: Sequence[Case], names: Collection[str]) -> None:

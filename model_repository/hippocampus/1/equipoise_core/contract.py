@@ -10,7 +10,7 @@ import ast
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,13 @@ class Sampler:
 
 
 @dataclass(frozen=True)
+class Screen(Sampler):
+    """One cheap pass that is tried before any sample is drawn; `states_moments` as for the contract."""
+
+    states_moments: bool = False
+
+
+@dataclass(frozen=True)
 class Contract:
     """What a published model takes and gives. See DESIGN for the tensors.
 
@@ -106,6 +113,9 @@ class Contract:
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         samples: T unless the policy or the caller says otherwise.
         precision: of weights and activations.
+        states_moments: the network itself says, in each pass, how unsure it is: besides probabilities it gives their
+            square and entropy, and a ranking of its voxels (`own`). A single pass then has something to tell.
+        screen: what is tried first; samples are drawn only where the policy does not decide on its answer.
     """
 
     name: str
@@ -124,6 +134,8 @@ class Contract:
     samples: int = 20
     samplers: tuple[Sampler, ...] = ()
     precision: Precision = Precision.FP32
+    states_moments: bool = False
+    screen: Screen | None = None
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -134,6 +146,8 @@ class Contract:
                 f"{self.maximum}"
             )
         names = [site.name for site in self.sites]
+        if self.states_moments and self.task is Task.CLASSIFICATION:
+            raise ContractError("only a segmentation states its own moments: those of a classifier are its samples'")
         if len(set(names)) != len(names):
             raise ContractError(f"site names repeat: {sorted(name for name in names if names.count(name) > 1)}")
 
@@ -151,6 +165,12 @@ class Contract:
     def varies(self) -> bool:
         """Whether samples can differ: by their masks, or because they come from several networks."""
         return self.stochastic or len(self.samplers) > 1
+
+    @cached_property
+    def screening(self) -> Contract:
+        """The contract of the screen's single pass. Only where there is a screen."""
+        assert self.screen is not None
+        return replace(self, sites=(), samplers=(self.screen,), states_moments=self.screen.states_moments, screen=None)
 
     @property
     def decisions(self) -> int:
@@ -219,12 +239,14 @@ class Contract:
             "samples": self.samples,
             # Said only where it is not single: contracts from before there was a choice keep their digest.
             **({} if self.precision is Precision.FP32 else {"precision": self.precision.value}),
+            **({"states_moments": True} if self.states_moments else {}),
         }
 
     def document(self) -> dict[str, Any]:
         """The whole contract as it is written to `contract.json`."""
         samplers = [{"name": sampler.name, "digest": sampler.digest} for sampler in self.samplers]
-        return {**self.graph_document(), "samplers": samplers}
+        screen = {} if self.screen is None else {"screen": dict(vars(self.screen))}
+        return {**self.graph_document(), "samplers": samplers, **screen}
 
     def dumps(self) -> str:
         return json.dumps({**self.document(), "digest": self.digest}, indent=1) + "\n"
@@ -278,6 +300,8 @@ def parse_contract(document: Any) -> Contract:
             samples=int(document["samples"]),
             samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
             precision=Precision(document.get("precision", Precision.FP32)),
+            states_moments=bool(document.get("states_moments", False)),
+            screen=_screen(document.get("screen")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"contract is incomplete or malformed: {type(error).__name__}: {error}") from error
@@ -285,6 +309,12 @@ def parse_contract(document: Any) -> Contract:
     if stated != contract.digest:
         raise ContractError(f"contract says its digest is {stated}, but it is {contract.digest}: it was changed")
     return contract
+
+
+def _screen(document: Any) -> Screen | None:
+    if document is None:
+        return None
+    return Screen(str(document["name"]), str(document["digest"]), bool(document["states_moments"]))
 
 
 def _extents(entries: Any) -> tuple[int | str, ...]:

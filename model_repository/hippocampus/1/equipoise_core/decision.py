@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from .contract import Contract, Task
 from .policy import Bounds, Policy
+from .scores import scores_of
 
 
 class Route(str, Enum):
@@ -37,6 +38,7 @@ class Evidence:
         problems: what went wrong while sampling, in words.
         stopped: the policy's own stopping rule found fewer samples than its T to be enough.
         windows: the image was taken in windows, being larger than the network sees at once.
+        screened: this is the answer of the screen: no sample was drawn.
     """
 
     numbers: Mapping[str, float]
@@ -48,6 +50,7 @@ class Evidence:
     problems: tuple[str, ...] = ()
     stopped: bool = False
     windows: bool = False
+    screened: bool = False
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision:
@@ -55,16 +58,17 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
 
     In this order: anything that went wrong, or no policy for this model → review; input far from the calibration cases
     → reject; unlike them, a caller's own seed or T, a spacing that the model was not made for, or an image taken in
-    windows → review; case score at most the policy's threshold → accept; everything else → review.
+    windows → review; case score at most the policy's threshold → accept; everything else → review. The screen has a
+    threshold of its own, and is not held against bounds on scores that samples make.
     """
     for reason in _failures(contract, policy, why_no_policy, evidence):
         return Decision(Route.REVIEW, reason)
     assert policy is not None
-    for reason in _outside(policy.suitable, "far from", evidence):
+    for reason in _outside(_applying(policy.suitable, contract, evidence), "far from", evidence):
         return Decision(Route.REJECT, reason)
     for reason in _reservations(contract, policy, evidence):
         return Decision(Route.REVIEW, reason)
-    rule = policy.accept
+    rule = policy.screen if evidence.screened else policy.accept
     if rule is None:
         return Decision(Route.REVIEW, "the policy has no accept threshold")
     score = evidence.numbers[rule.score]
@@ -96,7 +100,7 @@ def settled(policy: Policy, numbers: Mapping[str, float], moving: Collection[str
 
 def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Iterator[str]:
     yield from evidence.problems
-    if evidence.samples < evidence.asked and not evidence.stopped:
+    if evidence.samples < evidence.asked and not (evidence.stopped or evidence.screened):
         yield f"only {evidence.samples} of {evidence.asked} samples were drawn"
     for name, number in evidence.numbers.items():
         if not math.isfinite(number):
@@ -106,10 +110,19 @@ def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evi
     elif policy.model_digest != contract.model_digest:
         yield f"the policy is for another model ({policy.model_digest[:12]}, this is {contract.model_digest[:12]})"
     else:
-        accept = [policy.accept.score] if policy.accept else []
-        named = {*policy.suitable.limits, *policy.typical.limits, *accept}
+        rule = policy.screen if evidence.screened else policy.accept
+        bounds = (_applying(each, contract, evidence) for each in (policy.suitable, policy.typical))
+        named = {name for each in bounds for name in each.limits} | ({rule.score} if rule else set())
         for name in sorted(named - set(evidence.numbers)):
             yield f"the policy looks at {name}, which is not known here"
+
+
+def _applying(bounds: Bounds, contract: Contract, evidence: Evidence) -> Bounds:
+    """Bounds on scores were made from samples: they say nothing of a screen's."""
+    if not evidence.screened:
+        return bounds
+    scores = scores_of(contract)
+    return replace(bounds, limits={name: pair for name, pair in bounds.limits.items() if name not in scores})
 
 
 def _outside(bounds: Bounds, how: str, evidence: Evidence) -> Iterator[str]:
@@ -120,12 +133,12 @@ def _outside(bounds: Bounds, how: str, evidence: Evidence) -> Iterator[str]:
 
 
 def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Iterator[str]:
-    yield from _outside(policy.typical, "unlike", evidence)
+    yield from _outside(_applying(policy.typical, contract, evidence), "unlike", evidence)
     if evidence.own_seed:
         yield "the caller named the seed: for study and replay only"
     if evidence.own_samples and evidence.samples != policy.samples:
         yield f"the caller named {evidence.samples} samples, the policy is for {policy.samples}"
-    elif evidence.samples != policy.samples and not evidence.stopped:
+    elif evidence.samples != policy.samples and not (evidence.stopped or evidence.screened):
         yield f"{evidence.samples} samples were drawn, the policy is for {policy.samples}"
     if evidence.windows:
         yield "the image is larger than the network sees at once: no policy was made for answers of several windows"

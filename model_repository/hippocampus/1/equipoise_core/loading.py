@@ -23,7 +23,7 @@ def load_model(directory: Path, chunk: int | None = None) -> Model:
     contract = load_contract(directory / "contract.json")
     if not contract.samplers:
         raise ContractError(f"{contract.name}: the contract names no sampler")
-    for sampler in contract.samplers:
+    for sampler in (*contract.samplers, *([contract.screen] if contract.screen else [])):
         file = directory.parent.parent / sampler.name / directory.name / "model.onnx"
         found = digest_of_model(file) if file.is_file() else "no file"
         if found != sampler.digest:

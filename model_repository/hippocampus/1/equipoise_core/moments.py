@@ -42,6 +42,8 @@ class Moments:
         sum_p2: `Σ_t p_t²`.
         sum_entropy: `Σ_t H[p_t]` in nats, `[E, *S]`.
         volumes: `[T, K]`, each sample's `Σ_v p_t(v)` in voxels; `[T, 0]` for classification.
+        sum_own: `[1, *S]`, Σ_t of the network's own ranking of its voxels, ≥ 0, higher for less certain; None where it
+            gives none. A network that states its moments also has `sum_p2 ≥ Σ_t p_t²`.
     """
 
     samples: int
@@ -49,6 +51,7 @@ class Moments:
     sum_p2: Array
     sum_entropy: Array
     volumes: NDArray[np.float64]
+    sum_own: Array | None = None
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both chunks; associative and commutative but for the order of `volumes`."""
@@ -58,12 +61,14 @@ class Moments:
             self.sum_p2 + other.sum_p2,
             self.sum_entropy + other.sum_entropy,
             np.concatenate([self.volumes, other.volumes]),
+            None if self.sum_own is None or other.sum_own is None else self.sum_own + other.sum_own,
         )
 
     @property
     def finite(self) -> bool:
         """Whether every number is."""
-        return all(np.isfinite(a).all() for a in (self.sum_p, self.sum_p2, self.sum_entropy, self.volumes))
+        sums = (self.sum_p, self.sum_p2, self.sum_entropy, self.volumes, self.sum_own)
+        return all(np.isfinite(a).all() for a in sums if a is not None)
 
 
 def moments_of_probabilities(p: Array, activation: Activation) -> Moments:
@@ -81,6 +86,17 @@ def moments_of_map(p: Array, activation: Activation) -> Moments:
     return Moments(1, p, p * p, entropy(p, activation), volumes[None])
 
 
+def moments_of_stated(stated: Array, contract: Contract) -> Moments:
+    """Segmentation: one pass of a network that states its moments, `[2K + E + 1, *S]` (see `STATED`) → its moments."""
+    classes = len(contract.classes)
+    p, square, entropy, own = np.split(stated, np.cumsum([classes, classes, contract.decisions]))
+    return Moments(1, p, square, entropy, p.sum(axis=tuple(range(1, p.ndim)), dtype=np.float64)[None], own)
+
+
+STATED = ("sum_p", "sum_p2", "sum_entropy", "sum_own")
+"""Outputs of a sampler that states its moments, in the order in which they are stitched."""
+
+
 def moments_of_outputs(contract: Contract, outputs: Mapping[str, Array], spatial: tuple[int, ...]) -> Moments:
     """The sampler's output tensors for one image (leading N = 1) → moments, padding cropped off again."""
     if contract.task is Task.CLASSIFICATION:
@@ -93,4 +109,5 @@ def moments_of_outputs(contract: Contract, outputs: Mapping[str, Array], spatial
         outputs["sum_p2"][0][inside],
         outputs["sum_entropy"][0][inside],
         volumes,
+        outputs["sum_own"][0][inside] if contract.states_moments else None,
     )

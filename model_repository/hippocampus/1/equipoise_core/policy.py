@@ -100,6 +100,7 @@ class Policy:
         population: for which cases all of this holds, in words.
         strangeness: computes the number of that name, which `typical` and `suitable` may bound.
         monitoring: which accepted cases are audited, and where calibration cases lay.
+        screen: what the answer of the contract's `screen` must be for no sample to be drawn, and the case accepted.
         stopping: when fewer samples than `samples` suffice; never where the caller names T.
     """
 
@@ -116,6 +117,7 @@ class Policy:
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
+    screen: AcceptRule | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -138,6 +140,8 @@ class Policy:
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
             "monitoring": self.monitoring.document() if self.monitoring else None,
+            # Said only where there is one: policies from before there were screens keep their digest.
+            **({} if self.screen is None else {"screen": dict(vars(self.screen))}),
         }
 
     def dumps(self) -> str:
@@ -159,24 +163,12 @@ def parse_policy(document: Any) -> Policy:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise PolicyError(f"expected a policy of format {FORMAT}; got {found}")
     try:
-        accept, volume, sensitive = document["accept"], document["volume"], document["sensitive"]
+        volume, sensitive = document["volume"], document["sensitive"]
         policy = Policy(
             model_digest=str(document["model_digest"]),
             calibration_digest=str(document["calibration_digest"]),
             samples=int(document["samples"]),
-            accept=None
-            if accept is None
-            else AcceptRule(
-                score=str(accept["score"]),
-                threshold=float(accept["threshold"]),
-                loss=str(accept["loss"]),
-                cases=int(accept["cases"]),
-                accepted=int(accept["accepted"]),
-                errors=int(accept["errors"]),
-                rule=str(accept["rule"]),
-                alpha=_number_or_none(accept["alpha"]),
-                delta=_number_or_none(accept["delta"]),
-            ),
+            accept=_optional(document["accept"], _accept_rule),
             typical=_bounds(document["typical"]),
             suitable=_bounds(document["suitable"]),
             volume=None
@@ -200,6 +192,7 @@ def parse_policy(document: Any) -> Policy:
             ),
             recalibration=_optional(document["recalibration"], parse_recalibration),
             monitoring=_optional(document["monitoring"], parse_monitoring),
+            screen=_optional(document.get("screen"), _accept_rule),
         )
         digest = policy.digest
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -207,6 +200,20 @@ def parse_policy(document: Any) -> Policy:
     if document.get("digest") != digest:
         raise PolicyError(f"policy says its digest is {document.get('digest')}, but it is {digest}: it was changed")
     return policy
+
+
+def _accept_rule(document: Any) -> AcceptRule:
+    return AcceptRule(
+        score=str(document["score"]),
+        threshold=float(document["threshold"]),
+        loss=str(document["loss"]),
+        cases=int(document["cases"]),
+        accepted=int(document["accepted"]),
+        errors=int(document["errors"]),
+        rule=str(document["rule"]),
+        alpha=_number_or_none(document["alpha"]),
+        delta=_number_or_none(document["delta"]),
+    )
 
 
 def _number_or_none(value: Any) -> float | None:

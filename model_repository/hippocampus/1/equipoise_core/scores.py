@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Activation, Contract, Task
-from .moments import Moments
+from .moments import Array, Moments
 from .uncertainty import Uncertainty
 
 Score = Callable[[Contract, Uncertainty], float]
@@ -75,9 +75,18 @@ def volume_variation(contract: Contract, uncertainty: Uncertainty) -> float:
 def rim_epistemic(contract: Contract, uncertainty: Uncertainty) -> float:
     """Mean epistemic entropy (nats) inside the predicted foreground and its rim of one voxel; the image's highest
     where no foreground is predicted."""
+    return _mean_at_foreground(contract, uncertainty, uncertainty.epistemic)
+
+
+def rim_own(contract: Contract, uncertainty: Uncertainty) -> float:
+    """The same mean of the network's own ranking of its voxels, in its own unit, ≥ 0."""
+    return _mean_at_foreground(contract, uncertainty, uncertainty.own)
+
+
+def _mean_at_foreground(contract: Contract, uncertainty: Uncertainty, maps: Array) -> float:
     region = _dilated(foreground_indicator(contract, uncertainty).any(axis=0))
-    epistemic = uncertainty.epistemic.max(axis=0)
-    return float(epistemic[region].mean(dtype=np.float64) if region.any() else epistemic.max())
+    highest = maps.max(axis=0)
+    return float(highest[region].mean(dtype=np.float64) if region.any() else highest.max())
 
 
 def foreground_indicator(contract: Contract, uncertainty: Uncertainty) -> NDArray[np.bool_]:
@@ -111,14 +120,30 @@ SCORES: dict[Task, dict[str, Score]] = {
         "rim_epistemic": rim_epistemic,
     },
 }
-"""Every score of a task by name; the first is the one reported where no policy chose another."""
+"""Every score of a task by name; the first that a model has is the one reported where no policy chose another."""
+
+OWN = {"rim_own": rim_own}
+"""Of a segmentation that states its moments, besides."""
+
+COMPARING = {"sample_disagreement", "volume_variation"}
+"""Scores that compare samples: a single pass has none to compare."""
+
+EPISTEMIC = {"mutual_information", "rim_epistemic"}
+"""Scores of the epistemic part: a single pass has one only where the network states it."""
+
+
+def scores_of(contract: Contract) -> dict[str, Score]:
+    """The scores that say something about this model's answers, by name."""
+    scores = {**SCORES[contract.task], **(OWN if contract.states_moments else {})}
+    silent = set() if contract.varies else COMPARING if contract.states_moments else COMPARING | EPISTEMIC
+    return {name: score for name, score in scores.items() if name not in silent}
 
 
 def case_scores(contract: Contract, uncertainty: Uncertainty) -> dict[str, float]:
-    """All scores of the contract's task, by name."""
-    return {name: score(contract, uncertainty) for name, score in SCORES[contract.task].items()}
+    """All scores of the contract, by name."""
+    return {name: score(contract, uncertainty) for name, score in scores_of(contract).items()}
 
 
-def default_score(task: Task) -> str:
+def default_score(contract: Contract) -> str:
     """The score reported where no policy chose one."""
-    return next(iter(SCORES[task]))
+    return next(iter(scores_of(contract)))
