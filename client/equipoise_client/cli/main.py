@@ -47,6 +47,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "calibrate": Verb(
             "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
         ),
+        "train": Verb("equipoise_export.methods.command:app", "reference", "Train uncertainty methods to compare."),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),

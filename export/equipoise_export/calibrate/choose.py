@@ -36,9 +36,10 @@ EPISTEMIC = {
     Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"),
     Task.CLASSIFICATION: ("mutual_information",),
 }
-"""The first of these that the model has is the score that says that samples disagree more than they do on typical cases. Of a segmentation not `rim_epistemic`:
-after 8 of 20 samples its logarithm is still off by 1.0 (hippocampus, nuclei) of its standard deviation between cases,
-that of `sample_disagreement` by .46 and .12, so that hardly a case could stop early."""
+"""The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
+not `rim_epistemic` where samples are drawn: after 8 of 20 its logarithm is still off by 1.0 (hippocampus, nuclei) of
+its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that hardly a case could stop
+early."""
 
 CANDIDATES = 100
 """Accept thresholds that are tried: equal steps of the pilot cases' rank."""

@@ -1,7 +1,7 @@
 """SegWithU: one forward pass, uncertainty from small perturbations of the logits (arXiv 2604.15271).
 
 The backbone is frozen; a head on the inputs of its last decoder blocks learns R probes, whose signed sums perturb the
-logits. How much the probabilities move is the epistemic uncertainty; a map `U_cal` tempers the logits, another, `U_rnk`,
+logits. How much the probabilities move is the epistemic uncertainty; a map `U_cal` tempers the logits, and `U_rnk`
 ranks voxels by how likely they are wrong. Formulas and losses as METHODS §7 and the paper's own code state them.
 """
 

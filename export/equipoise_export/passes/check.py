@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from equipoise_core.contract import Task
+from equipoise_core.moments import sampler_outputs
 
 from ..errors import CaptureRefused, PassFailed
 from .compilation import IMAGE, MASKS, Compilation
@@ -17,10 +17,6 @@ RANDOM = {
     "Bernoulli",
     "Multinomial",
     "Dropout",
-}
-OUTPUTS = {
-    Task.CLASSIFICATION: ["probabilities"],
-    Task.SEGMENTATION: ["sum_p", "sum_p2", "sum_entropy", "volumes"],
 }
 
 
@@ -46,8 +42,8 @@ def check(c: Compilation) -> None:
     expected = [IMAGE, MASKS] if c.contract.stochastic else [IMAGE]
     if inputs != expected:
         raise PassFailed(f"the sampler's inputs are {inputs}; expected {expected}")
-    outputs = [value.name for value in c.graph.outputs]
-    if outputs != OUTPUTS[c.contract.task]:
-        raise PassFailed(f"the sampler's outputs are {outputs}; expected {OUTPUTS[c.contract.task]}")
+    outputs = tuple(value.name for value in c.graph.outputs)
+    if outputs != sampler_outputs(c.contract):
+        raise PassFailed(f"the sampler's outputs are {outputs}; expected {sampler_outputs(c.contract)}")
     # Without the weights, which may be more than protobuf holds; it puts them back in another order, hence the clone.
     common.CheckerPass(full_check=True)(c.model.clone())

@@ -26,11 +26,11 @@ from equipoise_core.statistics import input_statistics
 from rich.console import Console
 from rich.progress import track
 
-from ..calibrate.cases import Labelled, Measured, dice_per_class, is_wrong, measure, true_region
+from ..calibrate.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
 from ..calibrate.choose import Goals, Method, choose_policy
 from ..compile import Compiled, compile_sampler
 from ..repository import publish
-from ..runtime import OnnxSampler
+from ..runtime import published_samplers
 from .data import REPOSITORY, Dataset, load, reference_split
 from .specs import REFERENCES, WEIGHTS, Reference
 from .train import main as train
@@ -81,44 +81,55 @@ def compile_reference(reference: Reference) -> Compiled:
 
 
 def build(reference: Reference, data: Dataset) -> Built:
-    """Compiles, then calibrates on the calibration split and measures the routes on the test split.
+    """Compiles, then calibrates on the calibration split and measures the routes on the test split."""
+    compiled = compile_reference(reference)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = publish(compiled, Path(scratch)) / "1"
+        model = load_model(directory)
+        samplers, _ = published_samplers(Path(scratch), model.contract)
+        policy = choose_on_split(model, Path(scratch), reference, data)
+        decided = Model(model.contract, policy, "", model.code_digest)
+        test = data.select(reference_split(reference.name, data.ids).test)
+        assessments = [
+            (assess(decided, Case(image, spacing=spacing_of(reference)), samplers), truth)
+            for image, truth in _each(test, f"{reference.name}: testing")
+        ]
+    return Built(compiled, policy, _routes(assessments, reference.acceptable_dice or 0.0))
+
+
+def spacing_of(reference: Reference) -> tuple[float, ...] | None:
+    """Of all its cases, mm."""
+    return None if reference.spacing is None else tuple((low + high) / 2 for low, high in reference.spacing)
+
+
+def choose_on_split(model: Model, repository: Path, reference: Reference, data: Dataset) -> Policy:
+    """The policy of a model for this data set, published without one, chosen on the calibration split.
 
     Training cases are the pilot: they say where to look, and no guarantee rests on them. Statistics of the input need
     no samples: they are of all training images.
     """
-    compiled = compile_reference(reference)
     split = reference_split(reference.name, data.ids)
-    spacing = None if reference.spacing is None else tuple((low + high) / 2 for low, high in reference.spacing)
-    acceptable = reference.acceptable_dice or 0.0
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = publish(compiled, Path(scratch)) / "1"
-        samplers = [OnnxSampler(Path(scratch) / f"{reference.name}_sampler" / "1" / "model.onnx")]
-        model = load_model(directory)
+    samplers, screen = published_samplers(repository, model.contract)
+    looks = [look for look in LOOKS if look < model.default_samples]
 
-        def measured(ids: Sequence[str], what: str) -> list[Measured]:
-            cases = data.select(ids)
-            return [
-                measure(model, Labelled(name, name, image, truth, spacing), samplers, acceptable)
-                for name, (image, truth) in zip(ids, _each(cases, f"{reference.name}: {what}"), strict=True)
-            ]
+    def measured(ids: Sequence[str], what: str) -> list[Measured]:
+        cases = data.select(ids)
+        return [
+            measure(
+                model, Labelled(name, name, image, truth, spacing_of(reference)), samplers,
+                reference.acceptable_dice or 0.0, looks, screen,
+            )
+            for name, (image, truth) in zip(ids, _each(cases, f"{model.contract.name}: {what}"), strict=True)
+        ]  # fmt: skip
 
-        policy = choose_policy(
-            model.contract,
-            model.default_samples,
-            measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
-            measured(split.calibration, "calibrating"),
-            goals(reference),
-            [
-                input_statistics(model.contract.preprocessing.normalise(image))
-                for image in data.select(split.train).images
-            ],
-        ).policy
-        decided = Model(model.contract, policy, "", model.code_digest)
-        assessments = [
-            (assess(decided, Case(image, spacing=spacing), samplers), truth)
-            for image, truth in _each(data.select(split.test), f"{reference.name}: testing")
-        ]
-    return Built(compiled, policy, _routes(assessments, acceptable))
+    return choose_policy(
+        model.contract,
+        model.default_samples,
+        measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
+        measured(split.calibration, "calibrating"),
+        goals(reference),
+        [input_statistics(model.contract.preprocessing.normalise(image)) for image in data.select(split.train).images],
+    ).policy
 
 
 def goals(reference: Reference) -> Goals:

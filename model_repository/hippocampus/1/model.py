@@ -18,6 +18,7 @@ from equipoise_core.aggregate import OUTPUTS, Case, assess, validate_answer
 from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
+from equipoise_core.moments import sampler_outputs
 
 # `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
 STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None
@@ -124,11 +125,7 @@ class BlsSampler:
     def __init__(self, name, contract, request):
         self.name = name
         self.request = request
-        self.outputs = (
-            ["probabilities"]
-            if contract.task.value == "classification"
-            else ["sum_p", "sum_p2", "sum_entropy", "volumes", *(["sum_own"] if contract.states_moments else [])]
-        )
+        self.outputs = sampler_outputs(contract)
         self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
         self.pace = 0.0  # seconds per sample of the slowest call so far
 
@@ -148,7 +145,7 @@ class BlsSampler:
         response = pb_utils.InferenceRequest(
             model_name=self.name,
             inputs=inputs,
-            requested_output_names=self.outputs,
+            requested_output_names=list(self.outputs),
             timeout=left,
             trace=self.request.trace(),
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),

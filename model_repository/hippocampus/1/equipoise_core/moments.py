@@ -94,7 +94,14 @@ def moments_of_stated(stated: Array, contract: Contract) -> Moments:
 
 
 STATED = ("sum_p", "sum_p2", "sum_entropy", "sum_own")
-"""Outputs of a sampler that states its moments, in the order in which they are stitched."""
+"""Maps that a sampler gives, in the order in which they are stated and stitched; the last only where it is stated."""
+
+
+def sampler_outputs(contract: Contract) -> tuple[str, ...]:
+    """Names of the sampler's output tensors."""
+    if contract.task is Task.CLASSIFICATION:
+        return ("probabilities",)
+    return (*(STATED if contract.states_moments else STATED[:3]), "volumes")
 
 
 def moments_of_outputs(contract: Contract, outputs: Mapping[str, Array], spatial: tuple[int, ...]) -> Moments:
