@@ -129,9 +129,10 @@ def test_a_doubtful_file_gets_none(capsys, triton, tmp_path):
 def test_what_is_labelled_gets_none(capsys, triton, picture, tmp_path):
     """An expert has spoken already."""
     np.save(tmp_path / "y.npy", np.random.default_rng(1).random((28, 28)))
-    words = ["chest", tmp_path / "y.npy", "--labelled", picture, "--pseudo-labels", tmp_path / "g"]
+    words = ["cells", tmp_path / "y.npy", "--labelled", picture, "--pseudo-labels", tmp_path / "g"]
     assert run(capsys, triton, *words)[0] == 0
     assert [Path(entry["file"]).name for entry in manifest(tmp_path / "g")["pseudo_labels"]] == ["y.npy"]
+    assert {path.name for path in (tmp_path / "g").iterdir()} == {"y.pseudo-label.npy", "pseudo-labels.json"}
 
 
 def test_half_a_label_is_none(capsys, triton, tmp_path, monkeypatch):
