@@ -238,14 +238,18 @@ def study(plan: Plan, progress: Progress) -> tuple[Curves, NDArray[np.float64]]:
 
 
 def labels_until(curve: Sequence[float], budgets: Sequence[int], target: float) -> float:
-    """Labels at which the curve first reaches `target`, linear between rounds; NaN where it never does."""
-    for k, dice in enumerate(curve):
-        if dice >= target:
-            if k == 0:
-                return float(budgets[0])
-            share = (target - curve[k - 1]) / (dice - curve[k - 1])
-            return budgets[k - 1] + share * (budgets[k] - budgets[k - 1])
-    return float("nan")
+    """Labels from which on the curve stays at `target` or above, linear between rounds; NaN where it ends below.
+
+    Not where it first gets there: a curve that jitters gets there by luck, and falls again.
+    """
+    below = [k for k, dice in enumerate(curve) if dice < target]
+    if not below:
+        return float(budgets[0])
+    last = below[-1]
+    if last == len(curve) - 1:
+        return float("nan")
+    share = (target - curve[last]) / (curve[last + 1] - curve[last])
+    return budgets[last] + share * (budgets[last + 1] - budgets[last])
 
 
 @dataclass(frozen=True)
@@ -279,9 +283,8 @@ class Finding:
     Attributes:
         dice: mean over repeats at each number of labels; `spread`: standard deviation.
         gain: mean over all rounds but the first of Dice less random's in the same repeat.
-        labels: per repeat until the Dice of random with all its labels; None: not reached.
-        saved: `last` less these, where every repeat reached it; a curve that jitters also "saves" labels against
-            itself, as random's own row shows.
+        labels: per repeat until the Dice of random with all its labels; None: not reached, or not kept.
+        saved: `last` less these, where every repeat got there.
     """
 
     strategy: str
@@ -322,7 +325,7 @@ def shown(plan: Plan, what: str, found: Sequence[Finding], ceiling: NDArray[np.f
     )
     for each in found:
         dice = [f"{mean:.4f} ± {sd:.4f}" for mean, sd in zip(each.dice, each.spread, strict=True)]
-        needed = ", ".join("not reached" if count is None else f"{count:.1f}" for count in each.labels)
+        needed = ", ".join("not kept" if count is None else f"{count:.1f}" for count in each.labels)
         table.add_row(each.strategy, *dice, str(each.gain), needed, str(each.saved))
     return table
 
