@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
 from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.record import input_digest
+from equipoise_core.scores import SCORES
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
@@ -101,8 +103,30 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if contract.task is Task.SEGMENTATION:
             maps["labels"][:, 0] = bright * (classes - 1)
             maps["epistemic"][:, 0] = 0.05 + 0.4 * bright
-        record = {"model_digest": contract.model_digest, "route": "accept"}
+        # The service is nearly certain far from the mean intensity, and guesses near it.
+        far = np.abs(flat - flat.mean(axis=1, keepdims=True)) > flat.std(axis=1, keepdims=True) / 2
+        certain = np.where(far.reshape(image.shape)[:, :1] if spatial else True, 0.97, 0.6).astype(np.float32)
+        index = np.arange(classes).reshape(-1, *[1] * len(spatial))
+        if contract.activation is Activation.SIGMOID:
+            maps["calibrated"] = np.where(maps["labels"] > 0, certain, 1 - certain)
+        else:
+            certain = certain if spatial else certain.reshape(1, 1)
+            chosen = maps["labels"] == index
+            maps["calibrated"] = np.where(chosen, certain, (1 - certain) / (classes - 1)).astype(np.float32)
         drawn = int(given["samples"][0, 0]) if "samples" in given else contract.samples
+        scores = SCORES[contract.task]
+        record = {
+            "model_digest": contract.model_digest,
+            "policy_digest": "p" * 64,
+            "input_digest": input_digest(image[0]),
+            "samples": drawn,
+            "samples_asked": drawn,
+            "scores": dict.fromkeys(scores, round(float(image[0].max()), 6)),
+            "statistics": {"level": float(image[0].mean()), "spread": float(image[0].std())},
+            "route": "accept",
+            "alpha": 0.1,
+            "delta": 0.05,
+        }
         return {
             **maps,
             "case_score": np.full((count, 1), 0.125, np.float32),

@@ -50,6 +50,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "train": Verb("equipoise_export.methods.command:app", "reference", "Train uncertainty methods to compare."),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
+        "rank": Verb("equipoise_client.rank.command:rank", "client", "Say which images an expert should label first."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),
         "replay": Verb("equipoise_client.cli.replay:replay", "client", "Decide a recorded case again and compare."),
         "audit": Verb("equipoise_client.audit.command:audit", "client", "Verify, anchor and extend the audit log."),

@@ -96,7 +96,8 @@ _UNDECIDED: dict[str, Any] = {
 }
 
 
-def _spacing(text: str | None) -> tuple[float, ...] | None:
+def parse_spacing(text: str | None) -> tuple[float, ...] | None:
+    """`"1,1,1.2"` → mm. Raises typer.BadParameter."""
     if text is None:
         return None
     try:
@@ -139,7 +140,7 @@ def predict(
 
     A file that cannot be read or answered goes to review and does not stop the others.
     """
-    fallback = _spacing(spacing)
+    fallback = parse_spacing(spacing)
     try:
         encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
         client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
@@ -158,12 +159,12 @@ def predict(
     if as_json:
         typer.echo(json.dumps([case.document() for case in cases], indent=1, allow_nan=False))
     else:
-        _console().print(_table(name, cases))
+        wide_console().print(_table(name, cases))
     if any(case.error for case in cases):
         raise typer.Exit(1)
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """As wide as the terminal; a pipe or a file gets room for whole reasons."""
     return Console() if sys.stdout.isatty() else Console(width=160)
 
@@ -202,7 +203,7 @@ def _cases(
             answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
             case = replace(case, prediction=prepared.judge(answer))
             if out is not None:
-                case = _with_results(case, prepared, _free(out, file, taken))
+                case = _with_results(case, prepared, free_place(out, file, taken))
         except EquipoiseError as error:
             case = _failed(case, str(error))
         except Exception as error:  # noqa: BLE001 (one file must not take the others with it; nothing is accepted)
@@ -216,7 +217,7 @@ def _failed(case: Case, message: str) -> Case:
     return replace(case, prediction=held, error=message)
 
 
-def _free(out: Path, file: Path, taken: set[Path]) -> Path:
+def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
     """`out/brain` for brain.nii.gz; `out/brain-2` for a second file of that name in the same run."""
     stem = file.name.removesuffix(".gz")
     stem = stem.rsplit(".", 1)[0] if "." in stem.strip(".") else stem

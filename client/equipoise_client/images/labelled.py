@@ -30,6 +30,10 @@ from .grid import pick_nearest
 from .prepare import Prepared, fit, with_spacing
 from .read import read_image
 
+PSEUDO_LABEL = ".pseudo-label"
+"""In the name of every label that a model wrote (`equipoise rank`). Here it is refused: judged by its own answers, a
+model is never wrong."""
+
 _ENDINGS = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".dcm")
 
 
@@ -110,6 +114,8 @@ def _segmentations(data: Path) -> Iterator[Row]:
             if len(same) != 1:
                 raise InvalidInput(f"images/{file.name} has no label: expected labels/{file.name}")
             label = same[0]
+        if PSEUDO_LABEL in label.name:
+            raise InvalidInput(f"labels/{label.name} is a model's own answer, no truth: give an expert's label instead")
         yield Row(file, label, stated.get("patient") or file.name, stated.get("group") or "")
 
 

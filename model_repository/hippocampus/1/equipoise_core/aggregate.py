@@ -298,6 +298,7 @@ class Assessment:
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
                     "alpha": policy.accept.alpha if policy and policy.accept else None,
+                    "delta": policy.accept.delta if policy and policy.accept else None,
                     "audit": self.audited,
                     "software": software(),
                 }
