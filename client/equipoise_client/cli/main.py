@@ -47,6 +47,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "calibrate": Verb(
             "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
         ),
+        "compare": Verb(
+            "equipoise_export.compare.command:app", "export", "One table over several models on one data set."
+        ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),

@@ -89,7 +89,7 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "routes": {route: routes.count(route) for route in ("accept", "review", "reject")},
         "wrong": int(sum(each.step.loss for each in judged)),
         "wrong_among_accepted": wrong,
-        "error_among_accepted": _share(wrong, len(accepted)),
+        "error_among_accepted": exact_share(wrong, len(accepted)),
         "probabilities": probability_figures(judged),
         "selection": selection_figures(judged, goals.score or _score(judged)),
         "samples": sample_figures(judged),
@@ -166,7 +166,7 @@ def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
         "mean": float(used.mean()),
         "full": judged[0].case.full.samples,
         "stopped_early": len(early),
-        "same_route_as_full": _share(same, len(early)),
+        "same_route_as_full": exact_share(same, len(early)),
     }
 
 
@@ -218,7 +218,7 @@ def _score(judged: Sequence[Judged]) -> str:
     return accept.score if accept else next(iter(judged[0].step.scores))
 
 
-def _share(part: int, whole: int) -> dict[str, float | None]:
+def exact_share(part: int, whole: int) -> dict[str, float | None]:
     """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
     if not whole:
         return {"share": None, "low": None, "high": None}
