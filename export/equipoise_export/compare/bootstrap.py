@@ -150,7 +150,13 @@ def _words(figure: Figure, names: tuple[str, str], joint: Estimate, shown: bool)
         return f"{figure.title}: no difference shown between {names[0]} and {names[1]}"
     way = Better.LOWER if joint.value < 0.0 else Better.HIGHER
     scale, unit = (100.0, " percentage points") if figure.percent else (1.0, "")
-    value, low, high = (f"{scale * number:+.3g}".replace("-", "−") for number in (joint.value, joint.low, joint.high))
+    value, low, high = (_signed(scale * number) for number in (joint.value, joint.low, joint.high))
     article = "fewer" if way is Better.LOWER else "more"
     what = f"takes {article} samples than" if figure.name == "samples" else f"has a {way.value} {figure.title} than"
     return f"{names[0]} {what} {names[1]}: {value}{unit}, 95 % {low} to {high}"
+
+
+def _signed(number: float) -> str:
+    """With its sign, to three digits or the fifth decimal."""
+    text = f"{number:+.3g}" if abs(number) >= 1e-3 else f"{number:+.5f}"
+    return text.replace("-", "−")

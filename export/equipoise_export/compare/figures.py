@@ -100,11 +100,11 @@ def figures(every: Sequence[Answers], segmentation: bool) -> list[Figure]:
             LOWER, lambda a, w: weighted.share_of(a.plain.nll, a.plain.answers, w.test),
         ),
         Figure(
-            "ece_recalibrated", "ECE recal.", "ECE of the probabilities as the policy recalibrates them",
+            "ece_recalibrated", "recalibrated ECE", "ECE of the probabilities as the policy recalibrates them",
             LOWER, lambda a, w: weighted.calibration_error(a.recalibrated, w.test),
         ),
         Figure(
-            "nll_recalibrated", "NLL recal.", "NLL of the probabilities as the policy recalibrates them",
+            "nll_recalibrated", "recalibrated NLL", "NLL of the probabilities as the policy recalibrates them",
             LOWER, lambda a, w: weighted.share_of(a.recalibrated.nll, a.recalibrated.answers, w.test),
         ),
         Figure(
@@ -147,7 +147,7 @@ def figures(every: Sequence[Answers], segmentation: bool) -> list[Figure]:
         ]  # fmt: skip
     found += [
         Figure(
-            "accepted", "accepted", "share of cases that the policy accepts", HIGHER,
+            "accepted", "share accepted", "share of cases that the policy accepts", HIGHER,
             lambda a, w: weighted.mean(a.accepted, w.test), percent=True,
         ),
         Figure(
