@@ -84,7 +84,11 @@ def gather(
         if data.startswith(PREFIX) and shifted is None:  # they were made of the test cases that are now replaced
             material = replace(material, shifted=(), shift="")
     if shifted is not None:
-        images = labelled_cases(shifted, contract, spacing, labels=False)
+        # Nameless patients of two archives are numbered alike: these are others, and are resampled on their own.
+        images = [
+            replace(case, patient=f"shifted: {case.patient}")
+            for case in labelled_cases(shifted, contract, spacing, labels=False)
+        ]
         material = replace(material, shifted=images, shift=f"the images of {shifted.name}")
     for name in ("pilot", "calibration", "test"):
         if not material.parts[name]:

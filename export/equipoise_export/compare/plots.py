@@ -24,7 +24,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (
 """8, 11 and 5 have no common divisor: no two of 440 models look alike."""
 
 SIZE = (6.4, 3.7)
-FEW = 20
+FEW = 10
 """A point of the reliability plot stands for at least so many answers."""
 
 
@@ -50,7 +50,7 @@ def plots(
 ) -> Iterator[tuple[str, str]]:
     """(caption, SVG) of each; `risk` in words."""
     yield (
-        f"Risk and coverage: {risk} of the share of cases that are kept, the most certain ones first.",
+        f"Risk and coverage: mean {risk} of the cases that are kept, the most certain ones first.",
         _risk_coverage(every, risk),
     )
     yield (
