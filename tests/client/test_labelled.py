@@ -82,3 +82,20 @@ def test_an_archive_with_everything_is_read(tmp_path, classifier):
     np.savez(tmp_path / "b.npz", images=images, labels=[0, 1])
     with pytest.raises(InvalidInput, match="3 images and 2 labels"):
         read_labelled(tmp_path / "b.npz", classifier)
+
+
+def test_where_labels_are_not_asked_for_images_alone_will_do(tmp_path, classifier, segmenter):
+    """An archive or a folder; every truth is blank, in the shape that the task has."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 28, 28), np.uint8))
+    with pytest.raises(InvalidInput, match="expected `images` and `labels`"):
+        read_labelled(tmp_path / "a.npz", classifier)
+    assert [case.truth.shape for case in read_labelled(tmp_path / "a.npz", classifier, labels=False)] == [(), ()]
+    (tmp_path / "images").mkdir()
+    for name in "ba":
+        nibabel.save(nibabel.Nifti1Image(np.ones((9, 8, 10), np.uint8), np.eye(4)), tmp_path / f"images/{name}.nii.gz")
+    cases = read_labelled(tmp_path, segmenter, labels=False)
+    assert [case.name for case in cases] == ["images/a.nii.gz", "images/b.nii.gz"]
+    assert all(case.truth.shape == (9, 8, 10) and not case.truth.any() for case in cases)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput, match="holds no images"):
+        read_labelled(tmp_path / "empty", segmenter, labels=False)

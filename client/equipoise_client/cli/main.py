@@ -48,6 +48,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
         ),
         "train": Verb("equipoise_export.methods.command:app", "reference", "Train uncertainty methods to compare."),
+        "compare": Verb(
+            "equipoise_export.compare.command:app", "export", "One table over several models on one data set."
+        ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "rank": Verb("equipoise_client.rank.command:rank", "client", "Say which images an expert should label first."),

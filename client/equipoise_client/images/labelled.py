@@ -9,6 +9,8 @@ Three layouts:
 - one `.npz` with `images` `[n, *S]` or `[n, C, *S]` and `labels` (or `masks`) `[n]` or `[n, *S]`; optionally `ids`,
   `patients`, `groups` `[n]` and `spacing` `[rank]`.
 
+Where labels are not asked for, a folder of images or an `.npz` with `images` alone will do as well.
+
 Beside the folders a `cases.csv` with the columns `file`, and any of `patient`, `group`, `label` may say more; a `label`
 column replaces folders named by class. Without it every file is a patient of its own.
 """
@@ -61,24 +63,29 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Row:
-    """What a folder or `cases.csv` says of one file; `label` is a class name or the label's file."""
+    """What a folder or `cases.csv` says of one file; `label` is a class name, the label's file, or not looked for."""
 
     file: Path
-    label: str | Path
+    label: str | Path | None
     patient: str
     group: str
 
 
-def read_labelled(data: Path, contract: Contract, spacing: tuple[float, ...] | None = None) -> list[LabelledImage]:
+def read_labelled(
+    data: Path, contract: Contract, spacing: tuple[float, ...] | None = None, labels: bool = True
+) -> list[LabelledImage]:
     """All labelled cases. Raises InvalidInput that says what was found and which layouts there are.
 
     Args:
         spacing: mm per axis for files that state none.
+        labels: False: they are not looked for, and every truth is blank (zeros).
     """
     if data.is_file() and data.suffix == ".npz":
-        return list(_from_archive(data, contract, spacing))
+        return list(_from_archive(data, contract, spacing, labels))
     if not data.is_dir():
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
+    if not labels:
+        return [_read(row, data, contract, spacing) for row in _images(data)]
     rows = list(_segmentations(data) if contract.task is Task.SEGMENTATION else _classes(data, contract))
     if not rows:
         raise InvalidInput(
@@ -90,6 +97,26 @@ def read_labelled(data: Path, contract: Contract, spacing: tuple[float, ...] | N
             )
         )
     return [_read(row, data, contract, spacing) for row in rows]
+
+
+def _images(data: Path) -> list[Row]:
+    """All images below the folder, or below its `images/`."""
+    table, folder = _table(data), data / "images"
+    files = [file for file in (folder if folder.is_dir() else data).rglob("*") if file.name.lower().endswith(_ENDINGS)]
+    if not files:
+        raise InvalidInput(f"{data} holds no images; expected files ending in {', '.join(_ENDINGS)}")
+    stated = [table.get(file.name, {}) for file in sorted(files)]
+    return [
+        Row(file, None, row.get("patient") or str(file.relative_to(data)), row.get("group") or "")
+        for file, row in zip(sorted(files), stated, strict=True)
+    ]
+
+
+def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Zeros of the shape that the truth of `image [C, *S]` has."""
+    several = contract.activation is Activation.SIGMOID
+    single = (len(contract.classes),) if several else ()
+    return np.zeros(image.shape[1:] if contract.task is Task.SEGMENTATION else single, np.uint8)
 
 
 def _table(data: Path) -> dict[str, dict[str, str]]:
@@ -137,7 +164,10 @@ def _stem(file: Path) -> str:
 
 def _read(row: Row, data: Path, contract: Contract, spacing: tuple[float, ...] | None) -> LabelledImage:
     prepared = fit(with_spacing(read_image(row.file), spacing), contract)
-    truth = _label_map(row.label, prepared, contract) if isinstance(row.label, Path) else _class(row, contract)
+    if row.label is None:
+        truth = _blank(contract, prepared.pixels)
+    else:
+        truth = _label_map(row.label, prepared, contract) if isinstance(row.label, Path) else _class(row, contract)
     name = str(row.file.relative_to(data))
     return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group)
 
@@ -177,13 +207,23 @@ def _class(row: Row, contract: Contract) -> NDArray[np.uint8]:
     return np.array(contract.classes.index(stated), dtype=np.uint8)
 
 
-def _from_archive(path: Path, contract: Contract, spacing: tuple[float, ...] | None) -> Iterator[LabelledImage]:
+def _truth(stored: NDArray[Any], contract: Contract) -> NDArray[np.uint8]:
+    if contract.task is Task.SEGMENTATION:
+        return _indices(stored, contract)
+    return (stored.reshape(()) if stored.size == 1 else stored).astype(np.uint8)
+
+
+def _from_archive(
+    path: Path, contract: Contract, spacing: tuple[float, ...] | None, labelled: bool
+) -> Iterator[LabelledImage]:
     with np.load(path, allow_pickle=False) as archive:
         names = set(archive.files)
         labels = "labels" if "labels" in names else "masks"
-        if not {"images", labels} <= names:
-            raise InvalidInput(f"{path.name} holds {sorted(names)}; expected `images` and `labels` (or `masks`)")
-        images, truths = archive["images"], archive[labels]
+        if not {"images", *([labels] if labelled else [])} <= names:
+            expected = "`images` and `labels` (or `masks`)" if labelled else "`images`"
+            raise InvalidInput(f"{path.name} holds {sorted(names)}; expected {expected}")
+        images = archive["images"]
+        truths = archive[labels] if labelled else [None] * len(images)
         ids, patients, groups = (archive[n].astype(str) if n in names else None for n in ("ids", "patients", "groups"))
         stated = tuple(float(mm) for mm in archive["spacing"].reshape(-1)) if "spacing" in names else spacing
     if len(images) != len(truths):
@@ -192,8 +232,7 @@ def _from_archive(path: Path, contract: Contract, spacing: tuple[float, ...] | N
         images = images[:, None]
     for index, (image, truth) in enumerate(zip(images, truths, strict=True)):
         name = str(ids[index]) if ids is not None else f"{index:05d}"
-        shaped = truth.reshape(()) if contract.task is Task.CLASSIFICATION and truth.size == 1 else truth
-        label = _indices(shaped, contract) if contract.task is Task.SEGMENTATION else shaped.astype(np.uint8)
+        label = _blank(contract, image) if truth is None else _truth(truth, contract)
         patient = str(patients[index]) if patients is not None else name
         group = str(groups[index]) if groups is not None else ""
         yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group)

@@ -7,7 +7,6 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +26,7 @@ from .cases import LOOKS, Labelled, Measured, check_classes, measure
 from .choose import Chosen, Goals, Method, check_enough, choose_policy, deal_pilot
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
+from .reading import labelled_cases, numbers
 from .report import guarantees, render_report
 from .sweep import Rate, sweep
 
@@ -91,8 +91,8 @@ def calibrate(
             alpha, delta, false_alarms, level, missed, method, adaptive,
             audited=audited,
         )  # fmt: skip
-        stated = _numbers(spacing) if spacing else None
-        cases = _cases(data, contract, stated)
+        stated = numbers(spacing) if spacing else None
+        cases = labelled_cases(data, contract, stated)
         is_pilot = deal_pilot([case.patient for case in cases], pilot)
         _check(contract, cases, is_pilot, pilot, goals)
         measured = _measured(model, repository, cases, acceptable_dice, as_json)
@@ -113,13 +113,13 @@ def calibrate(
             )
         ]
         if test is not None:
-            others = _measured(model, repository, _cases(test, contract, stated), acceptable_dice, as_json)
+            others = _measured(model, repository, labelled_cases(test, contract, stated), acceptable_dice, as_json)
             judged = judge(contract, chosen, others)
             note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
             sections.append((f"Test cases: {test.name}", note, figures(contract, judged, goals)))
         rates: Sequence[Rate] = ()
         if sweep_p:
-            tried = _numbers(sweep_p)
+            tried = numbers(sweep_p)
             rates = sweep(
                 model, [onnx.load(file) for file in sampler_files], cases, tried, acceptable_dice, chosen.score, as_json
             )
@@ -144,19 +144,6 @@ def calibrate(
         typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
         _show(console, name, chosen, sections, rates, page)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise CalibrationError(f"{text!r}: expected numbers separated by commas, such as 1,1,1.2") from error
-
-
-def _cases(data: Path, contract: Contract, spacing: tuple[float, ...] | None) -> list[Labelled]:
-    """Through the client's readers, found by name as verbs are: neither package imports the other."""
-    read = import_module("equipoise_client.images.labelled").read_labelled
-    return [Labelled(**vars(each)) for each in read(data, contract, spacing)]
 
 
 def _check(

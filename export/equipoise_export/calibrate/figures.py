@@ -41,6 +41,7 @@ class Judged:
         route: what the service decides there.
         full_route: what it would decide at full T.
         calibrated: `[m, K]`, recalibrated probabilities.
+        screened: the model's screen decided; `case.probabilities` are then its.
     """
 
     case: Measured
@@ -49,6 +50,7 @@ class Judged:
     route: str
     full_route: str
     calibrated: NDArray[np.float64]
+    screened: bool = False
 
 
 def judge(contract: Contract, chosen: Chosen, cases: Sequence[Measured]) -> list[Judged]:
@@ -59,7 +61,7 @@ def judge(contract: Contract, chosen: Chosen, cases: Sequence[Measured]) -> list
         case = case.as_screened() if served.screened else case
         p = recalibration.apply(case.probabilities.T, contract.activation).T if recalibration else case.probabilities
         full = serve(contract, replace(chosen.policy, stopping=None, screen=None), case).route
-        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, p))
+        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, p, served.screened))
     return judged
 
 
@@ -101,7 +103,7 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "routes": {route: routes.count(route) for route in ("accept", "review", "reject")},
         "wrong": int(sum(each.step.loss for each in judged)),
         "wrong_among_accepted": wrong,
-        "error_among_accepted": _share(wrong, len(accepted)),
+        "error_among_accepted": exact_share(wrong, len(accepted)),
         "probabilities": probability_figures(judged),
         "selection": selection_figures(judged, goals.score or _score(judged)),
         "samples": sample_figures(judged),
@@ -178,7 +180,7 @@ def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
         "mean": float(used.mean()),
         "full": judged[0].case.full.samples,
         "stopped_early": len(early),
-        "same_route_as_full": _share(same, len(early)),
+        "same_route_as_full": exact_share(same, len(early)),
     }
 
 
@@ -230,7 +232,7 @@ def _score(judged: Sequence[Judged]) -> str:
     return accept.score if accept else next(iter(judged[0].step.scores))
 
 
-def _share(part: int, whole: int) -> dict[str, float | None]:
+def exact_share(part: int, whole: int) -> dict[str, float | None]:
     """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
     if not whole:
         return {"share": None, "low": None, "high": None}

@@ -30,12 +30,23 @@ class ReliabilityBin:
     frequency: float
 
 
+def bin_sums(confidence: Floats, hit: NDArray[Any], edges: Floats) -> Floats:
+    """`[3, bins]`: cases, sum of their confidence, and how many were right. Sums of two sets of cases add up.
+
+    Args:
+        confidence: `[n]` in 0..1.
+        hit: `[n]` 0/1.
+        edges: `[bins + 1]`, rising.
+    """
+    bins = len(edges) - 1
+    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    weights = (None, confidence, np.asarray(hit, dtype=np.float64))
+    return np.stack([np.bincount(place, weights=each, minlength=bins).astype(np.float64) for each in weights])
+
+
 def reliability(confidence: Floats, hit: NDArray[Any], edges: Floats) -> list[ReliabilityBin]:
     """Bins with at least one case. `confidence` `[n]` in 0..1, `hit` `[n]` 0/1, `edges` `[bins + 1]` rising."""
-    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, len(edges) - 2)
-    counts = np.bincount(place, minlength=len(edges) - 1)
-    sums = np.bincount(place, weights=confidence, minlength=len(edges) - 1)
-    hits = np.bincount(place, weights=np.asarray(hit, dtype=np.float64), minlength=len(edges) - 1)
+    counts, sums, hits = bin_sums(confidence, hit, edges)
     return [
         ReliabilityBin(float(edges[b]), float(edges[b + 1]), int(n), float(sums[b] / n), float(hits[b] / n))
         for b, n in enumerate(counts)
@@ -48,7 +59,8 @@ def _gap(confidence: Floats, hit: NDArray[Any], edges: Floats) -> float:
     return sum(b.count * abs(b.frequency - b.confidence) for b in bins) / len(confidence)
 
 
-def _equal_widths() -> Floats:
+def equal_widths() -> Floats:
+    """Edges of the ECE's bins."""
     return np.linspace(0.0, 1.0, BINS + 1)
 
 
@@ -62,7 +74,7 @@ def expected_calibration_error(probabilities: Floats, labels: Integers) -> float
 
     Guo et al. 2017 (arXiv 1706.04599).
     """
-    return _gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, _equal_widths())
+    return _gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, equal_widths())
 
 
 def adaptive_calibration_error(probabilities: Floats, labels: Integers) -> float:
@@ -73,7 +85,7 @@ def adaptive_calibration_error(probabilities: Floats, labels: Integers) -> float
 
 def class_calibration_errors(probabilities: Floats, labels: Integers) -> list[float]:
     """Per class: `Σ_b n_b/n · |frequency_b − probability_b|` over 15 equal-width bins; rare classes fail first."""
-    return [_gap(p, labels == k, _equal_widths()) for k, p in enumerate(probabilities.T)]
+    return [_gap(p, labels == k, equal_widths()) for k, p in enumerate(probabilities.T)]
 
 
 def brier_score(probabilities: Floats, labels: Integers) -> float:
@@ -89,9 +101,14 @@ def class_brier_scores(probabilities: Floats, labels: Integers) -> Floats:
 
 def negative_log_likelihood(probabilities: Floats, labels: Integers) -> float:
     """Mean of `−ln p(label)` in nats, ≥ 0."""
-    wide = np.maximum(probabilities.astype(np.float64), SMALLEST)
-    wide /= wide.sum(axis=1, keepdims=True)
+    wide = bounded(probabilities)
     return float(log_loss(labels, wide, labels=np.arange(wide.shape[1])))
+
+
+def bounded(probabilities: Floats) -> Floats:
+    """Held above `SMALLEST`, and summing to 1 again."""
+    wide = np.maximum(probabilities.astype(np.float64), SMALLEST)
+    return np.asarray(wide / wide.sum(axis=1, keepdims=True))
 
 
 METRICS: dict[str, Metric] = {

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from equipoise_core.contract import Activation, Contract
 from equipoise_core.policy import Policy
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from matplotlib.figure import Figure
 
+from .. import page
 from . import metrics
 from .choose import stacked
 from .figures import Judged
 from .sweep import Rate
 
-_INK, _FAINT, _WARN = "#1f5f8b", "#9fb3c4", "#c2553a"
+_INK, _FAINT, _WARN = page.INK, page.FAINT, page.WARN
 
 
 def render_report(
@@ -38,15 +35,9 @@ def render_report(
         sections: (title, note, figures) of each set of cases.
         judged: cases that the plots show.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["jinja"], default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"n": _number, "share": _share, "blocks": _blocks}
-    return environment.get_template("report.html.jinja").render(
+    return page.render(
+        Path(__file__).with_name("report.html.jinja"),
+        {"n": _number, "share": _share, "blocks": _blocks},
         name=contract.name,
         classes=contract.classes,
         policy=policy,
@@ -112,25 +103,10 @@ def _plots(
         yield "Dropout rate: calibration error and risk.", _rates(rates)
 
 
-def _axes() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "equipoise", "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
-
-
 def _reliability(contract: Contract, judged: Sequence[Judged]) -> str:
     before, hits = stacked([each.case for each in judged])
     after = np.concatenate([each.calibrated for each in judged])
-    figure, axes = _axes()
+    figure, axes = page.axes()
     axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=":")
     for p, colour, label in ((before, _FAINT, "before"), (after, _INK, "after")):
         if contract.activation is Activation.SOFTMAX:
@@ -143,12 +119,12 @@ def _reliability(contract: Contract, judged: Sequence[Judged]) -> str:
         axes.scatter([b.confidence for b in bins], [b.frequency for b in bins], sizes, color=colour)
     axes.set(xlabel="probability", ylabel="frequency", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(frameon=False)
-    return _svg(figure)
+    return page.svg(figure)
 
 
 def _risk_coverage(judged: Sequence[Judged], score: str) -> str:
     losses = np.array([each.step.loss for each in judged])
-    figure, axes = _axes()
+    figure, axes = page.axes()
     for ranking, colour, label in (
         (np.array([each.step.scores[score] for each in judged]), _INK, score),
         (losses, _FAINT, "best possible"),
@@ -156,27 +132,27 @@ def _risk_coverage(judged: Sequence[Judged], score: str) -> str:
         axes.step(*metrics.risk_coverage(ranking, losses), color=colour, label=label, where="post")
     axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1), ylim=(0, None))
     axes.legend(frameon=False)
-    return _svg(figure)
+    return page.svg(figure)
 
 
 def _histogram(judged: Sequence[Judged], score: str, threshold: float | None) -> str:
     scores = np.array([each.step.scores[score] for each in judged])
     wrong = np.array([each.step.loss > 0 for each in judged])
-    figure, axes = _axes()
+    figure, axes = page.axes()
     edges = np.linspace(0.0, float(scores.max()) or 1.0, 31)
     axes.hist([scores[~wrong], scores[wrong]], edges, stacked=True, color=[_INK, _WARN], label=["right", "wrong"])
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1)
     axes.set(xlabel=score, ylabel="cases", yscale="symlog")
     axes.legend(frameon=False)
-    return _svg(figure)
+    return page.svg(figure)
 
 
 def _volumes(judged: Sequence[Judged], name: str) -> str:
     rows = np.array([(*each.step.volumes[name], each.case.truths[name], _widening(each, name)) for each in judged])
     mean, low, high, truth, widening = rows.T
     low, high = np.maximum(0.0, low - widening), np.maximum(0.0, high + widening)
-    figure, axes = _axes()
+    figure, axes = page.axes()
     inside = (low <= truth) & (truth <= high)
     for shown, colour in ((inside, _INK), (~inside, _WARN)):
         axes.vlines(truth[shown], low[shown], high[shown], color=colour, alpha=0.5)
@@ -184,7 +160,7 @@ def _volumes(judged: Sequence[Judged], name: str) -> str:
     ends = [float(min(truth.min(), low.min())), float(max(truth.max(), high.max()))]
     axes.plot(ends, ends, color=_FAINT, linestyle=":")
     axes.set(xlabel="true volume, mL", ylabel="given volume, mL")
-    return _svg(figure)
+    return page.svg(figure)
 
 
 def _widening(each: Judged, name: str) -> float:
@@ -192,11 +168,11 @@ def _widening(each: Judged, name: str) -> float:
 
 
 def _rates(rates: Sequence[Rate]) -> str:
-    figure, axes = _axes()
+    figure, axes = page.axes()
     tried = [rate for rate in rates if rate.p is not None]
     for name, colour in (("ece", _INK), ("aurc", _WARN)):
         axes.plot([r.p for r in tried], [getattr(r, name) for r in tried], marker="o", color=colour, label=name.upper())
         axes.axhline(getattr(rates[0], name), color=colour, linewidth=1, linestyle=":")
     axes.set(xlabel="probability of dropping (dotted: the network's own)", ylim=(0, None))
     axes.legend(frameon=False)
-    return _svg(figure)
+    return page.svg(figure)

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from equipoise_core.loading import load_model
-from equipoise_core.policy import Policy
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -60,6 +59,7 @@ def train(
         int | None, typer.Option(min=1, help="At most so many for every training: to try it out.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Processor cores to use; 0: all.")] = 0,
+    calibrate: Annotated[bool, typer.Option(help="Choose each model's policy on the calibration split.")] = True,
     listed: Annotated[bool, typer.Option("--list", help="What there is; train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -80,7 +80,11 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             cases = data.select(reference_split(name, data.ids).train)
             workshop = Workshop(REFERENCES[name], cases, folder, seed, from_scratch, epochs)
-            told += [_publish(method, workshop, data, into, console) for method in chosen]
+            for method in chosen:
+                told.append(_publish(method, workshop, into))
+                if calibrate:
+                    told[-1]["accept"] = _calibrated(told[-1]["name"], workshop.reference, data, into)
+                console.print(f"[bold]{told[-1]['name']}[/bold] published into {into}", highlight=False)
     except (ExportError, TrainingError, DataMissingError, OSError) as error:
         Console(stderr=True).print(f"[red]not trained[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -89,7 +93,7 @@ def train(
         return
     shown = Table("model", "method", "training, processor s", "policy")
     for each in told:
-        shown.add_row(each["name"], each["title"], f"{each['seconds']:.0f}", each["accept"])
+        shown.add_row(each["name"], each["title"], f"{each['seconds']:.0f}", each.get("accept", "none"))
     console.print(shown)
 
 
@@ -110,22 +114,18 @@ def _found(name: str) -> Method:
     raise TrainingError(f"there is no method {name}; there are {', '.join(method.name for method in CATALOGUE)}")
 
 
-def _publish(method: Method, workshop: Workshop, data: Dataset, into: Path, console: Console) -> dict[str, Any]:
-    """Trains what is missing, publishes, chooses the policy and writes `training.json`; returns the latter."""
+def _publish(method: Method, workshop: Workshop, into: Path) -> dict[str, Any]:
+    """Trains what is missing, publishes, and writes `training.json`; returns what it says."""
     draft = replace(workshop.draft, name=f"{workshop.reference.name}_{method.name}")
-    product = method.build(workshop, draft)
-    publish_product(product, into)
-    policy = _calibrated(draft.name, workshop.reference, data, into)
+    publish_product(method.build(workshop, draft), into)
     note = {
         "name": draft.name,
         "title": method.title,
         "source": method.source,
         "seconds": workshop.seconds(method.trainings),
         "note": _note(workshop, method.trainings),
-        "accept": policy.accept.rule if policy.accept else "nothing could be certified",
     }
     (into / draft.name / "training.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    console.print(f"[bold]{draft.name}[/bold] published into {into}: {note['accept']}", highlight=False)
     return note
 
 
@@ -135,11 +135,12 @@ def publish_product(product: Product, into: Path) -> Path:
     return publish(first, into, replace=True, further=further, screen=product.screen)
 
 
-def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> Policy:
+def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> str:
+    """Chooses the policy and writes it; returns what its accept threshold guarantees."""
     model = load_model(into / name / "1")
     policy = choose_on_split(replace(model, policy=None), into, reference, data)
     (into / name / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
-    return policy
+    return policy.accept.rule if policy.accept else "nothing could be certified"
 
 
 def _note(workshop: Workshop, trainings: Sequence[str]) -> str:

@@ -1,0 +1,1 @@
+"""Several published models on one data set: figures, their intervals, and which differences are shown."""
