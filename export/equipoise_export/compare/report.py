@@ -120,7 +120,7 @@ def _model(comparison: Comparison, index: int) -> dict[str, Any]:
     return {
         "name": answers.name,
         "model_digest": subject.contract.model_digest,
-        "samplers": len(subject.samplers),
+        "samplers": len(subject.contract.samplers),
         "dropout_sites": len(subject.contract.sites),
         "score": answers.chosen.score,
         "certified": certificate is not None,
