@@ -348,7 +348,8 @@ class TorchSource:
     @property
     def _options(self) -> dict[str, Any]:
         """A network without randomness samples all the same where there are several of it."""
-        return {**self.choice, "deterministic": self.choice["deterministic"] or len(self.weights) > 1}
+        either = None if len(self.weights) > 1 else False
+        return {**self.choice, "deterministic": self.choice["deterministic"] or either}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def compile_sampler(
     p: float | None = None,
     min_depth: float | None = None,
     log_variance: str | int | None = None,
-    deterministic: bool = False,
+    deterministic: bool | None = False,
     fall_back: bool = False,
     largest_file: int = LARGEST_FILE,
 ) -> Compiled:
@@ -83,7 +83,8 @@ def compile_sampler(
         p: overrides the probability of dropping, in the module itself; where nothing drops yet, also p = 0.
         min_depth: only sites after this share (0 to 1) of the network's multiplications.
         log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
-        deterministic: a network without anything random is wanted (it gets no `masks` input); refused otherwise.
+        deterministic: a network without anything random is wanted (it gets no `masks` input), and refused otherwise;
+            None: it may be random or not.
         fall_back: where the network does not work at dynamic sizes, export it for the nominal one.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
@@ -119,7 +120,7 @@ def compile_unproven(
     p: float | None = None,
     min_depth: float | None = None,
     log_variance: str | int | None = None,
-    deterministic: bool = False,
+    deterministic: bool | None = False,
     fall_back: bool = False,
     largest_file: int = LARGEST_FILE,
 ) -> tuple[Compilation, TorchNetwork]:
@@ -137,14 +138,15 @@ def compile_unproven(
         live = _deep(compilation, network, live, min_depth)
         compilation = _compile(network, compilation.contract, example, live, fall_back, largest_file)
     _refuse_always_on(compilation, network, live)
-    if live and not compilation.contract.stochastic and not deterministic:
+    _refuse_randomness(compilation, deterministic)
+    if live and not compilation.contract.stochastic and deterministic is False:
         names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
         raise CaptureRefused(
             f"none of its stochastic modules ({names}) changes the chosen output, so its variance would be zero",
             "the whole network",
             "Choose another output (--output), or check that their probability of dropping is not 0.",
         )
-    if not compilation.contract.stochastic and not deterministic:
+    if not compilation.contract.stochastic and deterministic is False:
         raise CaptureRefused(
             "nothing in it is random, so all samples would be equal", "the whole network", how_to_make_random(module)
         )
@@ -160,7 +162,7 @@ def compile_onnx(
     dropout_at: str | None = None,
     p: float | None = None,
     sites: str | None = None,
-    deterministic: bool = False,
+    deterministic: bool | None = False,
     largest_file: int = LARGEST_FILE,
 ) -> Compiled:
     """The same for an ONNX file: `compile_sampler` without torch in it. Arguments as for `capture_onnx`.
@@ -183,7 +185,7 @@ def compile_onnx_unproven(
     dropout_at: str | None = None,
     p: float | None = None,
     sites: str | None = None,
-    deterministic: bool = False,
+    deterministic: bool | None = False,
     largest_file: int = LARGEST_FILE,
 ) -> tuple[Compilation, OnnxNetwork]:
     """All of `compile_onnx` but the proof, and the network that it is to be proven against."""
@@ -191,13 +193,24 @@ def compile_onnx_unproven(
     marked = capture_onnx(proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites)
     network = OnnxNetwork(marked)
     compilation = compile_graph(marked, draft, largest_file)
-    if not compilation.contract.stochastic and not deterministic:
+    _refuse_randomness(compilation, deterministic)
+    if not compilation.contract.stochastic and deterministic is False:
         raise CaptureRefused(
             "it has no Dropout node, so all samples would be equal",
             "the whole network",
             "Insert sites with --dropout-at PATTERN --p 0.1, or export it as a single-pass model (--deterministic).",
         )
     return compilation, network
+
+
+def _refuse_randomness(compilation: Compilation, deterministic: bool | None) -> None:
+    if deterministic and compilation.contract.stochastic:
+        names = ", ".join(site.name for site in compilation.contract.sites[:4])
+        raise CaptureRefused(
+            f"a single pass is wanted, but it draws at {len(compilation.contract.sites)} sites ({names})",
+            "--deterministic",
+            "Set their probability of dropping to 0, or leave --deterministic out.",
+        )
 
 
 def _compile(

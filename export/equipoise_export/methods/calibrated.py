@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..training import quickly
-from .stated import stated
+from .stated import stated, switched_off
 
 WEIGHTS = (-3, -2, -1, 0, 1, 2, 3)
 """w of the members, the one that marks most first."""
@@ -97,7 +97,7 @@ class CalibratedEnsemble(nn.Module):
         self, members: Sequence[nn.Module], tables: Sequence[NDArray[np.float64]], activation: Activation
     ) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members).eval()
+        self.members = nn.ModuleList(switched_off(member) for member in members).eval()
         self.activation = activation
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(np.diff(np.stack(tables), axis=1), dtype=torch.float32))  # [F, M]

@@ -18,6 +18,7 @@ from ..calibrate.choose import deal_folds
 from ..reference.data import Dataset
 from . import calibrated, heteroscedastic, segwithu, student
 from .backbones import trans_unet, unet_plus_plus
+from .stated import switched_off
 from .workshop import Product, SamplerTeacher, Workshop
 
 FOLDS = 3
@@ -48,7 +49,7 @@ class Method:
 
 def deterministic(workshop: Workshop, draft: Contract) -> Product:
     """The base network with its dropout off: what everything else is compared with."""
-    return Product((workshop.compiled(without_dropout(workshop.base()), draft, deterministic=True),))
+    return Product((workshop.compiled(switched_off(workshop.base()), draft, deterministic=True),))
 
 
 def mc_dropout(workshop: Workshop, draft: Contract) -> Product:
@@ -68,7 +69,7 @@ def mc_trans_unet(workshop: Workshop, draft: Contract) -> Product:
 def deep_ensemble(workshop: Workshop, draft: Contract) -> Product:
     """Lakshminarayanan et al. 2017: the same network trained several times, dropout off."""
     return Product(
-        tuple(workshop.compiled(without_dropout(member), draft, deterministic=True) for member in members(workshop))
+        tuple(workshop.compiled(switched_off(member), draft, deterministic=True) for member in members(workshop))
     )
 
 
@@ -173,15 +174,6 @@ def cascade(workshop: Workshop, draft: Contract) -> Product:
     """The student first; what it leaves undecided is sampled."""
     (screen,) = distilled_student(workshop, draft).members
     return Product(mc_dropout(workshop, draft).members, screen)
-
-
-def without_dropout(network: nn.Module) -> nn.Module:
-    """A copy in which nothing drops."""
-    plain = deepcopy(network)
-    for part in plain.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p = 0.0
-    return plain.eval()
 
 
 CATALOGUE: Sequence[Method] = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..reference.networks import CONVOLUTION, UNet
-from .stated import entropy_of_logits, stated, two_logits
+from .stated import entropy_of_logits, stated, switched_off, two_logits
 
 PROBES = 8
 BLOCKS = 2
@@ -79,6 +79,7 @@ class SegWithU(nn.Module):
 
     def __init__(self, backbone: UNet, rank: int, activation: Activation, width: int) -> None:
         super().__init__()
+        switched_off(backbone)
         self.backbone = backbone.requires_grad_(False).eval()
         self.activation = activation
         self.mode = INTERPOLATION[rank]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..reference.networks import CONVOLUTION, UNet
 from ..training import quickly
-from .stated import entropy_of_logits, with_shares
+from .stated import entropy_of_logits, switched_off, with_shares
 
 Teacher = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """Image `[N, 1, *S]` → mean `[N, K, *S]`, unbiased epistemic variance `[N, K, *S]`, epistemic entropy `[N, E, *S]`."""
@@ -41,8 +41,7 @@ class Student(nn.Module):
                 new[: self.classes] = old
             head.bias[self.classes :] = -4.0  # type: ignore[index]  # little is epistemic
         backbone.head = head
-        for dropout in backbone.dropout:
-            dropout.p = 0.0  # type: ignore[assignment]
+        switched_off(backbone)
         self.backbone = backbone
 
     def raw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
