@@ -128,6 +128,9 @@ def export(
         Precision, typer.Option(help="fp16: weights and activations half, statistics and outputs single.")
     ] = Precision.FP32,
     deterministic: Annotated[bool, typer.Option(help="A network without randomness is wanted: one pass.")] = False,
+    states_moments: Annotated[
+        bool, typer.Option(help="The network answers with its own moments: see equipoise_export.methods.stated.")
+    ] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -147,7 +150,7 @@ def export(
             preprocessing=Preprocessing(normalisation, low, high, multiple, fill),
             dynamic=_sizes(sizes, dynamic, fixed) is not Sizes.FIXED, maximum=maximum, spacing=spacing or said.spacing,
             orientation=orientation or said.orientation, modalities=tuple(modality or said.modalities), samples=samples,
-            precision=precision,
+            precision=precision, states_moments=states_moments,
         )  # fmt: skip
         if into is None and not inspect:
             raise SpecError(
@@ -212,6 +215,7 @@ def contract_draft(
     modalities: tuple[str, ...] = (),
     samples: int = 20,
     precision: Precision = Precision.FP32,
+    states_moments: bool = False,
 ) -> Contract:
     """A contract without sites, from what the command line says."""
     channels, *nominal = _numbers(input_shape, "--input-shape")
@@ -244,6 +248,7 @@ def contract_draft(
         modalities=modalities,
         samples=samples,
         precision=precision,
+        states_moments=states_moments,
     )
 
 
