@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types unit zoo bench lock reference clean
+.PHONY: help demo test lint types unit zoo bench methods lock reference clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +57,17 @@ bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, 
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)
+
+# What the README's comparison rests on: about 50 minutes on two cores, resumable, and as long again to measure it all.
+METHODS := mc_dropout deterministic mc_unetpp mc_transunet ensemble dropout_ensemble calibrated heteroscedastic segwithu student cascade
+methods: $(VENV)/.installed-test  ## train every uncertainty method from scratch, compare them, measure what they cost
+	$(BIN)/equipoise train --into build/methods --from-scratch --no-calibrate
+	for data in hippocampus nuclei; do \
+		$(BIN)/equipoise compare $(addprefix $${data}_,$(METHODS)) --repository build/methods \
+			--data reference:$$data --report build/methods/$$data.html || exit 1; \
+	done
+	$(BIN)/python tests/benchmarks/bench_methods.py
+	$(BIN)/python tests/benchmarks/bench_volumes.py
 
 lock: $(VENV)/bin/python  ## pin every dependency anew
 	$(BIN)/python -m pip install --quiet uv

@@ -107,6 +107,11 @@ class Prediction:
         return self._array("epistemic")
 
     @property
+    def own(self) -> NDArray[np.float32]:
+        """The network's own ranking of its voxels `[1, *S]`, ≥ 0, higher is less certain; where it states one."""
+        return self._array("own")
+
+    @property
     def labels(self) -> NDArray[np.uint8]:
         """Class index (or 0/1 per class) `[E, *S]`."""
         return self._array("labels")

@@ -81,9 +81,10 @@ def build_request(
     """
     batch = _checked_images(contract, images)
     count = len(batch)
-    unknown = sorted(set(outputs) - set(_ARRAYS))
+    known = (*_ARRAYS, *(("own",) if contract.states_moments else ()))
+    unknown = sorted(set(outputs) - set(known))
     if unknown:
-        raise InvalidInput(f"outputs {unknown} do not exist; choose from {', '.join(_ARRAYS)}")
+        raise InvalidInput(f"outputs {unknown} do not exist; choose from {', '.join(known)}")
     if samples is not None and (isinstance(samples, bool) or not 1 <= int(samples) == samples < 2**31):
         raise InvalidInput(f"samples is a whole number of at least 1; got {samples!r}")
     if seeds is not None and len(seeds) != count:
@@ -200,7 +201,8 @@ def read_answer(contract: Contract, request: Request, lookup: Lookup) -> tuple[P
         values.setflags(write=False)
         return values
 
-    arrays = {n: tensor(n, decisions if n in _PER_DECISION else classes, *spatial) for n in request.outputs}
+    channels = {"own": 1, **dict.fromkeys(_PER_DECISION, decisions)}
+    arrays = {name: tensor(name, channels.get(name, classes), *spatial) for name in request.outputs}
     scores, drawn = tensor("case_score", 1), tensor("samples_used", 1)
     volumes = totals = None
     if contract.task is Task.SEGMENTATION:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
+from equipoise_client import UncertaintyClient
+from equipoise_client.errors import InvalidInput
 from equipoise_core.aggregate import Case, screening
 from equipoise_core.contract import Activation, ContractError
 from equipoise_core.loading import load_model
@@ -80,6 +82,7 @@ SINGLE, SAMPLED = tuple(single_passes()), tuple(sampled())
 @dataclass(frozen=True)
 class Served:
     client: triton.InferenceServerClient
+    url: str
     models: Path
 
 
@@ -114,7 +117,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
     with TritonServer(models, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)
         with triton.InferenceServerClient(server.grpc_url) as client:
-            yield Served(client, models)
+            yield Served(client, server.grpc_url, models)
 
 
 def blended(number: int) -> np.ndarray:
@@ -155,6 +158,15 @@ def test_one_pass_is_served_as_pytorch_states_it(served, image, name) -> None:
     assert answer["own"][0] == pytest.approx(own, abs=1e-4)
     assert np.array_equal(answer["labels"][0, 0], mean.argmax(0)) and answer["samples_used"].item() == 1
     assert answer["variance"].max() > 1e-3  # there is something to compare
+
+
+def test_our_client_gives_the_networks_own_ranking(served, image) -> None:
+    """Where the network states one; elsewhere the request says that there is none."""
+    with UncertaintyClient(served.url) as client:
+        found = client.predict("student", image, outputs=("own", "epistemic"))
+        assert found.own.shape == (1, 30, 37) and found.own == pytest.approx(found.epistemic, abs=1e-5)
+        with pytest.raises(InvalidInput, match="own"):
+            client.predict("unetpp", image, outputs=("own",))
 
 
 @pytest.mark.parametrize("name", SAMPLED)
