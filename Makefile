@@ -58,7 +58,7 @@ bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)
 
-# What the README's comparison rests on: about 50 minutes on two cores, resumable, and as long again to measure it all.
+# What the README's comparison rests on: 91 processor minutes of training, resumable, and more to measure it all.
 METHODS := mc_dropout deterministic mc_unetpp mc_transunet ensemble dropout_ensemble calibrated heteroscedastic segwithu student cascade
 methods: $(VENV)/.installed-test  ## train every uncertainty method from scratch, compare them, measure what they cost
 	$(BIN)/equipoise train --into build/methods --from-scratch --no-calibrate

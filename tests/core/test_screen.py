@@ -127,9 +127,11 @@ def test_the_screen_accepts_nothing_that_speaks_against_it(contract, policy, cas
     assert sampler.calls == 1
 
 
-def test_a_screen_that_answers_nonsense_decides_nothing(contract, policy, case) -> None:
+def test_a_screen_that_answers_nonsense_lets_nothing_be_accepted(contract, policy, case) -> None:
+    """Neither by itself nor by the samples after it: its answer is part of what the policy's guarantee rests on."""
     answer, sampler = run(contract, policy, case, Network(True, own=float("nan")))
     assert sampler.calls == 1 and not answer.record["screened"]
+    assert answer.decision.route is Route.REVIEW and answer.decision.reason.startswith("the screen: ")
 
 
 def test_what_is_unsuitable_is_rejected_by_the_screen_alone(contract, policy, case) -> None:

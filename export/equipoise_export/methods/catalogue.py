@@ -25,7 +25,7 @@ FOLDS = 3
 MEMBERS = 3
 TEACHER_SAMPLES = 10
 HEAD_WIDTH = {2: 12, 3: 8}
-"""Channels of SegWithU's head per spatial rank: what keeps its pass below 1.3 times the backbone's."""
+"""Channels of SegWithU's head per spatial rank. Even these cost 2.9 and 1.9 times the backbone's pass, served."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from ..reference.networks import CONVOLUTION, UNet
 from ..training import quickly
 from .stated import entropy_of_logits, switched_off, with_shares
 
-Teacher = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Image `[N, 1, *S]` → mean `[N, K, *S]`, unbiased epistemic variance `[N, K, *S]`, epistemic entropy `[N, E, *S]`."""
+Teacher = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]
+"""Image `[N, 1, *S]`, and how many images were seen before it, so that masks differ each time → mean `[N, K, *S]`,
+unbiased epistemic variance `[N, K, *S]`, epistemic entropy `[N, E, *S]`."""
 
 
 class Student(nn.Module):
@@ -43,6 +44,8 @@ class Student(nn.Module):
         backbone.head = head
         switched_off(backbone)
         self.backbone = backbone
+        self.seen: Tensor  # lies in the checkpoint: a training that goes on gets the masks that it would have got
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def raw(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[N, K, *S]`, and logits of the two shares, `[N, K, *S]` and `[N, E, *S]`."""
@@ -64,7 +67,8 @@ def loss(teacher: Teacher, network: nn.Module, image: Tensor, target: Tensor) ->
     All three are proper: each is least where the student answers what the teacher does on average.
     """
     assert isinstance(network, Student)
-    mean, variance, epistemic = teacher(image)
+    mean, variance, epistemic = teacher(image, int(network.seen))
+    network.seen += len(image)
     logits, variance_share, entropy_share = (part.float() for part in quickly(network.raw, image))  # type: ignore[arg-type]
     p, entropy = entropy_of_logits(_logits_of(mean, network.activation), network.activation)
     room = p * (1 - p)

@@ -160,14 +160,11 @@ class SamplerTeacher:
 
     def __init__(self, compiled: Compiled, samples: int) -> None:
         self._sampler = OnnxSampler(compiled.model.SerializeToString(), threads=1, weights=compiled.weights)
-        self._contract, self._samples, self._drawn = compiled.contract, samples, 0
+        self._contract, self._samples = compiled.contract, samples
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, image: Tensor, seen: int) -> tuple[Tensor, Tensor, Tensor]:
         layout = mask_layout(self._contract, tuple(image.shape[2:]))
-        masks = [
-            draw_masks(layout, self._drawn + n, self._contract.digest, 0, self._samples) for n in range(len(image))
-        ]
-        self._drawn += len(image)
+        masks = [draw_masks(layout, seen + n, self._contract.digest, 0, self._samples) for n in range(len(image))]
         outputs = self._sampler(image.contiguous().numpy(), np.stack(masks))
         count = self._samples
         mean = outputs["sum_p"] / count

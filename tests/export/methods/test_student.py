@@ -40,6 +40,7 @@ class Answering(Student):
     def __init__(self, activation, raw):
         nn.Module.__init__(self)
         self.activation, self.values = activation, nn.ParameterList(nn.Parameter(part) for part in raw)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def raw(self, image):
         return tuple(self.values)
@@ -67,7 +68,7 @@ def test_the_loss_is_least_where_the_student_answers_as_the_teacher(activation) 
     )
     network = Answering(activation, [part.float() for part in raw])
     value = loss(
-        lambda image: (mean.float(), variance.float(), epistemic.float()), network, torch.zeros(1), torch.zeros(1)
+        lambda image, seen: (mean.float(), variance.float(), epistemic.float()), network, torch.zeros(1), torch.zeros(1)
     )
     value.backward()
     for part in network.values:
@@ -93,7 +94,7 @@ def test_the_teacher_is_the_sampler() -> None:
     with torch.no_grad():
         p = torch.cat([network(image).sigmoid() for _ in range(3000)]).double()
     few = SamplerTeacher(compiled, 4)
-    drawn = [few(image) for _ in range(600)]
+    drawn = [few(image, n) for n in range(600)]
     mean, variance, epistemic = (torch.stack(part).mean(0)[0].double() for part in zip(*drawn, strict=True))
     assert mean.numpy() == pytest.approx(p.mean(0).numpy(), abs=0.03)
     assert float(variance.mean()) == pytest.approx(float(p.var(0).mean()), rel=0.1)

@@ -1,9 +1,13 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from equipoise_core.contract import Activation
 from equipoise_export import training
+from equipoise_export.methods.student import Student
+from equipoise_export.methods.student import loss as student_loss
 from equipoise_export.reference.augmentation import Augmentation
 from equipoise_export.reference.data import Dataset
 from equipoise_export.reference.networks import UNet
@@ -49,6 +53,31 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(cases, tmp_path, monkey
     assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(resumed), strict=True))
     other_seed = fit(NUCLEI, RECIPE, cases, 6, small)
     assert not all(torch.equal(one, other) for one, other in zip(weights(whole), weights(other_seed), strict=True))
+
+
+def test_a_students_teacher_goes_on_where_it_was(cases, tmp_path, monkeypatch) -> None:
+    """What it teaches depends on how many images it has seen, which a training that goes on has to know."""
+
+    def teacher(image, seen):
+        mean = torch.full_like(image, 1 / (2 + seen))
+        return mean, mean / 9, mean / 9
+
+    def train(checkpoint=None):
+        make = lambda: Student(small(), 2, Activation.SIGMOID)  # noqa: E731
+        return fit(NUCLEI, RECIPE, cases, 5, make, partial(student_loss, teacher), checkpoint=checkpoint)
+
+    save, checkpoint = training._State.save, tmp_path / "x.checkpoint"
+
+    def killing(state, path, epochs, seconds):
+        save(state, path, epochs, seconds)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training._State, "save", killing)
+        train(checkpoint)
+    whole, resumed = train(), train(checkpoint)
+    assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(resumed), strict=True))
+    assert int(whole.seen) == RECIPE.epochs * len(cases)
 
 
 def test_a_checkpoint_of_another_training_is_refused(cases, tmp_path) -> None:

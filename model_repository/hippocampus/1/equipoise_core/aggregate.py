@@ -325,8 +325,8 @@ def assess(
         hurried: there is a deadline, before which the samplers may fail: samples come in quarters at least, so that
             there is something to answer with. Fewer samples than were to be drawn are never accepted.
         screen: the contract's, where it has one. It is run first, unless the caller named samples or seed; what the
-            policy decides on its answer costs no sample. Without it, or where it fails, the answer is for review: the
-            policy's guarantee is for both together.
+            policy decides on its answer costs no sample. Without it, or where it fails or answers numbers that are
+            not finite, the answer is for review: the policy's guarantee is for both together.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
     Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
@@ -338,6 +338,7 @@ def assess(
             screened = screening(model, case, screen)
             if screened.decision.route is not Route.REVIEW:
                 return screened
+            missing = tuple(f"the screen: {problem}" for problem in screened.problems)
             known = screened.input
         except SamplerFailure as failure:
             missing = (f"the screen: {failure}",)
