@@ -52,6 +52,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "equipoise_export.compare.command:app", "export", "One table over several models on one data set."
         ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
+        "tune": Verb(
+            "equipoise_deploy.tune_command:tune_command", "embedded", "Find how this machine serves a model fastest."
+        ),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "rank": Verb("equipoise_client.rank.command:rank", "client", "Say which images an expert should label first."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),
