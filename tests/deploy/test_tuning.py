@@ -16,7 +16,7 @@ from equipoise_deploy.tuning import Speed, Trial, knobs, queue_for
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-ALL = Settings(aggregators=5, samplers=2, threads=1, delay=0, chunk=7, queue=9, retry_after=1500)
+ALL = Settings(aggregators=5, samplers=2, threads=1, delay=700, chunk=7, queue=9, retry_after=1500)
 
 
 def test_settings_reach_the_configurations(repository, tmp_path):
@@ -35,7 +35,7 @@ def test_settings_reach_the_configurations(repository, tmp_path):
     assert all(policy.allow_timeout_override for policy in policies.values())
     assert sampler.instance_group[0].count == 2
     assert sampler.parameters["intra_op_thread_count"].string_value == "1"
-    assert sampler.dynamic_batching.max_queue_delay_microseconds == 0
+    assert sampler.dynamic_batching.max_queue_delay_microseconds == 700
     assert {file: file.read_bytes() for file in repository.rglob("*.pbtxt")} == before
 
 

@@ -68,7 +68,8 @@ class TritonPythonModel:
             samplers = [BlsSampler(sampler.name, contract, request, brief) for sampler in contract.samplers]
             screen = BlsSampler(contract.screen.name, contract.screening, request, brief) if contract.screen else None
             cases = cases_of(request)
-            validate_answer(contract, cases, request.requested_output_names())
+            wanted = set(request.requested_output_names())
+            validate_answer(contract, cases, wanted)
             hurried = 0 < request.timeout() * 1e-6 < AMPLE * self.slowest
             begun = time.monotonic()
             assessments = [assess(self.model, case, samplers, self.each, hurried, screen) for case in cases]
@@ -76,7 +77,7 @@ class TritonPythonModel:
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
-                if name in request.requested_output_names()
+                if name in wanted
             ]
             for assessment in assessments:
                 self.metrics.count(assessment)
