@@ -105,16 +105,19 @@ class Analyst:
         case = secrets.token_hex(8)
         result = _result(analysis)
         files = {f"{number}.dcm": _encoded(each) for number, each in enumerate(analysis.objects, start=1)}
-        self._spool.write_folder(self._spool.outbox(case), files)
-        self._passed("analysis.written")
-        self._spool.write(self._spool.picture(case), draw(analysis.most_uncertain))
-        self._passed("analysis.drawn")
-        kept, replaced = self._store.keep(study, case, result, journal.size(self._settings.audit))
-        self._passed("analysis.recorded")
-        for unused in [] if kept is Kept.NEW else [replaced if kept is Kept.REPLACED else case]:
-            assert unused is not None
-            self._spool.remove(self._spool.outbox(unused))
-            self._spool.remove(self._spool.picture(unused))
+        unused = case
+        try:
+            self._spool.write_folder(self._spool.outbox(case), files)
+            self._passed("analysis.written")
+            self._spool.write(self._spool.picture(case), draw(analysis.most_uncertain))
+            self._passed("analysis.drawn")
+            kept, replaced = self._store.keep(study, case, result, journal.size(self._settings.audit))
+            unused = {Kept.NEW: "", Kept.REPLACED: replaced or ""}.get(kept, case)
+            self._passed("analysis.recorded")
+        finally:
+            if unused:
+                self._spool.remove(self._spool.outbox(unused))
+                self._spool.remove(self._spool.picture(unused))
         self._metrics.results.labels(kept.value).inc()
         self._log.info("result", study=study.key, case=case, outcome=kept.value, route=result.route, model=result.model)
 

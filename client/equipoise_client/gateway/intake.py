@@ -74,7 +74,11 @@ class Intake:
             key = self._store.study_key(study_uid) or secrets.token_hex(8)
             self._spool.write(self._spool.instance(key, uid), content)
             self._passed("intake.written")
-            self._store.take(key, study_uid, uid, quiet)
+            try:
+                self._store.take(key, study_uid, uid, quiet)
+            except OutOfRoom:
+                self._spool.remove(self._spool.instance(key, uid))
+                raise
             self._passed("intake.recorded")
         return Outcome.TAKEN
 
@@ -105,10 +109,10 @@ def _fault(dataset: Any) -> str:
     present = len(dataset.PixelData)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return "" if present else "an image without pixels"
-    shape = [int(dataset.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
-    bits = int(dataset.BitsAllocated)
-    for length in shape:
-        bits *= length
+    frames, samples = (int(dataset.get(name) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
+    bits = int(dataset.Rows) * int(dataset.Columns) * frames * samples * int(dataset.BitsAllocated)
+    if bits <= 0:
+        return "its size is not positive"
     if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
         bits = bits * 2 // 3
     expected = (bits + 7) // 8
