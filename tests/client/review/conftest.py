@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from equipoise_client.dicom.study import Slice
 from equipoise_client.gateway.picture import draw
+from equipoise_client.review.identity import Reviewers
 
 from ..gateway.conftest import Desk
 from ..gateway.studies import study
@@ -71,15 +72,13 @@ def reviewing(desk: Desk, **options: object) -> Iterator[Page]:
         + "\n".join(lines)
     )
     command = [sys.executable, "-m", "equipoise_client.cli.main", "review", str(configuration)]
-    token = subprocess.run([*command, "--new-reviewer", "dr.who"], capture_output=True, text=True, check=True).stdout
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    ) as process:
+    token = Reviewers(desk.directory / "reviewers.json").add("dr.who")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stderr is not None
             url = process.stdout.readline().strip()
             assert url, process.stderr.read()
-            yield Page(url, token.strip(), desk)
+            yield Page(url, token, desk)
         finally:
             process.terminate()
             _, errors = process.communicate(timeout=30)
