@@ -78,8 +78,9 @@ class Receiver:
 
     def stop(self) -> None:
         """No new associations; those that are open may end the object that they are at."""
-        if self._server is not None:
-            self._server.shutdown()
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
 
     def _store(self, event: Any) -> int:
         try:

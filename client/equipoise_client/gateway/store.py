@@ -291,8 +291,13 @@ class Store:
         return [_study(row) for row in self._rows("SELECT * FROM studies WHERE ?1 IS NULL OR state = ?1", state)]
 
     def known(self, study_uid: str) -> set[str]:
-        """SOP Instance UIDs of a study that were taken."""
-        rows = self._rows("SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ?", study_uid)
+        """SOP Instance UIDs of a study: images that were taken, and results that were made here."""
+        rows = self._rows(
+            "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ?1"
+            " UNION SELECT p.uid FROM parcels p JOIN cases c ON c.key = p.owner JOIN studies s ON s.key = c.study"
+            " WHERE s.uid = ?1",
+            study_uid,
+        )
         return {row["uid"] for row in rows}
 
     def instances(self) -> list[tuple[str, str]]:
@@ -586,10 +591,6 @@ class Store:
         """Keys of cases whose objects need not be kept: delivered, withheld after a verdict, or replaced."""
         rows = self._rows("SELECT key FROM cases WHERE state IN ('delivered', 'withheld', 'rejected')")
         return [row["key"] for row in rows]
-
-    def outbound(self) -> set[str]:
-        """SOP Instance UIDs of all objects that were ever made here."""
-        return {row["uid"] for row in self._rows("SELECT uid FROM parcels")}
 
     # Everything else
 
