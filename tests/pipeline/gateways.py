@@ -23,19 +23,25 @@ from pynetdicom import AE
 KILLABLE = Path(__file__).with_name("killable_gateway.py")
 
 
-def configuration(folder: Path, triton: str, rules: str, **tables: dict[str, Any]) -> Path:
+def configuration(folder: Path, url: str, rules: str, **tables: dict[str, Any]) -> Path:
     """Writes gateway.toml and rules.toml; `tables` are sections of it, `settings` the top level."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.toml").write_text(rules)
     top = {"directory": str(folder / "gateway"), "rules": "rules.toml", "reserve_megabytes": 0.001}
     top |= tables.pop("settings", {})
-    known = {"triton": {"url": triton, "timeout_seconds": 60.0}, "health": {"port": 0}, "review": {"port": 0}, **tables}
+    known = {"triton": {"url": url, "timeout_seconds": 60.0}, "health": {"port": 0}, "review": {"port": 0}, **tables}
     lines = [f"{name} = {json.dumps(value)}" for name, value in top.items()]
     for table, values in known.items():
-        lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        lines += [f"[{table}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
     path = folder / "gateway.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + " }"
+    return json.dumps(value)
 
 
 @dataclass

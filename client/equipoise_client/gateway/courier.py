@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from time import time
 from typing import Protocol
 
@@ -51,7 +52,7 @@ class Stow:
             answer = self._client.store_instances([dataset])
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            if status in self._LATER or status >= requests.codes.server_error:
+            if status in self._LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Away(f"HTTP status {status}") from None
             raise Refused(f"HTTP status {status}") from None
         except (requests.RequestException, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ class Receiver:
         self._settings, self._intake, self._log = settings, intake, log
         entity = AE(ae_title=settings.aet)
         entity.supported_contexts = [
-            build_context(context.abstract_syntax or "", AllTransferSyntaxes)
+            build_context(context.abstract_syntax or "", list[str | UID](AllTransferSyntaxes))
             for context in AllStoragePresentationContexts
         ]
         entity.add_supported_context(Verification)
@@ -118,12 +118,13 @@ class Orthanc:
             if not answer["Changes"] and answer["Last"] < since:
                 self._store.remember(self._cursor, "0")  # this Orthanc was set up anew
                 continue
-            for change in answer["Changes"]:
-                if change["ChangeType"] == "StableStudy":
-                    taken += self._take(str(change["ID"]))
-                    self._passed("source.taken")
+            stable = [str(change["ID"]) for change in answer["Changes"] if change["ChangeType"] == "StableStudy"]
+            for study in stable:
+                taken += self._take(study)
+                self._passed("source.taken")
             if answer["Last"] != since:
                 self._store.remember(self._cursor, str(answer["Last"]))
+            if stable:
                 self._passed("source.remembered")
             more = not answer["Done"]
         return taken
