@@ -6,8 +6,10 @@ Where a voxel lies is worked out here from the datasets' own attributes alone, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pydicom.uid
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -126,6 +128,29 @@ def multiframe(source: Phantom) -> Dataset:
         del dataset[name]
     dataset.PixelData = b"".join(each.PixelData for each in source.datasets)
     return dataset
+
+
+SYNTAXES = ("RLELossless", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless")
+"""Lossless transfer syntaxes, as GDCM calls them."""
+
+
+def compressed(dataset: Dataset, syntax: str, folder: Path) -> Dataset:
+    """A copy of a dataset whose pixels GDCM compressed; it goes through a file in `folder`."""
+    import gdcm
+
+    file = str(folder / "compressed.dcm")
+    dataset.save_as(file, enforce_file_format=True)
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(file)
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(file)
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return pydicom.dcmread(file)
 
 
 def _points(datasets: list[Dataset]) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ POSES = {
     "axial": (17.0, -11.0, 8.0),
     "axial, seen from above": (170.0, 9.0, 4.0),
     "coronal": (-80.0, 12.0, 5.0),
-    "sagittal": (84.0, 3.0, 78.0),
+    "sagittal": (3.0, 80.0, 5.0),
     "straight": (0.0, 0.0, 0.0),
 }
 
