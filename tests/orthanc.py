@@ -163,6 +163,10 @@ class Site:
         with urllib.request.urlopen(self.http_url + path, data=data, timeout=timeout) as answer:
             return json.load(answer)
 
+    def delete(self, path: str) -> None:
+        """Deletes a patient, study, series or instance."""
+        urllib.request.urlopen(urllib.request.Request(self.http_url + path, method="DELETE"), timeout=60).close()
+
     def upload(self, *files: Path) -> None:
         """Stores DICOM files, a folder with all in it."""
         for file in files:

@@ -53,6 +53,8 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
+        "send": Verb("equipoise_client.cli.send:send", "dicom", "Store DICOM files in a PACS."),
+        "fetch": Verb("equipoise_client.cli.fetch:fetch", "dicom", "Bring studies from a PACS over DICOMweb."),
         "rank": Verb("equipoise_client.rank.command:rank", "client", "Say which images an expert should label first."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),
         "replay": Verb("equipoise_client.cli.replay:replay", "client", "Decide a recorded case again and compare."),

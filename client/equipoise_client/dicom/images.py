@@ -54,6 +54,7 @@ def segmentation(finding: Finding) -> Any:
         coding_schemes=[codes.scheme()],
         **finding.equipment("segmentation", 8001),
     )
+    result.ContentCreatorName = ""
     return finished(result, finding.series, finding.identity)
 
 
@@ -67,6 +68,7 @@ def uncertainty_maps(finding: Finding) -> tuple[Any, Any]:
 
 
 def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: str, quantity: Any, number: int) -> Any:
+    from highdicom import VOILUTTransformation
     from highdicom.pm import ParametricMap, RealWorldValueMapping
 
     if not np.isfinite(values).all():
@@ -86,8 +88,7 @@ def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: 
         pixel_array=in_file_order(finding.series, values).astype(np.float32),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        window_center=limit / 2,
-        window_width=limit,
+        voi_lut_transformations=[VOILUTTransformation(window_center=limit / 2, window_width=limit)],
         content_label=name.upper()[:16],
         content_description=STATEMENT,
         specific_character_set=CHARACTERS,
@@ -95,6 +96,7 @@ def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: 
         **finding.equipment(f"{name} uncertainty", number),
     )
     ascending(result, "FloatPixelData")
+    result.ContentCreatorName = ""
     if finding.body_part:
         result.BodyPartExamined = finding.body_part
     shared = result.SharedFunctionalGroupsSequence[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.valuerep import DS
 
 from .identity import Identity
 from .series import Series
@@ -31,24 +32,56 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "OverlayData",
 
 
 def headers(series: Series) -> list[Any]:
-    """The series' datasets without pixels and private elements, and with nothing that highdicom would refuse."""
-    return [_header(dataset) for dataset in series.datasets]
+    """The series' datasets without pixels and private elements, with nothing in them that highdicom would refuse.
+
+    Spacing between slices is that of their positions: highdicom copies the source's own, which may be stale, whatever
+    it is told.
+    """
+    return [_header(dataset, series) for dataset in series.datasets]
 
 
-def _header(dataset: Any) -> Any:
+def _header(dataset: Any, series: Series) -> Any:
+    from highdicom import PixelMeasuresSequence
     from pydicom.dataset import Dataset
 
     header = Dataset()
     for element in dataset:
         if not element.tag.is_private and element.keyword not in _PIXELS:
-            header.add(element)
+            header.add(copy(element))  # setting an attribute changes the element in place
     header.file_meta = dataset.file_meta
     for name in _TYPE_2:
         if name not in header:
             setattr(header, name, "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
+    gap = None if series.volume is None else series.volume.spacing[0]
+    thickness = _thickness(dataset) or gap or 1.0
+    if series.frames is None:
+        header.SliceThickness = DS(thickness, auto_format=True)
+        header.pop("SpacingBetweenSlices", None)
+        if gap is not None:
+            header.SpacingBetweenSlices = DS(gap, auto_format=True)
+        return header
+    shared = Dataset()
+    for element in (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]:
+        shared.add(copy(element))
+    assert series.plane_spacing is not None and series.orientation is not None
+    shared.PixelMeasuresSequence = PixelMeasuresSequence(series.plane_spacing, thickness, gap)
+    direction = Dataset()
+    direction.ImageOrientationPatient = list(series.orientation)
+    shared.PlaneOrientationSequence = [direction]
+    header.SharedFunctionalGroupsSequence = [shared]
     return header
+
+
+def _thickness(dataset: Any) -> float:
+    """Slice Thickness, mm; 0 where it is not stated."""
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in list(dataset.get(groups) or [])[:1]:
+            for item in group.get("PixelMeasuresSequence") or []:
+                if item.get("SliceThickness"):
+                    return float(item.SliceThickness)
+    return float(dataset.get("SliceThickness") or 0.0)
 
 
 def finished(result: Any, series: Series, identity: Identity) -> Any:

@@ -75,7 +75,7 @@ def normal_axes(direction: Sequence[float]) -> tuple[NDArray[np.float64], NDArra
     """Unit vectors along a row and along a column, in LPS."""
     along_row, along_column = np.array(direction[:3], np.float64), np.array(direction[3:], np.float64)
     lengths = float(np.linalg.norm(along_row)), float(np.linalg.norm(along_column))
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along_row @ along_column)) > 1e-2:
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(along_row @ along_column))) > 1e-2:
         raise NotOneVolume("its direction cosines are not two perpendicular unit vectors")
     return along_row / lengths[0], along_column / lengths[1]
 
