@@ -23,7 +23,7 @@ def draw(picture: Slice) -> bytes:
 
     Heat is drawn on the fixed scale of `equipoise_client.figure`, so that two pictures compare.
     """
-    factor = max(1, -(-_HEIGHT // max(picture.grey.shape)))
+    factor = _factors(picture)
     left = np.repeat(_enlarged(picture.grey, factor)[..., None], 3, axis=2)
     right = left.copy()
     if picture.mask is not None:
@@ -41,8 +41,17 @@ def draw(picture: Slice) -> bytes:
     return buffer.getvalue()
 
 
-def _enlarged(values: NDArray[Any], factor: int) -> NDArray[Any]:
-    return values.repeat(factor, axis=0).repeat(factor, axis=1)
+def _factors(picture: Slice) -> tuple[int, int]:
+    """How often each row and column is repeated, so that the picture is large and has the patient's proportions."""
+    down, across = picture.spacing or (1.0, 1.0)
+    finest = min(down, across)
+    rows, columns = picture.grey.shape
+    factor = max(1, -(-_HEIGHT // max(rows, columns)))
+    return max(1, round(factor * down / finest)), max(1, round(factor * across / finest))
+
+
+def _enlarged(values: NDArray[Any], factors: tuple[int, int]) -> NDArray[Any]:
+    return values.repeat(factors[0], axis=0).repeat(factors[1], axis=1)
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from time import time
+from time import monotonic, time
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -51,7 +51,7 @@ POINTS = (
 _IDLE = 1.0  # seconds; the review page's verdicts come from another process, and are looked for that often
 _FULL = 2.0  # seconds until a full disk is tried again
 _TROUBLE = 5.0  # seconds after an unforeseen error
-_TIDY = 10.0  # seconds between looks for files that are no longer needed
+_TIDY = 3.0  # seconds between looks for files that are no longer needed
 
 
 class AlreadyRunning(EquipoiseError):
@@ -117,8 +117,8 @@ class Gateway:
                     ("analysis", analyst.step),
                     ("dispatch", self._dispatch),
                     ("delivery", courier.step),
-                    ("tidying", self._tidy),
-                    *((source.name, _polling(source)) for source in self._sources(intake)),
+                    ("tidying", _every(_TIDY, self._tidy)),
+                    *((source.name, _every(source.every, source.poll)) for source in self._sources(intake)),
                 )
             ]
             for thread in threads:
@@ -185,17 +185,19 @@ class Gateway:
             self._passed("dispatched")
         return _IDLE
 
-    def _tidy(self) -> float:
+    def _tidy(self) -> None:
         """Deletes what nobody needs any more."""
         open_cases = {case.key for case in self._store.worklist()}
-        for case in self._store.finished():
-            self._spool.remove(self._spool.outbox(case))
-            if case not in open_cases:
-                self._spool.remove(self._spool.picture(case))
+        done = set(self._store.finished())
+        for folder in (self._settings.directory / "outbox").iterdir():
+            if folder.name in done:
+                self._spool.remove(folder)
+        for picture in (self._settings.directory / "pictures").iterdir():
+            if picture.stem in done - open_cases:
+                self._spool.remove(picture)
         for study in self._store.expired(time() - self._settings.keep_input_hours * 3600.0):
             self._intake.forget(study)
         self._passed("tidied")
-        return _TIDY
 
     def health(self) -> dict[str, Any]:
         """`accepting` says whether new studies are taken; `trouble` which parts wait, and for what."""
@@ -270,19 +272,20 @@ def until_signalled(gateway: Gateway) -> None:
         signal.signal(name, lambda *_: gateway.stop())
 
 
-def _polling(source: Source) -> Callable[[], float]:
+def _every(seconds: float, step: Callable[[], object]) -> Callable[[], float]:
+    """A step for `_loop` that is done at intervals, however often it is woken."""
     due = 0.0
 
-    def step() -> float:
+    def timed() -> float:
         nonlocal due
-        left = due - time()
-        if 0 < left <= source.every:
+        left = due - monotonic()
+        if left > 0:
             return left
-        source.poll()
-        due = time() + source.every
-        return source.every
+        step()
+        due = monotonic() + seconds
+        return seconds
 
-    return step
+    return timed
 
 
 @contextmanager

@@ -444,7 +444,7 @@ class Store:
         """What waits for a person, most uncertain first; what has no score comes before all that have one."""
         rows = self._rows(
             "SELECT * FROM cases WHERE verdict IS NULL AND state <> 'rejected'"
-            " AND (route <> 'accept' OR marked = 1 OR late = 1 OR state = 'dead')"
+            " AND (state = 'review' OR route <> 'accept' OR marked = 1 OR late = 1 OR state = 'dead')"
             " ORDER BY score IS NOT NULL, score DESC, created"
         )
         return [_case(row) for row in rows]

@@ -97,8 +97,8 @@ class Worklist:
         return Row(
             key=case.key,
             fingerprint=case.fingerprint,
-            route="audit" if case.route == "accept" else case.route,
-            why=case.why or ("drawn at random to check accepted cases" if case.marked else ""),
+            route=case.route,
+            why=f"{case.why} (drawn at random to check what is accepted)" if case.marked else case.why,
             score="–" if case.score is None else f"{case.score:.3f}",
             volumes=tuple(_volume(name, estimate) for name, estimate in case.volume.items()),
             age=age(time() - case.created),

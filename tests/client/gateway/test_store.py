@@ -174,6 +174,13 @@ def test_accepted_cases_are_listed_where_they_are_drawn_for_an_audit(desk, marke
     assert len(desk.store.worklist()) == listed
 
 
+def test_what_is_held_is_always_listed(desk):
+    """Also what was accepted, where the configuration holds that: else nobody would ever release it."""
+    desk.decided(desk.received(), route="accept")
+    assert desk.dispatched(accept="hold") == ["review"]
+    assert len(desk.store.worklist()) == 1
+
+
 def test_everything_is_there_after_a_restart(desk):
     desk.decided(desk.received())
     other = Store(desk.directory / "gateway.db")
