@@ -44,6 +44,12 @@ class Intake:
     def __init__(self, spool: Spool, store: Store, log: Log, metrics: Metrics, passed: Callable[[str], None]) -> None:
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._turn = threading.Lock()  # the same study may come from several senders at once
+        self._open = True
+
+    def close(self) -> None:
+        """Ends the object that is being taken; what comes later is refused, so that it is sent again."""
+        with self._turn:
+            self._open = False
 
     def take(self, content: bytes, quiet: float, source: str) -> Outcome:
         """One DICOM file. Raises OutOfRoom: then nothing of it was kept, and its sender has to send it again."""
@@ -67,6 +73,8 @@ class Intake:
             reason = f"it cannot be read as DICOM ({type(error).__name__})"
         self._spool.check_room(len(content))
         with self._turn:
+            if not self._open:
+                raise OutOfRoom("the gateway is being stopped")
             if reason:
                 return self._put_aside(content, reason, source)
             if uid in self._store.known(study_uid):

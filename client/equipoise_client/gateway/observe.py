@@ -9,6 +9,7 @@ import threading
 import traceback
 import warnings
 from datetime import datetime, timezone
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +51,15 @@ def silence_libraries() -> None:
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
         logger.setLevel(logging.CRITICAL + 1)
+
+
+class QuietServer(ThreadingHTTPServer):
+    """The standard library's prints a traceback for every browser that hangs up."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The connection is closed; there is nobody to tell."""
 
 
 class Metrics:

@@ -77,10 +77,15 @@ class Receiver:
         return int(self._server.socket.getsockname()[1])
 
     def stop(self) -> None:
-        """No new associations; those that are open may end the object that they are at."""
+        """No new associations; those that are open end after the object that they are at."""
         server, self._server = self._server, None
-        if server is not None:
-            server.shutdown()
+        if server is None:
+            return
+        server.shutdown()
+        self._intake.close()
+        for association in self._entity.active_associations:
+            association.abort()
+            association.join(5.0)
 
     def _store(self, event: Any) -> int:
         try:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from time import monotonic, time
 from typing import Any
 
@@ -22,7 +22,7 @@ from . import journal
 from .analyst import Analyst
 from .courier import Courier, destination
 from .intake import Intake
-from .observe import Log, Metrics, silence_libraries
+from .observe import Log, Metrics, QuietServer, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .settings import Settings
 from .spool import OutOfRoom, Spool
@@ -240,10 +240,9 @@ class Gateway:
 
         settings = self._settings.health
         try:
-            server = ThreadingHTTPServer((settings.host, settings.port), Handler)
+            server = QuietServer((settings.host, settings.port), Handler)
         except OSError as error:
             raise EquipoiseError(f"[health] cannot listen: {error.strerror}; is the port taken?") from None
-        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="health")
         thread.start()
         try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +22,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..audit.command import Verdict
 from ..errors import EquipoiseError
+from ..gateway.observe import QuietServer
 from ..gateway.settings import Review
+from ..gateway.spool import OutOfRoom
 from .identity import Doorkeeper, Session
 from .worklist import Worklist
 
@@ -52,7 +54,7 @@ _FOLDER = Path(__file__).parent
 
 
 @contextmanager
-def serving(settings: Review, worklist: Worklist, door: Doorkeeper) -> Iterator[ThreadingHTTPServer]:
+def serving(settings: Review, worklist: Worklist, door: Doorkeeper) -> Iterator[QuietServer]:
     """A server that is bound and has yet to be run (`serve_forever`). Raises EquipoiseError where the port is taken."""
     pages = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     template = pages.get_template("page.html.jinja")
@@ -65,10 +67,9 @@ def serving(settings: Review, worklist: Worklist, door: Doorkeeper) -> Iterator[
 
     Handler.settings, Handler.worklist, Handler.door = settings, worklist, door
     try:
-        server = ThreadingHTTPServer((settings.host, settings.port), Handler)
+        server = QuietServer((settings.host, settings.port), Handler)
     except OSError as error:
         raise EquipoiseError(f"[review] cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    server.daemon_threads = True
     with server:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         Handler.origin = settings.origin.rstrip("/") or f"http://{host}:{server.server_address[1]}"
@@ -127,7 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
         if judged is None or form.get("verdict") not in [each.value for each in Verdict]:
             return self._say(HTTPStatus.BAD_REQUEST, "expected a verdict on a case: accept, correct or reject")
         verdict = Verdict(form["verdict"])
-        done = self.worklist.judge(judged[1], form.get("fingerprint", ""), verdict, session.reviewer)
+        try:
+            done = self.worklist.judge(judged[1], form.get("fingerprint", ""), verdict, session.reviewer)
+        except OutOfRoom:
+            return self._say(HTTPStatus.INSUFFICIENT_STORAGE, "the disk is full: nothing was changed, try again later")
         return self._go(verdict.value if done else "gone")
 
     def _host_is_ours(self) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from urllib.parse import quote
 
+from ..audit import AuditError
 from ..audit.command import Verdict
 from ..gateway import journal
 from ..gateway.settings import Settings
+from ..gateway.spool import OutOfRoom
 from ..gateway.store import Case, Store
 
 _DELIVERY = {
@@ -90,7 +93,8 @@ class Worklist:
         start = journal.size(self._settings.audit)
         if not self._store.judge(case, fingerprint, verdict.value, reviewer, start):
             return False
-        journal.write_out(self._store, self._settings.audit)
+        with suppress(OutOfRoom, AuditError):  # noted durably; the gateway writes it, and sends nothing before
+            journal.write_out(self._store, self._settings.audit)
         return True
 
     def _row(self, case: Case) -> Row:

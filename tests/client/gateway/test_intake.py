@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from equipoise_client.audit import Kind, append, verify
 from equipoise_client.gateway.intake import Outcome
 from equipoise_client.gateway.spool import OutOfRoom
 from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
@@ -119,3 +121,26 @@ def test_what_was_written_but_never_told_to_the_store_is_swept(desk):
     assert desk.spool.sweep(known, {case.key for case in desk.store.cases()}, set()) == len(orphans)
     assert not any(orphan.exists() for orphan in orphans)
     assert all(file.exists() for file in known) and (desk.spool.outbox("c" * 16) / "3.dcm").exists()
+
+
+def test_a_full_disk_leaves_the_audit_log_whole(small_disk):
+    """A part of a line at its end would stop the log until somebody repairs it."""
+    log = small_disk / "decisions.jsonl"
+    append(log, Kind.DECISION, {"format": "test/1"})
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(ballast, ballast.stat().st_size - 4096)  # room for a part of the line
+    with pytest.raises(OSError, match="No space"):
+        append(log, Kind.DECISION, {"format": "x" * 9000})
+    ballast.unlink()
+    append(log, Kind.DECISION, {"format": "test/2"})
+    assert not list(verify(log)) and len(log.read_text().splitlines()) == 2
+
+
+def test_what_comes_while_the_gateway_stops_is_refused(desk):
+    desk.intake.close()
+    with pytest.raises(OutOfRoom):
+        desk.intake.take(study(count=1)[0], 0.0, "test")
+    assert desk.store.studies() == []
