@@ -118,11 +118,8 @@ class Orthanc:
     def poll(self) -> int:
         taken, more = 0, True
         while more:
-            since = int(self._store.cursor(self._cursor) or 0)
+            since = self._position()
             answer = self._json(f"/changes?since={since}&limit=100")
-            if not answer["Changes"] and answer["Last"] < since:
-                self._store.remember(self._cursor, "0")  # this Orthanc was set up anew
-                continue
             stable = [str(change["ID"]) for change in answer["Changes"] if change["ChangeType"] == "StableStudy"]
             for study in stable:
                 taken += self._take(study)
@@ -133,6 +130,11 @@ class Orthanc:
                 self._passed("source.remembered")
             more = not answer["Done"]
         return taken
+
+    def _position(self) -> int:
+        """Where to read on; from the start where this Orthanc never got as far: it was set up anew."""
+        since = int(self._store.cursor(self._cursor) or 0)
+        return since if since <= int(self._json("/changes?last")["Last"]) else 0
 
     def _take(self, study: str) -> int:
         found = self._json(f"/studies/{study}", missing={})
