@@ -3,21 +3,41 @@
 # Elsewhere it names them and goes on: whoever lacks one is told by the part that needs it.
 set -euo pipefail
 
-declare -A wanted=(   # program → Debian package that has it, and who needs it
+declare -A wanted=(   # program → Debian packages that have it, and who needs it
     [git]=git             # tests: files under version control
     [strace]=strace       # tests: no outgoing connection is made
+    [ip]=iproute2         # tests: a PACS in a network of its own
+    [Orthanc]="orthanc orthanc-dicomweb"  # tests and trials: the PACS
+    [dsr2html]=dcmtk      # tests: reads reports, compresses and sends
+    [dciodvfy]=dicom3tools  # tests: attributes as the standard has them
+    [nginx]=nginx         # tests and trials: serves the viewer beside the PACS
+    [chromium]=chromium   # tests: pages as people see them
+    [npm]=npm             # tests and trials: brings the viewer
 )
 missing=()
 for program in "${!wanted[@]}"; do
-    command -v "$program" >/dev/null || missing+=("${wanted[$program]}")
+    # Daemons lie in /usr/sbin, which is not on everybody's PATH.
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=(${wanted[$program]})
 done
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
+    # Debian starts a daemon when it installs it, and these listen on every interface: not now, and not after a restart.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' > "$policy"
+        chmod +x "$policy"
+    fi
     apt-get update -qq
     apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+    if command -v systemctl >/dev/null; then
+        for unit in orthanc nginx; do
+            [[ " ${missing[*]} " == *" $unit"* ]] && systemctl disable --quiet "$unit.service" 2>/dev/null || true
+        done
+    fi
 else
     echo "These system packages are not there: ${missing[*]}. Install them for the parts that use them." >&2
 fi

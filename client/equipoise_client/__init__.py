@@ -13,6 +13,7 @@ from .errors import (
     NotPermitted,
     ServerFailure,
     ServerUnavailable,
+    StudyRejected,
     UnknownModel,
     UnreadableImage,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Route",
     "ServerFailure",
     "ServerUnavailable",
+    "StudyRejected",
     "Tls",
     "UncertaintyClient",
     "UnknownModel",

@@ -2,7 +2,8 @@
 
 EquipoiseError
 ├── InvalidInput            what you gave cannot be used; the message says what is expected (also a ValueError)
-│   └── UnreadableImage     a file is not the image it should be
+│   ├── UnreadableImage     a file is not the image it should be
+│   └── StudyRejected       a DICOM study cannot be used, for good; `dicom.rejections` has one for each reason
 ├── UnknownModel            no such model, or one that was not published by Equipoise
 ├── NotPermitted            the server, or a proxy before it, does not let this caller in
 ├── ServerUnavailable       not reachable, queue full, or timed out in the queue: trying again later is safe
@@ -33,6 +34,20 @@ class InvalidInput(EquipoiseError, ValueError):
 
 class UnreadableImage(InvalidInput):
     """A file is not the image it should be."""
+
+
+class StudyRejected(InvalidInput):
+    """A DICOM study cannot be used, and trying again changes nothing.
+
+    Attributes:
+        reason: one stable text per class, fit for logs and worklists: nothing of the patient stands in it. The message
+            adds sizes and distances.
+    """
+
+    reason = "the study cannot be used"
+
+    def __init__(self, details: str = "") -> None:
+        super().__init__(f"{self.reason}: {details}" if details else self.reason)
 
 
 class UnknownModel(EquipoiseError):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from equipoise_core.contract import Contract, Task
@@ -27,6 +27,9 @@ from ..prediction import Estimate, Prediction, Priority, number
 from ..transport import Tls
 from ..watching import watching
 
+if TYPE_CHECKING:
+    from ..dicom.rules import Rules
+
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
 EPILOG = """[bold]Examples[/]
@@ -36,6 +39,10 @@ equipoise predict hippocampus brain.nii.gz
 equipoise predict pneumonia *.dcm --json > decisions.json
 
 equipoise predict hippocampus brain.nii.gz --out results   [dim]# picture, labels and uncertainty as NIfTI[/]
+
+equipoise predict hippocampus study/ --out results   [dim]# DICOM: Segmentation, Parametric Maps and report[/]
+
+equipoise predict hippocampus study/ --rules rules.toml --out results   [dim]# where the folder holds several series[/]
 
 equipoise predict nuclei cells.png --url triton.hospital:443 --tls-root ca.pem --tls-cert me.pem --tls-key me.key
 
@@ -115,7 +122,10 @@ def predict(
     name: Annotated[str, typer.Argument(help="The public model.", show_default=False)],
     files: Annotated[
         list[Path],
-        typer.Argument(help="PNG, JPEG, TIFF, NumPy, NIfTI or single DICOM files.", show_default=False),
+        typer.Argument(
+            help="PNG, JPEG, TIFF, NumPy, NIfTI or DICOM files, or folders with a DICOM series each.",
+            show_default=False,
+        ),
     ],
     url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
     samples: Annotated[
@@ -129,7 +139,14 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per file.")] = False,
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder for pictures, and for NIfTI results of NIfTI files.")
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder for pictures, for NIfTI results of NIfTI files and for DICOM results of DICOM folders.",
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="TOML file that says which series of a DICOM folder to take.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds per file.")] = 60.0,
     priority: Annotated[PriorityName | None, typer.Option(help="Place in the server's queue.")] = None,
@@ -145,6 +162,7 @@ def predict(
     fallback = parse_spacing(spacing)
     try:
         encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
+        chosen = None if rules is None else _rules(rules, name)
         client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -157,7 +175,7 @@ def predict(
         "timeout": timeout,
     }
     with client:
-        cases = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, options))
+        cases = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
     if as_json:
         typer.echo(json.dumps([case.document() for case in cases], indent=1, allow_nan=False))
     else:
@@ -186,6 +204,7 @@ def _cases(
     files: Iterator[Path],
     spacing: tuple[float, ...] | None,
     out: Path | None,
+    rules: Rules | None,
     options: dict[str, Any],
 ) -> Iterator[Case]:
     try:
@@ -197,6 +216,9 @@ def _cases(
     for file in files:
         case = Case(file, name, contract)
         try:
+            if file.is_dir():
+                yield _study(case, client, rules, None if out is None else free_place(out, file, taken), options)
+                continue
             prepared = fit(with_spacing(read_image(file), spacing), contract)
             wanted = ("mean", "variance") if contract.task is Task.CLASSIFICATION else ()
             if out is not None and contract.task is Task.SEGMENTATION:
@@ -228,6 +250,40 @@ def _windows_shown(
         task = progress.add_task(f"windows of {prepared.source.kind.value} image", total=1.0)
         with watching(client, contract, size, samples, lambda share: progress.update(task, completed=share)):
             yield
+
+
+def _rules(path: Path, name: str) -> Rules:
+    """The file's rules for this model. Raises InvalidInput."""
+    from ..dicom.rules import Rules
+
+    found = tuple(rule for rule in Rules.load(path).series if rule.model == name)
+    if not found:
+        raise InvalidInput(f"{path.name} has no rule for {name}")
+    return Rules(found)
+
+
+def _study(case: Case, client: UncertaintyClient, rules: Rules | None, place: Path | None, options: Any) -> Case:
+    """A folder with a DICOM series: its decision, and the objects that a PACS stores."""
+    from ..dicom.rules import Rules
+    from ..dicom.study import analyse, outputs, select
+    from ..figure import write_figure
+
+    (chosen,) = select(case.file, rules or Rules.for_model(case.model))
+    found = analyse(chosen, client, **options)
+    case = replace(case, prediction=found.prediction)
+    if place is None:
+        return case
+    picture, *files = (
+        place.with_name(f"{place.name}.{case.model}.{end}")
+        for end in ("png", *(f"{kind}.dcm" for kind in outputs(found.objects)))
+    )
+    try:
+        write_figure(picture, case.file.name, found.contract, found.prepared, found.prediction)
+        for file, dataset in zip(files, found.objects, strict=True):
+            dataset.save_as(file, enforce_file_format=True)
+    except OSError as error:
+        return _failed(case, f"{place.name}: its results cannot be written: {error}")
+    return replace(case, written=(picture, *files))
 
 
 def _failed(case: Case, message: str) -> Case:

@@ -1,4 +1,4 @@
-"""One DICOM file through pydicom: a single image, or a multi-frame volume. Only pixels and geometry leave this module.
+"""DICOM pixels and geometry through pydicom: of one file (`read`), or dataset by dataset for `equipoise_client.dicom`.
 
 References: DICOM PS3.3 C.11.1 (Modality LUT), C.7.6.3.1.2 (Photometric Interpretation), C.7.6.2.1.1 (image plane).
 """
@@ -15,13 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UnreadableImage
+from ..errors import MissingExtra, StudyRejected, UnreadableImage
 from ..extras import needs
 from .source import Kind, SourceImage, check_size
-
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
-_PARALLEL = 1e-3  # largest difference of direction cosines that still counts as the same orientation
-_EVEN = 0.05  # largest deviation of a gap between slices, as a share of the usual gap
+from .stack import order_of, stack
 
 
 def read(path: Path) -> SourceImage:
@@ -33,61 +30,80 @@ def read(path: Path) -> SourceImage:
     """
     with needs("dicom", "reading DICOM files"):
         import pydicom
-    with _quiet(path):
+    with quiet(path.name):
         dataset = pydicom.dcmread(path)
-        frames = _checked(path, dataset)
-        values = _values(path, dataset, frames)
+        frames = checked(path, dataset)
+        values = values_of(path, dataset, frames)
         modality = str(dataset.get("Modality", "")).strip() or None
-        plane = _spacing_in_plane(dataset)
+        plane = spacing_in_plane(dataset)
         if frames == 1:
             return SourceImage(values[:, 0], Kind.DICOM, plane, None, modality)
-        order, spacing, affine = _geometry(path, dataset, frames, plane)
-        return SourceImage(np.ascontiguousarray(values[:, order]), Kind.DICOM, spacing, affine, modality)
+        placed = planes_of(dataset, frames)
+        if placed is None:
+            return SourceImage(values, Kind.DICOM, None, None, modality)
+        try:
+            if plane is None:
+                return SourceImage(values[:, order_of(*placed)], Kind.DICOM, None, None, modality)
+            volume = stack(*placed, plane)
+        except StudyRejected as error:
+            raise UnreadableImage(f"{path.name}: of its frames, {error}") from None
+        ordered = np.ascontiguousarray(values[:, volume.order])
+        return SourceImage(ordered, Kind.DICOM, volume.spacing, volume.affine, modality)
 
 
 @contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Errors name the file only: pydicom's own messages, warnings and log lines may quote the patient's fields."""
-    log = logging.getLogger("pydicom")
-    before = log.disabled
-    log.disabled = True
+def silence() -> Iterator[None]:
+    """No warning and no log line of the libraries' own: they may quote the patient's fields."""
+    for library in ("pydicom", "highdicom"):  # for good: restoring it would let another thread's lines through
+        log = logging.getLogger(library)
+        log.propagate, log.handlers = False, [logging.NullHandler()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """As `silence`, and errors name the file only."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence():
             yield
-    except (UnreadableImage, ModuleNotFoundError, MemoryError):
+    except (UnreadableImage, StudyRejected, ModuleNotFoundError, MissingExtra, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 (malformed files make pydicom raise nearly anything)
         raise UnreadableImage(
-            f"{path.name}: damaged or cut off DICOM ({type(error).__name__}); fetch it from the archive again"
+            f"{name}: damaged or cut off DICOM ({type(error).__name__}); fetch it from the archive again"
         ) from None
-    finally:
-        log.disabled = before
 
 
-def _checked(path: Path, dataset: Any) -> int:
+def checked(path: Path, dataset: Any) -> int:
     """Number of frames, after what can be told without decoding was looked at."""
-    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
-
     if "PixelData" not in dataset:
         raise UnreadableImage(f"{path.name}: DICOM without pixels, or cut off before them; expected an image")
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     check_size(path, (int(dataset.SamplesPerPixel), frames, int(dataset.Rows), int(dataset.Columns)))
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not syntax.is_deflated:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            raise UnreadableImage(
-                f"{path.name}: compressed as {syntax.name}, which nothing installed here can unpack: "
-                "pip install 'equipoise[dicom]', or store it uncompressed (dcmdjpeg, gdcmconv --raw)"
-            )
+    if not decodable(syntax):
+        raise UnreadableImage(
+            f"{path.name}: compressed as {syntax.name}, which nothing installed here can unpack: "
+            "pip install 'equipoise[dicom]', or store it uncompressed (dcmdjpeg, gdcmconv --raw)"
+        )
     return frames
 
 
-def _values(path: Path, dataset: Any, frames: int) -> NDArray[np.float32]:
+def decodable(syntax: Any) -> bool:
+    """Whether pixels of this transfer syntax can be unpacked here."""
+    from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
+
+    if not syntax.is_compressed or syntax.is_deflated:
+        return True
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def values_of(path: Path, dataset: Any, frames: int) -> NDArray[np.float32]:
     """`[C, frames, rows, columns]` after Modality LUT and inversion."""
     from pydicom.pixels import apply_color_lut, pixel_array  # type: ignore[attr-defined]
 
@@ -132,7 +148,7 @@ def _functional_group(dataset: Any, frame: int, name: str) -> Any | None:
     return None
 
 
-def _spacing_in_plane(dataset: Any) -> tuple[float, float] | None:
+def spacing_in_plane(dataset: Any) -> tuple[float, float] | None:
     """mm between (rows, columns). Imager Pixel Spacing is no substitute: it is measured at the detector."""
     measures = _functional_group(dataset, 0, "PixelMeasuresSequence")
     between = (dataset if measures is None else measures).get("PixelSpacing")
@@ -141,39 +157,16 @@ def _spacing_in_plane(dataset: Any) -> tuple[float, float] | None:
     return float(between[0]), float(between[1])
 
 
-def _geometry(
-    path: Path, dataset: Any, frames: int, plane: tuple[float, float] | None
-) -> tuple[list[int], tuple[float, float, float] | None, NDArray[np.float64] | None]:
-    """Order of the frames along the slice normal, spacing, affine; without positions: as stored, None, None."""
+def planes_of(dataset: Any, frames: int) -> tuple[list[list[float]], list[list[float]]] | None:
+    """Position `[frames][3]` and orientation `[frames][6]` of every frame, or None where one is missing."""
     positions, directions = [], []
     for frame in range(frames):
-        position = _functional_group(dataset, frame, "PlanePositionSequence")
-        orientation = _functional_group(dataset, frame, "PlaneOrientationSequence")
-        if position is None or orientation is None:
-            return list(range(frames)), None, None
-        positions.append([float(mm) for mm in position.ImagePositionPatient])
-        directions.append([float(cosine) for cosine in orientation.ImageOrientationPatient])
-    if np.ptp(np.array(directions), axis=0).max() > _PARALLEL:
-        raise UnreadableImage(f"{path.name}: its frames are not parallel; expected one volume: split it")
-    along_row, along_column = np.array(directions[0][:3]), np.array(directions[0][3:])
-    normal = np.cross(along_row, along_column)
-    places = np.array(positions)
-    depths = places @ normal
-    order = [int(index) for index in np.argsort(depths)]
-    gaps = np.diff(depths[order])
-    usual = float(np.median(gaps))
-    if usual <= 0 or np.abs(gaps - usual).max() > _EVEN * usual:
-        raise UnreadableImage(
-            f"{path.name}: its frames are {gaps.min():.3g} to {gaps.max():.3g} mm apart; "
-            "expected one volume with even gaps: split time points, or look for missing slices"
-        )
-    if plane is None:
-        return order, None, None
-    step = (places[order[-1]] - places[order[0]]) / (frames - 1)
-    if np.linalg.norm(step - normal * (step @ normal)) > _EVEN * usual:
-        raise UnreadableImage(f"{path.name}: its slices are sheared (gantry tilt); resample them to a straight volume")
-    affine = np.eye(4)
-    # Axes are (slice, row, column): a step in the row index goes along the column's direction.
-    affine[:3, :3] = np.stack([step, along_column * plane[0], along_row * plane[1]], axis=1) * _LPS_TO_RAS[:, None]
-    affine[:3, 3] = places[order[0]] * _LPS_TO_RAS
-    return order, (float(np.linalg.norm(step)), *plane), affine
+        fallback = dataset if frames == 1 else {}
+        position = _functional_group(dataset, frame, "PlanePositionSequence") or fallback
+        orientation = _functional_group(dataset, frame, "PlaneOrientationSequence") or fallback
+        place, direction = position.get("ImagePositionPatient"), orientation.get("ImageOrientationPatient")
+        if not place or not direction or len(place) != 3 or len(direction) != 6:
+            return None
+        positions.append([float(mm) for mm in place])
+        directions.append([float(cosine) for cosine in direction])
+    return positions, directions

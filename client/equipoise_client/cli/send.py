@@ -1,0 +1,86 @@
+"""The verb `equipoise send`: DICOM files to a PACS."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from ..errors import UnreadableImage
+
+AUTHORIZATION = "EQUIPOISE_DICOMWEB_AUTHORIZATION"
+"""Environment variable with the value of the Authorization header: a command line can be read by everybody."""
+
+EPILOG = f"""[bold]Examples[/]
+
+equipoise send results/*.dcm --to https://pacs.hospital/dicom-web
+
+equipoise send results/ --to dicom://PACS@10.1.2.3:104 --calling-aet EQUIPOISE
+
+{AUTHORIZATION}="Bearer …" equipoise send results/ --to https://pacs.hospital/dicom-web
+
+Exit code: 0 all are stored, 1 at least one is not, 2 wrong usage."""
+
+
+def send(
+    files: Annotated[list[Path], typer.Argument(help="DICOM files, or folders with such.", show_default=False)],
+    to: Annotated[str, typer.Option(help="https://host/dicom-web (STOW-RS) or dicom://AET@host:port (C-STORE).")],
+    calling_aet: Annotated[str, typer.Option(help="This machine's AE title, for C-STORE.")] = "EQUIPOISE",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer, for STOW-RS.")] = 60.0,
+    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per instance.")] = False,
+) -> None:
+    """Store DICOM files in a PACS, one by one; what one is refused for does not keep back the others."""
+    from ..dicom.archive import Access
+    from ..dicom.archive import send as store
+
+    paths = [path for given in files for path in (sorted(given.rglob("*")) if given.is_dir() else [given])]
+    found: list[dict[str, Any]] = []
+    access = Access(os.environ.get(AUTHORIZATION), tls_root, tls_cert, tls_key, timeout)
+    datasets = _datasets([path for path in paths if not path.is_dir()], found)
+    for stored in store(shown(datasets, len(paths), "storing", as_json), to, access=access, calling_aet=calling_aet):
+        found[-1] |= {"sop_instance_uid": stored.sop_instance, "stored": stored.done, "reason": stored.reason}
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        for each in found:
+            if not each["stored"]:
+                typer.echo(f"not stored: {each['file']}: {each['reason']}", err=True)
+        typer.echo(f"{sum(each['stored'] for each in found)} of {len(found)} instances stored")
+    if not found or not all(each["stored"] for each in found):
+        raise typer.Exit(1)
+
+
+def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
+    """Every file read; one that is no DICOM is noted in `found` and left out."""
+    from pydicom import dcmread
+
+    from ..images.dicom import quiet
+
+    for path in paths:
+        found.append({"file": str(path), "sop_instance_uid": None, "stored": False, "reason": "there was no answer"})
+        try:
+            with quiet(path.name):
+                dataset = dcmread(path)
+        except (UnreadableImage, OSError):
+            found[-1]["reason"] = "it is no DICOM file that can be read"
+            continue
+        yield dataset
+
+
+def shown(items: Iterator[Any], total: int | None, what: str, quiet: bool) -> Iterator[Any]:
+    """The items, with a progress bar on stderr where somebody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield from items
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=what)

@@ -1,0 +1,172 @@
+"""Between source and results: what highdicom is handed, and what its objects lack when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy, deepcopy
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.valuerep import DS
+
+from .identity import Identity
+from .series import Series
+
+CHARACTERS = "ISO_IR 192"
+"""UTF-8: whatever the source's Specific Character Set can write, this can."""
+
+_PATIENT_AND_STUDY = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize",
+    "PatientWeight", "OtherPatientIDsSequence", "PatientIdentityRemoved", "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence", "StudyDate", "StudyTime", "AccessionNumber",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianName", "StudyDescription", "StudyID",
+    "ProcedureCodeSequence", "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID",
+)  # fmt: skip
+"""Of the Patient, General Study and Patient Study modules (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2) and what goes with them."""
+_TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "AccessionNumber",
+    "ReferringPhysicianName", "StudyID",
+)  # fmt: skip
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "OverlayData", "IconImageSequence")
+
+
+def headers(series: Series) -> list[Any]:
+    """The series' datasets without pixels and private elements, with nothing in them that highdicom would refuse.
+
+    Spacing between slices is that of their positions: highdicom copies the source's own, which may be stale, whatever
+    it is told.
+    """
+    return [_header(dataset, series) for dataset in series.datasets]
+
+
+def _header(dataset: Any, series: Series) -> Any:
+    from highdicom import PixelMeasuresSequence
+    from pydicom.dataset import Dataset
+
+    header = Dataset()
+    for element in dataset:
+        if not element.tag.is_private and element.keyword not in _PIXELS:
+            header.add(copy(element))  # setting an attribute changes the element in place
+    header.file_meta = dataset.file_meta
+    for name in _TYPE_2:
+        if name not in header:
+            setattr(header, name, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    gap = None if series.volume is None else series.volume.spacing[0]
+    thickness = _thickness(dataset) or gap or 1.0
+    if series.frames is None:
+        header.SliceThickness = DS(thickness, auto_format=True)
+        header.pop("SpacingBetweenSlices", None)
+        if gap is not None:
+            header.SpacingBetweenSlices = DS(gap, auto_format=True)
+        return header
+    shared = Dataset()
+    for element in (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]:
+        shared.add(copy(element))
+    assert series.plane_spacing is not None and series.orientation is not None
+    shared.PixelMeasuresSequence = PixelMeasuresSequence(series.plane_spacing, thickness, gap)
+    direction = Dataset()
+    direction.ImageOrientationPatient = list(series.orientation)
+    shared.PlaneOrientationSequence = [direction]
+    header.SharedFunctionalGroupsSequence = [shared]
+    return header
+
+
+def _thickness(dataset: Any) -> float:
+    """Slice Thickness, mm; 0 where it is not stated."""
+    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+        for group in list(dataset.get(groups) or [])[:1]:
+            for item in group.get("PixelMeasuresSequence") or []:
+                if item.get("SliceThickness"):
+                    return float(item.SliceThickness)
+    return float(dataset.get("SliceThickness") or 0.0)
+
+
+def finished(result: Any, series: Series, identity: Identity) -> Any:
+    """The object with patient and study as in the source, and nothing left of this moment or of chance."""
+    for element in _quoted(series.first):
+        result.add(element)
+    for name in _TYPE_2:
+        if name not in result:
+            setattr(result, name, "")
+    for element in result.iterall():
+        if element.keyword == "DimensionOrganizationUID":  # drawn at random, once per object
+            element.value = identity.uid(str(result.SOPInstanceUID), "dimensions")
+    for name in ("InstanceCreationDate", "InstanceCreationTime"):
+        result.pop(name, None)
+    for equipment in result.get("ContributingEquipmentSequence", []):
+        equipment.pop("ContributionDateTime", None)
+    text = (str(element.value) for element in result.iterall() if element.VR in _TEXT)
+    if all(each.isascii() for each in text):
+        result.pop("SpecificCharacterSet", None)  # none is needed, and DCMTK does not check texts in UTF-8
+    else:
+        result.SpecificCharacterSet = CHARACTERS
+    return result
+
+
+_TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
+
+
+def _quoted(source: Any) -> Iterator[Any]:
+    """Patient and study, decoded from the source's character set."""
+    from pydicom.dataelem import DataElement
+    from pydicom.dataset import Dataset
+
+    quoted = Dataset()
+    for name in _PATIENT_AND_STUDY:
+        if name in source:
+            quoted.add(deepcopy(source[name]))
+    quoted.SpecificCharacterSet = source.get("SpecificCharacterSet", "") or ""
+    quoted.decode()
+    for element in quoted:
+        if element.VR == "PN":  # pydicom would write the bytes again as they came
+            yield DataElement(element.tag, "PN", str(element.value or ""))
+        elif element.keyword != "SpecificCharacterSet":
+            yield element
+
+
+def in_file_order(series: Series, values: NDArray[Any]) -> NDArray[Any]:
+    """`[slices, …]` ascending along the normal → in the order of the source's instances or frames."""
+    if series.frames is None:
+        return values
+    ordered = np.empty_like(values)
+    ordered[list(series.frames)] = values
+    return ordered
+
+
+def ascending(result: Any, pixels: str) -> None:
+    """Puts the frames of a finished multi-frame object in ascending order along the slice normal.
+
+    highdicom writes them descending; OHIF and dcmqi read a Parametric Map frame by frame and would show it flipped.
+
+    Args:
+        pixels: keyword of the element that holds them, uncompressed, whole bytes per voxel, all frames of one size.
+    """
+    frames = result.PerFrameFunctionalGroupsSequence
+    orientation = result.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    normal = np.cross([float(c) for c in orientation[:3]], [float(c) for c in orientation[3:]])
+    depths = [_position(frame) @ normal for frame in frames]
+    order = [int(index) for index in np.argsort(depths, kind="stable")]
+    size = len(result[pixels].value) // len(frames)
+    data = result[pixels].value
+    result[pixels].value = b"".join(data[index * size : (index + 1) * size] for index in order)
+    result.PerFrameFunctionalGroupsSequence = [frames[index] for index in order]
+    place = _position_dimension(result.DimensionIndexSequence)
+    for number, frame in enumerate(result.PerFrameFunctionalGroupsSequence, start=1):
+        indices = frame.FrameContentSequence[0].DimensionIndexValues
+        values = [int(each) for each in indices] if isinstance(indices, Sequence) else [int(indices)]
+        values[place] = number
+        frame.FrameContentSequence[0].DimensionIndexValues = values
+
+
+def _position(frame: Any) -> NDArray[np.float64]:
+    return np.array([float(mm) for mm in frame.PlanePositionSequence[0].ImagePositionPatient])
+
+
+def _position_dimension(dimensions: Any) -> int:
+    from pydicom.tag import Tag
+
+    (place,) = (i for i, each in enumerate(dimensions) if each.DimensionIndexPointer == Tag("ImagePositionPatient"))
+    return int(place)
