@@ -134,6 +134,18 @@ class TestValidators:
         page = validators.dsr2html(results["sr"])
         assert page.count(head.model_digest) >= 3 and "p" * 64 in page
 
+    @pytest.mark.parametrize(
+        ("record", "words"),
+        [
+            ({"volume_level": 0.95, "volume_calibrated": True}, "95%, conformally calibrated"),
+            ({"volume_level": 0.9, "volume_calibrated": False}, "90%, of the samples alone, not calibrated"),
+            ({}, "as the policy states"),
+        ],
+    )
+    def test_the_report_says_what_the_interval_is(self, tmp_path, head, record, words) -> None:
+        files = written(find(phantom().datasets, head, record=record), tmp_path)
+        assert f"interval of volumes: {words}" in validators.dsr2html(files["sr"])
+
     def test_preliminary(self, results) -> None:
         dataset = pydicom.dcmread(results["sr"])
         assert (dataset.PreliminaryFlag, dataset.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
