@@ -137,10 +137,14 @@ def append(path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None
     """Adds a line and syncs it to disk; writers take turns (flock). Raises AuditError after a damaged last line."""
     with _locked(path) as file:
         entry = _next(file, path, kind, body, now)
-        file.seek(0, os.SEEK_END)
-        file.write(entry.line().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+        end, line = file.seek(0, os.SEEK_END), memoryview(entry.line().encode() + b"\n")
+        try:
+            while line:  # past the buffer, which would try again when it is closed
+                line = line[os.write(file.fileno(), line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), end)  # a full disk takes a part of a line, and that would stop the log
+            raise
     return entry
 
 

@@ -52,12 +52,19 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "equipoise_export.compare.command:app", "export", "One table over several models on one data set."
         ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
+        "tune": Verb(
+            "equipoise_deploy.tune_command:tune_command", "embedded", "Find how this machine serves a model fastest."
+        ),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "send": Verb("equipoise_client.cli.send:send", "dicom", "Store DICOM files in a PACS."),
         "fetch": Verb("equipoise_client.cli.fetch:fetch", "dicom", "Bring studies from a PACS over DICOMweb."),
         "rank": Verb("equipoise_client.rank.command:rank", "client", "Say which images an expert should label first."),
         "load": Verb("equipoise_client.load.command:load", "load", "Load-test a server, with honest latencies."),
         "replay": Verb("equipoise_client.cli.replay:replay", "client", "Decide a recorded case again and compare."),
+        "gateway": Verb(
+            "equipoise_client.gateway.command:gateway", "gateway", "Take DICOM studies in, send results back."
+        ),
+        "review": Verb("equipoise_client.review.command:review", "gateway", "Show unsure cases, take verdicts."),
         "audit": Verb("equipoise_client.audit.command:audit", "client", "Verify, anchor and extend the audit log."),
     }
 )

@@ -303,6 +303,7 @@ class Assessment:
                     "statistics": self.statistics,
                     "strangeness": self.numbers.get("strangeness"),
                     "threshold": self.rule.threshold if self.rule else None,
+                    "volume_level": policy.volume.level if segmentation and policy and policy.volume else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "volume_level": self.volume_level if segmentation else None,
                     "volume_calibrated": self.volume_rule is not None if segmentation else None,

@@ -1,0 +1,154 @@
+"""From a complete study to results in the outbox: select, ask Triton, make the objects, write them, tell the store."""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import pydicom
+
+from ..client import UncertaintyClient
+from ..dicom.study import Analysis, Chosen, Rules, StudyRejected, analyse, select
+from ..errors import Cancelled, EquipoiseError, NotPermitted, ServerUnavailable, UnknownModel
+from ..prediction import Estimate, number
+from . import journal
+from .observe import Log, Metrics
+from .picture import draw
+from .settings import Settings
+from .spool import OutOfRoom, Spool
+from .store import Kept, Result, Store, Study, fingerprint_of
+
+_AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
+"""The server, or the way to it, is not as it should be. That is no property of the study: it waits, uncounted."""
+
+ATTEMPTS = 5
+"""Failures of another kind until a study is given up."""
+
+_FIRST, _LONGEST = 1.0, 60.0  # seconds between attempts, doubled each time
+
+
+class Analyst:
+    """Takes one study after another.
+
+    Args:
+        passed: called at each step's end with its name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rules: Rules,
+        client: UncertaintyClient,
+        spool: Spool,
+        store: Store,
+        log: Log,
+        metrics: Metrics,
+        passed: Callable[[str], None],
+    ) -> None:
+        self._settings, self._rules, self._client = settings, rules, client
+        self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
+        self._away = 0  # failures in a row to reach the server
+
+    def step(self) -> float:
+        """Analyses the study that is due longest; returns seconds until there is something to do again."""
+        study, waits = self._store.next_study()
+        if study is None:
+            return waits
+        began = monotonic()
+        try:
+            self._analyse(study)
+        except StudyRejected as rejected:
+            if self._store.end_study(study, "rejected", rejected.reason):
+                self._log.warning("rejected", study=study.key, reason=rejected.reason)
+        except _AWAY as error:
+            self._metrics.reachable.labels("triton").set(0)
+            pause = min(_LONGEST, _FIRST * 2.0 ** min(self._away, 16))
+            self._away += 1
+            self._store.postpone(study, pause, counted=False)
+            self._log.warning("waits for the server", study=study.key, error=type(error).__name__, seconds=pause)
+        except OutOfRoom:
+            raise
+        except Exception as error:  # noqa: BLE001 (a study that breaks us must not take the others along)
+            self._failed(study, error)
+        else:
+            self._metrics.analysis.observe(monotonic() - began)
+        return 0.0
+
+    def _failed(self, study: Study, error: Exception) -> None:
+        self._log.failure("analysis failed", error, study=study.key, attempt=study.attempts + 1)
+        self._metrics.failures.labels("analysis").inc()
+        if study.attempts + 1 >= ATTEMPTS:
+            # Its kind only: a message may have file names and numbers.
+            kind = "it" if not isinstance(error, EquipoiseError) else "the server or the images"
+            self._store.end_study(study, "dead", f"analysis failed {ATTEMPTS} times, {kind}: {type(error).__name__}")
+        else:
+            self._store.postpone(study, min(_LONGEST, _FIRST * 2.0**study.attempts), counted=True)
+
+    def _analyse(self, study: Study) -> None:
+        chosen = select(self._spool.incoming(study.key), self._rules)
+        self._passed("analysis.selected")
+        for series in chosen:
+            self._one(study, series)
+        if self._store.end_study(study, "analysed"):
+            self._log.info("analysed", study=study.key, series=len(chosen))
+        self._passed("analysis.ended")
+
+    def _one(self, study: Study, series: Chosen) -> None:
+        analysis = analyse(series, self._client)
+        self._away = 0
+        self._metrics.reachable.labels("triton").set(1)
+        self._passed("analysis.answered")
+        case = secrets.token_hex(8)
+        result = _result(analysis)
+        files = {f"{number}.dcm": _encoded(each) for number, each in enumerate(analysis.objects, start=1)}
+        unused = case
+        try:
+            self._spool.write_folder(self._spool.outbox(case), files)
+            self._passed("analysis.written")
+            self._spool.write(self._spool.picture(case), draw(analysis.most_uncertain))
+            self._passed("analysis.drawn")
+            kept, replaced = self._store.keep(study, case, result, journal.size(self._settings.audit))
+            unused = {Kept.NEW: "", Kept.REPLACED: replaced or ""}.get(kept, case)
+            self._passed("analysis.recorded")
+        finally:
+            if unused:
+                self._spool.remove(self._spool.outbox(unused))
+                self._spool.remove(self._spool.picture(unused))
+        self._metrics.results.labels(kept.value).inc()
+        self._log.info("result", study=study.key, case=case, outcome=kept.value, route=result.route, model=result.model)
+
+
+def _result(analysis: Analysis) -> Result:
+    prediction = analysis.prediction
+    volume = {} if analysis.volume is None else {n: _numbers(each) for n, each in analysis.volume.classes.items()}
+    if analysis.volume is not None:
+        volume["total"] = _numbers(analysis.volume.total)
+    uids = tuple(str(each.SOPInstanceUID) for each in analysis.objects)
+    score = float(analysis.case_score)
+    return Result(
+        series=analysis.series_uid,
+        model=analysis.model,
+        version=analysis.model_digest,
+        fingerprint=fingerprint_of(uids),
+        route=str(getattr(analysis.route, "value", analysis.route)),
+        why=analysis.reason,
+        score=score if math.isfinite(score) else None,
+        volume=volume,
+        marked=bool(prediction.record.get("audit")),
+        record=prediction.record,
+        objects=uids,
+    )
+
+
+def _numbers(estimate: Estimate) -> dict[str, float | None]:
+    return {name: number(getattr(estimate, name)) for name in ("mean", "sd", "low", "high")}
+
+
+def _encoded(dataset: Any) -> bytes:
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()

@@ -1,0 +1,182 @@
+"""Results on their way out: one object at a time, by STOW-RS or C-STORE, again and again until it is there or dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from time import time
+from typing import Protocol
+
+import pydicom
+import requests
+from dicomweb_client.api import DICOMwebClient
+from pynetdicom import AE
+
+from ..errors import EquipoiseError
+from .observe import Log, Metrics
+from .settings import Deliver, password
+from .spool import Spool
+from .store import Parcel, Store
+
+
+class Away(EquipoiseError):
+    """Nobody answers, or not as somebody who could decide: says nothing about the object."""
+
+
+class Refused(EquipoiseError):
+    """The destination does not want this object. The message is a status, never what the destination wrote."""
+
+
+class Destination(Protocol):
+    """Where objects are sent. To send twice what has the same UID must store it once, as DICOM archives do."""
+
+    def send(self, dataset: pydicom.Dataset) -> None:
+        """Returns when the object was stored. Raises Away, Refused."""
+
+
+class Stow:
+    """STOW-RS."""
+
+    _LATER = (401, 403, 404, 407, 408, 425, 429)  # a matter of access, address or load, not of the object
+
+    def __init__(self, settings: Deliver) -> None:
+        session = requests.Session()
+        if settings.user:
+            session.auth = (settings.user, password(settings.password_file))
+        session.request = _with_timeout(session.request, settings.timeout_seconds)  # type: ignore[method-assign]
+        self._client = DICOMwebClient(settings.stow_url, session=session)
+        self._client.set_http_retry_params(retry=False)
+
+    def send(self, dataset: pydicom.Dataset) -> None:
+        try:
+            answer = self._client.store_instances([dataset])
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            if status in self._LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise Away(f"HTTP status {status}") from None
+            raise Refused(f"HTTP status {status}") from None
+        except (requests.RequestException, OSError) as error:
+            raise Away(type(error).__name__) from None
+        for failed in answer.get("FailedSOPSequence") or []:
+            raise Refused(f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+
+
+class CStore:
+    """C-STORE, one association for each object: results are few."""
+
+    def __init__(self, settings: Deliver) -> None:
+        self._settings = settings
+
+    def send(self, dataset: pydicom.Dataset) -> None:
+        entity = AE(ae_title=self._settings.caller)
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._settings.timeout_seconds
+        entity.connection_timeout = self._settings.timeout_seconds
+        entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+        association = entity.associate(self._settings.host, self._settings.port, ae_title=self._settings.aet)
+        if not association.is_established:
+            if association.is_rejected or not association.rejected_contexts:
+                raise Away("no association")
+            raise Refused("its SOP class or transfer syntax is not accepted")
+        try:
+            if not association.accepted_contexts:
+                raise Refused("its SOP class or transfer syntax is not accepted")
+            status = association.send_c_store(dataset)
+        except (ValueError, RuntimeError) as error:
+            raise Away(type(error).__name__) from None
+        finally:
+            association.release()
+        if "Status" not in status:
+            raise Away("no answer")
+        code = int(status.Status)
+        if 0xA700 <= code <= 0xA7FF:
+            raise Away(f"status {code:#06x}")  # out of resources: no fault of the object
+        if code != 0 and not 0xB000 <= code <= 0xBFFF:
+            raise Refused(f"status {code:#06x}")
+
+
+def destination(settings: Deliver) -> Destination:
+    return Stow(settings) if settings.stow_url else CStore(settings)
+
+
+class Courier:
+    """Sends what is due.
+
+    A refusal counts against the object, `attempts` of them make it a dead letter. A destination that is away counts
+    against nothing: everything waits, ever longer up to the cap, and only after `away_hours` are there dead letters.
+    """
+
+    def __init__(
+        self,
+        settings: Deliver,
+        to: Destination,
+        spool: Spool,
+        store: Store,
+        log: Log,
+        metrics: Metrics,
+        passed: Callable[[str], None],
+    ) -> None:
+        self._settings, self._to = settings, to
+        self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
+        self._away = 0  # failures in a row to reach the destination
+
+    def step(self) -> float:
+        """Sends one object; returns seconds until there is something to do again."""
+        parcel, waits = self._store.next_parcel()
+        if parcel is None:
+            return waits
+        try:
+            file = self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"
+            self._to.send(pydicom.dcmread(file))
+        except Away as error:
+            self._missed(parcel, str(error))
+        except Refused as error:
+            self._refused(parcel, str(error))
+        else:
+            self._arrived(parcel)
+        return 0.0
+
+    def _arrived(self, parcel: Parcel) -> None:
+        self._passed("delivery.sent")
+        self._away = 0
+        self._metrics.reachable.labels("destination").set(1)
+        self._metrics.deliveries.labels("sent").inc()
+        complete = self._store.sent(parcel)
+        self._passed("delivery.recorded")
+        if complete:
+            self._log.info("delivered", case=parcel.case)
+
+    def _missed(self, parcel: Parcel, why: str) -> None:
+        pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0 ** min(self._away, 16))
+        self._away += 1
+        self._metrics.reachable.labels("destination").set(0)
+        self._metrics.deliveries.labels("away").inc()
+        if parcel.away is not None and time() - parcel.away > self._settings.away_hours * 3600.0:
+            self._give_up(parcel, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
+            return
+        self._log.warning("destination away", case=parcel.case, why=why, seconds=pause)
+        self._store.unsent(parcel, pause, refused=False)
+
+    def _refused(self, parcel: Parcel, why: str) -> None:
+        self._away = 0
+        self._metrics.reachable.labels("destination").set(1)
+        self._metrics.deliveries.labels("refused").inc()
+        if parcel.attempts + 1 >= self._settings.attempts:
+            self._give_up(parcel, f"object {parcel.number} was refused {parcel.attempts + 1} times: {why}")
+            return
+        pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0**parcel.attempts)
+        self._log.warning("refused by destination", case=parcel.case, object=parcel.number, why=why, seconds=pause)
+        self._store.unsent(parcel, pause, refused=True)
+
+    def _give_up(self, parcel: Parcel, reason: str) -> None:
+        self._metrics.deliveries.labels("dead").inc()
+        self._log.warning("dead letter", case=parcel.case, reason=reason)
+        self._store.give_up(parcel, reason)
+
+
+def _with_timeout(request: Callable[..., requests.Response], seconds: float) -> Callable[..., requests.Response]:
+    """requests has no default timeout, and a silent archive would stop us for ever."""
+
+    def timed(*args: object, **kwargs: object) -> requests.Response:
+        return request(*args, **{"timeout": seconds, **kwargs})
+
+    return timed

@@ -1,0 +1,92 @@
+"""Logs and metrics. Nothing in them leads to a person: studies and cases go by random keys, errors by their kind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import traceback
+import warnings
+from datetime import datetime, timezone
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import IO, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Log:
+    """One JSON object a line: `{"at": …, "level": …, "event": …, "study": KEY, …}`."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._lock = threading.Lock()
+
+    def info(self, event: str, **facts: Any) -> None:
+        self._write("info", event, facts)
+
+    def warning(self, event: str, **facts: Any) -> None:
+        self._write("warning", event, facts)
+
+    def failure(self, event: str, error: BaseException, **facts: Any) -> None:
+        """An error by its kind and place; its message and its values may quote a patient's data."""
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames][-6:]
+        self._write("error", event, {**facts, "error": type(error).__name__, "where": places})
+
+    def _write(self, level: str, event: str, facts: dict[str, Any]) -> None:
+        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        line = json.dumps({"at": at, "level": level, "event": event, **facts}, allow_nan=False, default=str)
+        with self._lock:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+def silence_libraries() -> None:
+    """pydicom, pynetdicom and highdicom quote patients' fields in their warnings and log lines."""
+    warnings.simplefilter("ignore")
+    for name in ("pydicom", "pynetdicom", "highdicom", "dicomweb_client", "urllib3"):
+        logger = logging.getLogger(name)
+        logger.handlers = [logging.NullHandler()]
+        logger.propagate = False
+        logger.setLevel(logging.CRITICAL + 1)
+
+
+class QuietServer(ThreadingHTTPServer):
+    """The standard library's prints a traceback for every browser that hangs up."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """The connection is closed; there is nobody to tell."""
+
+
+class Metrics:
+    """What `/metrics` shows, of this process since it started."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"equipoise_gateway_{name}", what, labels, registry=self.registry)
+
+        def gauge(name: str, what: str, *labels: str) -> Gauge:
+            return Gauge(f"equipoise_gateway_{name}", what, labels, registry=self.registry)
+
+        self.instances = counter("instances", "DICOM objects that came in, by what became of them", "outcome")
+        self.results = counter("results", "analyses, by what became of them", "outcome")
+        self.deliveries = counter("deliveries", "attempts to send one object, by outcome", "outcome")
+        self.failures = counter("failures", "unforeseen errors, by the part in which they happened", "part")
+        self.analysis = Histogram(
+            "equipoise_gateway_analysis_seconds",
+            "one study from selection to written objects",
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=self.registry,
+        )
+        self.studies = gauge("studies", "studies by state", "state")
+        self.cases = gauge("cases", "cases by state", "state")
+        self.oldest = gauge("oldest_waiting_seconds", "age of the study that has waited longest")
+        self.worklist = gauge("worklist", "cases that wait for an expert")
+        self.free = gauge("free_bytes", "free disk in the gateway's directory")
+        self.reachable = gauge("reachable", "1: the peer answered last time, 0: it did not", "peer")

@@ -1,0 +1,58 @@
+"""The verb `equipoise review`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..extras import needs
+from ..gateway.settings import load_settings
+
+EPILOG = """[bold]Examples[/]
+
+equipoise review gateway.toml --new-reviewer dr.who   [dim]# prints a token, once[/]
+
+equipoise review gateway.toml   [dim]# the worklist of that gateway, on http://127.0.0.1:8044[/]
+
+equipoise review gateway.toml --port 0 --host 127.0.0.1
+
+Reachable from this machine only, unless the configuration says otherwise; for others put a proxy with TLS and
+authentication before it (proxy_header in [review]). Verdicts go to the audit log, see `equipoise audit monitor`."""
+
+
+def review(
+    configuration: Annotated[Path, typer.Argument(help="The gateway's TOML file.", show_default=False)],
+    new_reviewer: Annotated[str | None, typer.Option(help="Make a token for this name, print it, and end.")] = None,
+    host: Annotated[str | None, typer.Option(help="Instead of the configured address.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the configured one; 0: any.")] = None,
+) -> None:
+    """Show what the service was unsure of, most uncertain first, and take an expert's verdict."""
+    with needs("gateway", "equipoise review"):
+        from ..gateway.store import Store
+        from .identity import Doorkeeper, Reviewers
+        from .server import serving
+        from .worklist import Worklist
+    settings = load_settings(configuration)
+    settings.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reviewers = Reviewers(settings.directory / "reviewers.json")
+    if new_reviewer is not None:
+        typer.echo(reviewers.add(new_reviewer))
+        return
+    chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    page = replace(settings.review, **chosen)  # type: ignore[arg-type]
+    settings = replace(settings, review=page)
+    store = Store(settings.directory / "gateway.db")
+    try:
+        with serving(page, Worklist(settings, store), Doorkeeper(page, reviewers)) as server:
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, lambda *_: threading.Thread(target=server.shutdown).start())
+            host_name = f"[{page.host}]" if ":" in page.host else page.host
+            typer.echo(f"http://{host_name}:{server.server_address[1]}/")
+            server.serve_forever(poll_interval=0.1)
+    finally:
+        store.close()

@@ -1,0 +1,105 @@
+"""Where studies come from, without anybody who analyses them."""
+
+from __future__ import annotations
+
+import pytest
+from equipoise_client.gateway.receivers import Orthanc, Receiver, SourceAway, Web
+from equipoise_client.gateway.settings import OrthancSource, Receive, WebSource
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.sop_class import MRImageStorage, Verification
+
+from ...orthanc import orthanc
+from ...pipeline.asking import poll
+from .studies import read, report, study
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    with orthanc(tmp_path_factory.mktemp("pacs")) as site:
+        yield site
+
+
+def source(desk, site) -> Orthanc:
+    return Orthanc(OrthancSource(site.http_url), desk.intake, desk.store, desk.log, lambda point: None)
+
+
+def stable(site, images: list[bytes]) -> str:
+    """Stores a study and waits until it is stable; its UID."""
+    for image in images:
+        site.post("/instances", image)
+    poll(lambda: all(each["IsStable"] for each in site.get("/studies?expand")), "stable")
+    return str(read(images[0]).StudyInstanceUID)
+
+
+@pytest.mark.slow
+def test_a_stable_study_is_taken_whole_once_and_at_once(desk, pacs):
+    images = study(count=4)
+    uid = stable(pacs, [*images, report(str(read(images[0]).StudyInstanceUID))])
+    assert source(desk, pacs).poll() >= 4
+    assert desk.store.known(uid) == {str(read(each).SOPInstanceUID) for each in images}
+    assert desk.store.next_study()[0] is not None, "it is complete: nothing more to wait for"
+    assert source(desk, pacs).poll() == 0, "the position is durable"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["0", "100000000"])
+def test_an_orthanc_that_was_set_up_anew_is_read_from_its_start(desk, pacs, position):
+    uid = stable(pacs, study(count=1))
+    reader = source(desk, pacs)
+    desk.store.remember(f"orthanc {pacs.http_url}", position)
+    reader.poll()
+    assert desk.store.study_key(uid) is not None
+    assert int(desk.store.cursor(f"orthanc {pacs.http_url}")) == pacs.get("/changes?last")["Last"]
+
+
+@pytest.mark.slow
+def test_dicomweb_takes_what_a_query_finds_and_nothing_else(desk, pacs):
+    wanted, other = study(count=2), study(count=2)
+    stable(pacs, wanted)
+    stable(pacs, other)
+    uid = str(read(wanted[0]).StudyInstanceUID)
+    settings = WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1)
+    assert [Web(settings, desk.intake, desk.store, desk.log).poll() for _ in range(2)] == [2, 0]
+    assert [each.uid for each in desk.store.studies()] == [uid]
+
+
+def test_an_archive_that_is_not_there_is_said_to_be_away(desk):
+    nowhere = "http://127.0.0.1:9"
+    with pytest.raises(SourceAway):
+        Orthanc(OrthancSource(nowhere), desk.intake, desk.store, desk.log, lambda point: None).poll()
+    with pytest.raises(SourceAway):
+        Web(WebSource(nowhere), desk.intake, desk.store, desk.log).poll()
+
+
+@pytest.fixture
+def receiver(desk):
+    made = Receiver(Receive(port=0, callers=("MODALITY",), quiet_seconds=5.0), desk.intake, desk.log)
+    yield made.start()
+    made.stop()
+
+
+def associated(port: int, aet: str = "EQUIPOISE", caller: str = "MODALITY"):
+    entity = AE(ae_title=caller)
+    entity.requested_contexts = []
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+    return entity.associate("127.0.0.1", port, ae_title=aet)
+
+
+def test_the_receiver_answers_success_for_what_is_on_disk(desk, receiver):
+    images = study(count=2)
+    association = associated(receiver)
+    assert association.send_c_echo().Status == 0x0000
+    datasets = [read(each) for each in images]
+    assert [association.send_c_store(each).Status for each in datasets] == [0, 0]
+    assert len(list((desk.directory / "incoming").glob("*/*.dcm"))) == 2
+    datasets[0].SOPInstanceUID, datasets[0].PixelData = "1.2.3", b"\0\0"
+    assert association.send_c_store(datasets[0]).Status == 0xC000
+    association.release()
+    assert len(desk.store.aside()) == 1
+
+
+@pytest.mark.parametrize(("aet", "caller"), [("OTHER", "MODALITY"), ("EQUIPOISE", "STRANGER")])
+def test_who_is_not_expected_is_not_let_in(receiver, aet, caller):
+    assert not associated(receiver, aet, caller).is_established

@@ -1,0 +1,213 @@
+"""What the gateway's database promises."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from equipoise_client.audit import verify
+from equipoise_client.gateway import journal
+from equipoise_client.gateway.store import Kept, Store
+
+from .studies import read, study
+
+
+def test_an_image_is_taken_once(desk):
+    images = study()
+    first = desk.received(images)
+    again = desk.received(images)
+    assert (first.revision, again) == (len(images), first)
+
+
+def test_a_study_is_not_due_before_it_has_been_quiet(desk):
+    images = study(count=2)
+    for image in images:
+        desk.intake.take(image, 1000.0, "test")
+    found, waits = desk.store.next_study()
+    assert found is None and 990 < waits <= 1000
+    desk.store.settle(str(read(images[0]).StudyInstanceUID))
+    assert desk.store.next_study()[0] is not None
+
+
+def test_an_analysis_does_not_count_when_images_came_meanwhile(desk):
+    images = study()
+    seen = desk.received(images[:-1])
+    desk.received(images[-1:])
+    assert not desk.store.end_study(seen, "analysed")
+    found, _ = desk.store.next_study()
+    assert found is not None and found.revision == len(images)
+
+
+def test_the_same_result_twice_is_one(desk):
+    received, objects = desk.received(), study(count=3)
+    assert desk.decided(received, objects) is Kept.NEW
+    assert desk.decided(received, objects, case="d" * 16) is Kept.SAME
+    assert len(desk.store.cases()) == 1
+
+
+def test_another_version_of_the_model_gives_another_result(desk):
+    received = desk.received()
+    desk.decided(received)
+    assert desk.decided(received, case="d" * 16, version="e" * 64) is Kept.NEW
+
+
+@pytest.mark.parametrize(
+    ("route", "handling", "state"),
+    [("accept", {}, "delivering"), ("review", {}, "review"), ("review", {"review": "send"}, "delivering"),
+     ("accept", {"accept": "hold"}, "review"), ("reject", {}, "review")],
+)  # fmt: skip
+def test_routes_go_where_the_configuration_says(desk, route, handling, state):
+    desk.decided(desk.received(), route=route)
+    assert desk.dispatched(**handling) == [state]
+
+
+def test_nothing_leaves_before_the_audit_log_has_the_decision(desk):
+    desk.decided(desk.received(), route="accept")
+    assert desk.store.dispatch({"accept": "send"}) == []
+    assert desk.store.next_parcel()[0] is None
+    assert desk.dispatched() == ["delivering"]
+    assert desk.store.next_parcel()[0] is not None
+
+
+def test_objects_leave_in_order_and_the_last_completes_the_case(desk):
+    desk.decided(desk.received(), route="accept")
+    desk.dispatched()
+    numbers, complete = [], []
+    while (parcel := desk.store.next_parcel()[0]) is not None:
+        numbers.append(parcel.number)
+        complete.append(desk.store.sent(parcel))
+    assert (numbers, complete) == ([1, 2, 3], [False, False, True])
+    assert [case.state for case in desk.store.cases()] == ["delivered"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"), [("accept", "delivering"), ("reject", "withheld"), ("correct", "withheld")]
+)
+def test_a_verdict_releases_or_withholds_and_is_logged_once(desk, verdict, state):
+    desk.decided(desk.received())
+    desk.dispatched()
+    (case,) = desk.store.worklist()
+    assert desk.store.judge(case.key, case.fingerprint, verdict, "dr.who", 0)
+    assert not desk.store.judge(case.key, case.fingerprint, "accept", "dr.no", 0)
+    assert desk.store.next_parcel()[0] is None, "released before the verdict was in the audit log"
+    journal.write_out(desk.store, desk.audit)
+    assert (desk.store.next_parcel()[0] is not None) == (state == "delivering")
+    (after,) = desk.store.cases()
+    assert (after.state, desk.store.worklist()) == (state, [])
+    *_, last = [json.loads(line) for line in desk.audit.read_text().splitlines()]
+    assert last["kind"] == "verdict"
+    assert {key: last["body"][key] for key in ("by", "decision", "verdict")} == {
+        "by": "dr.who", "decision": 1, "verdict": verdict,
+    }  # fmt: skip
+
+
+def test_a_verdict_is_for_the_result_that_was_seen(desk):
+    desk.decided(desk.received())
+    desk.dispatched()
+    assert not desk.store.judge("c" * 16, "0" * 64, "accept", "dr.who", 0)
+    assert desk.store.worklist()
+
+
+def test_a_line_that_was_appended_before_a_crash_is_not_appended_again(desk):
+    desk.decided(desk.received())
+
+    class Killed(BaseException):
+        pass
+
+    def die(point: str) -> None:
+        if point == "journal.appended":
+            raise Killed
+
+    with pytest.raises(Killed):
+        journal.write_out(desk.store, desk.audit, die)
+    assert journal.write_out(desk.store, desk.audit) == 1
+    assert journal.write_out(desk.store, desk.audit) == 0
+    assert len(desk.audit.read_text().splitlines()) == 1
+    assert not list(verify(desk.audit))
+    assert desk.store.decision("c" * 16) == 1
+
+
+def test_late_images_replace_what_was_not_sent(desk):
+    received = desk.received()
+    desk.decided(received)
+    desk.dispatched()
+    assert desk.decided(received, case="d" * 16) is Kept.REPLACED
+    states = {case.key: case.state for case in desk.store.cases()}
+    assert states == {"c" * 16: "rejected", "d" * 16: "analysed"}
+    assert desk.dispatched() == ["review"]
+    assert [case.key for case in desk.store.worklist()] == ["d" * 16]
+
+
+def test_late_images_leave_what_was_sent_and_call_a_person(desk):
+    received = desk.received()
+    desk.decided(received, route="accept")
+    desk.dispatched()
+    while (parcel := desk.store.next_parcel()[0]) is not None:
+        desk.store.sent(parcel)
+    assert desk.store.worklist() == []
+    assert desk.decided(received, case="d" * 16) is Kept.LATE
+    (case,) = desk.store.worklist()
+    assert (case.key, case.late, case.state) == ("c" * 16, True, "delivered")
+
+
+def test_a_study_that_is_rejected_later_takes_its_unsent_result_along(desk):
+    images = study()
+    received = desk.received(images[:-1])
+    desk.decided(received)
+    desk.store.end_study(received, "analysed")
+    later = desk.received(images[-1:])
+    assert later.state == "receiving"
+    desk.store.end_study(later, "rejected", "several slices lie at one position")
+    assert [case.state for case in desk.store.cases()] == ["rejected"]
+    assert desk.store.next_parcel()[0] is None
+
+
+def test_the_worklist_has_the_most_uncertain_first_and_what_has_no_score_before_all(desk):
+    for number, score in enumerate([0.1, 0.9, None, 0.5]):
+        desk.decided(desk.received(study()), study(count=1), case=f"{number:016x}", score=score)
+    assert [case.score for case in desk.store.worklist()] == [None, 0.9, 0.5, 0.1]
+
+
+@pytest.mark.parametrize(("marked", "listed"), [(True, 1), (False, 0)])
+def test_accepted_cases_are_listed_where_they_are_drawn_for_an_audit(desk, marked, listed):
+    desk.decided(desk.received(), route="accept", marked=marked)
+    assert len(desk.store.worklist()) == listed
+
+
+def test_what_is_held_is_always_listed(desk):
+    """Also what was accepted, where the configuration holds that: else nobody would ever release it."""
+    desk.decided(desk.received(), route="accept")
+    assert desk.dispatched(accept="hold") == ["review"]
+    assert len(desk.store.worklist()) == 1
+
+
+def test_everything_is_there_after_a_restart(desk):
+    desk.decided(desk.received())
+    other = Store(desk.directory / "gateway.db")
+    try:
+        assert other.cases() == desk.store.cases() and other.studies() == desk.store.studies()
+        assert other.counts() == desk.store.counts()
+    finally:
+        other.close()
+
+
+def test_dead_letters_are_kept_until_somebody_says_so(desk):
+    desk.decided(desk.received(), route="accept")
+    desk.dispatched()
+    parcel, _ = desk.store.next_parcel()
+    desk.store.give_up(parcel, "object 1 was refused 8 times: status 0xa900")
+    assert desk.store.next_parcel()[0] is None
+    assert [case.reason for case in desk.store.worklist()] == ["object 1 was refused 8 times: status 0xa900"]
+    assert desk.store.revive() == 1
+    assert desk.store.next_parcel()[0].number == 1
+
+
+def test_no_personal_data_is_in_the_database(desk):
+    from .studies import PLANTED
+
+    desk.decided(desk.received())
+    desk.dispatched()
+    desk.store.close()
+    written = b"".join(file.read_bytes() for file in desk.directory.glob("*") if file.is_file())
+    assert b"review" in written
+    assert [value for value in PLANTED.values() if value.encode() in written] == []

@@ -1,0 +1,134 @@
+"""`equipoise gateway` as a process of its own, with a configuration for tests, and ways to wait for what it does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pynetdicom import AE
+
+KILLABLE = Path(__file__).with_name("killable_gateway.py")
+
+
+def configuration(folder: Path, url: str, rules: str, **tables: dict[str, Any]) -> Path:
+    """Writes gateway.toml and rules.toml; `tables` are sections of it, `settings` the top level."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rules.toml").write_text(rules)
+    top = {"directory": str(folder / "gateway"), "rules": "rules.toml", "reserve_megabytes": 0.001}
+    top |= tables.pop("settings", {})
+    known = {"triton": {"url": url, "timeout_seconds": 60.0}, "health": {"port": 0}, "review": {"port": 0}, **tables}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in top.items()]
+    for table, values in known.items():
+        lines += [f"[{table}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
+    path = folder / "gateway.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + " }"
+    return json.dumps(value)
+
+
+@dataclass
+class Running:
+    """A gateway's process.
+
+    Attributes:
+        ports: `receive`, `health`.
+        lines: what it has logged so far.
+    """
+
+    process: subprocess.Popen[str]
+    directory: Path
+    ports: dict[str, int] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['health']}{path}", timeout=30) as answer:
+            return answer.read().decode()
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in list(self.lines) if line["event"] == event]
+
+    def states(self, table: str) -> list[str]:
+        """Of all studies or cases."""
+        return [row[0] for row in rows(self.directory, f"SELECT state FROM {table}")]
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0, self.lines[-5:]
+
+
+def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
+    """Of the gateway's database, read beside it."""
+    database = sqlite3.connect(f"file:{directory / 'gateway.db'}?mode=ro", uri=True, timeout=30)
+    try:
+        return database.execute(query).fetchall()
+    finally:
+        database.close()
+
+
+@contextmanager
+def gateway(settings: Path, killed_at: str | None = None, log: Path | None = None) -> Iterator[Running]:
+    """A started gateway; ready, unless it is to be killed. What it writes goes to `log` as well."""
+    command = [sys.executable, "-m", "equipoise_client.cli.main", "gateway", str(settings)]
+    if killed_at is not None:
+        command = [sys.executable, str(KILLABLE), str(settings), killed_at]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
+    running = Running(process, settings.parent / "gateway")
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if log is not None:
+                with log.open("a") as file:
+                    file.write(line)
+            running.lines.append(json.loads(line) if line.startswith("{") else {"event": "noise", "text": line})
+            if running.lines[-1]["event"] == "ready":
+                running.ports = running.lines[-1]["ports"]
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert ready.wait(60)
+        assert killed_at is not None or running.ports, running.lines
+        yield running
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+        reader.join()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def send(port: int, objects: list[bytes], aet: str = "EQUIPOISE") -> list[int]:
+    """Stores DICOM files by C-STORE over one association; the status of each."""
+    datasets = [pydicom.dcmread(io.BytesIO(each)) for each in objects]
+    entity = AE(ae_title="MODALITY")
+    for sop_class, syntax in {(each.SOPClassUID, each.file_meta.TransferSyntaxUID) for each in datasets}:
+        entity.add_requested_context(sop_class, syntax)
+    association = entity.associate("127.0.0.1", port, ae_title=aet)
+    assert association.is_established
+    try:
+        return [int(association.send_c_store(each).Status) for each in datasets]
+    finally:
+        association.release()
