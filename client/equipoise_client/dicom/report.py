@@ -203,10 +203,9 @@ def _algorithm(finding: Finding) -> Any:
 def _interval(record: Mapping[str, Any]) -> str:
     """What the volumes' intervals promise: there is no code for coverage."""
     level = record.get("volume_level")
-    if not isinstance(level, float):
-        return "as the policy states"
-    promise = "conformally calibrated" if record.get("volume_calibrated") else "of the samples alone, not calibrated"
-    return f"{level:.0%}, {promise}"
+    if isinstance(level, float):
+        return f"{level:.0%}, conformally calibrated"
+    return "of the samples alone, not calibrated" if "volume_level" in record else "as the policy states"
 
 
 def _method(name: str) -> Any:
