@@ -7,7 +7,7 @@ group for the whole case (score, route, reason, intended use; of a classificatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from equipoise_core.contract import Task
@@ -16,7 +16,8 @@ from .. import __version__
 from ..prediction import Estimate
 from . import codes
 from .finding import STATEMENT, Finding
-from .images import property_type
+from .identity import uid_of
+from .maps import property_type
 from .source import CHARACTERS, finished, headers
 
 
@@ -31,11 +32,10 @@ def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...]
     )
     from pydicom.sr.codedict import codes as standard
 
-    uid = finding.identity.uid
     device = ObserverContext(
         observer_type=standard.DCM.Device,
         observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-            uid=uid("device"),
+            uid=uid_of("device", finding.contract.model_digest),
             name=f"Equipoise {finding.contract.name}",
             manufacturer_name="Equipoise",
             model_name=finding.contract.name,
@@ -60,13 +60,13 @@ def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...]
         is_verified=False,
         specific_character_set=CHARACTERS,
         coding_schemes=[codes.scheme()],
-        **{**finding.equipment("report", 8004), "manufacturer": "Equipoise"},
+        **finding.equipment("report", 8004),
     )
     return finished(result, finding.series, finding.identity)
 
 
 def _segments(finding: Finding, segmentation: Any) -> Iterator[Any]:
-    """One TID 1411 group for each segment, and one for all together where there are several."""
+    """One TID 1411 group for each segment."""
     from highdicom.sr import (
         FindingSite,
         ReferencedSegment,
@@ -111,22 +111,7 @@ def _case(finding: Finding) -> Any:
     if contract.task is Task.SEGMENTATION and prediction.volume is not None and len(finding.class_names) > 1:
         measurements.extend(_volumes(prediction.volume.total))
     if contract.task is Task.CLASSIFICATION:
-        for k, name in enumerate(contract.classes):
-            method = _method(name)
-            mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
-            for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
-                measurements.append(
-                    Measurement(
-                        name=codes.PROBABILITY,
-                        value=_ds(value),
-                        unit=codes.NO_UNITS,
-                        derivation=derivation,
-                        tracking_identifier=TrackingIdentifier(
-                            finding.identity.uid("probability", name), f"Probability of {name}"
-                        ),
-                        method=method,
-                    )
-                )
+        measurements.extend(_probabilities(finding))
     evaluations.append(QualitativeEvaluation(name=codes.ROUTE, value=codes.ROUTES[prediction.route.value]))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(finding.identity.uid("case"), "Whole case"),
@@ -142,6 +127,26 @@ def _case(finding: Finding) -> Any:
             )
         )
     return group
+
+
+def _probabilities(finding: Finding) -> Iterator[Any]:
+    """Of each class, as mean and standard deviation over samples. The class is the method's code: it is the model's."""
+    from highdicom.sr import Measurement, TrackingIdentifier
+
+    prediction = finding.prediction
+    for k, name in enumerate(finding.contract.classes):
+        mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
+        for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
+            yield Measurement(
+                name=codes.PROBABILITY,
+                value=_ds(value),
+                unit=codes.NO_UNITS,
+                derivation=derivation,
+                tracking_identifier=TrackingIdentifier(
+                    finding.identity.uid("probability", name), f"Probability of {name}"
+                ),
+                method=_concept(codes.class_code(name)),
+            )
 
 
 def _volumes(estimate: Estimate | None) -> list[Any]:
@@ -186,7 +191,6 @@ def _algorithm(finding: Finding) -> Any:
     from highdicom.sr import AlgorithmIdentification
 
     record, prediction = finding.prediction.record, finding.prediction
-    level = record.get("volume_level")
     parameters = [
         f"model digest (SHA-256): {finding.contract.model_digest}",
         f"policy digest (SHA-256): {record.get('policy_digest') or 'no policy'}",
@@ -195,19 +199,18 @@ def _algorithm(finding: Finding) -> Any:
         f"client: Equipoise {__version__}",
     ]
     if finding.contract.task is Task.SEGMENTATION:
-        parameters.append(
-            f"interval of volumes: {level:.0%}, split conformal"
-            if isinstance(level, float)
-            else "interval of volumes: as stated in the policy"
-        )
+        parameters.append(f"interval of volumes: {_interval(record)}")
     return AlgorithmIdentification(
         name=f"Equipoise {finding.contract.name}", version=str(finding.contract.model_digest), parameters=parameters
     )
 
 
-def _method(name: str) -> Any:
-    """A class as the method's code: of a private scheme, since the class's name is the model's own."""
-    return _concept(codes.class_code(name))
+def _interval(record: Mapping[str, Any]) -> str:
+    """What the volumes' intervals promise: there is no code for coverage."""
+    level = record.get("volume_level")
+    if isinstance(level, float):
+        return f"{level:.0%}, conformally calibrated"
+    return "of the samples alone, not calibrated" if "volume_level" in record else "as the policy states"
 
 
 def _concept(code: Any) -> Any:

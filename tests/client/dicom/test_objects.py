@@ -18,7 +18,7 @@ from equipoise_client.dicom.series import read, volume_of
 from equipoise_client.images import fit
 
 from ... import validators
-from ...phantom import GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
+from ...phantom import FIRST, GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
 from .conftest import LIMIT, find, told, written
 
 POSES = {
@@ -84,13 +84,23 @@ class TestPlaces:
         assert tuple(float(mm) for mm in measures.PixelSpacing) == PLANE
 
     def test_resampling_is_undone(self, brain, tmp_path) -> None:
-        """A model of 1 mm voxels: masks come back on the source's voxels, and overlap what is there."""
+        """A model of 1 mm voxels: masks come back on the source's voxels, overlap the truth, and are not shifted."""
         source = phantom()
-        files = written(find(source.datasets, brain), tmp_path)
-        first, _ = validators.segments(files["seg"], tmp_path / "seg")
+        (group,) = read(source.datasets)
+        series = volume_of(group)
+        prepared = fit(series.image(), brain)
+        assert prepared.pixels.shape[1:] != source.values.shape[::-1]
+        answer = told(brain, prepared)
+        halfway = (prepared.pixels >= (FIRST + 5_000) / 2).astype(np.uint8)  # between background and structure
+        finding = finding_of(
+            series, Rule("brain"), brain, prepared, replace(answer, arrays={**answer.arrays, "labels": halfway})
+        )
+        files = written(finding, tmp_path)
+        (first, *_) = validators.segments(files["seg"], tmp_path / "seg")
         mask, truth = validators.at(first, source.points) > 0, source.labels >= 1
-        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.7
-        assert not mask[::-1][truth].mean() > 0.5
+        overlap = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+        apart = source.points[mask].mean(axis=0) - source.points[truth].mean(axis=0)
+        assert overlap > 0.9 and np.abs(apart).max() < 0.15, (overlap, apart)
         found = validators.parametric_map(files["epistemic"], tmp_path / "map")
         assert np.isfinite(validators.at(found, source.points, np.nan)).all()
 
@@ -134,6 +144,18 @@ class TestValidators:
         page = validators.dsr2html(results["sr"])
         assert page.count(head.model_digest) >= 3 and "p" * 64 in page
 
+    @pytest.mark.parametrize(
+        ("record", "words"),
+        [
+            ({"volume_level": 0.95}, "95%, conformally calibrated"),
+            ({"volume_level": None}, "of the samples alone, not calibrated"),
+            ({}, "as the policy states"),
+        ],
+    )
+    def test_the_report_says_what_the_interval_is(self, tmp_path, head, record, words) -> None:
+        files = written(find(phantom().datasets, head, record=record), tmp_path)
+        assert f"interval of volumes: {words}" in validators.dsr2html(files["sr"])
+
     def test_preliminary(self, results) -> None:
         dataset = pydicom.dcmread(results["sr"])
         assert (dataset.PreliminaryFlag, dataset.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
@@ -144,6 +166,38 @@ class TestValidators:
         assert {str(each.StudyInstanceUID) for each in found} == {header().StudyInstanceUID}
         assert len({each.SeriesInstanceUID for each in found}) == len({each.SOPInstanceUID for each in found}) == 4
         assert {str(each.get("FrameOfReferenceUID", "")) for each in found[:3]} == {header().FrameOfReferenceUID}
+
+    def test_of_a_single_slice(self, tmp_path, cells) -> None:
+        """A 2D model with sigmoids, on one image that lies somewhere in the patient."""
+        source = phantom()
+        dataset = next(each for each in source.datasets if each.InstanceNumber == 3)
+        series = volume_of(read([dataset])[0])
+        prepared = fit(series.image(), cells)
+        answer = told(cells, prepared)
+        arrays = {**answer.arrays, "labels": (prepared.pixels >= 40_000).astype(np.uint8)}
+        finding = finding_of(series, Rule("cells"), cells, prepared, replace(answer, volume=None, arrays=arrays))
+        files = written(finding, tmp_path)
+        for file in files.values():
+            validators.dciodvfy(file)
+        (group, _) = validators.tid1500(files["sr"], tmp_path)["Measurements"]
+        assert group["ReferencedSegment"] == 1 and not group.get("measurementItems")
+        np.testing.assert_array_equal(pydicom.dcmread(files["seg"]).pixel_array.squeeze() > 0, source.labels[2] > 0)
+        found = np.frombuffer(pydicom.dcmread(files["epistemic"]).FloatPixelData, np.float32)
+        np.testing.assert_array_equal(found, source.values[2].ravel().astype(np.float32) / 65535.0 * LIMIT)
+
+    def test_of_a_multi_frame_source(self, tmp_path, head) -> None:
+        for file in written(find([multiframe(phantom())], head), tmp_path).values():
+            validators.dciodvfy(file)
+
+    def test_of_a_source_that_says_little(self, tmp_path, head) -> None:
+        """No body part, no thickness, no manufacturer, no dates."""
+        source = phantom()
+        for dataset in source.datasets:
+            for name in ("BodyPartExamined", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "SeriesDate"):
+                del dataset[name]
+            dataset.StudyDate = ""
+        for file in written(find(source.datasets, head), tmp_path).values():
+            validators.dciodvfy(file, r"StudyDate.*would be needed to build DICOMDIR")
 
     @pytest.mark.parametrize("labels", ["nothing", "everything"])
     def test_extreme_masks(self, tmp_path, head, labels) -> None:

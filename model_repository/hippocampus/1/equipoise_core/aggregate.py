@@ -17,7 +17,7 @@ from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
-from .policy import AcceptRule, Policy
+from .policy import AcceptRule, Policy, VolumeRule
 from .record import FORMAT, default_seed, input_digest, jsonable, software
 from .scores import case_scores, default_score
 from .statistics import input_statistics, prediction_statistics
@@ -196,10 +196,15 @@ class Assessment:
     def case_score(self) -> float:
         return self.scores[self.score_name]
 
+    @property
+    def volume_rule(self) -> VolumeRule | None:
+        """What the policy says of volume intervals, where it is in force; else they are the samples' own."""
+        return self.model.in_force.volume if self.model.in_force else None
+
     @cached_property
     def volumes(self) -> dict[str, Volume]:
         """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
-        contract, rule = self.model.contract, self.model.in_force.volume if self.model.in_force else None
+        contract, rule = self.model.contract, self.volume_rule
         if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
             return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
@@ -294,7 +299,7 @@ class Assessment:
                     "statistics": self.statistics,
                     "strangeness": self.numbers.get("strangeness"),
                     "threshold": self.rule.threshold if self.rule else None,
-                    "volume_level": policy.volume.level if segmentation and policy and policy.volume else None,
+                    "volume_level": self.volume_rule.level if segmentation and self.volume_rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
