@@ -37,10 +37,18 @@ class Handling(str, Enum):
 
 @dataclass(frozen=True)
 class Triton:
-    """The server that is asked."""
+    """The server that is asked.
+
+    Attributes:
+        first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
+        give_up_hours: a study on which a server that is there fails for so long is given up.
+    """
 
     url: str = "localhost:8001"
     timeout_seconds: float = 120.0
+    first_seconds: float = 1.0
+    longest_seconds: float = 60.0
+    give_up_hours: float = 24.0
     tls_root: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
