@@ -1,0 +1,113 @@
+"""A real study through the real server: files in, standard objects out, the same for every copy of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from equipoise_client import UncertaintyClient
+from equipoise_client.dicom.study import Rules, analyse, outputs, select
+
+from .. import validators
+from ..phantom import SYNTAXES, compressed
+
+SOURCE = Path(os.environ.get("EQUIPOISE_DATA", "")) / "dicom/study1-hippocampus-crop"
+KINDS = ("seg", "epistemic", "aleatoric", "sr")
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SOURCE.is_dir(), reason="needs EQUIPOISE_DATA")]
+
+
+def predict(server: Any, out: Path, *given: Path) -> list[dict[str, Any]]:
+    """`equipoise predict hippocampus … --out` in a process of its own."""
+    command = [sys.executable, "-m", "equipoise_client.cli.main", "predict", "hippocampus", *map(str, given)]
+    ran = subprocess.run(
+        [*command, "--url", server.grpc_url, "--json", "--out", str(out)], capture_output=True, text=True, timeout=200
+    )
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    return list(json.loads(ran.stdout))
+
+
+def results(case: dict[str, Any]) -> dict[str, Path]:
+    """The objects that were written, by kind."""
+    files = [Path(path) for path in case["written"]]
+    return {kind: next(file for file in files if file.name.endswith(f".{kind}.dcm")) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def case(server, tmp_path_factory) -> dict[str, Any]:
+    (found,) = predict(server, tmp_path_factory.mktemp("out"), SOURCE)
+    return found
+
+
+def test_every_object_is_valid(case, tmp_path) -> None:
+    """By other people's validators, on a study that nobody here made."""
+    files = results(case)
+    for file in files.values():
+        validators.dciodvfy(file)
+    page = validators.dsr2html(files["sr"])
+    assert case["route"] in page.lower() and case["reason"] in page
+    anterior, posterior, whole = validators.tid1500(files["sr"], tmp_path)["Measurements"]
+    for group, volume in ((anterior, "anterior"), (posterior, "posterior")):
+        mean, sd = group["measurementItems"]
+        expected = case["volume"][volume]
+        ends = {
+            end["numProperty"]["CodeValue"]: float(end["numPropertyValue"]) for end in mean["measurementNumProperties"]
+        }
+        assert float(mean["value"]) == pytest.approx(expected["mean"], rel=1e-8)
+        assert float(mean["value"]) + ends["371886008"] == pytest.approx(expected["high"], rel=1e-7)
+        assert float(mean["value"]) - ends["371885007"] == pytest.approx(expected["low"], rel=1e-7)
+        assert float(sd["value"]) == pytest.approx(expected["sd"], rel=1e-8)
+        assert {item["units"]["CodeValue"] for item in (mean, sd)} == {"mL"}
+    assert float(whole["measurementItems"][0]["value"]) == pytest.approx(case["case_score"], rel=1e-8)
+
+
+def test_dicom_and_nifti_agree_voxel_by_voxel(server, case, tmp_path) -> None:
+    """The same volume as NIfTI, built from the standard's equation alone, gives the same labels and map in its grid."""
+    datasets = [pydicom.dcmread(file) for file in SOURCE.iterdir()]
+    datasets.sort(key=lambda each: float(each.ImagePositionPatient[2]))
+    # Axial, 1 mm, identity orientation: rows run to the back, columns to the left, slices up.
+    first = np.array(datasets[0].ImagePositionPatient, float)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine[:3, 3] = first * [-1, -1, 1]
+    volume = np.stack([each.pixel_array.T for each in datasets], axis=-1).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "crop.nii.gz")
+    (other,) = predict(server, tmp_path / "out", tmp_path / "crop.nii.gz")
+    assert other["case_score"] == pytest.approx(case["case_score"], rel=1e-6)
+    labels, epistemic = (
+        nibabel.load(next(path for path in other["written"] if path.endswith(f".{name}.nii.gz")))
+        for name in ("labels", "epistemic")
+    )
+    assert labels.shape == volume.shape
+    indices = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), axis=-1)
+    points = (indices @ affine[:3, :3].T + affine[:3, 3]) * [-1, -1, 1]
+    for number, segment in enumerate(validators.segments(results(case)["seg"], tmp_path / "seg"), start=1):
+        np.testing.assert_array_equal(validators.at(segment, points) > 0, np.asarray(labels.dataobj) == number)
+    found = validators.at(validators.parametric_map(results(case)["epistemic"], tmp_path / "map"), points, np.nan)
+    np.testing.assert_allclose(found, np.asarray(epistemic.dataobj), atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", ["re-ordered", *SYNTAXES])
+def test_copies_give_the_same_objects(server, case, tmp_path, syntax) -> None:
+    """Compressed without loss, or numbered and ordered otherwise: the same bytes, and a PACS stores nothing twice."""
+    datasets = [pydicom.dcmread(file) for file in sorted(SOURCE.iterdir())]
+    if syntax == "re-ordered":
+        datasets = [datasets[(number * 7) % len(datasets)] for number in range(len(datasets))]
+        for number, dataset in enumerate(datasets):
+            dataset.InstanceNumber = number
+    else:
+        datasets = [compressed(dataset, syntax, tmp_path) for dataset in datasets]
+    (chosen,) = select(datasets, Rules.for_model("hippocampus"))
+    with UncertaintyClient(server.grpc_url) as client:
+        found = analyse(chosen, client)
+    assert found.prediction.record["input_digest"] == case["record"]["input_digest"]
+    for kind, dataset in zip(outputs(found.objects), found.objects, strict=True):
+        dataset.save_as(tmp_path / "again.dcm", enforce_file_format=True)
+        assert (tmp_path / "again.dcm").read_bytes() == results(case)[kind].read_bytes(), kind
