@@ -54,6 +54,7 @@ def test_every_object_is_valid(case, tmp_path) -> None:
         validators.dciodvfy(file)
     page = validators.dsr2html(files["sr"])
     assert case["route"] in page.lower() and case["reason"] in page
+    assert "interval of volumes: 90%, conformally calibrated" in page
     anterior, posterior, whole = validators.tid1500(files["sr"], tmp_path)["Measurements"]
     for group, volume in ((anterior, "anterior"), (posterior, "posterior")):
         mean, sd = group["measurementItems"]

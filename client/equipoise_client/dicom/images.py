@@ -88,7 +88,8 @@ def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: 
         pixel_array=in_file_order(finding.series, values).astype(np.float32),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[VOILUTTransformation(window_center=limit / 2, window_width=limit)],
+        # Exactly linear: the standard's other function takes no window narrower than 1, and ln 2 is.
+        voi_lut_transformations=[VOILUTTransformation(limit / 2, limit, voi_lut_function="LINEAR_EXACT")],
         content_label=name.upper()[:16],
         content_description=STATEMENT,
         specific_character_set=CHARACTERS,

@@ -7,7 +7,7 @@ group for the whole case (score, route, reason, intended use; of a classificatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from equipoise_core.contract import Task
@@ -186,7 +186,6 @@ def _algorithm(finding: Finding) -> Any:
     from highdicom.sr import AlgorithmIdentification
 
     record, prediction = finding.prediction.record, finding.prediction
-    level = record.get("volume_level")
     parameters = [
         f"model digest (SHA-256): {finding.contract.model_digest}",
         f"policy digest (SHA-256): {record.get('policy_digest') or 'no policy'}",
@@ -195,14 +194,19 @@ def _algorithm(finding: Finding) -> Any:
         f"client: Equipoise {__version__}",
     ]
     if finding.contract.task is Task.SEGMENTATION:
-        parameters.append(
-            f"interval of volumes: {level:.0%}, split conformal"
-            if isinstance(level, float)
-            else "interval of volumes: as stated in the policy"
-        )
+        parameters.append(f"interval of volumes: {_interval(record)}")
     return AlgorithmIdentification(
         name=f"Equipoise {finding.contract.name}", version=str(finding.contract.model_digest), parameters=parameters
     )
+
+
+def _interval(record: Mapping[str, Any]) -> str:
+    """What the volumes' intervals promise: there is no code for coverage."""
+    level = record.get("volume_level")
+    if not isinstance(level, float):
+        return "as the policy states"
+    promise = "conformally calibrated" if record.get("volume_calibrated") else "of the samples alone, not calibrated"
+    return f"{level:.0%}, {promise}"
 
 
 def _method(name: str) -> Any:

@@ -134,6 +134,18 @@ class TestValidators:
         page = validators.dsr2html(results["sr"])
         assert page.count(head.model_digest) >= 3 and "p" * 64 in page
 
+    @pytest.mark.parametrize(
+        ("record", "words"),
+        [
+            ({"volume_level": 0.95, "volume_calibrated": True}, "95%, conformally calibrated"),
+            ({"volume_level": 0.9, "volume_calibrated": False}, "90%, of the samples alone, not calibrated"),
+            ({}, "as the policy states"),
+        ],
+    )
+    def test_the_report_says_what_the_interval_is(self, tmp_path, head, record, words) -> None:
+        files = written(find(phantom().datasets, head, record=record), tmp_path)
+        assert f"interval of volumes: {words}" in validators.dsr2html(files["sr"])
+
     def test_preliminary(self, results) -> None:
         dataset = pydicom.dcmread(results["sr"])
         assert (dataset.PreliminaryFlag, dataset.VerificationFlag) == ("PRELIMINARY", "UNVERIFIED")
@@ -144,6 +156,38 @@ class TestValidators:
         assert {str(each.StudyInstanceUID) for each in found} == {header().StudyInstanceUID}
         assert len({each.SeriesInstanceUID for each in found}) == len({each.SOPInstanceUID for each in found}) == 4
         assert {str(each.get("FrameOfReferenceUID", "")) for each in found[:3]} == {header().FrameOfReferenceUID}
+
+    def test_of_a_single_slice(self, tmp_path, cells) -> None:
+        """A 2D model with sigmoids, on one image that lies somewhere in the patient."""
+        source = phantom()
+        dataset = next(each for each in source.datasets if each.InstanceNumber == 3)
+        series = volume_of(read([dataset])[0])
+        prepared = fit(series.image(), cells)
+        answer = told(cells, prepared)
+        arrays = {**answer.arrays, "labels": (prepared.pixels >= 40_000).astype(np.uint8)}
+        finding = finding_of(series, Rule("cells"), cells, prepared, replace(answer, volume=None, arrays=arrays))
+        files = written(finding, tmp_path)
+        for file in files.values():
+            validators.dciodvfy(file)
+        (group, _) = validators.tid1500(files["sr"], tmp_path)["Measurements"]
+        assert group["ReferencedSegment"] == 1 and not group.get("measurementItems")
+        np.testing.assert_array_equal(pydicom.dcmread(files["seg"]).pixel_array.squeeze() > 0, source.labels[2] > 0)
+        found = np.frombuffer(pydicom.dcmread(files["epistemic"]).FloatPixelData, np.float32)
+        np.testing.assert_array_equal(found, source.values[2].ravel().astype(np.float32) / 65535.0 * LIMIT)
+
+    def test_of_a_multi_frame_source(self, tmp_path, head) -> None:
+        for file in written(find([multiframe(phantom())], head), tmp_path).values():
+            validators.dciodvfy(file)
+
+    def test_of_a_source_that_says_little(self, tmp_path, head) -> None:
+        """No body part, no thickness, no manufacturer, no dates."""
+        source = phantom()
+        for dataset in source.datasets:
+            for name in ("BodyPartExamined", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "SeriesDate"):
+                del dataset[name]
+            dataset.StudyDate = ""
+        for file in written(find(source.datasets, head), tmp_path).values():
+            validators.dciodvfy(file, r"StudyDate.*would be needed to build DICOMDIR")
 
     @pytest.mark.parametrize("labels", ["nothing", "everything"])
     def test_extreme_masks(self, tmp_path, head, labels) -> None:

@@ -17,7 +17,7 @@ from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
 from .masks import draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
-from .policy import AcceptRule, Policy
+from .policy import AcceptRule, Policy, VolumeRule
 from .record import FORMAT, default_seed, input_digest, jsonable, software
 from .scores import case_scores, default_score
 from .statistics import input_statistics, prediction_statistics
@@ -196,18 +196,27 @@ class Assessment:
     def case_score(self) -> float:
         return self.scores[self.score_name]
 
+    @property
+    def volume_rule(self) -> VolumeRule | None:
+        """What the policy in force says of volume intervals."""
+        return self.model.in_force.volume if self.model.in_force else None
+
+    @property
+    def volume_level(self) -> float:
+        """Nominal coverage of the volume intervals; without a rule they are the samples' own, which cover less."""
+        return self.volume_rule.level if self.volume_rule else UNCALIBRATED_LEVEL
+
     @cached_property
     def volumes(self) -> dict[str, Volume]:
         """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
-        contract, rule = self.model.contract, self.model.in_force.volume if self.model.in_force else None
+        contract, rule = self.model.contract, self.volume_rule
         if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
             return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
         columns = dict(zip(contract.classes, millilitres.T, strict=True))
         columns["total"] = millilitres[:, list(contract.foreground)].sum(axis=1)
-        level = rule.level if rule else UNCALIBRATED_LEVEL
         return {
-            name: volume_of_samples(column, level, rule.widening.get(name, 0.0) if rule else 0.0)
+            name: volume_of_samples(column, self.volume_level, rule.widening.get(name, 0.0) if rule else 0.0)
             for name, column in columns.items()
         }
 
@@ -295,6 +304,8 @@ class Assessment:
                     "strangeness": self.numbers.get("strangeness"),
                     "threshold": self.rule.threshold if self.rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
+                    "volume_level": self.volume_level if segmentation else None,
+                    "volume_calibrated": self.volume_rule is not None if segmentation else None,
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
                     "alpha": policy.accept.alpha if policy and policy.accept else None,
