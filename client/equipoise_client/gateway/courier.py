@@ -125,12 +125,16 @@ class Courier:
         if parcel is None:
             return waits
         try:
-            file = self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"
-            self._to.send(pydicom.dcmread(file))
+            self._to.send(pydicom.dcmread(self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"))
         except Away as error:
             self._missed(parcel, str(error))
         except Refused as error:
             self._refused(parcel, str(error))
+        except FileNotFoundError:
+            self._give_up(parcel, f"object {parcel.number} is not in the outbox any more")
+        except Exception as error:  # noqa: BLE001 (one object that cannot be sent must not stop the others)
+            self._log.failure("sending failed", error, case=parcel.case, object=parcel.number)
+            self._refused(parcel, type(error).__name__)
         else:
             self._arrived(parcel)
         return 0.0

@@ -118,7 +118,7 @@ class Gateway:
                     ("dispatch", self._dispatch),
                     ("delivery", courier.step),
                     ("tidying", _every(_TIDY, self._tidy)),
-                    *((source.name, _every(source.every, source.poll)) for source in self._sources(intake)),
+                    *((source.name, _every(source.every, self._polling(source))) for source in self._sources(intake)),
                 )
             ]
             for thread in threads:
@@ -138,7 +138,14 @@ class Gateway:
         if self._settings.orthanc is not None:
             yield Orthanc(self._settings.orthanc, intake, self._store, self._log, self._passed)
         if self._settings.dicomweb is not None:
-            yield Web(self._settings.dicomweb, intake, self._store, self._log)
+            yield Web(self._settings.dicomweb, intake, self._store)
+
+    def _polling(self, source: Source) -> Callable[[], None]:
+        def poll() -> None:
+            source.poll()
+            self._metrics.reachable.labels(source.name).set(1)
+
+        return poll
 
     def _sweep(self) -> None:
         """Removes what was written but never told to the store: its sender got no answer, its analysis is repeated."""
@@ -195,8 +202,10 @@ class Gateway:
         for picture in (self._settings.directory / "pictures").iterdir():
             if picture.stem in done - open_cases:
                 self._spool.remove(picture)
-        for study in self._store.expired(time() - self._settings.keep_input_hours * 3600.0):
+        expired = time() - self._settings.keep_input_hours * 3600.0
+        for study in self._store.expired(expired):
             self._intake.forget(study)
+        self._intake.forget_aside(expired)
         self._passed("tidied")
 
     def health(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class WebSource:
     Attributes:
         query: attribute → value, as `ModalitiesInStudy = "MR"`.
         days: only studies of today and so many days before; 0: today; -1: whatever the query finds.
-        quiet_seconds: a study is complete when two looks so far apart found the same images.
+        quiet_seconds: a study is complete when no look found anything new of it for so long.
     """
 
     url: str

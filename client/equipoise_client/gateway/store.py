@@ -11,6 +11,7 @@ its objects on the way out. No column holds what identifies a person; DICOM UIDs
 **Late images.** Images that come after their study was analysed make it `receiving` again. If the new answer is the
 same, nothing happens. If not, and nothing of the old one was sent, the new one takes its place. If something was sent,
 the sent result stays the only one, and the case goes to the worklist as `late`: a person decides what to do about it.
+Where the earlier images were deleted already (`keep_input_hours`), only those that come now are looked at.
 """
 
 from __future__ import annotations
@@ -318,12 +319,14 @@ class Store:
                 " ON CONFLICT (uid) DO NOTHING",
                 (key, study_uid, now, now + quiet),
             )
-            study = db.execute("SELECT key FROM studies WHERE uid = ?", (study_uid,)).fetchone()["key"]
+            study, kept = db.execute("SELECT key, kept FROM studies WHERE uid = ?", (study_uid,)).fetchone()
+            if not kept:  # what was deleted is not known any more, so that it can be taken again
+                db.execute("DELETE FROM instances WHERE study = ?", (study,))
             if not db.execute("INSERT OR IGNORE INTO instances VALUES (?, ?)", (study, uid)).rowcount:
                 return False
             db.execute(
                 "UPDATE studies SET state = 'receiving', reason = '', attempts = 0, revision = revision + 1,"
-                " heard = ?, due = ? WHERE key = ?",
+                " heard = ?, due = ?, kept = 1 WHERE key = ?",
                 (now, now + quiet, study),
             )
         return True
@@ -335,6 +338,21 @@ class Store:
                 "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0", (study_uid,)
             )
 
+    def refuse(self, key: str, study_uid: str, reason: str) -> None:
+        """It could not be taken whole, so it is not analysed; images that come later open it again.
+
+        Args:
+            key: a fresh one, used where the study is new.
+        """
+        now = time()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO studies (key, uid, state, reason, heard, due) VALUES (?1, ?2, 'rejected', ?3, ?4, ?4)"
+                " ON CONFLICT (uid) DO UPDATE SET state = 'rejected', reason = ?3",
+                (key, study_uid, reason, now),
+            )
+            _end_cases(db, db.execute("SELECT key FROM studies WHERE uid = ?", (study_uid,)).fetchone()["key"])
+
     def put_aside(self, key: str, reason: str) -> None:
         """A malformed object; its file lies aside under `key`."""
         with self._transaction() as db:
@@ -343,6 +361,12 @@ class Store:
     def aside(self) -> dict[str, str]:
         """Key → reason."""
         return {row["key"]: row["reason"] for row in self._rows("SELECT key, reason FROM aside")}
+
+    def forget_aside(self, before: float) -> list[str]:
+        """Keys of malformed objects that were set aside before that time, and are forgotten now."""
+        with self._transaction() as db:
+            rows = db.execute("DELETE FROM aside WHERE at < ? RETURNING key", (before,)).fetchall()
+        return [row["key"] for row in rows]
 
     def next_study(self) -> tuple[Study | None, float]:
         """The one that is due longest; or None, and seconds until one will be (infinite: none waits)."""
@@ -373,12 +397,7 @@ class Store:
                 (state, reason, study.key, study.revision),
             ).rowcount
             if done and state != "analysed":
-                rows = db.execute("SELECT key FROM cases WHERE study = ? AND state <> 'rejected'", (study.key,))
-                for row in rows.fetchall():
-                    if _anything_sent(db, row["key"]):
-                        _mark_late(db, row["key"])
-                    else:
-                        _withdraw(db, row["key"])
+                _end_cases(db, study.key)
         return bool(done)
 
     def expired(self, before: float) -> list[Study]:
@@ -642,6 +661,15 @@ def _anything_sent(db: sqlite3.Connection, case: str) -> bool:
         "SELECT 1 FROM parcels WHERE owner = ? AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)", (case,)
     )
     return sent.fetchone() is not None
+
+
+def _end_cases(db: sqlite3.Connection, study: str) -> None:
+    """More came of the study, and nothing can be said about it all: unsent results go, sent ones call a person."""
+    for row in db.execute("SELECT key FROM cases WHERE study = ? AND state <> 'rejected'", (study,)).fetchall():
+        if _anything_sent(db, row["key"]):
+            _mark_late(db, row["key"])
+        else:
+            _withdraw(db, row["key"])
 
 
 def _withdraw(db: sqlite3.Connection, case: str) -> None:

@@ -142,6 +142,23 @@ def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
     assert not any(value in desk.text.getvalue() for value in PLANTED.values())
 
 
+def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
+    settings = replace(settings_of(pacs, "stow"), attempts=2)
+    waiting(desk, "a" * 16)
+    waiting(desk, "b" * 16)
+    objects = waiting(desk, "c" * 16)
+    (desk.spool.outbox("a" * 16) / "1.dcm").unlink()
+    (desk.spool.outbox("b" * 16) / "1.dcm").write_bytes(b"no DICOM")
+    sender = courier(desk, settings)
+    while "delivering" in [case.state for case in desk.store.cases()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    told = {case.key[0]: (case.state, case.reason) for case in desk.store.cases()}
+    assert told["a"] == ("dead", "object 1 is not in the outbox any more")
+    assert told["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
+    assert told["c"][0] == "delivered"
+    assert {str(read(each).SOPInstanceUID) for each in objects} <= set(pacs.instances())
+
+
 def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):
     port, _ = choosy
     from .studies import report
