@@ -26,7 +26,7 @@ from .observe import Log, Metrics, QuietServer, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .settings import Settings
 from .spool import OutOfRoom, Spool
-from .store import Store
+from .store import FINISHED, Store
 
 POINTS = (
     "intake.written",
@@ -194,19 +194,23 @@ class Gateway:
 
     def _tidy(self) -> None:
         """Deletes what nobody needs any more."""
-        open_cases = {case.key for case in self._store.worklist()}
-        done = set(self._store.finished())
+        shown = {case.key for case in self._store.worklist()}
         for folder in (self._settings.directory / "outbox").iterdir():
-            if folder.name in done:
+            if self._finished(folder.name):
                 self._spool.remove(folder)
         for picture in (self._settings.directory / "pictures").iterdir():
-            if picture.stem in done - open_cases:
+            if self._finished(picture.stem) and picture.stem not in shown:
                 self._spool.remove(picture)
         expired = time() - self._settings.keep_input_hours * 3600.0
         for study in self._store.expired(expired):
             self._intake.forget(study)
         self._intake.forget_aside(expired)
         self._passed("tidied")
+
+    def _finished(self, key: str) -> bool:
+        """False also where the store does not know the case yet: its files are written first."""
+        case = self._store.case(key)
+        return case is not None and case.state in FINISHED
 
     def health(self) -> dict[str, Any]:
         """`accepting` says whether new studies are taken; `trouble` which parts wait, and for what."""

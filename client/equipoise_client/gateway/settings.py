@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from ..errors import EquipoiseError
 from ..transport import Tls
@@ -228,6 +229,9 @@ def _check(settings: Settings) -> None:
             f"[review] host = {settings.review.host!r} is reachable from elsewhere: expected an origin "
             "(https://worklist.example.org) of a proxy with TLS before it, or a loopback address"
         )
+    parts = urlsplit(settings.review.origin)
+    if settings.review.origin and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/")):
+        raise BadSettings(f"[review] origin = {settings.review.origin!r}; expected scheme and host alone, no path")
     for address in settings.review.trusted_proxies:
         try:
             ipaddress.ip_network(address)

@@ -105,6 +105,9 @@ CREATE TABLE IF NOT EXISTS cursors (
 STUDY_STATES = ("receiving", "analysed", "rejected", "dead")
 CASE_STATES = ("analysed", "delivering", "delivered", "review", "withheld", "rejected", "dead")
 
+FINISHED = ("delivered", "withheld", "rejected")
+"""States of cases whose objects need not be kept."""
+
 SENT_LATE = "images arrived after this result was sent: it does not cover them"
 REPLACED = "more images of the study came before it was sent: they are analysed together"
 
@@ -605,11 +608,6 @@ class Store:
                 " WHERE state = 'dead' AND kept = 1"
             ).rowcount
         return count
-
-    def finished(self) -> list[str]:
-        """Keys of cases whose objects need not be kept: delivered, withheld after a verdict, or replaced."""
-        rows = self._rows("SELECT key FROM cases WHERE state IN ('delivered', 'withheld', 'rejected')")
-        return [row["key"] for row in rows]
 
     # Everything else
 

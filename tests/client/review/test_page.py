@@ -17,6 +17,7 @@ def enter(tab, started) -> None:
     tab.get_by_label("Your token").fill(started.token)
     tab.keyboard.press("Enter")
     tab.get_by_text("Signed in as dr.who").wait_for()
+    tab.wait_for_load_state("load")
 
 
 def listed(tab) -> list[str]:
