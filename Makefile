@@ -54,6 +54,7 @@ bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, 
 	$(BIN)/python tests/benchmarks/bench_export_cost.py
 	$(BIN)/python tests/benchmarks/bench_serving.py
 	$(BIN)/python tests/benchmarks/bench_load_generator.py
+	for what in flat large volume; do $(BIN)/python tests/benchmarks/bench_memory.py $$what || exit 1; done
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)

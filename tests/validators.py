@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,5 +77,7 @@ def at(image: Any, points: NDArray[np.float64], outside: float = 0.0) -> NDArray
 
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    assert shutil.which(program), f"{program} is missing: run deploy/system-packages.sh as root, or make test"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
+    beside = str(Path(sys.executable).parent)  # dcmqi's come from PyPI, whether or not the environment is activated
+    found = shutil.which(program, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+    assert found, f"{program} is missing: run deploy/system-packages.sh as root, or make test"
+    return subprocess.run([found, *arguments], capture_output=True, text=True, timeout=120)

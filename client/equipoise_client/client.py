@@ -26,7 +26,7 @@ from .transport import (
     drive_async,
     repeated,
 )
-from .wire import MAPS, arguments_of, build_request, contract_of, decided_by, read_answer
+from .wire import MAPS, arguments_of, build_request, contract_of, decided_by, read_answer, retry_after_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class _Dialogue:
         self._retry = retry
         self._headers = dict(headers or {})
         self._contracts: dict[str, Contract] = {}
+        self._retry_after: dict[str, float] = {}  # seconds, by model
         self._jitter = random.Random()  # noqa: S311 (spreads retries, guards nothing)
 
     def predict(
@@ -113,6 +114,22 @@ class _Dialogue:
             return False
         return bool(answer)
 
+    def sampler_runs(self, name: str, *, timeout: float | None = None) -> Operation[int]:
+        """How often the model's samplers have been run on an image (or a window of one) since the server began.
+
+        From Triton's statistics, for all clients together; `watching` makes a progress bar of it.
+        """
+        deadline, runs = self._deadline(timeout), 0
+        for sampler in (yield from self._contract(name, deadline)).samplers:
+            runs += yield from self._runs(sampler.name, deadline)
+        return runs
+
+    def _runs(self, sampler: str, deadline: Deadline) -> Operation[int]:
+        call = {"model_name": sampler, "headers": self._headers or None}
+        never = iter(())
+        answer = yield from repeated(self._about(sampler), "get_inference_statistics", lambda _: call, deadline, never)
+        return sum(each.inference_count for each in answer.model_stats)
+
     def _predict(
         self,
         contract: Contract,
@@ -142,12 +159,14 @@ class _Dialogue:
         call = {"model_name": name, "headers": self._headers or None}
         config = yield from self._repeated(name, "get_model_config", lambda _: call, deadline)
         self._contracts[name] = contract_of(name, config)
+        self._retry_after[name] = retry_after_of(config)
         return self._contracts[name]
 
     def _repeated(
         self, name: str, method: str, arguments: Callable[[float], Mapping[str, Any]], deadline: Deadline
     ) -> Operation[Any]:
-        return repeated(self._about(name), method, arguments, deadline, self._retry.pauses(self._jitter))
+        pauses, after = self._retry.pauses(self._jitter), self._retry_after.get(name, 0.0)
+        return repeated(self._about(name), method, arguments, deadline, pauses, after)
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline.after(self._timeout if timeout is None else timeout)
@@ -225,6 +244,7 @@ class UncertaintyClient:
     predict_batch = _blocking(_Dialogue.predict_batch)
     contract = _blocking(_Dialogue.contract)
     ready = _blocking(_Dialogue.ready)
+    sampler_runs = _blocking(_Dialogue.sampler_runs)
 
     def close(self) -> None:
         self._connection.close()
@@ -261,6 +281,7 @@ class AsyncUncertaintyClient:
     predict_batch = _awaited(_Dialogue.predict_batch)
     contract = _awaited(_Dialogue.contract)
     ready = _awaited(_Dialogue.ready)
+    sampler_runs = _awaited(_Dialogue.sampler_runs)
 
     async def close(self) -> None:
         await self._connect().close()

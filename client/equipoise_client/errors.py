@@ -59,7 +59,15 @@ class NotPermitted(EquipoiseError):
 
 
 class ServerUnavailable(EquipoiseError):
-    """Not reachable, queue full, or timed out in the queue: trying again later is safe."""
+    """Not reachable, queue full, or timed out in the queue: trying again later is safe.
+
+    Attributes:
+        busy: the server was reached and had no room in its queue.
+        retry_after: seconds after which it asks to be asked again; 0 where it did not say.
+    """
+
+    busy = False
+    retry_after = 0.0
 
 
 class DeadlineExceeded(EquipoiseError, TimeoutError):
@@ -98,6 +106,7 @@ _BY_CODE: Mapping[str, tuple[type[EquipoiseError], str]] = MappingProxyType(
 )
 
 
+_FULL = "Exceeds maximum queue size"  # Triton's words
 _UNLOADED = "has no available versions"  # Triton's words; of an unknown model it says "is not found"
 
 
@@ -122,4 +131,7 @@ def _mapped(about: str, status: str, details: str) -> EquipoiseError:
     if code == "NOT_FOUND" and _UNLOADED in details:
         code = "UNAVAILABLE"  # a known model that is being loaded or, while the server stops, unloaded
     kind, advice = _BY_CODE.get(code, (ServerFailure, "the server failed; its log says why"))
-    return kind(f"{about}: {advice} ({code or 'no status'}: {details.strip() or 'no details'})")
+    mapped = kind(f"{about}: {advice} ({code or 'no status'}: {details.strip() or 'no details'})")
+    if isinstance(mapped, ServerUnavailable):
+        mapped.busy = _FULL.lower() in details.lower()
+    return mapped

@@ -115,11 +115,13 @@ def repeated(
     arguments: Callable[[float], Mapping[str, Any]],
     deadline: Deadline,
     pauses: Iterator[float],
+    retry_after: float = 0.0,
 ) -> Operation[Any]:
     """Calls until it works, the failure is final, the pauses are used up, or the deadline is near.
 
     Args:
         arguments: seconds left until the deadline → the call's arguments.
+        retry_after: seconds that the server asks refused callers to wait at least.
     """
     while True:
         left = deadline.left()
@@ -128,11 +130,13 @@ def repeated(
         try:
             with translated(about):
                 return (yield Call(method, {**arguments(left), "client_timeout": left}))
-        except ServerUnavailable:
+        except ServerUnavailable as error:
             pause = next(pauses, None)
-            if pause is None or pause >= deadline.left():
+            wait = (pause or 0.0) + (retry_after if error.busy else 0.0)
+            if pause is None or wait >= deadline.left():
+                error.retry_after = retry_after if error.busy else 0.0
                 raise
-        yield Pause(pause)
+        yield Pause(wait)
 
 
 def drive(connection: Any, operation: Operation[T]) -> T:

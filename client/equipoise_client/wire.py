@@ -25,7 +25,11 @@ from .transport import MESSAGE_LIMIT
 MAPS = ("mean", "variance", "aleatoric", "epistemic", "labels")
 """The arrays that come unless other outputs are named."""
 
+RETRY_AFTER_PARAMETER = "retry_after_ms"
+"""In a public model's configuration: when to ask again after it refused a request because its queue was full."""
+
 _ARRAYS = (*MAPS, "variance_corrected", "calibrated", "labels_sensitive")
+_LONGEST_RETRY = 60_000  # ms: what a server asks for beyond is not believed
 _PER_DECISION = ("aleatoric", "epistemic", "labels", "labels_sensitive")  # E entries, the others have K
 _VERDICT = ("case_score", "samples_used", "route", "reason", "record")
 
@@ -60,6 +64,13 @@ def contract_of(name: str, config: Any) -> Contract:
         return parse_contract(json.loads(parameters["contract"].string_value))
     except (ValueError, ContractError) as error:
         raise BadAnswer(f"{name}: the contract in its configuration cannot be used: {error}") from error
+
+
+def retry_after_of(config: Any) -> float:
+    """Seconds that the model's configuration asks refused clients to wait; 0 where it asks for nothing."""
+    stated = config.config.parameters
+    text = stated[RETRY_AFTER_PARAMETER].string_value if RETRY_AFTER_PARAMETER in stated else "0"
+    return min(int(text), _LONGEST_RETRY) / 1e3 if text.isdigit() else 0.0
 
 
 def build_request(

@@ -17,6 +17,7 @@ from .container import IMAGE, find_container_engine
 from .errors import DeployError
 from .ports import USUAL_PORTS, Ports
 from .serve import Listening, serve, serve_in_container
+from .settings import NONE, load_settings
 
 
 class EngineChoice(str, Enum):
@@ -40,6 +41,9 @@ def serve_command(
         ),
     ] = EngineChoice.AUTO,
     image: Annotated[str, typer.Option(help="Container image.")] = IMAGE,
+    settings: Annotated[
+        Path | None, typer.Option(help="This machine's settings, as `equipoise tune` writes them; embedded only.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to stdout.")] = False,
     quiet: Annotated[bool, typer.Option(help="Keep Triton's log to yourself; failures still show it.")] = False,
 ) -> None:
@@ -62,13 +66,16 @@ def serve_command(
 
     ports = Ports(grpc_port, http_port, metrics_port)
     try:
+        own = load_settings(settings) if settings is not None else NONE
         program = find_container_engine() if engine is not EngineChoice.EMBEDDED else None
+        if program is not None and own:
+            raise DeployError("--settings are applied by the embedded server only; use --engine embedded")
         if program is not None:
             serve_in_container(program, image, repository, ports, on_log, on_ready)
         elif engine is EngineChoice.CONTAINER:
             raise DeployError("no GPU with a container engine (docker, podman) here; use --engine embedded")
         else:
-            serve(repository, ports, on_log, on_ready)
+            serve(repository, ports, on_log, on_ready, own)
     except DeployError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from .errors import DeployError, StartError
 from .ports import LOOPBACK, USUAL_PORTS, Ports
 from .readiness import Probe, answers_ready, check_readiness
 from .server import TritonServer
+from .settings import NONE, Settings
 from .staging import public_models
 
 
@@ -64,11 +65,12 @@ def serve(
     ports: Ports = USUAL_PORTS,
     on_log: Callable[[str], None] = lambda line: None,
     on_ready: Callable[[Listening], None] = lambda listening: None,
+    settings: Mapping[str, Settings] = NONE,
 ) -> None:
     """Serves until SIGINT or SIGTERM. Raises DeployError when the server cannot start or ends by itself."""
     begin = time.monotonic()
     try:
-        with stop_on_signals(), TritonServer(repository, ports=ports, on_log=on_log) as server:
+        with stop_on_signals(), TritonServer(repository, ports=ports, on_log=on_log, settings=settings) as server:
             probes = check_readiness(server.grpc_url, server.models)
             on_ready(Listening(server.grpc_url, server.http_url, server.metrics_url, probes, time.monotonic() - begin))
             code = server.wait()

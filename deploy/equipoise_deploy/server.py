@@ -20,6 +20,7 @@ from .errors import StartError
 from .guardian import STOPPING_FILE
 from .ports import LOOPBACK, USUAL_PORTS, Ports
 from .readiness import answers_ready
+from .settings import NONE, Settings
 from .staging import available_cores, stage_repository
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
@@ -51,6 +52,7 @@ class TritonServer:
         on_log: called with each line of Triton's log, from a thread of its own.
         start_timeout: seconds until every model must have been loaded.
         exit_timeout: seconds that requests in flight have to finish after `stop`.
+        settings: public model's name → how this machine runs it.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class TritonServer:
         on_log: Callable[[str], None] = lambda line: None,
         start_timeout: float = 120.0,
         exit_timeout: int = 30,
+        settings: Mapping[str, Settings] = NONE,
     ) -> None:
         self.repository = repository
+        self._settings = settings
         self.models: tuple[str, ...] = ()
         self._engine = engine or find_engine(os.environ)
         self._wanted = self._ports = ports
@@ -146,7 +150,7 @@ class TritonServer:
         try:
             (directory / "models").mkdir()
             self.models = stage_repository(
-                self.repository, directory / "models", self._engine.configuration, available_cores()
+                self.repository, directory / "models", self._engine.configuration, available_cores(), self._settings
             )
             backends = self._engine.link_backends(directory / "backends")
             command = triton_command(

@@ -6,16 +6,20 @@ its `__pycache__` there), and holds the configurations as this machine wants the
 
 from __future__ import annotations
 
+import json
 import os
 import py_compile
 import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from .errors import RepositoryError
+from .settings import NONE, Settings
 
 CONTRACT_PARAMETER = "contract"
 # Triton 2.51 loses wake-ups on a queue with priorities: a free instance can wait for another one to finish, or for
@@ -40,25 +44,63 @@ def public_models(repository: Path) -> tuple[str, ...]:
     return tuple(model.name for model in _models(repository) if _is_public(_parse(model / "config.pbtxt")))
 
 
-def stage_repository(repository: Path, into: Path, configuration: str, cores: int) -> tuple[str, ...]:
+def stage_repository(
+    repository: Path, into: Path, configuration: str, cores: int, settings: Mapping[str, Settings] = NONE
+) -> tuple[str, ...]:
     """Mirrors every model of `repository` into the directory `into`; returns the public models' names, sorted.
 
     A model is a folder with a `config.pbtxt`; a public one's configuration carries its contract.
+
+    Args:
+        settings: by public model's name. Raises RepositoryError where there is no such model.
     """
     public = public_models(repository)
+    if unknown := sorted(set(settings) - set(public)):
+        raise RepositoryError(f"settings for {', '.join(unknown)}, but {repository} serves {', '.join(public)}")
+    owners = {sampler: name for name in settings for sampler in _samplers(repository / name)}
     compiled: dict[Path, Path] = {}
     for model in _models(repository):
         _mirror(model, into / model.name, compiled)
+        chosen = _chosen(model, configuration)
+        config = _parse(chosen)
         if model.name in public:
-            named = Path("configs") / f"{configuration}.pbtxt"
-            chosen = named if configuration and (model / named).is_file() else Path("config.pbtxt")
-            config = _parse(model / chosen)
-            for group in config.instance_group:
-                group.count = aggregator_instances(cores)
-            staged = into / model.name / chosen
-            staged.unlink()
-            staged.write_text(text_format.MessageToString(config), encoding="utf-8")
+            own = settings.get(model.name, Settings())
+            replace(own, aggregators=own.aggregators or aggregator_instances(cores)).configure_aggregator(config)
+        elif model.name in owners:
+            settings[owners[model.name]].configure_sampler(config)
+        else:
+            continue
+        staged = into / chosen.relative_to(repository)
+        staged.unlink()
+        staged.write_text(text_format.MessageToString(config), encoding="utf-8")
     return public
+
+
+def link_model(repository: Path, model: str, into: Path) -> None:
+    """Links one public model and its samplers into the folder `into`, as a repository of their own."""
+    for name in (model, *_samplers(repository / model)):
+        (into / name).symlink_to((repository / name).resolve())
+
+
+def published_settings(repository: Path, model: str, configuration: str, cores: int) -> Settings:
+    """How `serve` runs a public model where nothing else is asked for; None where a number is T or left to Triton."""
+    aggregator = _parse(_chosen(repository / model, configuration))
+    sampler = _parse(_chosen(repository / _samplers(repository / model)[0], configuration))
+    stated = Settings.stated(aggregator, sampler)
+    return replace(stated, aggregators=aggregator_instances(cores), threads=stated.threads or cores)
+
+
+def _chosen(model: Path, configuration: str) -> Path:
+    """The file that Triton reads."""
+    named = model / "configs" / f"{configuration}.pbtxt"
+    return named if configuration and named.is_file() else model / "config.pbtxt"
+
+
+def _samplers(model: Path) -> list[str]:
+    """Names of the samplers, and of the screen, that a public model's contract lists."""
+    contract = json.loads(_parse(model / "config.pbtxt").parameters[CONTRACT_PARAMETER].string_value)
+    screen = [contract["screen"]] if contract.get("screen") else []
+    return [str(each["name"]) for each in (*contract["samplers"], *screen)]
 
 
 def _models(repository: Path) -> list[Path]:

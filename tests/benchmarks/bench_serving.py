@@ -1,16 +1,22 @@
 """Served, against what people would use instead: the same network, weights, image and T, all in one run.
 
-    python tests/benchmarks/bench_serving.py [--size 128] [--rounds 5] [--seconds 3] [--clients 1 8] [--json F]
+    python tests/benchmarks/bench_serving.py [--size 128] [--rounds 3] [--seconds 3] [--json F] [--plot F.png]
 
-Every server is up the whole time. In each round the peers are asked in turn, in a closed loop of so many clients for a
-few seconds each, so that a busy machine slows them alike; medians over rounds are compared. Peers:
+Every server is up the whole time. In each round the peers are asked in turn, so that a busy machine slows them alike;
+medians over rounds are compared. Peers:
 
-    equipoise     Triton, the public model, T named (no early stopping), mean and variance asked for
+    equipoise     Triton, the public model, T named (no early stopping), mean, variance and route asked for
     in process    ONNX Runtime on the sampler's own graph, masks drawn for each image: the limit
+    bare          tiny only: a public model that does nothing but pass the image on to the sampler and back
     separate      Triton, the sampler asked T times with one sample each, averaged by the client
     loop          FastAPI and uvicorn, T PyTorch passes one after the other
     batch         FastAPI and uvicorn, one PyTorch batch of T copies
     copies        FastAPI and uvicorn, ONNX Runtime on T copies
+
+Loads: closed loops of 1 and 8 clients; then, for what listens on a port, Poisson arrivals at 70 and 150 % of what each
+did with 8 clients. Latencies of those count from when a request was due. The public models' queues are bounded to a
+second of work, so that 150 % is shed: nobody who is let in should wait for more than twice the worst case of a full
+queue, (queue + aggregators) / throughput.
 
 The tiny model does next to nothing: what is left is overhead. No figure is claimed that this run did not print.
 """
@@ -27,6 +33,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -38,40 +45,84 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), *(str(ROOT / part) for part in ("export", "client", "deploy"))]
 sys.path.insert(0, str(ROOT / "model_repository" / "hippocampus" / "1"))
 
+import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tritonclient.grpc as triton  # noqa: E402
+from equipoise_client.load.arrivals import Arrivals, due_times  # noqa: E402
+from equipoise_client.load.engine import Plan, run  # noqa: E402
+from equipoise_client.load.mix import Payload  # noqa: E402
+from equipoise_client.transport import Retry  # noqa: E402
 from equipoise_core.contract import Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
 from equipoise_deploy.readiness import check_readiness  # noqa: E402
 from equipoise_deploy.server import TritonServer  # noqa: E402
+from equipoise_deploy.settings import Settings  # noqa: E402
+from equipoise_deploy.staging import aggregator_instances, available_cores  # noqa: E402
+from equipoise_deploy.tuning import queue_for  # noqa: E402
 from equipoise_export.compile import compile_sampler  # noqa: E402
+from equipoise_export.reference.build import draft_contract  # noqa: E402
+from equipoise_export.reference.specs import HIPPOCAMPUS  # noqa: E402
 from equipoise_export.repository import publish  # noqa: E402
 from equipoise_export.runtime import OnnxSampler  # noqa: E402
+from equipoise_export.triton_config import aggregator_config, render  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
+from tritonclient.grpc import service_pb2  # noqa: E402
 
 from tests.benchmarks.bench_export_cost import cases  # noqa: E402
 from tests.export.networks import Tiny  # noqa: E402
 
 T = 20
+TINY = 28  # rows and columns: what is left of a request without a network and without pixels
+PATIENCE = 120.0  # seconds for one request
+WAIT = 1.0  # seconds of work that a queue holds
+OPEN = (("70 %", 0.7), ("150 %", 1.5))
+
+BARE = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            image = pb_utils.get_input_tensor_by_name(request, "image")
+            masks = pb_utils.Tensor("masks", np.full((1, 20, 2), 170, np.uint8))
+            answer = pb_utils.InferenceRequest(
+                model_name="tiny_sampler", inputs=[image, masks], requested_output_names=["probabilities"],
+                preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+            ).exec()
+            p = pb_utils.get_output_tensor_by_name(answer, "probabilities").as_numpy()
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor("mean", p.mean(1))]))
+        return responses
+"""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """`ask` answers one image; each client thread makes its own by `connect`."""
+    """`ask` answers one image; each client thread makes its own by `connect`.
+
+    Attributes:
+        message: of a gRPC server at `url`, sent by the load generator instead of by threads.
+        listens: there is a port, so that requests can come when they like.
+    """
 
     name: str
     connect: Callable[[], Callable[[], object]]
+    url: str = ""
+    message: bytes = b""
+    listens: bool = True
 
 
 def networks(size: int) -> dict[str, tuple[nn.Module, Contract]]:
     found = {name.replace(", ", "_").replace(" ", "_"): pair for name, pair in cases(size).items()}
     _, like = found["classifier_head"]
-    found["tiny"] = (Tiny(), replace(like, name="tiny", classes=("0", "1")))
-    return found
+    small = (TINY, TINY)
+    tiny = replace(like, name="tiny", classes=("0", "1"), spatial=small, nominal=small, maximum=small)
+    return {**found, "hippocampus": (HIPPOCAMPUS.trained(), draft_contract(HIPPOCAMPUS)), "tiny": (Tiny(), tiny)}
 
 
 def closed_loop(peer: Peer, clients: int, seconds: float) -> tuple[float, float]:
@@ -99,6 +150,48 @@ def closed_loop(peer: Peer, clients: int, seconds: float) -> tuple[float, float]
     for thread in threads:
         thread.join()
     return len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1e3
+
+
+def open_loop(peer: Peer, rate: float, seconds: float) -> dict[str, float]:
+    """Poisson arrivals at `rate`; milliseconds from when a request was due. What was refused has no latency."""
+    if peer.message:
+        return _by_generator(peer, rate, seconds)
+    due = list(due_times(Arrivals.POISSON, rate, seconds, 0))
+    latencies: list[float] = []
+    numbers, lock = iter(due), threading.Lock()
+    begin = time.perf_counter() + 0.5
+
+    def sender() -> None:
+        ask = peer.connect()
+        while True:
+            with lock:
+                offset = next(numbers, None)
+            if offset is None:
+                return
+            time.sleep(max(0.0, begin + offset - time.perf_counter()))
+            ask()
+            latencies.append(time.perf_counter() - begin - offset)
+
+    threads = [threading.Thread(target=sender) for _ in range(min(64, len(due)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    milliseconds = np.array(latencies or [np.nan]) * 1e3
+    p50, p99 = np.percentile(milliseconds, [50, 99])
+    return {"rate": rate, "offered": len(due), "answered": len(latencies), "refused": 0, "p50": p50, "p99": p99}
+
+
+def _by_generator(peer: Peer, rate: float, seconds: float) -> dict[str, float]:
+    plan = Plan(peer.url, Arrivals.POISSON, rate, 1, 0.5, seconds, PATIENCE, Retry(1), 8)
+    image = np.zeros(0, np.float32)
+    tally = run(plan, [Payload(peer.name, peer.name, image, None, None, peer.message, 1.0)])
+    assert set(tally.codes) <= {"OK", "UNAVAILABLE"}, tally.codes
+    p50, p99 = (tally.latency.get_value_at_percentile(p) / 1e3 for p in (50.0, 99.0))
+    refused = tally.codes["UNAVAILABLE"]
+    return {
+        "rate": rate, "offered": tally.total, "answered": tally.answered, "refused": refused, "p50": p50, "p99": p99
+    }  # fmt: skip
 
 
 @contextmanager
@@ -155,13 +248,31 @@ def http(url: str, image: np.ndarray) -> Peer:
 
 
 def served(url: str, name: str, image: np.ndarray) -> Peer:
-    def connect() -> Callable[[], object]:
-        client = triton.InferenceServerClient(url)
-        inputs = [_input("image", image[None], "FP32"), _input("samples", np.full((1, 1), T, np.int32), "INT32")]
-        outputs = [triton.InferRequestedOutput(output) for output in ("mean", "variance", "route")]
-        return lambda: client.infer(name, inputs, outputs=outputs)
+    message = _message(name, image, ("mean", "variance", "route"))
+    return Peer("equipoise", lambda: _asking(url, message), url, message)
 
-    return Peer("equipoise", connect)
+
+def bare(url: str, image: np.ndarray) -> Peer:
+    """The public model's path without anything that decides: what Triton, its Python backend and gRPC cost by then."""
+    message = _message("tiny_bare", image, ("mean",))
+    return Peer("bare", lambda: _asking(url, message), listens=False)
+
+
+def _message(name: str, image: np.ndarray, outputs: tuple[str, ...]) -> bytes:
+    request = service_pb2.ModelInferRequest(model_name=name)
+    for key, values, kind in (("image", image[None], "FP32"), ("samples", np.full((1, 1), T, np.int32), "INT32")):
+        request.inputs.add(name=key, datatype=kind, shape=values.shape)
+        request.raw_input_contents.append(values.tobytes())
+    for output in outputs:
+        request.outputs.add(name=output)
+    return request.SerializeToString()
+
+
+def _asking(url: str, message: bytes) -> Callable[[], object]:
+    """A connection of its own, and nothing of a client library between it and the wire: peers have plain HTTP."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    call = grpc.insecure_channel(url, options).unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    return lambda: call(message)
 
 
 def separate(url: str, contract: Contract, image: np.ndarray) -> Peer:
@@ -194,7 +305,7 @@ def separate(url: str, contract: Contract, image: np.ndarray) -> Peer:
 
         return ask
 
-    return Peer("separate", connect)
+    return Peer("separate", connect, listens=False)
 
 
 def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray) -> Peer:
@@ -203,7 +314,7 @@ def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray) -> P
     def ask() -> object:
         return sampler(image[None], draw_masks(layout, 0, contract.digest, 0, T)[None])
 
-    return Peer("in process", lambda: ask)
+    return Peer("in process", lambda: ask, listens=False)
 
 
 def _input(name: str, values: np.ndarray, datatype: str) -> triton.InferInput:
@@ -225,87 +336,182 @@ def plain_onnx(network: nn.Module, image: torch.Tensor, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="networks by name")
+    parser.add_argument("--closed-only", action="store_true", help="no open loops")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    console = Console()
+    warnings.simplefilter("ignore", DeprecationWarning)  # torch's older exporter is the one that keeps dropout
+    console = Console(width=110)
     results: list[dict[str, object]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ready: dict[str, list[Peer]] = {}
-        images, contracts = {}, {}
-        for name, (network, draft) in networks(given.size).items():
-            if given.only and name not in given.only:
-                continue
-            network.eval()
-            compiled = compile_sampler(network, draft, torch.randn(2, draft.channels, *draft.nominal))
-            publish(compiled, folder / "models")
-            torch.save(network, folder / f"{name}.pt")
-            plain_onnx(network, torch.randn(1, draft.channels, *draft.nominal), folder / f"{name}.onnx")
-            images[name] = np.random.default_rng(0).standard_normal((draft.channels, *draft.nominal)).astype(np.float32)
-            contracts[name] = compiled.contract
-        server = stack.enter_context(TritonServer(folder / "models", ports=Ports(0, 0, 0)))
+        chosen = {name: pair for name, pair in networks(given.size).items() if name in (given.only or [name])}
+        images, contracts = _published(chosen, folder)
+        settings = _bounded(folder / "models", contracts, images)
+        console.print({name: str(each) for name, each in settings.items()})
+        server = stack.enter_context(TritonServer(folder / "models", ports=Ports(0, 0, 0), settings=settings))
         check_readiness(server.grpc_url, server.models)
         for name, contract in contracts.items():
-            image, shape = images[name], (contract.channels, *contract.nominal)
-            sampler = OnnxSampler(folder / "models" / f"{contract.name}_sampler" / "1" / "model.onnx", given.threads)
-            peers = [
-                served(server.grpc_url, contract.name, image),
-                in_process(sampler, contract, image),
-                separate(server.grpc_url, contract, image),
-            ]
-            for kind in ("loop", "batch", "copies"):
-                model = folder / (f"{name}.onnx" if kind == "copies" else f"{name}.pt")
-                url = stack.enter_context(fastapi_peer(kind, model, shape, given.threads))
-                peers.append(Peer(kind, http(url, image).connect))
-            ready[name] = peers
-        for name, peers in ready.items():
-            for clients in given.clients:
-                measured: dict[str, list[tuple[float, float]]] = {peer.name: [] for peer in peers}
-                for _ in range(given.rounds):
-                    for peer in peers:
-                        measured[peer.name].append(closed_loop(peer, clients, given.seconds))
-                rows = {
-                    peer: tuple(statistics.median(column) for column in zip(*pairs, strict=True))
-                    for peer, pairs in measured.items()
-                }
-                results.append({"network": name, "clients": clients, "peers": rows, "rounds": measured})
-                console.print(_table(name, clients, rows))
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1))
+            with ExitStack() as own:  # its peers end with it: idle ones still hold memory
+                peers = _peers(own, name, contract, images[name], server.grpc_url, folder, given.threads)
+                rows = _measured(peers, given)
+            results.append({"network": name, "settings": str(settings[contract.name]), "peers": rows})
+            results[-1]["bound_ms"] = _bound(settings[contract.name], rows["equipoise"])
+            console.print(_closed_table(name, rows), _open_table(name, rows, results[-1]["bound_ms"]))
+            if given.json:  # after each network: a long run that is stopped has told something
+                given.json.write_text(json.dumps(results, indent=1))
     if given.plot:
         _plot(results, given.plot)
 
 
-def _table(name: str, clients: int, rows: dict[str, tuple[float, float]]) -> Table:
+def _published(
+    chosen: dict[str, tuple[nn.Module, Contract]], folder: Path
+) -> tuple[dict[str, np.ndarray], dict[str, Contract]]:
+    images, contracts = {}, {}
+    for name, (network, draft) in chosen.items():
+        network.eval()
+        compiled = compile_sampler(network, draft, torch.randn(2, draft.channels, *draft.nominal))
+        publish(compiled, folder / "models")
+        torch.save(network, folder / f"{name}.pt")
+        plain_onnx(network, torch.randn(1, draft.channels, *draft.nominal), folder / f"{name}.onnx")
+        images[name] = np.random.default_rng(0).standard_normal((draft.channels, *draft.nominal)).astype(np.float32)
+        contracts[name] = compiled.contract
+    if "tiny" in contracts:
+        model = folder / "models" / "tiny_bare"
+        (model / "1").mkdir(parents=True)
+        (model / "1" / "model.py").write_text(BARE)
+        config = aggregator_config(contracts["tiny"])
+        config.name = model.name
+        del config.parameters["contract"]
+        (model / "config.pbtxt").write_text(render(config))
+    return images, contracts
+
+
+def _bounded(repository: Path, contracts: dict[str, Contract], images: dict[str, np.ndarray]) -> dict[str, Settings]:
+    """Queues of a second of work each: what a machine's operator would let `equipoise tune` choose."""
+    found = {}
+    with TritonServer(repository, ports=Ports(0, 0, 0)) as server:
+        check_readiness(server.grpc_url, server.models)
+        for contract in contracts.values():
+            image = images[next(name for name, each in contracts.items() if each is contract)]
+            rate, _ = closed_loop(served(server.grpc_url, contract.name, image), 8, 3.0)
+            found[contract.name] = queue_for(rate, WAIT, aggregator_instances(available_cores()))
+    return found
+
+
+def _peers(
+    stack: ExitStack, name: str, contract: Contract, image: np.ndarray, url: str, folder: Path, threads: int
+) -> list[Peer]:
+    sampler = OnnxSampler(folder / "models" / f"{contract.name}_sampler" / "1" / "model.onnx", threads)
+    peers = [served(url, contract.name, image), in_process(sampler, contract, image), separate(url, contract, image)]
+    if name == "tiny":
+        peers.append(bare(url, image))
+    for kind in ("loop", "batch", "copies"):
+        model = folder / (f"{name}.onnx" if kind == "copies" else f"{name}.pt")
+        address = stack.enter_context(fastapi_peer(kind, model, (contract.channels, *contract.nominal), threads))
+        peers.append(Peer(kind, http(address, image).connect))
+    return peers
+
+
+Rows = dict[str, dict[str, dict[str, float]]]
+"""Peer → load → figures."""
+
+
+def _measured(peers: list[Peer], given: argparse.Namespace) -> Rows:
+    """Medians over rounds. A first short round warms everybody up and tells what 70 and 150 % are."""
+    rates = {peer.name: closed_loop(peer, max(given.clients), min(1.0, given.seconds))[0] for peer in peers}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {peer.name: {} for peer in peers}
+    for number in range(given.rounds):
+        for i in range(len(peers)):
+            peer = peers[(number + i) % len(peers)]
+            for clients in given.clients:
+                rate, latency = closed_loop(peer, clients, given.seconds)
+                found[peer.name].setdefault(f"{clients} clients", []).append({"rate": rate, "p50": latency})
+                rates[peer.name] = rate
+            if peer.listens and not given.closed_only:
+                for label, share in OPEN:
+                    load = open_loop(peer, share * rates[peer.name], given.seconds)
+                    found[peer.name].setdefault(label, []).append(load)
+    return {
+        name: {
+            load: {key: statistics.median(each[key] for each in figures) for key in figures[0]}
+            for load, figures in loads.items()
+        }
+        for name, loads in found.items()
+    }
+
+
+def _bound(settings: Settings, rows: dict[str, dict[str, float]]) -> float:
+    """Worst case in ms of a request that a full queue lets in."""
+    last = [load for load in rows if load.endswith("clients")][-1]
+    return 1e3 * ((settings.queue or 0) + aggregator_instances(available_cores())) / rows[last]["rate"]
+
+
+def _closed_table(name: str, rows: Rows) -> Table:
+    loads = [load for load in rows["equipoise"] if load.endswith("clients")]
     table = Table(
-        "", "per second", "median ms", "equipoise is … times as fast", title=f"{name}, {clients} clients, T = {T}"
+        "", *(f"{load}: {head}" for load in loads for head in ("per s", "p50 ms", "×")), title=f"{name}, T = {T}"
     )
-    ours = rows["equipoise"][0]
-    for peer, (rate, latency) in rows.items():
-        table.add_row(peer, f"{rate:.4g}", f"{latency:.4g}", f"{ours / rate:.2f}")
+    for peer, measured in rows.items():
+        cells = []
+        for load in loads:
+            rate, latency = measured[load]["rate"], measured[load]["p50"]
+            cells += [f"{rate:.4g}", f"{latency:.4g}", f"{rows['equipoise'][load]['rate'] / rate:.2f}"]
+        table.add_row(peer, *cells)
+    table.caption = "×: how many times as fast equipoise is"
+    return table
+
+
+def _open_table(name: str, rows: Rows, bound: object) -> Table:
+    table = Table(
+        "", "load", "offered per s", "answered", "refused", "p50 ms", "p99 ms", title=f"{name}, Poisson arrivals"
+    )
+    for peer, measured in rows.items():
+        for load, _ in OPEN:
+            if load in measured:
+                each = measured[load]
+                share = (f"{each[key] / each['offered']:.0%}" for key in ("answered", "refused"))
+                table.add_row(peer, load, f"{each['rate']:.4g}", *share, f"{each['p50']:.4g}", f"{each['p99']:.4g}")
+    table.caption = f"worst case of equipoise's full queue: {bound:.4g} ms"
     return table
 
 
 def _plot(results: list[dict[str, object]], file: Path) -> None:
+    """Images per second with 8 clients, relative to equipoise, and latency by load."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 2.4 * len(results)), layout="constrained")
-    for axes, result in zip(np.atleast_1d(figure.subplots(len(results), 1)), results, strict=True):
+    figure = Figure(figsize=(12, 2.6 * len(results)), layout="constrained")
+    for (left, right), result in zip(figure.subplots(len(results), 2, squeeze=False), results, strict=True):
         rows = result["peers"]
         assert isinstance(rows, dict)
-        axes.barh(list(rows), [rate for rate, _ in rows.values()], color="#1f5a92")
-        axes.set_xscale("log")
-        axes.invert_yaxis()
-        axes.set_title(f"{result['network']}, {result['clients']} clients: images per second, T = {T}", fontsize=9)
-    figure.savefig(file)
+        last = [load for load in rows["equipoise"] if load.endswith("clients")][-1]
+        rates = {peer: measured[last]["rate"] for peer, measured in rows.items()}
+        left.barh(
+            list(rates), list(rates.values()), color=["#1f5a92" if p == "equipoise" else "#b9c4d0" for p in rates]
+        )
+        left.set_xscale("log")
+        left.invert_yaxis()
+        left.set_title(f"{result['network']}: images per second, {last}, T = {T}", fontsize=9)
+        for peer, measured in rows.items():
+            loads = [load for load, _ in OPEN if load in measured]
+            for key, style in (("p50", "o"), ("p99", "^")):
+                colour = {"equipoise": "#1f5a92", "loop": "#8b4a3b", "batch": "#c08a2e", "copies": "#5d7f4e"}.get(peer)
+                values = [measured[load][key] for load in loads]
+                right.plot(loads, values, style, linestyle="-", color=colour, label=f"{peer} {key}", ms=4, lw=0.8)
+        right.set_yscale("log")
+        right.set_title(
+            "ms from when a request was due, Poisson arrivals at a share of each one's own capacity", fontsize=9
+        )
+        if right.has_data():
+            right.legend(fontsize=6, ncols=2)
+    figure.savefig(file, dpi=110)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         failures: codes to answer the next inferences with, first one first; after them it answers.
         overrides: output name → tensor to send instead; None leaves the output out.
         stall: an event that an inference waits for before it answers, or None.
+        retry_after: ms that a model's configuration asks refused callers to wait.
         requests: what came, as protobuf; `tensors` are their inputs as arrays.
     """
 
@@ -42,6 +43,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     gone: threading.Event = field(default_factory=threading.Event)
     requests: list[Any] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
+    retry_after: dict[str, int] = field(default_factory=dict)
     configs: int = 0
     url: str = ""
 
@@ -57,6 +59,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response = service_pb2.ModelConfigResponse()
         response.config.name = request.name
         response.config.parameters["contract"].string_value = self.contracts[request.name].dumps()
+        if request.name in self.retry_after:
+            response.config.parameters["retry_after_ms"].string_value = str(self.retry_after[request.name])
         return response
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:

@@ -323,3 +323,23 @@ def test_address_is_host_and_port(url: str) -> None:
     """An address with a scheme or without a port is refused with an example."""
     with pytest.raises(InvalidInput, match="localhost:8001"):
         UncertaintyClient(url)
+
+
+def test_a_full_queue_says_when_to_ask_again(ask: Ask, triton: Any) -> None:
+    """What the model's configuration asks refused callers to wait is waited, and told when the tries are used up."""
+    triton.retry_after["brain"] = 40
+    triton.failures = [BUSY] * 2
+    begun = time.monotonic()
+    ask("predict", "brain", IMAGE)
+    assert time.monotonic() - begun >= 0.08
+    triton.failures = [BUSY] * 99
+    with pytest.raises(ServerUnavailable) as refused:
+        ask("predict", "brain", IMAGE)
+    assert refused.value.busy and refused.value.retry_after == 0.04
+
+
+def test_an_unreachable_server_is_not_a_busy_one(ask: Ask, triton: Any) -> None:
+    """Nobody said when to ask again."""
+    triton.retry_after["brain"] = 60_000
+    triton.failures = [(grpc.StatusCode.UNAVAILABLE, "connection refused")] * 3
+    assert ask("predict", "brain", IMAGE).route is Route.ACCEPT

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import numpy as np
 import pytest
+from equipoise_client import AsyncUncertaintyClient, UncertaintyClient
+from equipoise_client.watching import expected_runs, watching
 from equipoise_core.aggregate import Case, assess
 from equipoise_core.loading import load_model
 from equipoise_export.runtime import OnnxSampler
@@ -32,6 +35,46 @@ def test_a_large_image_is_answered_as_a_whole(grpc_client, repository, name, siz
     assert served["volume"][0, 1, 0] == pytest.approx(local.volumes[model.contract.classes[1]].mean, rel=1e-5)
     assert served["samples_used"].item() == 3
     assert json.loads(text(served["record"]))["shape"] == [1, *size]
+
+
+def test_the_client_sees_how_far_it_is(server, grpc_client):
+    """Shares grow up to 1; what a request runs is what was expected of it, and a small image is not watched."""
+    image = np.random.default_rng(0).normal(100, 30, (1, 500, 400)).astype(np.float32)
+    shares: list[float] = []
+    with UncertaintyClient(server.grpc_url) as client:
+        contract = client.contract("tinyseg")
+        before = client.sampler_runs("tinyseg")
+        with watching(client, contract, image.shape[1:], 60, shares.append):
+            client.predict("tinyseg", image, samples=60, outputs=())
+        assert client.sampler_runs("tinyseg") - before == expected_runs(contract, image.shape[1:], 60)
+        assert expected_runs(contract, (24, 24)) == 0
+    assert shares == sorted(shares) and all(0.0 <= share <= 1.0 for share in shares)
+    assert shares, "the image was answered before anybody looked: take a larger one"
+
+
+def test_a_large_image_can_be_called_off(server):
+    """Cancelled in the middle, its windows are not run to the end."""
+    image = np.random.default_rng(0).normal(100, 30, (1, 900, 900)).astype(np.float32)
+
+    async def ask_and_leave() -> tuple[int, int]:
+        async with AsyncUncertaintyClient(server.grpc_url, timeout=120.0) as client:
+            contract = await client.contract("tinyseg")
+            whole = expected_runs(contract, image.shape[1:], 1000)
+            before = await client.sampler_runs("tinyseg")
+            asked = asyncio.create_task(client.predict("tinyseg", image, samples=1000, outputs=()))
+            while await client.sampler_runs("tinyseg") == before:
+                assert not asked.done()
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            while True:  # until two looks a while apart see the same: nobody else asks this model meanwhile
+                seen = await client.sampler_runs("tinyseg")
+                await client.predict("tinyseg", image[:, :24, :24], samples=20, outputs=())
+                if await client.sampler_runs("tinyseg") <= seen + 1:
+                    return seen - before, whole
+
+    run, whole = asyncio.run(asyncio.wait_for(ask_and_leave(), 120))
+    assert 0 < run < whole
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 from equipoise_core.loading import load_model
 
-from .asking import MODELS, SMALL, ask, case, picture
+from .asking import MODELS, SMALL, ask, case, picture, poll
 
 pytestmark = pytest.mark.pipeline
 
@@ -33,8 +33,12 @@ def test_every_case_is_counted_once_for_each_watched_number(server, repository, 
     tensors = case(picture(contracts[model], SMALL[model][0], seed=3))
     for _ in range(2):
         ask(grpc_client, model, tensors, ("route",))
-    after = _counts(server.metrics_url, "equipoise_calibration_rank_count")
-    grown = {labels: count - before.get(labels, 0.0) for labels, count in after.items() if f'model="{model}"' in labels}
-    assert {re.search('number="(.*?)"', labels)[1] for labels in grown} == watched
-    assert set(grown.values()) == {2.0}
+
+    def grown() -> dict[str, float]:
+        after = _counts(server.metrics_url, "equipoise_calibration_rank_count")
+        return {key: count - before.get(key, 0.0) for key, count in after.items() if f'model="{model}"' in key}
+
+    # Numbers are told from a thread of their own, a moment after the answer.
+    poll(lambda: set(grown().values()) == {2.0}, "both cases are counted")
+    assert {re.search('number="(.*?)"', labels)[1] for labels in grown()} == watched
     assert any(f'model="{model}"' in labels for labels in _counts(server.metrics_url, "equipoise_audits_total"))

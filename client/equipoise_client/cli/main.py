@@ -52,6 +52,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "equipoise_export.compare.command:app", "export", "One table over several models on one data set."
         ),
         "serve": Verb("equipoise_deploy.command:serve_command", "embedded", "Serve a model repository with Triton."),
+        "tune": Verb(
+            "equipoise_deploy.tune_command:tune_command", "embedded", "Find how this machine serves a model fastest."
+        ),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "send": Verb("equipoise_client.cli.send:send", "dicom", "Store DICOM files in a PACS."),
         "fetch": Verb("equipoise_client.cli.fetch:fetch", "dicom", "Bring studies from a PACS over DICOMweb."),

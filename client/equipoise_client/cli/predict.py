@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
 from ..transport import Tls
+from ..watching import watching
 
 if TYPE_CHECKING:
     from ..dicom.rules import Rules
@@ -222,7 +224,8 @@ def _cases(
             if out is not None and contract.task is Task.SEGMENTATION:
                 wanted = ("labels", "epistemic")
             millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
-            answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
+            with _windows_shown(client, contract, prepared, options["samples"]):
+                answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
             case = replace(case, prediction=prepared.judge(answer))
             if out is not None:
                 case = _with_results(case, prepared, free_place(out, file, taken))
@@ -232,6 +235,21 @@ def _cases(
             # Only the kind of error is shown: a library's message may quote what stands in the file.
             case = _failed(case, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it")
         yield case
+
+
+@contextmanager
+def _windows_shown(
+    client: UncertaintyClient, contract: Contract, prepared: Prepared, samples: int | None
+) -> Iterator[None]:
+    """A progress bar on stderr while the windows of a large image are run, where somebody looks."""
+    size = prepared.pixels.shape[1:]
+    if not (sys.stderr.isatty() and contract.in_windows(size)):
+        yield
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"windows of {prepared.source.kind.value} image", total=1.0)
+        with watching(client, contract, size, samples, lambda share: progress.update(task, completed=share)):
+            yield
 
 
 def _rules(path: Path, name: str) -> Rules:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ..errors import UnreadableImage
+from ..errors import EquipoiseError, UnreadableImage
 
 AUTHORIZATION = "EQUIPOISE_DICOMWEB_AUTHORIZATION"
 """Environment variable with the value of the Authorization header: a command line can be read by everybody."""
@@ -43,12 +43,18 @@ def send(
     from ..dicom.archive import Access
     from ..dicom.archive import send as store
 
-    paths = [path for given in files for path in (sorted(given.rglob("*")) if given.is_dir() else [given])]
+    given = [path for file in files for path in (sorted(file.rglob("*")) if file.is_dir() else [file])]
+    paths = [path for path in given if not path.is_dir()]
     found: list[dict[str, Any]] = []
     access = Access(os.environ.get(AUTHORIZATION), tls_root, tls_cert, tls_key, timeout)
-    datasets = _datasets([path for path in paths if not path.is_dir()], found)
-    for stored in store(shown(datasets, len(paths), "storing", as_json), to, access=access, calling_aet=calling_aet):
-        found[-1] |= {"sop_instance_uid": stored.sop_instance, "stored": stored.done, "reason": stored.reason}
+    stopped: EquipoiseError | None = None
+    datasets = shown(_datasets(paths, found), len(paths), "storing", as_json)
+    try:
+        for stored in store(datasets, to, access=access, calling_aet=calling_aet):
+            found[-1] |= {"sop_instance_uid": stored.sop_instance, "stored": stored.done, "reason": stored.reason}
+    except EquipoiseError as error:  # what was stored until then is told all the same
+        stopped = error
+        found.extend(_outcome(path, "it was not tried") for path in paths[len(found) :])
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
@@ -56,8 +62,14 @@ def send(
             if not each["stored"]:
                 typer.echo(f"not stored: {each['file']}: {each['reason']}", err=True)
         typer.echo(f"{sum(each['stored'] for each in found)} of {len(found)} instances stored")
+    if stopped is not None:
+        raise stopped
     if not found or not all(each["stored"] for each in found):
         raise typer.Exit(1)
+
+
+def _outcome(path: Path, reason: str) -> dict[str, Any]:
+    return {"file": str(path), "sop_instance_uid": None, "stored": False, "reason": reason}
 
 
 def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
@@ -67,7 +79,7 @@ def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
     from ..images.dicom import quiet
 
     for path in paths:
-        found.append({"file": str(path), "sop_instance_uid": None, "stored": False, "reason": "there was no answer"})
+        found.append(_outcome(path, "there was no answer"))
         try:
             with quiet(path.name):
                 dataset = dcmread(path)

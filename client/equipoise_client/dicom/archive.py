@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidInput, NotPermitted, ServerFailure, ServerUnavailable
+from ..errors import InvalidInput, NotPermitted, ServerUnavailable
 from ..extras import needs
 
 CALLING_AET = "EQUIPOISE"
@@ -114,7 +114,7 @@ def _stow(instances: Iterable[Any], url: str, access: Access) -> Iterator[Stored
         try:
             with _translated(url):
                 answer = client.store_instances([_as_file(dataset)])
-        except (InvalidInput, ServerFailure) as error:
+        except InvalidInput as error:
             yield Stored(*about, str(error))
             continue
         failed = answer.get("FailedSOPSequence") or []
@@ -169,11 +169,9 @@ def _translated(url: str) -> Iterator[None]:
         text = f"the archive at {url} answered HTTP {status}"
         if status in (401, 403, 407):
             raise NotPermitted(f"{text}; check the credentials") from None
-        if status in (408, 425, 429, 502, 503, 504):
-            raise ServerUnavailable(f"{text}; try again later") from None
-        if 400 <= status < 500:
-            raise InvalidInput(f"{text}; it does not know the study, or refuses what was sent") from None
-        raise ServerFailure(text) from None
+        if status in (404, 408, 425, 429) or status >= 500:  # address or load: it says nothing about what was sent
+            raise ServerUnavailable(f"{text}; check the address, or try again later") from None
+        raise InvalidInput(f"{text}; it refuses what was sent or asked") from None
     except requests.RequestException as error:
         raise ServerUnavailable(f"the archive at {url} cannot be reached ({type(error).__name__})") from None
 
@@ -209,5 +207,7 @@ def _c_store(instances: Iterable[Any], host: str, port: int, aet: str, calling_a
         if "Status" not in status:
             raise ServerUnavailable(f"{aet} at {host}:{port} broke off without an answer")
         code = int(status.Status)
+        if code >> 8 == 0xA7:  # out of resources: no fault of the instance
+            raise ServerUnavailable(f"{aet} at {host}:{port} has no room (status 0x{code:04x})")
         # 0xB…: stored, with a warning (PS3.4 B.2.3)
         yield Stored(*about, "" if code == 0 or code >> 12 == 0xB else f"refused with status 0x{code:04x}")

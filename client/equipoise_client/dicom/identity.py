@@ -29,11 +29,16 @@ class Identity:
     time: str
 
     def uid(self, *what: str) -> str:
-        """A UID below 2.25 (PS3.5 B.2), the same for the same decision and `what`."""
-        number = bytearray(hashlib.sha256("\0".join((self.digest, *what)).encode()).digest()[:16])
-        number[6] = number[6] & 0x0F | 0x80  # version 8 and the variant of RFC 9562: a UUID made from a hash
-        number[8] = number[8] & 0x3F | 0x80
-        return f"2.25.{int.from_bytes(number, 'big')}"
+        """A UID, the same for the same decision and `what`."""
+        return uid_of(self.digest, *what)
+
+
+def uid_of(*what: str) -> str:
+    """A UID below 2.25 (PS3.5 B.2) that follows from `what`: a UUID of version 8, made from a hash (RFC 9562)."""
+    number = bytearray(hashlib.sha256("\0".join(what).encode()).digest()[:16])
+    number[6] = number[6] & 0x0F | 0x80  # the version
+    number[8] = number[8] & 0x3F | 0x80  # the variant
+    return f"2.25.{int.from_bytes(number, 'big')}"
 
 
 def identity_of(series: Series, prediction: Prediction) -> Identity:

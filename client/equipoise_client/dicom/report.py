@@ -16,6 +16,7 @@ from .. import __version__
 from ..prediction import Estimate
 from . import codes
 from .finding import STATEMENT, Finding
+from .identity import uid_of
 from .images import property_type
 from .source import CHARACTERS, finished, headers
 
@@ -31,11 +32,10 @@ def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...]
     )
     from pydicom.sr.codedict import codes as standard
 
-    uid = finding.identity.uid
     device = ObserverContext(
         observer_type=standard.DCM.Device,
         observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-            uid=uid("device"),
+            uid=uid_of("device", finding.contract.model_digest),
             name=f"Equipoise {finding.contract.name}",
             manufacturer_name="Equipoise",
             model_name=finding.contract.name,
@@ -60,13 +60,13 @@ def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...]
         is_verified=False,
         specific_character_set=CHARACTERS,
         coding_schemes=[codes.scheme()],
-        **{**finding.equipment("report", 8004), "manufacturer": "Equipoise"},
+        **finding.equipment("report", 8004),
     )
     return finished(result, finding.series, finding.identity)
 
 
 def _segments(finding: Finding, segmentation: Any) -> Iterator[Any]:
-    """One TID 1411 group for each segment, and one for all together where there are several."""
+    """One TID 1411 group for each segment."""
     from highdicom.sr import (
         FindingSite,
         ReferencedSegment,
@@ -111,22 +111,7 @@ def _case(finding: Finding) -> Any:
     if contract.task is Task.SEGMENTATION and prediction.volume is not None and len(finding.class_names) > 1:
         measurements.extend(_volumes(prediction.volume.total))
     if contract.task is Task.CLASSIFICATION:
-        for k, name in enumerate(contract.classes):
-            method = _method(name)
-            mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
-            for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
-                measurements.append(
-                    Measurement(
-                        name=codes.PROBABILITY,
-                        value=_ds(value),
-                        unit=codes.NO_UNITS,
-                        derivation=derivation,
-                        tracking_identifier=TrackingIdentifier(
-                            finding.identity.uid("probability", name), f"Probability of {name}"
-                        ),
-                        method=method,
-                    )
-                )
+        measurements.extend(_probabilities(finding))
     evaluations.append(QualitativeEvaluation(name=codes.ROUTE, value=codes.ROUTES[prediction.route.value]))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(finding.identity.uid("case"), "Whole case"),
@@ -142,6 +127,26 @@ def _case(finding: Finding) -> Any:
             )
         )
     return group
+
+
+def _probabilities(finding: Finding) -> Iterator[Any]:
+    """Of each class, as mean and standard deviation over samples. The class is the method's code: it is the model's."""
+    from highdicom.sr import Measurement, TrackingIdentifier
+
+    prediction = finding.prediction
+    for k, name in enumerate(finding.contract.classes):
+        mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
+        for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
+            yield Measurement(
+                name=codes.PROBABILITY,
+                value=_ds(value),
+                unit=codes.NO_UNITS,
+                derivation=derivation,
+                tracking_identifier=TrackingIdentifier(
+                    finding.identity.uid("probability", name), f"Probability of {name}"
+                ),
+                method=_concept(codes.class_code(name)),
+            )
 
 
 def _volumes(estimate: Estimate | None) -> list[Any]:
@@ -203,15 +208,9 @@ def _algorithm(finding: Finding) -> Any:
 def _interval(record: Mapping[str, Any]) -> str:
     """What the volumes' intervals promise: there is no code for coverage."""
     level = record.get("volume_level")
-    if not isinstance(level, float):
-        return "as the policy states"
-    promise = "conformally calibrated" if record.get("volume_calibrated") else "of the samples alone, not calibrated"
-    return f"{level:.0%}, {promise}"
-
-
-def _method(name: str) -> Any:
-    """A class as the method's code: of a private scheme, since the class's name is the model's own."""
-    return _concept(codes.class_code(name))
+    if isinstance(level, float):
+        return f"{level:.0%}, conformally calibrated"
+    return "of the samples alone, not calibrated" if "volume_level" in record else "as the policy states"
 
 
 def _concept(code: Any) -> Any:

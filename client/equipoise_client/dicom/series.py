@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UnreadableImage
+from ..errors import StudyRejected, UnreadableImage
 from ..extras import needs
 from ..images import dicom as pixels
 from ..images.source import Kind, SourceImage, check_size, finished
@@ -54,16 +54,22 @@ class Group:
 
     @cached_property
     def slices(self) -> int:
-        return sum(_frames(dataset) for dataset in self.datasets)
+        """Number of images; 0 where one is malformed."""
+        try:
+            with _damage():
+                return sum(_frames(dataset) for dataset in self.datasets)
+        except StudyRejected:
+            return 0
 
     @cached_property
     def plane(self) -> str:
-        """One of `PLANES`, or "" where the images do not say."""
-        first = pixels.planes_of(self.datasets[0], _frames(self.datasets[0]))
-        if first is None:
+        """One of `PLANES`, or "" where the images do not say, or say nonsense."""
+        try:
+            with _damage():
+                first = pixels.planes_of(self.datasets[0], _frames(self.datasets[0]))
+                return "" if first is None else PLANES[int(np.argmax(np.abs(np.cross(*normal_axes(first[1][0])))))]
+        except StudyRejected:
             return ""
-        normal = np.cross(*normal_axes(first[1][0]))
-        return PLANES[int(np.argmax(np.abs(normal)))]
 
 
 @dataclass(frozen=True, eq=False)

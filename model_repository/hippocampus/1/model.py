@@ -1,10 +1,13 @@
 """Triton adapter of the public model: requests → cases → `equipoise_core` → responses. No arithmetic here."""
 
+import gc
 import json
 import math
 import os
 import sys
+import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -25,6 +28,12 @@ STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.
 
 TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]  # buckets: without drift each holds as many cases
 
+# Each number is a round trip to the server, 0.1 ms and a wake-up: they go together, so many seconds after the first.
+TELLING = 0.05
+
+# Seconds below which a request is not worth asking whether it was cancelled before it began: the question takes 0.4 ms.
+SHORT = 0.02
+
 # Chunks that a deadline may fall between cost a trunk each: not where the deadline is so many times as far as needed.
 AMPLE = 4
 
@@ -38,23 +47,29 @@ class TritonPythonModel:
         members = len(self.model.contract.samplers)
         self.each = AtOnce(members) if members > 1 else map
         self.slowest = math.inf  # seconds of the slowest request lately; at first nobody knows
+        gc.freeze()  # what is there now stays: no collection has to walk it again in the middle of a request
 
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
             return [self._refuse(pb_utils.TritonError.UNAVAILABLE, Stopping()) for _ in requests]
-        self.metrics.in_flight.increment(len(requests))
+        self.metrics.add("in_flight", len(requests))
         try:
             return [self._respond(request) for request in requests]
         finally:
-            self.metrics.in_flight.increment(-len(requests))
+            self.metrics.add("in_flight", -len(requests))
+
+    def finalize(self):
+        self.metrics.close()
 
     def _respond(self, request):
         try:
             contract = self.model.contract
-            samplers = [BlsSampler(sampler.name, contract, request) for sampler in contract.samplers]
-            screen = BlsSampler(contract.screen.name, contract.screening, request) if contract.screen else None
+            brief = self.slowest < SHORT
+            samplers = [BlsSampler(sampler.name, contract, request, brief) for sampler in contract.samplers]
+            screen = BlsSampler(contract.screen.name, contract.screening, request, brief) if contract.screen else None
             cases = cases_of(request)
-            validate_answer(contract, cases, request.requested_output_names())
+            wanted = set(request.requested_output_names())
+            validate_answer(contract, cases, wanted)
             hurried = 0 < request.timeout() * 1e-6 < AMPLE * self.slowest
             begun = time.monotonic()
             assessments = [assess(self.model, case, samplers, self.each, hurried, screen) for case in cases]
@@ -62,7 +77,7 @@ class TritonPythonModel:
             tensors = [
                 pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
-                if name in request.requested_output_names()
+                if name in wanted
             ]
             for assessment in assessments:
                 self.metrics.count(assessment)
@@ -122,16 +137,18 @@ def _rows(request, name, count):
 class BlsSampler:
     """`RunSampler` over Triton's business logic scripting, within the request's own timeout."""
 
-    def __init__(self, name, contract, request):
+    def __init__(self, name, contract, request, brief):
         self.name = name
         self.request = request
+        self.unasked = brief  # whether a first call may go out without asking if anybody still waits
         self.outputs = sampler_outputs(contract)
         self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
         self.pace = 0.0  # seconds per sample of the slowest call so far
 
     def __call__(self, image, masks):
-        if self.request.is_cancelled():
+        if not self.unasked and self.request.is_cancelled():
             raise Cancelled("the client cancelled the request")
+        self.unasked = False
         left = 0 if self.ends is None else int((self.ends - time.monotonic()) * 1e6)
         if self.ends is not None and left <= 0:
             raise SamplerFailure("the request's timeout passed before all samples were drawn")
@@ -169,12 +186,17 @@ class AtOnce:
 
 
 class Metrics:
-    """Counters and a histogram on Triton's own metrics endpoint; they carry the model's name and nothing of a case."""
+    """Counters and histograms on Triton's own metrics endpoint; they carry the model's name and nothing of a case.
+
+    They are told from a thread of their own, at most every `TELLING` seconds, so that no answer waits for them.
+    """
 
     def __init__(self, model):
         family, label = pb_utils.MetricFamily, {"model": model.contract.name}
-        routes = family(name="equipoise_routes_total", description="Decisions by route", kind=family.COUNTER)
+        in_flight = family(name="equipoise_in_flight", description="Requests being answered", kind=family.GAUGE)
         samples = family(name="equipoise_samples_total", description="Samples drawn", kind=family.COUNTER)
+        audits = family(name="equipoise_audits_total", description="Accepted cases to audit", kind=family.COUNTER)
+        routes = family(name="equipoise_routes_total", description="Decisions by route", kind=family.COUNTER)
         failures = family(name="equipoise_failures_total", description="Cases with no decision", kind=family.COUNTER)
         scores = family(name="equipoise_case_score", description="Case score", kind=family.HISTOGRAM)
         ranks = family(
@@ -182,41 +204,60 @@ class Metrics:
             description="Where numbers lie among those of the calibration cases: below 0 to above 1",
             kind=family.HISTOGRAM,
         )
-        audits = family(name="equipoise_audits_total", description="Accepted cases to audit", kind=family.COUNTER)
-        in_flight = family(name="equipoise_in_flight", description="Requests being answered", kind=family.GAUGE)
-        # A family must outlive its metrics.
-        self.families = [
-            routes,
-            samples,
-            failures,
-            scores,
-            ranks,
-            audits,
-            in_flight,
-        ]
-        self.in_flight = in_flight.Metric(labels=label)
-        self.routes = {r: routes.Metric(labels={**label, "route": r.value}) for r in Route}
-        self.samples = samples.Metric(labels=label)
-        self.failures = {
-            kind: failures.Metric(labels={**label, "kind": kind})
-            for kind in ("InvalidRequest", "Cancelled", "SamplerFailure", "Stopping", "Internal")
+        self.families = [in_flight, samples, audits, routes, failures, scores, ranks]  # must outlive their metrics
+        kinds = ("InvalidRequest", "Cancelled", "SamplerFailure", "Stopping", "Internal")
+        self.sums = {
+            "in_flight": in_flight.Metric(labels=label),
+            "samples": samples.Metric(labels=label),
+            "audits": audits.Metric(labels=label),
+            **{route: routes.Metric(labels={**label, "route": route.value}) for route in Route},
+            **{kind: failures.Metric(labels={**label, "kind": kind}) for kind in kinds},
         }
-        self.audits = audits.Metric(labels=label)
         monitoring = model.in_force.monitoring if model.in_force else None
-        self.ranks = {
-            name: ranks.Metric(labels={**label, "number": name}, buckets=TENTHS)
-            for name in (monitoring.quantiles if monitoring else ())
+        self.histograms = {
+            "score": scores.Metric(labels=label, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7]),
+            **{
+                name: ranks.Metric(labels={**label, "number": name}, buckets=TENTHS)
+                for name in (monitoring.quantiles if monitoring else ())
+            },
         }
-        self.scores = scores.Metric(labels=label, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7])
+        self.lock = threading.Lock()
+        self.added, self.observed = defaultdict(float), []
+        self.waiting, self.closing = threading.Event(), threading.Event()
+        self.teller = threading.Thread(target=self._tell, daemon=True)
+        self.teller.start()
 
     def count(self, assessment):
-        self.routes[assessment.decision.route].increment(1)
-        self.samples.increment(assessment.moments.samples)
-        self.audits.increment(int(assessment.audited))
-        for name, rank in assessment.ranks.items():
-            self.ranks[name].observe(rank)
-        if np.isfinite(assessment.case_score):
-            self.scores.observe(assessment.case_score)
+        self.add(assessment.decision.route, 1)
+        self.add("samples", assessment.moments.samples)
+        self.add("audits", int(assessment.audited))
+        seen = [*assessment.ranks.items(), ("score", assessment.case_score)]
+        with self.lock:
+            self.observed += [(name, number) for name, number in seen if math.isfinite(number)]
 
     def fail(self, kind):
-        self.failures[kind if kind in self.failures else "Internal"].increment(1)
+        self.add(kind if kind in self.sums else "Internal", 1)
+
+    def add(self, name, amount):
+        with self.lock:
+            self.added[name] += amount
+        self.waiting.set()
+
+    def close(self):
+        self.closing.set()
+        self.waiting.set()
+        self.teller.join()
+
+    def _tell(self):
+        while not self.closing.is_set():
+            self.waiting.wait()
+            self.closing.wait(TELLING)
+            self.waiting.clear()
+            with self.lock:
+                added, observed = self.added, self.observed
+                self.added, self.observed = defaultdict(float), []
+            for name, amount in added.items():
+                if amount:
+                    self.sums[name].increment(amount)
+            for name, number in observed:
+                self.histograms[name].observe(number)

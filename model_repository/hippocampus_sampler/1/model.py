@@ -6,6 +6,7 @@ it executes what the dynamic batcher hands it as one batch, and computes no outp
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's server tells nobody that it runs
@@ -25,7 +26,9 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         version = Path(args["model_repository"]) / args["model_version"]
         options = ort.SessionOptions()
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        # As the native backend's: 0, or nothing said, is all cores.
+        named = json.loads(args["model_config"]).get("parameters", {}).get("intra_op_thread_count", {})
+        options.intra_op_num_threads = int(named.get("string_value", 0)) or len(os.sched_getaffinity(0))
         # Waiting threads sleep: spinning would take the cores from the aggregators and from the other models.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3

@@ -140,6 +140,18 @@ def test_an_archive_that_is_away(pacs, way) -> None:
         pacs.start()
 
 
+def test_what_was_stored_before_is_told(capsys, files, pacs) -> None:
+    """An archive that goes away in the middle: the error, and what became of each file."""
+    pacs.stop()
+    try:
+        code, out, err = run(capsys, "send", files, "--to", pacs.dicomweb_url, "--json")
+    finally:
+        pacs.start()
+    found = json.loads(out)
+    assert code == 1 and "cannot be reached" in err and len(found) == 4
+    assert not any(each["stored"] for each in found) and found[-1]["reason"] == "it was not tried"
+
+
 def test_addresses() -> None:
     for to in ("ftp://a", "dicom://a", "dicom://a@b", "dicom://a@b:70000", ""):
         with pytest.raises(InvalidInput):

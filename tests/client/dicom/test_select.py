@@ -312,6 +312,16 @@ class TestRules:
             select(self.study(), Rules((rule,)))
         assert type(caught.value) is expected
 
+    @pytest.mark.parametrize("name", ["ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames"])
+    def test_nonsense_in_another_series_is_no_matter(self, name) -> None:
+        """Only what is chosen has to be right."""
+        datasets = self.study()
+        for dataset in datasets:
+            if dataset.SeriesDescription == "Localizer":
+                dataset.add_new(name, "LO", ["a", "b"])
+        (chosen,) = select(datasets, Rules((Rule("m", modality="MR", plane="axial", minimum_slices=9),)))
+        assert chosen.series.first.SeriesDescription == "T1 HippoCrop"
+
     def test_one_series_for_each_model(self) -> None:
         """The first rule of a model that fits is taken; another model may have another series, or the same."""
         rules = Rules((Rule("a", description="hippo"), Rule("a", modality="CT"), Rule("b", modality="CT")))

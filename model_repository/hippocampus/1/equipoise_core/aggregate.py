@@ -198,13 +198,8 @@ class Assessment:
 
     @property
     def volume_rule(self) -> VolumeRule | None:
-        """What the policy in force says of volume intervals."""
+        """What the policy says of volume intervals, where it is in force; else they are the samples' own."""
         return self.model.in_force.volume if self.model.in_force else None
-
-    @property
-    def volume_level(self) -> float:
-        """Nominal coverage of the volume intervals; without a rule they are the samples' own, which cover less."""
-        return self.volume_rule.level if self.volume_rule else UNCALIBRATED_LEVEL
 
     @cached_property
     def volumes(self) -> dict[str, Volume]:
@@ -215,8 +210,9 @@ class Assessment:
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
         columns = dict(zip(contract.classes, millilitres.T, strict=True))
         columns["total"] = millilitres[:, list(contract.foreground)].sum(axis=1)
+        level = rule.level if rule else UNCALIBRATED_LEVEL
         return {
-            name: volume_of_samples(column, self.volume_level, rule.widening.get(name, 0.0) if rule else 0.0)
+            name: volume_of_samples(column, level, rule.widening.get(name, 0.0) if rule else 0.0)
             for name, column in columns.items()
         }
 
@@ -303,9 +299,8 @@ class Assessment:
                     "statistics": self.statistics,
                     "strangeness": self.numbers.get("strangeness"),
                     "threshold": self.rule.threshold if self.rule else None,
+                    "volume_level": self.volume_rule.level if segmentation and self.volume_rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
-                    "volume_level": self.volume_level if segmentation else None,
-                    "volume_calibrated": self.volume_rule is not None if segmentation else None,
                     "route": self.decision.route.value,
                     "reason": self.decision.reason,
                     "alpha": policy.accept.alpha if policy and policy.accept else None,
