@@ -323,6 +323,25 @@ def test_a_full_disk_refuses_new_studies_loses_none_and_recovers(server, pacs, s
         running.stop()
 
 
+def test_a_disk_that_fills_up_before_the_analysis_only_delays_it(server, pacs, small_disk, tmp_path, log):
+    """No reserve: not a byte is left when the study is due."""
+    images = tiny_study(16)
+    settings = configuration(small_disk, server.grpc_url, TINY, receive=receiving(3.0), deliver=stow(pacs))
+    with gateway(settings, log=log) as running:
+        assert send(running.ports["receive"], images) == [0]
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4096))
+        poll(lambda: [each for each in running.logged("waits") if each["why"] == "no room"], "it finds no room")
+        assert results(pacs, uid_of(images)) == [] and "delivered" not in running.states("cases")
+        ballast.unlink()
+        poll(lambda: running.states("cases") == ["delivered"], "delivered")
+        assert results(pacs, uid_of(images)) == ["OT", "OT", "SEG", "SR"]
+        poll(lambda: nothing_left(running), "files are tidied away")
+        running.stop()
+
+
 def _status(running: Running, path: str) -> str:
     with socket.create_connection(("127.0.0.1", running.ports["health"])) as connection:
         connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
