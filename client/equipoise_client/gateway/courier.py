@@ -18,6 +18,9 @@ from .settings import Deliver, password
 from .spool import Spool
 from .store import Parcel, Store
 
+_DUPLICATE = 0x0111
+"""DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
+
 
 class Away(EquipoiseError):
     """Nobody answers, or not as somebody who could decide: says nothing about the object."""
@@ -54,11 +57,28 @@ class Stow:
             status = error.response.status_code if error.response is not None else 0
             if status in self._LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise Away(f"HTTP status {status}") from None
-            raise Refused(f"HTTP status {status}") from None
+            self._refused(dataset, f"HTTP status {status}")
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
-        for failed in answer.get("FailedSOPSequence") or []:
-            raise Refused(f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+        else:
+            for failed in answer.get("FailedSOPSequence") or []:
+                self._refused(dataset, f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+
+    def holds(self, dataset: pydicom.Dataset) -> bool:
+        """Whether an object of this UID is there, by QIDO-RS."""
+        uid = str(dataset.SOPInstanceUID)
+        where = (str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID))
+        found = self._client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
+        return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
+
+    def _refused(self, dataset: pydicom.Dataset, why: str) -> None:
+        """Some archives refuse what they hold already, sent before a crash: equal UIDs are equal objects here."""
+        try:
+            if self.holds(dataset):
+                return
+        except (requests.RequestException, OSError) as error:
+            raise Away(type(error).__name__) from None
+        raise Refused(why)
 
 
 class CStore:
@@ -90,7 +110,7 @@ class CStore:
         code = int(status.Status)
         if 0xA700 <= code <= 0xA7FF:
             raise Away(f"status {code:#06x}")  # out of resources: no fault of the object
-        if code != 0 and not 0xB000 <= code <= 0xBFFF:
+        if code not in (0x0000, _DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
             raise Refused(f"status {code:#06x}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -157,6 +158,30 @@ def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
     assert told["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
     assert told["c"][0] == "delivered"
     assert {str(read(each).SOPInstanceUID) for each in objects} <= set(pacs.instances())
+
+
+@pytest.mark.parametrize(("status", "arrives"), [(0x0000, True), (0x0111, True), (0xB000, True), (0xA900, False)])
+def test_what_the_archive_holds_already_has_arrived(status, arrives):
+    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored."""
+    entity = AE(ae_title="STRICT")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: status)])
+    sender = CStore(Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="STRICT"))
+    try:
+        with nullcontext() if arrives else pytest.raises(Refused):
+            sender.send(read(study(count=1)[0]))
+    finally:
+        server.shutdown()
+
+
+def test_stow_knows_what_the_archive_holds(pacs):
+    there, elsewhere = (read(each) for each in study(count=2))
+    sender = Stow(Deliver(stow_url=pacs.dicomweb_url))
+    sender.send(there)
+    assert sender.holds(there) and not sender.holds(elsewhere)
+    with pytest.raises(Refused, match="HTTP status 409"):
+        sender._refused(elsewhere, "HTTP status 409")
+    sender._refused(there, "HTTP status 409")
 
 
 def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):
