@@ -569,25 +569,28 @@ class Store:
                 )
         return not left
 
-    def unsent(self, parcel: Parcel, seconds: float, refused: bool) -> None:
-        """It did not arrive; again after `seconds`.
+    def refused(self, parcel: Parcel, seconds: float) -> None:
+        """A destination that is there does not want it; again after `seconds`."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?",
+                (time() + seconds, parcel.case, parcel.number),
+            )
+
+    def missed(self, parcel: Parcel, seconds: float, everything: bool) -> None:
+        """Its destination could not take it, which counts against nothing; again after `seconds`.
 
         Args:
-            refused: by a destination that is there; else nobody answered, and all that waits for it waits as long.
+            everything: nobody was there, so that all that is on its way waits as long.
         """
         now = time()
         with self._transaction() as db:
-            if refused:
-                db.execute(
-                    "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?",
-                    (now + seconds, parcel.case, parcel.number),
-                )
-            else:
-                db.execute(
-                    "UPDATE parcels SET due = MAX(due, ?), away = COALESCE(away, ?) WHERE state = 'waiting'"
-                    " AND owner IN (SELECT key FROM cases WHERE state = 'delivering')",
-                    (now + seconds, now),
-                )
+            db.execute(
+                "UPDATE parcels SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
+                " CASE WHEN ?3 THEN owner IN (SELECT key FROM cases WHERE state = 'delivering')"
+                " ELSE owner = ?4 AND number = ?5 END",
+                (now + seconds, now, int(everything), parcel.case, parcel.number),
+            )
 
     def give_up(self, parcel: Parcel, reason: str) -> None:
         """A dead letter: the object and its case stay where they are until somebody says `revive`."""
