@@ -107,7 +107,7 @@ class CStore:
             if not association.accepted_contexts:
                 raise Refused("its SOP class or transfer syntax is not accepted")
             status = association.send_c_store(dataset)
-        except (ValueError, RuntimeError) as error:
+        except RuntimeError as error:  # the association ended
             raise Away(type(error).__name__) from None
         finally:
             association.release()
