@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from equipoise_client.audit import verify
+from equipoise_client.gateway.analyst import ATTEMPTS
 from equipoise_client.gateway.service import POINTS
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.readiness import check_readiness
@@ -23,6 +25,7 @@ from ..client.gateway.studies import PLANTED, encoded, read, study
 from ..orthanc import Site, orthanc
 from .asking import poll
 from .gateways import Running, configuration, gateway, rows, send
+from .processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.pipeline]
 needs_data = pytest.mark.skipif(not Path(os.environ.get("EQUIPOISE_DATA", "")).is_dir(), reason="needs EQUIPOISE_DATA")
@@ -30,6 +33,7 @@ needs_data = pytest.mark.skipif(not Path(os.environ.get("EQUIPOISE_DATA", "")).i
 HIPPOCAMPUS = '[[series]]\nmodel = "hippocampus"\nmodality = "MR"\nminimum_slices = 20\n'
 TINY = '[[series]]\nmodel = "tinyseg"\nmodality = "MR"\n'
 TINY_CLASSIFIER = '[[series]]\nmodel = "tinycls"\nmodality = "MR"\n'
+QUICK = {"first_seconds": 0.05, "longest_seconds": 0.2}
 FAST = {"first_seconds": 0.05, "longest_seconds": 0.2, "review": "send", "reject": "send"}
 
 
@@ -228,7 +232,7 @@ def test_while_triton_is_away_a_study_waits_and_nothing_is_sent(pacs, tmp_path, 
     publish(tiny_segmentation, tmp_path / "models")
     settings = configuration(
         tmp_path / "a", f"127.0.0.1:{port}", TINY, receive=receiving(), deliver=stow(pacs),
-        triton={"url": f"127.0.0.1:{port}", "timeout_seconds": 5.0},
+        triton={**QUICK, "url": f"127.0.0.1:{port}", "timeout_seconds": 5.0},
     )  # fmt: skip
     with gateway(settings, log=log) as running:
         assert send(running.ports["receive"], images) == [0]
@@ -238,6 +242,33 @@ def test_while_triton_is_away_a_study_waits_and_nothing_is_sent(pacs, tmp_path, 
         with TritonServer(tmp_path / "models", ports=Ports(port, 0, 0)) as triton:
             check_readiness(triton.grpc_url, triton.models)
             poll(lambda: results(pacs, uid_of(images)) == ["OT", "OT", "SEG", "SR"], "results")
+        running.stop()
+
+
+def test_a_server_that_fails_on_everything_gives_up_no_study(pacs, tmp_path, log, tiny_segmentation):
+    """A dead backend process: the server says that it is ready, and fails every request until it is started anew."""
+    port, studies = free_port(), [tiny_study(seed) for seed in (40, 41)]
+    publish(tiny_segmentation, tmp_path / "models")
+    settings = configuration(
+        tmp_path / "a", "", TINY, receive=receiving(), deliver=stow(pacs),
+        triton={**QUICK, "url": f"127.0.0.1:{port}", "timeout_seconds": 5.0},
+    )  # fmt: skip
+    with gateway(settings, log=log) as running:
+        with TritonServer(tmp_path / "models", ports=Ports(port, 0, 0)) as triton:
+            check_readiness(triton.grpc_url, triton.models)
+            server = [pid for pid, _ in descendants(triton._guardian.pid) if pid != triton._guardian.pid]
+            stubs = [pid for pid in server if b"_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            for pid in stubs:
+                os.kill(pid, signal.SIGKILL)
+            for each in studies:
+                send(running.ports["receive"], each)
+            poll(lambda: len(running.logged("analysis failed")) > 2 * ATTEMPTS, "it tries again and again")
+            assert running.states("studies") == ["receiving"] * 2
+            for pid in set(server) - set(stubs):
+                os.kill(pid, signal.SIGKILL)  # a stop in good order takes it half a minute without its stubs
+        with TritonServer(tmp_path / "models", ports=Ports(port, 0, 0)) as triton:
+            check_readiness(triton.grpc_url, triton.models)
+            poll(lambda: running.states("cases") == ["delivered"] * 2, "both are delivered")
         running.stop()
 
 
@@ -288,6 +319,25 @@ def test_a_full_disk_refuses_new_studies_loses_none_and_recovers(server, pacs, s
         poll(lambda: running.states("cases") == ["delivered"] * 4, "all are delivered")
         for each in studies:
             assert results(pacs, uid_of(each)) == ["OT", "OT", "SEG", "SR"]
+        poll(lambda: nothing_left(running), "files are tidied away")
+        running.stop()
+
+
+def test_a_disk_that_fills_up_before_the_analysis_only_delays_it(server, pacs, small_disk, tmp_path, log):
+    """No reserve: not a byte is left when the study is due."""
+    images = tiny_study(16)
+    settings = configuration(small_disk, server.grpc_url, TINY, receive=receiving(3.0), deliver=stow(pacs))
+    with gateway(settings, log=log) as running:
+        assert send(running.ports["receive"], images) == [0]
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4096))
+        poll(lambda: [each for each in running.logged("waits") if each["why"] == "no room"], "it finds no room")
+        assert results(pacs, uid_of(images)) == [] and "delivered" not in running.states("cases")
+        ballast.unlink()
+        poll(lambda: running.states("cases") == ["delivered"], "delivered")
+        assert results(pacs, uid_of(images)) == ["OT", "OT", "SEG", "SR"]
         poll(lambda: nothing_left(running), "files are tidied away")
         running.stop()
 

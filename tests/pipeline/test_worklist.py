@@ -64,6 +64,7 @@ def test_a_verdict_releases_what_was_held(server, tmp_path, tab):  # noqa: F811
                     tab.get_by_label("Your token").fill(token)
                     tab.keyboard.press("Enter")
                     tab.get_by_text("Signed in as").wait_for()
+                    tab.wait_for_load_state("load")
                     told = [each.inner_text() for each in tab.locator("h2").all()][:3]
                     scores = [float(each.split()[-1]) for each in told]
                     assert scores == sorted(scores, reverse=True)

@@ -13,7 +13,7 @@ import pydicom
 
 from ..client import UncertaintyClient
 from ..dicom.study import Analysis, Chosen, Rules, StudyRejected, analyse, select
-from ..errors import Cancelled, EquipoiseError, NotPermitted, ServerUnavailable, UnknownModel
+from ..errors import Cancelled, DeadlineExceeded, NotPermitted, ServerFailure, ServerUnavailable, UnknownModel
 from ..prediction import Estimate, number
 from . import journal
 from .observe import Log, Metrics
@@ -25,10 +25,11 @@ from .store import Kept, Result, Store, Study, fingerprint_of
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
 """The server, or the way to it, is not as it should be. That is no property of the study: it waits, uncounted."""
 
-ATTEMPTS = 5
-"""Failures of another kind until a study is given up."""
+_SICK = (ServerFailure, DeadlineExceeded)
+"""The server, or the study? A server whose backend died fails on everything: counted only once others succeed."""
 
-_FIRST, _LONGEST = 1.0, 60.0  # seconds between attempts, doubled each time
+ATTEMPTS = 5
+"""Counted failures until a study is given up."""
 
 
 class Analyst:
@@ -51,7 +52,9 @@ class Analyst:
     ) -> None:
         self._settings, self._rules, self._client = settings, rules, client
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
-        self._away = 0  # failures in a row to reach the server
+        self._failures = 0  # in a row, to get an answer from the server
+        self._successes = 0
+        self._before: dict[str, tuple[int, float]] = {}  # study → successes when it last failed, when it first failed
 
     def step(self) -> float:
         """Analyses the study that is due longest; returns seconds until there is something to do again."""
@@ -66,8 +69,8 @@ class Analyst:
                 self._log.warning("rejected", study=study.key, reason=rejected.reason)
         except _AWAY as error:
             self._metrics.reachable.labels("triton").set(0)
-            pause = min(_LONGEST, _FIRST * 2.0 ** min(self._away, 16))
-            self._away += 1
+            pause = self._pause(self._failures)
+            self._failures += 1
             self._store.postpone(study, pause, counted=False)
             self._log.warning("waits for the server", study=study.key, error=type(error).__name__, seconds=pause)
         except OutOfRoom:
@@ -78,15 +81,29 @@ class Analyst:
             self._metrics.analysis.observe(monotonic() - began)
         return 0.0
 
+    def _pause(self, failures: int) -> float:
+        triton = self._settings.triton
+        return min(triton.longest_seconds, triton.first_seconds * 2.0 ** min(failures, 16))
+
     def _failed(self, study: Study, error: Exception) -> None:
-        self._log.failure("analysis failed", error, study=study.key, attempt=study.attempts + 1)
+        self._log.failure("analysis failed", error, study=study.key)
         self._metrics.failures.labels("analysis").inc()
-        if study.attempts + 1 >= ATTEMPTS:
-            # Its kind only: a message may have file names and numbers.
-            kind = "it" if not isinstance(error, EquipoiseError) else "the server or the images"
-            self._store.end_study(study, "dead", f"analysis failed {ATTEMPTS} times, {kind}: {type(error).__name__}")
+        kind = type(error).__name__  # a message may have file names and numbers
+        counted, pause, lasted = True, self._pause(study.attempts), 0.0
+        if isinstance(error, _SICK):
+            successes, since = self._before.get(study.key, (self._successes, monotonic()))
+            self._before[study.key] = (self._successes, since)
+            counted = self._successes > successes
+            lasted = monotonic() - since
+            pause = self._pause(self._failures)
+            self._failures += 1
+        hours = self._settings.triton.give_up_hours
+        if counted and study.attempts + 1 >= ATTEMPTS:
+            self._store.end_study(study, "dead", f"analysis failed {ATTEMPTS} times: {kind}")
+        elif lasted > hours * 3600.0:
+            self._store.end_study(study, "dead", f"analysis failed for {hours:g} hours: {kind}")
         else:
-            self._store.postpone(study, min(_LONGEST, _FIRST * 2.0**study.attempts), counted=True)
+            self._store.postpone(study, pause, counted)
 
     def _analyse(self, study: Study) -> None:
         chosen = select(self._spool.incoming(study.key), self._rules)
@@ -99,7 +116,9 @@ class Analyst:
 
     def _one(self, study: Study, series: Chosen) -> None:
         analysis = analyse(series, self._client)
-        self._away = 0
+        self._failures = 0
+        self._successes += 1
+        self._before.pop(study.key, None)
         self._metrics.reachable.labels("triton").set(1)
         self._passed("analysis.answered")
         case = secrets.token_hex(8)
@@ -134,12 +153,12 @@ def _result(analysis: Analysis) -> Result:
         model=analysis.model,
         version=analysis.model_digest,
         fingerprint=fingerprint_of(uids),
-        route=str(getattr(analysis.route, "value", analysis.route)),
+        route=analysis.route.value,
         why=analysis.reason,
         score=score if math.isfinite(score) else None,
         volume=volume,
         marked=bool(prediction.record.get("audit")),
-        record=prediction.record,
+        record={**prediction.record, "routed": {"route": analysis.route.value, "reason": analysis.reason}},
         objects=uids,
     )
 

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ..extras import needs
 from .settings import EXAMPLE, load_settings
 
 EPILOG = """[bold]Examples[/]
@@ -42,10 +41,10 @@ def gateway(
         return
     if configuration is None:
         raise typer.BadParameter("name a configuration, as in `equipoise gateway gateway.toml`; see --example")
-    with needs("gateway", "equipoise gateway"):
-        from ..dicom.study import Rules
-        from .service import Gateway, until_signalled
-        from .store import Store
+    from ..dicom.study import Rules
+    from .service import Gateway, until_signalled
+    from .store import Store
+
     settings = load_settings(configuration)
     if check:
         Rules.load(settings.rules)

@@ -18,9 +18,16 @@ from .settings import Deliver, password
 from .spool import Spool
 from .store import Parcel, Store
 
+_DUPLICATE = 0x0111
+"""DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
+
 
 class Away(EquipoiseError):
     """Nobody answers, or not as somebody who could decide: says nothing about the object."""
+
+
+class Sick(Away):
+    """It answers that it cannot: because of its own state, or because of this object; others will tell."""
 
 
 class Refused(EquipoiseError):
@@ -31,7 +38,7 @@ class Destination(Protocol):
     """Where objects are sent. To send twice what has the same UID must store it once, as DICOM archives do."""
 
     def send(self, dataset: pydicom.Dataset) -> None:
-        """Returns when the object was stored. Raises Away, Refused."""
+        """Returns when the object was stored. Raises Away, Sick, Refused."""
 
 
 class Stow:
@@ -52,13 +59,32 @@ class Stow:
             answer = self._client.store_instances([dataset])
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
-            if status in self._LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise Sick(f"HTTP status {status}") from None
+            if status in self._LATER:
                 raise Away(f"HTTP status {status}") from None
-            raise Refused(f"HTTP status {status}") from None
+            self._refused(dataset, f"HTTP status {status}")
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
-        for failed in answer.get("FailedSOPSequence") or []:
-            raise Refused(f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+        else:
+            for failed in answer.get("FailedSOPSequence") or []:
+                self._refused(dataset, f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+
+    def holds(self, dataset: pydicom.Dataset) -> bool:
+        """Whether an object of this UID is there, by QIDO-RS."""
+        uid = str(dataset.SOPInstanceUID)
+        where = (str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID))
+        found = self._client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
+        return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
+
+    def _refused(self, dataset: pydicom.Dataset, why: str) -> None:
+        """Some archives refuse what they hold already, sent before a crash: equal UIDs are equal objects here."""
+        try:
+            if self.holds(dataset):
+                return
+        except (requests.RequestException, OSError) as error:
+            raise Away(type(error).__name__) from None
+        raise Refused(why)
 
 
 class CStore:
@@ -81,7 +107,7 @@ class CStore:
             if not association.accepted_contexts:
                 raise Refused("its SOP class or transfer syntax is not accepted")
             status = association.send_c_store(dataset)
-        except (ValueError, RuntimeError) as error:
+        except RuntimeError as error:  # the association ended
             raise Away(type(error).__name__) from None
         finally:
             association.release()
@@ -89,8 +115,8 @@ class CStore:
             raise Away("no answer")
         code = int(status.Status)
         if 0xA700 <= code <= 0xA7FF:
-            raise Away(f"status {code:#06x}")  # out of resources: no fault of the object
-        if code != 0 and not 0xB000 <= code <= 0xBFFF:
+            raise Sick(f"status {code:#06x}")  # out of resources
+        if code not in (0x0000, _DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
             raise Refused(f"status {code:#06x}")
 
 
@@ -103,6 +129,7 @@ class Courier:
 
     A refusal counts against the object, `attempts` of them make it a dead letter. A destination that is away counts
     against nothing: everything waits, ever longer up to the cap, and only after `away_hours` are there dead letters.
+    One that says that it cannot store an object counts against it only once others have arrived in between.
     """
 
     def __init__(
@@ -118,6 +145,8 @@ class Courier:
         self._settings, self._to = settings, to
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._away = 0  # failures in a row to reach the destination
+        self._sent = 0
+        self._before: dict[str, int] = {}  # object → how many were sent when the destination last could not store it
 
     def step(self) -> float:
         """Sends one object; returns seconds until there is something to do again."""
@@ -125,12 +154,22 @@ class Courier:
         if parcel is None:
             return waits
         try:
-            file = self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"
-            self._to.send(pydicom.dcmread(file))
+            self._to.send(pydicom.dcmread(self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"))
+        except Sick as error:
+            if self._sent > self._before.get(parcel.uid, self._sent):
+                self._refused(parcel, str(error))
+            else:
+                self._missed(parcel, str(error), everything=False)
+            self._before[parcel.uid] = self._sent
         except Away as error:
-            self._missed(parcel, str(error))
+            self._missed(parcel, str(error), everything=True)
         except Refused as error:
             self._refused(parcel, str(error))
+        except FileNotFoundError:
+            self._give_up(parcel, f"object {parcel.number} is not in the outbox any more")
+        except Exception as error:  # noqa: BLE001 (one object that cannot be sent must not stop the others)
+            self._log.failure("sending failed", error, case=parcel.case, object=parcel.number)
+            self._refused(parcel, type(error).__name__)
         else:
             self._arrived(parcel)
         return 0.0
@@ -138,6 +177,8 @@ class Courier:
     def _arrived(self, parcel: Parcel) -> None:
         self._passed("delivery.sent")
         self._away = 0
+        self._sent += 1
+        self._before.pop(parcel.uid, None)
         self._metrics.reachable.labels("destination").set(1)
         self._metrics.deliveries.labels("sent").inc()
         complete = self._store.sent(parcel)
@@ -145,7 +186,7 @@ class Courier:
         if complete:
             self._log.info("delivered", case=parcel.case)
 
-    def _missed(self, parcel: Parcel, why: str) -> None:
+    def _missed(self, parcel: Parcel, why: str, everything: bool) -> None:
         pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0 ** min(self._away, 16))
         self._away += 1
         self._metrics.reachable.labels("destination").set(0)
@@ -154,7 +195,7 @@ class Courier:
             self._give_up(parcel, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
             return
         self._log.warning("destination away", case=parcel.case, why=why, seconds=pause)
-        self._store.unsent(parcel, pause, refused=False)
+        self._store.missed(parcel, pause, everything)
 
     def _refused(self, parcel: Parcel, why: str) -> None:
         self._away = 0
@@ -165,7 +206,7 @@ class Courier:
             return
         pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0**parcel.attempts)
         self._log.warning("refused by destination", case=parcel.case, object=parcel.number, why=why, seconds=pause)
-        self._store.unsent(parcel, pause, refused=True)
+        self._store.refused(parcel, pause)
 
     def _give_up(self, parcel: Parcel, reason: str) -> None:
         self._metrics.deliveries.labels("dead").inc()

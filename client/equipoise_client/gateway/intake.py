@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import secrets
@@ -15,7 +16,7 @@ from pydicom.uid import UID
 
 from .observe import Log, Metrics
 from .spool import OutOfRoom, Spool
-from .store import Store
+from .store import Store, Study
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _LONGEST = 64  # characters of a UID, DICOM PS3.5 section 9.1
@@ -90,7 +91,7 @@ class Intake:
             self._passed("intake.recorded")
         return Outcome.TAKEN
 
-    def forget(self, study: Any) -> bool:
+    def forget(self, study: Study) -> bool:
         """Deletes the images of a study that is done with; False where new ones have come."""
         with self._turn:
             if not self._store.forget_images(study):
@@ -98,8 +99,14 @@ class Intake:
             self._spool.remove(self._spool.incoming(study.key))
         return True
 
+    def forget_aside(self, before: float) -> None:
+        """Deletes malformed objects that came before that time, seconds since 1970."""
+        with self._turn:
+            for key in self._store.forget_aside(before):
+                self._spool.remove(self._spool.aside(key))
+
     def _put_aside(self, content: bytes, reason: str, source: str) -> Outcome:
-        key = secrets.token_hex(8)
+        key = hashlib.sha256(content).hexdigest()[:16]  # the same object again is the same file
         self._spool.write(self._spool.aside(key), content)
         self._store.put_aside(key, reason)
         self._log.warning("set aside", object=key, reason=reason, source=source)

@@ -37,10 +37,15 @@ class Log:
 
     def _write(self, level: str, event: str, facts: dict[str, Any]) -> None:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"at": at, "level": level, "event": event, **facts}, allow_nan=False, default=str)
+        line = json.dumps({"at": at, "level": level, "event": event, **facts}, allow_nan=False, default=_kind)
         with self._lock:
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+def _kind(value: object) -> str:
+    """Of what was not meant to be logged."""
+    return type(value).__name__
 
 
 def silence_libraries() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, timedelta
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import pydicom
@@ -99,6 +102,37 @@ class Receiver:
         return CANNOT_UNDERSTAND if outcome is Outcome.ASIDE else SUCCESS
 
 
+class Puller:
+    """Takes what is new of one study after another; for sources that are asked.
+
+    What was set aside or is no image is asked for once, not at every look.
+    """
+
+    def __init__(self, intake: Intake, store: Store) -> None:
+        self._intake, self._store = intake, store
+        self._useless: set[str] = set()
+
+    def take(
+        self, study_uid: str, listing: Callable[[], Iterable[tuple[str, Callable[[], bytes]]]], quiet: float, name: str
+    ) -> int:
+        """Takes until a look finds nothing new: images may come meanwhile, or be wanted again after their deletion.
+
+        Args:
+            listing: SOP Instance UIDs that the archive has of the study, and how to fetch each.
+        """
+        taken, before = 0, -1
+        while taken != before:
+            before, known = taken, self._store.known(study_uid)
+            for uid, fetch in listing():
+                if uid in known or uid in self._useless:
+                    continue
+                outcome = self._intake.take(fetch(), quiet, name)
+                taken += outcome is Outcome.TAKEN
+                if outcome in (Outcome.IGNORED, Outcome.ASIDE):
+                    self._useless.add(uid)
+        return taken
+
+
 class Orthanc:
     """Reads /changes from a durable position on; a study that is stable there is complete here."""
 
@@ -109,7 +143,8 @@ class Orthanc:
     ) -> None:
         self.every = settings.every_seconds
         self._url = settings.url.rstrip("/")
-        self._intake, self._store, self._log, self._passed = intake, store, log, passed
+        self._store, self._log, self._passed = store, log, passed
+        self._puller = Puller(intake, store)
         self._session = requests.Session()
         if settings.user:
             self._session.auth = (settings.user, password(settings.password_file))
@@ -141,18 +176,24 @@ class Orthanc:
         uid = str(found.get("MainDicomTags", {}).get("StudyInstanceUID", ""))
         if not uid:
             return 0  # deleted meanwhile
-        known, taken = self._store.known(uid), 0
+        try:
+            # Not to be analysed before all of it is here, which `settle` says; a crash or outage may come before.
+            taken = self._puller.take(uid, lambda: self._listing(study), _UNTIL_SETTLED, self.name)
+        except _Damaged:
+            self._json("/system")  # raises SourceAway where it is not this one image that is the matter
+            self._store.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
+            self._log.warning("rejected", study=self._store.study_key(uid), reason="an image cannot be fetched")
+            return 0
+        self._store.settle(uid)
+        return taken
+
+    def _listing(self, study: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
         for series in self._json(f"/studies/{study}/series", missing=[]):
             if series.get("MainDicomTags", {}).get("Modality") in _MAPS:
                 continue
             for instance in self._json(f"/series/{series['ID']}/instances", missing=[]):
-                if instance["MainDicomTags"].get("SOPInstanceUID") in known:
-                    continue
-                content = self._get(f"/instances/{instance['ID']}/file")
-                # Not to be analysed before all of it is here, which `settle` says; a crash or outage may come before.
-                taken += self._intake.take(content, _UNTIL_SETTLED, self.name) is Outcome.TAKEN
-        self._store.settle(uid)
-        return taken
+                path = f"/instances/{instance['ID']}/file"
+                yield str(instance["MainDicomTags"].get("SOPInstanceUID", "")), functools.partial(self._get, path)
 
     def _json(self, path: str, missing: Any = None) -> Any:
         try:
@@ -171,6 +212,8 @@ class Orthanc:
             raise SourceAway(f"Orthanc at {self._url} does not answer ({type(error).__name__})") from None
         if answer.status_code == requests.codes.not_found:
             raise _Missing(f"Orthanc at {self._url} has no {path.split('?')[0]}")
+        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and path.endswith("/file"):
+            raise _Damaged(f"Orthanc at {self._url} answers {answer.status_code} for an image")
         if answer.status_code != requests.codes.ok:
             raise SourceAway(f"Orthanc at {self._url} answers {answer.status_code}")
         return answer.content
@@ -180,14 +223,19 @@ class _Missing(SourceAway):
     """It is not there (any more)."""
 
 
+class _Damaged(SourceAway):
+    """An image is listed, and cannot be had."""
+
+
 class Web:
     """Asks a DICOMweb archive for studies that a query finds, and takes images that are new."""
 
     name = "dicomweb"
 
-    def __init__(self, settings: WebSource, intake: Intake, store: Store, log: Log) -> None:
+    def __init__(self, settings: WebSource, intake: Intake, store: Store) -> None:
         self.every = settings.every_seconds
-        self._settings, self._intake, self._store, self._log = settings, intake, store, log
+        self._settings = settings
+        self._puller = Puller(intake, store)
         session = requests.Session()
         if settings.user:
             session.auth = (settings.user, password(settings.password_file))
@@ -216,19 +264,19 @@ class Web:
                 return
 
     def _take(self, study: str) -> int:
-        known, taken = self._store.known(study), 0
+        return self._puller.take(study, lambda: self._listing(study), self._settings.quiet_seconds, self.name)
+
+    def _listing(self, study: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
         for series in self._client.search_for_series(study):
             if _tag(series, "00080060") in _MAPS:
                 continue
             uid = _tag(series, "0020000E")
             for instance in self._client.search_for_instances(study, uid):
                 name = _tag(instance, "00080018")
-                if name in known:
-                    continue
-                dataset = self._client.retrieve_instance(study, uid, name, media_types=_ANY_SYNTAX)
-                outcome = self._intake.take(_encoded(dataset), self._settings.quiet_seconds, self.name)
-                taken += outcome is Outcome.TAKEN
-        return taken
+                yield name, functools.partial(self._fetch, study, uid, name)
+
+    def _fetch(self, study: str, series: str, instance: str) -> bytes:
+        return _encoded(self._client.retrieve_instance(study, series, instance, media_types=_ANY_SYNTAX))
 
 
 _ANY_SYNTAX = (("application/dicom", "*"),)

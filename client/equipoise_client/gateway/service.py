@@ -26,7 +26,7 @@ from .observe import Log, Metrics, QuietServer, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .settings import Settings
 from .spool import OutOfRoom, Spool
-from .store import Store
+from .store import FINISHED, Store
 
 POINTS = (
     "intake.written",
@@ -118,7 +118,7 @@ class Gateway:
                     ("dispatch", self._dispatch),
                     ("delivery", courier.step),
                     ("tidying", _every(_TIDY, self._tidy)),
-                    *((source.name, _every(source.every, source.poll)) for source in self._sources(intake)),
+                    *((source.name, _every(source.every, self._polling(source))) for source in self._sources(intake)),
                 )
             ]
             for thread in threads:
@@ -138,7 +138,14 @@ class Gateway:
         if self._settings.orthanc is not None:
             yield Orthanc(self._settings.orthanc, intake, self._store, self._log, self._passed)
         if self._settings.dicomweb is not None:
-            yield Web(self._settings.dicomweb, intake, self._store, self._log)
+            yield Web(self._settings.dicomweb, intake, self._store)
+
+    def _polling(self, source: Source) -> Callable[[], None]:
+        def poll() -> None:
+            source.poll()
+            self._metrics.reachable.labels(source.name).set(1)
+
+        return poll
 
     def _sweep(self) -> None:
         """Removes what was written but never told to the store: its sender got no answer, its analysis is repeated."""
@@ -187,17 +194,23 @@ class Gateway:
 
     def _tidy(self) -> None:
         """Deletes what nobody needs any more."""
-        open_cases = {case.key for case in self._store.worklist()}
-        done = set(self._store.finished())
+        shown = {case.key for case in self._store.worklist()}
         for folder in (self._settings.directory / "outbox").iterdir():
-            if folder.name in done:
+            if self._finished(folder.name):
                 self._spool.remove(folder)
         for picture in (self._settings.directory / "pictures").iterdir():
-            if picture.stem in done - open_cases:
+            if self._finished(picture.stem) and picture.stem not in shown:
                 self._spool.remove(picture)
-        for study in self._store.expired(time() - self._settings.keep_input_hours * 3600.0):
+        expired = time() - self._settings.keep_input_hours * 3600.0
+        for study in self._store.expired(expired):
             self._intake.forget(study)
+        self._intake.forget_aside(expired)
         self._passed("tidied")
+
+    def _finished(self, key: str) -> bool:
+        """False also where the store does not know the case yet: its files are written first."""
+        case = self._store.case(key)
+        return case is not None and case.state in FINISHED
 
     def health(self) -> dict[str, Any]:
         """`accepting` says whether new studies are taken; `trouble` which parts wait, and for what."""

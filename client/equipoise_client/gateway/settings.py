@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from ..errors import EquipoiseError
 from ..transport import Tls
@@ -37,10 +38,18 @@ class Handling(str, Enum):
 
 @dataclass(frozen=True)
 class Triton:
-    """The server that is asked."""
+    """The server that is asked.
+
+    Attributes:
+        first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
+        give_up_hours: a study on which a server that is there fails for so long is given up.
+    """
 
     url: str = "localhost:8001"
     timeout_seconds: float = 120.0
+    first_seconds: float = 1.0
+    longest_seconds: float = 60.0
+    give_up_hours: float = 24.0
     tls_root: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -84,7 +93,7 @@ class WebSource:
     Attributes:
         query: attribute → value, as `ModalitiesInStudy = "MR"`.
         days: only studies of today and so many days before; 0: today; -1: whatever the query finds.
-        quiet_seconds: a study is complete when two looks so far apart found the same images.
+        quiet_seconds: a study is complete when no look found anything new of it for so long.
     """
 
     url: str
@@ -220,6 +229,9 @@ def _check(settings: Settings) -> None:
             f"[review] host = {settings.review.host!r} is reachable from elsewhere: expected an origin "
             "(https://worklist.example.org) of a proxy with TLS before it, or a loopback address"
         )
+    parts = urlsplit(settings.review.origin)
+    if settings.review.origin and (parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/")):
+        raise BadSettings(f"[review] origin = {settings.review.origin!r}; expected scheme and host alone, no path")
     for address in settings.review.trusted_proxies:
         try:
             ipaddress.ip_network(address)

@@ -11,6 +11,7 @@ its objects on the way out. No column holds what identifies a person; DICOM UIDs
 **Late images.** Images that come after their study was analysed make it `receiving` again. If the new answer is the
 same, nothing happens. If not, and nothing of the old one was sent, the new one takes its place. If something was sent,
 the sent result stays the only one, and the case goes to the worklist as `late`: a person decides what to do about it.
+Where the earlier images were deleted already (`keep_input_hours`), only those that come now are looked at.
 """
 
 from __future__ import annotations
@@ -103,6 +104,9 @@ CREATE TABLE IF NOT EXISTS cursors (
 
 STUDY_STATES = ("receiving", "analysed", "rejected", "dead")
 CASE_STATES = ("analysed", "delivering", "delivered", "review", "withheld", "rejected", "dead")
+
+FINISHED = ("delivered", "withheld", "rejected")
+"""States of cases whose objects need not be kept."""
 
 SENT_LATE = "images arrived after this result was sent: it does not cover them"
 REPLACED = "more images of the study came before it was sent: they are analysed together"
@@ -318,12 +322,14 @@ class Store:
                 " ON CONFLICT (uid) DO NOTHING",
                 (key, study_uid, now, now + quiet),
             )
-            study = db.execute("SELECT key FROM studies WHERE uid = ?", (study_uid,)).fetchone()["key"]
+            study, kept = db.execute("SELECT key, kept FROM studies WHERE uid = ?", (study_uid,)).fetchone()
+            if not kept:  # what was deleted is not known any more, so that it can be taken again
+                db.execute("DELETE FROM instances WHERE study = ?", (study,))
             if not db.execute("INSERT OR IGNORE INTO instances VALUES (?, ?)", (study, uid)).rowcount:
                 return False
             db.execute(
                 "UPDATE studies SET state = 'receiving', reason = '', attempts = 0, revision = revision + 1,"
-                " heard = ?, due = ? WHERE key = ?",
+                " heard = ?, due = ?, kept = 1 WHERE key = ?",
                 (now, now + quiet, study),
             )
         return True
@@ -335,6 +341,21 @@ class Store:
                 "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0", (study_uid,)
             )
 
+    def refuse(self, key: str, study_uid: str, reason: str) -> None:
+        """It could not be taken whole, so it is not analysed; images that come later open it again.
+
+        Args:
+            key: a fresh one, used where the study is new.
+        """
+        now = time()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO studies (key, uid, state, reason, heard, due) VALUES (?1, ?2, 'rejected', ?3, ?4, ?4)"
+                " ON CONFLICT (uid) DO UPDATE SET state = 'rejected', reason = ?3",
+                (key, study_uid, reason, now),
+            )
+            _end_cases(db, db.execute("SELECT key FROM studies WHERE uid = ?", (study_uid,)).fetchone()["key"])
+
     def put_aside(self, key: str, reason: str) -> None:
         """A malformed object; its file lies aside under `key`."""
         with self._transaction() as db:
@@ -343,6 +364,12 @@ class Store:
     def aside(self) -> dict[str, str]:
         """Key → reason."""
         return {row["key"]: row["reason"] for row in self._rows("SELECT key, reason FROM aside")}
+
+    def forget_aside(self, before: float) -> list[str]:
+        """Keys of malformed objects that were set aside before that time, and are forgotten now."""
+        with self._transaction() as db:
+            rows = db.execute("DELETE FROM aside WHERE at < ? RETURNING key", (before,)).fetchall()
+        return [row["key"] for row in rows]
 
     def next_study(self) -> tuple[Study | None, float]:
         """The one that is due longest; or None, and seconds until one will be (infinite: none waits)."""
@@ -373,12 +400,7 @@ class Store:
                 (state, reason, study.key, study.revision),
             ).rowcount
             if done and state != "analysed":
-                rows = db.execute("SELECT key FROM cases WHERE study = ? AND state <> 'rejected'", (study.key,))
-                for row in rows.fetchall():
-                    if _anything_sent(db, row["key"]):
-                        _mark_late(db, row["key"])
-                    else:
-                        _withdraw(db, row["key"])
+                _end_cases(db, study.key)
         return bool(done)
 
     def expired(self, before: float) -> list[Study]:
@@ -547,25 +569,28 @@ class Store:
                 )
         return not left
 
-    def unsent(self, parcel: Parcel, seconds: float, refused: bool) -> None:
-        """It did not arrive; again after `seconds`.
+    def refused(self, parcel: Parcel, seconds: float) -> None:
+        """A destination that is there does not want it; again after `seconds`."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?",
+                (time() + seconds, parcel.case, parcel.number),
+            )
+
+    def missed(self, parcel: Parcel, seconds: float, everything: bool) -> None:
+        """Its destination could not take it, which counts against nothing; again after `seconds`.
 
         Args:
-            refused: by a destination that is there; else nobody answered, and all that waits for it waits as long.
+            everything: nobody was there, so that all that is on its way waits as long.
         """
         now = time()
         with self._transaction() as db:
-            if refused:
-                db.execute(
-                    "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?",
-                    (now + seconds, parcel.case, parcel.number),
-                )
-            else:
-                db.execute(
-                    "UPDATE parcels SET due = MAX(due, ?), away = COALESCE(away, ?) WHERE state = 'waiting'"
-                    " AND owner IN (SELECT key FROM cases WHERE state = 'delivering')",
-                    (now + seconds, now),
-                )
+            db.execute(
+                "UPDATE parcels SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
+                " CASE WHEN ?3 THEN owner IN (SELECT key FROM cases WHERE state = 'delivering')"
+                " ELSE owner = ?4 AND number = ?5 END",
+                (now + seconds, now, int(everything), parcel.case, parcel.number),
+            )
 
     def give_up(self, parcel: Parcel, reason: str) -> None:
         """A dead letter: the object and its case stay where they are until somebody says `revive`."""
@@ -586,11 +611,6 @@ class Store:
                 " WHERE state = 'dead' AND kept = 1"
             ).rowcount
         return count
-
-    def finished(self) -> list[str]:
-        """Keys of cases whose objects need not be kept: delivered, withheld after a verdict, or replaced."""
-        rows = self._rows("SELECT key FROM cases WHERE state IN ('delivered', 'withheld', 'rejected')")
-        return [row["key"] for row in rows]
 
     # Everything else
 
@@ -642,6 +662,15 @@ def _anything_sent(db: sqlite3.Connection, case: str) -> bool:
         "SELECT 1 FROM parcels WHERE owner = ? AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)", (case,)
     )
     return sent.fetchone() is not None
+
+
+def _end_cases(db: sqlite3.Connection, study: str) -> None:
+    """More came of the study, and nothing can be said about it all: unsent results go, sent ones call a person."""
+    for row in db.execute("SELECT key FROM cases WHERE study = ? AND state <> 'rejected'", (study,)).fetchall():
+        if _anything_sent(db, row["key"]):
+            _mark_late(db, row["key"])
+        else:
+            _withdraw(db, row["key"])
 
 
 def _withdraw(db: sqlite3.Connection, case: str) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from ..extras import needs
 from ..gateway.settings import load_settings
 
 EPILOG = """[bold]Examples[/]
@@ -22,7 +21,7 @@ equipoise review gateway.toml   [dim]# the worklist of that gateway, on http://1
 equipoise review gateway.toml --port 0 --host 127.0.0.1
 
 Reachable from this machine only, unless the configuration says otherwise; for others put a proxy with TLS and
-authentication before it (proxy_header in [review]). Verdicts go to the audit log, see `equipoise audit monitor`."""
+authentication before it (proxy_header). Verdicts go to the audit log, see `equipoise audit monitor`."""
 
 
 def review(
@@ -32,11 +31,11 @@ def review(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the configured one; 0: any.")] = None,
 ) -> None:
     """Show what the service was unsure of, most uncertain first, and take an expert's verdict."""
-    with needs("gateway", "equipoise review"):
-        from ..gateway.store import Store
-        from .identity import Doorkeeper, Reviewers
-        from .server import serving
-        from .worklist import Worklist
+    from ..gateway.store import Store
+    from .identity import Doorkeeper, Reviewers
+    from .server import serving
+    from .worklist import Worklist
+
     settings = load_settings(configuration)
     settings.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     reviewers = Reviewers(settings.directory / "reviewers.json")

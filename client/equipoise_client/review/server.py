@@ -30,6 +30,7 @@ from .worklist import Worklist
 
 _COOKIE = "equipoise_session"
 _LONGEST = 4096  # bytes of a form
+_MOST = 100  # cases on the page; the next ones come up when these are judged
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
@@ -63,7 +64,8 @@ def serving(settings: Review, worklist: Worklist, door: Doorkeeper) -> Iterator[
         def page(self, session: Session | None, message: str) -> str:
             rows = worklist.rows() if session else []
             failed = worklist.failed() if session else []
-            return template.render(session=session, rows=rows, failed=failed, message=message, by_proxy=door.by_proxy)
+            shown = {"rows": rows[:_MOST], "failed": failed[:_MOST], "count": len(rows)}
+            return template.render(session=session, message=message, by_proxy=door.by_proxy, **shown)
 
     Handler.settings, Handler.worklist, Handler.door = settings, worklist, door
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -140,6 +141,97 @@ def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
     assert events.count("refused by destination") == 2 and events.count("dead letter") == 1
     assert (desk.spool.outbox(case.key) / "2.dcm").exists()
     assert not any(value in desk.text.getvalue() for value in PLANTED.values())
+
+
+@pytest.fixture
+def full():
+    """A C-STORE receiver without room for the UIDs in the first set; the second gets the others."""
+    unwelcome, taken = set(), set()
+
+    def receive(event):
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if uid in unwelcome:
+            return 0xA700
+        taken.add(uid)
+        return 0x0000
+
+    entity = AE(ae_title="FULL")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
+    patient = {"attempts": 2, "first_seconds": 0.001, "longest_seconds": 0.002}
+    yield Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="FULL", **patient), unwelcome, taken
+    server.shutdown()
+
+
+def uids(objects: list[bytes]) -> set[str]:
+    return {str(read(each).SOPInstanceUID) for each in objects}
+
+
+def test_an_archive_that_can_store_nothing_costs_no_result(desk, full):
+    settings, unwelcome, taken = full
+    unwelcome |= uids(waiting(desk, "a" * 16)) | uids(waiting(desk, "b" * 16))
+    sender = courier(desk, settings)
+    for _ in range(20):
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    assert {case.state for case in desk.store.cases()} == {"delivering"}
+    wanted = set(unwelcome)
+    unwelcome.clear()
+    while "delivering" in [case.state for case in desk.store.cases()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    assert {case.state for case in desk.store.cases()} == {"delivered"} and taken == wanted
+
+
+def test_an_object_that_an_archive_cannot_store_does_not_hold_up_the_others(desk, full):
+    """Others keep coming and arrive, and so it is known in the end that the fault is the object's."""
+    settings, unwelcome, taken = full
+    unwelcome |= uids(waiting(desk, "a" * 16))
+    sender = courier(desk, settings)
+    for number in range(10):
+        other = uids(waiting(desk, f"{number:016x}"))
+        while not other <= taken:
+            desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    assert desk.store.case("a" * 16).reason == "object 1 was refused 2 times: status 0xa700"
+
+
+def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
+    settings = replace(settings_of(pacs, "stow"), attempts=2)
+    waiting(desk, "a" * 16)
+    waiting(desk, "b" * 16)
+    objects = waiting(desk, "c" * 16)
+    (desk.spool.outbox("a" * 16) / "1.dcm").unlink()
+    (desk.spool.outbox("b" * 16) / "1.dcm").write_bytes(b"no DICOM")
+    sender = courier(desk, settings)
+    while "delivering" in [case.state for case in desk.store.cases()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    told = {case.key[0]: (case.state, case.reason) for case in desk.store.cases()}
+    assert told["a"] == ("dead", "object 1 is not in the outbox any more")
+    assert told["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
+    assert told["c"][0] == "delivered"
+    assert {str(read(each).SOPInstanceUID) for each in objects} <= set(pacs.instances())
+
+
+@pytest.mark.parametrize(("status", "arrives"), [(0x0000, True), (0x0111, True), (0xB000, True), (0xA900, False)])
+def test_what_the_archive_holds_already_has_arrived(status, arrives):
+    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored."""
+    entity = AE(ae_title="STRICT")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: status)])
+    sender = CStore(Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="STRICT"))
+    try:
+        with nullcontext() if arrives else pytest.raises(Refused):
+            sender.send(read(study(count=1)[0]))
+    finally:
+        server.shutdown()
+
+
+def test_stow_knows_what_the_archive_holds(pacs):
+    there, elsewhere = (read(each) for each in study(count=2))
+    sender = Stow(Deliver(stow_url=pacs.dicomweb_url))
+    sender.send(there)
+    assert sender.holds(there) and not sender.holds(elsewhere)
+    with pytest.raises(Refused, match="HTTP status 409"):
+        sender._refused(elsewhere, "HTTP status 409")
+    sender._refused(there, "HTTP status 409")
 
 
 def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):

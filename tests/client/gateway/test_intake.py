@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from time import time
 
 import pytest
 from equipoise_client.audit import Kind, append, verify
@@ -68,6 +69,14 @@ def test_a_malformed_object_is_set_aside_with_a_reason_and_the_others_go_on(desk
     assert desk.intake.take(good[1], 0.0, "test") is Outcome.TAKEN, "a whole copy must be able to follow"
     (received,) = desk.store.studies()
     assert received.revision == 3
+
+
+def test_a_malformed_object_that_comes_again_and_again_is_kept_once_and_not_for_ever(desk):
+    broken = _cut(study(count=1)[0])
+    assert {desk.intake.take(broken, 0.0, "test") for _ in range(3)} == {Outcome.ASIDE}
+    assert len(desk.store.aside()) == len(list((desk.directory / "aside").iterdir())) == 1
+    desk.intake.forget_aside(before=time() + 1)
+    assert not desk.store.aside() and not list((desk.directory / "aside").iterdir())
 
 
 def test_the_reserve_is_left_alone(tmp_path):

@@ -11,7 +11,7 @@ from pynetdicom.sop_class import MRImageStorage, Verification
 
 from ...orthanc import orthanc
 from ...pipeline.asking import poll
-from .studies import read, report, study
+from .studies import encoded, read, report, study
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,42 @@ def test_an_orthanc_that_was_set_up_anew_is_read_from_its_start(desk, pacs, posi
 
 
 @pytest.mark.slow
+def test_an_image_that_the_archive_has_lost_ends_its_study_and_stops_no_other(desk, tmp_path):
+    with orthanc(tmp_path / "pacs") as site:
+        images = study(count=3)
+        lost = stable(site, images)
+        (identifier,) = [each["ID"] for each in list(site.instances().values())[:1]]
+        for file in (site.directory / "storage").glob("??/??/*"):
+            if file.read_bytes() == site.file(identifier):
+                file.unlink()
+                break
+        other = stable(site, study(count=2))
+        reader = source(desk, site)
+        reader.poll()
+        states = {each.uid: (each.state, each.reason) for each in desk.store.studies()}
+        assert states[lost] == ("rejected", "an image cannot be fetched from the archive")
+        assert states[other][0] == "receiving"
+
+
+@pytest.mark.slow
+def test_what_is_no_use_is_fetched_once(desk, pacs):
+    """An archive that is asked at intervals is not asked for the same malformed image for ever."""
+    broken = read(study(count=1)[0])
+    broken.PixelData = b"\0\0"
+    uid = stable(pacs, [encoded(broken)])
+    reader = Web(WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1), desk.intake, desk.store)
+    assert [reader.poll() for _ in range(3)] == [0, 0, 0]
+    assert [line["event"] for line in desk.lines()] == ["set aside"]
+
+
+@pytest.mark.slow
 def test_dicomweb_takes_what_a_query_finds_and_nothing_else(desk, pacs):
     wanted, other = study(count=2), study(count=2)
     stable(pacs, wanted)
     stable(pacs, other)
     uid = str(read(wanted[0]).StudyInstanceUID)
     settings = WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1)
-    assert [Web(settings, desk.intake, desk.store, desk.log).poll() for _ in range(2)] == [2, 0]
+    assert [Web(settings, desk.intake, desk.store).poll() for _ in range(2)] == [2, 0]
     assert [each.uid for each in desk.store.studies()] == [uid]
 
 
@@ -69,7 +98,7 @@ def test_an_archive_that_is_not_there_is_said_to_be_away(desk):
     with pytest.raises(SourceAway):
         Orthanc(OrthancSource(nowhere), desk.intake, desk.store, desk.log, lambda point: None).poll()
     with pytest.raises(SourceAway):
-        Web(WebSource(nowhere), desk.intake, desk.store, desk.log).poll()
+        Web(WebSource(nowhere), desk.intake, desk.store).poll()
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ def test_everything_listens_on_loopback_unless_told_otherwise(tmp_path):
         (GOOD + "attempts = true\n", "expected int"),
         (GOOD + '[review]\nhost = "0.0.0.0"\n', "reachable from elsewhere"),
         (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "no address"),
+        (GOOD + '[review]\norigin = "https://example.org/worklist"\n', "no path"),
         ("directory = ", "cannot be read as TOML"),
     ],
 )

@@ -162,6 +162,36 @@ def test_a_study_that_is_rejected_later_takes_its_unsent_result_along(desk):
     assert desk.store.next_parcel()[0] is None
 
 
+def test_a_study_that_cannot_be_taken_whole_is_not_analysed_until_more_comes(desk):
+    images = study()
+    received = desk.received(images[:2])
+    desk.store.refuse("x" * 16, received.uid, "an image cannot be fetched from the archive")
+    assert desk.store.next_study()[0] is None
+    assert desk.store.study(received.key).reason.startswith("an image")
+    desk.store.refuse("y" * 16, "1.2.3.4", "an image cannot be fetched from the archive")
+    assert sorted(each.state for each in desk.store.studies()) == ["rejected", "rejected"]
+    assert desk.received(images).state == "receiving"
+
+
+def test_images_that_were_deleted_can_be_taken_again_once_more_of_their_study_comes(desk):
+    images = study()
+    received = desk.received(images[:-1])
+    desk.store.end_study(received, "analysed")
+    (expired,) = desk.store.expired(before=received.heard + 1)
+    assert desk.intake.forget(expired)
+    assert not (desk.directory / "incoming" / received.key).exists()
+    assert desk.received(images[:-1]).state == "analysed", "a second push changes nothing"
+    assert desk.received(images[-1:]).state == "receiving"
+    desk.received(images)
+    assert len(list((desk.directory / "incoming" / received.key).iterdir())) == len(images)
+
+
+def test_the_images_of_a_study_that_still_waits_are_not_deleted(desk):
+    received = desk.received()
+    assert desk.store.expired(before=received.heard + 1) == []
+    assert not desk.intake.forget(received)
+
+
 def test_the_worklist_has_the_most_uncertain_first_and_what_has_no_score_before_all(desk):
     for number, score in enumerate([0.1, 0.9, None, 0.5]):
         desk.decided(desk.received(study()), study(count=1), case=f"{number:016x}", score=score)

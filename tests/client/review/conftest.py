@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 from equipoise_client.dicom.study import Slice
 from equipoise_client.gateway.picture import draw
-from equipoise_client.review.identity import Reviewers
+from equipoise_client.gateway.settings import load_settings
+from equipoise_client.review.identity import Doorkeeper, Reviewers
+from equipoise_client.review.server import serving
+from equipoise_client.review.worklist import Worklist
 
 from ..gateway.conftest import Desk
 from ..gateway.studies import study
@@ -62,16 +66,21 @@ def _slice(seed: int) -> Slice:
     return Slice(3, "1.2.3", grey, (grid < 9).astype(np.uint8), unsure, float(np.log(3)), (1.0, 1.0))
 
 
-@contextmanager
-def reviewing(desk: Desk, **options: object) -> Iterator[Page]:
-    """`equipoise review` as a user starts it; `options` go into [review]."""
-    configuration = desk.directory.parent / "gateway.toml"
+def configured(desk: Desk, **options: object) -> Path:
+    """The gateway's configuration file; `options` go into [review]."""
+    path = desk.directory.parent / "gateway.toml"
     lines = [f"{name} = {json.dumps(value)}" for name, value in {"port": 0, **options}.items()]
-    configuration.write_text(
+    path.write_text(
         f'directory = "{desk.directory}"\nrules = "rules.toml"\n[receive]\n[deliver]\nhost = "pacs"\n[review]\n'
         + "\n".join(lines)
     )
-    command = [sys.executable, "-m", "equipoise_client.cli.main", "review", str(configuration)]
+    return path
+
+
+@contextmanager
+def commanded(desk: Desk, **options: object) -> Iterator[Page]:
+    """`equipoise review` as a user starts and stops it."""
+    command = [sys.executable, "-m", "equipoise_client.cli.main", "review", str(configured(desk, **options))]
     token = Reviewers(desk.directory / "reviewers.json").add("dr.who")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -85,9 +94,30 @@ def reviewing(desk: Desk, **options: object) -> Iterator[Page]:
             assert process.returncode == 0 and not errors
 
 
+@contextmanager
+def reviewing(desk: Desk, **options: object) -> Iterator[Page]:
+    """The same server in this process, which starts at once."""
+    settings = load_settings(configured(desk, **options))
+    reviewers = Reviewers(desk.directory / "reviewers.json")
+    token = reviewers.add("dr.who")
+    door = Doorkeeper(settings.review, reviewers)
+    with serving(settings.review, Worklist(settings, desk.store), door) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield Page(f"http://127.0.0.1:{server.server_address[1]}/", token, desk)
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def served(filled: Desk) -> Iterator[Page]:
-    with reviewing(filled, viewer="https://pacs.example.org/viewer?StudyInstanceUIDs={study}") as page:
+    with reviewing(filled) as page:
+        yield page
+
+
+@pytest.fixture
+def started(filled: Desk) -> Iterator[Page]:
+    with commanded(filled, viewer="https://pacs.example.org/viewer?StudyInstanceUIDs={study}") as page:
         yield page
 
 
