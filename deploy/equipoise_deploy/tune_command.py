@@ -61,7 +61,7 @@ def tune_command(
 ) -> None:
     """Measure how this machine serves MODEL fastest, and write that down for `equipoise serve --settings`.
 
-    Tried one after the other, each against the best so far, side by side: threads, sampler instances, aggregators,
+    Tried one after the other, each against the best so far, side by side: how samplers share the cores, aggregators,
     batching delay, chunk size. A setting is taken only where it wins by 3 % and in three of four rounds.
     """
     err = Console(stderr=True)
@@ -123,7 +123,7 @@ def _measured(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     steps: list[Step] = []
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(f"{name}: threads", total=total)
+        task = progress.add_task(f"{name}: cores", total=total)
         for step in tune(bench, choices, lambda: progress.advance(task)):
             steps.append(step)
             progress.update(task, description=f"{name}: after {step.knob}: {step.kept}")

@@ -153,11 +153,13 @@ class Bench:
         return median, tally.answered / max(tally.duration, tally.last - tally.start)
 
 
-KNOBS = ("threads", "samplers", "aggregators", "delay", "chunk")
-"""What is tried, in this order: what matters most first."""
+KNOBS = ("cores", "aggregators", "delay", "chunk")
+"""What is tried, in this order: what matters most first. `cores` is how samplers share them: threads and instances."""
 
-Knob = tuple[str, tuple[int, ...]]
-"""A field of `Settings`, and the values to try."""
+Choice = Mapping[str, int]
+"""Fields of `Settings` and their values, which belong together."""
+
+Knob = tuple[str, tuple[Choice, ...]]
 
 
 def knobs(published: Settings, cores: int, samples: int, varies: bool) -> tuple[Knob, ...]:
@@ -168,15 +170,16 @@ def knobs(published: Settings, cores: int, samples: int, varies: bool) -> tuple[
         samples: T.
         varies: whether samples are drawn, so that there are chunks.
     """
-    usual = aggregator_instances(cores)
-    values: dict[str, list[int]] = {
-        "threads": [1, max(1, cores // 2), cores],
-        "samplers": [1, 2, max(1, cores // 2)],
-        "aggregators": [usual, 2 * usual],
-        "delay": [0, 500, 2000],
-        "chunk": [-(-samples // part) for part in (2, 4)] if varies and samples > 1 else [],
+    usual, half = aggregator_instances(cores), max(1, cores // 2)
+    shares = sorted({(cores, 1), (cores, 2), (half, 1), (half, 2), (1, cores)})
+    chunks = sorted({-(-samples // part) for part in (2, 4)}) if varies and samples > 1 else []
+    choices: dict[str, list[Choice]] = {
+        "cores": [{"threads": threads, "samplers": samplers} for threads, samplers in shares],
+        "aggregators": [{"aggregators": 2 * usual}],
+        "delay": [{"delay": delay} for delay in (0, 500, 2000)],
+        "chunk": [{"chunk": chunk} for chunk in chunks],
     }
-    tried = ((name, tuple(sorted({*values[name]} - {getattr(published, name)}))) for name in KNOBS)
+    tried = ((name, tuple(c for c in choices[name] if replace(published, **c) != published)) for name in KNOBS)
     return tuple((name, each) for name, each in tried if each)
 
 
@@ -195,7 +198,7 @@ def tune(bench: Bench, choices: Sequence[Knob], done: Callable[[], None] = lambd
     if not choices:
         raise DeployError("nothing to tune: each of these knobs has one value on this machine")
     for name, values in choices:
-        candidates = [replace(best, **{name: value}) for value in values]
+        candidates = [replace(best, **choice) for choice in values]
         trials = bench.compare(best, candidates, done)
         best = max((trial for trial in trials[1:] if trial.better), key=lambda t: t.ratio, default=trials[0]).settings
         yield Step(name, trials, best)

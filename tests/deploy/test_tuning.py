@@ -74,9 +74,12 @@ def test_what_is_published_is_not_tried_again(repository):
     published = published_settings(repository, "tinyseg", "embedded", 2)
     assert (published.threads, published.samplers, published.aggregators) == (2, 1, 4)
     tried = dict(knobs(published, 2, 20, varies=True))
-    assert tried["threads"] == (1,) and tried["samplers"] == (2,) and tried["aggregators"] == (8,)
-    assert tried["chunk"] == (5, 10) and published.delay not in tried["delay"]
+    assert {(c["threads"], c["samplers"]) for c in tried["cores"]} == {(1, 1), (1, 2), (2, 2)}
+    assert tried["aggregators"] == ({"aggregators": 8},)
+    assert tried["chunk"] == ({"chunk": 5}, {"chunk": 10}) and {"delay": published.delay} not in tried["delay"]
     assert "chunk" not in dict(knobs(published, 2, 20, varies=False))
+    # Where there is a single core, so many threads and instances are one and the same.
+    assert {(c["threads"], c["samplers"]) for c in dict(knobs(published, 1, 20, True))["cores"]} == {(1, 1), (1, 2)}
 
 
 @pytest.mark.parametrize(
