@@ -19,10 +19,11 @@ help:  ## this list
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed and was not found on PATH; name one: make PYTHON=/path/to/python3.11"; exit 1; }
-	@bash deploy/system-packages.sh
+	@bash deploy/system-packages.sh base
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml $(LOCK)
+	@case "$*" in test|bench) bash deploy/system-packages.sh;; esac
 	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[$*]'
 	@touch $@
 

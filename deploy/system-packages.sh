@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Installs the system packages that the project needs and this machine lacks (Debian, Ubuntu; as root).
 # Elsewhere it names them and goes on: whoever lacks one is told by the part that needs it.
+#
+#     system-packages.sh [base]      base: only what an environment and the demo need
 set -euo pipefail
 
 declare -A wanted=(   # program → Debian packages that have it, and who needs it
@@ -14,6 +16,7 @@ declare -A wanted=(   # program → Debian packages that have it, and who needs 
     [chromium]=chromium   # tests: pages as people see them
     [npm]=npm             # tests and trials: brings the viewer
 )
+[ "${1:-}" = base ] && wanted=()
 missing=()
 for program in "${!wanted[@]}"; do
     # Daemons lie in /usr/sbin, which is not on everybody's PATH.

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+import pydicom.data
 import pytest
 from equipoise_client import UncertaintyClient
 from equipoise_client.dicom.study import Rules, analyse, outputs, select
@@ -25,9 +26,9 @@ KINDS = ("seg", "epistemic", "aleatoric", "sr")
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SOURCE.is_dir(), reason="needs EQUIPOISE_DATA")]
 
 
-def predict(server: Any, out: Path, *given: Path) -> list[dict[str, Any]]:
-    """`equipoise predict hippocampus … --out` in a process of its own."""
-    command = [sys.executable, "-m", "equipoise_client.cli.main", "predict", "hippocampus", *map(str, given)]
+def predict(server: Any, out: Path, *given: Path, model: str = "hippocampus") -> list[dict[str, Any]]:
+    """`equipoise predict … --out` in a process of its own."""
+    command = [sys.executable, "-m", "equipoise_client.cli.main", "predict", model, *map(str, given)]
     ran = subprocess.run(
         [*command, "--url", server.grpc_url, "--json", "--out", str(out)], capture_output=True, text=True, timeout=200
     )
@@ -112,3 +113,21 @@ def test_copies_give_the_same_objects(server, case, tmp_path, syntax) -> None:
     for kind, dataset in zip(outputs(found.objects), found.objects, strict=True):
         dataset.save_as(tmp_path / "again.dcm", enforce_file_format=True)
         assert (tmp_path / "again.dcm").read_bytes() == results(case)[kind].read_bytes(), kind
+
+
+def test_a_radiograph_gives_a_report_alone(server, tmp_path) -> None:
+    """A real CR image without position in the patient: a classification, and no maps."""
+    (tmp_path / "study").mkdir()
+    source = pydicom.dcmread(pydicom.data.get_testdata_file("RG1_UNCR.dcm"))
+    source.save_as(tmp_path / "study/a.dcm", enforce_file_format=True)
+    (found,) = predict(server, tmp_path / "out", tmp_path / "study", model="pneumonia")
+    (file,) = (Path(path) for path in found["written"] if path.endswith(".dcm"))
+    assert file.name == "study.pneumonia.sr.dcm"
+    validators.dciodvfy(file, r"ReferringPhysicianName.*<ward> - Retired Person Name form")  # the source's own
+    assert found["route"] in validators.dsr2html(file).lower()
+    (group,) = validators.tid1500(file, tmp_path)["Measurements"]
+    items = [item for item in group["measurementItems"] if item["quantity"]["CodeValue"] == "probability"]
+    told = [(probability["mean"], probability["sd"]) for probability in found["probability"].values()]
+    np.testing.assert_allclose([float(item["value"]) for item in items], np.ravel(told), rtol=1e-7)
+    report = pydicom.dcmread(file)
+    assert (report.StudyInstanceUID, report.PatientID) == (source.StudyInstanceUID, source.PatientID)

@@ -33,7 +33,7 @@ def send(
     files: Annotated[list[Path], typer.Argument(help="DICOM files, or folders with such.", show_default=False)],
     to: Annotated[str, typer.Option(help="https://host/dicom-web (STOW-RS) or dicom://AET@host:port (C-STORE).")],
     calling_aet: Annotated[str, typer.Option(help="This machine's AE title, for C-STORE.")] = "EQUIPOISE",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer, for STOW-RS.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer.")] = 60.0,
     tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,

@@ -41,7 +41,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Access:
-    """How to be let in by a DICOMweb server.
+    """How to be let in, and how long to wait. C-STORE has no way in but the AE title.
 
     Attributes:
         authorization: value of the Authorization header, such as "Bearer …".
@@ -66,14 +66,17 @@ def send(
         to: `https://pacs/dicom-web` for STOW-RS, or `dicom://AET@host:port` for C-STORE.
 
     Raises ServerUnavailable or NotPermitted where the archive cannot be talked to at all; instances that came before
-    are stored then. InvalidInput for an address that is none.
+    are stored then. InvalidInput for an address or AE title that is none.
     """
     if to.startswith(("http://", "https://")):
         return _stow(instances, to, access or Access())
     address = _DIMSE.fullmatch(to)
     if address is None or not 0 < int(address["port"]) < 65536:
         raise InvalidInput(f"{to!r}; expected https://host/dicom-web or dicom://AET@host:port")
-    return _c_store(instances, address["host"].strip("[]"), int(address["port"]), address["aet"], calling_aet)
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", calling_aet) or not calling_aet.strip():
+        raise InvalidInput(f"{calling_aet!r} is no AE title; expected 1 to 16 characters of ASCII without backslash")
+    peer = (address["host"].strip("[]"), int(address["port"]), address["aet"])
+    return _c_store(instances, *peer, calling_aet, (access or Access()).timeout)
 
 
 def fetch(url: str, study: str, *, access: Access | None = None) -> Iterator[Any]:
@@ -176,7 +179,9 @@ def _translated(url: str) -> Iterator[None]:
         raise ServerUnavailable(f"the archive at {url} cannot be reached ({type(error).__name__})") from None
 
 
-def _c_store(instances: Iterable[Any], host: str, port: int, aet: str, calling_aet: str) -> Iterator[Stored]:
+def _c_store(
+    instances: Iterable[Any], host: str, port: int, aet: str, calling_aet: str, timeout: float
+) -> Iterator[Stored]:
     """An association for each instance: contexts are proposed for what it is, Parametric Maps included."""
     with needs("dicom", "sending over DICOM"):
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -186,7 +191,8 @@ def _c_store(instances: Iterable[Any], host: str, port: int, aet: str, calling_a
         about = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
         stored = dataset.file_meta.TransferSyntaxUID
         entity = AE(ae_title=calling_aet)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = 60
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout
+        entity.connection_timeout = timeout
         syntaxes = [stored] if stored.is_compressed else [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
         entity.add_requested_context(dataset.SOPClassUID, syntaxes)
         association = entity.associate(host, port, ae_title=aet)

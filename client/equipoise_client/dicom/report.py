@@ -17,7 +17,7 @@ from ..prediction import Estimate
 from . import codes
 from .finding import STATEMENT, Finding
 from .identity import uid_of
-from .images import property_type
+from .maps import property_type
 from .source import CHARACTERS, finished, headers
 
 

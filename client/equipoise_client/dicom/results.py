@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .finding import Finding
-from .images import segmentation, uncertainty_maps
+from .maps import segmentation, uncertainty_maps
 from .report import report
 
 

@@ -151,9 +151,9 @@ def read(given: Path | Iterable[Any]) -> list[Group]:
             if any(not dataset.get(name) for name in ("SOPClassUID", "SOPInstanceUID", *_UIDS)):
                 raise DamagedInstance("it lacks the identifiers that every instance has")
             studies.add(str(dataset.StudyInstanceUID))
-            patients.add((str(dataset.get("PatientID", "")), str(dataset.get("IssuerOfPatientID", ""))))
             if "Image Storage" not in dataset.SOPClassUID.name:
                 continue
+            patients.add(str(dataset.get("PatientID", "") or "").strip())
             known = groups[dataset.SeriesInstanceUID].setdefault(dataset.SOPInstanceUID, dataset)
             if known is not dataset and known.get("PixelData") != dataset.get("PixelData"):
                 raise DuplicatePositions("one instance came twice with different pixels")

@@ -156,6 +156,9 @@ def test_addresses() -> None:
     for to in ("ftp://a", "dicom://a", "dicom://a@b", "dicom://a@b:70000", ""):
         with pytest.raises(InvalidInput):
             archive.send([], to)
+    for aet in ("", "   ", "A" * 17, "A\\B", "Ä"):
+        with pytest.raises(InvalidInput, match="no AE title"):
+            archive.send([], "dicom://PACS@host:104", calling_aet=aet)
 
 
 def test_help_has_examples(capsys) -> None:

@@ -18,7 +18,7 @@ from equipoise_client.dicom.series import read, volume_of
 from equipoise_client.images import fit
 
 from ... import validators
-from ...phantom import GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
+from ...phantom import FIRST, GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
 from .conftest import LIMIT, find, told, written
 
 POSES = {
@@ -84,13 +84,23 @@ class TestPlaces:
         assert tuple(float(mm) for mm in measures.PixelSpacing) == PLANE
 
     def test_resampling_is_undone(self, brain, tmp_path) -> None:
-        """A model of 1 mm voxels: masks come back on the source's voxels, and overlap what is there."""
+        """A model of 1 mm voxels: masks come back on the source's voxels, overlap the truth, and are not shifted."""
         source = phantom()
-        files = written(find(source.datasets, brain), tmp_path)
-        first, _ = validators.segments(files["seg"], tmp_path / "seg")
+        (group,) = read(source.datasets)
+        series = volume_of(group)
+        prepared = fit(series.image(), brain)
+        assert prepared.pixels.shape[1:] != source.values.shape[::-1]
+        answer = told(brain, prepared)
+        halfway = (prepared.pixels >= (FIRST + 5_000) / 2).astype(np.uint8)  # between background and structure
+        finding = finding_of(
+            series, Rule("brain"), brain, prepared, replace(answer, arrays={**answer.arrays, "labels": halfway})
+        )
+        files = written(finding, tmp_path)
+        (first, *_) = validators.segments(files["seg"], tmp_path / "seg")
         mask, truth = validators.at(first, source.points) > 0, source.labels >= 1
-        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.7
-        assert not mask[::-1][truth].mean() > 0.5
+        overlap = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+        apart = source.points[mask].mean(axis=0) - source.points[truth].mean(axis=0)
+        assert overlap > 0.9 and np.abs(apart).max() < 0.15, (overlap, apart)
         found = validators.parametric_map(files["epistemic"], tmp_path / "map")
         assert np.isfinite(validators.at(found, source.points, np.nan)).all()
 

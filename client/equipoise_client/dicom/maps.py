@@ -1,4 +1,4 @@
-"""The result images: a binary SEG of the labels, and a Parametric Map for each kind of uncertainty."""
+"""Results on voxels: a binary SEG of the labels, and a Parametric Map for each kind of uncertainty."""
 
 from __future__ import annotations
 
