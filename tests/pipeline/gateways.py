@@ -12,13 +12,15 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pynetdicom import AE
+
+from .processes import descendants
 
 KILLABLE = Path(__file__).with_name("killable_gateway.py")
 
@@ -84,11 +86,11 @@ def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def gateway(settings: Path, killed_at: str | None = None, log: Path | None = None) -> Iterator[Running]:
-    """A started gateway; ready, unless it is to be killed. What it writes goes to `log` as well."""
+def gateway(settings: Path, log: Path | None = None, script: Path | None = None) -> Iterator[Running]:
+    """A started gateway, ready; or a script that starts some. What it writes goes to `log` as well."""
     command = [sys.executable, "-m", "equipoise_client.cli.main", "gateway", str(settings)]
-    if killed_at is not None:
-        command = [sys.executable, str(KILLABLE), str(settings), killed_at]
+    if script is not None:
+        command = [sys.executable, str(script), str(settings)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ)
     running = Running(process, settings.parent / "gateway")
     ready = threading.Event()
@@ -109,11 +111,12 @@ def gateway(settings: Path, killed_at: str | None = None, log: Path | None = Non
     reader.start()
     try:
         assert ready.wait(60)
-        assert killed_at is not None or running.ports, running.lines
+        assert script is not None or running.ports, running.lines
         yield running
     finally:
-        if process.poll() is None:
-            process.kill()
+        for pid, _ in descendants(process.pid):  # a script's child as well
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait(30)
         reader.join()
         assert process.stderr is not None

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pydicom.uid import RLELossless, generate_uid
 from ..client.gateway.studies import PLANTED, encoded, read, study
 from ..orthanc import Site, orthanc
 from .asking import poll
-from .gateways import Running, configuration, gateway, rows, send
+from .gateways import KILLABLE, Running, configuration, gateway, rows, send
 from .processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.pipeline]
@@ -170,20 +171,23 @@ def test_a_study_comes_back_with_its_results_and_a_second_push_changes_nothing(s
 
 
 @needs_data
+@pytest.mark.timeout(900)
 def test_killed_at_every_step_it_ends_with_what_was_sent_without_a_kill(server, tmp_path, log):
     """One study; the process dies at one point after another, is started again, and goes on."""
     images = copied(crop())
     outcomes = []
-    for kills, name in ((POINTS, "killed"), ((), "undisturbed")):
+    for kills, name in ((True, "killed"), (False, "undisturbed")):
         with orthanc(tmp_path / f"pacs-{name}") as site:
             settings = configuration(
                 tmp_path / name, server.grpc_url, HIPPOCAMPUS,
                 orthanc={"url": site.http_url, "every_seconds": 0.1}, deliver=stow(site),
             )  # fmt: skip
             upload(site, images)
-            for point in kills:
-                with gateway(settings, killed_at=point, log=log) as doomed:
-                    assert doomed.process.wait(60) == -9, f"{point} was not passed"
+            if kills:
+                with gateway(settings, log=log, script=KILLABLE) as doomed:
+                    assert doomed.process.wait(600) == 0, doomed.lines[-3:]
+                told = [line["text"].split()[-1] for line in doomed.logged("noise")]
+                assert told == list(POINTS)
             with gateway(settings, log=log) as running:
                 poll(lambda site=site: len(results(site, uid_of(images))) == 4, "results")
                 poll(lambda running=running: running.states("cases") == ["delivered"], "delivered")
@@ -417,8 +421,10 @@ def test_results_go_by_c_store_as_well(server, pacs, tmp_path, log):
 
 def test_a_second_gateway_in_the_same_directory_does_not_start(server, pacs, tmp_path, log):
     settings = configuration(tmp_path / "a", server.grpc_url, TINY, receive=receiving(), deliver=stow(pacs))
-    with gateway(settings, log=log), gateway(settings, killed_at="tidied") as second:
-        assert second.process.wait(60) == 1
+    with gateway(settings, log=log):
+        command = [sys.executable, "-m", "equipoise_client.cli.main", "gateway", str(settings)]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1 and "another gateway works in" in second.stderr
 
 
 def test_told_to_stop_it_finishes_its_step_and_leaves_no_temporary_file(server, pacs, tmp_path, log):

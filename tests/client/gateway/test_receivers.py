@@ -55,14 +55,13 @@ def test_an_orthanc_that_was_set_up_anew_is_read_from_its_start(desk, pacs, posi
 
 @pytest.mark.slow
 def test_an_image_that_the_archive_has_lost_ends_its_study_and_stops_no_other(desk, tmp_path):
-    with orthanc(tmp_path / "pacs") as site:
+    with orthanc(tmp_path / "pacs", MaximumStorageCacheSize=0) as site:
         images = study(count=3)
         lost = stable(site, images)
         (identifier,) = [each["ID"] for each in list(site.instances().values())[:1]]
-        for file in (site.directory / "storage").glob("??/??/*"):
-            if file.read_bytes() == site.file(identifier):
-                file.unlink()
-                break
+        content = site.file(identifier)
+        files = [file for file in (site.directory / "storage").glob("??/??/*") if file.read_bytes() == content]
+        files[0].unlink()
         other = stable(site, study(count=2))
         reader = source(desk, site)
         reader.poll()
