@@ -8,6 +8,7 @@ already and serves the same models.
 from __future__ import annotations
 
 import os
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from equipoise_deploy.readiness import check_readiness
 from equipoise_deploy.server import TritonServer
 from equipoise_export.repository import publish
 
+from ..client.gateway.studies import PLANTED
 from .asking import CLIENTS, MODELS
 
 REFERENCE = Path(__file__).parents[2] / "model_repository"
@@ -57,9 +59,17 @@ def server(repository: Path) -> Iterator[Served]:
         check_readiness(url, models)
         yield Served(url, os.environ.get("EQUIPOISE_TRITON_HTTP_URL", "127.0.0.1:8000"), None, models)
         return
-    with TritonServer(repository, ports=Ports(0, 0, 0)) as running:
+    written: list[str] = []
+    with TritonServer(repository, ports=Ports(0, 0, 0), on_log=written.append) as running:
         check_readiness(running.grpc_url, running.models)
         yield Served(running.grpc_url, running.http_url, running.metrics_url, running.models)
+        with urllib.request.urlopen(running.metrics_url, timeout=30) as page:
+            written.append(page.read().decode())
+    # What the studies of this run's patients are called; numbers could stand there by chance.
+    names = [value for value in PLANTED.values() if not value.isdigit()]
+    assert not [name for name in (*names, "Plantedname") if any(name in line for line in written)], (
+        "Triton's log or metrics name a patient"
+    )
 
 
 @pytest.fixture(scope="session")
