@@ -5,7 +5,7 @@
     python tests/benchmarks/bench_memory.py volume [--size 512 512 120] [--samples 4] [--json F]
 
 flat    sums the proportional set size of the server and all its stubs, and what lies in /dev/shm, every 1000 requests
-        after a warm-up of 1000; exits with 1 where either grows by more than 2 %.
+        after a warm-up of 2000; exits with 1 where either grows by more than 2 %.
 large   the same volume with T = 5 and T = 20, a fresh server for each: the peaks (summed high-water marks of all
         processes, and of /dev/shm) may differ by 10 %; exits with 1 where they don't keep that.
 volume  one request of that size to hippocampus's public model: time and peaks.
@@ -39,6 +39,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
 MB = 2**20
+WARM_UP = 2000  # requests: until every stub has seen every model's batches
 CONSOLE = Console(stderr=True)
 
 
@@ -95,7 +96,7 @@ def flat(requests: int) -> tuple[dict[str, object], bool]:
         check_readiness(server.grpc_url, server.models)
         images = {name: synthetic_image(client.contract(name))[0] for name in server.models}
         spacing = {name: (1.0, 1.0, 1.0) if name == "hippocampus" else None for name in images}
-        task = progress.add_task("requests", total=requests + 1000)
+        task = progress.add_task("requests", total=requests + WARM_UP)
 
         def ask(count: int) -> None:
             def some(first: int) -> None:
@@ -111,7 +112,7 @@ def flat(requests: int) -> tuple[dict[str, object], bool]:
             for thread in threads:
                 thread.join()
 
-        ask(1000)
+        ask(WARM_UP)
         memory, files = [proportional()], [shared()]
         for _ in range(requests // 1000):
             ask(1000)
