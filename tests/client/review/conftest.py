@@ -121,9 +121,10 @@ def started(filled: Desk) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """Debian's Chromium without a window."""
+    """Debian's Chromium without a window. Not for the whole session: Playwright keeps an event loop running in this
+    thread as long, and no other test could run one."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=list(CHROMIUM))
