@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +26,8 @@ def expected_runs(contract: Contract, size: Sequence[int], samples: int | None =
     if not contract.in_windows(sizes):
         return 0
     window = contract.window(sizes)
-    padded = tuple(max(given, seen) for given, seen in zip(sizes, window, strict=True))
-    multiple = contract.preprocessing.multiple
-    padded = tuple(
-        math.ceil(extent / multiple) * multiple if isinstance(axis, str) else extent
-        for extent, axis in zip(padded, contract.spatial, strict=True)
-    )
     drawn = (samples or contract.samples) if contract.stochastic else len(contract.samplers)
-    return len(Tiling(padded, window).starts) * drawn
+    return len(Tiling(contract.preprocessing.padded(sizes, window), window).starts) * drawn
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def serve_command(
 
     ports = Ports(grpc_port, http_port, metrics_port)
     try:
-        own = load_settings(settings) if settings is not None else NONE
+        own = load_settings(settings)[0] if settings is not None else NONE
         program = find_container_engine() if engine is not EngineChoice.EMBEDDED else None
         if program is not None and own:
             raise DeployError("--settings are applied by the embedded server only; use --engine embedded")

@@ -29,7 +29,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 STOPPING_FILE = "stopping"
 """In the run directory: while it is there, the public models refuse what comes."""
 
-_LOOK_EVERY = 0.15  # seconds between two looks at the metrics, which models tell up to 0.05 s late
+_LOOK_EVERY = 0.05  # seconds between two looks at the metrics
 _INSTANCES = 16  # at most so many requests per model have left its queue and are not yet counted as begun
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 

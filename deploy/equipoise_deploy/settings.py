@@ -106,16 +106,20 @@ def settings_document(settings: Mapping[str, Settings], figures: Mapping[str, An
     return {"format": FORMAT, "models": chosen, "figures": dict(figures)}
 
 
-def load_settings(path: Path) -> Mapping[str, Settings]:
-    """Public model's name → its settings. Raises RepositoryError that says what is wrong with the file."""
+def load_settings(path: Path) -> tuple[Mapping[str, Settings], Mapping[str, Any]]:
+    """By public model's name its settings, and the figures that speak for them.
+
+    Raises RepositoryError that says what is wrong with the file.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"expected the format {FORMAT}")
         found = {str(name): Settings(**values) for name, values in document["models"].items()}
+        figures = dict(document.get("figures", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         known = ", ".join(field.name for field in fields(Settings))
         raise RepositoryError(
             f"{path} holds no settings ({error}); `equipoise tune` writes such a file, whose models take {known}"
         ) from error
-    return MappingProxyType(found)
+    return MappingProxyType(found), MappingProxyType(figures)

@@ -17,8 +17,10 @@ from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import InvalidInput
 from equipoise_client.load.mix import Payload, Wish, build_mix
 from equipoise_core.aggregate import Model
+from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -42,7 +44,7 @@ Nothing else should run meanwhile. Exit code: 0 done (also where nothing was bet
 def tune_command(
     model: Annotated[str, typer.Argument(help="The public model to tune.", show_default=False)],
     repository: Annotated[Path, typer.Argument(help="Folder of published models.")] = Path("model_repository"),
-    into: Annotated[Path, typer.Option(help="Settings of this machine; other models' are kept.")] = Path(
+    into: Annotated[Path, typer.Option(help="Settings of this machine; those of other models are kept.")] = Path(
         "settings.json"
     ),
     image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
@@ -70,7 +72,7 @@ def tune_command(
     try:
         if model not in public_models(repository):
             raise RepositoryError(f"{repository} serves {', '.join(public_models(repository))}; there is no {model}")
-        before = load_settings(into) if into.exists() else {}
+        before, figures_before = load_settings(into) if into.exists() else ({}, {})
         known = load_model((repository / model / "1").resolve())
         with TemporaryDirectory(prefix="equipoise-tune-") as alone:
             link_model(repository, model, Path(alone))
@@ -80,11 +82,12 @@ def tune_command(
         speed = steps[-1].trials[_chosen(steps[-1])].median
         queue = queue_for(speed.together, longest_wait, last.aggregators or aggregator_instances(available_cores()))
         chosen = replace(last, queue=queue.queue, retry_after=queue.retry_after)
-        document = settings_document({**before, model: chosen}, {model: _evidence(steps, clients, longest_wait)})
+        evidence = {**figures_before, model: _evidence(steps, clients, longest_wait)}
+        document = settings_document({**before, model: chosen}, evidence)
         into.parent.mkdir(parents=True, exist_ok=True)
         into.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except (DeployError, InvalidInput, OSError) as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    except (DeployError, InvalidInput, ContractError, OSError) as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(document, indent=1))

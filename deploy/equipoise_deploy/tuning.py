@@ -117,10 +117,15 @@ class Bench:
                 # Each time another one begins, so that nobody always runs after the same neighbour.
                 order = [(number + i) % len(servers) for i in range(len(servers))]
                 for i in order:
-                    running = servers[i][1]
+                    settings, running, _ = servers[i]
                     if running is not None:
-                        speed = self._speed(running.grpc_url)
-                        speeds[i] += [speed] if number else []
+                        try:
+                            speed = self._speed(running.grpc_url)
+                            speeds[i] += [speed] if number else []
+                        except DeployError as error:
+                            if i == 0:
+                                raise
+                            servers[i], speeds[i] = (settings, None, str(error)), []
                     done()
         reference = speeds[0]
         return tuple(

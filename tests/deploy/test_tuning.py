@@ -50,7 +50,7 @@ def test_settings_survive_their_file(tmp_path):
     file = tmp_path / "settings.json"
     given = {"a": ALL, "b": Settings(threads=3)}
     file.write_text(json.dumps(settings_document(given, {"a": {"any": "figures"}})))
-    assert load_settings(file) == given
+    assert load_settings(file) == (given, {"a": {"any": "figures"}})
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,8 @@ def test_a_queue_holds_what_is_answered_in_time(rate, wait, aggregators):
 def test_tune_writes_what_serve_takes(repository, tmp_path, capsys):
     """Real servers, side by side; other models' settings stay, figures are kept, and the answers do not change."""
     file = tmp_path / "settings.json"
+    kept = Settings(threads=3)
+    file.write_text(json.dumps(settings_document({"other": kept}, {"other": {"any": "figures"}})))
     words = ["--rounds", "1", "--seconds", "0.2", "--clients", "2", "--into", str(file), "--json", "--knob", "delay"]
     with pytest.raises(SystemExit) as left:
         main(["tune", "tinyseg", str(repository), *words])
@@ -120,7 +122,9 @@ def test_tune_writes_what_serve_takes(repository, tmp_path, capsys):
     steps = document["figures"]["tinyseg"]["steps"]
     assert {step["knob"] for step in steps} <= {"delay", "check"}
     assert all(trial["together_per_second"] > 0 for step in steps for trial in step["trials"])
-    found = load_settings(file)["tinyseg"]
+    settings, figures = load_settings(file)
+    assert settings["other"] == kept and figures["other"] == {"any": "figures"}
+    found = settings["tinyseg"]
     assert found.queue and found.retry_after
 
     def answer(settings):

@@ -23,6 +23,7 @@ from equipoise_export.repository import publish
 from pydicom.uid import RLELossless, generate_uid
 
 from ..client.gateway.studies import PLANTED, encoded, read, study
+from ..disks import small_disk
 from ..orthanc import Site, orthanc
 from .asking import poll
 from .gateways import KILLABLE, Running, configuration, gateway, rows, send
@@ -291,15 +292,10 @@ def test_while_the_archive_is_away_a_result_waits(server, tmp_path, log):
             running.stop()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 3 MB."""
-    folder = tmp_path / "a"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True)
-    assert made.returncode == 0, f"a small file system is needed, as root: {made.stderr.decode()}"
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+@pytest.fixture(name="small_disk")
+def _small_disk(tmp_path: Path):
+    with small_disk(tmp_path / "a", megabytes=3) as folder:
+        yield folder
 
 
 def test_a_full_disk_refuses_new_studies_loses_none_and_recovers(server, pacs, small_disk, tmp_path, log):

@@ -52,11 +52,11 @@ class TritonPythonModel:
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
             return [self._refuse(pb_utils.TritonError.UNAVAILABLE, Stopping()) for _ in requests]
-        self.metrics.add("in_flight", len(requests))
+        self.metrics.in_flight.increment(len(requests))
         try:
             return [self._respond(request) for request in requests]
         finally:
-            self.metrics.add("in_flight", -len(requests))
+            self.metrics.in_flight.increment(-len(requests))
 
     def finalize(self):
         self.metrics.close()
@@ -188,7 +188,8 @@ class AtOnce:
 class Metrics:
     """Counters and histograms on Triton's own metrics endpoint; they carry the model's name and nothing of a case.
 
-    They are told from a thread of their own, at most every `TELLING` seconds, so that no answer waits for them.
+    All but the gauge, which an orderly stop rests on, are told from a thread of their own, at most every `TELLING`
+    seconds, so that no answer waits for them.
     """
 
     def __init__(self, model):
@@ -206,8 +207,8 @@ class Metrics:
         )
         self.families = [in_flight, samples, audits, routes, failures, scores, ranks]  # must outlive their metrics
         kinds = ("InvalidRequest", "Cancelled", "SamplerFailure", "Stopping", "Internal")
+        self.in_flight = in_flight.Metric(labels=label)
         self.sums = {
-            "in_flight": in_flight.Metric(labels=label),
             "samples": samples.Metric(labels=label),
             "audits": audits.Metric(labels=label),
             **{route: routes.Metric(labels={**label, "route": route.value}) for route in Route},
@@ -256,8 +257,11 @@ class Metrics:
             with self.lock:
                 added, observed = self.added, self.observed
                 self.added, self.observed = defaultdict(float), []
-            for name, amount in added.items():
-                if amount:
-                    self.sums[name].increment(amount)
-            for name, number in observed:
-                self.histograms[name].observe(number)
+            try:
+                for name, amount in added.items():
+                    if amount:
+                        self.sums[name].increment(amount)
+                for name, number in observed:
+                    self.histograms[name].observe(number)
+            except Exception as error:  # numbers are lost, but those to come are told
+                pb_utils.Logger.log_error(f"{type(error).__name__} while telling metrics")

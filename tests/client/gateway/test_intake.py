@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from time import time
 
@@ -13,6 +12,7 @@ from equipoise_client.gateway.intake import Outcome
 from equipoise_client.gateway.spool import OutOfRoom
 from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
 
+from ...disks import small_disk
 from .conftest import Desk
 from .studies import PLANTED, encoded, read, report, study
 
@@ -87,15 +87,10 @@ def test_the_reserve_is_left_alone(tmp_path):
     desk.store.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
-    assert made.returncode == 0, f"a small file system is needed, as root: {made.stderr.decode()}"
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+@pytest.fixture(name="small_disk")
+def _small_disk(tmp_path: Path):
+    with small_disk(tmp_path / "disk", megabytes=1) as folder:
+        yield folder
 
 
 def test_a_full_disk_refuses_loses_nothing_and_recovers(small_disk):

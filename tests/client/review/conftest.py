@@ -20,6 +20,7 @@ from equipoise_client.gateway.settings import load_settings
 from equipoise_client.review.identity import Doorkeeper, Reviewers
 from equipoise_client.review.server import serving
 from equipoise_client.review.worklist import Worklist
+from playwright.sync_api import sync_playwright
 
 from ..gateway.conftest import Desk
 from ..gateway.studies import study
@@ -125,8 +126,7 @@ def started(filled: Desk) -> Iterator[Page]:
 def chromium():
     """Debian's Chromium without a window. Not for the whole session: Playwright keeps an event loop running in this
     thread as long, and no other test could run one."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=list(CHROMIUM))
         yield browser
         browser.close()

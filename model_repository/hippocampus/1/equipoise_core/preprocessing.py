@@ -76,18 +76,19 @@ class Preprocessing:
         scaled = np.where(flat, 0.0, (wide - low) / np.where(flat, 1.0, span))
         return np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT).astype(np.float32)
 
+    def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The spatial sizes that `pad` gives an image of this size."""
+        whole = tuple(each + -each % self.multiple for each in size)
+        return tuple(max(pair) for pair in zip(whole, at_least, strict=True)) if at_least else whole
+
     def pad(self, image: NDArray[np.float32], at_least: tuple[int, ...] = ()) -> NDArray[np.float32]:
         """`[C, *S]` → `[C, *S']`, each S' the next multiple of `multiple`; new voxels hold PADDING_VALUE.
 
         Args:
             at_least: sizes that S' reaches as well.
         """
-        after = [-size % self.multiple for size in image.shape[1:]]
-        if at_least:
-            after = [
-                max(more, least - size) for more, least, size in zip(after, at_least, image.shape[1:], strict=True)
-            ]
-        extra = [(0, 0)] + [(0, more) for more in after]
+        padded = self.padded(image.shape[1:], at_least)
+        extra = [(0, 0)] + [(0, to - size) for to, size in zip(padded, image.shape[1:], strict=True)]
         if not any(after for _, after in extra):
             return image
         return np.pad(image, extra, constant_values=PADDING_VALUE)
