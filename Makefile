@@ -49,13 +49,15 @@ unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against
 	$(BIN)/python -m pytest -m "not zoo"
 
 zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove some 40 networks of other people (slow)
-	$(BIN)/python -m pytest -m zoo
+	$(BIN)/python -m pytest -m zoo -n0
 
 bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, against what people write today
 	$(BIN)/python tests/benchmarks/bench_export_cost.py
 	$(BIN)/python tests/benchmarks/bench_serving.py
 	$(BIN)/python tests/benchmarks/bench_load_generator.py
 	for what in flat large volume; do $(BIN)/python tests/benchmarks/bench_memory.py $$what || exit 1; done
+	$(BIN)/python tests/benchmarks/bench_faults.py
+	mkdir -p build && $(BIN)/python tests/benchmarks/bench_soak.py --json build/soak.json --plot build/soak.png
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)

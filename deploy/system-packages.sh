@@ -13,6 +13,11 @@ declare -A wanted=(   # program → Debian packages that have it, and who needs 
     [dsr2html]=dcmtk      # tests: reads reports, compresses and sends
     [dciodvfy]=dicom3tools  # tests: attributes as the standard has them
     [nginx]=nginx         # tests and trials: serves the viewer beside the PACS
+    [haproxy]=haproxy     # tests: the front with mutual TLS
+    [prometheus]=prometheus  # tests: rules, alerts and dashboard on real measurements; brings promtool
+    [curl]=curl           # the install page
+    [openssl]=openssl     # the install page: the releases' keys
+    [systemd-analyze]=systemd  # tests: units
     [chromium]=chromium   # tests: pages as people see them
     [npm]=npm             # tests and trials: brings the viewer
 )
@@ -37,7 +42,7 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq
     apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
     if command -v systemctl >/dev/null; then
-        for unit in orthanc nginx; do
+        for unit in orthanc nginx haproxy prometheus; do
             [[ " ${missing[*]} " == *" $unit"* ]] && systemctl disable --quiet "$unit.service" 2>/dev/null || true
         done
     fi

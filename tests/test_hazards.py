@@ -25,6 +25,15 @@ def test_every_hazard_names_a_test():
     assert not bare
 
 
+def test_every_test_that_the_security_page_names_exists():
+    """Files, or whole folders."""
+    page = (LOG.parent / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:client|core|deploy|export|pipeline)/[\w/]+(?:\.py)?|test_\w+\.py)`", page)
+    assert len(named) > 10
+    places = {TESTS / name for name in named} - {TESTS / "deploy/Dockerfile"}
+    assert not [str(place) for place in places if not place.exists()]
+
+
 def _functions(file: Path) -> set[str]:
     tree = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else ast.parse("")
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}

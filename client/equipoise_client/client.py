@@ -92,6 +92,8 @@ class _Dialogue:
     ) -> Operation[tuple[Prediction, ...]]:
         """The answers for N images of one size `[N, C, *S]`, in one request; each has its own decision.
 
+        They are sampled together, which is quicker than one by one, the more so the smaller the network is.
+
         Args are those of `predict`, but for `seeds`, one per image, and `spacing`, `[rank]` for all or `[N, rank]`.
         """
         deadline = self._deadline(timeout)

@@ -10,7 +10,8 @@ EquipoiseError
 ├── DeadlineExceeded        no answer within the time that was given (also a TimeoutError)
 ├── Cancelled               the call was given up before the answer came
 ├── ServerFailure           the server failed on a request that was fine as far as can be told
-│   └── BadAnswer           it answered, but not what the contract promises
+│   ├── BadAnswer           it answered, but not what the contract promises
+│   └── ModelDied           a process of the model died, or the server was lost, of this request or one before it
 └── MissingExtra            an optional part of Equipoise is not installed (also an ImportError)
 """
 
@@ -63,10 +64,12 @@ class ServerUnavailable(EquipoiseError):
 
     Attributes:
         busy: the server was reached and had no room in its queue.
+        lost: the connection was lost with the request under way: a model may have begun to work on it, and died of it.
         retry_after: seconds after which it asks to be asked again; 0 where it did not say.
     """
 
     busy = False
+    lost = False
     retry_after = 0.0
 
 
@@ -84,6 +87,10 @@ class ServerFailure(EquipoiseError):
 
 class BadAnswer(ServerFailure):
     """The server answered, but not what the contract promises."""
+
+
+class ModelDied(ServerFailure):
+    """A process of the model died, or the server was lost, of this request or of one before it: nobody can tell."""
 
 
 class MissingExtra(EquipoiseError, ImportError):
@@ -107,7 +114,17 @@ _BY_CODE: Mapping[str, tuple[type[EquipoiseError], str]] = MappingProxyType(
 
 
 _FULL = "Exceeds maximum queue size"  # Triton's words
+_DEAD = (
+    "Stub process",
+    "is not healthy",
+)  # Triton's words; with a dead sampler the model passes them on as UNAVAILABLE
+_TOO_LARGE = "status: 413"  # of a proxy, as gRPC words it
 _UNLOADED = "has no available versions"  # Triton's words; of an unknown model it says "is not found"
+_NOT_LOST = (
+    _FULL, _UNLOADED, "failed to connect", "connection refused", "resolution failed", "server is stopping",
+    "server not ready", "status: 429", "status: 503", "timeout expired", "the sampler failed", "the request's timeout",
+)  # fmt: skip
+"""Words of queue, gRPC and a proxy for a request that nobody has begun to work on, and of a model that answers."""
 
 
 @contextmanager
@@ -122,16 +139,25 @@ def translated(about: str) -> Iterator[None]:
     except InferenceServerException as error:
         raise _mapped(about, error.status() or "", error.message() or "") from error
     except grpc.RpcError as error:  # grpc.aio raises these past tritonclient in places
-        code = error.code() if hasattr(error, "code") else None
-        raise _mapped(about, str(code), str(error)) from error
+        raise ours(about, error) from error
+
+
+def ours(about: str, error: grpc.RpcError) -> EquipoiseError:
+    """What gRPC raised, as one of ours."""
+    return _mapped(about, str(error.code() if hasattr(error, "code") else None), str(error))
 
 
 def _mapped(about: str, status: str, details: str) -> EquipoiseError:
     code = status.removeprefix("StatusCode.")
     if code == "NOT_FOUND" and _UNLOADED in details:
         code = "UNAVAILABLE"  # a known model that is being loaded or, while the server stops, unloaded
+    if code == "UNKNOWN" and _TOO_LARGE in details:
+        code = "RESOURCE_EXHAUSTED"
     kind, advice = _BY_CODE.get(code, (ServerFailure, "the server failed; its log says why"))
+    if all(word in details for word in _DEAD):
+        kind, advice = ModelDied, "a process of the model died, and the server is restarted; its log says which"
     mapped = kind(f"{about}: {advice} ({code or 'no status'}: {details.strip() or 'no details'})")
     if isinstance(mapped, ServerUnavailable):
         mapped.busy = _FULL.lower() in details.lower()
+        mapped.lost = not any(words.lower() in details.lower() for words in _NOT_LOST)
     return mapped

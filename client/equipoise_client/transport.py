@@ -19,7 +19,7 @@ import grpc
 import tritonclient.grpc
 import tritonclient.grpc.aio
 
-from .errors import DeadlineExceeded, InvalidInput, ServerUnavailable, translated
+from .errors import DeadlineExceeded, EquipoiseError, InvalidInput, ModelDied, ServerUnavailable, translated
 
 T = TypeVar("T")
 
@@ -56,8 +56,10 @@ class Retry:
     """Tries again when the server is unreachable or busy: `Retry(attempts=1)` never does.
 
     Safe, because an answer depends on the image and the seed alone. Nothing else is repeated, and never past the
-    deadline. The pause before try n+1 is drawn between half and all of min(longest, first · 2ⁿ⁻¹) seconds, so that
-    clients which failed together don't come back together.
+    deadline; but for a request whose model died, or which was lost under way, which is sent once more and no more than
+    that, since it may be what kills. One call sends a request at most `attempts` times. The pause before try n+1 is
+    drawn between half and all of min(longest, first · 2ⁿ⁻¹) seconds, so that clients which failed together don't come
+    back together.
     """
 
     attempts: int = 5
@@ -73,6 +75,28 @@ class Retry:
         for failed in range(self.attempts - 1):
             ceiling = min(self.longest, self.first * 2.0**failed)
             yield source.uniform(ceiling / 2.0, ceiling)
+
+
+@dataclass
+class Tries:
+    """Whether a request that failed is sent again, and when.
+
+    Args:
+        pauses: seconds before the second, third, … try.
+    """
+
+    pauses: Iterator[float]
+    suspect: ModelDied | ServerUnavailable | None = None
+    """Why it may be this request that kills, where it may."""
+
+    def pause(self, error: EquipoiseError) -> float | None:
+        """Seconds to wait; None: it is not sent again."""
+        if isinstance(error, ModelDied) or (isinstance(error, ServerUnavailable) and error.lost):
+            again = self.suspect is None
+            if again or isinstance(error, ModelDied):  # whose words say more
+                self.suspect = error
+            return next(self.pauses, None) if again else None
+        return next(self.pauses, None) if isinstance(error, ServerUnavailable) else None
 
 
 @dataclass(frozen=True)
@@ -119,10 +143,15 @@ def repeated(
 ) -> Operation[Any]:
     """Calls until it works, the failure is final, the pauses are used up, or the deadline is near.
 
+    A request whose model died, or which was lost under way, and which was lost again or then found nobody there, fails
+    with ModelDied and not as if nobody had been there: whoever keeps asking while a server is away must not keep
+    sending what may kill it. Lost once, and not tried again, it is ServerUnavailable.
+
     Args:
         arguments: seconds left until the deadline → the call's arguments.
         retry_after: seconds that the server asks refused callers to wait at least.
     """
+    tries = Tries(pauses)
     while True:
         left = deadline.left()
         if left <= 0.0:
@@ -130,13 +159,29 @@ def repeated(
         try:
             with translated(about):
                 return (yield Call(method, {**arguments(left), "client_timeout": left}))
-        except ServerUnavailable as error:
-            pause = next(pauses, None)
-            wait = (pause or 0.0) + (retry_after if error.busy else 0.0)
+        except (ServerUnavailable, ModelDied) as error:
+            if isinstance(error, ServerUnavailable):
+                error.lost = error.lost and method == "infer"  # the other methods run no model
+            pause = tries.pause(error)
+            asked = retry_after if isinstance(error, ServerUnavailable) and error.busy else 0.0
+            wait = (pause or 0.0) + asked
             if pause is None or wait >= deadline.left():
-                error.retry_after = retry_after if error.busy else 0.0
-                raise
+                final = _final(error, tries.suspect, asked)
+                raise final from (error.__cause__ if final is error else error)
         yield Pause(wait)
+
+
+def _final(
+    error: ServerUnavailable | ModelDied, suspect: ServerUnavailable | ModelDied | None, retry_after: float
+) -> EquipoiseError:
+    """What the caller is told in the end."""
+    if isinstance(error, ServerUnavailable):
+        error.retry_after = retry_after
+    if suspect is None or suspect is error:
+        return error
+    if isinstance(suspect, ModelDied):
+        return suspect
+    return ModelDied(f"{suspect}; a model may have died of it: it is not sent again")
 
 
 def drive(connection: Any, operation: Operation[T]) -> T:
@@ -225,7 +270,9 @@ def channel_options() -> list[tuple[str, int]]:
         # gRPC answers UNAVAILABLE from memory until it tries to connect again, by default 1 s to 2 min later: a
         # restarted server has to be found by the next try, not after it.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Against its name gRPC's time limit for one connection, handshake included: mutual TLS with a busy machine took
+        # more than 100 ms.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         # One client, one connection of its own.
         ("grpc.use_local_subchannel_pool", 1),

@@ -10,7 +10,7 @@ from pathlib import Path
 from .ports import LOOPBACK, Ports
 from .server import HARDENING
 
-IMAGE = "nvcr.io/nvidia/tritonserver:26.06-py3"
+IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 _ENGINES = ("docker", "podman")
 _NVIDIA_DEVICE = Path("/dev/nvidiactl")
 _INSIDE = Ports()

@@ -6,10 +6,12 @@ image's or one with the native ONNX Runtime backend:
     EQUIPOISE_TRITON_BINARY    path of `tritonserver`
     EQUIPOISE_TRITON_BACKENDS  folder with one folder per backend; what it lacks is taken from beside the binary
     EQUIPOISE_TRITON_CONFIG    which configuration of the models: embedded (default), cpu, or empty for config.pbtxt
+    EQUIPOISE_TRITON_OPTIONS   further options of `tritonserver`, as a shell would split them; they come last and win
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from .errors import EngineError
 BINARY_VARIABLE = "EQUIPOISE_TRITON_BINARY"
 BACKENDS_VARIABLE = "EQUIPOISE_TRITON_BACKENDS"
 CONFIGURATION_VARIABLE = "EQUIPOISE_TRITON_CONFIG"
+OPTIONS_VARIABLE = "EQUIPOISE_TRITON_OPTIONS"
 
 EMBEDDED = "embedded"
 STUB = "triton_python_backend_stub"
@@ -36,12 +39,14 @@ class Engine:
         backends: folders with one folder per backend; where two hold the same backend, the first wins.
         stub: the Python backend's stub for the running Python; None where the backend brings its own.
         configuration: name of the models' configuration (`configs/NAME.pbtxt`); empty for `config.pbtxt`.
+        options: of `tritonserver`, after our own.
     """
 
     binary: Path
     backends: tuple[Path, ...]
     stub: Path | None
     configuration: str
+    options: tuple[str, ...] = ()
 
     def link_backends(self, into: Path) -> Path:
         """Fills `into` with links to every backend, the stub beside the Python one: site-packages stays untouched."""
@@ -90,6 +95,7 @@ def find_engine(environment: Mapping[str, str]) -> Engine:
         backends=backends,
         stub=None if (python / STUB).exists() else _stub(wheel),
         configuration=environment.get(CONFIGURATION_VARIABLE, EMBEDDED),
+        options=tuple(shlex.split(environment.get(OPTIONS_VARIABLE, ""))),
     )
 
 

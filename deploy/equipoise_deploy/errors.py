@@ -5,7 +5,10 @@ DeployError
 ├── RepositoryError    nothing servable where the models should be
 ├── PortTakenError     another process listens there
 ├── StartError         Triton ended before it was ready; carries its log
-└── NotReadyError      Triton runs, but a model does not answer as it should
+├── NotReadyError      Triton runs, but a model does not answer as it should
+├── GaveUp             it was restarted as often as is allowed, and fails still
+└── ReleaseError       a release, store or bundle is not there, or cannot be used as asked
+    └── TamperedError  it is not what was published: a file was changed, added or lost, or a signature does not hold
 """
 
 from __future__ import annotations
@@ -33,3 +36,15 @@ class StartError(DeployError):
 
 class NotReadyError(DeployError):
     """Triton runs, but a model does not answer as it should."""
+
+
+class GaveUp(DeployError):
+    """The server was restarted as often as is allowed, and fails still."""
+
+
+class ReleaseError(DeployError):
+    """A release, store or bundle is not there, or cannot be used as asked."""
+
+
+class TamperedError(ReleaseError):
+    """It is not what was published: a file was changed, added or lost, or a signature does not hold."""

@@ -2,7 +2,10 @@
 
 Whatever ends first (the caller by any signal, even SIGKILL, or Triton itself), afterwards no process of the server, no
 shared-memory file and no run directory is left. Run as a script, with the standard library only, so that it starts in
-a few milliseconds. Closing its standard input, or SIGTERM, asks it to stop the server; its exit code is Triton's.
+a few milliseconds. Closing its standard input, or SIGTERM, asks it to stop the server; its exit code is Triton's, or
+128 and the number of the signal that ended it. A Triton that cannot stop in order (a dead process of a model holds
+that up for half a minute) is stopped by SIGUSR1, which gives what still can be answered a few seconds, or by SIGUSR2,
+at once.
 
 From the moment it is told to stop, Triton refuses the sampler to the public models, so that all they had accepted
 would fail. Therefore it is told only after they have answered that (`Drain`).
@@ -29,6 +32,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 STOPPING_FILE = "stopping"
 """In the run directory: while it is there, the public models refuse what comes."""
 
+BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
+_HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer what was accepted, before everything is killed
 _LOOK_EVERY = 0.05  # seconds between two looks at the metrics
 _INSTANCES = 16  # at most so many requests per model have left its queue and are not yet counted as begun
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
@@ -39,7 +44,7 @@ def main() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     # Triton's stubs become this process's children when Triton dies: it can then see that all of them are gone.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    signals = _signal_pipe(signal.SIGTERM, signal.SIGINT)
+    signals = _signal_pipe(signal.SIGTERM, signal.SIGINT, *_HURRIED)
     server = subprocess.Popen(
         arguments.command,
         stdin=subprocess.DEVNULL,
@@ -49,7 +54,7 @@ def main() -> int:
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
     )
     try:
-        drain = Drain(arguments.metrics_port, arguments.directory / STOPPING_FILE)
+        drain = Drain(arguments.metrics_port, arguments.directory / STOPPING_FILE, arguments.metrics_address)
         _watch(server, signals, drain, arguments.drain, arguments.grace)
     finally:
         _kill_group(server.pid)
@@ -57,7 +62,8 @@ def main() -> int:
         for file in _SHARED_MEMORY.glob(f"{arguments.prefix}*"):
             file.unlink(missing_ok=True)
         shutil.rmtree(arguments.directory, ignore_errors=True)
-    return server.returncode if server.returncode is not None and server.returncode >= 0 else 1
+    code = server.returncode
+    return 1 if code is None else code if code >= 0 else 128 - code
 
 
 def _arguments() -> argparse.Namespace:
@@ -65,7 +71,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--grace", type=float, required=True, help="seconds that Triton has to finish what it accepted")
     parser.add_argument("--prefix", required=True, help="prefix of the server's shared-memory files")
     parser.add_argument("--directory", required=True, type=Path, help="run directory, removed in the end")
-    parser.add_argument("--metrics-port", required=True, type=int, help="where Triton's metrics are, on loopback")
+    parser.add_argument("--metrics-port", required=True, type=int, help="where Triton's metrics are")
+    parser.add_argument("--metrics-address", default="127.0.0.1")
     parser.add_argument(
         "--drain", type=float, required=True, help="seconds to answer what was accepted before the stop"
     )
@@ -107,8 +114,8 @@ class Drain:
     refused (the file `flag` tells the public models so), and the last ones only have to finish.
     """
 
-    def __init__(self, metrics_port: int, flag: Path) -> None:
-        self._port = metrics_port
+    def __init__(self, metrics_port: int, flag: Path, metrics_address: str = "127.0.0.1") -> None:
+        self._address, self._port = metrics_address, metrics_port
         self._flag = flag
         self._targets: dict[str, float] = {}
         self._refusing = False
@@ -151,7 +158,7 @@ class Drain:
     def _page(self) -> str:
         import http.client  # not before it is needed: the start should be fast
 
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2)
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=2)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode(errors="replace")
@@ -165,7 +172,7 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
     """Passes the log on until Triton has ended, by itself or because it was asked to.
 
     Asked to stop, Triton gets `patience` seconds to answer what it accepted, is then told to end, and is killed when
-    that takes longer than `grace` seconds.
+    that takes longer than `grace` seconds. Asked to hurry, before or after that, it gets less and is killed.
     """
     assert server.stdout is not None
     log = server.stdout.fileno()
@@ -189,22 +196,25 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
             server.wait()
             return
         elif ready:
-            # The caller's end of standard input, or a signal. The first asks Triton to stop; later ones change nothing.
+            # The caller's end of standard input, or a signal. The first asks Triton to stop; later ones may hurry it.
             if sys.stdin.fileno() in ready:
                 selector.unregister(sys.stdin.fileno())
-            if signals in ready:
-                os.read(signals, 64)
-            if deadline is None:
+            numbers = os.read(signals, 64) if signals in ready else b""
+            hurried = [seconds for number, seconds in _HURRIED.items() if number in numbers]
+            if hurried:
+                patience, grace = min(hurried), 0.0
+            if deadline is None or hurried:
                 look = time.monotonic()
                 deadline = look + patience
         now = time.monotonic()
         if look is not None and deadline is not None and now >= look:
             look = now + _LOOK_EVERY
-            if drain.done() or now >= deadline:
+            if now >= deadline or drain.done():
                 server.terminate()
                 look, deadline = None, time.monotonic() + grace
         elif look is None and deadline is not None and now >= deadline:
-            _write(f"Triton did not stop within {grace:g} s and is killed\n".encode())
+            if grace:
+                _write(f"Triton did not stop within {grace:g} s and is killed\n".encode())
             _kill_group(server.pid)
             server.wait()
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,19 +47,54 @@ USUAL_PORTS = Ports()
 """Triton's own defaults."""
 
 
-def _holder(port: int) -> str:
-    """` by NAME (process N)` where /proc tells, else nothing."""
-    sockets = set()
+def reached_at(address: str) -> str:
+    """Where this machine reaches what listens on `address`."""
+    return LOOPBACK if address in ("0.0.0.0", "::", "") else address  # noqa: S104 (compared, not bound)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A process that listens, as far as /proc tells.
+
+    Attributes:
+        address: as in `127.0.0.1` or `::`.
+        pid: None where it is another user's.
+    """
+
+    address: str
+    pid: int | None
+    name: str = ""
+
+
+def listeners(port: int) -> tuple[Listener, ...]:
+    """Who listens on a TCP port of this machine (of this network namespace)."""
+    found: dict[str, str] = {}
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         for line in table.read_text().splitlines()[1:] if table.is_file() else []:
             entries = line.split()
-            if int(entries[1].rpartition(":")[2], 16) == port and entries[3] == _LISTEN:
-                sockets.add(f"socket:[{entries[9]}]")
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+            address, _, number = entries[1].rpartition(":")
+            if int(number, 16) == port and entries[3] == _LISTEN:
+                found[f"socket:[{entries[9]}]"] = _spelled(address)
+    holders: dict[str, tuple[int, str]] = {}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if found else ():
         try:
-            if str(descriptor.readlink()) in sockets:
+            if (held := str(descriptor.readlink())) in found:
                 process = descriptor.parents[1]
-                return f" by {(process / 'comm').read_text().strip()} (process {process.name})"
+                holders.setdefault(held, (int(process.name), (process / "comm").read_text().strip()))
         except OSError:
             continue  # closed meanwhile, or another user's
-    return ""
+    return tuple(Listener(address, *holders.get(held, (None, ""))) for held, address in found.items())
+
+
+def _spelled(words: str) -> str:
+    """/proc has addresses as 32-bit words in the machine's own byte order."""
+    packed = b"".join(int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
+    address = ipaddress.ip_address(packed)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None  # as gRPC binds 127.0.0.1
+    return str(mapped or address)
+
+
+def _holder(port: int) -> str:
+    """` by NAME (process N)` where /proc tells, else nothing."""
+    known = [listener for listener in listeners(port) if listener.pid is not None]
+    return f" by {known[0].name} (process {known[0].pid})" if known else ""

@@ -10,7 +10,7 @@ import http.client
 import json
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from equipoise_client.images.synthetic import synthetic_image
+from equipoise_client.prediction import Priority
+from equipoise_client.transport import connect
 from equipoise_core.contract import Contract, parse_contract
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
@@ -25,6 +27,9 @@ from tritonclient.utils import InferenceServerException
 from .errors import NotReadyError
 from .ports import LOOPBACK
 from .staging import CONTRACT_PARAMETER
+
+PROBE_ID = "equipoise-probe"
+"""Request id of synthetic questions while serving; `model.py` knows it too."""
 
 _SAMPLES = 2  # the fewest that can differ
 _OUTPUTS = ("mean", "variance")
@@ -66,7 +71,7 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
     answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
     begin = time.monotonic()
     probes = []
-    with triton.InferenceServerClient(grpc_url) as client:
+    with connect(grpc_url, None) as client:
         contracts = {model: _contract(client, model) for model in models}
         for model, contract in contracts.items():
             client.async_infer(
@@ -83,6 +88,47 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
             arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
             probes.append(Probe(model, time.monotonic() - begin, _plausible(contracts[model], arrays)))
     return tuple(sorted(probes, key=lambda probe: probe.model))
+
+
+class Prober:
+    """Asks public models the synthetic image again and again, each once at a time; nothing here waits.
+
+    The questions are urgent ones: they pass what waits in a queue, but not what runs. They name `samples`, so none can
+    be accepted, and carry `PROBE_ID`, by which the models leave them out of their own counts of cases.
+    """
+
+    def __init__(self, grpc_url: str, models: Sequence[str]) -> None:
+        self._client = connect(grpc_url, None)
+        self._answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
+        self.contracts = {model: _contract(self._client, model) for model in models}
+        self._questions = {model: _inputs(contract) for model, contract in self.contracts.items()}
+
+    def ask(self, model: str) -> None:
+        """The answer will be among `answers`, whenever it comes."""
+        self._client.async_infer(
+            model,
+            self._questions[model],
+            partial(_receive, self._answers, model),
+            outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+            priority=int(Priority.URGENT),
+            request_id=PROBE_ID,
+        )
+
+    def answers(self) -> Iterator[tuple[str, Exception | None]]:
+        """(model, what is wrong with its answer) of all that came since the last call."""
+        while not self._answers.empty():
+            model, result, error = self._answers.get()
+            try:
+                if error is None:
+                    arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
+                    _plausible(self.contracts[model], arrays)
+            except NotReadyError as implausible:
+                error = implausible
+            yield model, error
+
+    def close(self) -> None:
+        """What was asked and not answered yet is given up."""
+        self._client.close()
 
 
 def _contract(client: triton.InferenceServerClient, model: str) -> Contract:

@@ -1,4 +1,4 @@
-"""`equipoise serve`, without its command line: start, prove, wait, stop."""
+"""`equipoise serve`, without its command line: start, prove, watch, restart or reload, stop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,30 @@ from types import FrameType
 
 from .container import container_command
 from .errors import DeployError, StartError
+from .health import USUAL_PORT, HealthServer
 from .ports import LOOPBACK, USUAL_PORTS, Ports
 from .readiness import Probe, answers_ready, check_readiness
-from .server import TritonServer
-from .settings import NONE, Settings
 from .staging import public_models
+from .supervisor import Plan, Supervisor, watch_until
 
 
 class Stopped(BaseException):
     """SIGINT or SIGTERM arrived; like KeyboardInterrupt a wish, not an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass
+class Wishes:
+    """What signals asked for and nobody has seen to yet.
+
+    Attributes:
+        reload: SIGHUP arrived.
+    """
+
+    reload: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Listening:
     """A server that has proved itself.
 
     Attributes:
-        grpc, http, metrics: where it listens.
+        grpc, http, metrics, health: where it listens; health is empty where there is none.
         probes: the public models' answers to a synthetic image.
         seconds: from the call until now.
     """
@@ -40,43 +55,68 @@ class Listening:
     metrics: str
     probes: tuple[Probe, ...]
     seconds: float
+    health: str = ""
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM raises Stopped; further ones cannot disturb the cleaning up after it."""
+def signals() -> Iterator[Wishes]:
+    """Inside, the first SIGINT or SIGTERM raises Stopped, further ones cannot disturb the cleaning up after it, and
+    SIGHUP is a wish to reload."""
+    wishes = Wishes()
 
-    def raise_once(number: int, frame: FrameType | None) -> None:
-        for other in numbers:
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in before:
             signal.signal(other, signal.SIG_IGN)
-        raise Stopped
+        raise Stopped(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, raise_once) for number in numbers}
+    def reload(number: int, frame: FrameType | None) -> None:
+        wishes.reload = True
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload}
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     try:
-        yield
+        yield wishes
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def serve(
-    repository: Path,
-    ports: Ports = USUAL_PORTS,
+    plan: Plan,
+    health_port: int = USUAL_PORT,
     on_log: Callable[[str], None] = lambda line: None,
     on_ready: Callable[[Listening], None] = lambda listening: None,
-    settings: Mapping[str, Settings] = NONE,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM. Raises DeployError when the server cannot start or ends by itself."""
+    """Serves until SIGINT or SIGTERM; SIGHUP takes what the repository holds then into service.
+
+    Raises DeployError when the server cannot start, GaveUp when it cannot be kept.
+    """
     begin = time.monotonic()
-    try:
-        with stop_on_signals(), TritonServer(repository, ports=ports, on_log=on_log, settings=settings) as server:
-            probes = check_readiness(server.grpc_url, server.models)
-            on_ready(Listening(server.grpc_url, server.http_url, server.metrics_url, probes, time.monotonic() - begin))
-            code = server.wait()
-            raise DeployError(f"Triton ended by itself with exit code {code}. It said:\n{server.relevant_log}")
-    except Stopped:
-        return
+    with signals() as wishes, HealthServer(health_port, plan.address) as health:
+        supervisor = Supervisor(plan, health, on_log, tell)
+        try:
+            probes = supervisor.start()
+            on_ready(_listening(supervisor, health, probes, time.monotonic() - begin))
+            while True:
+                trouble = watch_until(supervisor, lambda: wishes.reload)
+                if trouble is not None:
+                    supervisor.restart(trouble)
+                else:
+                    wishes.reload = False
+                    supervisor.reload()
+        except Stopped as stopped:
+            if stopped.number != signal.SIGINT:  # whoever presses Ctrl-C does not wait for a proxy
+                supervisor.drain("stopping")
+        finally:
+            supervisor.stop("stopping")
+
+
+def _listening(supervisor: Supervisor, health: HealthServer, probes: tuple[Probe, ...], seconds: float) -> Listening:
+    server = supervisor.server
+    return Listening(server.grpc_url, server.http_url, server.metrics_url, probes, seconds, health.url)
 
 
 def serve_in_container(
@@ -90,7 +130,7 @@ def serve_in_container(
     """The same in a container. Never executed so far, see `container`."""
     begin, chosen, models = time.monotonic(), ports.chosen(), public_models(repository)
     try:
-        with stop_on_signals():
+        with signals():
             engine = subprocess.Popen(
                 container_command(program, repository, chosen, image),
                 stdin=subprocess.DEVNULL,

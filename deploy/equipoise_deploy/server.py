@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,10 +19,12 @@ from types import TracebackType
 from .engine import Engine, find_engine, library_folders
 from .errors import StartError
 from .guardian import STOPPING_FILE
-from .ports import LOOPBACK, USUAL_PORTS, Ports
+from .lifecycle.loading import verified_copy
+from .ports import LOOPBACK, USUAL_PORTS, Ports, reached_at
+from .processes import Process, server_processes
 from .readiness import answers_ready
 from .settings import NONE, Settings
-from .staging import available_cores, stage_repository
+from .staging import available_cores, link_pinned, stage_repository
 
 GUARDIAN = Path(__file__).with_name("guardian.py")
 
@@ -33,13 +36,22 @@ HARDENING = (
 )
 """Triton's options wherever it runs, container or not."""
 
+CLOSED = "shared-memory,model-repository,trace,logging"
+"""APIs that nobody here needs. By the first anybody could read and write the memory through which the stubs talk, by
+the others have pixels written to a log. Newer servers have `--allow-client-shm=false` besides (Dockerfile)."""
+
 STOPPING_VARIABLE = "EQUIPOISE_STOPPING"
 """Tells the public models where to look for the file that the guardian creates when they should refuse what comes."""
 
 _SHARED_MEMORY_BYTES = 16 << 20  # per stub, to begin with: an image with its maps, so that it need not grow at once
 _LOG_LINES_KEPT = 400
 _PATIENCE = 5.0  # seconds beyond Triton's own exit timeout before its processes are killed
-_ATTEMPTS = 3  # a port that was picked can be taken before Triton binds it
+_ATTEMPTS = 3
+_BY_SIGNAL = 128
+"""Exit codes from here on: a crash. While its Python backend starts its processes a Triton now and then aborts with
+`boost::interprocess::lock_exception` (2.51; later ones as well, see triton-inference-server/server issue 8882). Four
+starts of one evening on a busy machine ended without a reason in the log, the one whose end was seen in that way; none
+on an idle machine. The next attempt may do."""
 
 
 class TritonServer:
@@ -53,6 +65,9 @@ class TritonServer:
         start_timeout: seconds until every model must have been loaded.
         exit_timeout: seconds that requests in flight have to finish after `stop`.
         settings: public model's name → how this machine runs it.
+        address: where gRPC and metrics listen; HTTP stays on loopback, where only `start` needs it.
+        pinned: what `repository` held when it was looked at (`staging.pinned`), served instead of what it holds now.
+        trust: public key that every model must be signed with; None: releases are held to their digests alone.
     """
 
     def __init__(
@@ -64,8 +79,14 @@ class TritonServer:
         start_timeout: float = 120.0,
         exit_timeout: int = 30,
         settings: Mapping[str, Settings] = NONE,
+        address: str = LOOPBACK,
+        pinned: Mapping[str, Path] | None = None,
+        trust: Path | None = None,
     ) -> None:
         self.repository = repository
+        self._address = address
+        self._pinned = pinned
+        self._trust = trust
         self._settings = settings
         self.models: tuple[str, ...] = ()
         self._engine = engine or find_engine(os.environ)
@@ -76,12 +97,13 @@ class TritonServer:
         self._guardian: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._ended = threading.Event()
+        self._crashed = False  # at the last start
         self._log: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
 
     @property
     def grpc_url(self) -> str:
         """As tritonclient.grpc takes it: `127.0.0.1:8001`."""
-        return f"{LOOPBACK}:{self._ports.grpc}"
+        return f"{reached_at(self._address)}:{self._ports.grpc}"
 
     @property
     def http_url(self) -> str:
@@ -91,12 +113,18 @@ class TritonServer:
     @property
     def metrics_url(self) -> str:
         """Where Prometheus scrapes."""
-        return f"http://{LOOPBACK}:{self._ports.metrics}/metrics"
+        return f"http://{reached_at(self._address)}:{self._ports.metrics}/metrics"
+
+    @property
+    def ports(self) -> Ports:
+        """Where it listens, or listened last."""
+        return self._ports
 
     @property
     def relevant_log(self) -> str:
         """What explains a failure: Triton's error lines and its reasons per model, else its last lines."""
-        lines = [line for line in self._log if line[:1] == "E" or "UNAVAILABLE" in line or "rror:" in line]
+        telling = ("UNAVAILABLE", "rror:", "terminate called", "what():")
+        lines = [line for line in self._log if line[:1] == "E" or any(word in line for word in telling)]
         return "\n".join(dict.fromkeys(lines) if lines else list(self._log)[-20:])
 
     def __enter__(self) -> TritonServer:
@@ -117,31 +145,51 @@ class TritonServer:
                 return self
             except StartError:
                 self.stop()
-                picked = 0 in (self._wanted.grpc, self._wanted.http, self._wanted.metrics)
-                if not (picked and "Address already in use" in self.relevant_log) or attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or not self._by_chance():
                     raise
             except BaseException:
                 self.stop()
                 raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def stop(self) -> None:
-        """Lets requests in flight finish, then ends every process; harmless when nothing runs."""
-        guardian, self._guardian = self._guardian, None
+    def stop(self, hurry: signal.Signals | None = None) -> None:
+        """Lets requests in flight finish, then ends every process; harmless when nothing runs.
+
+        Args:
+            hurry: `guardian.BRIEFLY` or `guardian.AT_ONCE` for a Triton that cannot stop in order.
+        """
+        guardian = self._guardian
         if guardian is None:
             return
         assert guardian.stdin is not None and guardian.stdout is not None
+        if hurry is not None and guardian.poll() is None:
+            guardian.send_signal(hurry)
         guardian.stdin.close()
         if self._reader is None:  # interrupted between the two lines of `_launch`
             guardian.stdout.close()
         guardian.wait()
         if self._reader is not None:
             self._reader.join()
+        self._guardian = None  # not before: an interrupted stop has to be taken up again
+
+    def processes(self) -> tuple[Process, ...]:
+        """Triton and its stubs; empty when it has ended."""
+        return () if self._guardian is None else server_processes(self._guardian.pid)
+
+    def exit_code(self) -> int | None:
+        """Triton's, where it has ended by itself; None while it runs."""
+        assert self._guardian is not None, "the server was not started"
+        return self._guardian.poll()
 
     def wait(self) -> int:
         """Blocks until Triton has ended by itself; its exit code."""
         assert self._guardian is not None, "the server was not started"
         return self._guardian.wait()
+
+    def _by_chance(self) -> bool:
+        """Whether the next attempt may well do: a port that was picked can be taken before Triton binds it."""
+        picked = 0 in (self._wanted.grpc, self._wanted.http, self._wanted.metrics)
+        return self._crashed or (picked and any("already in use" in line for line in self._log))
 
     def _launch(self) -> None:
         prefix = f"equipoise_{os.getpid()}_{secrets.token_hex(4)}_"
@@ -149,17 +197,21 @@ class TritonServer:
         grace = str(self._exit_timeout + _PATIENCE)
         try:
             (directory / "models").mkdir()
+            source = self.repository if self._pinned is None else link_pinned(self._pinned, directory / "pinned")
+            verified = verified_copy(source, directory / "verified", self._trust)
             self.models = stage_repository(
-                self.repository, directory / "models", self._engine.configuration, available_cores(), self._settings
+                verified, directory / "models", self._engine.configuration, available_cores(), self._settings
             )
             backends = self._engine.link_backends(directory / "backends")
             command = triton_command(
-                self._engine, directory / "models", backends, self._ports, prefix, self._exit_timeout
+                self._engine, directory / "models", backends, self._ports, prefix, self._exit_timeout, self._address
             )
             guard = [sys.executable, "-I", "-S", str(GUARDIAN), "--grace", grace, "--prefix", prefix]
             guard += ["--drain", str(self._exit_timeout), "--metrics-port", str(self._ports.metrics)]
+            guard += ["--metrics-address", reached_at(self._address)]
             self._ended.clear()
             self._log.clear()
+            self._crashed = False
             self._reader = None
             self._guardian = subprocess.Popen(
                 [*guard, "--directory", str(directory), "--", *command],
@@ -188,6 +240,7 @@ class TritonServer:
         deadline = time.monotonic() + self._start_timeout
         while not answers_ready(self._ports.http):
             if self._ended.wait(0.02):
+                self._crashed = self.wait() >= _BY_SIGNAL
                 raise StartError(f"Triton ended before it was ready. It said:\n{self.relevant_log}")
             if time.monotonic() > deadline:
                 raise StartError(
@@ -196,22 +249,31 @@ class TritonServer:
 
 
 def triton_command(
-    engine: Engine, models: Path, backends: Path, ports: Ports, shared_memory_prefix: str, exit_timeout: int
+    engine: Engine,
+    models: Path,
+    backends: Path,
+    ports: Ports,
+    shared_memory_prefix: str,
+    exit_timeout: int,
+    address: str = LOOPBACK,
 ) -> list[str]:
-    """The command line: loopback only, nothing guessed, nothing loaded or unloaded later, no cache."""
+    """The command line: loopback unless told otherwise, nothing guessed, nothing loaded or unloaded later, no cache."""
     configuration = [f"--model-config-name={engine.configuration}"] if engine.configuration else []
+    password = secrets.token_hex(16)  # known to nobody
     return [
         str(engine.binary),
         f"--model-repository={models}",
         f"--backend-directory={backends}",
         *configuration,
         *HARDENING,
+        f"--grpc-restricted-protocol={CLOSED}:equipoise={password}",
+        f"--http-restricted-api={CLOSED}:equipoise={password}",
         f"--exit-timeout-secs={exit_timeout}",
-        f"--grpc-address={LOOPBACK}",
+        f"--grpc-address={address}",
         f"--grpc-port={ports.grpc}",
         f"--http-address={LOOPBACK}",
         f"--http-port={ports.http}",
-        f"--metrics-address={LOOPBACK}",
+        f"--metrics-address={address}",
         f"--metrics-port={ports.metrics}",
         # Several models, each with several stubs: their Python imports are what a start waits for.
         "--model-load-thread-count=16",
@@ -219,6 +281,7 @@ def triton_command(
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
         f"--backend-config=python,shm-default-byte-size={_SHARED_MEMORY_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={_SHARED_MEMORY_BYTES}",
+        *engine.options,
     ]
 
 

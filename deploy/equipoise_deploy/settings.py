@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from equipoise_client.wire import RETRY_AFTER_PARAMETER
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from .errors import RepositoryError
 
@@ -22,6 +23,7 @@ FORMAT = "equipoise-settings/1"
 
 _THREADS = "intra_op_thread_count"  # the native ONNX Runtime backend's own name for it; the stand-in reads the same
 _CHUNK = "chunk"
+_LANES = "lanes"  # how many sampler requests of one request are worth making at the same time
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Settings:
         samplers: instances of each of its samplers.
         threads: of ONNX Runtime in each of them.
         delay: µs that a sampler waits for batch-mates.
-        chunk: samples per sampler request.
+        chunk: samples of an image per sampler request.
         queue: requests that wait, per priority; more are refused at once (UNAVAILABLE).
         retry_after: ms after which a client that was refused should ask again; clients read it in the configuration.
     """
@@ -52,12 +54,18 @@ class Settings:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}, or nothing")
 
+    def overlaid(self, by: Settings) -> Settings:
+        """These, but what `by` names is as `by` has it."""
+        return replace(self, **{name: value for name, value in asdict(by).items() if value is not None})
+
     def configure_aggregator(self, config: ModelConfig) -> None:
         """Changes the public model's configuration in place."""
         for group in config.instance_group:
             group.count = self.aggregators or group.count
         if self.chunk is not None:
             config.parameters[_CHUNK].string_value = str(self.chunk)
+        if self.samplers is not None:
+            config.parameters[_LANES].string_value = str(self.samplers)
         if self.retry_after is not None:
             config.parameters[RETRY_AFTER_PARAMETER].string_value = str(self.retry_after)
         if self.queue is not None:
@@ -65,14 +73,25 @@ class Settings:
             for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values()):
                 policy.max_queue_size = self.queue
 
-    def configure_sampler(self, config: ModelConfig) -> None:
-        """Changes a sampler's configuration in place."""
+    def configure_sampler(self, config: ModelConfig, at_once: int) -> None:
+        """Changes a sampler's configuration in place.
+
+        Where several samplers share out what is sampled together, none of them runs more at once than its share.
+
+        Args:
+            at_once: images, or windows of a large one, that a public model samples together.
+        """
         for group in config.instance_group:
             group.count = self.samplers or group.count
         if self.threads is not None:
             config.parameters[_THREADS].string_value = str(self.threads)
         if self.delay is not None:
             config.dynamic_batching.max_queue_delay_microseconds = self.delay
+        samplers = self.samplers or 1
+        if samplers > 1 and any(group.kind == ModelInstanceGroup.KIND_CPU for group in config.instance_group):
+            # Lanes that met in one batch would leave another sampler idle, and how often they meet would tell how much
+            # memory a large image takes.
+            config.max_batch_size = min(config.max_batch_size, ceil(at_once / samplers))
 
     @classmethod
     def stated(cls, aggregator: ModelConfig, sampler: ModelConfig) -> Settings:
@@ -81,11 +100,12 @@ class Settings:
             config.parameters[name].string_value if name in config.parameters else ""
             for config, name in ((sampler, _THREADS), (aggregator, _CHUNK))
         )
+        batching = sampler.dynamic_batching if sampler.HasField("dynamic_batching") else None
         return cls(
             aggregators=aggregator.instance_group[0].count,
             samplers=sampler.instance_group[0].count,
             threads=int(threads or 0) or None,
-            delay=sampler.dynamic_batching.max_queue_delay_microseconds,
+            delay=batching.max_queue_delay_microseconds if batching else None,
             chunk=int(chunk or 0) or None,
         )
 

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from equipoise_core.aggregate import AT_ONCE
+from equipoise_core.contract import Contract, ContractError, parse_contract
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from .errors import RepositoryError
 from .settings import NONE, Settings
@@ -27,6 +29,9 @@ CONTRACT_PARAMETER = "contract"
 # 1.1 to 1.3 times with four, no longer with eight.
 _FEWEST_INSTANCES = 4
 _MOST_INSTANCES = 16  # each is a process; more of them would wait for the sampler, not for a core
+# Threads of one run wait for each other, and more so where others want the cores: on two cores two samplers with a
+# thread each answered 1.6 to 2.0 times as many requests as one with two, and 1.1 to 1.4 times as many as two with two.
+_MOST_SAMPLERS = 4  # each is a process that holds the network
 
 
 def available_cores() -> int:
@@ -39,9 +44,19 @@ def aggregator_instances(cores: int) -> int:
     return min(max(_FEWEST_INSTANCES, cores), _MOST_INSTANCES)
 
 
+def sampler_instances(cores: int, members: int) -> int:
+    """Instances of each sampler that runs on the CPU, of the `members` that a request runs at the same time."""
+    return max(1, min(cores, _MOST_SAMPLERS) // members)
+
+
 def public_models(repository: Path) -> tuple[str, ...]:
     """Names of the models that clients talk to, sorted: those whose configuration carries a contract."""
     return tuple(model.name for model in _models(repository) if _is_public(_parse(model / "config.pbtxt")))
+
+
+def models_in(repository: Path) -> tuple[str, ...]:
+    """Names of all models, public or not, sorted. Raises RepositoryError where there is none."""
+    return tuple(model.name for model in _models(repository))
 
 
 def stage_repository(
@@ -57,17 +72,21 @@ def stage_repository(
     public = public_models(repository)
     if unknown := sorted(set(settings) - set(public)):
         raise RepositoryError(f"settings for {', '.join(unknown)}, but {repository} serves {', '.join(public)}")
-    owners = {sampler: name for name in settings for sampler in _samplers(repository / name)}
+    own = {
+        name: published_settings(repository, name, configuration, cores).overlaid(settings.get(name, Settings()))
+        for name in public
+    }
+    owners = {sampler: name for name in public for sampler in _samplers(repository / name)}
     compiled: dict[Path, Path] = {}
     for model in _models(repository):
         _mirror(model, into / model.name, compiled)
         chosen = _chosen(model, configuration)
         config = _parse(chosen)
-        if model.name in public:
-            own = settings.get(model.name, Settings())
-            replace(own, aggregators=own.aggregators or aggregator_instances(cores)).configure_aggregator(config)
+        if model.name in own:
+            own[model.name].configure_aggregator(config)
         elif model.name in owners:
-            settings[owners[model.name]].configure_sampler(config)
+            task = carried_contract(repository / owners[model.name]).task
+            own[owners[model.name]].configure_sampler(config, AT_ONCE[task])
         else:
             continue
         staged = into / chosen.relative_to(repository)
@@ -78,16 +97,46 @@ def stage_repository(
 
 def link_model(repository: Path, model: str, into: Path) -> None:
     """Links one public model and its samplers into the folder `into`, as a repository of their own."""
-    for name in (model, *_samplers(repository / model)):
+    for name in models_of(repository, model):
         (into / name).symlink_to((repository / name).resolve())
+
+
+def pinned(repository: Path) -> dict[str, Path]:
+    """Every entry's name → where its links lead: what is served now, though a link be switched later.
+
+    Raises RepositoryError where nothing is servable.
+    """
+    root = repository.resolve()
+    if not public_models(root):
+        raise RepositoryError(f"{repository} holds no public model (none whose configuration carries a contract)")
+    return {entry.name: entry.resolve() for entry in root.iterdir() if not entry.name.startswith(".")}
+
+
+def link_pinned(entries: Mapping[str, Path], into: Path) -> Path:
+    """A repository of links, as `pinned` found them."""
+    into.mkdir()
+    for name, entry in entries.items():
+        (into / name).symlink_to(entry)
+    return into
+
+
+def models_of(repository: Path, model: str) -> tuple[str, ...]:
+    """The folders that belong together: the public model's own, and those of its samplers and its screen."""
+    return (model, *_samplers(repository / model))
 
 
 def published_settings(repository: Path, model: str, configuration: str, cores: int) -> Settings:
     """How `serve` runs a public model where nothing else is asked for; None where a number is T or left to Triton."""
     aggregator = _parse(_chosen(repository / model, configuration))
-    sampler = _parse(_chosen(repository / _samplers(repository / model)[0], configuration))
-    stated = Settings.stated(aggregator, sampler)
-    return replace(stated, aggregators=aggregator_instances(cores), threads=stated.threads or cores)
+    names = [sampler.name for sampler in carried_contract(repository / model).samplers]
+    members = len(names)
+    sampler = _parse(_chosen(repository / names[0], configuration))
+    stated = replace(Settings.stated(aggregator, sampler), aggregators=aggregator_instances(cores))
+    if sampler.instance_group[0].kind != ModelInstanceGroup.KIND_CPU:
+        return stated
+    instances = sampler_instances(cores, members)
+    threads = max(1, cores // (instances * members))
+    return replace(stated, samplers=instances, threads=stated.threads or threads)
 
 
 def _chosen(model: Path, configuration: str) -> Path:
@@ -96,11 +145,24 @@ def _chosen(model: Path, configuration: str) -> Path:
     return named if configuration and named.is_file() else model / "config.pbtxt"
 
 
+def carried_contract(model: Path) -> Contract:
+    """The contract in a public model's `config.pbtxt`. Raises RepositoryError where none can be read."""
+    path = model / "config.pbtxt"
+    try:
+        return parse_contract(json.loads(_parse(path).parameters[CONTRACT_PARAMETER].string_value))
+    except (ContractError, ValueError, RecursionError) as error:
+        raise RepositoryError(
+            f"{path} carries no contract that can be read: {error}; export the model again"
+        ) from error
+
+
 def _samplers(model: Path) -> list[str]:
     """Names of the samplers, and of the screen, that a public model's contract lists."""
-    contract = json.loads(_parse(model / "config.pbtxt").parameters[CONTRACT_PARAMETER].string_value)
-    screen = [contract["screen"]] if contract.get("screen") else []
-    return [str(each["name"]) for each in (*contract["samplers"], *screen)]
+    contract = carried_contract(model)
+    names = [each.name for each in (*contract.samplers, *([contract.screen] if contract.screen else []))]
+    if odd := [name for name in names if Path(name).name != name or name.startswith(".")]:
+        raise RepositoryError(f"{model / 'config.pbtxt'} names the sampler {odd[0]!r}, which is no name of a folder")
+    return names
 
 
 def _models(repository: Path) -> list[Path]:
@@ -119,27 +181,39 @@ def _is_public(config: ModelConfig) -> bool:
 def _parse(path: Path) -> ModelConfig:
     try:
         config: ModelConfig = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise RepositoryError(f"{path} is not a Triton model configuration: {error}") from error
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise RepositoryError(f"{path} is not a Triton model configuration: {error}; export the model again") from error
+    except OSError as error:
+        raise RepositoryError(
+            f"{path} cannot be read: {error.strerror}; restore it, or export the model again"
+        ) from error
     return config
 
 
-def _mirror(source: Path, target: Path, compiled: dict[Path, Path]) -> None:
+def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple[Path, ...] = ()) -> None:
     """Real directories, linked files; links inside the repository are followed.
 
     Every stub would compile the code anew, a dozen of them at a time: here it is done once.
 
     Args:
         compiled: Python file → its bytecode, of those that were compiled before.
+        above: the real folders that this one lies in.
+
+    Raises RepositoryError for a link to nowhere or to a folder above, and for what is no file.
     """
     target.mkdir()
+    real = source.resolve()
+    if real in above:
+        raise RepositoryError(f"{source} leads to {real}, which it lies in itself; remove the link")
     for entry in source.iterdir():
         if entry.name == "__pycache__":
             continue
         staged = target / entry.name
         if entry.is_dir():
-            _mirror(entry, staged, compiled)
+            _mirror(entry, staged, compiled, (*above, real))
             continue
+        if not entry.is_file():
+            raise RepositoryError(f"{entry} is no file (a link to nowhere, or a device); restore or remove it")
         file = entry.resolve()
         staged.symlink_to(file)
         if file.suffix == ".py":

@@ -378,7 +378,7 @@ class OnnxSource:
 def _publish(source: Source, into: Path, replace: bool, console: Console, as_json: bool) -> None:
     from .ensemble import check_members
     from .measure import measure_gain
-    from .repository import publish
+    from .repository import PROOF, publish
     from .triton_config import sampler_names
 
     with shown(Console(stderr=True)):
@@ -398,7 +398,8 @@ def _publish(source: Source, into: Path, replace: bool, console: Console, as_jso
             "notes": notes,
             "cost": {**cost.document(), "measured_gain": gain.document() if gain else None},
             "samplers": [
-                {"name": name, "proof": member.proof.document()} for name, member in zip(samplers, members, strict=True)
+                {"name": name, "proof": json.loads((folder.parent / name / "1" / PROOF).read_text(encoding="utf-8"))}
+                for name in samplers
             ],
         }
         print(json.dumps(document))

@@ -23,6 +23,8 @@ from .errors import ExportError
 from .storage import DATA, MODEL, Weights
 from .triton_config import aggregator_config, render, sampler_configs, sampler_names, screen_name
 
+PROOF = "proof.json"
+
 _CORE = Path(equipoise_core.__file__).parent
 _CARRIED = Path(__file__).parent / "_adapters"  # filled when the wheel is built
 
@@ -91,6 +93,7 @@ def publish(
         ]
         if existing and not replace:
             if all(_covers(into / folder, new / folder) for folder in written):
+                _renew_proofs(new, into)
                 return into / name
             raise PublishError(
                 f"{into} already holds another {' and '.join(existing)}; publish under another name, or replace it "
@@ -170,8 +173,10 @@ def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
         shutil.copyfile(member.weights.path, folder / "1" / DATA)
     for path, config in sampler_configs(member.contract, name).items():
         (folder / path).write_text(render(config), encoding="utf-8")
-    _write_json(folder / "1" / "proof.json", member.proof.document())
-    return Sampler(name, digest_of_model(folder / "1" / MODEL))
+    sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
+    # It says what it is a proof of: a file that lies beside another model proves nothing.
+    _write_json(folder / "1" / PROOF, {**member.proof.document(), "model_digest": sampler.digest})
+    return sampler
 
 
 def _copy_code(public: Path, samplers: Sequence[Path]) -> None:
@@ -219,8 +224,16 @@ def _covers(existing: Path, new: Path) -> bool:
     A policy that came later does not make it another model, nor does the evidence of another run of the proof.
     """
     paths = (path for path in new.rglob("*") if path.is_file() or path.is_symlink())
-    files = [path.relative_to(new) for path in paths if path.name != "proof.json"]
+    files = [path.relative_to(new) for path in paths if path.name != PROOF]
     return all(_content(existing / file) == _content(new / file) for file in files)
+
+
+def _renew_proofs(new: Path, into: Path) -> None:
+    """Proofs from before they said of which file they are give way to this run's."""
+    for fresh in new.glob(f"*/1/{PROOF}"):
+        old = into / fresh.relative_to(new)
+        if not old.is_file() or b'"model_digest"' not in old.read_bytes():
+            fresh.replace(old)
 
 
 def _content(path: Path) -> str | None:

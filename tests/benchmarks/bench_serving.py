@@ -7,6 +7,7 @@ medians over rounds are compared. Peers:
 
     equipoise     Triton, the public model, T named (no early stopping), mean, variance and route asked for
     in process    ONNX Runtime on the sampler's own graph, masks drawn for each image: the limit
+    … by 8        both, asked about 8 images at a time, which are sampled together; rates are of images
     bare          tiny only: a public model that does nothing but pass the image on to the sampler and back
     separate      Triton, the sampler asked T times with one sample each, averaged by the client
     loop          FastAPI and uvicorn, T PyTorch passes one after the other
@@ -78,6 +79,7 @@ from tests.export.networks import Tiny  # noqa: E402
 
 T = 20
 TINY = 28  # rows and columns: what is left of a request without a network and without pixels
+TOGETHER = 8  # images of one request
 PATIENCE = 120.0  # seconds for one request
 WAIT, LEAST = 1.0, 8  # a queue holds so many seconds of work, but all clients of the closed loops
 OPEN, OPEN_ROUNDS = (("70 %", 0.7), ("150 %", 1.5)), 2
@@ -109,6 +111,7 @@ class Peer:
     Attributes:
         message: of a gRPC server at `url`, sent by the load generator instead of by threads.
         listens: there is a port, so that requests can come when they like.
+        images: that each `ask` answers.
     """
 
     name: str
@@ -116,6 +119,7 @@ class Peer:
     url: str = ""
     message: bytes = b""
     listens: bool = True
+    images: int = 1
 
 
 def networks(size: int) -> dict[str, tuple[nn.Module, Contract]]:
@@ -128,7 +132,7 @@ def networks(size: int) -> dict[str, tuple[nn.Module, Contract]]:
 
 
 def closed_loop(peer: Peer, clients: int, seconds: float) -> tuple[float, float]:
-    """Answers per second and the median latency in ms."""
+    """Images per second, and a question's median latency in ms."""
     latencies: list[float] = []
     stop = threading.Event()
     barrier = threading.Barrier(clients + 1)
@@ -151,7 +155,7 @@ def closed_loop(peer: Peer, clients: int, seconds: float) -> tuple[float, float]
     stop.set()
     for thread in threads:
         thread.join()
-    return len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1e3
+    return peer.images * len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1e3
 
 
 def open_loop(peer: Peer, rate: float, seconds: float) -> dict[str, float]:
@@ -254,15 +258,22 @@ def served(url: str, name: str, image: np.ndarray) -> Peer:
     return Peer("equipoise", lambda: _asking(url, message), url, message)
 
 
+def several(url: str, name: str, image: np.ndarray) -> Peer:
+    """Our public model, asked about `TOGETHER` images at a time."""
+    message = _message(name, image, ("mean", "variance", "route"), TOGETHER)
+    return Peer(f"equipoise, by {TOGETHER}", lambda: _asking(url, message), listens=False, images=TOGETHER)
+
+
 def bare(url: str, image: np.ndarray) -> Peer:
     """The public model's path without anything that decides: what Triton, its Python backend and gRPC cost by then."""
     message = _message("tiny_bare", image, ("mean",))
     return Peer("bare", lambda: _asking(url, message), listens=False)
 
 
-def _message(name: str, image: np.ndarray, outputs: tuple[str, ...]) -> bytes:
+def _message(name: str, image: np.ndarray, outputs: tuple[str, ...], images: int = 1) -> bytes:
     request = service_pb2.ModelInferRequest(model_name=name)
-    for key, values, kind in (("image", image[None], "FP32"), ("samples", np.full((1, 1), T, np.int32), "INT32")):
+    same = np.repeat(image[None], images, axis=0)
+    for key, values, kind in (("image", same, "FP32"), ("samples", np.full((images, 1), T, np.int32), "INT32")):
         request.inputs.add(name=key, datatype=kind, shape=values.shape)
         request.raw_input_contents.append(values.tobytes())
     for output in outputs:
@@ -310,13 +321,14 @@ def separate(url: str, contract: Contract, image: np.ndarray) -> Peer:
     return Peer("separate", connect, listens=False)
 
 
-def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray) -> Peer:
-    layout = mask_layout(contract, contract.nominal)
+def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray, images: int = 1) -> Peer:
+    layout, same = mask_layout(contract, contract.nominal), np.repeat(image[None], images, axis=0)
 
     def ask() -> object:
-        return sampler(image[None], draw_masks(layout, 0, contract.digest, 0, T)[None])
+        return sampler(same, np.stack([draw_masks(layout, seed, contract.digest, 0, T) for seed in range(images)]))
 
-    return Peer("in process", lambda: ask, listens=False)
+    name = "in process" if images == 1 else f"in process, by {images}"
+    return Peer(name, lambda: ask, listens=False, images=images)
 
 
 def _input(name: str, values: np.ndarray, datatype: str) -> triton.InferInput:
@@ -425,7 +437,9 @@ def _peers(
     stack: ExitStack, name: str, contract: Contract, image: np.ndarray, url: str, folder: Path, threads: int
 ) -> list[Peer]:
     sampler = OnnxSampler(folder / "models" / f"{contract.name}_sampler" / "1" / "model.onnx", threads)
-    peers = [served(url, contract.name, image), in_process(sampler, contract, image), separate(url, contract, image)]
+    peers = [served(url, contract.name, image), several(url, contract.name, image)]
+    peers += [in_process(sampler, contract, image, images) for images in (1, TOGETHER)]
+    peers.append(separate(url, contract, image))
     if name == "tiny":
         peers.append(bare(url, image))
     for kind in ("loop", "batch", "copies"):
@@ -498,35 +512,52 @@ def _open_table(name: str, rows: Rows, bound: object) -> Table:
     return table
 
 
-def _plot(results: list[dict[str, object]], file: Path) -> None:
-    """Images per second with 8 clients, relative to equipoise, and latency by load."""
-    from matplotlib.figure import Figure
+_COLOURS = {
+    "equipoise": "#1f5a92", f"equipoise, by {TOGETHER}": "#5b8fbf",
+    "loop": "#8b4a3b", "batch": "#c08a2e", "copies": "#5d7f4e",
+}  # fmt: skip
 
-    figure = Figure(figsize=(12, 2.6 * len(results)), layout="constrained")
-    for (left, right), result in zip(figure.subplots(len(results), 2, squeeze=False), results, strict=True):
+
+def _plot(results: list[dict[str, object]], file: Path) -> None:
+    """Images per second of each peer with most clients, and latency by load."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure = Figure(figsize=(11, 2.3 * len(results) + 0.4), layout="constrained")
+    axes = figure.subplots(len(results), 2, squeeze=False)
+    for (left, right), result in zip(axes, results, strict=True):
         rows = result["peers"]
         assert isinstance(rows, dict)
         last = [load for load in rows["equipoise"] if load.endswith("clients")][-1]
         rates = {peer: measured[last]["rate"] for peer, measured in rows.items()}
-        left.barh(
-            list(rates), list(rates.values()), color=["#1f5a92" if p == "equipoise" else "#b9c4d0" for p in rates]
-        )
+        bars = left.barh(list(rates), list(rates.values()), color=[_COLOURS.get(peer, "#b9c4d0") for peer in rates])
+        left.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
         left.set_xscale("log")
+        left.set_xlim(min(rates.values()) / 2, 2 * max(rates.values()))
+        left.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+        left.xaxis.set_minor_formatter(NullFormatter())
         left.invert_yaxis()
-        left.set_title(f"{result['network']}: images per second, {last}, T = {T}", fontsize=9)
+        left.set_title(f"{result['network']}: images per second, {last}", fontsize=9)
         for peer, measured in rows.items():
             loads = [load for load, _ in OPEN if load in measured]
-            for key, style in (("p50", "o"), ("p99", "^")):
-                colour = {"equipoise": "#1f5a92", "loop": "#8b4a3b", "batch": "#c08a2e", "copies": "#5d7f4e"}.get(peer)
+            for key, marker, line in (("p50", "o", "-"), ("p99", "^", "--")) if loads else ():
                 values = [measured[load][key] for load in loads]
-                right.plot(loads, values, style, linestyle="-", color=colour, label=f"{peer} {key}", ms=4, lw=0.8)
+                right.plot(
+                    loads, values, marker=marker, linestyle=line, color=_COLOURS[peer], label=f"{peer} {key}", lw=1
+                )
+        if not right.lines:
+            right.set_axis_off()
+            right.text(0.5, 0.5, "no open loops were run", ha="center", fontsize=9)
+            continue
         right.set_yscale("log")
-        right.set_title(
-            "ms from when a request was due, Poisson arrivals at a share of each one's own capacity", fontsize=9
-        )
-        if right.has_data():
-            right.legend(fontsize=6, ncols=2)
-    figure.savefig(file, dpi=110)
+        right.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+        right.yaxis.set_minor_formatter(NullFormatter())
+        right.margins(x=0.2)
+        right.set_title("ms from when a request was due, by share of own capacity", fontsize=9)
+    handles, labels = axes[0, 1].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, fontsize=7, ncols=len(handles), loc="outside lower center")
+    figure.savefig(file, dpi=100)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from equipoise_client.audit import AuditError, Kind, append, head, redact, verify
@@ -113,6 +117,51 @@ def test_a_silent_deletion_is_found(log):
     lines[2]["body"] = None
     log.write_text("".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines))
     assert findings(log) == [3]
+
+
+WRITE_A_PART = """
+import os, sys
+from pathlib import Path
+from equipoise_client.audit import Kind, append
+
+whole, part = os.write, int(sys.argv[2])
+
+def write(descriptor, line):  # the power goes after so many bytes
+    if bytes(line).startswith(b"{"):
+        whole(descriptor, bytes(line)[:part])
+        os._exit(9)
+    return whole(descriptor, line)
+
+os.write = write
+append(Path(sys.argv[1]), Kind.DECISION, {"route": "accept"})
+"""
+
+
+@pytest.mark.parametrize("part", [1, 100])
+def test_a_line_that_a_crash_tore_is_set_aside(log, part):
+    """Nobody was told of it: the log goes on where it was, whole, and the fragment is kept beside it."""
+    anchor, before = head(log), log.read_bytes()
+    died = subprocess.run([sys.executable, "-c", WRITE_A_PART, str(log), str(part)], capture_output=True, text=True)
+    assert died.returncode == 9, died.stderr
+    assert log.read_bytes() == before + log.read_bytes()[-part:] and findings(log) == [7]
+    assert append(log, Kind.DECISION, {"route": "review"}).sequence == 7
+    assert findings(log, anchor) == []
+    assert log.read_bytes().startswith(before) and log.read_bytes().count(b"\n") == 7
+    (torn,) = log.parent.glob(f"{log.name}.torn-*")
+    assert len(torn.read_bytes()) == part
+
+
+def test_a_line_is_on_the_disk_before_it_is_said(log, monkeypatch):
+    """The log is synced after the last byte, and the folder too where the log is new."""
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda each: (synced.append(str(Path(f"/proc/self/fd/{each}").readlink())), real(each))[1]
+    )
+    append(log, Kind.DECISION, {})
+    assert synced[-1] == str(log)
+    append(log.with_name("fresh.jsonl"), Kind.DECISION, {})
+    assert synced[-2:] == [str(log.with_name("fresh.jsonl")), str(log.parent)]
 
 
 def test_a_damaged_log_is_neither_anchored_nor_continued(log):

@@ -20,6 +20,7 @@ from equipoise_client import (
     DeadlineExceeded,
     EquipoiseError,
     InvalidInput,
+    ModelDied,
     NotPermitted,
     Priority,
     Retry,
@@ -217,6 +218,101 @@ def test_retries_are_bounded(ask: Ask, triton: Any) -> None:
     with pytest.raises(ServerUnavailable, match="maximum queue size"):
         ask("predict", "brain", IMAGE)
     assert len(triton.requests) == 4
+
+
+DEAD = (
+    (grpc.StatusCode.INTERNAL, "Stub process 'brain_0_1' is not healthy."),
+    (grpc.StatusCode.UNAVAILABLE, "the sampler failed: Stub process 'brain_sampler_0_0' is not healthy."),
+)
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_a_request_whose_model_died_is_sent_once_more(ask: Ask, triton: Any, dead: Any) -> None:
+    """Another replica or the restarted server answers it."""
+    triton.failures = [dead]
+    assert ask("predict", "brain", IMAGE).route is Route.ACCEPT
+    assert len(triton.requests) == 2
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_a_request_that_kills_is_sent_twice_at_most(ask: Ask, triton: Any, dead: Any) -> None:
+    """Also where it could not even be sent in between; it is a failure, not a server that is away."""
+    triton.failures = [dead, BUSY, *[dead] * 99]
+    with pytest.raises(ModelDied, match="not healthy"):
+        ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 3 and not issubclass(ModelDied, ServerUnavailable)
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_a_request_that_killed_is_not_excused_by_a_server_that_is_away(ask: Ask, triton: Any, dead: Any) -> None:
+    """Who waits for a server that is away asks again without counting: it would be killed for ever."""
+    triton.failures = [dead, *[BUSY] * 99]
+    with pytest.raises(ModelDied, match="not healthy"):
+        ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 4
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_a_request_that_is_lost_under_way_after_its_model_died_counts_as_the_second(
+    ask: Ask, triton: Any, dead: Any
+) -> None:
+    """The server it killed again may be restarted before it can say so."""
+    triton.failures = [dead, (grpc.StatusCode.UNAVAILABLE, "Socket closed"), *[dead] * 99]
+    with pytest.raises(ModelDied, match="not healthy"):
+        ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 2
+
+
+LOST = (
+    (grpc.StatusCode.UNAVAILABLE, "Socket closed"),
+    (grpc.StatusCode.UNAVAILABLE, "recvmsg:Connection reset by peer"),
+    (grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 502"),
+)
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_request_that_is_lost_under_way_is_sent_twice_at_most(ask: Ask, triton: Any, lost: Any) -> None:
+    """What kills a server as a whole leaves nobody to say so; in between it may not be let in."""
+    triton.failures = [lost]
+    ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 2
+    triton.failures = [lost, BUSY, *[lost] * 99]
+    with pytest.raises(ModelDied, match="may have died of it"):
+        ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 2 + 3
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_request_that_was_lost_is_not_excused_by_a_server_that_is_away(ask: Ask, triton: Any, lost: Any) -> None:
+    """It may be why the server is away."""
+    triton.failures = [lost, *[BUSY] * 99]
+    with pytest.raises(ModelDied, match="may have died of it"):
+        ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 4
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_lost_once_and_not_tried_again_it_says_so(ask: Ask, triton: Any, lost: Any) -> None:
+    """A cable that was cut for a moment is no reason to suspect the image."""
+    triton.failures = [lost]
+    with pytest.raises(ServerUnavailable) as error:
+        ask("predict", "brain", IMAGE, client={"retry": Retry(attempts=1)})
+    assert error.value.lost and len(triton.requests) == 1
+
+
+def test_a_sampler_that_failed_and_lives_is_asked_again(ask: Ask, triton: Any) -> None:
+    """The model has answered: nobody died."""
+    triton.failures = [(grpc.StatusCode.UNAVAILABLE, "the sampler failed: out of memory")] * 3
+    ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 4
+
+
+def test_a_proxy_that_finds_a_message_too_large_is_understood(ask: Ask, triton: Any) -> None:
+    """gRPC knows no code for HTTP's 413 and says UNKNOWN."""
+    triton.failures = [(grpc.StatusCode.UNKNOWN, "Received http2 header with status: 413")]
+    with pytest.raises(InvalidInput, match="too large"):
+        ask("predict", "brain", IMAGE)
+    assert len(triton.requests) == 1
 
 
 def test_no_pause_runs_past_the_deadline(ask: Ask, triton: Any) -> None:

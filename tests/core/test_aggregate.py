@@ -3,7 +3,16 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_core.aggregate import OUTPUTS, SEGMENTATION_ONLY, Case, Model, assess, validate_answer
+from equipoise_core.aggregate import (
+    AT_ONCE,
+    OUTPUTS,
+    SEGMENTATION_ONLY,
+    Case,
+    Model,
+    assess,
+    assess_all,
+    validate_answer,
+)
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Sampler as NamedSampler
 from equipoise_core.contract import Task
@@ -37,12 +46,15 @@ class Sampler:
     """A network in NumPy with the sampler's outputs: its channel mask shifts logits that grow with the image."""
 
     def __init__(self, contract, fail_at=None, spoil=False):
-        self.contract, self.fail_at, self.spoil, self.chunks = contract, fail_at, spoil, []
+        self.contract, self.fail_at, self.spoil = contract, fail_at, spoil
+        self.chunks, self.requests = [], []  # samples by image, images by request
 
     def __call__(self, image, masks):
-        if len(image) > 1:  # windows of one image
-            each = [self(one[None], mask[None]) for one, mask in zip(image, masks, strict=True)]
-            return {name: np.concatenate([outputs[name] for outputs in each]) for name in each[0]}
+        self.requests.append(len(image))
+        each = [self.one(image[i : i + 1], masks[i : i + 1]) for i in range(len(image))]
+        return {name: np.concatenate([outputs[name] for outputs in each]) for name in each[0]}
+
+    def one(self, image, masks):
         if self.fail_at == len(self.chunks):
             raise SamplerFailure("out of memory")
         self.chunks.append(masks.shape[1])
@@ -82,9 +94,9 @@ class Shifted(Sampler):
         super().__init__(contract)
         self.shift, self.masks = shift, []
 
-    def __call__(self, image, masks):
+    def one(self, image, masks):
         self.masks.append(masks[0])
-        return super().__call__(image + np.float32(self.shift), masks)
+        return super().one(image + np.float32(self.shift), masks)
 
 
 def ensemble(model, members):
@@ -397,3 +409,139 @@ def test_in_a_hurry_samples_come_in_quarters_and_are_the_same(model, case):
     )
     short = assess(model, case, [Sampler(model.contract, fail_at=2)], hurried=True)
     assert (short.moments.samples, short.decision.route) == (3, Route.REVIEW)
+
+
+def some_cases(case, count):
+    """Images that differ, with seeds that differ."""
+    images = (np.random.default_rng(i).normal(100, 20, case.image.shape).astype(np.float32) for i in range(count))
+    return [dataclasses.replace(case, image=image, seed=i if i % 2 else None) for i, image in enumerate(images)]
+
+
+def assert_equal(found, expected):
+    """To the letter, but for the last bits of sums."""
+    assert [a.record["input_digest"] for a in found] == [a.record["input_digest"] for a in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.decision == other.decision and one.stopped == other.stopped
+        assert one.moments.samples == other.moments.samples
+        for name in ("mean", "variance", "epistemic", "volume"):
+            np.testing.assert_allclose(OUTPUTS[name](one), OUTPUTS[name](other), atol=1e-6)
+
+
+TOGETHER = AT_ONCE[Task.SEGMENTATION]
+
+
+@pytest.mark.parametrize("count", [1, 2, TOGETHER, TOGETHER + 1, 2 * TOGETHER + 1])
+def test_cases_that_share_sampler_requests_are_answered_as_alone(model, case, count):
+    """Each under its own masks, in its own place; there are as few requests as can be."""
+    cases, sampler = some_cases(case, count), Sampler(model.contract)
+    together = assess_all(model, cases, [sampler])
+    assert_equal(together, [assess(model, each, [Sampler(model.contract)]) for each in cases])
+    assert len({a.seed for a in together}) == count
+    assert len(sampler.chunks) == count
+    whole, rest = divmod(count, TOGETHER)
+    assert sampler.requests == [TOGETHER] * whole + [rest] * bool(rest)
+
+
+def test_only_cases_of_the_same_size_and_number_of_samples_share_requests(model, case):
+    """The rest of a mix is sampled apart, and every answer stands where its case stood."""
+    kinds = [{"samples": 2}, {}, {"samples": 2}, {"samples": 6}, {"image": case.image[:, :4, :4]}, {}]
+    cases = [dataclasses.replace(one, **kind) for one, kind in zip(some_cases(case, len(kinds)), kinds, strict=True)]
+    together = assess_all(model, cases, [Sampler(model.contract)])
+    assert [a.moments.samples for a in together] == [2, 6, 2, 6, 6, 6]
+    assert_equal(together, [assess(model, each, [Sampler(model.contract)]) for each in cases])
+
+
+def test_each_case_stops_by_itself(stopping, case):
+    """One that needs all its samples gets them; those that suffice with two cost no more."""
+    cases = some_cases(case, 3)
+    early = [assess(stopping, each, [Sampler(stopping.contract)]) for each in cases]
+    scores = sorted(a.case_score for a in early)
+    near = dataclasses.replace(stopping.policy.accept, threshold=scores[1] + 1e-6)
+    narrow = Stopping((Look(2, {"sample_disagreement": (-1e-4, 1e-4)}),), "test")
+    model = dataclasses.replace(stopping, policy=dataclasses.replace(stopping.policy, accept=near, stopping=narrow))
+    sampler = Sampler(model.contract)
+    together = assess_all(model, cases, [sampler])
+    assert sorted(a.moments.samples for a in together) == [2, 2, 6]
+    assert sum(sampler.chunks) == 10
+    assert_equal(together, [assess(model, each, [Sampler(model.contract)]) for each in cases])
+
+
+@pytest.mark.parametrize("fail_at", [0, 3])
+def test_what_fails_for_cases_together_is_no_answer_or_review(model, case, fail_at):
+    """Nothing drawn: an error. Some drawn: all that shared the request are for review."""
+    cases, sampler = some_cases(case, 3), Sampler(model.contract, fail_at=fail_at)
+    model = dataclasses.replace(model, chunk=2)
+    if fail_at == 0:
+        with pytest.raises(SamplerFailure):
+            assess_all(model, cases, [sampler])
+    else:
+        answers = assess_all(model, cases, [sampler])
+        assert {a.decision.route for a in answers} == {Route.REVIEW}
+        assert all("out of memory" in a.decision.reason for a in answers)
+
+
+def test_members_of_an_ensemble_share_the_samples_of_each_case(model, case):
+    """Four members, three cases: as one after the other."""
+    model, members = ensemble(model, 4)
+    cases = some_cases(case, 3)
+    together = assess_all(dataclasses.replace(model, chunk=4), cases, members)
+    assert_equal(together, [assess(model, each, ensemble(model, 4)[1]) for each in cases])
+
+
+def test_large_images_of_one_request_are_sampled_one_after_the_other(model):
+    """Their windows fill the requests by themselves."""
+    large = dataclasses.replace(model, contract=dataclasses.replace(model.contract, maximum=(16, 18)))
+    images = np.random.default_rng(3).normal(100, 20, (2, 1, 20, 30)).astype(np.float32)
+    cases, sampler = [Case(image, samples=2) for image in images], Sampler(large.contract)
+    together = assess_all(large, cases, [sampler])
+    alone = [assess(large, each, [Sampler(large.contract)]) for each in cases]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.uncertainty.mean, other.uncertainty.mean)
+    assert max(sampler.requests) == TOGETHER
+
+
+class Spoiling(Sampler):
+    """NaN for one image of several, by its place in the first request."""
+
+    def __init__(self, contract, place):
+        super().__init__(contract)
+        self.place = place
+
+    def __call__(self, image, masks):
+        outputs = super().__call__(image, masks)
+        outputs["sum_p"][self.place, 0, 0, 0] = np.nan
+        return outputs
+
+
+def test_what_is_not_finite_spoils_its_own_image_alone(model, case):
+    """The others of its request are answered as if it had not been there."""
+    cases = some_cases(case, 3)
+    spoilt = assess_all(model, cases, [Spoiling(model.contract, 1)])
+    sound = [assess(model, each, [Sampler(model.contract)]) for each in cases]
+    assert [a.decision.route for a in spoilt] == [Route.ACCEPT, Route.REVIEW, Route.ACCEPT]
+    assert "not finite" in spoilt[1].decision.reason
+    assert_equal(spoilt[::2], sound[::2])
+
+
+def test_a_chunk_that_fails_does_not_touch_who_had_enough(stopping, case):
+    """Two samples sufficed for some; what fails later is for those alone that it was for."""
+    cases = some_cases(case, 3)
+    scores = sorted(assess(stopping, each, [Sampler(stopping.contract)]).case_score for each in cases)
+    near = dataclasses.replace(stopping.policy.accept, threshold=scores[1] + 1e-6)
+    narrow = Stopping((Look(2, {"sample_disagreement": (-1e-4, 1e-4)}),), "test")
+    model = dataclasses.replace(stopping, policy=dataclasses.replace(stopping.policy, accept=near, stopping=narrow))
+    whole = assess_all(model, cases, [Sampler(model.contract)])
+    failing = assess_all(model, cases, [Sampler(model.contract, fail_at=3)])
+    assert sorted(a.stopped for a in failing) == [False, True, True]
+    for before, after in zip(whole, failing, strict=True):
+        if after.stopped:
+            assert after.decision == before.decision
+        else:
+            assert after.decision.route is Route.REVIEW and "out of memory" in after.decision.reason
+
+
+def test_in_a_hurry_several_cases_keep_what_was_drawn(model, case):
+    """The deadline falls after half of the samples: none has all, none is lost, none is accepted."""
+    answers = assess_all(model, some_cases(case, 3), [Sampler(model.contract, fail_at=6)], hurried=True)
+    assert [a.moments.samples for a in answers] == [3, 3, 3]
+    assert {a.decision.route for a in answers} == {Route.REVIEW}

@@ -69,7 +69,7 @@ def test_padding_is_cropped_but_volumes_are_the_graphs(segmentation):
     """Maps lose the padding; per-sample volumes already leave it out."""
     padded = np.arange(48, dtype=np.float32).reshape(1, 3, 4, 4)
     outputs = {"sum_p": padded, "sum_p2": padded, "sum_entropy": padded[:, :1], "volumes": np.ones((1, 6, 3))}
-    moments = moments_of_outputs(segmentation, outputs, (3, 2))
+    moments = moments_of_outputs(segmentation, outputs, 0, (3, 2))
     assert moments.sum_p.shape == (3, 3, 2) and moments.sum_entropy.shape == (1, 3, 2)
     assert (moments.sum_p == padded[0, :, :3, :2]).all()
     assert moments.samples == 6

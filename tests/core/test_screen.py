@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_core.aggregate import OUTPUTS, Case, Model, assess
+from equipoise_core.aggregate import OUTPUTS, Case, Model, assess, assess_all
 from equipoise_core.contract import Contract, ContractError, Screen, parse_contract
 from equipoise_core.decision import Route
 from equipoise_core.errors import SamplerFailure
@@ -90,6 +90,29 @@ def test_what_the_screen_leaves_open_is_sampled(contract, policy, case) -> None:
     assert sampler.calls == 1 and answer.moments.samples == 6
     assert answer.decision.route is Route.ACCEPT and not answer.record["screened"]
     assert answer.record["score"] == "sample_disagreement"
+
+
+class Picky(Network):
+    """A screen that is sure of images that begin with a bright pixel."""
+
+    def __call__(self, image, masks):
+        outputs = super().__call__(image, masks)
+        return {**outputs, "sum_own": np.where(image[:, :1, :1, :1] > 0, 1.0, 11.0) * np.ones_like(outputs["sum_own"])}
+
+
+def test_of_several_cases_each_gets_its_own_way(contract, policy, case) -> None:
+    """Some are decided by the screen, the others are sampled together; each answer stands where its case stood."""
+    model, sampler = Model(contract, policy, "", "code"), Network(False)
+    images = [np.random.default_rng(i).normal(100, 20, (1, 8, 12)).astype(np.float32) for i in range(6)]
+    for i, image in enumerate(images):
+        image[0, 0, 0] = 200.0 if i in (1, 4) else 0.0
+    cases = [dataclasses.replace(case, image=image) for image in images]
+    answers = assess_all(model, cases, [sampler], screen=Picky(True))
+    assert [a.screened for a in answers] == [False, True, False, False, True, False]
+    assert sampler.calls == 1
+    for answer, one in zip(answers, cases, strict=True):
+        alone = assess(model, one, [Network(False)], screen=Picky(True))
+        assert answer.record == alone.record
 
 
 @pytest.mark.parametrize("screen", [None, Network(True, fails=True)], ids=["missing", "failing"])

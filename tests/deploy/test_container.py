@@ -9,12 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+import pytest
+from equipoise_deploy.command import serve_command
 from equipoise_deploy.container import container_command
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.server import HARDENING
+from typer import Typer
+from typer.testing import CliRunner
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+DOCKERFILES = ("Dockerfile", "gateway.Dockerfile")
+APP = Typer()
+APP.command()(serve_command)
 
 
 def test_container_is_confined_and_reachable_from_this_machine_only(tmp_path):
@@ -38,26 +49,45 @@ def test_container_is_confined_and_reachable_from_this_machine_only(tmp_path):
     assert rest[image + 1] == "tritonserver" and set(HARDENING) < set(rest[image + 2 :])
 
 
-def test_dockerfile_is_clean():
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_dockerfile_is_clean(dockerfile):
     """hadolint finds nothing."""
     hadolint = Path(sys.prefix) / "bin" / "hadolint"
-    result = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    result = subprocess.run([hadolint, DEPLOY / dockerfile], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_image_starts_triton_as_serve_does():
-    """The Dockerfile's command repeats the options in JSON: it must not fall behind."""
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_image_is_unprivileged_pinnable_and_alive_by_asking(dockerfile):
+    """Every base can be pinned by digest, the user is nobody's root, telemetry is off, and a health check asks."""
+    text = (DEPLOY / dockerfile).read_text()
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert bases and all(re.search(r"\$\{\w+_DIGEST\}$", base) for base in bases)
+    last = text[text.rindex("\nFROM ") :]
+    assert re.findall(r"^USER (.+)$", last, re.MULTILINE) == ["1000:1000"]
+    assert "ORT_DISABLE_TELEMETRY=1" in last and "HEALTHCHECK" in last and "compileall" in text
+    assert (DEPLOY / f"{dockerfile}.dockerignore").read_text().startswith("*\n"), "only what is named goes into it"
+
+
+def test_image_starts_the_supervisor_as_its_command_line_is():
+    """The Dockerfile's command is one that `equipoise serve` understands; Triton is where and as NVIDIA has it."""
     text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", "")
     (command,) = re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)
-    assert set(HARDENING) < set(json.loads(command))
-    for setting in ("ORT_DISABLE_TELEMETRY=1", "NVIDIA_TF32_OVERRIDE=0", "USER 1000:1000"):
-        assert setting in text
+    verb, *words = json.loads(command)
+    help_text = CliRunner().invoke(APP, ["--help"], env={"COLUMNS": "200"}).output
+    assert verb == "serve" and words[0] == "/models"
+    for option in words[1:]:
+        assert option.split("=")[0] in help_text
+    environment = dict(re.findall(r"(EQUIPOISE_\w+)=\"?([^\"\s]*(?: --[^\"\s]*)*)", text))
+    engine_variables = {"EQUIPOISE_TRITON_BINARY", "EQUIPOISE_TRITON_CONFIG", "EQUIPOISE_TRITON_OPTIONS"}
+    assert set(environment) == engine_variables and environment["EQUIPOISE_TRITON_CONFIG"] == ""
+    assert "--allow-client-shm=false" in environment["EQUIPOISE_TRITON_OPTIONS"]
+    assert "NVIDIA_TF32_OVERRIDE=0" in text
 
 
-def test_compose_file_binds_loopback_and_confines():
-    """Every port on 127.0.0.1; read-only, no capabilities, room in shared memory, a GPU."""
-    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["triton"]
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["shm_size"] == "2gb"
-    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
+def test_image_has_what_its_wheel_is_built_from():
+    """Whatever pyproject.toml puts into the wheel is let in by .dockerignore."""
+    allowed = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
+    wheel = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for path in (*wheel["packages"], *wheel["force-include"], "LICENSE", "README.md", "deploy/locks/constraints.txt"):
+        assert any(path == each or path.startswith(f"{each}/") for each in allowed), path

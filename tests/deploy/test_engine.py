@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from equipoise_deploy.engine import EMBEDDED, STUB, find_engine
 from equipoise_deploy.errors import EngineError
+from equipoise_deploy.ports import USUAL_PORTS
+from equipoise_deploy.server import triton_command
 
 
 def test_wheel_is_the_default():
@@ -48,3 +52,13 @@ def test_path_that_does_not_exist_is_named(variable, tmp_path):
     """The message repeats the variable and its value."""
     with pytest.raises(EngineError, match=f"{variable} names {tmp_path}/absent"):
         find_engine({variable: str(tmp_path / "absent")})
+
+
+def test_options_of_the_environment_come_last():
+    """As a shell would split them; Triton takes the last of two that contradict each other."""
+    engine = find_engine({"EQUIPOISE_TRITON_OPTIONS": "--allow-client-shm=false '--log-format=a b'"})
+    command = triton_command(engine, Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
+    assert command[-2:] == ["--allow-client-shm=false", "--log-format=a b"]
+    plain = triton_command(find_engine({}), Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
+    secret = re.compile("equipoise=[0-9a-f]+$")  # of each start
+    assert [secret.sub("", word) for word in plain] == [secret.sub("", word) for word in command[:-2]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from equipoise_deploy.errors import RepositoryError
-from equipoise_deploy.staging import stage_repository
+from equipoise_deploy.staging import sampler_instances, stage_repository
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -15,12 +15,37 @@ def _config(path: Path) -> ModelConfig:
     return text_format.Parse(path.read_text(), ModelConfig())
 
 
-@pytest.mark.parametrize(("cores", "instances"), [(1, 4), (4, 4), (12, 12), (64, 16)])
-def test_aggregators_follow_the_cores_and_samplers_do_not(repository, tmp_path, cores, instances):
-    """At least four aggregators, as many as cores, at most sixteen; one sampler with all cores."""
+@pytest.mark.parametrize(
+    ("cores", "aggregators", "samplers", "threads", "batch"),
+    [(1, 4, 1, 1, 8), (2, 4, 2, 1, 2), (3, 4, 3, 1, 2), (4, 4, 4, 1, 1), (64, 16, 4, 16, 1)],
+)
+def test_instances_follow_the_cores(repository, tmp_path, cores, aggregators, samplers, threads, batch):
+    """Four to sixteen aggregators; up to four samplers that share the cores, and the windows of a large image, out."""
     assert stage_repository(repository, tmp_path, "embedded", cores) == ("tinyseg",)
-    assert _config(tmp_path / "tinyseg/config.pbtxt").instance_group[0].count == instances
-    assert _config(tmp_path / "tinyseg_sampler/configs/embedded.pbtxt").instance_group[0].count == 1
+    public = _config(tmp_path / "tinyseg/config.pbtxt")
+    assert public.instance_group[0].count == aggregators
+    assert public.parameters["lanes"].string_value == str(samplers)
+    sampler = _config(tmp_path / "tinyseg_sampler/configs/embedded.pbtxt")
+    assert sampler.instance_group[0].count == samplers
+    assert sampler.parameters["intra_op_thread_count"].string_value == str(threads)
+    assert sampler.max_batch_size == batch
+
+
+@pytest.mark.parametrize(("members", "samplers"), [(1, 4), (2, 2), (3, 1), (5, 1)])
+def test_members_of_an_ensemble_share_the_cores(members, samplers):
+    """They run at the same time: each has fewer instances, but one at least."""
+    assert sampler_instances(8, members) == samplers
+
+
+def test_a_sampler_on_the_gpu_keeps_its_instances(repository, tmp_path):
+    """Cores say nothing of a GPU."""
+    stage_repository(repository, tmp_path, "", 8)
+    sampler = _config(tmp_path / "tinyseg_sampler/config.pbtxt")
+    assert (
+        sampler.instance_group[0].count == _config(repository / "tinyseg_sampler/config.pbtxt").instance_group[0].count
+    )
+    assert "intra_op_thread_count" not in sampler.parameters
+    assert sampler.max_batch_size == 8
 
 
 def test_mirror_has_directories_of_its_own_and_links_to_the_files(repository, tmp_path):

@@ -16,6 +16,7 @@ from tests.export.graphs import contract
 from tests.export.networks import EveryKind, UNet
 
 
+@pytest.mark.slow
 def test_every_way_to_be_random_becomes_a_site(every_kind: EveryKind) -> None:
     """Modules, functions, noise and attention all appear, named by where they are, with their own p and kind."""
     model = capture(every_kind, torch.randn(2, 1, 8, 8), (8, 8), 1)

@@ -17,6 +17,7 @@ NETWORKS = Path(__file__).with_name("networks.py")
 COMMON = ["--name", "small", "--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
 
 
+@pytest.mark.slow
 def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
     """Weights, factory and contract come from the command line; one JSON object tells the result."""
     torch.manual_seed(0)
@@ -67,6 +68,7 @@ def test_a_member_given_twice_is_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "repo").exists()
 
 
+@pytest.mark.slow
 def test_inspection_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites and predicted cost are told before anything is written."""
     monkeypatch.chdir(tmp_path)

@@ -26,6 +26,7 @@ def test_the_same_network_gives_the_same_bytes(compiled_classifier: Compiled) ->
     assert "/work" not in text and ".py" not in text and "stack" not in text
 
 
+@pytest.mark.slow
 def test_the_image_is_never_copied(compiled_unet: Compiled) -> None:
     """Nothing in the graph repeats a tensor; the samples come in by broadcasting with the masks."""
     assert not {"Expand", "Tile"} & {node.op_type for node in compiled_unet.model.graph.node}
@@ -51,6 +52,7 @@ def test_one_model_serves_several_sizes(compiled_unet: Compiled, spatial: tuple[
         np.testing.assert_allclose(out[0].sum(1), samples, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_element_masks_of_a_dynamic_size_follow_the_size() -> None:
     """Offsets and B are computed in the graph where a site's units depend on the image's size."""
     torch.manual_seed(0)

@@ -124,8 +124,19 @@ def test_graph_of_another_contract_is_refused(tiny_segmentation, tmp_path):
 
 
 def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
-    """What was measured at export lies beside the model."""
+    """What was measured at export lies beside the model, and says of which file."""
     publish(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = json.loads((tmp_path / "tinyseg_sampler/1/proof.json").read_text())
-    assert proof == tiny_segmentation.proof.document()
+    (sampler,) = load_contract(tmp_path / "tinyseg/1/contract.json").samplers
+    assert proof == {**tiny_segmentation.proof.document(), "model_digest": sampler.digest}
     assert json.loads((tmp_path / "tinyseg/1/policy.json").read_text()) == {"alpha": 0.1}
+
+
+def test_a_proof_that_does_not_say_of_which_file_is_renewed(tiny_segmentation, tmp_path):
+    """Publishing the same model again is enough; its policy stays."""
+    publish(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
+    proof = tmp_path / "tinyseg_sampler/1/proof.json"
+    proof.write_text('{"checks": []}')
+    publish(tiny_segmentation, tmp_path)
+    assert "model_digest" in json.loads(proof.read_text())
+    assert (tmp_path / "tinyseg/1/policy.json").is_file()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Process = tuple[int, str]
+from equipoise_deploy.processes import Process, server_processes
+
+Identity = tuple[int, str]
 """Process id and start time: together they never come back, a process id alone does."""
 
 
-def descendants(pid: int) -> set[Process]:
+def descendants(pid: int) -> set[Identity]:
     """All that `pid` started, directly or not, and itself."""
     children: dict[int, list[int]] = {}
     for directory in Path("/proc").glob("[0-9]*"):
@@ -32,7 +36,7 @@ def descendants(pid: int) -> set[Process]:
     return family
 
 
-def alive(processes: set[Process]) -> set[Process]:
+def alive(processes: set[Identity]) -> set[Identity]:
     """Those that still run; one that has ended and only waits to be asked for its exit code does not."""
     stats = {process: _stat(process[0]) for process in processes}
     return {process for process, found in stats.items() if found and found[19] == process[1] and found[0] != "Z"}
@@ -52,7 +56,7 @@ class Serving:
 
     Attributes:
         process: the command.
-        urls: where it listens: `grpc`, `http`, `metrics`.
+        urls: where it listens: `grpc`, `http`, `metrics`, `health`.
         temporary: where its run directory lies.
         family: every process it started so far.
     """
@@ -60,7 +64,25 @@ class Serving:
     process: subprocess.Popen[str]
     urls: Mapping[str, Any]
     temporary: Path
-    family: set[Process] = field(default_factory=set)
+    family: set[Identity] = field(default_factory=set)
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """What its health port says: HTTP status and details; (0, {}) where nobody answers."""
+        try:
+            with urllib.request.urlopen(self.urls["health"], timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.code, json.load(refusal)
+        except OSError:
+            return 0, {}
+
+    def processes(self) -> tuple[Process, ...]:
+        """Triton and its stubs as they are now."""
+        guardians = [
+            pid for pid, _ in descendants(self.process.pid) if (_stat(pid) or ["", ""])[1] == str(self.process.pid)
+        ]
+        return tuple(each for pid in guardians for each in server_processes(pid))
 
     def remains(self) -> dict[str, list[str]]:
         """What is left of it, by kind; empty: nothing."""
@@ -74,13 +96,23 @@ class Serving:
 
 
 @contextmanager
-def serving(repository: Path, temporary: Path, environment: Mapping[str, str]) -> Iterator[Serving]:
-    """`equipoise serve` as a user starts it, ready; what a test leaves running is killed, its guardian cleans up."""
+def serving(
+    repository: Path,
+    temporary: Path,
+    environment: Mapping[str, str],
+    options: Sequence[str] = (),
+    inside: Sequence[str] = (),
+) -> Iterator[Serving]:
+    """`equipoise serve` as a user starts it, ready; what a test leaves running is killed, its guardian cleans up.
+
+    Args:
+        inside: words that a command begins with to run somewhere else, as in a network namespace.
+    """
     temporary.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).with_name("equipoise")), "serve", str(repository), "--json", "--quiet"]
-    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics", "health")]
     process = subprocess.Popen(
-        [*command, *ports, "--engine=embedded"],
+        [*inside, *command, *ports, "--engine=embedded", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from equipoise_core.contract import Contract, load_contract
+from equipoise_core.contract import Contract, Task, load_contract
 from equipoise_core.policy import AcceptRule, Policy
+from equipoise_core.scores import default_score
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -35,7 +37,8 @@ def copy_of(public: Path, name: str, into: Path | None = None) -> Path:
 
 def accepting_policy(contract: Contract) -> Policy:
     """Accepts whatever nothing speaks against: the score that it looks at cannot exceed its threshold."""
-    rule = AcceptRule("sample_disagreement", 1.5, "none", 1, 1, 0, "a test's: accepts every score")
+    score = "sample_disagreement" if contract.task is Task.SEGMENTATION else "lack_of_confidence"
+    rule = AcceptRule(score, 1.5, "none", 1, 1, 0, "a test's: accepts every score")
     return Policy(contract.model_digest, "00" * 32, contract.samples, rule)
 
 
@@ -44,3 +47,15 @@ def with_policy(public: Path) -> Path:
     policy = accepting_policy(load_contract(public / "1" / "contract.json"))
     (public / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     return public
+
+
+def accepting_copies(folder: Path, samples: int) -> Path:
+    """The reference pairs as shipped, but for a policy of so few samples that accepts what nothing speaks against."""
+    for pair in (Path(__file__).parents[2] / "model_repository").glob("*/config.pbtxt"):
+        copy = Path(shutil.copytree(pair.parent, folder / pair.parent.name))
+        if (copy / "1" / "contract.json").exists():
+            contract = load_contract(copy / "1" / "contract.json")
+            rule = AcceptRule(default_score(contract), 1e6, "none", 1, 1, 0, "a test's: accepts every score")
+            policy = replace(accepting_policy(contract), samples=samples, accept=rule)
+            (copy / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
+    return folder

@@ -48,6 +48,7 @@ def case(server, tmp_path_factory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_object_is_valid(case, tmp_path) -> None:
     """By other people's validators, on a study that nobody here made."""
     files = results(case)
@@ -71,6 +72,7 @@ def test_every_object_is_valid(case, tmp_path) -> None:
     assert float(whole["measurementItems"][0]["value"]) == pytest.approx(case["case_score"], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_dicom_and_nifti_agree_voxel_by_voxel(server, case, tmp_path) -> None:
     """The same volume as NIfTI, built from the standard's equation alone, gives the same labels and map in its grid."""
     datasets = [pydicom.dcmread(file) for file in SOURCE.iterdir()]
@@ -96,6 +98,7 @@ def test_dicom_and_nifti_agree_voxel_by_voxel(server, case, tmp_path) -> None:
     np.testing.assert_allclose(found, np.asarray(epistemic.dataobj), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", ["re-ordered", *SYNTAXES])
 def test_copies_give_the_same_objects(server, case, tmp_path, syntax) -> None:
     """Compressed without loss, or numbered and ordered otherwise: the same bytes, and a PACS stores nothing twice."""

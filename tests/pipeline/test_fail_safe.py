@@ -305,6 +305,7 @@ def test_each_of_several_images_has_its_own_route(client):
     assert [route.decode() for route in answer["route"][:, 0]] == ["accept", "review"]
 
 
+@pytest.mark.slow
 def test_a_tampered_sampler_does_not_load(tmp_path, tiny_segmentation):
     """A `model.onnx` that is not the one the contract names: no start, and a message that says what to do."""
     folder = tmp_path / "models"

@@ -37,6 +37,7 @@ def test_a_large_image_is_answered_as_a_whole(grpc_client, repository, name, siz
     assert json.loads(text(served["record"]))["shape"] == [1, *size]
 
 
+@pytest.mark.slow
 def test_the_client_sees_how_far_it_is(server, grpc_client):
     """Shares grow up to 1; what a request runs is what was expected of it, and a small image is not watched."""
     image = np.random.default_rng(0).normal(100, 30, (1, 500, 400)).astype(np.float32)

@@ -214,6 +214,7 @@ def test_a_killed_clients_work_is_given_up(server):
         assert other.predict("tinyseg", IMAGE, outputs=()).samples_used == 20
 
 
+@pytest.mark.slow
 def test_two_hundred_at_once_are_all_answered(server, grpc_client, contracts):
     """Over all models and sizes: each gets the answer it gets alone, or a refusal that says why, never silence."""
     kinds = [(model, size) for model in MODELS for size in SMALL[model]]

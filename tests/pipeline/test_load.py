@@ -38,6 +38,17 @@ def test_a_mix_is_sent_and_the_server_agrees_on_what_came(capsys, server, tmp_pa
     assert "<svg" in page.read_text()
 
 
+def test_several_images_a_request_are_counted_each(capsys, server):
+    """Routes and samples are of images; rates are told of both."""
+    words = ["pneumonia", "--rate", "10", "--duration", "2", "--samples", "2", "--images-per-request", "3"]
+    code, report = loaded(capsys, server, *words)
+    assert code == 0 and report["requests"]["answered"] > 3
+    assert sum(report["routes"].values()) == 3 * report["requests"]["answered"]
+    assert report["samples_per_image"] == 2.0
+    assert report["images_per_second"] == pytest.approx(3 * report["achieved_per_second"])
+    assert [each["request"] for each in report["mix"]] == ["pneumonia 3 of 28x28 T=2"]
+
+
 def test_a_broken_promise_is_an_exit_code(capsys, server):
     """For scripts: 3 where a promise was broken."""
     code, report = loaded(capsys, server, "pneumonia", "--rate", "5", "--duration", "1", "--slo", "p50=1us")

@@ -212,6 +212,15 @@ def test_naming_samples_skips_the_screen(served, image) -> None:
     assert not json.loads(text(answer["record"]))["screened"] and text(answer["route"]) == "accept"
 
 
+def test_a_large_image_is_screened_in_windows(served) -> None:
+    """As many at a time as the screen's instances take: nothing went wrong, and it is reviewed for its size alone."""
+    maximum = load_model(served.models / "cascade" / "1").contract.maximum
+    image = np.random.default_rng(0).normal(100, 20, (1, *(2 * size for size in maximum))).astype(np.float32)
+    answer = ask(served.client, "cascade", case(image, spacing=[1.0, 1.0]), ["record", "route"])
+    assert text(answer["route"]) == "review"
+    assert json.loads(text(answer["record"]))["problems"] == []
+
+
 def test_a_broken_screen_file_keeps_the_model_from_loading(served, tmp_path) -> None:
     copy = tmp_path / "models"
     copy.mkdir()

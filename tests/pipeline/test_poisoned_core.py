@@ -88,7 +88,8 @@ def answers(engine, tiny_segmentation, tmp_path_factory) -> Iterator[dict[str, d
 def test_the_poisoned_package_would_be_imported(poisoned):
     """In that environment `import equipoise_core` finds the poisoned package: there is something to guard against."""
     script = "from equipoise_core import decision; print(decision.__file__); print(decision.decide().reason)"
-    done = subprocess.run([poisoned / "bin" / "python3", "-c", script], capture_output=True, text=True, timeout=60)
+    words = [poisoned / "bin" / "python3", "-E", "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     file, reason = done.stdout.splitlines()
     assert Path(file).is_relative_to(poisoned)

@@ -22,7 +22,7 @@ SERVE_AND_PREDICT = """
 import json, signal, subprocess, sys
 
 equipoise, models, image, out = sys.argv[1:]
-ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics", "health")]
 serve = [equipoise, "serve", models, "--json", "--quiet", "--engine=embedded", *ports]
 server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
 url = json.loads(server.stdout.readline())["grpc"]

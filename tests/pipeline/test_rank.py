@@ -52,6 +52,7 @@ def cells(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_data
 def test_real_images_are_ranked_and_accepted_ones_labelled(capsys, server, cells, tmp_path):
     """A copy is not proposed beside its original, noise not at all; labels of what is accepted are mostly right."""
@@ -84,6 +85,7 @@ def test_real_images_are_ranked_and_accepted_ones_labelled(capsys, server, cells
         assert overlap > 0.8, f"{entry['file']}: Dice {overlap:.3f} where the model is sure"
 
 
+@pytest.mark.slow
 @needs_data
 def test_scores_are_those_of_all_samples(capsys, server, cells):
     """Also of images that the policy lets stop early, whose record says a lower number."""
@@ -99,6 +101,7 @@ def test_scores_are_those_of_all_samples(capsys, server, cells):
     assert early, "or this shows nothing"
 
 
+@pytest.mark.slow
 @needs_data
 def test_labels_of_a_scan_lie_in_its_own_grid(capsys, server, tmp_path):
     """A NIfTI file that is stored mirrored and transposed gets its labels so; they overlap an expert's."""

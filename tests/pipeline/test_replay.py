@@ -51,6 +51,7 @@ def test_a_changed_record_or_another_image_is_caught(server, decided, tmp_path):
     assert refused.returncode == 1 and "not the image of this record" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow
 def test_the_log_of_decisions_shows_a_change(decided, tmp_path):
     """Append two decisions, verify, change one digit, and the line is named."""
     log = tmp_path / "decisions.jsonl"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from equipoise_client import AsyncUncertaintyClient
+from equipoise_core.aggregate import AT_ONCE
 from equipoise_core.contract import Contract, Task
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.server import TritonServer
@@ -123,12 +124,14 @@ def test_among_sixteen_concurrent_mixed_requests(server, alone):
             np.testing.assert_allclose(found, expected["volume_total"][0], rtol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_after_a_restart(restarted, alone, contracts):
     """A server that starts anew gives the same answers: nothing is kept in between."""
     for q, expected in alone.items():
         _assert_same(ask(restarted, q.model, q.tensors(contracts[q.model]), tuple(expected)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_in_chunks(restarted, alone, contracts, chunk):
     """Samples drawn in several sampler requests are the samples drawn in one."""
@@ -136,6 +139,7 @@ def test_in_chunks(restarted, alone, contracts, chunk):
         _assert_same(ask(restarted, f"{q.model}_by_{chunk}", q.tensors(contracts[q.model]), tuple(expected)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_chunk_is_what_the_sampler_is_asked_for(restarted, contracts, model):
     """20 samples are one request of the usual model, five in chunks of 4 and two in chunks of 16."""
@@ -148,6 +152,25 @@ def test_the_chunk_is_what_the_sampler_is_asked_for(restarted, contracts, model)
         before = sampler_requests()
         ask(restarted, name, tensors, ("mean",))
         assert sampler_requests() - before == requests, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_images_of_one_request_share_sampler_requests(restarted, contracts, model):
+    """Nine images are sampled a few at a time, shared out over the sampler's instances, and not one by one."""
+    images = [picture(contracts[model], SMALL[model][0], seed=i) for i in range(9)]
+    parameters = restarted.get_model_config(model).config.parameters
+    lanes = int(parameters["lanes"].string_value) if "lanes" in parameters else 1
+    most = AT_ONCE[contracts[model].task]
+
+    def sampler_requests() -> int:
+        statistics = restarted.get_inference_statistics(f"{model}_sampler").model_stats[0]
+        return int(statistics.inference_stats.success.count)
+
+    before = sampler_requests()
+    ask(restarted, model, {"image": np.stack(images), "samples": np.full((9, 1), SAMPLES, np.int32)}, ("mean",))
+    groups = [min(most, 9 - first) for first in range(0, 9, most)]
+    assert sampler_requests() - before == sum(min(lanes, group) for group in groups)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -16,6 +16,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import tritonclient.grpc as triton
+from equipoise_deploy.ports import Ports
+from equipoise_deploy.server import TritonServer
+from equipoise_deploy.settings import Settings
+from equipoise_export.repository import publish
 
 pytestmark = pytest.mark.pipeline
 
@@ -59,9 +63,16 @@ def _ask_together(client, requests) -> list:
     return answers
 
 
-@pytest.fixture
-def client(server):
-    with triton.InferenceServerClient(server.grpc_url) as connected:
+@pytest.fixture(scope="module")
+def client(tiny_segmentation, tmp_path_factory):
+    """Of a server with one sampler on however many cores: several would share batches out among them."""
+    models = tmp_path_factory.mktemp("stand_in") / "models"
+    publish(tiny_segmentation, models)
+    alone = {"tinyseg": Settings(samplers=1)}
+    with (
+        TritonServer(models, ports=Ports(0, 0, 0), settings=alone) as server,
+        triton.InferenceServerClient(server.grpc_url) as connected,
+    ):
         yield connected
 
 

@@ -146,6 +146,7 @@ def _served_maps(grpc_client, contract: Contract, draw: int) -> Rows:
     return np.concatenate(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_served_samples_are_those_of_pytorch(grpc_client, repository, contracts, model):
     """400 served samples, each with its own seed, and 400 of PyTorch agree in mean and variance of every output."""

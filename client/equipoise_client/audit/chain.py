@@ -6,6 +6,10 @@ with D = SHA-256 of the canonical body and H = SHA-256 of the canonical line wit
 removing or moving a line breaks the chain where it happened. Cutting off the end does not: only an anchor kept outside
 the file (`head`, printed or sent and, with a key, signed) shows that.
 
+A line is on the disk before `append` returns: file, and folder where it is new, are synced. Where the power goes in the
+middle of a line, the lock file says that one was being written there; the next `append` sets the fragment aside, since
+nobody was told of it. A line that is cut off and that nobody was writing is damage, and nothing is added after it.
+
 The body is hashed on its own so that it can be deleted (retention, a patient's right): the line keeps its digest, the
 chain stays whole, and a `deletion` line says when and why.
 """
@@ -33,6 +37,9 @@ FORMAT = "equipoise-audit/1"
 GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
 """`previous` of the first line."""
 
+_INTENT = 20
+"""Bytes of the lock file that say where a line is being written."""
+
 _KEYS = {"sequence", "previous", "at", "kind", "content", "body", "hash"}
 
 
@@ -46,6 +53,12 @@ class Kind(str, Enum):
     DECISION = "decision"
     VERDICT = "verdict"
     DELETION = "deletion"
+    RELEASE = "release"
+    """Which version of a model was put into service, by whom and why, or was refused."""
+
+
+_REDACTED = (Kind.DECISION, Kind.VERDICT)
+"""What can tell of a patient."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +148,11 @@ class Finding:
 
 def append(path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None = None) -> Entry:
     """Adds a line and syncs it to disk; writers take turns (flock). Raises AuditError after a damaged last line."""
-    with _locked(path) as file:
+    with _locked(path) as (file, lock):
+        _mend(file, lock, path)
         entry = _next(file, path, kind, body, now)
         end, line = file.seek(0, os.SEEK_END), memoryview(entry.line().encode() + b"\n")
+        _write_intent(lock, end)
         try:
             while line:  # past the buffer, which would try again when it is closed
                 line = line[os.write(file.fileno(), line) :]
@@ -145,6 +160,9 @@ def append(path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None
         except OSError:
             os.ftruncate(file.fileno(), end)  # a full disk takes a part of a line, and that would stop the log
             raise
+        if end == 0:
+            _sync_folder(path)
+        _write_intent(lock, None)
     return entry
 
 
@@ -209,11 +227,12 @@ def redact(path: Path, before: datetime, reason: str, now: datetime | None = Non
     The deletion is recorded first, in a line that names the sequences and the reason; then the file is replaced in one
     step. None where nothing is that old. Raises AuditError for a broken log: its evidence is not to be touched.
     """
-    with _locked(path) as file:
+    with _locked(path) as (file, lock):
+        _mend(file, lock, path)
         for finding in verify(path):
             raise AuditError(f"{path.name} line {finding.line}: {finding.what}; a broken log is not redacted")
         entries = [_parse(line) for line in _lines(path)]
-        old = [e for e in entries if e.kind is not Kind.DELETION and e.body is not None and _time(e.at) < before]
+        old = [e for e in entries if e.kind in _REDACTED and e.body is not None and _time(e.at) < before]
         if not old:
             return None
         sequences = [entry.sequence for entry in old]
@@ -227,16 +246,54 @@ def redact(path: Path, before: datetime, reason: str, now: datetime | None = Non
             fresh.flush()
             os.fsync(fresh.fileno())
         temporary.replace(path)
+        _sync_folder(path)
     return deletion
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """The log, exclusively. The lock is a file of its own, since `redact` replaces the log."""
-    with path.with_name(f"{path.name}.lock").open("ab") as lock:
+def _locked(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """The log, exclusively, and the lock: a file of its own, since `redact` replaces the log."""
+    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with path.open("ab+") as file:
-            yield file
+            yield file, lock
+    finally:
+        os.close(lock)
+
+
+def _write_intent(lock: int, end: int | None) -> None:
+    """Notes in the lock file that a line is being written at byte `end`; None: it is whole, and that need not last."""
+    os.pwrite(lock, b" " * _INTENT if end is None else f"{end:<{_INTENT}}".encode(), 0)
+    if end is not None:
+        os.fsync(lock)
+
+
+def _mend(file: IO[bytes], lock: int, path: Path) -> None:
+    """Sets a fragment aside that a crash left where a line was being written, in a file beside the log."""
+    noted = os.pread(lock, _INTENT, 0).strip()
+    end = int(noted) if noted.isdigit() else -1
+    file.seek(max(end, 0))
+    fragment = file.read() if end >= 0 else b""
+    if fragment and b"\n" not in fragment:
+        aside = path.with_name(f"{path.name}.torn-{end}")
+        with aside.open("ab") as kept:
+            kept.write(fragment)
+            kept.flush()
+            os.fsync(kept.fileno())
+        os.ftruncate(file.fileno(), end)
+        os.fsync(file.fileno())
+    if end >= 0:
+        _write_intent(lock, None)
+
+
+def _sync_folder(path: Path) -> None:
+    """So that the file's name survives a loss of power as well."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _next(file: IO[bytes], path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None) -> Entry:

@@ -55,6 +55,17 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "tune": Verb(
             "equipoise_deploy.tune_command:tune_command", "embedded", "Find how this machine serves a model fastest."
         ),
+        "certs": Verb(
+            "equipoise_deploy.certs_command:certs_command", "operate", "Make certificates to try mutual TLS with."
+        ),
+        "publish": Verb(
+            "equipoise_deploy.lifecycle.command:publish_verb", "operate", "Make a signed release of a model."
+        ),
+        "promote": Verb(
+            "equipoise_deploy.lifecycle.command:promote_verb", "operate", "Put a release into service, if it is fit."
+        ),
+        "rollback": Verb("equipoise_deploy.lifecycle.command:rollback_verb", "operate", "Put the version before back."),
+        "releases": Verb("equipoise_deploy.lifecycle.command:releases_verb", "operate", "List and verify releases."),
         "predict": Verb("equipoise_client.cli.predict:predict", "client", "Ask a server about image files."),
         "send": Verb("equipoise_client.cli.send:send", "dicom", "Store DICOM files in a PACS."),
         "fetch": Verb("equipoise_client.cli.fetch:fetch", "dicom", "Bring studies from a PACS over DICOMweb."),
@@ -65,6 +76,17 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "equipoise_client.gateway.command:gateway", "gateway", "Take DICOM studies in, send results back."
         ),
         "review": Verb("equipoise_client.review.command:review", "gateway", "Show unsure cases, take verdicts."),
+        "bundle": Verb(
+            "equipoise_deploy.bundle.command:bundle",
+            "operate",
+            "Everything for a machine without a network, in one file.",
+        ),
+        "demo": Verb(
+            "equipoise_deploy.demo.command:demo", "demo", "Serve the reference models, decide on real images."
+        ),
+        "doctor": Verb(
+            "equipoise_deploy.doctor.command:doctor", "operate", "Examine a machine before it goes live, and a server."
+        ),
         "audit": Verb("equipoise_client.audit.command:audit", "client", "Verify, anchor and extend the audit log."),
     }
 )

@@ -18,6 +18,7 @@ from ..client import UncertaintyClient
 from ..errors import InvalidInput
 from ..images import fit, read_image
 from ..images.prepare import with_spacing
+from ..transport import Tls
 
 TOLERANCE = 1e-5
 """Absolute for numbers below 1, relative above: what one model on one kind of machine keeps (DESIGN, invariant 1)."""
@@ -26,6 +27,8 @@ BINDING = ("model_digest", "policy_digest", "code_digest")
 """What must be the same for a replay to mean anything; another code may still decide alike, and it is said."""
 
 _DECIDED = ("seed", "samples", "stopped", "score", "route", "reason", "threshold")
+_CIRCUMSTANCES = ("software", "problems")
+"""May differ without another decision; everything else that a record says is held against the replay."""
 _MEASURED = ("case_score", "scores", "statistics", "strangeness", "volume_ml")
 
 EPILOG = """[bold]Example[/]
@@ -44,32 +47,48 @@ class Difference:
     replayed: Any
 
 
+@dataclass(frozen=True)
+class Question:
+    """What has to be asked again; None where the caller had named nothing."""
+
+    model: str
+    input_digest: str
+    spacing: tuple[float, ...] | None
+    samples: int | None
+    seed: int | None
+
+
 def replay(
     record: Annotated[Path, typer.Argument(help="JSON: a record, or what `equipoise predict --json` printed.")],
     image: Annotated[Path, typer.Argument(help="The image that was decided on.")],
     url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
     entry: Annotated[int, typer.Option(min=0, help="Which entry, where the file holds several.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 60.0,
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
+    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Asks the server again and compares route and numbers with the record."""
     recorded = read_record(record, entry)
-    with UncertaintyClient(url, timeout=timeout) as client:
-        contract = client.contract(recorded["model"])
-        stated = recorded["spacing"]
-        prepared = fit(with_spacing(read_image(image), tuple(stated) if stated else None), contract)
+    encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
+    question = asked(recorded)
+    with UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None) as client:
+        contract = client.contract(question.model)
+        prepared = fit(with_spacing(read_image(image), question.spacing), contract)
         digest = input_digest(prepared.pixels)
-        if digest != recorded["input_digest"]:
+        if digest != question.input_digest:
             raise InvalidInput(
                 f"{image.name} is not the image of this record: its digest is {digest[:12]}, the record says "
-                f"{str(recorded['input_digest'])[:12]}"
+                f"{question.input_digest[:12]}"
             )
         again = client.predict(
-            recorded["model"],
+            question.model,
             prepared.pixels,
-            samples=recorded["samples_asked"] if recorded["samples_named"] else None,
-            seed=int(recorded["seed"]) if recorded["seed_named"] else None,
-            spacing=stated,
+            samples=question.samples,
+            seed=question.seed,
+            spacing=question.spacing,
             outputs=(),
         ).record
     found = list(differences(recorded, again))
@@ -92,7 +111,7 @@ def read_record(path: Path, entry: int = 0) -> Mapping[str, Any]:
     """The record in a JSON file. Raises InvalidInput that says what was found."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path.name} cannot be read as JSON: {type(error).__name__}") from error
     entries = document if isinstance(document, list) else [document]
     if entry >= len(entries):
@@ -104,9 +123,27 @@ def read_record(path: Path, entry: int = 0) -> Mapping[str, Any]:
     return record
 
 
+def asked(recorded: Mapping[str, Any]) -> Question:
+    """What the record says was asked. Raises InvalidInput where it does not say, or says what cannot be."""
+    try:
+        spacing, samples, seed = recorded["spacing"], recorded["samples_asked"], int(recorded["seed"])
+        named = [recorded[name] for name in ("samples_named", "seed_named")]
+        texts = [recorded[name] for name in ("model", "input_digest")]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(flag, bool) for flag in named):
+            raise TypeError("model, input_digest, samples_named or seed_named is of another type")
+        if type(samples) is not int or not 0 < samples < 2**31 or not 0 <= seed < 2**64:
+            raise ValueError("samples_asked or seed is out of range")
+        millimetres = None if spacing is None else tuple(float(mm) for mm in spacing)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(f"the record is incomplete or malformed: {type(error).__name__}: {error}") from error
+    model, digest = texts
+    return Question(model, digest, millimetres, samples if named[0] else None, seed if named[1] else None)
+
+
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Difference]:
     """Digests, decision and numbers that are not the same; numbers within `TOLERANCE`."""
-    for name in (*BINDING, *_DECIDED):
+    others = {*recorded, *again} - {*BINDING, *_DECIDED, *_MEASURED, *_CIRCUMSTANCES}
+    for name in (*BINDING, *_DECIDED, *sorted(others)):
         if recorded.get(name) != again.get(name) and not _close(recorded.get(name), again.get(name)):
             yield Difference(name, recorded.get(name), again.get(name))
     for name in _MEASURED:
@@ -124,4 +161,7 @@ def _numbers(name: str, recorded: Any, again: Any) -> Iterator[Difference]:
 def _close(recorded: Any, again: Any) -> bool:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (recorded, again)):
         return False
-    return math.isclose(recorded, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    try:
+        return math.isclose(recorded, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    except OverflowError:  # a whole number beyond all floats
+        return False

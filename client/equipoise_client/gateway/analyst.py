@@ -71,6 +71,8 @@ class Analyst:
             self._metrics.reachable.labels("triton").set(0)
             pause = self._pause(self._failures)
             self._failures += 1
+            if study.key in self._before:  # who is away does not fail: the hours begin anew, what it failed at stays
+                self._before[study.key] = (self._before[study.key][0], monotonic())
             self._store.postpone(study, pause, counted=False)
             self._log.warning("waits for the server", study=study.key, error=type(error).__name__, seconds=pause)
         except OutOfRoom:

@@ -65,10 +65,12 @@ class Intake:
     def _take(self, content: bytes, quiet: float, source: str) -> Outcome:
         try:
             dataset = pydicom.dcmread(io.BytesIO(content), force=False)
-            if "Image Storage" not in UID(str(dataset.SOPClassUID)).name:
+            kind = UID(str(dataset.SOPClassUID))
+            if "Image Storage" not in kind.name and kind.name != kind:
                 return Outcome.IGNORED
             study_uid, uid = str(dataset.StudyInstanceUID), str(dataset.SOPInstanceUID)
-            reason = _fault(dataset)
+            # Of a class that nobody knows it may be an image with one wrong digit: not to be acknowledged and lost.
+            reason = _fault(dataset) if kind.name != kind else "its SOPClassUID is not known"
         except Exception as error:  # noqa: BLE001 (malformed files make pydicom raise nearly anything)
             study_uid = uid = ""
             reason = f"it cannot be read as DICOM ({type(error).__name__})"

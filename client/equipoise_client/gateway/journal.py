@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..audit import Kind, append
+from ..audit.chain import AuditError
+from ..audit.monitor import monitor
+from .observe import Log, Metrics
 from .spool import room
 from .store import Note, Store
 
@@ -30,6 +33,28 @@ def write_out(store: Store, log: Path, passed: Callable[[str], None] = lambda po
             store.logged(note, sequence)
             passed("journal.recorded")
     return len(notes)
+
+
+class Watch:
+    """The alarm of `equipoise audit monitor`, among the metrics."""
+
+    def __init__(self, audit: Path, log: Log, metrics: Metrics) -> None:
+        self._audit, self._log, self._metrics = audit, log, metrics
+        self._read = -1  # bytes when it was read last
+
+    def look(self) -> None:
+        """Reads the whole log where it has grown. A damaged one is told by a metric of its own, and read again."""
+        now = size(self._audit)
+        if now == self._read:
+            return
+        try:
+            self._metrics.watched(monitor(self._audit) if now else ())
+        except (AuditError, OSError) as error:
+            self._log.failure("audit log", error)
+            self._metrics.readable.set(0)
+            return
+        self._metrics.readable.set(1)
+        self._read = now
 
 
 def size(log: Path) -> int:

@@ -8,12 +8,17 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ..audit.monitor import Watch
+
+_POLICY = ("model", "policy")
 
 
 class Log:
@@ -95,3 +100,19 @@ class Metrics:
         self.worklist = gauge("worklist", "cases that wait for an expert")
         self.free = gauge("free_bytes", "free disk in the gateway's directory")
         self.reachable = gauge("reachable", "1: the peer answered last time, 0: it did not", "peer")
+        self.readable = gauge("audit_readable", "1: the audit log could be read last time, 0: it could not")
+        self.alarm = gauge("audit_alarm", "1: accepted cases are wrong more often than the policy says", *_POLICY)
+        self.evidence = gauge("audit_evidence", "of that; an alarm from `equipoise audit monitor`'s limit on", *_POLICY)
+        self.judged = gauge("audit_judged", "audited cases with an expert's verdict", *_POLICY)
+        self.wrong = gauge("audit_wrong", "those of them that were wrong", *_POLICY)
+        self.unjudged = gauge("audit_waiting", "accepted cases marked for an audit that nobody has judged", *_POLICY)
+
+    def watched(self, watches: Iterable[Watch]) -> None:
+        """What `equipoise audit monitor` says of each policy."""
+        for watch in watches:
+            labels = (watch.model, watch.policy[:12])
+            self.alarm.labels(*labels).set(watch.alarm is not None)
+            self.evidence.labels(*labels).set(watch.evidence)
+            self.judged.labels(*labels).set(watch.judged)
+            self.wrong.labels(*labels).set(watch.wrong)
+            self.unjudged.labels(*labels).set(watch.waiting)

@@ -52,6 +52,7 @@ _IDLE = 1.0  # seconds; the review page's verdicts come from another process, an
 _FULL = 2.0  # seconds until a full disk is tried again
 _TROUBLE = 5.0  # seconds after an unforeseen error
 _TIDY = 3.0  # seconds between looks for files that are no longer needed
+_AUDIT = 300.0  # seconds between looks at the audit log, which is read as a whole when it has grown
 
 
 class AlreadyRunning(EquipoiseError):
@@ -118,10 +119,12 @@ class Gateway:
                     ("dispatch", self._dispatch),
                     ("delivery", courier.step),
                     ("tidying", _every(_TIDY, self._tidy)),
+                    ("audit", _every(_AUDIT, journal.Watch(settings.audit, self._log, self._metrics).look)),
                     *((source.name, _every(source.every, self._polling(source))) for source in self._sources(intake)),
                 )
             ]
             for thread in threads:
+                self._metrics.failures.labels(thread.name)  # told as 0: a counter's first step is seen by nobody
                 thread.start()
             self._log.info("ready", ports=ports)
             ready(ports)

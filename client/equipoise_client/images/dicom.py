@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import MissingExtra, StudyRejected, UnreadableImage
 from ..extras import needs
+from .decoding import unpacked
 from .source import Kind, SourceImage, check_size
 from .stack import order_of, stack
 
@@ -107,7 +108,8 @@ def values_of(path: Path, dataset: Any, frames: int) -> NDArray[np.float32]:
     """`[C, frames, rows, columns]` after Modality LUT and inversion."""
     from pydicom.pixels import apply_color_lut, pixel_array  # type: ignore[attr-defined]
 
-    stored = np.asarray(pixel_array(dataset))
+    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    stored = unpacked(dataset) if compressed else np.asarray(pixel_array(dataset))
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def read(path: Path) -> SourceImage:
     """
     with needs("client", "reading NIfTI files"):
         import nibabel
+    log = logging.getLogger("nibabel.global")  # it prints what it mends in a damaged header
+    log.propagate, log.handlers = False, [logging.NullHandler()]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

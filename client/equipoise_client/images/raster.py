@@ -34,8 +34,12 @@ def read(path: Path) -> SourceImage:
         raise UnreadableImage(f"{path.name}: unpacks to more pixels than is safe ({error}); crop it") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{path.name}: begins as an image, but its header is damaged") from error
+    except (UnreadableImage, MemoryError):
+        raise
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
         raise UnreadableImage(f"{path.name}: damaged or cut off ({error}); export it again") from error
+    except Exception as error:  # what else Pillow's plugins stumble over in a damaged file shares no base
+        raise UnreadableImage(f"{path.name}: damaged ({type(error).__name__}); export it again") from error
     if upright.mode == "1":
         upright = upright.convert("L")
     elif upright.mode in ("LA", "La"):

@@ -40,20 +40,22 @@ def write_analyzer(plan: Plan, payloads: Sequence[Payload], folder: Path) -> tup
 
 
 def _row(payload: Payload) -> dict[str, object]:
+    images = len(payload.image)
     tensors: dict[str, object] = {"image": {"content": payload.image.ravel().tolist(), "shape": [*payload.image.shape]}}
     if payload.spacing is not None:
-        tensors["spacing"] = {"content": list(payload.spacing), "shape": [1, len(payload.spacing)]}
+        tensors["spacing"] = {"content": [*payload.spacing] * images, "shape": [images, len(payload.spacing)]}
     if payload.samples is not None:
-        tensors["samples"] = {"content": [payload.samples], "shape": [1, 1]}
+        tensors["samples"] = {"content": [payload.samples] * images, "shape": [images, 1]}
     return tensors
 
 
 def _shapes(payload: Payload) -> list[str]:
+    images = len(payload.image)
     shapes = {"image": payload.image.shape}
     if payload.spacing is not None:
-        shapes["spacing"] = (1, len(payload.spacing))
+        shapes["spacing"] = (images, len(payload.spacing))
     if payload.samples is not None:
-        shapes["samples"] = (1, 1)
+        shapes["samples"] = (images, 1)
     return [word for name, shape in shapes.items() for word in ("--shape", f"{name}:{','.join(map(str, shape))}")]
 
 

@@ -40,6 +40,8 @@ equipoise load hippocampus=1 pneumonia=4 --rate 20 --urgent 0.1 --json run.json 
 
 equipoise load pneumonia --arrivals closed --concurrency 8 --samples 5 --samples 20
 
+equipoise load pneumonia --arrivals closed --images-per-request 8
+
 equipoise load pneumonia --find-capacity --slo p99=250ms,errors=0%,achieved=95% --duration 10
 
 equipoise load --compare before.json after.json
@@ -61,6 +63,7 @@ def load(
     concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests in flight.")] = 1,
     image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
     samples: Annotated[list[int] | None, typer.Option(min=1, help="T; several are mixed. Default: policy's.")] = None,
+    per_request: Annotated[int, typer.Option("--images-per-request", min=1, help="They are sampled together.")] = 1,
     urgent: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of urgent requests.")] = 0.0,
     output: Annotated[list[str] | None, typer.Option(help="Arrays to ask for, as mean; default: none.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one request, all tries included.")] = 10.0,
@@ -100,7 +103,9 @@ def load(
         plan = Plan(
             url, arrivals, rate, concurrency, warmup, duration, timeout, Retry(tries), connections, seed=seed, tls=tls
         )
-        wish = Wish(weights(models), tuple(image or ()), tuple(samples or ()), urgent, tuple(output or ()), timeout)
+        wish = Wish(
+            weights(models), tuple(image or ()), tuple(samples or ()), urgent, tuple(output or ()), timeout, per_request
+        )
     except InvalidInput as error:
         raise typer.BadParameter(str(error)) from error
     if capacity and (not objectives or arrivals is Arrivals.CLOSED):

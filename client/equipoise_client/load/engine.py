@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import random
 import selectors
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2
 
-from ..transport import Retry, Tls, channel_options
+from ..errors import ours
+from ..transport import Retry, Tls, Tries, channel_options
 from .arrivals import Arrivals, due_times
 from .mix import Payload, shuffled
 from .tally import Reply, Tally
@@ -39,7 +41,7 @@ class Plan:
         concurrency: requests in flight; closed loop.
         warmup, duration: seconds; what is due within the warm-up is sent, and not counted.
         timeout: seconds for one request, all its tries included.
-        retry: when the server is unreachable or busy (UNAVAILABLE).
+        retry: when the server is unreachable or busy (UNAVAILABLE), or a process of the model died; see `Retry`.
         connections: TCP connections.
         outstanding: requests without an answer beyond which none is sent any more, so that a dead server cannot fill
             this machine's memory.
@@ -160,7 +162,7 @@ class _Sender:
         call = self._calls[self._number % len(self._calls)]
         self._number += 1
         sent = time.monotonic()
-        ends, pauses, tries = sent + self._plan.timeout, self._plan.retry.pauses(self._jitter), 0
+        ends, again, tries = sent + self._plan.timeout, Tries(self._plan.retry.pauses(self._jitter)), 0
         while True:
             tries += 1
             try:
@@ -168,7 +170,7 @@ class _Sender:
                 return Reply(kind, due, sent, time.monotonic(), "OK", tries, *_decision(answer))
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
-                pause = next(pauses, None) if code == "UNAVAILABLE" else None
+                pause = again.pause(ours(METHOD, error))
                 if pause is None or time.monotonic() + pause >= ends:
                     return Reply(kind, due, sent, time.monotonic(), code, tries)
                 await asyncio.sleep(pause)
@@ -178,11 +180,21 @@ class _Sender:
             self._tally.add(reply)
 
 
-def _decision(answer: bytes) -> tuple[int, str]:
-    """`samples_used` and `route` of an answer."""
+def _decision(answer: bytes) -> tuple[int, tuple[str, ...]]:
+    """Samples used for all images of an answer, and each one's route."""
     response = service_pb2.ModelInferResponse.FromString(answer)
     raw = {
         output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=False)
     }
-    samples = int.from_bytes(raw.get("samples_used", b"")[:4], "little")
-    return samples, raw.get("route", b"")[4:].decode("ascii", "replace")  # four bytes of length come first
+    used = raw.get("samples_used", b"")
+    samples = sum(struct.unpack_from(f"<{len(used) // 4}i", used))
+    return samples, tuple(_texts(raw.get("route", b"")))
+
+
+def _texts(content: bytes) -> Iterator[str]:
+    """A tensor of strings: four bytes of length before each."""
+    at = 0
+    while at < len(content):
+        end = at + 4 + int.from_bytes(content[at : at + 4], "little")
+        yield content[at + 4 : end].decode("ascii", "replace")
+        at = end

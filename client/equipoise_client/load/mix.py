@@ -30,7 +30,7 @@ class Payload:
 
     Attributes:
         label: model, size, T and priority, for people.
-        image: `[1, C, *S]`.
+        image: `[N, C, *S]`, N times the same; spacing and samples are of each.
         message: the serialized request, sent as it is.
         weight: how often it is sent, relative to the others.
     """
@@ -55,6 +55,7 @@ class Wish:
         urgent: share of urgent requests, 0 to 1.
         outputs: the arrays to ask for, besides the decision.
         timeout: seconds; tells the server's queue when nobody waits any more.
+        per_request: N, images of each request.
     """
 
     models: dict[str, float]
@@ -63,6 +64,7 @@ class Wish:
     urgent: float
     outputs: tuple[str, ...]
     timeout: float
+    per_request: int = 1
 
 
 def build_mix(client: UncertaintyClient, wish: Wish) -> tuple[Payload, ...]:
@@ -86,9 +88,10 @@ def build_mix(client: UncertaintyClient, wish: Wish) -> tuple[Payload, ...]:
             pictures.append(("synthetic", synthetic_image(contract), spacing))
         urgencies = [(Priority.URGENT, wish.urgent), (Priority.ROUTINE, 1.0 - wish.urgent)]
         kinds = list(itertools.product(pictures, wish.samples or (None,), [u for u in urgencies if u[1] > 0.0]))
-        for (_, image, spacing), samples, (priority, share) in kinds:
+        for (_, single, spacing), samples, (priority, share) in kinds:
+            image = np.repeat(single, wish.per_request, axis=0)
             message = _message(contract, image, spacing, samples, priority, wish)
-            size = "x".join(map(str, image.shape[2:]))
+            size = (f"{len(image)} of " if len(image) > 1 else "") + "x".join(map(str, image.shape[2:]))
             label = (
                 f"{name} {size}{'' if samples is None else f' T={samples}'}{' urgent' * (priority is Priority.URGENT)}"
             )
@@ -120,9 +123,9 @@ def _message(
     request = service_pb2.ModelInferRequest(model_name=contract.name)
     tensors: dict[str, NDArray[np.generic]] = {"image": np.ascontiguousarray(image, np.float32)}
     if samples is not None:
-        tensors["samples"] = np.full((1, 1), samples, np.int32)
+        tensors["samples"] = np.full((len(image), 1), samples, np.int32)
     if spacing is not None:
-        tensors["spacing"] = np.array([spacing], np.float32)
+        tensors["spacing"] = np.array([spacing] * len(image), np.float32)
     for name, tensor in tensors.items():
         request.inputs.add(name=name, datatype=np_to_triton_dtype(tensor.dtype), shape=tensor.shape)
         request.raw_input_contents.append(tensor.tobytes())

@@ -49,6 +49,7 @@ def _counts(report: Mapping[str, Any]) -> Table:
     offered = report["offered_per_second"]
     table.add_row("offered per second", "closed loop" if offered is None else _number(offered))
     table.add_row("achieved per second", _number(report["achieved_per_second"]))
+    table.add_row("images per second", _number(report["images_per_second"]))
     table.add_row("samples per image", _number(report["samples_per_image"]))
     table.add_row("tries per request", _number(requests["tries"] / requests["sent"] if requests["sent"] else None))
     table.add_row("by code", ", ".join(f"{code} {count}" for code, count in requests["by_code"].items()))
@@ -70,8 +71,8 @@ def comparison(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple
     """Two reports side by side, with the ratio of the second to the first."""
     table = Table("figure", *names, "ratio", title="comparison")
     rows = {f"{column} ms": (first["latency_ms"].get(column), second["latency_ms"].get(column)) for column in COLUMNS}
-    for key in ("offered_per_second", "achieved_per_second", "samples_per_image"):
-        rows[key.replace("_", " ")] = (first[key], second[key])
+    for key in ("offered_per_second", "achieved_per_second", "images_per_second", "samples_per_image"):
+        rows[key.replace("_", " ")] = (first.get(key), second.get(key))
     rows["error share"] = (first["requests"]["error_share"], second["requests"]["error_share"])
     for name, (a, b) in rows.items():
         table.add_row(name, _number(a), _number(b), _number(b / a) if a and b is not None else "")

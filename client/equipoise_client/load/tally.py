@@ -23,8 +23,8 @@ class Reply:
         due: when it should have been sent; `sent` is when it was.
         code: gRPC's status code, `OK` for an answer.
         tries: how often it was sent.
-        samples: drawn for it, where it was answered.
-        route: of the answer, else "".
+        samples: drawn for its images, where it was answered.
+        routes: of its images, where it was answered.
     """
 
     kind: int
@@ -34,7 +34,7 @@ class Reply:
     code: str
     tries: int = 1
     samples: int = 0
-    route: str = ""
+    routes: tuple[str, ...] = ()
 
 
 def histogram(digits: int = 3) -> HdrHistogram:
@@ -80,7 +80,9 @@ class Tally:
 
     def add(self, reply: Reply) -> None:
         """Counts one reply. A failed request has no latency but is an error; a late one counts from when it was due."""
-        second = self.seconds.setdefault(int(reply.due - self.start), Second())
+        number = int(reply.due - self.start)
+        if (second := self.seconds.get(number)) is None:  # not `setdefault`: a histogram for each request takes time
+            second = self.seconds[number] = Second()
         second.due += 1
         self.codes[reply.code] += 1
         self.tries += reply.tries
@@ -95,12 +97,17 @@ class Tally:
         record(self.halves[reply.kind][reply.due - self.start >= self.duration / 2], waited)
         record(self.per_kind[reply.kind], waited)
         record(self.service, reply.done - reply.sent)
-        self.routes[reply.route] += 1
+        self.routes.update(reply.routes)
         self.samples += reply.samples
 
     @property
     def answered(self) -> int:
         return self.codes["OK"]
+
+    @property
+    def images(self) -> int:
+        """That were answered; a request has one or more."""
+        return self.routes.total()
 
     @property
     def total(self) -> int:
@@ -135,7 +142,8 @@ def report_of(tally: Tally, labels: Sequence[str], weights: Sequence[float], ope
         "percentiles": curve(tally.latency),
         "steady": steady(tally.halves),
         "samples": tally.samples,
-        "samples_per_image": tally.samples / tally.answered if tally.answered else None,
+        "images_per_second": tally.images / elapsed if elapsed > 0.0 else 0.0,
+        "samples_per_image": tally.samples / tally.images if tally.images else None,
         "routes": dict(tally.routes),
         "mix": [
             {"request": label, "weight": weight, "answered": each.get_total_count(), "latency_ms": summary(each)}

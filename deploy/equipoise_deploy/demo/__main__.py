@@ -23,33 +23,38 @@ OUT = REPOSITORY / "build" / "demo"
 ROUTE_STYLE = {"accept": "bold green", "review": "bold yellow", "reject": "bold red"}
 
 
-def main() -> int:
-    """Exit code 0: every check of `checks` holds."""
+def main(repository: Path = REPOSITORY / "model_repository", out: Path = OUT) -> int:
+    """Exit code 0: every check of `checks` holds.
+
+    Args:
+        repository: with the three reference models.
+        out: folder for inputs, pictures and the page.
+    """
     console = Console(width=None if sys.stdout.isatty() else 160)
-    cases = demo_cases(OUT / "inputs")
+    cases = demo_cases(out / "inputs")
     with (
         console.status("starting Triton"),
-        TritonServer(REPOSITORY / "model_repository", ports=Ports(0, 0, 0)) as server,
+        TritonServer(repository, ports=Ports(0, 0, 0)) as server,
     ):
         check_readiness(server.grpc_url, server.models)
         console.print(f"Triton serves {', '.join(server.models)} on {server.grpc_url} (gRPC), {server.http_url} (HTTP)")
-        decisions = [decision for model in server.models for decision in _predict(server.grpc_url, model, cases)]
-    (OUT / "decisions.json").write_text(json.dumps(decisions, indent=1) + "\n", encoding="utf-8")
-    write_page(OUT / "index.html", decisions)
+        decisions = [decision for model in server.models for decision in _predict(server.grpc_url, model, cases, out)]
+    (out / "decisions.json").write_text(json.dumps(decisions, indent=1) + "\n", encoding="utf-8")
+    write_page(out / "index.html", decisions)
     console.print(_table(decisions))
-    console.print(f"decisions: {OUT / 'decisions.json'}\npage:      {OUT / 'index.html'}")
+    console.print(f"decisions: {out / 'decisions.json'}\npage:      {out / 'index.html'}")
     failures = failed_checks(decisions)
     for failure in failures:
         console.print(f"[bold red]not as expected:[/] {failure}")
     return 1 if failures else 0
 
 
-def _predict(url: str, model: str, cases: tuple[DemoCase, ...]) -> list[dict[str, Any]]:
+def _predict(url: str, model: str, cases: tuple[DemoCase, ...], out: Path) -> list[dict[str, Any]]:
     """The model's cases as a user would send them, each decision with what the demo knows about the image."""
     mine = [case for case in cases if case.model == model]
     command = [str(Path(sys.executable).with_name("equipoise")), "predict", model, *(str(case.path) for case in mine)]
     # Exit code 1 says that a file has no decision: the checks will name it.
-    run = subprocess.run([*command, "--url", url, "--json", "--out", str(OUT)], stdout=subprocess.PIPE, check=False)
+    run = subprocess.run([*command, "--url", url, "--json", "--out", str(out)], stdout=subprocess.PIPE, check=False)
     return [
         {
             **answer,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from equipoise_core.aggregate import Assessment, Case, Model, RunSampler, running_assessments, screening
+from equipoise_core.aggregate import Assessment, Case, Model, RunSampler, get_ready, running_assessments, screening
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.volume import voxel_volume
 from numpy.typing import NDArray
@@ -129,7 +129,7 @@ def measure(
     contract = model.contract
     _check_truth(contract, case)
     asked = Case(case.image, spacing=case.spacing)
-    running = list(running_assessments(model, asked, samplers, looks))
+    running = [each for (each,) in running_assessments(model, [get_ready(model, asked)], samplers, looks)]
     last = running[-1]
     if last.problems:
         raise CalibrationError(f"{case.name}: {'; '.join(last.problems)}: calibrate where every case can be sampled")

@@ -71,6 +71,7 @@ def test_rules_choose(capsys, triton, folder, tmp_path) -> None:
     assert code == 2 and "no rule for head" in err
 
 
-def test_a_table_for_people(capsys, triton, folder, tmp_path) -> None:
-    code, out, _ = run(capsys, "predict", "head", folder, "--url", triton.url, "--out", tmp_path / "out")
-    assert code == 0 and all(word in out for word in ("study", "accept", "4 mL (3.7 to 4.3)"))
+def test_a_table_for_people(capsys, monkeypatch, triton, folder, tmp_path) -> None:
+    monkeypatch.chdir(folder.parent)  # a long path is wrapped
+    code, out, _ = run(capsys, "predict", "head", folder.name, "--url", triton.url, "--out", tmp_path / "out")
+    assert code == 0 and all(word in out for word in ("study", "accept", "4 mL (3.7 to 4.3)")), out

@@ -47,6 +47,13 @@ def _without(name: str):
     return change
 
 
+def _unknown_class(image: bytes) -> bytes:
+    """One digit of the class is wrong: still an image, and nobody else's to keep."""
+    dataset = read(image)
+    dataset.SOPClassUID = f"{dataset.SOPClassUID}.9"
+    return encoded(dataset)
+
+
 def _foreign_path(image: bytes) -> bytes:
     dataset = read(image)
     dataset.StudyInstanceUID = "../../etc/1.2"
@@ -56,7 +63,8 @@ def _foreign_path(image: bytes) -> bytes:
 @pytest.mark.parametrize(
     "spoil",
     [_cut, lambda image: b"no DICOM at all", lambda image: image[:200], lambda image: b"", _foreign_path,
-     _without("PixelData"), _without("StudyInstanceUID"), _without("SeriesInstanceUID"), _without("Rows")],
+     _unknown_class, _without("PixelData"), _without("StudyInstanceUID"), _without("SeriesInstanceUID"),
+     _without("Rows")],
 )  # fmt: skip
 def test_a_malformed_object_is_set_aside_with_a_reason_and_the_others_go_on(desk, spoil):
     good = study(count=3)

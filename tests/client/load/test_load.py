@@ -59,7 +59,7 @@ def report(latencies, failed=0, lag=0.0):
     tally = Tally(1, 100.0, 10.0)
     for i, ms in enumerate(latencies):
         due = 100.0 + 10.0 * i / len(latencies)
-        tally.add(Reply(0, due, due + lag, due + ms / 1e3, "OK", 1, 20, "review"))
+        tally.add(Reply(0, due, due + lag, due + ms / 1e3, "OK", 1, 20, ("review",)))
     for _ in range(failed):
         tally.add(Reply(0, 105.0, 105.0, 106.0, "UNAVAILABLE", 2))
     return report_of(tally, ["one"], [1.0], open_loop=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from equipoise_client.load.arrivals import Arrivals
 from equipoise_client.load.engine import OVERDRAWN, Plan, run
 from equipoise_client.load.mix import Payload
@@ -42,6 +43,7 @@ def plan(url: str, rate: float, **other) -> Plan:
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_stall_shows_in_the_tail():
     """A server that stalls for a second makes a third of three seconds' requests wait, half a second on average.
 

@@ -54,6 +54,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_a_policy_and_a_report_are_written(repository, archive):
     """The service accepts it as its own, the report stands alone, and the JSON holds the figures and groups."""
     result = run("pneumonia", "--data", archive, "--repository", repository, "--json", "--sweep-p", "0.4")

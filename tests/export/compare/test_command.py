@@ -133,6 +133,7 @@ ASKED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_figure_of_every_model_is_there(told):
     """With an interval around it, and the whole story beside it: why, samples, time, training."""
     document, _ = told
@@ -201,6 +202,7 @@ def test_the_page_stands_alone(told):
             assert each["words"] in page.replace("&#39;", "'").replace("&#43;", "+")
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_calibrate(repository, data):
     """The same cases, judged by the same policy, give what the calibration report would say."""
     subject = load_subject(repository, "tinyseg")
@@ -232,6 +234,7 @@ def test_figures_are_those_of_calibrate(repository, data):
         assert of[f"width_ml_{name}"] == pytest.approx(report["volume"][name]["width_ml"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_certified_is_no_failure(repository, data):
     """At α = .01 no threshold can be: nothing is accepted, and both JSON and page say why."""
     page = data / "strict.html"
@@ -251,6 +254,7 @@ def test_what_cannot_be_certified_is_no_failure(repository, data):
         assert model["accept"] in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_table_and_the_sentences_are_printed(repository, data):
     """For a person: names across, figures down, and where the page lies."""
     page = data / "plain.html"

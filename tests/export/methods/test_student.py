@@ -82,6 +82,7 @@ def test_the_loss_is_least_where_the_student_answers_as_the_teacher(activation) 
     assert u.own == pytest.approx(epistemic[0].numpy().max(0, keepdims=True), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_sampler() -> None:
     """Its mean nears the network's own over many masks; variance and mutual information are not low by T/(T − 1)."""
     network = unet(1)

@@ -36,6 +36,7 @@ def weights(network) -> list:
     return [value.clone() for value in network.state_dict().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(cases, tmp_path, monkeypatch, killed_after) -> None:
     whole = fit(NUCLEI, RECIPE, cases, 5, small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from .canonical import canonical_json, digest_of
 from .contract import Activation, Contract, Task
 from .decision import Decision, Evidence, Route, decide, settled
 from .errors import InvalidRequest, SamplerFailure
-from .masks import draw_masks, mask_layout
+from .masks import MaskLayout, draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
 from .policy import AcceptRule, Policy, VolumeRule
 from .record import FORMAT, default_seed, input_digest, jsonable, software
@@ -34,8 +35,8 @@ MAX_VOXELS = 2**25
 MAX_ANSWER = 2**31 - 2**20
 """Bytes of all arrays of one answer: gRPC's ceiling for a message, less what else stands in it."""
 
-WINDOWS = 4
-"""Windows of a large image per sampler request."""
+AT_ONCE = {Task.SEGMENTATION: 4, Task.CLASSIFICATION: 8}
+"""Images of a request, or windows of a large one, that are sampled together: how much memory a sampler takes."""
 
 UNCALIBRATED_LEVEL = 0.9
 """Share of the samples' volumes inside the interval where no policy widens it."""
@@ -45,9 +46,9 @@ RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[s
 Raises SamplerFailure, or Cancelled."""
 
 Draw = tuple[int, NDArray[np.uint8] | None]
-"""Index of a sampler, and the masks `[1, T, B]` that it is to run under (None: deterministic)."""
+"""Index of a sampler, and the masks `[N, T, B]` that it is to run under (None: deterministic)."""
 
-Each = Callable[[Callable[[Draw], Moments], Sequence[Draw]], Iterable[Moments]]
+Each = Callable[[Callable[[Draw], list[Moments]], Sequence[Draw]], Iterable[list[Moments]]]
 """`map`, or one that works on several at once."""
 
 
@@ -57,7 +58,7 @@ class Model:
 
     Attributes:
         code_digest: SHA-256 of the code that decides.
-        chunk: samples per sampler request; None: all of them.
+        chunk: samples of an image per sampler request; None: all of them.
     """
 
     contract: Contract
@@ -122,7 +123,6 @@ class Assessment:
     Attributes:
         asked: T that was to be drawn.
         problems: what went wrong, in words.
-        stopped: the policy's stopping rule found that these samples suffice.
         screened: this is the answer of the contract's screen; no sample was drawn.
     """
 
@@ -133,7 +133,6 @@ class Assessment:
     moments: Moments
     asked: int
     problems: tuple[str, ...]
-    stopped: bool = False
     screened: bool = False
 
     @property
@@ -170,11 +169,12 @@ class Assessment:
         strangeness = policy.strangeness.number(self.input.statistics) if policy.strangeness else {}
         return {**self.scores, **self.statistics, **strangeness}
 
-    @property
-    def settled(self) -> bool:
-        """Whether the policy allows to stop here: no more samples can be expected to change the route."""
+    @cached_property
+    def stopped(self) -> bool:
+        """Whether the policy's stopping rule is content: no more samples can be expected to change the route."""
         policy, samples = self.model.in_force, self.moments.samples
-        if policy is None or self.case.samples is not None or self.problems or samples >= self.asked:
+        named = self.case.samples is not None
+        if policy is None or named or self.screened or self.problems or samples >= self.asked:
             return False
         return settled(policy, self.numbers, {*self.scores, *self.prediction_statistics}, samples)
 
@@ -312,6 +312,31 @@ class Assessment:
         )
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A case that lacks nothing but its samples.
+
+    Attributes:
+        asked: T.
+        window: spatial sizes that the network sees at once.
+        tiling: of an image that is larger than the network's window.
+        problems: what went wrong before, in words.
+    """
+
+    case: Case
+    seed: int
+    input: Input
+    asked: int
+    window: tuple[int, ...]
+    tiling: Tiling | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """What cases have in common that can be sampled together."""
+        return self.asked, self.case.samples is None, self.window, self.tiling
+
+
 def assess(
     model: Model,
     case: Case,
@@ -320,10 +345,24 @@ def assess(
     hurried: bool = False,
     screen: RunSampler | None = None,
 ) -> Assessment:
+    """One case; see `assess_all`."""
+    (answer,) = assess_all(model, [case], samplers, each, hurried, screen)
+    return answer
+
+
+def assess_all(
+    model: Model,
+    cases: Sequence[Case],
+    samplers: Sequence[RunSampler],
+    each: Each = map,
+    hurried: bool = False,
+    screen: RunSampler | None = None,
+) -> list[Assessment]:
     """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
 
     Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
-    an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017).
+    an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017). Cases that are alike
+    share sampler requests, each under its own masks; each stops by itself.
 
     Args:
         samplers: one for each of the contract's, in its order.
@@ -335,30 +374,38 @@ def assess(
             not finite, the answer is for review: the policy's guarantee is for both together.
 
     Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
-    Raises InvalidRequest where the case does not fit the contract, SamplerFailure where no chunk at all succeeded.
+    Raises InvalidRequest where a case does not fit the contract, SamplerFailure where no chunk at all succeeded.
     """
-    missing: tuple[str, ...] = ()
-    known: Input | None = None
-    if _to_be_screened(model, case):
-        try:
-            screened = screening(model, case, screen)
-            if screened.decision.route is not Route.REVIEW:
-                return screened
-            missing = tuple(f"the screen: {problem}" for problem in screened.problems)
-            known = screened.input
-        except SamplerFailure as failure:
-            missing = (f"the screen: {failure}",)
-    rule = model.in_force.stopping if model.in_force and case.samples is None else None
-    looks = [look.samples for look in rule.looks] if rule else []
-    if hurried and not looks:
-        asked = case.samples or model.default_samples
-        looks = [math.ceil(asked * quarter / 4) for quarter in (1, 2, 3)]
-    for assessment in running_assessments(model, case, samplers, looks, each, known):
-        if missing:
-            assessment = replace(assessment, problems=(*missing, *assessment.problems))
-        if assessment.settled:
-            return replace(assessment, stopped=True)
-    return assessment
+    answers: dict[int, Assessment] = {}
+    alike: defaultdict[tuple[Any, ...], list[tuple[int, Ready]]] = defaultdict(list)
+    for number, case in enumerate(cases):
+        begun = _begun(model, case, screen)
+        if isinstance(begun, Assessment):
+            answers[number] = begun
+        else:
+            alike[begun.alike].append((number, begun))
+    for those in alike.values():
+        most = 1 if those[0][1].tiling else AT_ONCE[model.contract.task]
+        for some in (those[first : first + most] for first in range(0, len(those), most)):
+            numbers, ready = zip(*some, strict=True)
+            for running in running_assessments(model, ready, samplers, _looks(model, ready[0], hurried), each):
+                answers.update(zip(numbers, running, strict=True))
+    return [answers[number] for number in range(len(cases))]
+
+
+def _begun(model: Model, case: Case, screen: RunSampler | None) -> Ready | Assessment:
+    """Ready for its samples, or decided by the contract's screen."""
+    if not _to_be_screened(model, case):
+        return get_ready(model, case)
+    try:
+        screened = screening(model, case, screen)
+    except SamplerFailure as failure:
+        return replace(get_ready(model, case), problems=(f"the screen: {failure}",))
+    if screened.decision.route is not Route.REVIEW:
+        return screened
+    return replace(
+        get_ready(model, case, screened.input), problems=tuple(f"the screen: {each}" for each in screened.problems)
+    )
 
 
 def _to_be_screened(model: Model, case: Case) -> bool:
@@ -373,83 +420,120 @@ def screening(model: Model, case: Case, screen: RunSampler | None) -> Assessment
     if screen is None:
         raise SamplerFailure("there is none to run")
     single = Model(model.contract.screening, None, "", model.code_digest)
-    (answer,) = running_assessments(single, replace(case, samples=None), [screen])
+    ((answer,),) = running_assessments(single, [get_ready(single, replace(case, samples=None))], [screen])
     seed = default_seed(answer.input.digest, model.contract.model_digest) if case.seed is None else case.seed
     return replace(answer, model=model, seed=seed, asked=model.default_samples, screened=True)
 
 
-def running_assessments(
-    model: Model,
-    case: Case,
-    samplers: Sequence[RunSampler],
-    looks: Sequence[int] = (),
-    each: Each = map,
-    known: Input | None = None,
-) -> Iterator[Assessment]:
-    """The assessment after each chunk of samples; the last one is of all that could be drawn. Args as for `assess`, and
+def get_ready(model: Model, case: Case, known: Input | None = None) -> Ready:
+    """Raises InvalidRequest where the case does not fit the contract.
 
     Args:
-        looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
-        samplers, each: as for `assess`.
         known: of this case, where it was looked at before.
     """
-    contract = model.contract
-    if len(samplers) != len(contract.samplers):
-        raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
+    contract, size = model.contract, case.image.shape[1:]
     validate(contract, case)
     known = known or Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
     seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
     asked = (contract.stochastic and case.samples) or model.default_samples
-    window = contract.window(case.image.shape[1:])
-    padded = contract.preprocessing.pad(known.normalised, window)
-    tiling = Tiling(padded.shape[1:], window) if contract.in_windows(case.image.shape[1:]) else None
-
-    def run(draw: Draw) -> Moments:
-        sampler, masks = samplers[draw[0]], draw[1]
-        if tiling is None:
-            return moments_of_outputs(contract, sampler(padded[None], masks), case.image.shape[1:])
-        windows = partial(_one_sample, contract, sampler, masks)
-        return stitched_moments(contract, tiling, padded, windows, case.image.shape[1:])
-
-    moments: Moments | None = None
-    failed: tuple[str, ...] = ()
-    for draws in _chunks(model, seed, asked, looks, window, 1 if tiling else model.chunk):
-        try:
-            for drawn in each(run, draws):
-                moments = drawn if moments is None else moments + drawn
-        except SamplerFailure as failure:
-            if moments is None:
-                raise
-            failed = (str(failure),)
-        assert moments is not None  # a chunk has at least one draw
-        spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
-        yield Assessment(model, case, seed, known, moments, asked, (*failed, *spoilt))
-        if failed:
-            return
+    window = contract.window(size)
+    tiling = Tiling(contract.preprocessing.padded(size, window), window) if contract.in_windows(size) else None
+    return Ready(case, seed, known, asked, window, tiling)
 
 
-def _chunks(
-    model: Model, seed: int, asked: int, looks: Sequence[int], spatial: tuple[int, ...], chunk: int | None
-) -> Iterator[list[Draw]]:
-    """Chunk by chunk what each sampler is to draw; a sampler without a share in the chunk is left out.
+def _looks(model: Model, ready: Ready, hurried: bool) -> list[int]:
+    """Numbers of samples after which it may be enough."""
+    rule = model.in_force.stopping if model.in_force and ready.case.samples is None else None
+    if hurried and (rule is None or not rule.looks):
+        return [math.ceil(ready.asked * quarter / 4) for quarter in (1, 2, 3)]
+    return [look.samples for look in rule.looks] if rule else []
+
+
+def running_assessments(
+    model: Model,
+    ready: Sequence[Ready],
+    samplers: Sequence[RunSampler],
+    looks: Sequence[int] = (),
+    each: Each = map,
+) -> Iterator[list[Assessment]]:
+    """The cases' assessments after each chunk of samples; the last ones are of all that could be, or had to be, drawn.
 
     Args:
-        spatial: sizes that the network sees, which its masks depend on.
-        chunk: samples; None: all of them.
+        ready: several only where they are `alike` and none is tiled.
+        looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
+        samplers, each: as for `assess_all`.
     """
-    contract, members = model.contract, len(model.contract.samplers)
-    layout = mask_layout(contract, spatial)
-    chunk = min(asked, chunk or model.default_samples)
+    contract = model.contract
+    if len(samplers) != len(contract.samplers):
+        raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
+    layout = mask_layout(contract, ready[0].window)
+    images = _stacked([contract.preprocessing.pad(one.input.normalised, one.window) for one in ready])
+    drawn: dict[int, Moments] = {}
+    answers: dict[int, Assessment] = {}
+    going = list(range(len(ready)))
+    for first, count in _chunks(ready[0].asked, looks, 1 if ready[0].tiling else model.chunk or model.default_samples):
+        draws = _draws(contract, layout, [ready[i].seed for i in going], first, count)
+        run = partial(_run, contract, samplers, [ready[i] for i in going], images)
+        failed: tuple[str, ...] = ()
+        try:
+            for moments in each(run, draws):
+                for i, more in zip(going, moments, strict=True):
+                    drawn[i] = drawn[i] + more if i in drawn else more
+        except SamplerFailure as failure:
+            if not drawn:
+                raise
+            failed = (str(failure),)
+        answers.update((i, _assessment(model, ready[i], drawn[i], failed)) for i in going)
+        yield [answers[i] for i in range(len(ready))]
+        staying = [place for place, i in enumerate(going) if not answers[i].stopped]
+        if failed or not staying:
+            return
+        if len(staying) < len(going):
+            going, images = [going[place] for place in staying], images[staying]
+
+
+def _stacked(images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """`[N, C, *S]`; of one image, which may be large, no copy."""
+    return images[0][None] if len(images) == 1 else np.stack(images)
+
+
+def _assessment(model: Model, ready: Ready, moments: Moments, failed: tuple[str, ...]) -> Assessment:
+    spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
+    problems = (*ready.problems, *failed, *spoilt)
+    return Assessment(model, ready.case, ready.seed, ready.input, moments, ready.asked, problems)
+
+
+def _chunks(asked: int, looks: Sequence[int], chunk: int) -> Iterator[tuple[int, int]]:
+    """First sample of each chunk, and how many."""
     ends = sorted({*range(chunk, asked, chunk), *(look for look in looks if look < asked), asked})
-    for first, end in zip([0, *ends], ends, strict=False):
-        count = end - first
-        masks = draw_masks(layout, seed, contract.model_digest, first, count) if contract.stochastic else None
-        starts = range(min(members, count))
-        yield [((first + start) % members, _every(masks, start, members)) for start in starts]
+    return ((first, end - first) for first, end in zip([0, *ends], ends, strict=False))
 
 
-def _every(masks: NDArray[np.uint8] | None, start: int, step: int) -> NDArray[np.uint8] | None:
-    return None if masks is None else np.ascontiguousarray(masks[None, start::step])
+def _draws(contract: Contract, layout: MaskLayout, seeds: Sequence[int], first: int, count: int) -> list[Draw]:
+    """What each sampler is to draw of these samples; a sampler without a share is left out."""
+    members = len(contract.samplers)
+    starts = range(min(members, count))
+    if not contract.stochastic:
+        return [((first + start) % members, None) for start in starts]
+    masks = np.stack([draw_masks(layout, seed, contract.model_digest, first, count) for seed in seeds])
+    return [((first + start) % members, np.ascontiguousarray(masks[:, start::members])) for start in starts]
+
+
+def _run(
+    contract: Contract,
+    samplers: Sequence[RunSampler],
+    ready: Sequence[Ready],
+    images: NDArray[np.float32],
+    draw: Draw,
+) -> list[Moments]:
+    """One draw's moments, of each case."""
+    sampler, masks = samplers[draw[0]], draw[1]
+    spatial = ready[0].case.image.shape[1:]
+    if ready[0].tiling is not None:
+        windows = partial(_one_sample, contract, sampler, masks)
+        return [stitched_moments(contract, ready[0].tiling, images[0], windows, spatial)]
+    outputs = sampler(images, masks)
+    return [moments_of_outputs(contract, outputs, i, one.case.image.shape[1:]) for i, one in enumerate(ready)]
 
 
 def _one_sample(
@@ -470,7 +554,7 @@ def stitched_moments(
 ) -> Moments:
     """The moments of one sample over all windows, padding cropped off again."""
     inside = (slice(None), *(slice(0, size) for size in spatial))
-    stitched = tiling.stitch(padded, WINDOWS, run)[inside]
+    stitched = tiling.stitch(padded, AT_ONCE[Task.SEGMENTATION], run)[inside]
     # What a network states of a voxel is linear in its windows: a mixture of them has the mean of their moments.
     return (
         moments_of_stated(stitched, contract)

@@ -260,7 +260,7 @@ def load_contract(path: Path) -> Contract:
     """Reads `contract.json`. Raises ContractError that names what is wrong with it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ContractError(f"{path.name} cannot be read as JSON: {error}") from error
     return parse_contract(document)
 
@@ -303,11 +303,12 @@ def parse_contract(document: Any) -> Contract:
             states_moments=bool(document.get("states_moments", False)),
             screen=_screen(document.get("screen")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        digest = contract.digest  # of numbers that JSON cannot say there is none
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ContractError(f"contract is incomplete or malformed: {type(error).__name__}: {error}") from error
-    stated = document.get("digest", contract.digest)
-    if stated != contract.digest:
-        raise ContractError(f"contract says its digest is {stated}, but it is {contract.digest}: it was changed")
+    stated = document.get("digest", digest)
+    if stated != digest:
+        raise ContractError(f"contract says its digest is {stated}, but it is {digest}: it was changed")
     return contract
 
 

@@ -104,17 +104,19 @@ def sampler_outputs(contract: Contract) -> tuple[str, ...]:
     return (*(STATED if contract.states_moments else STATED[:3]), "volumes")
 
 
-def moments_of_outputs(contract: Contract, outputs: Mapping[str, Array], spatial: tuple[int, ...]) -> Moments:
-    """The sampler's output tensors for one image (leading N = 1) → moments, padding cropped off again."""
+def moments_of_outputs(
+    contract: Contract, outputs: Mapping[str, Array], number: int, spatial: tuple[int, ...]
+) -> Moments:
+    """The sampler's output tensors for image `number` of N → its moments, padding cropped off again."""
+    its = {name: array[number] for name, array in outputs.items()}
     if contract.task is Task.CLASSIFICATION:
-        return moments_of_probabilities(outputs["probabilities"][0], contract.activation)
+        return moments_of_probabilities(its["probabilities"], contract.activation)
     inside = (slice(None), *(slice(0, size) for size in spatial))
-    volumes = outputs["volumes"][0].astype(np.float64)
     return Moments(
-        len(volumes),
-        outputs["sum_p"][0][inside],
-        outputs["sum_p2"][0][inside],
-        outputs["sum_entropy"][0][inside],
-        volumes,
-        outputs["sum_own"][0][inside] if contract.states_moments else None,
+        len(its["volumes"]),
+        its["sum_p"][inside],
+        its["sum_p2"][inside],
+        its["sum_entropy"][inside],
+        its["volumes"].astype(np.float64),
+        its["sum_own"][inside] if contract.states_moments else None,
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 FARTHEST = 8.0  # robust standard deviations: one statistic alone says "far" and no more
 
@@ -38,9 +40,14 @@ class Strangeness:
 
     def distance(self, statistics: Mapping[str, float]) -> float:
         """≥ 0; NaN where a statistic is not finite. Raises KeyError for a statistic that is not known."""
+        location, scale, centre, precision = self._arrays
         x = np.array([statistics[name] for name in self.names])
-        z = np.clip((x - np.array(self.location)) / np.array(self.scale), -FARTHEST, FARTHEST) - np.array(self.centre)
-        return float(np.sqrt(np.maximum(z @ np.array(self.precision) @ z, 0.0) / len(z)))
+        z = np.clip((x - location) / scale, -FARTHEST, FARTHEST) - centre
+        return float(np.sqrt(np.maximum(z @ precision @ z, 0.0) / len(z)))
+
+    @cached_property
+    def _arrays(self) -> tuple[NDArray[np.float64], ...]:
+        return tuple(np.array(numbers) for numbers in (self.location, self.scale, self.centre, self.precision))
 
     def number(self, statistics: Mapping[str, float]) -> dict[str, float]:
         """`{"strangeness": distance}`, or nothing where a statistic is not known: then nothing is accepted either."""

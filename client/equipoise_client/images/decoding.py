@@ -1,0 +1,109 @@
+"""Compressed DICOM pixels, unpacked in a process of its own.
+
+Decoders are C and C++: a damaged stream ends GDCM's process (an exception that nobody catches), and with it would go a
+gateway, which would meet the same study again at its next start. Started when first needed, it lives as long as ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import subprocess
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SECONDS = 300.0
+"""After so long a decoder hangs: 500 MB of JPEG 2000 take a tenth of it."""
+
+_NEEDED = (
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths", "PixelData",
+)  # fmt: skip
+"""Nothing of a patient goes over."""
+
+
+class DecoderDied(Exception):
+    """The pixels ended the process that unpacked them, or it took too long."""
+
+
+def unpacked(dataset: Any) -> NDArray[Any]:
+    """What `pydicom.pixels.pixel_array` makes of a dataset with compressed pixels. Raises DecoderDied, ValueError."""
+    from pydicom import Dataset, dcmwrite
+    from pydicom.dataset import FileMetaDataset
+
+    bare = Dataset()
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    for name in _NEEDED:
+        if name in dataset:
+            bare.add(dataset[name])
+    file = io.BytesIO()
+    file.write(bytes(128) + b"DICM")
+    dcmwrite(file, bare, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    content = file.getvalue()
+    return _decoder().ask(content)
+
+
+@cache
+def _decoder() -> Decoder:
+    decoder = Decoder()
+    atexit.register(decoder.close)
+    return decoder
+
+
+class Decoder:
+    """The process; started when it is first needed, and again after it has died."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, content: bytes) -> NDArray[Any]:
+        """The array of one DICOM file. Raises DecoderDied; ValueError with the name of what the decoder raised."""
+        with self._turn:
+            answer = self._exchange(self._running(), content)
+        if answer[:1] != b"\0":
+            raise ValueError(answer[1:].decode())
+        return np.asarray(np.load(io.BytesIO(answer[1:]), allow_pickle=False))
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(__file__).with_name("unpacker.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # decoders print what they stumble over
+            )
+        return self._process
+
+    def _exchange(self, process: subprocess.Popen[bytes], content: bytes) -> bytes:
+        assert process.stdin is not None and process.stdout is not None
+        hung = threading.Timer(SECONDS, process.kill)
+        hung.daemon = True
+        hung.start()
+        try:
+            process.stdin.write(len(content).to_bytes(8, "little") + content)
+            process.stdin.flush()
+            length = process.stdout.read(8)
+            answer = process.stdout.read(int.from_bytes(length, "little"))
+            if len(length) < 8 or len(answer) < int.from_bytes(length, "little"):
+                raise DecoderDied
+            return answer
+        except (OSError, DecoderDied):
+            self.close()
+            raise DecoderDied("the pixels ended the decoder") from None
+        finally:
+            hung.cancel()

@@ -1,0 +1,13 @@
+"""Everything a machine without a network needs, in one archive that is verified as a whole.
+
+    manifest.json        SHA-256 and size of every other entry; what it was made for
+    manifest.sig         signature over manifest.json by the model-signing library, where a key was given
+    deploy/…             chart, proxy, units, rules and dashboards
+    images.json          container images that the deployment names
+    models/… or store/…  what is served: a plain model repository, or releases with their own signatures
+    sbom.cdx.json        CycloneDX bill of materials: every package and every model with digests
+    wheels/…             every Python package, our own included, for one platform
+
+The archive is a plain tar without any freedom left: entries are sorted, and times, owners, modes and padding are fixed.
+So the same content is the same file, and one changed bit anywhere in it is found.
+"""

@@ -1,0 +1,33 @@
+"""The examination as a list."""
+
+from __future__ import annotations
+
+from .findings import Check
+from .live import counters, inference
+from .machine import clock, driver, memory, shared_memory
+from .models import audit_log, permissions, policies, release
+from .network import certificate, ports
+from .software import packages, telemetry, triton_version
+
+STANDING: tuple[tuple[str, Check], ...] = (
+    ("driver", driver),
+    ("memory", memory),
+    ("shared memory", shared_memory),
+    ("clock", clock),
+    ("ports", ports),
+    ("certificate", certificate),
+    ("Triton", triton_version),
+    ("packages", packages),
+    ("telemetry", telemetry),
+    ("permissions", permissions),
+    ("release", release),
+    ("policy", policies),
+    ("audit log", audit_log),
+)
+"""Before going live, and afterwards as well."""
+
+LIVE: tuple[tuple[str, Check], ...] = (
+    ("inference", inference),
+    ("counters", counters),
+)
+"""Of a server that runs."""

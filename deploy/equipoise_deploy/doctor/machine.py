@@ -1,0 +1,121 @@
+"""What the machine has: driver, memory, shared memory, clock."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from ..errors import DeployError
+from ..server import _SHARED_MEMORY_BYTES
+from ..staging import aggregator_instances, available_cores, models_in, public_models
+from .findings import Finding, Subject, failure, ok, skipped, warning
+
+GIB = 1 << 30
+LEAST_MEMORY, COMFORTABLE_MEMORY = 2 * GIB, 4 * GIB
+"""Bytes that must be, and should be, available: three reference models take 1.5 GB with their stubs on two cores."""
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"))
+_QUERY = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+_UNSYNCHRONISED = 0x40  # STA_UNSYNC, adjtimex(2)
+
+
+def driver(subject: Subject) -> Iterator[Finding]:
+    """A GPU and its driver, if there is one."""
+    program = shutil.which("nvidia-smi")
+    if program is None and not any(path.exists() for path in _NVIDIA):
+        yield warning(
+            "driver",
+            "no GPU: neither nvidia-smi nor an NVIDIA device is here; models run on the processor",
+            "where a GPU is meant to be used, install its driver and the NVIDIA container toolkit",
+        )
+        return
+    if program is None:
+        yield failure("driver", "an NVIDIA device is here, but nvidia-smi is not", "install the driver's utilities")
+        return
+    run = subprocess.run([program, *_QUERY], capture_output=True, text=True, timeout=30, check=False)
+    if run.returncode or not run.stdout.strip():
+        said = (run.stderr or run.stdout).strip()[:200]
+        yield failure(
+            "driver", f"nvidia-smi does not answer: {said}", "repair the driver (often a reboot after an upgrade)"
+        )
+        return
+    for line in run.stdout.strip().splitlines():
+        yield ok("driver", line)
+
+
+def memory(subject: Subject) -> Iterator[Finding]:
+    """What is available, within the control group's limit."""
+    available = psutil.virtual_memory().available
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    bounded = min(available, int(limit)) if limit.isdigit() else available
+    found = f"{bounded / GIB:.1f} GiB available"
+    if bounded < LEAST_MEMORY:
+        yield failure(
+            "memory", found, f"at least {LEAST_MEMORY // GIB} GiB are needed, see the models' README for theirs"
+        )
+    elif bounded < COMFORTABLE_MEMORY:
+        yield warning("memory", found, f"{COMFORTABLE_MEMORY // GIB} GiB leave room for large images")
+    else:
+        yield ok("memory", found)
+
+
+def shared_memory(subject: Subject) -> Iterator[Finding]:
+    """`/dev/shm` holds a region for each Python process of the models; a container's default of 64 MB is too little."""
+    try:
+        public, everything = len(public_models(subject.repository)), len(models_in(subject.repository.resolve()))
+    except DeployError as error:
+        yield skipped("shared memory", f"the models cannot be counted: {error}")
+        return
+    stubs = public * aggregator_instances(available_cores()) + everything - public
+    needed = stubs * _SHARED_MEMORY_BYTES
+    disk = shutil.disk_usage(_SHARED_MEMORY)
+    has = disk.total if subject.live else disk.free  # live, the models hold theirs already
+    found = f"{_SHARED_MEMORY} has {has / GIB:.2f} GiB, {stubs} Python processes begin with {needed / GIB:.2f} GiB"
+    if has < needed:
+        yield failure(
+            "shared memory",
+            found,
+            "give it more: --shm-size=2g, sizeLimit of the emptyDir, or mount -o remount,size=2g",
+        )
+    elif has < 2 * needed:
+        yield warning("shared memory", found, "large images let these regions grow: twice as much is better")
+    else:
+        yield ok("shared memory", found)
+
+
+def clock(subject: Subject) -> Iterator[Finding]:
+    """Records, certificates and audit lines carry the time."""
+    now, installed = time.time(), Path(__file__).stat().st_mtime
+    if now < installed - 86400:
+        yield failure(
+            "clock", f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}, before this was installed", "set it"
+        )
+        return
+    state = _kernel_clock()
+    if state is None:
+        yield skipped("clock", "the kernel does not say whether it is synchronised")
+    elif state & _UNSYNCHRONISED:
+        yield warning(
+            "clock", "not synchronised, says the kernel", "run chrony or systemd-timesyncd (a container: on its host)"
+        )
+    else:
+        yield ok("clock", "synchronised, says the kernel")
+
+
+def _kernel_clock() -> int | None:
+    """The status word of adjtimex(2), read only; None where there is none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "adjtimex"):
+        return None
+    words = (ctypes.c_long * 32)()  # struct timex: modes (int, padded), offset, freq, maxerror, esterror, status, …
+    if libc.adjtimex(ctypes.byref(words)) < 0:
+        return None
+    return int(words[5]) & 0xFFFFFFFF

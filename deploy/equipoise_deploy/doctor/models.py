@@ -1,0 +1,184 @@
+"""What would be served: who can change it, whether it is what was published, whether its policies count."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from equipoise_client.audit import AuditError, Kind, verify
+from equipoise_client.audit.chain import entries
+from equipoise_core.contract import ContractError
+from equipoise_core.loading import load_model
+
+from ..errors import DeployError, ReleaseError
+from ..lifecycle.loading import verified_copy
+from ..lifecycle.release import DOCUMENT
+from ..lifecycle.store import Store
+from ..staging import models_in, public_models
+from .findings import Finding, Subject, failure, ok, skipped, warning
+
+
+def permissions(subject: Subject) -> Iterator[Finding]:
+    """Nobody but an administrator should be able to change what decides about patients."""
+    try:
+        root = subject.repository.resolve()
+        folders = {root, *((root / model).resolve() for model in models_in(root))}
+        user = None if subject.user is None else pwd.getpwnam(subject.user)
+    except DeployError as error:
+        yield failure("permissions", str(error), "name what is served with --repository")
+        return
+    except KeyError:
+        yield failure("permissions", f"there is no user {subject.user!r} here", "name the user of the service")
+        return
+    anybody, group, service = [], [], []
+    groups = set() if user is None else set(os.getgrouplist(user.pw_name, user.pw_gid))
+    for path in sorted(path for folder in folders for path in (folder, *folder.rglob("*"))):
+        status = path.stat()  # of what a link leads to: that is what is loaded
+        if status.st_mode & stat.S_IWOTH and not (path.is_dir() and status.st_mode & stat.S_ISVTX):
+            anybody.append(path)
+        elif user is not None and user.pw_uid and _may_write(status, user.pw_uid, groups):
+            service.append(path)
+        elif status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+            group.append(path)
+    if anybody:
+        yield failure("permissions", f"anybody can change {_some(anybody)}", f"chmod -R o-w {root}")
+    if service:
+        yield failure(
+            "permissions",
+            f"the service's own user {subject.user} can change {_some(service)}",
+            "have another user own it, and mount it read-only",
+        )
+    if group:
+        yield warning(
+            "permissions", f"a group can change {_some(group)}", f"chmod -R g-w {root}, unless it is meant so"
+        )
+    if not (anybody or service or group):
+        yield ok("permissions", f"only its owner can change {root}")
+
+
+def release(subject: Subject) -> Iterator[Finding]:
+    """Every file is what was published, and signed where a key is trusted."""
+    try:
+        root = subject.repository.resolve()
+        released = [model for model in models_in(root) if ((root / model).resolve().parent / DOCUMENT).exists()]
+        if not released and subject.trust is None:
+            yield warning(
+                "release",
+                "a plain repository: nothing says what its files should be",
+                "`equipoise publish` and `promote` its models, and serve STORE/current",
+            )
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            verified_copy(subject.repository, Path(scratch) / "copy", subject.trust)
+    except DeployError as error:
+        yield failure("release", str(error), "serve nothing of it before it is restored")
+        return
+    signed = (
+        f"signed by the key of {subject.trust}" if subject.trust else "its signatures were not asked about (--trust)"
+    )
+    yield ok("release", f"every file of {len(released)} models is what was published; {signed}")
+    yield from _log(subject.repository)
+
+
+def policies(subject: Subject) -> Iterator[Finding]:
+    """Each model loads, and has a policy of its own."""
+    try:
+        names = public_models(subject.repository)
+    except DeployError as error:
+        yield failure("policy", str(error), "name what is served with --repository")
+        return
+    for name in names:
+        try:
+            model = load_model(subject.repository / name / "1")
+        except (ContractError, OSError) as error:
+            yield failure("policy", f"{name} would not load: {error}", "publish it again")
+            continue
+        if model.policy is None:
+            yield warning(
+                "policy", f"{name}: {model.why_no_policy}; everything goes to review", "`equipoise calibrate` it"
+            )
+        elif model.in_force is None:
+            yield failure("policy", f"{name}: its policy was made for another model", "calibrate this one")
+        elif model.policy.accept is None:
+            yield ok("policy", f"{name}: its own; it accepts nothing")
+        else:
+            rule = model.policy.accept
+            promise = "nothing is guaranteed" if rule.alpha is None else f"error ≤ {rule.alpha:g}"
+            yield ok("policy", f"{name}: its own, from {rule.cases} cases; {promise}")
+
+
+def _log(repository: Path) -> Iterator[Finding]:
+    """Of a store: the log is whole, and says of each model in service that it was promoted."""
+    store = Store(repository.absolute().parent)
+    if repository.name != "current" or not store.log.exists():
+        yield skipped("release log", "not a STORE/current: there is no log to compare with")
+        return
+    try:
+        last = {
+            str(entry.body["model"]): str(entry.body["release"])
+            for entry in entries(store.log)
+            if entry.kind is Kind.RELEASE and entry.body and entry.body["action"] in ("promote", "rollback", "install")
+        }
+        odd = [name for name, chosen in store.generation().models.items() if last.get(name) != chosen.release]
+    except (AuditError, ReleaseError, KeyError) as error:
+        yield failure("release log", f"{store.log}: {error}", "find out who changed it; restore it from a backup")
+        return
+    if odd:
+        yield failure(
+            "release log",
+            f"{', '.join(odd)} in service is not what the log says was promoted",
+            "find out who switched it; promote the right version",
+        )
+    else:
+        yield ok("release log", f"{store.log} is whole and names every model in service")
+
+
+def audit_log(subject: Subject) -> Iterator[Finding]:
+    """It can be written, has room, and is whole."""
+    path = subject.audit_log
+    if path is None:
+        yield skipped("audit log", "none was named", "name it with --audit-log")
+        return
+    try:
+        if not path.parent.is_dir():
+            raise OSError(f"there is no folder {path.parent}")
+        if path.exists():
+            with path.open("ab"):
+                pass  # opened as `append` does; nothing is written
+        elif not os.access(path.parent, os.W_OK):
+            raise OSError(f"{path.parent} cannot be written")
+        room = os.statvfs(path.parent)
+        free = room.f_bavail * room.f_frsize
+        findings = list(verify(path)) if path.exists() else []
+    except (OSError, AuditError) as error:
+        yield failure(
+            "audit log", f"{path}: {error}", "give the service's user the folder; without a log nothing is decided"
+        )
+        return
+    if findings:
+        yield failure(
+            "audit log", f"{path} line {findings[0].line}: {findings[0].what}", "see `equipoise audit verify`"
+        )
+    elif free < 1 << 30:
+        yield warning(
+            "audit log", f"{path}: {free / (1 << 20):.0f} MiB are left on its disk", "make room: a full disk stops it"
+        )
+    else:
+        yield ok(
+            "audit log",
+            f"{path} can be written, {free / (1 << 30):.1f} GiB are left, {'whole' if path.exists() else 'new'}",
+        )
+
+
+def _may_write(status: os.stat_result, uid: int, groups: set[int]) -> bool:
+    if status.st_uid == uid:
+        return bool(status.st_mode & stat.S_IWUSR) or stat.S_ISDIR(status.st_mode)  # an owner can chmod
+    return status.st_gid in groups and bool(status.st_mode & stat.S_IWGRP)
+
+
+def _some(paths: list[Path]) -> str:
+    return f"{paths[0]}" + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")

@@ -1,0 +1,166 @@
+"""Versions with known vulnerabilities, and whether anything phones home."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from packaging.version import InvalidVersion, Version
+
+from ..ports import listeners
+from .findings import Finding, Subject, failure, ok, skipped, warning
+from .known import AS_OF, CONTAINER_OF, PYTHON, SAFE_TRITON, TRITON
+
+EMBEDDED_TRITON = "2.51"
+"""What the pinned nvidia-pytriton wheel carries."""
+
+TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
+
+
+def triton_version(subject: Subject) -> Iterator[Finding]:
+    """Triton's release against NVIDIA's bulletins."""
+    release, seen, embedded = _release(subject)
+    if release is None:
+        yield skipped(
+            "Triton", f"{seen}: its release cannot be told", "name the container's with --triton-release, as 26.07"
+        )
+        return
+    missing = [each for each in TRITON if _number(release) < _number(each.fixed)]
+    if not missing:
+        yield ok("Triton", f"{seen}: no vulnerability known as of {AS_OF}")
+        return
+    cves = sum(len(each.cves) for each in missing)
+    worst = max(missing, key=lambda each: each.worst)
+    bulletins = ", ".join(dict.fromkeys(each.bulletin for each in missing))
+    found = (
+        f"{seen}: misses the fixes of {cves} vulnerabilities (NVIDIA bulletins {bulletins}; the worst has CVSS "
+        f"{worst.worst}, in {worst.bulletin})"
+    )
+    if embedded:
+        yield warning(
+            "Triton",
+            found,
+            f"this server is for development and demos on loopback; production: NGC image {SAFE_TRITON} or newer",
+        )
+    else:
+        yield failure("Triton", found, f"move to the NGC image {SAFE_TRITON} or newer")
+
+
+def packages(subject: Subject) -> Iterator[Finding]:
+    """Installed Python packages against what is known."""
+    bad = False
+    for each in PYTHON:
+        try:
+            version = Version(metadata.version(each.package))
+        except (metadata.PackageNotFoundError, InvalidVersion):
+            continue
+        if version >= Version(each.fixed) if each.fixed else version > Version(each.last):
+            continue
+        bad = True
+        found = f"{each.package} {version}: {', '.join(each.cves)} ({each.reach})"
+        remedy = f"install {each.package} {each.fixed} or newer" if each.fixed else "no fixed version is known"
+        yield (failure if each.used and each.fixed else warning)("packages", found, remedy)
+    if not bad:
+        yield ok(
+            "packages", f"{len(PYTHON)} packages with known vulnerabilities are absent or new enough, as of {AS_OF}"
+        )
+
+
+def telemetry(subject: Subject) -> Iterator[Finding]:
+    """ONNX Runtime 1.29 and later reports to its maker unless told not to."""
+    marks = [path for path in _device_ids() if path.exists()]
+    if marks:
+        yield warning(
+            "telemetry",
+            f"{marks[0]} holds a device id: ONNX Runtime ran here without {TELEMETRY}=1 at some time",
+            f"set {TELEMETRY}=1 for whoever ran it, and remove the folder",
+        )
+    if not subject.live:
+        yield ok("telemetry", f"`equipoise serve` starts Triton with {TELEMETRY}=1, whatever the environment says")
+        return
+    processes = _processes(subject)
+    if not processes:
+        yield skipped("telemetry", "the running Triton was not found on this machine", "name it with --pid")
+        return
+    loud, unknown = [], 0
+    for process in processes:
+        try:
+            environment = process.environ()
+        except (psutil.Error, OSError):
+            unknown += 1
+            continue
+        if environment.get(TELEMETRY) != "1":
+            loud.append(f"{process.name()} ({process.pid})")
+    if loud:
+        yield failure("telemetry", f"{', '.join(loud)} run without {TELEMETRY}=1", f"set {TELEMETRY}=1 and restart")
+    elif unknown:
+        yield warning(
+            "telemetry", f"{unknown} processes do not show their environment", "run as root or the server's user"
+        )
+    else:
+        yield ok("telemetry", f"{len(processes)} running processes of the server have {TELEMETRY}=1")
+
+
+def _release(subject: Subject) -> tuple[str | None, str, bool]:
+    """The container's release, what was seen, and whether it is the embedded server."""
+    if subject.triton_release:
+        return subject.triton_release, f"release {subject.triton_release}", False
+    for process in _processes(subject) if subject.live else ():
+        try:
+            stated = process.environ().get(_RELEASE_VARIABLE)
+        except (psutil.Error, OSError):
+            continue
+        if stated and len(stated.split(".")[0]) == 2:
+            return stated, f"release {stated}, by its environment", False
+    version = _running_version(subject.http) if subject.http else None
+    if version is None:
+        try:
+            metadata.version("nvidia-pytriton")
+            version = f"{EMBEDDED_TRITON}.0"
+        except metadata.PackageNotFoundError:
+            return None, "no Triton found here", False
+    short = ".".join(version.split(".")[:2])
+    return CONTAINER_OF.get(short), f"Triton {version}", short == EMBEDDED_TRITON
+
+
+def _running_version(address: str) -> str | None:
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request("GET", "/v2")
+        return str(json.loads(connection.getresponse().read())["version"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        connection.close()
+
+
+def _processes(subject: Subject) -> list[psutil.Process]:
+    """The server's processes on this machine, its stubs included."""
+    roots: set[int | None] = {subject.pid} if subject.pid is not None else set()
+    if not roots:
+        for address in filter(None, (subject.grpc, subject.http)):
+            roots |= {listener.pid for listener in listeners(int(address.rpartition(":")[2]))}
+    found = []
+    for root in sorted(pid for pid in roots if pid is not None):
+        try:
+            process = psutil.Process(root)
+            found += [process, *process.children(recursive=True)]
+        except psutil.Error:
+            continue
+    # `equipoise serve` itself loads no ONNX Runtime; of its tree, Triton and its stubs do.
+    return [process for process in found if process.name().startswith(("tritonserver", "triton_python"))]
+
+
+def _device_ids() -> list[Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [cache / "Microsoft" / "DeveloperTools" / ".onnxruntime"]
+
+
+def _number(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])

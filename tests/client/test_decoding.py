@@ -1,0 +1,58 @@
+"""Pixels whose decoder dies take nobody along."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pydicom.data
+import pytest
+from equipoise_client.errors import UnreadableImage
+from equipoise_client.images import read_image
+from equipoise_client.images.decoding import Decoder, DecoderDied
+
+LOSSLESS = "MR_small_jpeg_ls_lossless.dcm"
+
+
+def content_of(name: str) -> bytes:
+    return Path(pydicom.data.get_testdata_file(name, download=False)).read_bytes()
+
+
+def test_pixels_that_end_gdcm_are_an_error_and_the_next_are_read(tmp_path):
+    """Twice the rows that are there: GDCM throws what nobody catches."""
+    dataset = pydicom.dcmread(pydicom.data.get_testdata_file(LOSSLESS, download=False))
+    whole = dataset.pixel_array
+    dataset.Rows *= 2
+    dataset.save_as(tmp_path / "broken.dcm")
+    (tmp_path / "whole.dcm").write_bytes(content_of(LOSSLESS))
+    for _ in range(2):
+        with pytest.raises(UnreadableImage, match=r"broken\.dcm.*DecoderDied"):
+            read_image(tmp_path / "broken.dcm")
+        np.testing.assert_array_equal(read_image(tmp_path / "whole.dcm").pixels[0], whole)
+
+
+def test_a_decoder_that_was_killed_is_started_again():
+    decoder = Decoder()
+    try:
+        first = decoder.ask(content_of(LOSSLESS))
+        assert decoder._process is not None
+        os.kill(decoder._process.pid, signal.SIGKILL)
+        decoder._process.wait(30)
+        with pytest.raises(DecoderDied):
+            decoder.ask(content_of(LOSSLESS))
+        np.testing.assert_array_equal(decoder.ask(content_of(LOSSLESS)), first)
+    finally:
+        decoder.close()
+
+
+def test_what_a_decoder_raises_comes_over_by_name():
+    """The message stays there: it may quote what stands in the file."""
+    decoder = Decoder()
+    try:
+        with pytest.raises(ValueError, match=r"^InvalidDicomError$"):
+            decoder.ask(b"no DICOM")
+    finally:
+        decoder.close()

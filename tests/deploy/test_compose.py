@@ -1,0 +1,127 @@
+"""The compose files, as far as they can be checked without an engine: by the specification's schema, by reading."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+FILES = ("compose.yaml", "viewer/compose.yaml")
+
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+
+def _plain(value: str) -> str:
+    """With the defaults of `${NAME:-default}`."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
+
+
+def _schema(path: Path) -> subprocess.CompletedProcess[str]:
+    checker = Path(sys.prefix) / "bin" / "check-jsonschema"
+    return subprocess.run([checker, "--builtin-schema", "vendor.compose-spec", path], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_specification_takes_it(file):
+    """The schema of compose-spec, as check-jsonschema carries it."""
+    done = _schema(DEPLOY / file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_specification_would_refuse_a_misspelt_key(tmp_path):
+    """The test above can fail."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    (tmp_path / "compose.yaml").write_text(text.replace("mem_limit: 1g", "memory_limit: 1g", 1))
+    assert _schema(tmp_path / "compose.yaml").returncode != 0
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_service_is_confined(service):
+    """Read-only, no capabilities, no new privileges, a memory limit, images that can be pinned, loopback only."""
+    own = SERVICES[service]
+    assert own["read_only"] and own["cap_drop"] == ["ALL"]
+    assert own["security_opt"] == ["no-new-privileges:true"]
+    assert own["mem_limit"]
+    assert "build" in own or "_DIGEST" in own["image"]
+    for port in own.get("ports", ()):
+        assert _plain(port).startswith("127.0.0.1:"), port
+
+
+def test_triton_cannot_leave_and_nobody_reaches_it_but_through_the_proxy():
+    """An internal network, no published port; the same on GPU and CPU."""
+    assert COMPOSE["networks"]["inside"]["internal"]
+    for name in ("triton", "triton-cpu"):
+        own = SERVICES[name]
+        assert set(own["networks"]) == {"inside"} and not own.get("ports")
+        assert own["shm_size"] == "2gb" and own["user"] == "1000:1000"
+        assert own["networks"]["inside"]["aliases"] == [SERVICES["haproxy"]["environment"]["EQUIPOISE_REPLICAS"]]
+        assert "--allow-client-shm=false" in own["environment"]["EQUIPOISE_TRITON_OPTIONS"]
+    (device,) = SERVICES["triton"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert SERVICES["triton-cpu"]["environment"]["EQUIPOISE_TRITON_CONFIG"] == "cpu"
+    assert "deploy" not in SERVICES["triton-cpu"]
+
+
+def test_what_is_mounted_is_there_and_read_only():
+    """Every file of ours that a service mounts exists; only volumes can be written."""
+    for name, own in SERVICES.items():
+        for mount in own.get("volumes", ()):
+            source, target, *mode = _plain(mount).split(":")
+            if source.startswith("."):
+                assert mode == ["ro"], f"{name}: {target}"
+                made_later = source == "./certs"
+                assert made_later or (DEPLOY / source).exists(), source
+            else:
+                assert source in COMPOSE["volumes"], source
+    for included in COMPOSE["include"]:
+        services = yaml.safe_load((DEPLOY / included).read_text())["services"]
+        assert all(each["profiles"] == ["trial"] for each in services.values())
+
+
+def test_prometheus_looks_at_the_services_by_their_names():
+    """Its targets are services of the file, at ports that they listen on; Grafana asks this Prometheus."""
+    ports = {"triton": 8002, "haproxy": None, "gateway": 8046}
+    found = set()
+    for file in (DEPLOY / "prometheus" / "targets-compose").glob("*.yml"):
+        assert (DEPLOY / "prometheus" / "targets" / file.name).is_file()
+        for group in yaml.safe_load(file.read_text()):
+            for target in group["targets"]:
+                host, _, port = target.partition(":")
+                assert host in SERVICES and ports[host] in (None, int(port))
+                found.add((host, int(port)))
+    assert {("haproxy", 8404), ("haproxy", 8443), ("triton", 8002), ("gateway", 8046)} == found
+    environment = SERVICES["haproxy"]["environment"]
+    assert environment["EQUIPOISE_STATS"] == ":8404" and environment["EQUIPOISE_FRONT"] == ":8443"
+    source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
+    assert source["url"] == "http://prometheus:9090"
+
+
+def test_nothing_phones_home():
+    """Grafana asks nobody for updates, news or pictures; the collector tells nobody of itself."""
+    environment = SERVICES["grafana"]["environment"]
+    off = ("REPORTING_ENABLED", "CHECK_FOR_UPDATES", "CHECK_FOR_PLUGIN_UPDATES", "NEWS_FEED_ENABLED")
+    for name in off:
+        (value,) = [value for key, value in environment.items() if key.endswith(name)]
+        assert value == "false"
+    assert environment["GF_SECURITY_DISABLE_GRAVATAR"] == "true"
+    collector = yaml.safe_load((DEPLOY / "tracing" / "collector.yaml").read_text())
+    assert collector["service"]["telemetry"]["metrics"]["level"] == "none"
+
+
+def test_gateway_of_the_compose_file_can_be_started(tmp_path):
+    """Its configuration and rules are ones that `equipoise gateway --check` takes."""
+    for name in ("gateway.toml", "rules.toml"):
+        (tmp_path / name).write_text((DEPLOY / "gateway" / name).read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "equipoise_client.cli.main", "gateway", tmp_path / "gateway.toml", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,22 @@
+"""A short soak: what `tests/benchmarks/bench_soak.py` does for an hour, without its timings."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ..soak import soak, verdicts
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+
+MINUTES = float(os.environ.get("EQUIPOISE_SOAK_MINUTES", "3"))
+
+
+@pytest.mark.timeout(60 * MINUTES + 240)
+def test_nothing_grows(tmp_path):
+    """Under half of its capacity a server keeps its processes, memory, descriptors, threads and /dev/shm."""
+    found = soak(MINUTES, 2.0 * MINUTES, tmp_path / "run")
+    assert found.answered > 20, found.codes
+    broken = [each for each in verdicts(found) if not each.timing and not each.kept]
+    assert not broken, broken

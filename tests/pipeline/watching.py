@@ -1,0 +1,111 @@
+"""A real Prometheus for tests: on a free port, in a folder of its own, gone at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .asking import poll
+
+PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running one.
+
+    Attributes:
+        url: with scheme, without a path.
+    """
+
+    url: str
+
+    def get(self, path: str, **arguments: str) -> Any:
+        """`data` of an answer. Raises AssertionError with Prometheus's own words."""
+        query = f"?{urllib.parse.urlencode(arguments)}" if arguments else ""
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/{path}{query}", timeout=30) as answer:
+                document = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{arguments}: {error.read().decode()}") from error
+        assert document["status"] == "success", document
+        return document["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """Of an instant query, now."""
+        data = self.get("query", query=expression)
+        if data["resultType"] == "scalar":
+            return [float(data["result"][1])]
+        return [float(each["value"][1]) for each in data["result"]]
+
+
+@contextmanager
+def prometheus(folder: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
+    """Ours, with its rules, but looking four times a second, and at `targets` (job → host:port) only."""
+    document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    document["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
+    document["rule_files"] = [str(PROMETHEUS / each) for each in document["rule_files"]]
+    document["scrape_configs"] = [job for job in document["scrape_configs"] if job["job_name"] in targets]
+    for job in document["scrape_configs"]:
+        del job["file_sd_configs"]
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+    assert len(document["scrape_configs"]) == len(targets), "a job that deploy/prometheus/prometheus.yml does not know"
+    folder.mkdir()
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(document))
+    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    process = subprocess.Popen(
+        [*command, "--web.listen-address=127.0.0.1:0", "--log.level=info"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    with _killed_at_the_end(process) as lines:
+        address = next(
+            found[1] for line in lines if (found := re.search(r'msg="Listening on" address=(127\.0\.0\.1:\d+)', line))
+        )
+        poll(lambda: _ready(f"http://{address}/-/ready"), "Prometheus has read its configuration")
+        yield Prometheus(f"http://{address}")
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except urllib.error.HTTPError:
+        return False
+
+
+@contextmanager
+def _killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[Iterator[str]]:
+    """Yields the lines that it writes to stderr until somebody stops reading; the rest is read and dropped."""
+    assert process.stderr is not None
+    stderr = process.stderr
+    seen: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in stderr:
+            seen.append(line)
+            yield line
+            if "Listening on" in line:
+                break
+        else:
+            raise AssertionError(f"{process.args} ended: {''.join(seen[-5:])}")
+        threading.Thread(target=stderr.read, daemon=True).start()
+
+    try:
+        yield lines()
+    finally:
+        process.kill()
+        process.wait(30)
