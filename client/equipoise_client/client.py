@@ -19,6 +19,7 @@ from .transport import (
     Operation,
     Retry,
     Tls,
+    Tries,
     check_url,
     connect,
     connect_async,
@@ -107,10 +108,9 @@ class _Dialogue:
     def ready(self, name: str, *, timeout: float | None = None) -> Operation[bool]:
         """Whether the server says that it serves this model; False where it cannot be reached."""
         call = {"model_name": name, "headers": self._headers or None}
-        never = iter(())
         try:
             answer = yield from repeated(
-                self._about(name), "is_model_ready", lambda _: call, self._deadline(timeout), never
+                self._about(name), "is_model_ready", lambda _: call, self._deadline(timeout), Tries()
             )
         except (ServerUnavailable, UnknownModel, DeadlineExceeded):
             return False
@@ -128,8 +128,8 @@ class _Dialogue:
 
     def _runs(self, sampler: str, deadline: Deadline) -> Operation[int]:
         call = {"model_name": sampler, "headers": self._headers or None}
-        never = iter(())
-        answer = yield from repeated(self._about(sampler), "get_inference_statistics", lambda _: call, deadline, never)
+        about, method = self._about(sampler), "get_inference_statistics"
+        answer = yield from repeated(about, method, lambda _: call, deadline, Tries())
         return sum(each.inference_count for each in answer.model_stats)
 
     def _predict(
@@ -167,8 +167,8 @@ class _Dialogue:
     def _repeated(
         self, name: str, method: str, arguments: Callable[[float], Mapping[str, Any]], deadline: Deadline
     ) -> Operation[Any]:
-        pauses, after = self._retry.pauses(self._jitter), self._retry_after.get(name, 0.0)
-        return repeated(self._about(name), method, arguments, deadline, pauses, after)
+        tries = Tries(self._retry.pauses(self._jitter), self._retry.recovery)
+        return repeated(self._about(name), method, arguments, deadline, tries, self._retry_after.get(name, 0.0))
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline.after(self._timeout if timeout is None else timeout)

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,16 +59,21 @@ class Retry:
     deadline; but for a request whose model died, or which was lost under way, which is sent once more and no more than
     that, since it may be what kills. One call sends a request at most `attempts` times. The pause before try n+1 is
     drawn between half and all of min(longest, first · 2ⁿ⁻¹) seconds, so that clients which failed together don't come
-    back together.
+    back together. The one more time after a death comes `recovery` seconds later still, or half of the time that is
+    left if that is less: sent at once, it would meet the same dying server again. `equipoise serve` says within 1.5 s
+    that it does not serve, and a front asks it twice a second.
     """
 
     attempts: int = 5
     first: float = 0.1
     longest: float = 2.0
+    recovery: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or not 0.0 < self.first <= self.longest:
-            raise InvalidInput(f"Retry needs attempts >= 1 and 0 < first <= longest in seconds; got {self}")
+        if self.attempts < 1 or not 0.0 < self.first <= self.longest or not self.recovery >= 0.0:
+            raise InvalidInput(
+                f"Retry needs attempts >= 1, 0 < first <= longest and recovery >= 0 in seconds; got {self}"
+            )
 
     def pauses(self, source: random.Random) -> Iterator[float]:
         """Seconds to wait before the second, third, … try."""
@@ -79,23 +84,30 @@ class Retry:
 
 @dataclass
 class Tries:
-    """Whether a request that failed is sent again, and when.
+    """Whether a request that failed is sent again, and when; `Tries()`: never.
 
     Args:
         pauses: seconds before the second, third, … try.
+        recovery: seconds to wait beyond that for a server whose model died; see `Retry`.
     """
 
-    pauses: Iterator[float]
+    pauses: Iterator[float] = field(default_factory=lambda: iter(()))
+    recovery: float = 0.0
     suspect: ModelDied | ServerUnavailable | None = None
     """Why it may be this request that kills, where it may."""
 
-    def pause(self, error: EquipoiseError) -> float | None:
-        """Seconds to wait; None: it is not sent again."""
+    def pause(self, error: EquipoiseError, left: float) -> float | None:
+        """Seconds to wait; None: it is not sent again.
+
+        Args:
+            left: seconds until the deadline.
+        """
         if isinstance(error, ModelDied) or (isinstance(error, ServerUnavailable) and error.lost):
             again = self.suspect is None
             if again or isinstance(error, ModelDied):  # whose words say more
                 self.suspect = error
-            return next(self.pauses, None) if again else None
+            pause = next(self.pauses, None) if again else None
+            return None if pause is None else pause + max(0.0, min(self.recovery, left / 2.0))
         return next(self.pauses, None) if isinstance(error, ServerUnavailable) else None
 
 
@@ -138,7 +150,7 @@ def repeated(
     method: str,
     arguments: Callable[[float], Mapping[str, Any]],
     deadline: Deadline,
-    pauses: Iterator[float],
+    tries: Tries,
     retry_after: float = 0.0,
 ) -> Operation[Any]:
     """Calls until it works, the failure is final, the pauses are used up, or the deadline is near.
@@ -151,7 +163,6 @@ def repeated(
         arguments: seconds left until the deadline → the call's arguments.
         retry_after: seconds that the server asks refused callers to wait at least.
     """
-    tries = Tries(pauses)
     while True:
         left = deadline.left()
         if left <= 0.0:
@@ -162,7 +173,7 @@ def repeated(
         except (ServerUnavailable, ModelDied) as error:
             if isinstance(error, ServerUnavailable):
                 error.lost = error.lost and method == "infer"  # the other methods run no model
-            pause = tries.pause(error)
+            pause = tries.pause(error, deadline.left())
             asked = retry_after if isinstance(error, ServerUnavailable) and error.busy else 0.0
             wait = (pause or 0.0) + asked
             if pause is None or wait >= deadline.left():

@@ -42,7 +42,9 @@ QUIET = 4.0
 """Seconds without any sign of life after which a model that does not answer is taken for hung."""
 
 _LONGEST = 900.0  # seconds that a model may go without answering, however busy it is
-_STOPPED = 1.0  # seconds; a debugger or a checkpoint may stop a process for a moment
+STOPPED = 1.0
+"""Seconds; a debugger or a checkpoint may stop a process for a moment."""
+
 _SIGN = 0.1  # seconds of processor time within `QUIET` that count as a sign of life
 _FULL = "exceeds maximum queue size"  # Triton's words
 _COUNTERS = re.compile(
@@ -131,7 +133,7 @@ class Watch:
                 return Trouble(f"{process} has died", BRIEFLY)
             if not seen.stopped:
                 self._standing.pop(process, None)
-            elif now - self._standing.setdefault(process, now) >= _STOPPED:
+            elif now - self._standing.setdefault(process, now) >= STOPPED:
                 return Trouble(f"{process} is stopped", BRIEFLY if process.model else AT_ONCE)
         return None
 

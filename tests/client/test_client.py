@@ -32,7 +32,7 @@ from equipoise_client import (
 )
 
 IMAGE = np.arange(4 * 5 * 6, dtype=np.float32).reshape(1, 4, 5, 6)
-QUICK = Retry(attempts=4, first=0.001, longest=0.002)
+QUICK = Retry(attempts=4, first=0.001, longest=0.002, recovery=0.0)
 BUSY = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
 
 Ask = Callable[..., Any]

@@ -24,7 +24,7 @@ from equipoise_client.transport import Tries
 from equipoise_deploy.errors import GaveUp
 from equipoise_deploy.health import STALE, ModelHealth, Snapshot, State
 from equipoise_deploy.restarting import Budget
-from equipoise_deploy.watch import Asked
+from equipoise_deploy.watch import LOOK_EVERY, STOPPED, Asked
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -361,10 +361,25 @@ def test_one_error_is_enough_to_be_unhealthy():
 def test_a_request_whose_model_died_is_sent_once_more_and_no_more():
     """Whatever the number of tries; one that only was not let in is sent as often as the caller allows."""
     tries = Tries(iter([0.1] * 9))
-    assert tries.pause(ModelDied()) == 0.1
-    assert tries.pause(ServerUnavailable()) == 0.1
-    assert tries.pause(ModelDied()) is None
-    assert Tries(iter([0.1])).pause(InvalidInput()) is None
+    assert tries.pause(ModelDied(), 60.0) == 0.1
+    assert tries.pause(ServerUnavailable(), 60.0) == 0.1
+    assert tries.pause(ModelDied(), 60.0) is None
+    assert Tries(iter([0.1])).pause(InvalidInput(), 60.0) is None
+
+
+def test_the_one_more_time_after_a_death_comes_when_the_server_has_noticed():
+    """Sent at once, it would meet the same dying server and be lost; a short deadline halves the wait instead."""
+    noticed = STOPPED + 2 * LOOK_EVERY + 0.5  # at the latest; the front asks every half second
+    assert Retry().recovery > noticed
+    for error, left, wait in [
+        (ModelDied(), 60.0, 3.1),
+        (ModelDied(), 2.0, 1.1),
+        (ModelDied(), -1.0, 0.1),
+        (ServerUnavailable(), 60.0, 0.1),
+    ]:
+        assert Tries(iter([0.1]), recovery=3.0).pause(error, left) == pytest.approx(wait)
+    with pytest.raises(InvalidInput, match="recovery"):
+        Retry(recovery=-1.0)
 
 
 def test_a_request_that_was_lost_under_way_counts_as_one_whose_model_died():
@@ -372,5 +387,5 @@ def test_a_request_that_was_lost_under_way_counts_as_one_whose_model_died():
     lost = ServerUnavailable()
     lost.lost = True
     tries = Tries(iter([0.1] * 9))
-    assert [tries.pause(each) for each in (lost, ServerUnavailable(), lost)] == [0.1, 0.1, None]
-    assert Tries(iter([0.1] * 9), suspect=lost).pause(ModelDied()) is None
+    assert [tries.pause(each, 60.0) for each in (lost, ServerUnavailable(), lost)] == [0.1, 0.1, None]
+    assert Tries(iter([0.1] * 9), suspect=lost).pause(ModelDied(), 60.0) is None

@@ -162,7 +162,8 @@ class _Sender:
         call = self._calls[self._number % len(self._calls)]
         self._number += 1
         sent = time.monotonic()
-        ends, again, tries = sent + self._plan.timeout, Tries(self._plan.retry.pauses(self._jitter)), 0
+        retry = self._plan.retry
+        ends, again, tries = sent + self._plan.timeout, Tries(retry.pauses(self._jitter), retry.recovery), 0
         while True:
             tries += 1
             try:
@@ -170,7 +171,7 @@ class _Sender:
                 return Reply(kind, due, sent, time.monotonic(), "OK", tries, *_decision(answer))
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
-                pause = again.pause(ours(METHOD, error))
+                pause = again.pause(ours(METHOD, error), ends - time.monotonic())
                 if pause is None or time.monotonic() + pause >= ends:
                     return Reply(kind, due, sent, time.monotonic(), code, tries)
                 await asyncio.sleep(pause)
