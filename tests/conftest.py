@@ -15,6 +15,14 @@ from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
 from equipoise_core.preprocessing import Normalisation, Preprocessing
 
 
+FIRST = ("test_soak.py", "test_install_page.py")
+"""The longest by far: begun last, one process would wait for the other at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FIRST)
+
+
 @dataclass(frozen=True)
 class TinyProof:
     def document(self) -> Any:
