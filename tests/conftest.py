@@ -14,7 +14,6 @@ import pytest
 from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
 from equipoise_core.preprocessing import Normalisation, Preprocessing
 
-
 FIRST = ("test_soak.py", "test_install_page.py")
 """The longest by far: begun last, one process would wait for the other at the end."""
 
