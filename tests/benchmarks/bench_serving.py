@@ -7,7 +7,7 @@ medians over rounds are compared. Peers:
 
     equipoise     Triton, the public model, T named (no early stopping), mean, variance and route asked for
     in process    ONNX Runtime on the sampler's own graph, masks drawn for each image: the limit
-    … by 8        both, asked about 8 images at a time, which are sampled together; rates are of images
+    … by 8        both, asked about 8 images at a time, sampled together (4 of a segmentation); rates are of images
     bare          tiny only: a public model that does nothing but pass the image on to the sampler and back
     separate      Triton, the sampler asked T times with one sample each, averaged by the client
     loop          FastAPI and uvicorn, T PyTorch passes one after the other
@@ -55,6 +55,7 @@ from equipoise_client.load.arrivals import Arrivals, due_times  # noqa: E402
 from equipoise_client.load.engine import Plan, run  # noqa: E402
 from equipoise_client.load.mix import Payload  # noqa: E402
 from equipoise_client.transport import Retry  # noqa: E402
+from equipoise_core.aggregate import AT_ONCE  # noqa: E402
 from equipoise_core.contract import Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
@@ -322,10 +323,15 @@ def separate(url: str, contract: Contract, image: np.ndarray) -> Peer:
 
 
 def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray, images: int = 1) -> Peer:
-    layout, same = mask_layout(contract, contract.nominal), np.repeat(image[None], images, axis=0)
+    layout, at_once = mask_layout(contract, contract.nominal), min(images, AT_ONCE[contract.task])
 
     def ask() -> object:
-        return sampler(same, np.stack([draw_masks(layout, seed, contract.digest, 0, T) for seed in range(images)]))
+        """As many at once as the server samples together: eight callers with eight volumes each took 12 GB."""
+        for first in range(0, images, at_once):
+            seeds = range(first, min(first + at_once, images))
+            masks = np.stack([draw_masks(layout, seed, contract.digest, 0, T) for seed in seeds])
+            answer = sampler(np.repeat(image[None], len(seeds), axis=0), masks)
+        return answer
 
     name = "in process" if images == 1 else f"in process, by {images}"
     return Peer(name, lambda: ask, listens=False, images=images)
@@ -531,7 +537,7 @@ def _plot(results: list[dict[str, object]], file: Path) -> None:
         last = [load for load in rows["equipoise"] if load.endswith("clients")][-1]
         rates = {peer: measured[last]["rate"] for peer, measured in rows.items()}
         bars = left.barh(list(rates), list(rates.values()), color=[_COLOURS.get(peer, "#b9c4d0") for peer in rates])
-        left.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+        left.bar_label(bars, [f"{each:.0f}" if each >= 100 else f"{each:.3g}" for each in rates.values()], fontsize=7)
         left.set_xscale("log")
         left.set_xlim(min(rates.values()) / 2, 2 * max(rates.values()))
         left.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
