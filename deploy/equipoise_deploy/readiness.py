@@ -52,9 +52,18 @@ class Probe:
 
 def answers_ready(http_port: int) -> bool:
     """Whether Triton itself says that every model is loaded."""
-    connection = http.client.HTTPConnection(LOOPBACK, http_port, timeout=5)
+    return _answers_ok(LOOPBACK, http_port, "/v2/health/ready")
+
+
+def answers_metrics(address: str, port: int) -> bool:
+    """Whether the last port that Triton opens is open: where it cannot, it ends, after it has said that it is ready."""
+    return _answers_ok(address, port, "/metrics")
+
+
+def _answers_ok(address: str, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", path)
         return connection.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False  # not listening yet

@@ -22,7 +22,7 @@ from .guardian import STOPPING_FILE
 from .lifecycle.loading import verified_copy
 from .ports import LOOPBACK, USUAL_PORTS, Ports, reached_at
 from .processes import Process, server_processes
-from .readiness import answers_ready
+from .readiness import answers_metrics, answers_ready
 from .settings import NONE, Settings
 from .staging import available_cores, link_pinned, stage_repository
 
@@ -238,7 +238,7 @@ class TritonServer:
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout
-        while not answers_ready(self._ports.http):
+        while not (answers_ready(self._ports.http) and answers_metrics(reached_at(self._address), self._ports.metrics)):
             if self._ended.wait(0.02):
                 self._crashed = self.wait() >= _BY_SIGNAL
                 raise StartError(f"Triton ended before it was ready. It said:\n{self.relevant_log}")

@@ -8,9 +8,11 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,25 @@ def test_a_race_of_tritons_own_does_not_end_the_start(repository, temporary, tmp
     with TritonServer(repository, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)
     assert len(started.read_text().splitlines()) == 2
+    assert not traces(temporary, os.getpid())
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "metrics"])
+def test_a_port_that_is_taken_before_triton_opens_it_does_not_end_the_start(repository, temporary, traces, name):
+    """Picked free ones are others' a moment later; of the metrics' it tells after it has said that it is ready."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        tried = []
+
+        class Taken(Ports):
+            def chosen(self) -> Ports:
+                tried.append(super().chosen())
+                return replace(tried[0], **{name: holder.getsockname()[1]}) if len(tried) == 1 else tried[-1]
+
+        with TritonServer(repository, ports=Taken(0, 0, 0)) as server:
+            check_readiness(server.grpc_url, server.models)
+            assert len(tried) == 2 and server.ports == tried[-1]
     assert not traces(temporary, os.getpid())
 
 
