@@ -17,6 +17,7 @@ from .prediction import Prediction, Priority
 from .transport import (
     Deadline,
     Operation,
+    Pause,
     Retry,
     Tls,
     Tries,
@@ -36,6 +37,10 @@ DEFAULT_TIMEOUT = 60.0
 """Seconds for one call, all its tries included."""
 
 DEFAULT_RETRY = Retry()
+
+REPLACED = "the model was replaced since the image was prepared for it"
+_TURNS = (0.0, 0.1, 0.2, 0.4, 0.8)
+"""Seconds before each look for the description of a model that has just been replaced."""
 
 
 class _Dialogue:
@@ -148,10 +153,23 @@ class _Dialogue:
         )
         arguments = functools.partial(arguments_of, contract, request, self._headers)
         answer = yield from self._repeated(contract.name, "infer", arguments, deadline)
-        if decided_by(answer.as_numpy) not in (None, contract.model_digest):
-            # The model was replaced since its contract was read: its classes may have other names now.
-            contract = yield from self._fresh_contract(contract.name, deadline)
-        return read_answer(contract, request, answer.as_numpy)
+        digest = decided_by(answer.as_numpy)
+        if digest in (None, contract.model_digest):
+            return read_answer(contract, request, answer.as_numpy)
+        contract = yield from self._contract_of(digest, contract.name, deadline)
+        return tuple(each.at_most_review(REPLACED) for each in read_answer(contract, request, answer.as_numpy))
+
+    def _contract_of(self, digest: str, name: str, deadline: Deadline) -> Operation[Contract]:
+        """Of the model that answered: its classes may have other names than those of the one before.
+
+        While replicas are replaced in turn, one that is asked may still describe the one before.
+        """
+        for seconds in _TURNS:
+            yield Pause(min(seconds, max(0.0, deadline.left())))
+            contract = yield from self._fresh_contract(name, deadline)
+            if contract.model_digest == digest:
+                return contract
+        raise ServerUnavailable(f"{self._about(name)} is being replaced by another version; ask again")
 
     def _contract(self, name: str, deadline: Deadline) -> Operation[Contract]:
         known = self._contracts.get(name)

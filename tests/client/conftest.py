@@ -31,6 +31,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         failures: codes to answer the next inferences with, first one first; after them it answers.
         overrides: output name → tensor to send instead; None leaves the output out.
         stall: an event that an inference waits for before it answers, or None.
+        described: model → contracts that its next configurations state instead of its own, first one first.
         retry_after: ms that a model's configuration asks refused callers to wait.
         requests: what came, as protobuf; `tensors` are their inputs as arrays.
     """
@@ -44,6 +45,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     requests: list[Any] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
     retry_after: dict[str, int] = field(default_factory=dict)
+    described: dict[str, list[Contract]] = field(default_factory=dict)
     configs: int = 0
     url: str = ""
 
@@ -58,7 +60,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
         response = service_pb2.ModelConfigResponse()
         response.config.name = request.name
-        response.config.parameters["contract"].string_value = self.contracts[request.name].dumps()
+        stated = self.described.get(request.name)
+        contract = stated.pop(0) if stated else self.contracts[request.name]
+        response.config.parameters["contract"].string_value = contract.dumps()
         if request.name in self.retry_after:
             response.config.parameters["retry_after_ms"].string_value = str(self.retry_after[request.name])
         return response

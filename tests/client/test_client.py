@@ -115,7 +115,24 @@ def test_replaced_model_gives_its_own_class_names(triton: Any, brain: Any) -> No
         client.predict("brain", IMAGE)
         triton.contracts["brain"] = replace(brain, classes=("background", "posterior", "anterior"))
         prediction = client.predict("brain", IMAGE)
+        again = client.predict("brain", IMAGE)
     assert list(prediction.volume.classes) == ["posterior", "anterior"]
+    # Its image was prepared as the old one wanted it: perhaps turned the other way.
+    assert (prediction.route, again.route) == (Route.REVIEW, Route.ACCEPT) and "replaced" in prediction.reason
+
+
+def test_a_replica_that_still_describes_the_model_before_is_asked_again(ask: Ask, triton: Any, brain: Any) -> None:
+    """While replicas are replaced in turn; one that goes on describing it is no reason to guess."""
+    from dataclasses import replace
+
+    new = replace(brain, classes=("background", "posterior", "anterior"))
+    with UncertaintyClient(triton.url) as client:
+        client.predict("brain", IMAGE)
+        triton.contracts["brain"], triton.described["brain"] = new, [brain, brain]
+        assert list(client.predict("brain", IMAGE).volume.classes) == ["posterior", "anterior"]
+        triton.contracts["brain"], triton.described["brain"] = brain, [new] * 9
+        with pytest.raises(ServerUnavailable, match="is being replaced"):
+            client.predict("brain", IMAGE)
 
 
 BAD_IMAGES = {

@@ -11,8 +11,8 @@ import pydicom
 import pydicom.data
 import pytest
 from equipoise_client.errors import UnreadableImage
-from equipoise_client.images import read_image
-from equipoise_client.images.decoding import Decoder, DecoderDied
+from equipoise_client.images import decoding, read_image
+from equipoise_client.images.decoding import Decoder, DecoderHung
 
 LOSSLESS = "MR_small_jpeg_ls_lossless.dcm"
 
@@ -41,9 +41,33 @@ def test_a_decoder_that_was_killed_is_started_again():
         assert decoder._process is not None
         os.kill(decoder._process.pid, signal.SIGKILL)
         decoder._process.wait(30)
-        with pytest.raises(DecoderDied):
-            decoder.ask(content_of(LOSSLESS))
         np.testing.assert_array_equal(decoder.ask(content_of(LOSSLESS)), first)
+    finally:
+        decoder.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_decoder_lives_on_when_all_of_a_service_are_told_to_stop(number):
+    """Its gateway finishes the study that it is at."""
+    decoder = Decoder()
+    try:
+        first = decoder.ask(content_of(LOSSLESS))
+        running = decoder._process
+        assert running is not None
+        os.kill(running.pid, number)
+        np.testing.assert_array_equal(decoder.ask(content_of(LOSSLESS)), first)
+        assert decoder._process is running
+    finally:
+        decoder.close()
+    assert running.returncode == -signal.SIGKILL
+
+
+def test_pixels_that_take_too_long_are_not_tried_again(monkeypatch):
+    monkeypatch.setattr(decoding, "SECONDS", 0.0)
+    decoder = Decoder()
+    try:
+        with pytest.raises(DecoderHung, match="within 0 s"):
+            decoder.ask(content_of(LOSSLESS))
     finally:
         decoder.close()
 

@@ -16,7 +16,7 @@ from equipoise_core.decision import Route
 from numpy.typing import NDArray
 
 from ..client import UncertaintyClient
-from ..errors import InvalidInput, MissingExtra, StudyRejected
+from ..errors import InvalidInput, MissingExtra, ServerUnavailable, StudyRejected
 from ..extras import needs
 from ..images import dicom as pixels
 from ..images.prepare import Prepared, fit
@@ -199,6 +199,9 @@ def analyse(
         raise
     except InvalidInput as error:
         raise UnsuitableImage(str(error)) from error
+    if answer.record.get("model_digest", contract.model_digest) != contract.model_digest:
+        # Its results would name classes and model as the one before; the client knows the new one by now.
+        raise ServerUnavailable(f"{chosen.model} was replaced while it was asked; ask again")
     prediction = prepared.judge(answer)
     finding = finding_of(series, chosen.rule, contract, prepared, prediction)
     try:

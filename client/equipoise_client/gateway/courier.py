@@ -50,8 +50,7 @@ class Stow:
         session = requests.Session()
         if settings.user:
             session.auth = (settings.user, password(settings.password_file))
-        session.request = _with_timeout(session.request, settings.timeout_seconds)  # type: ignore[method-assign]
-        self._client = DICOMwebClient(settings.stow_url, session=session)
+        self._client = DICOMwebClient(settings.stow_url, session=session, timeout=settings.timeout_seconds)
         self._client.set_http_retry_params(retry=False)
 
     def send(self, dataset: pydicom.Dataset) -> None:
@@ -212,12 +211,3 @@ class Courier:
         self._metrics.deliveries.labels("dead").inc()
         self._log.warning("dead letter", case=parcel.case, reason=reason)
         self._store.give_up(parcel, reason)
-
-
-def _with_timeout(request: Callable[..., requests.Response], seconds: float) -> Callable[..., requests.Response]:
-    """requests has no default timeout, and a silent archive would stop us for ever."""
-
-    def timed(*args: object, **kwargs: object) -> requests.Response:
-        return request(*args, **{"timeout": seconds, **kwargs})
-
-    return timed

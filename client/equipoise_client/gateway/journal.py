@@ -69,6 +69,6 @@ def _find(log: Path, note: Note) -> int | None:
     with log.open("rb") as file:
         file.seek(note.start if note.start <= size(log) else 0)
         for line in file:
-            if note.entry.encode() in line:
+            if line.endswith(b"\n") and note.entry.encode() in line:  # a torn one is `append`'s to set aside
                 return int(json.loads(line)["sequence"])
     return None

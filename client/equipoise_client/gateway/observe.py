@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -43,7 +44,7 @@ class Log:
     def _write(self, level: str, event: str, facts: dict[str, Any]) -> None:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, "level": level, "event": event, **facts}, allow_nan=False, default=_kind)
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError, ValueError):  # full or closed: the work goes on untold
             self._stream.write(line + "\n")
             self._stream.flush()
 

@@ -119,6 +119,7 @@ class Kept(str, Enum):
     SAME = "same"
     REPLACED = "replaced"
     LATE = "late"
+    STALE = "stale"
 
 
 @dataclass(frozen=True)
@@ -425,11 +426,16 @@ class Store:
     def keep(self, study: Study, case: str, result: Result, log_end: int) -> tuple[Kept, str | None]:
         """Takes a result in; see the module for late ones. Returns what was done, and a case key that it replaced.
 
+        A result of fewer images than there are by now is not kept (`STALE`).
+
         Args:
             case: a fresh key, under which the objects already lie in the outbox.
             log_end: size of the audit log in bytes.
         """
         with self._transaction() as db:
+            now = db.execute("SELECT revision FROM studies WHERE key = ?", (study.key,)).fetchone()["revision"]
+            if now != study.revision:  # more images came meanwhile: it is analysed again, whole
+                return Kept.STALE, None
             old = db.execute(
                 "SELECT * FROM cases WHERE study = ? AND series = ? AND model = ? AND version = ?"
                 " AND state <> 'rejected'",

@@ -30,7 +30,11 @@ _NEEDED = (
 
 
 class DecoderDied(Exception):
-    """The pixels ended the process that unpacked them, or it took too long."""
+    """The pixels ended the process that unpacked them, twice: it may have ended of something else before they came."""
+
+
+class DecoderHung(DecoderDied):
+    """It took too long."""
 
 
 def unpacked(dataset: Any) -> NDArray[Any]:
@@ -68,7 +72,12 @@ class Decoder:
     def ask(self, content: bytes) -> NDArray[Any]:
         """The array of one DICOM file. Raises DecoderDied; ValueError with the name of what the decoder raised."""
         with self._turn:
-            answer = self._exchange(self._running(), content)
+            try:
+                answer = self._exchange(self._running(), content)
+            except DecoderHung:
+                raise
+            except DecoderDied:
+                answer = self._exchange(self._running(), content)
         if answer[:1] != b"\0":
             raise ValueError(answer[1:].decode())
         return np.asarray(np.load(io.BytesIO(answer[1:]), allow_pickle=False))
@@ -91,7 +100,13 @@ class Decoder:
 
     def _exchange(self, process: subprocess.Popen[bytes], content: bytes) -> bytes:
         assert process.stdin is not None and process.stdout is not None
-        hung = threading.Timer(SECONDS, process.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        hung = threading.Timer(SECONDS, end)
         hung.daemon = True
         hung.start()
         try:
@@ -104,6 +119,8 @@ class Decoder:
             return answer
         except (OSError, DecoderDied):
             self.close()
+            if late.is_set():
+                raise DecoderHung(f"the pixels were not unpacked within {SECONDS:g} s") from None
             raise DecoderDied("the pixels ended the decoder") from None
         finally:
             hung.cancel()

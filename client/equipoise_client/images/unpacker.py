@@ -7,12 +7,16 @@ saves it) or with `\\1` (the name of what was raised).
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import warnings
 
-import numpy as np
-import pydicom
-from pydicom.pixels import pixel_array  # type: ignore[attr-defined]
+for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a service at once: its parent is not done yet
+    signal.signal(number, signal.SIG_IGN)
+
+import numpy as np  # noqa: E402
+import pydicom  # noqa: E402
+from pydicom.pixels import pixel_array  # type: ignore[attr-defined]  # noqa: E402
 
 
 def main() -> None:

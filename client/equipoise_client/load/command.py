@@ -25,7 +25,7 @@ from .engine import Plan, run
 from .mix import Payload, Wish, build_mix
 from .report import comparison, tables, verdicts, write_page
 from .scrape import Account, between, scrape
-from .slo import Objective, parse_slo
+from .slo import Objective, complete, parse_slo
 from .tally import Tally, report_of
 
 FORMAT = "equipoise-load/1"
@@ -70,7 +70,10 @@ def load(
     tries: Annotated[int, typer.Option(min=1, help="Times to send a request that the server is too busy for.")] = 1,
     connections: Annotated[int, typer.Option(min=1, help="TCP connections.")] = 4,
     seed: Annotated[int, typer.Option(help="Of arrivals and mix.")] = 0,
-    slo: Annotated[str | None, typer.Option(help="Promises, as p99=250ms,errors=0.1%,achieved=95%.")] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="Promises, as p99=250ms,errors=0.1%,achieved=95% (errors=1% where a time stands alone)."),
+    ] = None,
     capacity: Annotated[
         bool, typer.Option("--find-capacity", help="Search the highest rate that keeps --slo, from --rate on.")
     ] = False,
@@ -98,7 +101,7 @@ def load(
     if not models:
         raise typer.BadParameter("name at least one public model, as in `equipoise load pneumonia`")
     try:
-        objectives = parse_slo(slo or "")
+        objectives = complete(parse_slo(slo or ""))
         tls = Tls(tls_root, tls_cert, tls_key) if tls_root or tls_cert else None
         plan = Plan(
             url, arrivals, rate, concurrency, warmup, duration, timeout, Retry(tries), connections, seed=seed, tls=tls
@@ -180,6 +183,7 @@ def measure(
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
     before = _account(metrics, wanted)
     tally = _watched(plan, payloads, console)
+    after = None if before is None else _account(metrics, wanted=False)  # a server may have died of the load
     open_loop = plan.arrivals is not Arrivals.CLOSED
     report = report_of(tally, [p.label for p in payloads], [p.weight for p in payloads], open_loop)
     return {
@@ -197,7 +201,7 @@ def measure(
         "attempts": plan.retry.attempts,
         "seed": plan.seed,
         **report,
-        "server": None if before is None else between(before, scrape(metrics)),
+        "server": None if before is None or after is None else between(before, after),
         "objectives": [
             {"promise": str(each), "measured": each.measured(report), "kept": each.met(report)} for each in objectives
         ],

@@ -33,7 +33,13 @@ def tables(report: Mapping[str, Any]) -> Group:
     parts: list[Table] = [latency, _counts(report)]
     if report.get("server"):
         server = Table(
-            "model", "requests", "per execution", "queue ms", "compute ms", "total ms", title="server's account"
+            "model",
+            "requests",
+            "per execution",
+            "queue ms",
+            "compute ms",
+            "total ms",
+            title="server's account, warm-up included",
         )
         for model, told in report["server"].items():
             figures = (told["requests_per_execution"], told["queue_ms"], told["compute_ms"], told["total_ms"])

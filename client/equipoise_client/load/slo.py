@@ -47,9 +47,22 @@ class Objective:
         return f"{self.name} ≤ {self.limit:g} ms"
 
 
+_FEW_ERRORS = Objective("errors", 0.01)
+
+
 def parse_slo(text: str) -> tuple[Objective, ...]:
     """Raises InvalidInput that names the part which is not an objective."""
     return tuple(_objective(part.strip()) for part in text.split(",") if part.strip())
+
+
+def complete(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    """Where latencies are promised and nothing is said of errors, at most 1 % of them are promised, too.
+
+    Percentiles hold what was answered; without a word about the rest, a server that refuses nearly everybody at once
+    would keep its promise.
+    """
+    named = {objective.name for objective in objectives}
+    return (*objectives, _FEW_ERRORS) if named - {"errors", "achieved"} and "errors" not in named else objectives
 
 
 def _objective(part: str) -> Objective:

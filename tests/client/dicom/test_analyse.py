@@ -72,6 +72,18 @@ def test_what_comes_back(client, source, head) -> None:
     np.testing.assert_allclose(place, source.points[index, 0, 0])
 
 
+def test_a_model_that_is_replaced_meanwhile_gives_no_results_in_the_name_of_the_one_before(
+    triton, client, source, head
+) -> None:
+    """The next time it is asked as the new one wants it."""
+    analyse(chosen(source), client)
+    triton.contracts["head"] = replace(head, classes=(head.classes[0], *reversed(head.classes[1:])))
+    with pytest.raises(ServerUnavailable, match="was replaced"):
+        analyse(chosen(source), client)
+    found = analyse(chosen(source), client)
+    assert (found.model_digest, found.route) == (triton.contracts["head"].model_digest, Route.ACCEPT)
+
+
 def test_a_repeat_is_the_same(client, source) -> None:
     first, second = (analyse(chosen(source), client) for _ in range(2))
     assert first.identity == second.identity

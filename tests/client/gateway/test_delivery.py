@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -234,6 +236,17 @@ def test_stow_knows_what_the_archive_holds(pacs):
     with pytest.raises(Refused, match="HTTP status 409"):
         sender._refused(elsewhere, "HTTP status 409")
     sender._refused(there, "HTTP status 409")
+
+
+def test_a_silent_archive_is_waited_for_as_long_as_the_configuration_says():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web"
+        sender, begun = Stow(Deliver(stow_url=url, timeout_seconds=0.2)), time.monotonic()
+        with pytest.raises(Away, match="Timeout"):
+            sender.send(read(study(count=1)[0]))
+    assert time.monotonic() - begun < 10.0, "the library's own twenty seconds"
 
 
 def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from equipoise_client.audit import verify
 from equipoise_client.gateway import journal
+from equipoise_client.gateway.observe import Log
 from equipoise_client.gateway.store import Kept, Store
 
 from .studies import read, study
@@ -36,6 +38,42 @@ def test_an_analysis_does_not_count_when_images_came_meanwhile(desk):
     assert not desk.store.end_study(seen, "analysed")
     found, _ = desk.store.next_study()
     assert found is not None and found.revision == len(images)
+
+
+def test_a_result_of_fewer_images_than_there_are_is_not_kept(desk):
+    """Its objects would have been on their way before the rest was looked at."""
+    images = study()
+    seen = desk.received(images[:-1])
+    whole = desk.received(images[-1:])
+    assert desk.decided(seen, route="accept") is Kept.STALE
+    assert desk.store.cases() == [] and desk.dispatched() == []
+    assert desk.decided(whole, case="d" * 16, route="accept") is Kept.NEW
+    assert desk.dispatched() == ["delivering"]
+
+
+def test_a_line_that_a_crash_tore_is_written_again(desk):
+    """However much of it was there: the fragment is set aside, and the decision gets its line."""
+    desk.decided(desk.received())
+    (note,) = desk.store.to_log()
+    journal.write_out(desk.store, desk.audit)
+    line = desk.audit.read_bytes()
+    for cut in range(1, len(line), 7):
+        desk.audit.write_bytes(line[:-cut])
+        desk.audit.with_name(f"{desk.audit.name}.lock").write_bytes(b"0")  # where a line was being written
+        desk.store._db.execute("UPDATE journal SET written = 0, sequence = NULL")
+        assert journal.write_out(desk.store, desk.audit) == 1
+        assert not list(verify(desk.audit))
+        assert [json.loads(each)["body"]["entry"] for each in desk.audit.read_text().splitlines()] == [note.entry]
+
+
+def test_a_log_that_cannot_be_written_ends_nothing():
+    """On a full disk behind `2>>`, or after its reader has gone, the gateway's parts go on."""
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+    for _ in range(3):
+        Log(full).warning("waits", part="analysis")
+    with pytest.raises(OSError, match="No space"):
+        full.close()
+    Log(full).warning("waits", part="analysis")
 
 
 def test_the_same_result_twice_is_one(desk):

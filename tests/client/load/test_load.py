@@ -15,7 +15,7 @@ from equipoise_client.load.command import read_report, weights
 from equipoise_client.load.engine import Plan
 from equipoise_client.load.mix import Payload, shuffled
 from equipoise_client.load.report import comparison, tables, write_page
-from equipoise_client.load.slo import Objective, parse_slo
+from equipoise_client.load.slo import Objective, complete, parse_slo
 from equipoise_client.load.tally import Reply, Tally, report_of
 from equipoise_client.transport import Retry
 from rich.console import Console
@@ -46,6 +46,15 @@ def test_constant_arrivals_do_not_drift():
 )
 def test_promises_are_read(text, expected):
     assert parse_slo(text) == expected
+
+
+def test_a_promised_latency_implies_few_errors():
+    """Or a server that refuses nearly everybody at once would keep it."""
+    assert complete(parse_slo("p99=250ms")) == (Objective("p99", 250.0), Objective("errors", 0.01))
+    for text in ("p99=250ms,errors=30%", "errors=0%", "achieved=95%", ""):
+        assert complete(parse_slo(text)) == parse_slo(text)
+    refusing = report([20.0] * 10, failed=90)
+    assert not all(objective.met(refusing) for objective in complete(parse_slo("p99=250ms")))
 
 
 @pytest.mark.parametrize("text", ["p99=250", "p98=1ms", "errors=200%", "p99", "latency=1ms", "errors=5ms"])
