@@ -122,9 +122,12 @@ class Drain:
         self._quiet_looks = 0
 
     def done(self) -> bool:
-        """One look; True as well where Triton does not answer, since then there is nothing to wait for."""
+        """One look; True as well where nobody listens any more, since then there is nothing to wait for."""
         try:
             loads = self._loads()
+        except TimeoutError:  # busy; the caller's deadline ends it
+            self._quiet_looks = 0
+            return False
         except OSError:
             return True
         for name, load in loads.items():
@@ -134,7 +137,8 @@ class Drain:
         self._quiet_looks = self._quiet_looks + 1 if quiet else 0
         begun = all(load.idle or load.begun >= self._targets[name] for name, load in loads.items())
         if begun and not quiet and not self._refusing:
-            self._flag.touch()
+            with contextlib.suppress(OSError):  # no room, or somebody has tidied it up: answers go on
+                self._flag.touch()
             self._refusing = True
         return self._quiet_looks >= 2
 

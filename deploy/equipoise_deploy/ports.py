@@ -80,7 +80,7 @@ def listeners(port: int) -> tuple[Listener, ...]:
         try:
             if (held := str(descriptor.readlink())) in found:
                 process = descriptor.parents[1]
-                holders.setdefault(held, (int(process.name), (process / "comm").read_text().strip()))
+                holders.setdefault(held, (int(process.name), (process / "comm").read_text(errors="replace").strip()))
         except OSError:
             continue  # closed meanwhile, or another user's
     return tuple(Listener(address, *holders.get(held, (None, ""))) for held, address in found.items())

@@ -67,14 +67,14 @@ def glance(process: Process) -> Glance | None:
 def _stat(pid: int) -> list[str] | None:
     """/proc/PID/stat from the state on: [0] state, [1] parent, [11] user and [12] system ticks, [19] start time."""
     try:
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
 
 
 def _name(pid: int) -> str:
     try:
-        return (_PROC / str(pid) / "comm").read_text().strip()
+        return (_PROC / str(pid) / "comm").read_text(errors="replace").strip()
     except OSError:
         return ""
 

@@ -153,7 +153,7 @@ def serve_in_container(
                 on_ready(Listening(urls[0], urls[1], metrics, probes, time.monotonic() - begin))
                 raise DeployError(f"the container ended by itself with exit code {engine.wait()}")
             finally:
-                engine.terminate()  # the engine passes it on to Triton, which finishes what it accepted
+                engine.terminate()  # passed on to Triton; nobody drains its queues first, as the guardian does
                 engine.wait()
                 reader.join()
     except Stopped:

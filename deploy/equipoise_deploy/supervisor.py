@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from equipoise_core.contract import ContractError
+from equipoise_core.loading import load_model
+
 from .errors import DeployError, NotReadyError
 from .health import HealthServer, ModelHealth, Snapshot, State
+from .lifecycle.loading import verified_copy
 from .ports import LOOPBACK, USUAL_PORTS, Ports
 from .readiness import Probe, check_readiness
 from .restarting import Budget
 from .server import TritonServer
 from .settings import NONE, Settings
-from .staging import pinned
+from .staging import link_pinned, pinned, public_models
 from .watch import LOOK_EVERY, QUIET, Trouble, Watch
 
 
@@ -91,7 +96,8 @@ class Supervisor:
         """Takes what the repository holds now into service; where that cannot serve, what was served before stays."""
         try:
             fresh = pinned(self.plan.repository)
-        except (DeployError, OSError) as error:
+            self._examine(fresh)
+        except (DeployError, ContractError, OSError, ValueError) as error:
             self._refuse_reload(error)
             self._say_serving()
             return
@@ -110,6 +116,17 @@ class Supervisor:
         else:
             self._tell(f"reloaded: generation {self._generation} is served")
             self._say_serving()
+
+    def _examine(self, models: Mapping[str, Path]) -> None:
+        """Raises where these cannot be served as far as reading tells, before what serves is ended for them.
+
+        What was served before need not be there any more: a plain repository may have been changed in place.
+        """
+        with tempfile.TemporaryDirectory(prefix="equipoise-") as scratch:
+            linked = link_pinned(models, Path(scratch) / "pinned")
+            found = verified_copy(linked, Path(scratch) / "verified", self.plan.trust)
+            for name in public_models(found):
+                load_model(found / name / "1")
 
     def drain(self, reason: str) -> None:
         """Says that no new requests should come, and gives a proxy the time to notice."""
@@ -191,7 +208,7 @@ class Supervisor:
         assert self._watch is not None
         now = time.monotonic()
         models = {
-            name: ModelHealth(not asked.amiss(now), round(now - asked.answered, 2), asked.amiss(now))
+            name: ModelHealth(not (amiss := asked.amiss(now, self.plan.quiet)), round(now - asked.answered, 2), amiss)
             for name, asked in self._watch.models.items()
         }
         self._health.snapshot = Snapshot(

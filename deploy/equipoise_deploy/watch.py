@@ -85,11 +85,11 @@ class Asked:
     refused: bool = False
     life: tuple[float, float, float] | None = None
 
-    def amiss(self, now: float) -> str:
-        """What speaks against the model; empty while it answers, or is seen to work."""
+    def amiss(self, now: float, quiet: float = QUIET) -> str:
+        """What speaks against the model; empty while it answers, or is seen to work within `quiet` seconds."""
         if self.errors:
             return self.wrong
-        return "neither answers nor works" if self.life is not None and now - self.life[0] >= QUIET else ""
+        return "neither answers nor works" if self.life is not None and now - self.life[0] >= quiet else ""
 
 
 @dataclass

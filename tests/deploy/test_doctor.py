@@ -138,6 +138,10 @@ def test_whoever_could_change_a_model_is_named(subject, pairs):
     (finding,) = models.permissions(subject)
     assert finding.status is Status.FAILURE and str(policy) in finding.found
     policy.chmod(0o644)
+    pairs.parent.chmod(0o777)  # STORE/current could be pointed at something else
+    (finding,) = models.permissions(subject)
+    assert finding.status is Status.FAILURE and str(pairs.parent) in finding.found
+    pairs.parent.chmod(0o755)
     if os.getuid() == 0:
         shutil.chown(policy, user="nobody")
         (finding,) = models.permissions(replace(subject, user="nobody"))

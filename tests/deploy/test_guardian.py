@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -79,3 +80,23 @@ def test_refuses_once_all_that_waited_has_begun(page, tmp_path):
 def test_does_not_wait_for_a_server_that_does_not_answer(tmp_path):
     """A Triton that has not bound its port, or hangs, accepts nothing that could be waited for."""
     assert Drain(1, tmp_path / STOPPING_FILE).done()
+
+
+def test_a_busy_triton_is_waited_for_and_one_that_has_gone_is_not(tmp_path):
+    """Whose metrics come late is saturated, which is when most has been accepted."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        drain = Drain(silent.getsockname()[1], tmp_path / STOPPING_FILE)
+        assert not drain.done()
+    assert drain.done()
+
+
+def test_a_run_directory_that_is_gone_ends_no_drain(page, tmp_path):
+    port, show = page
+    drain = Drain(port, tmp_path / "gone" / STOPPING_FILE)
+    for answered in (1000, 1070):
+        show(50, 4, answered)
+        assert not drain.done()
+    show(50, 0, 1075)
+    assert [drain.done(), drain.done()] == [False, True]

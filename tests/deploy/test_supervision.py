@@ -314,6 +314,21 @@ def test_a_version_that_cannot_serve_is_not_taken(versions, tmp_path, broken):
 
 @pytest.mark.pipeline
 @pytest.mark.slow
+def test_what_is_damaged_in_place_does_not_end_what_serves(copy, tmp_path):
+    """There is no version before to go back to: the running one is the only one, and is left alone."""
+    with supervised(copy, tmp_path) as server:
+        before, triton = answer(server), pid_of(server, "")
+        (copy / "tinyseg_sampler" / "1" / "model.onnx").write_bytes(b"half a mod")
+        server.process.send_signal(signal.SIGHUP)
+        poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", PATIENCE)
+        assert "model.onnx" in server.health()[1]["fell_back"]
+        assert pid_of(server, "") == triton and server.health()[0] == 200
+        np.testing.assert_array_equal(answer(server), before)
+        assert "THE RELOAD WAS REFUSED" in stopped(server)
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
 def test_a_stop_is_said_before_it_happens(repository, tmp_path):
     """For as long as a proxy needs to notice, health says 503 while requests are still answered."""
     with serving(repository, tmp_path / "run", os.environ, ("--drain-seconds=5",)) as server:
@@ -354,6 +369,7 @@ def test_one_error_is_enough_to_be_unhealthy():
     assert asked.amiss(100.0) == ""
     asked.life = (90.0, 5.0, 5.0)
     assert asked.amiss(91.0) == "" and asked.amiss(95.0)
+    assert asked.amiss(95.0, quiet=10.0) == "" and asked.amiss(100.0, quiet=10.0)
     asked.errors, asked.wrong = 1, "INTERNAL"
     assert asked.amiss(91.0) == "INTERNAL"
 

@@ -36,8 +36,12 @@ def permissions(subject: Subject) -> Iterator[Finding]:
         return
     anybody, group, service = [], [], []
     groups = set() if user is None else set(os.getgrouplist(user.pw_name, user.pw_gid))
-    for path in sorted(path for folder in folders for path in (folder, *folder.rglob("*"))):
+    # Whoever can write above can put another folder there, or point STORE/current at an older release.
+    above = {parent for folder in folders for parent in folder.parents} | set(subject.repository.absolute().parents)
+    for path in sorted({*above, *(path for folder in folders for path in (folder, *folder.rglob("*")))}):
         status = path.stat()  # of what a link leads to: that is what is loaded
+        if path in above and status.st_mode & stat.S_ISVTX:
+            continue  # as in /tmp nobody can rename what is somebody else's
         if status.st_mode & stat.S_IWOTH and not (path.is_dir() and status.st_mode & stat.S_ISVTX):
             anybody.append(path)
         elif user is not None and user.pw_uid and _may_write(status, user.pw_uid, groups):

@@ -76,10 +76,17 @@ def compare(name: str, before: Path, after: Path, cases: Path, spacing: str | No
         cases: folder of image files and of folders with a DICOM series each.
         spacing: mm, as in `1,1,1`, for files that do not state their own.
 
-    Raises ReleaseError where there is no case, DeployError where a version cannot be served.
+    Raises ReleaseError where there is no case, or the new version fails on one that the old one decides; DeployError
+    where a version cannot be served.
     """
     files = _cases(cases)
     earlier, later = (_answers(name, folder, files, spacing) for folder in (before, after))
+    undecided = [b["error"] for a, b in zip(earlier, later, strict=True) if b.get("error") and not a.get("error")]
+    if undecided:  # it would look as if they went to review
+        raise ReleaseError(
+            f"{len(undecided)} of {len(files)} cases that the version before decides get no decision by the new one; "
+            f"the first says: {undecided[0]}"
+        )
     return Comparison(tuple(_pair(file, a, b) for file, a, b in zip(files, earlier, later, strict=True)))
 
 
