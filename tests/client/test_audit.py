@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -149,6 +150,27 @@ def test_a_line_that_a_crash_tore_is_set_aside(log, part):
     assert log.read_bytes().startswith(before) and log.read_bytes().count(b"\n") == 7
     (torn,) = log.parent.glob(f"{log.name}.torn-*")
     assert len(torn.read_bytes()) == part
+
+
+def test_a_last_line_without_its_end_is_a_finding(log):
+    """Nothing can be appended to it, so it is not called whole."""
+    log.write_bytes(log.read_bytes()[:-1])
+    assert findings(log) == [6]
+
+
+def test_a_deletion_reaches_what_a_link_leads_to_and_keeps_its_owner(log):
+    """The service has to go on writing, and what is deleted has to be gone."""
+    link = log.with_name("link.jsonl")
+    link.symlink_to(log)
+    log.chmod(0o600)
+    if os.geteuid() == 0:
+        shutil.chown(log, "nobody")
+    owner = log.stat()
+    assert redact(link, START + timedelta(days=3), "retention") is not None
+    assert link.is_symlink() and '"score":0.1' not in log.read_text() and findings(link) == []
+    assert (log.stat().st_uid, log.stat().st_mode) == (owner.st_uid, owner.st_mode)
+    append(link, Kind.DECISION, {"route": "review"})
+    assert findings(log) == [] and not link.with_name("link.jsonl.lock").exists()
 
 
 def test_a_line_is_on_the_disk_before_it_is_said(log, monkeypatch):

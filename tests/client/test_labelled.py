@@ -1,5 +1,7 @@
 """Labelled cases in each layout that is documented."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
@@ -67,6 +69,24 @@ def test_a_label_map_is_turned_and_resampled_with_its_image(tmp_path, segmenter)
     assert case.spacing == pytest.approx((1.0, 1.0, 1.0), rel=0.01)
     overlap = (case.truth > 0) & (case.image[0] >= 0.5)
     assert overlap.sum() >= 0.8 * max((case.truth > 0).sum(), (case.image[0] >= 0.5).sum())
+
+
+def test_a_scaled_label_keeps_its_classes(tmp_path, segmenter):
+    """NIfTI stores labels given as floats with a slope: a 1 comes back as 0.996, and is no background."""
+    voxels = np.zeros((6, 9, 12))
+    voxels[1:3, 2:4, 1:4], voxels[4:, 6:, 8:] = 1, 2
+    label = nibabel.Nifti1Image(voxels, np.eye(4))
+    label.set_data_dtype(np.uint8)
+    for folder, image in (("images", nibabel.Nifti1Image(voxels.astype(np.uint8), np.eye(4))), ("labels", label)):
+        (tmp_path / folder).mkdir()
+        nibabel.save(image, tmp_path / folder / "a.nii.gz")
+    assert 0 < np.asarray(nibabel.load(tmp_path / "labels" / "a.nii.gz").dataobj)[1, 2, 1] < 1
+    several = replace(segmenter, classes=("background", "a", "b"), activation=Activation.SOFTMAX)
+    (case,) = read_labelled(tmp_path, several)
+    assert set(np.unique(case.truth)) == {0, 1, 2} and (case.truth == 1).sum() == (voxels == 1).sum()
+    nibabel.save(nibabel.Nifti1Image(voxels / 2, np.eye(4)), tmp_path / "labels" / "a.nii.gz")
+    with pytest.raises(InvalidInput, match="no index of a class"):
+        read_labelled(tmp_path, several)
 
 
 def test_an_archive_with_everything_is_read(tmp_path, classifier):

@@ -97,6 +97,40 @@ def test_only_marked_cases_count_and_each_once(log):
     assert (second.accepted, second.judged, second.alarm) == (1, 0, None)
 
 
+def test_a_verdict_on_any_copy_of_an_image_counts_once(log):
+    """The second may be the only one that is still on a worklist."""
+    for _ in range(2):
+        append(log, Kind.DECISION, decision(0))
+    for sequence in (2, 1):
+        append(log, Kind.VERDICT, {"decision": sequence, "by": "dr", "verdict": "reject"})
+    (watch,) = monitor(log)
+    assert (watch.accepted, watch.marked, watch.judged, watch.wrong) == (1, 1, 1, 1)
+
+
+def test_what_the_client_held_back_was_not_accepted(log):
+    """The server sees pixels alone; a wrong modality is seen beside it, and such a case is nobody's accepted one."""
+    append(log, Kind.DECISION, decision(0))
+    append(log, Kind.DECISION, {**decision(1), "routed": {"route": "review", "reason": "another modality"}})
+    append(log, Kind.DECISION, {**decision(2), "routed": {"route": "accept", "reason": ""}})
+    (watch,) = monitor(log)
+    assert (watch.accepted, watch.marked) == (2, 2)
+
+
+def test_a_verdict_is_of_a_decision_before_it(log):
+    """A mistyped number would settle a case that nobody has seen yet."""
+    append(log, Kind.DECISION, decision(0))
+    words = ["verdict", str(log), "--by", "dr", "--verdict", "reject", "--sequence"]
+    for sequence in ("2", "99"):
+        with pytest.raises(AuditError, match=f"line {sequence} of .* holds no decision"):
+            CliRunner().invoke(APP, [*words, sequence], catch_exceptions=False)
+    assert CliRunner().invoke(APP, [*words, "1"], catch_exceptions=False).exit_code == 0
+    with pytest.raises(AuditError, match="line 2 "):
+        CliRunner().invoke(APP, [*words, "2"], catch_exceptions=False)
+    append(log, Kind.VERDICT, {"decision": 4, "by": "dr", "verdict": "reject"})
+    append(log, Kind.DECISION, decision(1))
+    assert [(each.judged, each.waiting) for each in monitor(log)] == [(1, 1)]
+
+
 def test_the_command_raises_the_alarm_and_names_the_line(log):
     """Ten wrong ones of ten: exit code 1; a log that was changed is refused instead of believed."""
     for number in range(10):

@@ -21,6 +21,7 @@ import hashlib
 import hmac
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,6 +149,7 @@ class Finding:
 
 def append(path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None = None) -> Entry:
     """Adds a line and syncs it to disk; writers take turns (flock). Raises AuditError after a damaged last line."""
+    path = path.resolve()  # one lock, whatever links lead there
     with _locked(path) as (file, lock):
         _mend(file, lock, path)
         entry = _next(file, path, kind, body, now)
@@ -180,7 +182,7 @@ def verify(path: Path, anchor: Anchor | None = None) -> Iterator[Finding]:
 
     After a damaged line the chain is followed from that line's own claim, so that one change is one finding.
     """
-    lines = _lines(path)
+    lines, cut_off = _lines(path), not _ends_whole(path)
     previous: str | None = GENESIS
     at_anchor = GENESIS if anchor and anchor.entries == 0 else None
     deletions: set[int] = set()
@@ -192,7 +194,9 @@ def verify(path: Path, anchor: Anchor | None = None) -> Iterator[Finding]:
             yield Finding(number, str(error))
             previous = None  # nothing is known of what the next line should continue
             continue
-        if line != entry.line().encode() or stated != entry.hash:
+        if number == len(lines) and cut_off:
+            yield Finding(number, "the line is cut off: its end is missing")
+        elif line != entry.line().encode() or stated != entry.hash:
             yield Finding(number, "the line was changed: it does not have the hash that it states")
         elif previous is not None and entry.previous != previous:
             yield Finding(number, f"does not continue line {number - 1}: lines were removed, added or moved here")
@@ -227,6 +231,7 @@ def redact(path: Path, before: datetime, reason: str, now: datetime | None = Non
     The deletion is recorded first, in a line that names the sequences and the reason; then the file is replaced in one
     step. None where nothing is that old. Raises AuditError for a broken log: its evidence is not to be touched.
     """
+    path = path.resolve()  # what a link leads to is replaced, not the link
     with _locked(path) as (file, lock):
         _mend(file, lock, path)
         for finding in verify(path):
@@ -242,6 +247,10 @@ def redact(path: Path, before: datetime, reason: str, now: datetime | None = Non
         text = "".join(f"{entry.line()}\n" for entry in (*kept, deletion))
         temporary = path.with_name(f".{path.name}.redacting")
         with temporary.open("wb") as fresh:
+            owner = os.fstat(file.fileno())  # whoever deletes: the service has to go on writing
+            os.fchmod(fresh.fileno(), stat.S_IMODE(owner.st_mode))
+            if os.geteuid() == 0:
+                os.fchown(fresh.fileno(), owner.st_uid, owner.st_gid)
             fresh.write(text.encode())
             fresh.flush()
             os.fsync(fresh.fileno())
@@ -320,6 +329,12 @@ def _last_line(file: IO[bytes]) -> bytes | None:
         tail = file.read(end - start) + tail
         end = start
     return tail[tail[:-1].rfind(b"\n") + 1 :]
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        last = _last_line(file)
+    return last is None or last.endswith(b"\n")
 
 
 def _lines(path: Path) -> list[bytes]:

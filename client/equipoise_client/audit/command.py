@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .chain import AuditError, Kind, append, head, parse_anchor, redact, verify
+from .chain import AuditError, Kind, append, entries, head, parse_anchor, redact, verify
 from .monitor import monitor
 
 EPILOG = """[bold]Examples[/]
@@ -84,6 +84,9 @@ def audit(
     elif action is Action.VERDICT:
         if sequence is None or by is None or verdict is None:
             raise typer.BadParameter("verdict needs --sequence, --by and --verdict")
+        named = next((entry for entry in entries(log) if entry.sequence == sequence), None)
+        if named is None or named.kind is not Kind.DECISION or named.body is None:
+            raise AuditError(f"line {sequence} of {log.name} holds no decision; `sequence` in the log says which do")
         append(log, Kind.VERDICT, {"decision": sequence, "by": by, "verdict": verdict.value})
     elif action is Action.MONITOR:
         _monitor(log, every, alpha, as_json)
@@ -124,8 +127,8 @@ def _monitor(log: Path, every: float, alpha: float | None, as_json: bool) -> Non
         if each.alarm is not None:
             typer.echo(
                 f"ALARM at line {each.alarm}: more than {each.alpha:.0%} of the accepted cases are wrong "
-                f"(evidence {each.evidence:.3g}, limit {every:g}). Take the policy out of service: remove policy.json "
-                "or calibrate anew."
+                f"(evidence {each.evidence:.3g}, limit {every:g}). Stop accepting: `equipoise rollback`, or promote it "
+                "--without-policy; then calibrate anew."
             )
     if any(each.alarm is not None for each in watches):
         raise typer.Exit(1)
@@ -136,12 +139,16 @@ def _records(text: str) -> list[dict[str, Any]]:
         document = json.loads(text)
     except ValueError as error:
         raise AuditError("standard input is no JSON; expected what `equipoise predict --json` prints") from error
-    entries = document if isinstance(document, list) else [document]
-    records = [entry.get("record", entry) if isinstance(entry, dict) else None for entry in entries]
-    bad = [index for index, record in enumerate(records) if not isinstance(record, dict) or "format" not in record]
-    if bad:
-        raise AuditError(f"entry {bad[0]} holds no record; only decisions are logged")
-    return [record for record in records if record is not None]
+    answers = document if isinstance(document, list) else [document]
+    records = []
+    for index, answer in enumerate(answers):
+        record = answer.get("record", answer) if isinstance(answer, dict) else None
+        if not isinstance(record, dict) or "format" not in record:
+            raise AuditError(f"entry {index} holds no record; only decisions are logged")
+        if record is not answer:  # the final route: the client may have held back what the server accepted
+            record = {**record, "routed": {"route": answer.get("route"), "reason": answer.get("reason")}}
+        records.append(record)
+    return records
 
 
 def _date(text: str) -> datetime:

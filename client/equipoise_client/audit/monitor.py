@@ -6,9 +6,10 @@ count: experts look at others for reasons of their own, so their verdicts are no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .chain import AuditError, Entry, Kind, entries
 
@@ -88,28 +89,38 @@ def monitor(path: Path, every: float = 1000.0, alpha: float | None = None) -> li
     return [_watch(group, log, every, alpha) for group in _by_policy(log)]
 
 
-def _by_policy(log: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Accepted decisions that are still there, one list per policy; the same image under one policy counts once."""
-    groups: dict[str, dict[str, Entry]] = {}
+def _by_policy(log: Iterable[Entry]) -> Iterator[list[list[Entry]]]:
+    """Accepted decisions that are still there, one list per policy of lists per image: each image counts once."""
+    groups: dict[str, dict[str, list[Entry]]] = {}
     for entry in log:
         body = entry.body or {}
-        if entry.kind is Kind.DECISION and body.get("route") == "accept" and body.get("policy_digest"):
-            groups.setdefault(str(body["policy_digest"]), {}).setdefault(str(body["input_digest"]), entry)
+        if entry.kind is Kind.DECISION and _accepted(body) and body.get("policy_digest"):
+            images = groups.setdefault(str(body["policy_digest"]), {})
+            images.setdefault(str(body["input_digest"]), []).append(entry)
     yield from (list(group.values()) for group in groups.values())
 
 
-def _watch(accepted: Sequence[Entry], log: Iterable[Entry], every: float, alpha: float | None) -> Watch:
-    first = accepted[0].body or {}
+def _accepted(body: Mapping[str, Any]) -> bool:
+    """By the final route where it is told: a client may hold back what the server, which sees pixels only, accepts."""
+    return bool((body.get("routed") or body).get("route") == "accept")
+
+
+def _watch(accepted: Sequence[Sequence[Entry]], log: Iterable[Entry], every: float, alpha: float | None) -> Watch:
+    first = accepted[0][0].body or {}
     stated = alpha if alpha is not None else first.get("alpha")
     if stated is None:
         raise AuditError(f"policy {str(first['policy_digest'])[:12]} states no alpha; give one with --alpha")
-    marked = {entry.sequence for entry in accepted if (entry.body or {}).get("audit")}
+    marked = [number for number, copies in enumerate(accepted) if any((e.body or {}).get("audit") for e in copies)]
+    image_of = {entry.sequence: number for number in marked for entry in accepted[number]}
     detector, seen, wrong, alarm, highest = Detector(float(stated)), set[int](), 0, None, 0.0
     for entry in log:
         body = entry.body or {}
-        if entry.kind is not Kind.VERDICT or body.get("decision") not in marked - seen:
+        if entry.kind is not Kind.VERDICT or body.get("decision", entry.sequence) >= entry.sequence:
             continue
-        seen.add(int(body["decision"]))  # a second opinion is not a second case
+        image = image_of.get(body["decision"])
+        if image is None or image in seen:  # a second opinion is not a second case
+            continue
+        seen.add(image)
         is_wrong = ARGUED[str(body["verdict"])]
         detector, wrong = detector.after(is_wrong), wrong + is_wrong
         highest = max(highest, detector.evidence)

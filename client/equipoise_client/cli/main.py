@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. Exit codes: 0 done, 1 it failed, 2 it was called wrongly."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text, nor terminals speak UTF-8
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = next((word for word in words if not word.startswith("-")), "")
     verb = VERBS.get(called)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -293,7 +294,7 @@ def _failed(case: Case, message: str) -> Case:
 
 def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
     """`out/brain` for brain.nii.gz; `out/brain-2` for a second file of that name in the same run."""
-    stem = file.name.removesuffix(".gz")
+    stem = Path(os.path.abspath(file)).name.removesuffix(".gz") or "study"  # noqa: PTH100 (`.` and `..`, not links)
     stem = stem.rsplit(".", 1)[0] if "." in stem.strip(".") else stem
     place, count = out / stem, 1
     while place in taken:

@@ -72,6 +72,9 @@ def _outcome(path: Path, reason: str) -> dict[str, Any]:
     return {"file": str(path), "sop_instance_uid": None, "stored": False, "reason": reason}
 
 
+_NAMED = ("SOPClassUID", "SOPInstanceUID")
+
+
 def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
     """Every file read; one that is no DICOM is noted in `found` and left out."""
     from pydicom import dcmread
@@ -85,6 +88,9 @@ def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
                 dataset = dcmread(path)
         except (UnreadableImage, OSError):
             found[-1]["reason"] = "it is no DICOM file that can be read"
+            continue
+        if "TransferSyntaxUID" not in dataset.file_meta or not all(dataset.get(name) for name in _NAMED):
+            found[-1]["reason"] = "it is no instance: a DICOMDIR, or without its identifiers"
             continue
         yield dataset
 

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 import pydicom
+from equipoise_core.decision import Route
 
 from ..client import UncertaintyClient
 from ..dicom.study import Analysis, Chosen, Rules, StudyRejected, analyse, select
@@ -159,7 +160,7 @@ def _result(analysis: Analysis) -> Result:
         why=analysis.reason,
         score=score if math.isfinite(score) else None,
         volume=volume,
-        marked=bool(prediction.record.get("audit")),
+        marked=bool(prediction.record.get("audit")) and analysis.route is Route.ACCEPT,
         record={**prediction.record, "routed": {"route": analysis.route.value, "reason": analysis.reason}},
         objects=uids,
     )

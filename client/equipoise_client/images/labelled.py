@@ -191,7 +191,10 @@ def _indices(values: NDArray[Any], contract: Contract) -> NDArray[np.uint8]:
     """Class indices; of a single label anything above 0 counts, since pictures store it as 255."""
     if contract.activation is Activation.SIGMOID and len(contract.classes) == 1:
         return (values > 0).astype(np.uint8)
-    return values.astype(np.uint8)
+    whole = np.rint(values)  # a scale factor in the file leaves 0.996 of a 1
+    if whole.size and (np.abs(values - whole).max() > 0.05 or whole.min() < 0 or whole.max() > 255):
+        raise InvalidInput("a label holds what is no index of a class; expected whole numbers from 0")
+    return whole.astype(np.uint8)
 
 
 def _class(row: Row, contract: Contract) -> NDArray[np.uint8]:

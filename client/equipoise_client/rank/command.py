@@ -280,7 +280,7 @@ def _guessed(contract: Contract, seen: Sequence[Seen], confidence: float, folder
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names need not be text
         table = csv.writer(file)
         table.writerow(COLUMNS)
         table.writerows(row.cells() for row in rows)

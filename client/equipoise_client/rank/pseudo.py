@@ -167,7 +167,7 @@ def write_manifest(
         "pseudo_labels": [asdict(each) for each in labels],
     }
     if contract.task is Task.CLASSIFICATION:
-        with (folder / "pseudo-labels.csv").open("w", newline="", encoding="utf-8") as file:
+        with (folder / "pseudo-labels.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file)
             table.writerow(("file", "pseudo_label", "probability"))
             table.writerows((e.file, e.label, f"{e.probability:.6f}") for e in labels if e.label is not None)

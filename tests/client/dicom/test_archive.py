@@ -77,13 +77,21 @@ def test_compressed_instances_go_as_they_are(pacs, tmp_path, way) -> None:
 
 @pytest.mark.parametrize("way", ["STOW", "C-STORE"])
 def test_one_that_is_refused_keeps_back_no_other(capsys, pacs, files, tmp_path, way) -> None:
-    """A file that is none and an instance without a patient module that the PACS may refuse lie among good ones."""
+    """A file that is none and a directory of a CD lie among good ones."""
     (tmp_path / "a.dcm").write_bytes(b"nothing")
+    directory = pydicom.Dataset()
+    directory.file_meta = pydicom.dataset.FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    directory.FileSetID = "CD"
+    directory.save_as(tmp_path / "a.dicomdir", enforce_file_format=True)
     for file in files.iterdir():
         (tmp_path / f"b-{file.name}").write_bytes(file.read_bytes())
     code, out, _ = run(capsys, "send", tmp_path, "--to", address(pacs, way), "--json")
-    bad, *good = json.loads(out)
+    bad, listing, *good = json.loads(out)
     assert code == 1 and not bad["stored"] and "no DICOM" in bad["reason"]
+    assert not listing["stored"] and "no instance" in listing["reason"]
     assert len(good) == 4 and all(each["stored"] for each in good)
 
 
