@@ -28,6 +28,9 @@ PATH = "/healthz"
 STALE = 5.0
 """Seconds after which a snapshot is not believed any more."""
 
+_MOMENT = 0.5
+"""Seconds that a new snapshot is waited for where the last is old: after a stall of the machine all wake at once."""
+
 _AT_ONCE = 64  # connections; more are closed unanswered
 _PATIENCE = 2.0  # seconds for a caller to send its question
 
@@ -118,6 +121,13 @@ class HealthServer:
         self.url = f"http://{reached_at(address)}:{self._server.server_port}{PATH}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
+    def seen(self) -> Snapshot:
+        """The snapshot; an old one only where no new one comes within a moment."""
+        ends = time.monotonic() + _MOMENT
+        while (found := self.snapshot).state is State.SERVING and found.at + STALE < time.monotonic() < ends:
+            time.sleep(0.02)
+        return found
+
     def __enter__(self) -> HealthServer:
         self._thread.start()
         return self
@@ -164,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "equipoise", ""
 
     def do_GET(self) -> None:
-        snapshot = self.server.health.snapshot
+        snapshot = self.server.health.seen()
         path, _, model = self.path.removeprefix("/").partition("/")
         if f"/{path}" != PATH or (model and model not in snapshot.models and snapshot.state is State.SERVING):
             self.send_error(HTTPStatus.NOT_FOUND)

@@ -12,6 +12,7 @@ from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 
 from .errors import DeployError, NotReadyError
+from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
 from .lifecycle.loading import verified_copy
 from .ports import LOOPBACK, USUAL_PORTS, Ports
@@ -154,10 +155,10 @@ class Supervisor:
             probes = check_readiness(self._server.grpc_url, self._server.models)
             self._watch = Watch(self._server, self.plan.quiet)
         except DeployError:
-            self._server.stop()
+            self._server.stop(BRIEFLY)  # in good order it would take half a minute where a process of a model is dead
             raise
         except Exception as error:  # a repository can be damaged in unforeseen ways; what was served before must stay
-            self._server.stop()
+            self._server.stop(BRIEFLY)
             raise NotReadyError(f"it cannot be proved: {type(error).__name__}: {error}") from error
         self._ports = self._server.ports  # whoever asks knows these: a restart keeps them
         return probes

@@ -73,7 +73,7 @@ class Asked:
         answered: when it last answered as it should.
         since: when the open question was put; None: there is none.
         errors: wrong answers in a row; `wrong` is the last of them.
-        life: when it last gave a sign of life, with the account it was seen by; None while answers come in time.
+        life: when it last gave a sign of life, with the account it was seen by; None until the next question.
     """
 
     answered: float
@@ -162,6 +162,8 @@ class Watch:
             return Trouble(f"{model} failed on {_ERRORS} synthetic questions in a row: {asked.wrong}", BRIEFLY)
         if asked.since is None and now >= asked.due:
             asked.since = now
+            if asked.life is None:  # what follows the question is compared with this
+                asked.life = (now, *self._account(self._prober.contracts[model], now))
             self._prober.ask(model)
         if not asked.refused and (asked.since is None or now - asked.since < _OVERDUE):
             return None

@@ -22,7 +22,7 @@ from equipoise_client.load.mix import Wish, build_mix
 from equipoise_client.load.tally import Tally
 from equipoise_client.transport import Tries
 from equipoise_deploy.errors import GaveUp
-from equipoise_deploy.health import STALE, ModelHealth, Snapshot, State
+from equipoise_deploy.health import STALE, HealthServer, ModelHealth, Snapshot, State
 from equipoise_deploy.restarting import Budget
 from equipoise_deploy.watch import LOOK_EVERY, STOPPED, Asked
 from google.protobuf import text_format
@@ -262,9 +262,12 @@ def test_a_reload_takes_the_new_version_and_loses_nothing(versions, tmp_path):
         poll(lambda: server.health()[1].get("restarts") == 1 and server.health()[0] == 200, "it is restarted", PATIENCE)
         assert policy(server) is None, "a restart took a version into service that nobody asked for"
         outcomes: list[object] = []
+        begun = threading.Barrier(12)
 
         def ask() -> None:
             with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE, retry=Retry(attempts=1)) as client:
+                client.contract("tinyseg")
+                begun.wait(PATIENCE)
                 try:
                     outcomes.append(client.predict("tinyseg", LARGE, samples=1000, outputs=()).samples_used)
                 except EquipoiseError as refused:
@@ -349,6 +352,19 @@ def test_health_is_what_was_seen_and_not_long_ago():
     assert seen.told("a", now=101.0) == (True, "")
     assert not seen.told("a", now=100.0 + STALE + 0.1)[0]
     assert Snapshot(State.RESTARTING, "it died", models).told("a") == (False, "restarting: it died")
+
+
+def test_after_a_stall_the_watch_gets_a_moment_to_look_again():
+    """The whole machine stood still, and whoever asks wakes as soon as whoever watches; nobody watching is told."""
+    with HealthServer(0) as health:
+        old = time.monotonic() - 2 * STALE
+        health.snapshot = Snapshot(State.SERVING, at=old)
+        waking = threading.Timer(0.1, lambda: setattr(health, "snapshot", Snapshot(State.SERVING)))
+        waking.start()
+        assert health.seen().told()[0]
+        waking.join()
+        health.snapshot = Snapshot(State.SERVING, at=old)
+        assert "nobody has looked" in health.seen().told()[1]
 
 
 def test_the_first_restart_is_at_once_and_the_budget_ends():

@@ -59,6 +59,7 @@ class Running:
     directory: Path
     ports: dict[str, int] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['health']}{path}", timeout=30) as answer:
@@ -74,6 +75,8 @@ class Running:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0, self.lines[-5:]
+        if self.reader is not None:
+            self.reader.join(30)  # its last lines
 
 
 def rows(directory: Path, query: str) -> list[tuple[Any, ...]]:
@@ -107,7 +110,7 @@ def gateway(settings: Path, log: Path | None = None, script: Path | None = None)
                 ready.set()
         ready.set()
 
-    reader = threading.Thread(target=read)
+    running.reader = reader = threading.Thread(target=read)
     reader.start()
     try:
         assert ready.wait(60)

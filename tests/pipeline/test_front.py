@@ -59,15 +59,15 @@ def health_port(server: Serving) -> int:
 
 
 @pytest.fixture
-def fronted(replica, pems) -> Iterator[Front]:
-    """With limits that a test can reach."""
+def fronted(request, replica, pems) -> Iterator[Front]:
+    """With limits that a test can reach; the time for a request to arrive is the test's parameter."""
     with front(
         pems,
         [(replica.urls["grpc"], health_port(replica))],
         message_limit=LIMIT,
         client_connections=CONNECTIONS,
         client_rate=RATE,
-        request_seconds=2,
+        request_seconds=getattr(request, "param", 60),
     ) as running:
         poll(running.up, "the replica is healthy")
         yield running
@@ -299,6 +299,7 @@ def test_too_many_requests_of_one_client_are_not_another_clients_fault(fronted):
     assert asked(fronted, "gateway").samples_used
 
 
+@pytest.mark.parametrize("fronted", [2], indirect=True)
 def test_a_slow_client_is_put_out(fronted):
     """Headers and a first byte, then nothing: ended after the time that is set, while others are answered."""
     with connected(fronted) as secure:

@@ -143,7 +143,7 @@ def watched(repository, contracts, tmp_path_factory) -> Iterator[tuple[Prometheu
         )
         poll(lambda: proxy.up() == 1, "the proxy has found the replica healthy")
         poll(lambda: seen.values("sum(up)") == [3.0], "everything is scraped")
-        before = seen.values('sum(equipoise_routes_total{model="pneumonia"})')
+        before = seen.shows('sum(equipoise_routes_total{model="pneumonia"})')
         codes = _busy(client, contracts)
         assert send(running.ports["receive"], study(count=1, rows=16, columns=12)) == [0]
         poll(lambda: running.get("/metrics").count('deliveries_total{outcome="away"}'), "the archive was tried")
@@ -205,17 +205,18 @@ def test_what_was_done_is_what_is_shown(watched):
         "model": "StatusCode.NOT_FOUND",
         "method": "StatusCode.PERMISSION_DENIED",
     }
-    poll(lambda: seen.values('sum(haproxy_frontend_http_responses_total{proxy="grpc",code="4xx"})')[0] >= 6, "refusals")
-    assert seen.values('haproxy_frontend_requests_denied_total{proxy="grpc"}') == [2.0]
-    assert seen.values('equipoise_failures_total{model="tinyseg",kind="InvalidRequest"}')[0] >= 2.0
-    assert seen.values('equipoise_gateway_audit_judged{model="hippocampus"}') == [2.0]
-    assert seen.values('equipoise_gateway_audit_wrong{model="hippocampus"}') == [1.0]
-    assert seen.values('equipoise_gateway_reachable{peer="destination"}') == [0.0]
-    for model in MODELS:
-        (share,) = seen.values(f'sum(equipoise:route_share:6h{{model="{model}"}})')
-        assert share == pytest.approx(1.0)
-    distances = seen.values("equipoise:calibration_distance:1d")
-    assert distances and all(0.0 <= each <= 1.0 for each in distances)
+    for expression, holds in {
+        'sum(haproxy_frontend_http_responses_total{proxy="grpc",code="4xx"})': lambda found: found[0] >= 6,
+        'haproxy_frontend_requests_denied_total{proxy="grpc"}': lambda found: found == [2.0],
+        'equipoise_failures_total{model="tinyseg",kind="InvalidRequest"}': lambda found: found[0] >= 2.0,
+        'equipoise_gateway_audit_judged{model="hippocampus"}': lambda found: found == [2.0],
+        'equipoise_gateway_audit_wrong{model="hippocampus"}': lambda found: found == [1.0],
+        'equipoise_gateway_reachable{peer="destination"}': lambda found: found == [0.0],
+        "equipoise:calibration_distance:1d": lambda found: all(0.0 <= each <= 1.0 for each in found),
+        **{f'sum(equipoise:route_share:6h{{model="{model}"}})': lambda found: found == [pytest.approx(1.0)]
+           for model in MODELS},
+    }.items():  # fmt: skip
+        seen.shows(expression, holds)
 
 
 def test_dashboard_is_what_the_code_makes():

@@ -3,6 +3,7 @@ lets in is measured by tests/benchmarks/bench_serving.py."""
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 
@@ -22,6 +23,15 @@ from equipoise_export.repository import publish
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 QUEUE, AGGREGATORS = 12, 4
+# The capacity is the model's and not the machine's: what else runs here meanwhile does not change it.
+WAITS = """
+import time
+
+class TritonPythonModel(TritonPythonModel):
+    def execute(self, requests):
+        time.sleep(0.05)
+        return super().execute(requests)
+"""
 WISH = Wish({"tinyseg": 1.0}, (), (100,), 0.0, (), 120.0)
 
 
@@ -30,6 +40,11 @@ def small_queue(tiny_segmentation, tmp_path_factory):
     """A server whose model lets twelve requests wait per priority."""
     folder = tmp_path_factory.mktemp("overload") / "models"
     publish(tiny_segmentation, folder)
+    held = folder / "tinyseg_sampler"  # the stand-in, whichever backend the others run on
+    (held / "configs" / "embedded.pbtxt").replace(held / "config.pbtxt")
+    shutil.rmtree(held / "configs")
+    with (held / "1" / "model.py").open("a", encoding="utf-8") as code:
+        code.write(WAITS)
     settings = {"tinyseg": Settings(queue=QUEUE, aggregators=AGGREGATORS, retry_after=700)}
     with TritonServer(folder, ports=Ports(0, 0, 0), settings=settings) as server:
         yield server

@@ -9,7 +9,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,11 @@ class Prometheus:
         assert document["status"] == "success", document
         return document["data"]
 
+    def shows(self, expression: str, holds: Callable[[list[float]], bool] = bool) -> list[float]:
+        """Its values, as soon as there are some that are as they should be: a scrape may be late or missed."""
+        poll(lambda: (found := self.values(expression)) and holds(found), expression, 30.0)
+        return self.values(expression)
+
     def values(self, expression: str) -> list[float]:
         """Of an instant query, now."""
         data = self.get("query", query=expression)
@@ -53,9 +58,9 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
-    """Ours, with its rules, but looking four times a second, and at `targets` (job → host:port) only."""
+    """Ours, with its rules, but looking every second, and at `targets` (job → host:port) only."""
     document = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    document["global"] = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
+    document["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     document["rule_files"] = [str(PROMETHEUS / each) for each in document["rule_files"]]
     document["scrape_configs"] = [job for job in document["scrape_configs"] if job["job_name"] in targets]
     for job in document["scrape_configs"]:
