@@ -85,7 +85,12 @@ def tune_command(
         evidence = {**figures_before, model: _evidence(steps, clients, longest_wait)}
         document = settings_document({**before, model: chosen}, evidence)
         into.parent.mkdir(parents=True, exist_ok=True)
-        into.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        part = into.with_name(f".{into.name}.{os.getpid()}.partial")  # the file holds other models' settings as well
+        try:
+            part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            part.replace(into)
+        finally:
+            part.unlink(missing_ok=True)
     except (DeployError, InvalidInput, ContractError, OSError) as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -183,7 +183,7 @@ def export(
         else:
             assert into is not None
             _publish(source, into, replace, console, as_json)
-    except (ExportError, ValueError) as error:
+    except (ExportError, ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 

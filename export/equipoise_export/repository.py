@@ -251,7 +251,9 @@ def _exchange(into: Path, new: Path, old: Path, folders: tuple[str, ...], existi
         for source, target in moves:
             source.rename(target)
             done.append((source, target))
-    except OSError as error:
+    except BaseException as error:  # also where somebody gives up waiting: what is in `old` is deleted afterwards
         for source, target in reversed(done):
             target.rename(source)
-        raise PublishError(f"{into} could not be written: {error}; nothing was changed") from error
+        if isinstance(error, OSError):
+            raise PublishError(f"{into} could not be written: {error}; nothing was changed") from error
+        raise

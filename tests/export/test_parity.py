@@ -16,6 +16,7 @@ from equipoise_export.networks import TorchNetwork
 from equipoise_export.parity import prove
 from equipoise_export.sites import Call
 from onnx import helper, numpy_helper
+from torch import nn
 
 from tests.export.graphs import contract
 from tests.export.networks import Classifier, UNet
@@ -31,6 +32,14 @@ def test_a_proof_states_what_was_tested(compiled_unet: Compiled, compiled_classi
     assert {"batch-mates change nothing", "samples are independent", "chunks merge"} <= names
     assert [site["effect"] > 0 for site in document["sites"]] == [True, True]
     assert [site.bits for site in compiled_classifier.proof.sites] == [16, 16]
+
+
+def test_probabilities_are_not_taken_for_logits() -> None:
+    """Both sides of the proof would take them so, and agree on something that the network never said."""
+    network = nn.Sequential(Classifier(), nn.Softmax(dim=1)).eval()
+    draft = contract(classes=3, spatial=(16, 16), task=Task.CLASSIFICATION)
+    with pytest.raises(ProofRefused, match="already is probabilities"):
+        compile_sampler(network, draft, torch.randn(2, 1, 16, 16))
 
 
 def scaled_wrongly(model: onnx.ModelProto) -> None:

@@ -98,7 +98,8 @@ def test_another_model_is_not_overwritten_unless_asked(tiny_segmentation, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tinyseg", "tinyseg_sampler"]
 
 
-def test_failure_half_way_leaves_the_old_pair(tiny_segmentation, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
+def test_failure_half_way_leaves_the_old_pair(tiny_segmentation, tmp_path, monkeypatch, failure):
     """All or nothing: when the second folder cannot be moved into place, the first is moved back."""
     publish(tiny_segmentation, tmp_path)
     before = {file: digest_of_file(tmp_path / file) for file in _files(tmp_path)}
@@ -106,11 +107,12 @@ def test_failure_half_way_leaves_the_old_pair(tiny_segmentation, tmp_path, monke
 
     def failing(self: Path, target: Path) -> Path:
         if self.name == "tinyseg" and self.parent.name == "new":
-            raise OSError("disk full")
+            raise failure
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(PublishError, match="disk full; nothing was changed"):
+    expected = PublishError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected, match="disk full; nothing was changed" if expected is PublishError else None):
         publish(_changed(tiny_segmentation), tmp_path, replace=True)
     assert {file: digest_of_file(tmp_path / file) for file in _files(tmp_path)} == before
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 import numpy as np
 from equipoise_core.canonical import digest_of
@@ -18,7 +19,7 @@ from equipoise_core.statistics import SIMPLE
 from equipoise_core.stopping import Look, Stopping
 from numpy.typing import NDArray
 
-from .cases import SENSITIVE_GRID, Measured, Step
+from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
 from .metrics import area_under_risk_coverage
@@ -166,7 +167,8 @@ def choose_policy(
     """Chooses every rule.
 
     The pilot cases say where to look (what is typical, how far scores drift, which thresholds to try) and are in no
-    guarantee; the calibration cases then test what was fixed. No patient may be in both.
+    guarantee; the calibration cases then test what was fixed. No patient may be in both, and of each patient one
+    calibration case counts: the others are no further evidence of what happens to the next patient.
 
     Args:
         typical_inputs: input statistics of further typical images, which need no label; None: the pilot cases'.
@@ -174,6 +176,7 @@ def choose_policy(
     Raises:
         TooFewCases: a guarantee needs more calibration cases than there are.
     """
+    cases = one_each(cases)
     check_enough(contract, len(cases), goals)
     score = goals.score or choose_score(pilot)
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
@@ -336,7 +339,7 @@ def choose_volume(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], level: float
 ) -> VolumeRule | None:
     """Split-conformal widening per class and in total; None without a physical scale."""
-    if contract.spacing is None or contract.task is not Task.SEGMENTATION:
+    if contract.spacing is None or contract.task is not Task.SEGMENTATION or not all(step.volumes for step in served):
         return None
     widening = {}
     for name in served[0].volumes:
@@ -404,6 +407,17 @@ def as_served(cases: Sequence[Measured], served: Sequence[Served]) -> list[Measu
 def stacked(cases: Sequence[Measured]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """All cases' probabilities and hits, `[n, K]` each."""
     return np.concatenate([case.probabilities for case in cases]), np.concatenate([case.hits for case in cases])
+
+
+_Case = TypeVar("_Case", Labelled, Measured)
+
+
+def one_each(cases: Sequence[_Case]) -> list[_Case]:
+    """One case of each patient, chosen by its name's digest: cases of one patient are not independent of each other."""
+    kept: dict[str, _Case] = {}
+    for case in sorted(cases, key=lambda each: digest_of(["case", each.name])):
+        kept.setdefault(case.patient, case)
+    return [case for case in cases if kept[case.patient] is case]
 
 
 def deal_pilot(patients: Sequence[str], share: float) -> Mapping[str, bool]:

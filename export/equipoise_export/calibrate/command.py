@@ -23,12 +23,12 @@ from rich.table import Table
 
 from ..runtime import published_samplers
 from .cases import LOOKS, Labelled, Measured, check_classes, measure
-from .choose import Chosen, Goals, Method, check_enough, choose_policy, deal_pilot
+from .choose import Chosen, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases, numbers
 from .report import guarantees, render_report
-from .sweep import Rate, sweep
+from .sweep import Rate, sweep, with_rate
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -93,6 +93,8 @@ def calibrate(
         )  # fmt: skip
         stated = numbers(spacing) if spacing else None
         cases = labelled_cases(data, contract, stated)
+        for rate in numbers(sweep_p) if sweep_p else ():  # before hours are spent
+            with_rate(onnx.load(sampler_files[0]), contract, rate)
         is_pilot = deal_pilot([case.patient for case in cases], pilot)
         _check(contract, cases, is_pilot, pilot, goals)
         measured = _measured(model, repository, cases, acceptable_dice, as_json)
@@ -149,15 +151,22 @@ def calibrate(
 def _check(
     contract: Contract, cases: Sequence[Labelled], is_pilot: Mapping[str, bool], pilot: float, goals: Goals
 ) -> None:
-    """Before hours are spent: are there enough cases, and of every class? Raises CalibrationError."""
-    calibration = [case for case in cases if not is_pilot[case.patient]]
+    """Before hours are spent: are there enough cases, of every class, with a scale? Raises CalibrationError."""
+    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+        bare = [case.name for case in cases if case.spacing is None]
+        if bare:
+            raise CalibrationError(
+                f"{bare[0]}: no voxel spacing is stated ({len(bare)} of {len(cases)} cases): without one nothing is "
+                "accepted and no volume is known; give --spacing"
+            )
+    calibration = one_each([case for case in cases if not is_pilot[case.patient]])
     try:
         check_enough(contract, len(calibration), goals)
     except TooFewCases as error:
         total = math.ceil(error.needed / (1.0 - pilot))
         raise CalibrationError(
-            f"{error}. (A share of {pilot:g} of the patients only says where to look, so about {total} cases in all; "
-            f"there are {len(cases)}.)"
+            f"{error}. (A share of {pilot:g} of the patients only says where to look, and each patient counts once, so "
+            f"about {total} patients in all; there are {len(is_pilot)}.)"
         ) from error
     check_classes(contract, calibration)
 

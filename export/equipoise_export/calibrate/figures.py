@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from .choose import (
     choose_sensitive,
     choose_volume,
     deal_folds,
+    one_each,
     serve,
     stacked,
 )  # fmt: skip
@@ -74,20 +76,19 @@ def judge_across(contract: Contract, chosen: Chosen, cases: Sequence[Measured], 
     judged: list[Judged] = []
     for fold in range(FOLDS):
         inside = [case for case in cases if fold_of[case.patient] == fold]
-        outside = [case for case in cases if fold_of[case.patient] != fold]
+        outside = one_each([case for case in cases if fold_of[case.patient] != fold])
         if not inside or not outside:
             continue
         answered = [chosen.served(case) for case in outside]
         served = [each.step for each in answered]
-        try:
+        recalibration = choose_recalibration(contract, as_served(outside, answered), goals.method)
+        policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None)
+        with contextlib.suppress(TooFewCases):
             policy = replace(
-                chosen.policy,
-                recalibration=choose_recalibration(contract, as_served(outside, answered), goals.method),
+                policy,
                 volume=choose_volume(contract, outside, served, goals.level),
                 sensitive=choose_sensitive(contract, served, goals.missed),
             )
-        except TooFewCases:
-            policy = replace(chosen.policy, volume=None, sensitive=None)
         judged += judge(contract, replace(chosen, policy=policy), inside)
     return judged
 

@@ -39,7 +39,14 @@ class Rate:
 
 
 def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[onnx.ModelProto, Contract]:
-    """Sampler and contract with every site dropping with probability p. Raises CalibrationError without a table."""
+    """Sampler and contract with every site dropping with probability p.
+
+    Raises CalibrationError where p is no probability below 1, without a table, and where a site is scaled elsewhere in
+    the graph (stochastic depth, alpha dropout): a table alone does not change its rate.
+    """
+    if not 0.0 <= p < 1.0:
+        raise CalibrationError(f"--sweep-p {p:g}: a probability of dropping is at least 0 and below 1")
+    own = [1.0 / (1.0 - site.p) for site in contract.sites]
     changed = onnx.ModelProto()
     changed.CopyFrom(sampler)
     found = 0
@@ -48,6 +55,11 @@ def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[o
             continue
         table = numpy_helper.to_array(entry)
         if table.max() > 0 and np.array_equal(table > 0, _BITS > 0):
+            if not np.isclose(float(table.max()), own, rtol=1e-3).any():
+                raise CalibrationError(
+                    f"{contract.name}: a site does not scale what it keeps where it is masked (stochastic depth, alpha "
+                    "dropout); its rate cannot be swept: leave --sweep-p out"
+                )
             entry.CopyFrom(numpy_helper.from_array((_BITS / np.float32(1.0 - p)).astype(table.dtype), entry.name))
             found += 1
     if not found:
@@ -71,7 +83,7 @@ def sweep(
     for p in (None, *rates):
         changed = [(proto, model.contract) if p is None else with_rate(proto, model.contract, p) for proto in samplers]
         run = [OnnxSampler(proto.SerializeToString()) for proto, _ in changed]
-        asked = replace(model, contract=changed[0][1])
+        asked = replace(model, contract=replace(changed[0][1], screen=None))  # of the samples alone
         what = "its own p" if p is None else f"p = {p:g}"
         measured = [
             measure(asked, case, run, acceptable_dice, looks=())

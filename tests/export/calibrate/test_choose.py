@@ -17,6 +17,7 @@ from equipoise_export.calibrate.choose import (
     choose_score,
     deal_folds,
     deal_pilot,
+    one_each,
     typical_range,
 )
 from equipoise_export.calibrate.errors import TooFewCases
@@ -34,7 +35,7 @@ def contract():
     )  # fmt: skip
 
 
-def draw(n, seed, prefix="case"):
+def draw(n, seed, prefix="case", each=1):
     """Cases whose score predicts errors, and moves a little until full T."""
     random = np.random.default_rng(seed)
     cases = []
@@ -51,7 +52,7 @@ def draw(n, seed, prefix="case"):
         cases.append(
             Measured(
                 f"{prefix}{index}",
-                f"{prefix}{index // 2}",
+                f"{prefix}{index // each}",
                 "xy"[index % 2],
                 f"{index:064x}",
                 statistics,
@@ -109,6 +110,22 @@ def test_too_few_cases_are_refused_with_how_many_it_takes(contract, cases, neede
     with pytest.raises(TooFewCases, match=f"at least {needed}") as error:
         choose_policy(contract, 20, draw(30, 1, "pilot"), draw(cases, 2), GOALS)
     assert (error.value.given, error.value.needed) == (cases, needed)
+
+
+def test_a_patient_counts_once_however_many_images_there_are(contract):
+    """Eight images of each of three patients are no 24 cases: all right or all wrong together, they prove little."""
+    crowd = draw(24, 2, each=8)
+    with pytest.raises(TooFewCases) as error:
+        choose_policy(contract, 20, draw(30, 1, "pilot"), crowd, GOALS)
+    assert (error.value.given, error.value.needed) == (3, 22)
+    twice = draw(100, 2, each=2)
+    alone = one_each(twice)
+    assert [case.patient for case in alone] == sorted({case.patient for case in twice}, key=lambda p: int(p[4:]))
+    assert one_each(twice[::-1]) == alone[::-1] and one_each(alone) == alone
+    assert (
+        choose_policy(contract, 20, draw(30, 1, "pilot"), twice, GOALS).policy
+        == choose_policy(contract, 20, draw(30, 1, "pilot"), alone, GOALS).policy
+    )
 
 
 def test_a_model_that_is_always_wrong_gets_no_threshold(contract):

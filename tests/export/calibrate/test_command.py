@@ -8,9 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from equipoise_core.aggregate import Case, assess
+from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_export.calibrate.cases import Labelled
-from equipoise_export.calibrate.command import app
+from equipoise_export.calibrate.choose import Goals
+from equipoise_export.calibrate.command import _check, app
+from equipoise_export.calibrate.errors import CalibrationError
 from equipoise_export.calibrate.sweep import sweep, with_rate
 from equipoise_export.runtime import OnnxSampler
 from typer.testing import CliRunner
@@ -75,6 +78,15 @@ def test_a_policy_and_a_report_are_written(repository, archive):
     assert document["accept"] in page.replace("&#39;", "'")
 
 
+def test_volumes_without_a_scale_are_refused_before_anything_is_measured():
+    """They would state a guarantee of volumes that nothing backs."""
+    contract = load_contract(REPOSITORY / "hippocampus" / "1" / "contract.json")
+    image, truth = np.zeros((1, 8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
+    cases = [Labelled(f"{n}", f"{n}", image, truth, (1.0,) * 3 if n else None) for n in range(40)]
+    with pytest.raises(CalibrationError, match=r"^0: no voxel spacing is stated \(1 of 40 cases\).*--spacing"):
+        _check(contract, cases, dict.fromkeys(map(str, range(40)), False), 0.3, Goals("wrong"))
+
+
 def test_too_few_cases_write_nothing(repository, archive):
     """The message says how many it takes; the policy that was there stays."""
     before = (repository / "pneumonia" / "1" / "policy.json").read_bytes()
@@ -85,7 +97,7 @@ def test_too_few_cases_write_nothing(repository, archive):
     assert result.exit_code == 1
     said = " ".join(result.output.split())
     assert "at least 22 labelled cases; 14 were given" in said
-    assert "about 32 cases in all; there are 20" in said
+    assert "about 32 patients in all; there are 20" in said
     assert (repository / "pneumonia" / "1" / "policy.json").read_bytes() == before
 
 
