@@ -9,6 +9,7 @@ from typing import Any
 import pydicom
 import pytest
 from equipoise_client.cli.main import main
+from equipoise_client.cli.predict import free_place
 
 from ...phantom import NAME, PATIENT, phantom
 
@@ -75,3 +76,14 @@ def test_a_table_for_people(capsys, monkeypatch, triton, folder, tmp_path) -> No
     monkeypatch.chdir(folder.parent)  # a long path is wrapped
     code, out, _ = run(capsys, "predict", "head", folder.name, "--url", triton.url, "--out", tmp_path / "out")
     assert code == 0 and all(word in out for word in ("study", "accept", "4 mL (3.7 to 4.3)")), out
+
+
+def test_results_of_this_very_folder_go_into_the_one_that_is_named(monkeypatch, tmp_path) -> None:
+    """`.` and `..` have no name of their own; beside the folder that was named is somewhere else."""
+    study = tmp_path / "study"
+    study.mkdir()
+    monkeypatch.chdir(study)
+    out, taken = tmp_path / "results", set()
+    assert free_place(out, Path(), taken) == out / "study"
+    assert free_place(out, study, taken) == out / "study-2"
+    assert free_place(out, Path("/"), taken).parent == out
