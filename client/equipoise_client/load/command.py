@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -31,6 +32,9 @@ from .tally import Tally, report_of
 FORMAT = "equipoise-load/1"
 MISSED = 3
 """Exit code where a promise was broken."""
+
+SETTLING = 1.0
+"""Seconds after the last answer within which a server has counted it."""
 
 EPILOG = """[bold]Examples[/]
 
@@ -183,7 +187,7 @@ def measure(
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
     before = _account(metrics, wanted)
     tally = _watched(plan, payloads, console)
-    after = None if before is None else _account(metrics, wanted=False)  # a server may have died of the load
+    after = None if before is None else _settled(metrics, before, payloads, tally.answered)
     open_loop = plan.arrivals is not Arrivals.CLOSED
     report = report_of(tally, [p.label for p in payloads], [p.weight for p in payloads], open_loop)
     return {
@@ -206,6 +210,23 @@ def measure(
             {"promise": str(each), "measured": each.measured(report), "kept": each.met(report)} for each in objectives
         ],
     }
+
+
+def _settled(metrics: str, before: Account, payloads: Sequence[Payload], answered: int) -> Account | None:
+    """The counters once the last answers are among them: Triton counts a request after it has answered it.
+
+    None where the server died of the load. Behind a proxy one replica never counts them all: no more than
+    `SETTLING` seconds are waited for.
+    """
+    models = {payload.model for payload in payloads}
+    until = time.monotonic() + SETTLING
+    while True:
+        after = _account(metrics, wanted=False)
+        told = {} if after is None else between(before, after)
+        counted = sum(told[model]["requests"] for model in models & told.keys())
+        if after is None or counted >= answered or time.monotonic() > until:
+            return after
+        time.sleep(0.05)
 
 
 def _account(metrics: str, wanted: bool) -> Account | None:

@@ -16,7 +16,8 @@ class TooFewCases(CalibrationError):
 
     def __init__(self, what: str, given: int, needed: int) -> None:
         super().__init__(
-            f"{what} takes at least {needed} labelled cases; {given} were given: label {needed - given} more"
+            f"{what} takes at least {needed} labelled cases, each of another patient; "
+            f"{given} were given: label {needed - given} more"
         )
         self.what = what
         self.given = given

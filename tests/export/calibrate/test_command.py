@@ -96,7 +96,7 @@ def test_too_few_cases_write_nothing(repository, archive):
     result = run("pneumonia", "--data", few, "--repository", repository)
     assert result.exit_code == 1
     said = " ".join(result.output.split())
-    assert "at least 22 labelled cases; 14 were given" in said
+    assert "at least 22 labelled cases, each of another patient; 14 were given" in said
     assert "about 32 patients in all; there are 20" in said
     assert (repository / "pneumonia" / "1" / "policy.json").read_bytes() == before
 

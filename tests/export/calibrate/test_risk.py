@@ -37,11 +37,11 @@ def test_hoeffding_bentkus_against_the_formula():
 
 def test_refuses_fewer_cases_than_any_certificate_needs():
     """The error says how many were given and how many it takes."""
-    with pytest.raises(TooFewCases, match=r"at least 22 labelled cases; 21 were given: label 1 more"):
+    with pytest.raises(TooFewCases, match=r"at least 22 labelled .*another patient; 21 were given: label 1 more"):
         learn_then_test(np.ones((21, 3), bool), np.zeros(21), 0.1, 0.1)
     with pytest.raises(TooFewCases, match="at least 9"):
         conformal_risk_control(np.zeros((8, 2)), 0.1)
-    with pytest.raises(TooFewCases, match="at least 9 labelled cases; 8"):
+    with pytest.raises(TooFewCases, match="at least 9 labelled cases, each of another patient; 8"):
         upper_limit(np.arange(8.0), 0.9)
 
 

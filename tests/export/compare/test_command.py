@@ -144,7 +144,8 @@ def test_every_figure_of_every_model_is_there(told):
         for name, of in model["figures"].items():
             assert set(of) == {"value", "low", "high", "left_out"}
             if name not in ("ece", "ece_recalibrated", "error_among_accepted"):  # ECE leans upwards when resampled
-                assert of["low"] <= of["value"] <= of["high"], name
+                rounding = 1e-12 * abs(of["value"])  # sums of resampled cases are taken in another order
+                assert of["low"] - rounding <= of["value"] <= of["high"] + rounding, name
         assert model["milliseconds"]["least"] <= model["milliseconds"]["median"] <= model["milliseconds"]["greatest"]
         assert model["accepted"]["cases"] == 40
         assert model["certified"] == model["accept"].startswith("accepted ")
@@ -245,7 +246,7 @@ def test_what_cannot_be_certified_is_no_failure(repository, data):
     assert result.exit_code == 0, result.output
     for model in json.loads(result.stdout)["models"]:
         assert model["certified"] is False
-        assert "takes at least 230 labelled cases; 56 were given" in model["accept"]
+        assert "takes at least 230 labelled cases, each of another patient; 28 were given" in model["accept"]
         assert model["accepted"]["accepted"] == 0
         assert model["figures"]["accepted"]["value"] == 0.0
         assert model["figures"]["error_among_accepted"]["value"] is None
