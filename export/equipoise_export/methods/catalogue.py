@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -110,9 +109,10 @@ def leaning(workshop: Workshop, name: str, shared: Callable[[], nn.Module], case
 
 def vote_tables(workshop: Workshop) -> list[NDArray[np.float64]]:
     """Per structure the share of voxels that are of it, by the number of votes of members that did not see the case."""
-    path = workshop.folder / "calibrated_votes.json"
-    if path.is_file():
-        return [np.array(table) for table in json.loads(path.read_text(encoding="utf-8"))["tables"]]
+    name = "calibrated_votes"
+    training = workshop.identity(name)
+    if (workshop.folder / f"{name}.json").is_file():
+        return [np.array(table) for table in workshop.known(name, training)["tables"]]
     fold_of = deal_folds(workshop.cases.ids, FOLDS)
     votes: list[NDArray[np.int64]] = []
     truths: list[NDArray[np.uint8]] = []
@@ -132,9 +132,7 @@ def vote_tables(workshop: Workshop) -> list[NDArray[np.float64]]:
         calibrated.vote_table([v[index] for v in votes], [t == index + 1 for t in truths], len(calibrated.WEIGHTS))
         for index in range(len(votes[0]))
     ]
-    path.write_text(
-        json.dumps({"seconds": 0.0, "tables": [table.tolist() for table in tables]}) + "\n", encoding="utf-8"
-    )
+    workshop.note(name, {"training": training, "seconds": 0.0, "tables": [table.tolist() for table in tables]})
     return tables
 
 

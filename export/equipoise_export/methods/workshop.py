@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Activation, Contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
@@ -25,7 +26,7 @@ from ..reference.networks import UNet
 from ..reference.specs import Reference
 from ..reference.train import RECIPES
 from ..runtime import OnnxSampler
-from ..training import Loss, fit
+from ..training import Loss, TrainingError, fit
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Workshop:
     ) -> nn.Module:
         """A trained network, in evaluation mode: found in the folder, or trained now and left there.
 
+        Raises TrainingError where the folder holds a result of that name by another training.
+
         Args:
             name: of the training and its files.
             make, loss: as for `training.fit`.
@@ -102,26 +105,49 @@ class Workshop:
             member: trainings that differ in nothing else differ in this.
         """
         weights, checkpoint = self.folder / f"{name}.safetensors", self.folder / f"{name}.checkpoint"
-        if weights.is_file():
-            network = (make or self.reference.network)()
-            network.load_state_dict(load_file(weights))
-            return network.eval()
         recipe = RECIPES[self.reference.name]
         recipe = replace(
             recipe,
             epochs=min(epochs, self.epochs or epochs),
             learning_rate=learning_rate or recipe.learning_rate,
         )
+        cases = cases or self.cases
+        training = self.identity(name, repr(recipe), cases.ids, member)
+        if weights.is_file():
+            self.known(name, training)
+            network = (make or self.reference.network)()
+            network.load_state_dict(load_file(weights))
+            return network.eval()
         title = f"{self.reference.name}: {name}"
-        network = fit(self.reference, recipe, cases or self.cases, self.seed + member, make, loss, title, checkpoint)
-        self.note(name, {"epochs": recipe.epochs, "seconds": torch.load(checkpoint, weights_only=True)["seconds"]})
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+        network = fit(self.reference, recipe, cases, self.seed + member, make, loss, title, checkpoint)
+        seconds = torch.load(checkpoint, weights_only=True)["seconds"]
+        self.note(name, {"training": training, "epochs": recipe.epochs, "seconds": seconds})
+        unfinished = weights.with_suffix(".partial")
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, unfinished)
+        unfinished.replace(weights)
         checkpoint.unlink()
         return network
 
+    def identity(self, *what: Any) -> str:
+        """Digest of a training and of all that its result depends on in this workshop: the base network's too."""
+        return digest_of([self.reference.name, self.seed, self.from_scratch, self.epochs, self.cases.ids, *what])
+
+    def known(self, name: str, training: str) -> dict[str, Any]:
+        """What was noted of a result that is in the folder; raises TrainingError where it is another training's."""
+        path = self.folder / f"{name}.json"
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if document.get("training") != training:
+            raise TrainingError(
+                f"{self.folder}: {name} was trained with another seed, recipe, number of epochs, base network or other "
+                f"cases; name another folder (--work), or remove {name}.* from this one to train it anew"
+            )
+        return document
+
     def note(self, name: str, document: dict[str, Any]) -> None:
         """Keeps what is to be told of a training beside its weights."""
-        (self.folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        unfinished = self.folder / f"{name}.json.partial"
+        unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(self.folder / f"{name}.json")
 
     def seconds(self, names: Sequence[str]) -> float:
         """Processor time of trainings, by the start of their names."""

@@ -44,6 +44,9 @@ def test_methods_are_trained_once_and_published(tmp_path, monkeypatch) -> None:
     assert weights.stem == "student" and not list(models.rglob("*.checkpoint"))
     again = run("student", *words)
     assert again.exit_code == 0 and weights.stat().st_mtime_ns == written
+    other = run("student", *words, "--seed", "1")
+    assert other.exit_code == 1 and "another seed" in " ".join(other.output.split())
+    assert weights.stat().st_mtime_ns == written
     cascade = load_model(models / "nuclei_cascade" / "1").contract
     student = load_model(models / "nuclei_student" / "1").contract
     assert cascade.stochastic and cascade.screening.states_moments
