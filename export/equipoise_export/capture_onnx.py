@@ -378,11 +378,17 @@ class OnnxNetwork:
             feeds[f"mask {site.name}"] = (keep.reshape(shape) * marker.scale).astype(np.float32)
         return self.session.run([self.answer], feeds)[0][0]  # type: ignore[no-any-return]
 
+    def undropped(self, image: Array) -> Array:
+        """Logits `[N, K, *S]` of images `[N, C, *S]` with nothing dropped and nothing scaled."""
+        return self.session.run([self.answer], self._unmasked(image))[0]  # type: ignore[no-any-return]
+
+    def _unmasked(self, image: Array) -> dict[str, Array]:
+        return {IMAGE: image, **{f"mask {site}": np.ones(1, np.float32) for site in self.shape_names}}
+
     def _shapes(self, image: Array) -> dict[str, list[int]]:
         """Shape of every masked tensor for images of this size, from a run with nothing masked."""
         if image.shape not in self.shapes:
-            feeds = {IMAGE: image, **{f"mask {site}": np.ones(1, np.float32) for site in self.shape_names}}
-            found = self.session.run(list(self.shape_names.values()), feeds)
+            found = self.session.run(list(self.shape_names.values()), self._unmasked(image))
             self.shapes[image.shape] = {
                 site: list(map(int, f)) for site, f in zip(self.shape_names, found, strict=True)
             }

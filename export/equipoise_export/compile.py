@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .capture import capture
 from .capture_onnx import OnnxNetwork, capture_onnx
 from .errors import CaptureRefused, ExportRefused
+from .file_parity import compare_with_file
 from .networks import Network, TorchNetwork
 from .outputs import choose_answer
 from .parity import Proof, prove
@@ -174,7 +175,9 @@ def compile_onnx(
         proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites, deterministic=deterministic,
         largest_file=largest_file,
     )  # fmt: skip
-    return _proven(compilation, network, example)
+    filed = compare_with_file(proto, network, compilation.contract, example, output)
+    compiled = _proven(compilation, network, example)
+    return replace(compiled, proof=replace(compiled.proof, checks=(filed, *compiled.proof.checks)))
 
 
 def compile_onnx_unproven(

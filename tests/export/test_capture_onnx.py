@@ -14,7 +14,7 @@ from equipoise_core.contract import Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.command import app
 from equipoise_export.compile import Compiled, compile_onnx
-from equipoise_export.errors import CaptureRefused
+from equipoise_export.errors import CaptureRefused, ExportRefused
 from equipoise_export.runtime import OnnxSampler
 from onnx import numpy_helper
 from torch import Tensor, nn
@@ -68,6 +68,25 @@ def test_dropout_in_every_form_is_a_site(form: str) -> None:
     body = f"f = Flatten <axis = 1> (x) {dropout} m = MatMul(d, w) y = Softmax <axis = 1> (m)"
     compiled = compile_onnx(file(body, opset, weights=HALF), draft(), IMAGE)
     assert sites(compiled) == [("d", "element", (24,), 0.5 if "no ratio" in form else 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("opset", "end", "reason"),
+    [
+        (18, "y = Softmax <axis = 2> (c)", "differs from the file itself by"),
+        (18, "y = Softmax <axis = -1> (c)", "differs from the file itself by"),
+        (11, "y = Softmax <axis = 1> (c)", "has shape"),  # before opset 13 over all that follows, pixels too
+    ],
+)
+def test_a_softmax_that_is_not_over_the_classes_is_refused(opset: int, end: str, reason: str) -> None:
+    """The sampler's is over the classes: its answer would be another one than the file's."""
+    kernel = np.random.default_rng(1).standard_normal((3, 1, 1, 1)).astype(np.float32)
+    body = f"d = Dropout(x) c = Conv(d, k) {end}"
+    with pytest.raises(ExportRefused, match=reason):
+        compile_onnx(file(body, opset, weights={"k": kernel}), draft(Task.SEGMENTATION), IMAGE)
+    over_classes = file("d = Dropout(x) c = Conv(d, k) y = Softmax <axis = 1> (c)", 18, weights={"k": kernel})
+    proof = compile_onnx(over_classes, draft(Task.SEGMENTATION), IMAGE).proof
+    assert "same as what was read" in proof.checks[0].name and proof.checks[0].value < 1e-6
 
 
 def test_sites_of_a_file_are_told_apart_and_chosen() -> None:

@@ -40,6 +40,17 @@ class Code:
     value: str
     meaning: str
 
+    @classmethod
+    def of(cls, name: str, entry: object) -> Code:
+        """Of a class's entry in the file; raises InvalidInput where it is none."""
+        if (
+            not isinstance(entry, dict)
+            or set(entry) != {"scheme", "value", "meaning"}
+            or not all(isinstance(text, str) for text in entry.values())
+        ):
+            raise InvalidInput(f"{name} = {entry}; expected {{ scheme = TEXT, value = TEXT, meaning = TEXT }}")
+        return cls(**entry)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -107,13 +118,17 @@ class Rules:
         unknown = set(document) - {"series", "segments"}
         if unknown:
             raise InvalidInput(f"unknown tables {sorted(unknown)}; expected [[series]] and [segments.MODEL]")
+        entries, segments = document.get("series", []), document.get("segments", {})
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InvalidInput("series is no list of tables; expected [[series]], in double brackets, for each rule")
+        if not isinstance(segments, dict) or not all(isinstance(classes, dict) for classes in segments.values()):
+            raise InvalidInput("segments holds no table for each model; expected [segments.MODEL]")
         codes = {
-            model: {name: Code(**code) for name, code in classes.items()}
-            for model, classes in document.get("segments", {}).items()
+            model: {name: Code.of(name, code) for name, code in classes.items()} for model, classes in segments.items()
         }
         known = {name: type(default) for name, default in vars(Rule("x")).items() if name != "segments"}
         rules = []
-        for number, entry in enumerate(document.get("series", []), start=1):
+        for number, entry in enumerate(entries, start=1):
             for name, value in entry.items():
                 if name not in known:
                     raise InvalidInput(f"series {number}: unknown key {name!r}; expected {', '.join(known)}")
