@@ -16,7 +16,8 @@ class Usage:
     """Of one process or of several together.
 
     Attributes:
-        pss: bytes, pages shared by n processes count 1/n; swapped-out ones included.
+        pss: bytes, pages shared by n processes count 1/n; swapped-out ones included, those of mapped files (libraries)
+            not: another test's server that ends makes this one's share of them grow.
         rss: bytes, shared pages count for each.
     """
 
@@ -35,7 +36,7 @@ def usage_of(pid: int) -> Usage:
     held = _fields(process / "smaps_rollup")
     status = _fields(process / "status")
     return Usage(
-        pss=(held["Pss"] + held.get("SwapPss", 0)) * 1024,
+        pss=(held["Pss"] - held.get("Pss_File", 0) + held.get("SwapPss", 0)) * 1024,
         rss=held["Rss"] * 1024,
         descriptors=len(os.listdir(process / "fd")),  # noqa: PTH208 (iterdir would open the folder for longer)
         threads=status["Threads"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,19 @@ def test_pixels_that_end_gdcm_are_an_error_and_the_next_are_read(tmp_path):
         with pytest.raises(UnreadableImage, match=r"broken\.dcm.*DecoderDied"):
             read_image(tmp_path / "broken.dcm")
         np.testing.assert_array_equal(read_image(tmp_path / "whole.dcm").pixels[0], whole)
+
+
+def test_packages_are_found_wherever_this_process_finds_them(tmp_path, monkeypatch):
+    """As a user's own: the interpreter by itself, isolated, has none."""
+    venv.create(tmp_path / "bare", symlinks=True)
+    bare = tmp_path / "bare/bin/python"
+    assert subprocess.run([bare, "-I", "-c", "import numpy"], capture_output=True, check=False).returncode == 1
+    monkeypatch.setattr(decoding.sys, "executable", str(bare))
+    decoder = Decoder()
+    try:
+        assert decoder.ask(content_of(LOSSLESS)).shape == (64, 64)
+    finally:
+        decoder.close()
 
 
 def test_a_decoder_that_was_killed_is_started_again():

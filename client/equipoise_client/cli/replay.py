@@ -102,7 +102,9 @@ def replay(
         if recorded.get("problems"):
             Console().print("the record notes trouble while sampling, which a replay does not repeat")
     else:
-        Console().print(f"[green]the same[/]: {recorded['route']}, {recorded['score']} {recorded['case_score']:.6g}")
+        score = recorded["case_score"]  # null where sampling gave none
+        told = "without a score" if score is None else f"{recorded['score']} {score:.6g}"
+        Console().print(f"[green]the same[/]: {recorded['route']}, {told}")
     if found:
         raise typer.Exit(1)
 

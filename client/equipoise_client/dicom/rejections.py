@@ -75,3 +75,7 @@ class UnsuitableImage(StudyRejected):
 
 class NoResults(StudyRejected):
     reason = "no result objects can be made for this series"
+
+
+class ImagesDeleted(StudyRejected):
+    reason = "earlier images of the series were deleted here since: send the whole series again"

@@ -13,6 +13,7 @@ import pydicom
 from equipoise_core.decision import Route
 
 from ..client import UncertaintyClient
+from ..dicom.rejections import ImagesDeleted
 from ..dicom.study import Analysis, Chosen, Rules, StudyRejected, analyse, select
 from ..errors import Cancelled, DeadlineExceeded, NotPermitted, ServerFailure, ServerUnavailable, UnknownModel
 from ..prediction import Estimate, number
@@ -111,6 +112,9 @@ class Analyst:
     def _analyse(self, study: Study) -> None:
         chosen = select(self._spool.incoming(study.key), self._rules)
         self._passed("analysis.selected")
+        for series in chosen:
+            if self._store.deleted(study, series.series.uid):
+                raise ImagesDeleted
         for series in chosen:
             self._one(study, series)
         if self._store.end_study(study, "analysed"):

@@ -69,10 +69,11 @@ class Intake:
             if "Image Storage" not in kind.name and kind.name != kind:
                 return Outcome.IGNORED
             study_uid, uid = str(dataset.StudyInstanceUID), str(dataset.SOPInstanceUID)
+            series = str(dataset.get("SeriesInstanceUID", ""))
             # Of a class that nobody knows it may be an image with one wrong digit: not to be acknowledged and lost.
             reason = _fault(dataset) if kind.name != kind else "its SOPClassUID is not known"
         except Exception as error:  # noqa: BLE001 (malformed files make pydicom raise nearly anything)
-            study_uid = uid = ""
+            study_uid = series = uid = ""
             reason = f"it cannot be read as DICOM ({type(error).__name__})"
         self._spool.check_room(len(content))
         with self._turn:
@@ -86,7 +87,7 @@ class Intake:
             self._spool.write(self._spool.instance(key, uid), content)
             self._passed("intake.written")
             try:
-                self._store.take(key, study_uid, uid, quiet)
+                self._store.take(key, study_uid, series, uid, quiet)
             except OutOfRoom:
                 self._spool.remove(self._spool.instance(key, uid))
                 raise

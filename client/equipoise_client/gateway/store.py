@@ -11,7 +11,8 @@ its objects on the way out. No column holds what identifies a person; DICOM UIDs
 **Late images.** Images that come after their study was analysed make it `receiving` again. If the new answer is the
 same, nothing happens. If not, and nothing of the old one was sent, the new one takes its place. If something was sent,
 the sent result stays the only one, and the case goes to the worklist as `late`: a person decides what to do about it.
-Where the earlier images were deleted already (`keep_input_hours`), only those that come now are looked at.
+Where the earlier images were deleted already (`keep_input_hours`), a series that they belong to is rejected until they
+are sent again: what is left of it would pass for the whole.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ CREATE INDEX IF NOT EXISTS studies_due ON studies (state, due);
 CREATE TABLE IF NOT EXISTS instances (
     study TEXT NOT NULL REFERENCES studies (key),
     uid TEXT NOT NULL,
+    series TEXT NOT NULL DEFAULT '',
+    deleted INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (study, uid)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS aside (
@@ -101,6 +104,9 @@ CREATE TABLE IF NOT EXISTS cursors (
     position TEXT NOT NULL
 ) STRICT;
 """
+
+_ADDED = {"instances": {"series": "TEXT NOT NULL DEFAULT ''", "deleted": "INTEGER NOT NULL DEFAULT 0"}}
+"""Columns that databases of version 0.1 and earlier lack. An image of no series may be of any."""
 
 STUDY_STATES = ("receiving", "analysed", "rejected", "dead")
 CASE_STATES = ("analysed", "delivering", "delivered", "review", "withheld", "rejected", "dead")
@@ -241,6 +247,10 @@ class Store:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.executescript(_SCHEMA)
+            for table, columns in _ADDED.items():
+                there = {row["name"] for row in self._db.execute(f"PRAGMA table_info({table})")}
+                for name in columns.keys() - there:
+                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
         path.chmod(0o600)
 
     def close(self) -> None:
@@ -296,9 +306,9 @@ class Store:
         return [_study(row) for row in self._rows("SELECT * FROM studies WHERE ?1 IS NULL OR state = ?1", state)]
 
     def known(self, study_uid: str) -> set[str]:
-        """SOP Instance UIDs of a study: images that were taken, and results that were made here."""
+        """SOP Instance UIDs of a study: images that need not be taken again, and results that were made here."""
         rows = self._rows(
-            "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ?1"
+            "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ?1 AND i.deleted = 0"
             " UNION SELECT p.uid FROM parcels p JOIN cases c ON c.key = p.owner JOIN studies s ON s.key = c.study"
             " WHERE s.uid = ?1",
             study_uid,
@@ -307,14 +317,23 @@ class Store:
 
     def instances(self) -> list[tuple[str, str]]:
         """(study key, SOP Instance UID) of all images that lie in the spool."""
-        rows = self._rows("SELECT i.study, i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.kept = 1")
+        rows = self._rows(
+            "SELECT i.study, i.uid FROM instances i JOIN studies s ON s.key = i.study"
+            " WHERE s.kept = 1 AND i.deleted = 0"
+        )
         return [(row["study"], row["uid"]) for row in rows]
 
-    def take(self, key: str, study_uid: str, uid: str, quiet: float) -> bool:
+    def deleted(self, study: Study, series: str) -> int:
+        """How many images of a series came once, were deleted, and have not come again."""
+        query = "SELECT COUNT(*) AS n FROM instances WHERE study = ? AND series IN (?, '') AND deleted = 1"
+        return int(self._rows(query, study.key, series)[0]["n"])
+
+    def take(self, key: str, study_uid: str, series: str, uid: str, quiet: float) -> bool:
         """An image has come; its study waits for `quiet` seconds from now. False: it was here already.
 
         Args:
             key: a fresh one, used where the study is new.
+            series: its Series Instance UID.
         """
         now = time()
         with self._transaction() as db:
@@ -324,9 +343,14 @@ class Store:
                 (key, study_uid, now, now + quiet),
             )
             study, kept = db.execute("SELECT key, kept FROM studies WHERE uid = ?", (study_uid,)).fetchone()
-            if not kept:  # what was deleted is not known any more, so that it can be taken again
-                db.execute("DELETE FROM instances WHERE study = ?", (study,))
-            if not db.execute("INSERT OR IGNORE INTO instances VALUES (?, ?)", (study, uid)).rowcount:
+            if not kept:  # from now on what was deleted can be taken again
+                db.execute("UPDATE instances SET deleted = 1 WHERE study = ?", (study,))
+            taken = db.execute(
+                "INSERT INTO instances (study, uid, series) VALUES (?, ?, ?)"
+                " ON CONFLICT (study, uid) DO UPDATE SET series = excluded.series, deleted = 0 WHERE deleted = 1",
+                (study, uid, series),
+            )
+            if not taken.rowcount:
                 return False
             db.execute(
                 "UPDATE studies SET state = 'receiving', reason = '', attempts = 0, revision = revision + 1,"

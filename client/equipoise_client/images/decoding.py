@@ -90,8 +90,11 @@ class Decoder:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
+            # Isolated: modules of its folder or of the current one must not pass for the library's. That leaves out a
+            # user's own packages (`pip install --user`) as well, so it is told where else to look.
+            paths = [path for path in sys.path if path]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(__file__).with_name("unpacker.py"))],
+                [sys.executable, "-I", str(Path(__file__).with_name("unpacker.py")), *paths],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # decoders print what they stumble over

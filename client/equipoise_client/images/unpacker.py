@@ -1,7 +1,7 @@
 """Run as a process of its own by `decoding`: DICOM files on standard input, their unpacked pixels on standard output.
 
 Each message is its length in eight bytes and that many bytes; what comes back begins with `\\0` (an array as NumPy
-saves it) or with `\\1` (the name of what was raised).
+saves it) or with `\\1` (the name of what was raised). Arguments: where to look for packages beside one's own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import warnings
 
 for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a service at once: its parent is not done yet
     signal.signal(number, signal.SIG_IGN)
+
+sys.path.extend(path for path in sys.argv[1:] if path not in sys.path)
 
 import numpy as np  # noqa: E402
 import pydicom  # noqa: E402

@@ -78,7 +78,7 @@ def _table(decisions: list[dict[str, Any]]) -> Table:
             decision["model"],
             decision["title"],
             f"[{ROUTE_STYLE[route]}]{route}[/]",
-            f"{decision['case_score']:.3f}",
+            "" if decision["case_score"] is None else f"{decision['case_score']:.3f}",
             measured(decision),
             "" if decision["atlas_ml"] is None else f"{decision['atlas_ml']:.2f} mL",
             decision["reason"],

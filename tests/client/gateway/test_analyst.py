@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 from equipoise_client import ModelDied, ServerUnavailable
+from equipoise_client.dicom.rejections import ImagesDeleted
+from equipoise_client.dicom.study import Rules
 from equipoise_client.gateway import analyst
 from equipoise_client.gateway.analyst import ATTEMPTS, Analyst
 from equipoise_client.gateway.settings import Triton
+
+from .studies import read, study
 
 HOUR = 3600.0
 
@@ -72,3 +76,22 @@ def test_what_kills_again_and_again_while_others_succeed_is_given_up(desk, clock
         worker._successes += 1  # of another study
         worker.meets(ModelDied())
     assert state(desk, received) == "dead"
+
+
+def test_what_is_left_of_a_series_is_not_analysed_as_if_it_were_whole(desk, monkeypatch):
+    """Its earlier images were deleted, and one more came; once all are there again, it is asked for."""
+    images = study()
+    received = desk.received(images[:-1])
+    desk.store.end_study(received, "analysed")
+    assert desk.intake.forget(desk.store.study(received.key))
+    partial = desk.received(images[-1:])
+    asked = []
+    monkeypatch.setattr(Analyst, "_one", lambda self, study, series: asked.append(series.series.uid))
+    worker = Analyst(
+        None, Rules.for_model("tiny"), None, desk.spool, desk.store, desk.log, desk.metrics, lambda _: None
+    )
+    worker.step()
+    assert asked == [] and desk.store.study(partial.key).reason == ImagesDeleted.reason
+    desk.received(images)
+    worker.step()
+    assert asked == [str(read(images[0]).SeriesInstanceUID)] and state(desk, received) == "analysed"

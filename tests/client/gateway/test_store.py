@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+from dataclasses import replace
 
 import pytest
 from equipoise_client.audit import verify
 from equipoise_client.gateway import journal
+from equipoise_client.gateway.intake import Intake
 from equipoise_client.gateway.observe import Log
 from equipoise_client.gateway.store import Kept, Store
 
@@ -219,9 +222,31 @@ def test_images_that_were_deleted_can_be_taken_again_once_more_of_their_study_co
     assert desk.intake.forget(expired)
     assert not (desk.directory / "incoming" / received.key).exists()
     assert desk.received(images[:-1]).state == "analysed", "a second push changes nothing"
-    assert desk.received(images[-1:]).state == "receiving"
-    desk.received(images)
+    partial, series = desk.received(images[-1:]), str(read(images[0]).SeriesInstanceUID)
+    assert partial.state == "receiving"
+    assert desk.store.deleted(partial, series) == len(images) - 1
+    assert desk.store.deleted(partial, "1.2.3") == 0, "another series is whole without them"
+    whole = desk.received(images)
+    assert desk.store.deleted(whole, series) == 0
     assert len(list((desk.directory / "incoming" / received.key).iterdir())) == len(images)
+
+
+def test_images_of_a_database_of_an_earlier_version_may_be_of_any_series(desk):
+    """Which they were of was not noted then."""
+    images = study()
+    received = desk.received(images[:-1])
+    desk.store.end_study(received, "analysed")
+    desk.store.close()
+    with sqlite3.connect(desk.directory / "gateway.db") as old:
+        for column in ("series", "deleted"):
+            old.execute(f"ALTER TABLE instances DROP COLUMN {column}")
+    old.close()
+    desk.store = Store(desk.directory / "gateway.db")
+    desk.intake = Intake(desk.spool, desk.store, desk.log, desk.metrics, lambda point: None)
+    assert desk.received(images[:-1]) == replace(received, state="analysed")
+    assert desk.intake.forget(desk.store.study(received.key))
+    partial = desk.received(images[-1:])
+    assert desk.store.deleted(partial, str(read(images[0]).SeriesInstanceUID)) == len(images) - 1
 
 
 def test_the_images_of_a_study_that_still_waits_are_not_deleted(desk):

@@ -265,7 +265,8 @@ class Assessment:
         policy = self.model.in_force
         if policy is None or policy.monitoring is None:
             return {}
-        found = {name: policy.monitoring.rank(name, self.numbers[name]) for name in self.numbers}
+        watched, digest = policy.monitoring, self.input.digest
+        found = {name: watched.rank(name, self.numbers[name], digest) for name in self.numbers}
         return {name: rank for name, rank in found.items() if rank is not None}
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,17 +39,26 @@ class Monitoring:
         """
         return int(digest[:16], 16) < self.audit_share * 2**64
 
-    def rank(self, name: str, value: float) -> float | None:
+    def rank(self, name: str, value: float, digest: str) -> float | None:
         """In which tenth of the calibration cases a number lies: .05, .15, … .95; −.05 below all of them, 1.05 above.
 
-        None where the name is not known here. Without drift every tenth is as frequent as any other.
+        None where the name is not known here. Without drift every tenth is as frequent as any other: a number that
+        fills several tenths (no foreground at all, an uncertainty of 0) is dealt out over them.
+
+        Args:
+            digest: hex digits of the case's own SHA-256, by which it is dealt.
         """
         values = self.quantiles.get(name)
         if values is None:
             return None
+        if value < values[0]:
+            return -0.05
         if value > values[-1]:
             return 1.05
-        return (bisect_left(values, value) - 0.5) / (QUANTILES - 1)
+        first, beyond = bisect_left(values, value), bisect_right(values, value)
+        tied = beyond - first - 1
+        tenth = first + 1 + int(digest[:8], 16) * tied // 2**32 if tied > 0 else max(1, first)
+        return (tenth - 0.5) / (QUANTILES - 1)
 
     def document(self) -> dict[str, Any]:
         return {
