@@ -257,13 +257,19 @@ class _Proving:
         return image
 
     def other_size(self) -> tuple[int, ...]:
-        """The nominal size with one multiple more, or less, along each dynamic axis."""
-        step = self.contract.preprocessing.multiple
-        sizes = zip(self.contract.spatial, self.contract.nominal, self.contract.maximum, strict=True)
-        return tuple(
-            size if isinstance(name, int) else size + step if size + step <= largest else max(size - step, step)
-            for name, size, largest in sizes
-        )
+        """The nominal size with one multiple more along the first dynamic axis, two along the next, and so on.
+
+        Less where more is not allowed. Axes of one length become different ones: a mix-up of them shows.
+        """
+        multiple, step, sizes = self.contract.preprocessing.multiple, 0, []
+        for name, size, largest in zip(
+            self.contract.spatial, self.contract.nominal, self.contract.maximum, strict=True
+        ):
+            if not isinstance(name, int):
+                step += multiple
+                size = size + step if size + step <= largest else max(size - step, multiple)
+            sizes.append(size)
+        return tuple(sizes)
 
     # --- the properties ---
 
@@ -288,6 +294,12 @@ class _Proving:
         if half is not None:
             self.rounding(half, expected, p)
         for name, value in expected.items():
+            if got[name].shape != value.shape:
+                raise ProofRefused(
+                    f"{name} has shape {got[name].shape} where {value.shape} is expected, for images {images.shape}",
+                    "the whole network",
+                    "Export for one size only (--fixed), and report the network.",
+                )
             worst = float(self.difference(name, got[name], value).max())
             limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more
             if not worst <= limit:

@@ -101,6 +101,29 @@ def test_mutants_are_refused(
         prove(network, mutant, compiled_classifier.contract, torch.randn(1, 1, 16, 16).numpy())
 
 
+def test_axes_of_one_length_that_are_mistaken_for_each_other_are_refused(unet: UNet) -> None:
+    """The example is square; another size that were square as well would not show it."""
+    draft = replace(contract(spatial=("X", "Y"), nominal=(16, 16), multiple=4), maximum=(64, 64))
+    compiled = compile_sampler(unet, draft, torch.randn(2, 1, 16, 16))
+    mutant = onnx.ModelProto()
+    mutant.CopyFrom(compiled.model)
+    graph = mutant.graph
+    for node in graph.node:
+        node.output[:] = ["mutant_sum" if name == "sum_p" else name for name in node.output]
+        node.input[:] = ["mutant_sum" if name == "sum_p" else name for name in node.input]
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["image"], ["mutant_rows"], start=2, end=3),
+            helper.make_node("Slice", ["mutant_sum", "mutant_0", "mutant_rows", "mutant_3"], ["sum_p"]),
+        ]
+    )
+    for name, value in (("mutant_0", 0), ("mutant_3", 3)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    network = TorchNetwork(unet, LIVE["unet"], (Call(0), Call(1)))
+    with pytest.raises(ProofRefused, match="sum_p has shape"):
+        prove(network, mutant, compiled.contract, torch.randn(1, 1, 16, 16).numpy())
+
+
 def test_a_mutant_of_one_site_is_refused_by_its_name(compiled_unet: Compiled, unet: UNet) -> None:
     """Where one site alone makes the difference, the refusal names it."""
     mutant = onnx.ModelProto()
