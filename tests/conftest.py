@@ -13,6 +13,11 @@ import onnx
 import pytest
 from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
 from equipoise_core.preprocessing import Normalisation, Preprocessing
+from hypothesis import HealthCheck, settings
+
+# An example that a busy machine holds up is no slow example.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 FIRST = ("test_soak.py", "test_install_page.py")
 """The longest by far: begun last, one process would wait for the other at the end."""

@@ -22,7 +22,16 @@ FLAGS = (
     "--disable-sync",
 )  # fmt: skip
 
-_READY = "count => window.services?.displaySetService?.getActiveDisplaySets().length >= count"
+_READY = """count => {
+    try {
+        const {displaySetService, viewportGridService} = window.services;
+        const {activeViewportId, viewports} = viewportGridService.getState();
+        return displaySetService.getActiveDisplaySets().length >= count
+            && viewports.get(activeViewportId).displaySetInstanceUIDs.length > 0;
+    } catch {
+        return false;  // the services come up one after the other
+    }
+}"""
 
 _SHOW = """([modality, words]) => {
     const {displaySetService, viewportGridService, hangingProtocolService} = window.services;
@@ -155,7 +164,9 @@ def viewer(site: Site, directory: Path) -> Iterator[Viewer]:
     chromium.write_text(f'#!/bin/sh\nexec {" ".join(site.network.command("chromium"))} "$@"\n')
     chromium.chmod(0o755)
     nginx = subprocess.Popen(site.network.command("nginx", "-c", str(directory / "nginx.conf")))
+    knock = f"until (exec 3<>/dev/tcp/127.0.0.1/{PORT}) 2>/dev/null; do sleep 0.1; done"
     try:
+        subprocess.run(site.network.command("bash", "-c", knock), check=True, timeout=60)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=str(chromium), args=list(FLAGS))
             try:

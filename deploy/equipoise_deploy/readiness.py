@@ -88,6 +88,7 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
                 _inputs(contract),
                 partial(_receive, answers, model),
                 outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+                request_id=PROBE_ID,
                 client_timeout=timeout,
             )
         for _ in contracts:

@@ -86,8 +86,8 @@ def test_request_says_what_the_caller_said(ask: Ask, triton: Any) -> None:
 
 def test_deadline_is_told_to_the_server(ask: Ask, triton: Any) -> None:
     """Triton's own request timeout is what is left of the caller's, in microseconds."""
-    ask("predict", "brain", IMAGE, timeout=5.0)
-    assert 0 < triton.requests[-1].parameters["timeout"].int64_param <= 5_000_000
+    ask("predict", "brain", IMAGE, timeout=60.0)
+    assert 0 < triton.requests[-1].parameters["timeout"].int64_param <= 60_000_000
 
 
 def test_batch_gives_one_prediction_per_image(ask: Ask, triton: Any) -> None:
@@ -337,8 +337,8 @@ def test_no_pause_runs_past_the_deadline(ask: Ask, triton: Any) -> None:
     triton.failures = [BUSY] * 99
     begun = time.monotonic()
     with pytest.raises(ServerUnavailable):
-        ask("predict", "brain", IMAGE, timeout=5.0, client={"retry": Retry(attempts=9, first=60.0, longest=60.0)})
-    assert time.monotonic() - begun < 4.0 and len(triton.requests) == 1
+        ask("predict", "brain", IMAGE, timeout=25.0, client={"retry": Retry(attempts=9, first=60.0, longest=60.0)})
+    assert time.monotonic() - begun < 20.0 and len(triton.requests) == 1
 
 
 def test_slow_server_meets_the_deadline(ask: Ask, triton: Any) -> None:
@@ -346,8 +346,8 @@ def test_slow_server_meets_the_deadline(ask: Ask, triton: Any) -> None:
     triton.stall = threading.Event()
     begun = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="no answer in time"):
-        ask("predict", "brain", IMAGE, timeout=0.3)
-    assert time.monotonic() - begun < 3.0
+        ask("predict", "brain", IMAGE, timeout=4.0)
+    assert triton.requests and time.monotonic() - begun < 25.0
 
 
 def test_nobody_listening(ask: Ask, triton: Any) -> None:

@@ -53,7 +53,7 @@ def test_strangers_are_not_talked_to(secured: tuple[str, Path]) -> None:
     url, folder = secured
     mine = {"certificate": folder / "me.pem", "key": folder / "me.key"}
     for tls in (Tls(folder / "stranger.pem", **mine), Tls(folder / "ca.pem"), None):
-        with UncertaintyClient(url, tls=tls, retry=ONCE, timeout=5.0) as client, pytest.raises(ServerUnavailable):
+        with UncertaintyClient(url, tls=tls, retry=ONCE, timeout=30.0) as client, pytest.raises(ServerUnavailable):
             client.predict("brain", IMAGE)
 
 

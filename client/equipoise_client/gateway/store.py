@@ -247,10 +247,11 @@ class Store:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.executescript(_SCHEMA)
+        with self._transaction() as db:  # gateway and review page may be started together
             for table, columns in _ADDED.items():
-                there = {row["name"] for row in self._db.execute(f"PRAGMA table_info({table})")}
+                there = {row["name"] for row in db.execute(f"PRAGMA table_info({table})")}
                 for name in columns.keys() - there:
-                    self._db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
+                    db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
         path.chmod(0o600)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ FORMAT = "equipoise-load/1"
 MISSED = 3
 """Exit code where a promise was broken."""
 
-SETTLING = 1.0
+SETTLING = 3.0
 """Seconds after the last answer within which a server has counted it."""
 
 EPILOG = """[bold]Examples[/]

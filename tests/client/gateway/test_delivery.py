@@ -46,8 +46,8 @@ def waiting(desk, case: str = "c" * 16, **changes):
 def test_all_objects_arrive_as_they_were_and_once(desk, pacs, way):
     objects = waiting(desk)
     sender = courier(desk, settings_of(pacs, way))
-    while sender.step() == 0.0:
-        pass
+    while desk.store.cases()[0].state == "delivering":
+        desk.store.wait(desk.store.changes, sender.step())
     assert [case.state for case in desk.store.cases()] == ["delivered"]
     stored = pacs.instances()
     for each in map(read, objects):
@@ -69,8 +69,8 @@ def test_what_is_sent_again_after_a_crash_is_stored_once(desk, pacs, way):
     with pytest.raises(Killed):
         courier(desk, settings_of(pacs, way), die).step()
     sender = courier(desk, settings_of(pacs, way))
-    while sender.step() == 0.0:
-        pass
+    while desk.store.cases()[0].state == "delivering":
+        desk.store.wait(desk.store.changes, sender.step())
     assert len(pacs.instances()) == before + len(objects)
 
 

@@ -56,6 +56,7 @@ def test_a_verdict_by_mouse(tab, started):
     enter(tab, started)
     tab.locator("article").first.get_by_role("button", name="Accept").click()
     tab.get_by_role("status").get_by_text("Accepted.").wait_for()
+    tab.wait_for_load_state("load")
     assert listed(tab) == ["c" * 16, "a" * 16]
     (verdict,) = verdicts(started)
     assert (verdict["by"], verdict["verdict"], verdict["case"]) == ("dr.who", "accept", "b" * 16)

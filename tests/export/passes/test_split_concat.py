@@ -22,10 +22,10 @@ def weight(*shape: int) -> np.ndarray:
 CASES = {
     "Conv": ("y = Conv <pads=[1, 1, 1, 1]> (j, w, b)", {"w": weight(5, 4, 3, 3), "b": weight(5)}, 1),
     "ConvTranspose": ("y = ConvTranspose <strides=[2, 2]> (j, w, b)", {"w": weight(4, 5, 2, 2), "b": weight(5)}, 1),
-    "MatMul": ("y = MatMul(j, w)", {"w": weight(12, 5)}, 3),
-    "Gemm": ("f = Flatten(h) g = Flatten(m) k = Concat <axis=1> (f, g) y = Gemm(k, w, b)", {"w": weight(96, 5), "b": weight(5)}, 1),
+    "MatMul": ("y = MatMul(j, w)", {"w": weight(12, 5) / 10}, 3),
+    "Gemm": ("f = Flatten(h) g = Flatten(m) k = Concat <axis=1> (f, g) y = Gemm(k, w, b)", {"w": weight(96, 5) / 10, "b": weight(5)}, 1),
     "Gemm transposed": (
-        "f = Flatten(h) g = Flatten(m) k = Concat <axis=1> (f, g) y = Gemm <transB=1> (k, w, b)", {"w": weight(5, 96), "b": weight(5)}, 1
+        "f = Flatten(h) g = Flatten(m) k = Concat <axis=1> (f, g) y = Gemm <transB=1> (k, w, b)", {"w": weight(5, 96) / 10, "b": weight(5)}, 1
     ),
 }  # fmt: skip
 
