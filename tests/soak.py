@@ -112,8 +112,18 @@ Watch = Callable[[float, str], None]
 """Share of the whole that is done, and what is going on in words."""
 
 
-def soak(minutes: float, every: float, temporary: Path, watch: Watch = lambda share, words: None) -> Soak:
-    """Serves and loads for so many minutes, looking every so many seconds."""
+def soak(
+    minutes: float,
+    every: float,
+    temporary: Path,
+    watch: Watch = lambda share, words: None,
+    share: float = SHARE,
+) -> Soak:
+    """Serves and loads for so many minutes, looking every so many seconds.
+
+    Args:
+        share: of the capacity that is measured at the start.
+    """
     with serving(REPOSITORY, temporary, os.environ) as server:
         url = server.urls["grpc"]
         with UncertaintyClient(url, timeout=60.0) as client:
@@ -122,7 +132,7 @@ def soak(minutes: float, every: float, temporary: Path, watch: Watch = lambda sh
         _warm(url, payloads)
         watch(0.0, "measuring the capacity")
         capacity = _capacity(url, payloads)
-        rate = SHARE * capacity
+        rate = share * capacity
         plan = Plan(url, Arrivals.POISSON, rate, 1, 0.0, 60.0 * minutes, 60.0, Retry(1), 4)
         with _Looking(server, every) as looking:
             tally = run(plan, payloads, lambda elapsed, tally, waiting: watch(*_words(plan, elapsed, tally, looking)))

@@ -11,12 +11,14 @@ from ..soak import soak, verdicts
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 MINUTES = float(os.environ.get("EQUIPOISE_SOAK_MINUTES", "3"))
+SHARE = 0.3
+"""Of the capacity: tests that run beside this one may take half of what was measured."""
 
 
 @pytest.mark.timeout(60 * MINUTES + 240)
 def test_nothing_grows(tmp_path):
-    """Under half of its capacity a server keeps its processes, memory, descriptors, threads and /dev/shm."""
-    found = soak(MINUTES, 2.0 * MINUTES, tmp_path / "run")
+    """Under load a server keeps its processes, memory, descriptors, threads and /dev/shm."""
+    found = soak(MINUTES, 2.0 * MINUTES, tmp_path / "run", share=SHARE)
     assert found.answered > 20, found.codes
     broken = [each for each in verdicts(found) if not each.timing and not each.kept]
     assert not broken, broken
