@@ -72,12 +72,12 @@ def fetch_analyzer(folder: Path) -> Path:
     return folder
 
 
-def agreement(rounds: int, seconds: float, analyzer: Path) -> bool:
-    """p50 of the same closed-loop load by both."""
+def agreement(rounds: int, seconds: float, analyzer: Path, repository: Path = ROOT / "model_repository") -> bool:
+    """p50 of the same closed-loop load by both. Raises CalledProcessError where perf_analyzer calls itself unstable."""
     ours, theirs = [], []
     with (
         tempfile.TemporaryDirectory() as scratch,
-        TritonServer(ROOT / "model_repository", ports=Ports(0, 0, 0)) as server,
+        TritonServer(repository, ports=Ports(0, 0, 0)) as server,
         UncertaintyClient(server.grpc_url) as client,
     ):
         mix = build_mix(client, Wish({"pneumonia": 1.0}, (), (20,), 0.0, ("mean", "variance"), 10.0))

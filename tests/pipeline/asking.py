@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tritonclient.grpc
@@ -17,6 +18,8 @@ from equipoise_deploy.readiness import synthetic_image
 from equipoise_export.reference.specs import REFERENCES
 from numpy.typing import NDArray
 from tritonclient.utils import np_to_triton_dtype
+
+T = TypeVar("T")
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -90,3 +93,24 @@ def poll(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
         pause.wait(0.01)
     return value
+
+
+def settled(read: Callable[[], T], seconds: float = 60.0) -> T:
+    """What is read once two looks a second apart are equal: Triton counts, and tells, some time after it answered."""
+    looks, pause = [read()], threading.Event()
+
+    def same() -> bool:
+        pause.wait(1.0)
+        looks.append(read())
+        return looks[-1] == looks[-2]
+
+    poll(same, "nothing changes any more", seconds)
+    return looks[-1]
+
+
+def metric(url: str, name: str, *labels: str) -> float:
+    """The sum over all series of that name which carry these labels, on a server's page of metrics."""
+    with urllib.request.urlopen(url, timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    series = [line for line in lines if line.startswith(name + "{") and all(label in line for label in labels)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in series)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,64 @@ from equipoise_core.policy import AcceptRule, Policy
 from equipoise_core.scores import default_score
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+# For `hold`: held before each execution until a file appears, so that a test does not depend on anybody's speed. Of
+# requests with an id the files have it in their names; `open` alone is for all.
+GATED = """
+import pathlib, time
+
+GATE = pathlib.Path({gate!r})
+
+def _hold(execute):
+    def held(self, requests):
+        names = [request.request_id() for request in requests]
+        (GATE / f"started-{{''.join(names) or time.monotonic_ns()}}").touch()
+        while not any((GATE / name).exists() for name in ("open", *(f"open-{{name}}" for name in names))):
+            time.sleep(0.005)
+        return execute(self, requests)
+    return held
+
+TritonPythonModel.execute = _hold(TritonPythonModel.execute)
+"""
+
+# For `hold`: held for seconds before each execution, so that its speed is the model's own and not the machine's.
+SLOW = """
+import time
+
+def _hold(execute):
+    def held(self, requests):
+        time.sleep({seconds})
+        return execute(self, requests)
+    return held
+
+TritonPythonModel.execute = _hold(TritonPythonModel.execute)
+"""
+
+
+def hold(model: Path, how: str) -> None:
+    """Holds a model up; a sampler becomes the stand-in first, whichever backend the others run on."""
+    if (model / "configs").exists():
+        (model / "configs" / "embedded.pbtxt").replace(model / "config.pbtxt")
+        shutil.rmtree(model / "configs")
+    with (model / "1" / "model.py").open("a", encoding="utf-8") as code:
+        code.write(how)
+
+
+def gated(model: Path, gate: Path) -> None:
+    """Holds a model up with the gate, which is open: see `closed`."""
+    gate.mkdir(exist_ok=True)
+    (gate / "open").touch()
+    hold(model, GATED.format(gate=str(gate)))
+
+
+@contextmanager
+def closed(gate: Path) -> Iterator[None]:
+    """Inside, the gate is closed until the test opens it; afterwards it is open, so that any server can end."""
+    (gate / "open").unlink()
+    try:
+        yield
+    finally:
+        (gate / "open").touch()
 
 
 def configure(public: Path, chunk: int | None = None) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.bench_load_generator import agreement, fetch_analyzer
+from tests.benchmarks.bench_load_generator import ROOT, agreement, fetch_analyzer
+
+from .repositories import SLOW, hold
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
@@ -20,7 +24,25 @@ def analyzer(tmp_path_factory):
         pytest.skip("its wheel cannot be fetched from here")
 
 
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> Path:
+    """A model whose latency is its own and not the machine's: for both programs alike, whatever else runs here."""
+    folder = tmp_path_factory.mktemp("slow")
+    for pair in (ROOT / "model_repository").glob("pneumonia*"):
+        shutil.copytree(pair, folder / pair.name)
+    # The public model and not its sampler, which would gather requests by chance: one batch for some, two for others.
+    hold(folder / "pneumonia", SLOW.format(seconds=0.05))
+    return folder
+
+
 @pytest.mark.timeout(400)
-def test_both_agree_on_the_median(analyzer):
+def test_both_agree_on_the_median(analyzer, slow):
     """Within 15 %, in turn against the same server; one of three tries will do, for others use this machine too."""
-    assert any(agreement(rounds=3, seconds=3.0, analyzer=analyzer) for _ in range(3))
+
+    def agree() -> bool:
+        try:
+            return agreement(rounds=3, seconds=3.0, analyzer=analyzer, repository=slow)
+        except subprocess.CalledProcessError:  # perf_analyzer found no two windows that were alike
+            return False
+
+    assert any(agree() for _ in range(3))

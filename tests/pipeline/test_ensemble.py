@@ -24,7 +24,7 @@ from tests.export.networks import Classifier, UNet
 
 from .asking import ask, case, text
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]  # nine exports
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # nine exports, before the first test
 
 NETWORKS = Path(__file__).parents[1] / "export" / "networks.py"
 MEMBERS = 3

@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,24 @@ from equipoise_client import AsyncUncertaintyClient, Retry, UncertaintyClient
 from equipoise_client.errors import ServerUnavailable
 from equipoise_core.aggregate import Case, assess
 from equipoise_core.loading import load_model
+from equipoise_deploy.guardian import STOPPING_FILE
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.readiness import check_readiness
 from equipoise_deploy.server import TritonServer
+from equipoise_deploy.settings import Settings
 from equipoise_export.repository import publish
 from equipoise_export.runtime import OnnxSampler
 from numpy.typing import NDArray
 
-from .asking import MODELS, SMALL, ask, case, inputs_of, picture, poll
+from .asking import MODELS, SMALL, ask, case, inputs_of, metric, picture, poll
 from .processes import Serving, serving
+from .repositories import closed, gated
 
 pytestmark = pytest.mark.pipeline
 
 PATIENCE = 90.0  # seconds until something that must happen counts as not happening
+WHY = ("server is stopping", "has no available versions")  # ours or Triton's, which unloads the models at its end
+NOBODY = ("failed to connect", "socket closed", "connection reset")  # gRPC's words where no server says anything
 IMAGE = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
 
 ASK_FOR_LONG = """
@@ -57,18 +62,35 @@ def tiny_repository(tmp_path_factory, tiny_segmentation) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("gate")
+
+
+@pytest.fixture(scope="module")
+def held_repository(tmp_path_factory, tiny_segmentation, gate) -> Path:
+    """The same model; no sample is drawn while the gate is closed."""
+    folder = tmp_path_factory.mktemp("held") / "models"
+    publish(tiny_segmentation, folder)
+    gated(folder / "tinyseg_sampler", gate)
+    return folder
+
+
 @pytest.fixture
 def started(tiny_repository, tmp_path) -> Iterator[Serving]:
     with serving(tiny_repository, tmp_path / "run", os.environ) as server:
         yield server
 
 
-def _metric(metrics_url: str, name: str, *labels: str) -> float:
-    """The sum over all series of that name which carry these labels."""
-    with urllib.request.urlopen(metrics_url, timeout=10) as page:
-        lines = page.read().decode().splitlines()
-    series = [line for line in lines if line.startswith(name + "{") and all(label in line for label in labels)]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in series)
+def _running(metrics_url: str) -> float:
+    """Requests of the tiny model that are being answered."""
+    return metric(metrics_url, "equipoise_in_flight", 'model="tinyseg"')
+
+
+def _accepted(metrics_url: str) -> float:
+    """Those, and the ones that wait; one that moves on between the two looks is missed rather than counted twice."""
+    running = _running(metrics_url)
+    return running + metric(metrics_url, "nv_inference_pending_request_count", 'model="tinyseg"')
 
 
 def _assert_nothing_remains(server: Serving) -> None:
@@ -107,29 +129,27 @@ class Burst:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_was_accepted_before_the_stop_is_answered(started, tiny_repository, number):
+def test_what_was_accepted_before_the_stop_is_answered(held_repository, gate, tmp_path, number):
     """60 requests wait or run when the signal comes: all get their own whole answers; then nothing is left, exit 0."""
-    url, model = started.urls["metrics"], 'model="tinyseg"'
-    with triton.InferenceServerClient(started.urls["grpc"]) as client:
-        before = _metric(url, "nv_inference_request_success", model)
-        burst = Burst(client, samples=100)
-        burst.send(60)
+    # A model that is held looks like one that hangs; and who waited for a proxy would have answered before the stop.
+    options = ("--quiet-seconds=120", "--drain-seconds=0")
+    with serving(held_repository, tmp_path / "run", os.environ, options) as server:
+        with triton.InferenceServerClient(server.urls["grpc"]) as client:
+            burst = Burst(client, samples=100)
+            with closed(gate):
+                burst.send(60)
+                # And the question that the supervisor asks every few seconds.
+                poll(lambda: _accepted(server.urls["metrics"]) == 61, "all requests are accepted")
+                server.process.send_signal(number)
+                poll(lambda: server.health()[0] != 200, "the signal is heeded")
+                assert not burst.outcomes
+            burst.wait()
+        _, log = server.process.communicate(timeout=PATIENCE)
+        assert server.process.returncode == 0, log
+        assert not server.remains()
 
-        def accepted() -> float:
-            waiting = _metric(url, "nv_inference_pending_request_count", model)
-            return waiting + _metric(url, "equipoise_in_flight", model) + len(burst.outcomes)
-
-        poll(lambda: accepted() >= 60, "all requests are accepted")
-        answered = _metric(url, "nv_inference_request_success", model) - before
-        assert answered < 40, "nearly nothing was left to answer: this would prove nothing"
-        started.process.send_signal(number)
-        burst.wait()
-    _, log = started.process.communicate(timeout=PATIENCE)
-    assert started.process.returncode == 0, log
-    assert not started.remains()
-
-    local = load_model(tiny_repository / "tinyseg" / "1")
-    sampler = OnnxSampler(tiny_repository / "tinyseg_sampler" / "1" / "model.onnx", threads=1)
+    local = load_model(held_repository / "tinyseg" / "1")
+    sampler = OnnxSampler(held_repository / "tinyseg_sampler" / "1" / "model.onnx", threads=1)
     for seed, outcome in burst.outcomes.items():
         assert not isinstance(outcome, Exception), (seed, outcome)
         assert int(outcome.as_numpy("samples_used")[0, 0]) == 100
@@ -174,7 +194,23 @@ def test_a_stop_comes_to_its_end_though_clients_keep_asking(started):
     assert all(isinstance(error, ServerUnavailable) for _, error in errors), errors
     # A request that was sent in the last moment before the signal may have arrived after it.
     assert all(after > -0.5 for after, _ in errors), errors
-    assert any("the server is stopping" in str(error) for _, error in errors), errors
+    reached = [error for _, error in errors if not any(words in str(error).lower() for words in NOBODY)]
+    assert all(any(words in str(error).lower() for words in WHY) for error in reached), reached
+
+
+@pytest.mark.slow
+def test_while_it_stops_a_model_says_so(tiny_repository, tmp_path, monkeypatch):
+    """What comes once all that was accepted has begun is refused in these words, whichever client it is that asks."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with (
+        TritonServer(tiny_repository, ports=Ports(0, 0, 0)) as server,
+        UncertaintyClient(server.grpc_url, timeout=PATIENCE, retry=Retry(attempts=1)) as client,
+    ):
+        assert client.predict("tinyseg", IMAGE, outputs=()).samples_used == 20
+        (folder,) = tmp_path.glob("equipoise-*")
+        (folder / STOPPING_FILE).touch()  # as the guardian does
+        with pytest.raises(ServerUnavailable, match="the server is stopping: ask again later"):
+            client.predict("tinyseg", IMAGE, outputs=())
 
 
 @pytest.mark.slow
@@ -196,20 +232,17 @@ def test_a_killed_clients_work_is_given_up(server):
         pytest.skip("EQUIPOISE_TRITON_URL names a server whose metrics are not known")
 
     def cancelled() -> float:
-        return _metric(server.metrics_url, "equipoise_failures_total", 'kind="Cancelled"', 'model="tinyseg"')
-
-    def running() -> float:
-        return _metric(server.metrics_url, "equipoise_in_flight", 'model="tinyseg"')
+        return metric(server.metrics_url, "equipoise_failures_total", 'kind="Cancelled"', 'model="tinyseg"')
 
     before = cancelled()
     client = subprocess.Popen([sys.executable, "-c", ASK_FOR_LONG, server.grpc_url])
     try:
-        poll(running, "the request runs")
+        poll(lambda: _running(server.metrics_url), "the request runs")
         assert client.poll() is None
     finally:
         client.kill()
         client.wait()
-    poll(lambda: cancelled() == before + 1 and not running(), "the request is given up")
+    poll(lambda: cancelled() == before + 1 and not _running(server.metrics_url), "the request is given up")
     with UncertaintyClient(server.grpc_url) as other:
         assert other.predict("tinyseg", IMAGE, outputs=()).samples_used == 20
 
@@ -243,14 +276,24 @@ def test_two_hundred_at_once_are_all_answered(server, grpc_client, contracts):
 
 
 @pytest.mark.slow
-def test_a_full_queue_refuses_clearly(server, grpc_client):
+def test_a_full_queue_refuses_clearly(held_repository, gate):
     """What the queue does not hold is refused as UNAVAILABLE, with that reason; the rest is answered."""
-    burst = Burst(grpc_client, samples=20)
-    burst.send(600)
-    burst.wait()
+    aggregators, room = 4, 256
+    settings = {"tinyseg": Settings(aggregators=aggregators)}
+    with (
+        TritonServer(held_repository, ports=Ports(0, 0, 0), settings=settings) as server,
+        triton.InferenceServerClient(server.grpc_url) as client,
+    ):
+        burst = Burst(client, samples=20)
+        with closed(gate):
+            burst.send(aggregators)
+            poll(lambda: _running(server.metrics_url) == aggregators, "as many as can be are worked on")
+            burst.send(300)
+            expected = (300 - room, aggregators + room)
+            poll(lambda: (len(burst.outcomes), _accepted(server.metrics_url)) == expected, "all others are refused")
+        burst.wait()
     refused = [outcome for outcome in burst.outcomes.values() if isinstance(outcome, Exception)]
-    assert len(burst.outcomes) == 600
-    assert 0 < len(refused) < 600 - 256
+    assert len(refused) == 300 - room and len(burst.outcomes) == burst.sent
     assert {error.status() for error in refused} == {"StatusCode.UNAVAILABLE"}
     assert all("queue" in error.message() for error in refused), refused[0]
 

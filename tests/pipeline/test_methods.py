@@ -36,7 +36,7 @@ from tests.export.graphs import contract
 
 from .asking import ask, case, text
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]  # eight exports
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # eight exports, before the first test
 
 SAMPLES = 8
 IMAGES = 10

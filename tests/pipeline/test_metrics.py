@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 from equipoise_core.loading import load_model
 
-from .asking import MODELS, SMALL, ask, case, picture, poll
+from .asking import MODELS, SMALL, ask, case, picture, poll, settled
 
 pytestmark = pytest.mark.pipeline
 
@@ -29,7 +29,8 @@ def test_every_case_is_counted_once_for_each_watched_number(server, repository, 
     assert policy is not None and policy.monitoring is not None
     watched = set(policy.monitoring.quantiles)
     assert {policy.accept.score, "strangeness", "roughness"} <= watched
-    before = _counts(server.metrics_url, "equipoise_calibration_rank_count")
+    # Numbers are told from a thread of their own, a moment after the answer: those of whoever asked before as well.
+    before = settled(lambda: _counts(server.metrics_url, "equipoise_calibration_rank_count"))
     tensors = case(picture(contracts[model], SMALL[model][0], seed=3))
     for _ in range(2):
         ask(grpc_client, model, tensors, ("route",))
@@ -38,7 +39,6 @@ def test_every_case_is_counted_once_for_each_watched_number(server, repository, 
         after = _counts(server.metrics_url, "equipoise_calibration_rank_count")
         return {key: count - before.get(key, 0.0) for key, count in after.items() if f'model="{model}"' in key}
 
-    # Numbers are told from a thread of their own, a moment after the answer.
     poll(lambda: set(grown().values()) == {2.0}, "both cases are counted")
     assert {re.search('number="(.*?)"', labels)[1] for labels in grown()} == watched
     assert any(f'model="{model}"' in labels for labels in _counts(server.metrics_url, "equipoise_audits_total"))

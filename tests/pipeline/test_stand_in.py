@@ -8,7 +8,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import
 
 import importlib.util
 import sys
-import threading
 import types
 from pathlib import Path
 
@@ -20,6 +19,9 @@ from equipoise_deploy.ports import Ports
 from equipoise_deploy.server import TritonServer
 from equipoise_deploy.settings import Settings
 from equipoise_export.repository import publish
+
+from .asking import metric, poll, settled
+from .repositories import closed, gated
 
 pytestmark = pytest.mark.pipeline
 
@@ -43,62 +45,83 @@ def _inputs(case: dict[str, np.ndarray]) -> list[triton.InferInput]:
     ]
 
 
-def _ask_together(client, requests) -> list:
-    """Sends all before the first answer, so that the batcher can put them together; answers in the order of sending."""
-    answers: list = [None] * len(requests)
-    done = threading.Semaphore(0)
-
-    def receive(position):
-        def store(result, error):
-            answers[position] = error if error is not None else result
-            done.release()
-
-        return store
-
-    for position, (case, outputs) in enumerate(requests):
-        wanted = [triton.InferRequestedOutput(name) for name in outputs]
-        client.async_infer(SAMPLER, _inputs(case), receive(position), outputs=wanted)
-    for _ in requests:
-        assert done.acquire(timeout=60)
-    return answers
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("gate")
 
 
 @pytest.fixture(scope="module")
-def client(tiny_segmentation, tmp_path_factory):
-    """Of a server with one sampler on however many cores: several would share batches out among them."""
+def server(tiny_segmentation, tmp_path_factory, gate):
+    """With one sampler on however many cores: several would share batches out among them."""
     models = tmp_path_factory.mktemp("stand_in") / "models"
     publish(tiny_segmentation, models)
-    alone = {"tinyseg": Settings(samplers=1)}
-    with (
-        TritonServer(models, ports=Ports(0, 0, 0), settings=alone) as server,
-        triton.InferenceServerClient(server.grpc_url) as connected,
-    ):
+    gated(models / SAMPLER, gate)
+    with TritonServer(models, ports=Ports(0, 0, 0), settings={"tinyseg": Settings(samplers=1)}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with triton.InferenceServerClient(server.grpc_url) as connected:
         yield connected
 
 
-def test_mixed_shapes_together_equal_onnx_runtime_alone(client, tiny_segmentation):
+@pytest.fixture
+def ask_together(server, client, gate):
+    """Has the first request run until all others wait, so that the batcher can put these together; answers in order."""
+
+    def ask(requests) -> list:
+        answers: list = [None] * len(requests)
+
+        def send(position, case, outputs) -> None:
+            def store(result, error):
+                answers[position] = error if error is not None else result
+
+            wanted = [triton.InferRequestedOutput(name) for name in outputs]
+            client.async_infer(SAMPLER, _inputs(case), store, outputs=wanted)
+
+        def waiting() -> float:
+            return metric(server.metrics_url, "nv_inference_pending_request_count", f'model="{SAMPLER}"')
+
+        before = set(gate.iterdir())
+        with closed(gate):
+            send(0, *requests[0])
+            poll(lambda: set(gate.iterdir()) - before, "the first one runs")
+            for position, request in enumerate(requests[1:], start=1):
+                send(position, *request)
+            poll(lambda: waiting() == len(requests) - 1, "all others wait")
+        poll(lambda: all(answer is not None for answer in answers), "all are answered")
+        return answers
+
+    return ask
+
+
+def test_mixed_shapes_together_equal_onnx_runtime_alone(ask_together, tiny_segmentation):
     """Each request gets its own numbers back, whatever it was batched with, and only the outputs it asked for."""
     session = ort.InferenceSession(tiny_segmentation.model.SerializeToString(), providers=["CPUExecutionProvider"])
     cases = [_case(1 + i % 3, (4, 16)[i % 2], ((4, 4), (8, 6))[i % 4 // 2], seed=i) for i in range(24)]
     asked = [OUTPUTS if i % 3 else OUTPUTS[:1] for i in range(24)]
-    for case, outputs, answer in zip(
-        cases, asked, _ask_together(client, list(zip(cases, asked, strict=True))), strict=True
-    ):
+    for case, outputs, answer in zip(cases, asked, ask_together(list(zip(cases, asked, strict=True))), strict=True):
         expected = session.run(list(outputs), case)
         assert {tensor.name for tensor in answer.get_response().outputs} == set(outputs)
         for name, array in zip(outputs, expected, strict=True):
             np.testing.assert_allclose(answer.as_numpy(name), array, atol=1e-5)
 
 
-def test_requests_of_one_shape_share_runs(client):
+def test_requests_of_one_shape_share_runs(client, ask_together):
     """Many small requests are executed in fewer runs: that is what the batcher is for."""
-    before = client.get_inference_statistics(SAMPLER).model_stats[0]
-    long = [(_case(1, 64, (256, 256), seed=64), OUTPUTS)]  # the small ones wait for it, however slowly they are sent
-    requests = long + [(_case(1, 4, (64, 64), seed=i), OUTPUTS) for i in range(63)]
-    assert all(not isinstance(answer, Exception) for answer in _ask_together(client, requests))
-    after = client.get_inference_statistics(SAMPLER).model_stats[0]
-    assert after.inference_count - before.inference_count == 64
-    assert after.execution_count - before.execution_count < 64
+
+    def counted() -> tuple[int, int]:
+        told = client.get_inference_statistics(SAMPLER).model_stats[0]
+        return told.inference_count, told.execution_count
+
+    requests, runs = settled(counted)
+    answers = ask_together([(_case(1, 4, (64, 64), seed=i), OUTPUTS) for i in range(64)])
+    assert all(not isinstance(answer, Exception) for answer in answers)
+    poll(lambda: counted()[0] >= requests + 64, "all are counted")
+    after = settled(counted)
+    assert after[0] - requests == 64
+    assert after[1] - runs < 64
 
 
 class _Tensor:
