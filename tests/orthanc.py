@@ -184,6 +184,32 @@ class Site:
                 found[tags["SOPInstanceUID"]] = tags
         return found
 
+    def position(self) -> int:
+        """How far its log of changes is."""
+        return int(self.get("/changes?last")["Last"])
+
+    def stable(self, since: int) -> bool:
+        """Whether all that came after a position has been logged as stable: series, studies and patients.
+
+        `IsStable` says so before the log does, and the log of each is written at a time of its own.
+        """
+        new, stable, done = {}, {}, False
+        while not done:
+            answer = self.get(f"/changes?since={since}&limit=1000")
+            for change in answer["Changes"]:
+                if change["ChangeType"] == "NewInstance":
+                    new[change["ID"]] = change["Seq"]
+                elif change["ChangeType"].startswith("Stable"):
+                    stable[change["ID"]] = change["Seq"]
+            since, done = answer["Last"], answer["Done"]
+        for series in self.get("/series?expand"):
+            last = max((new[each] for each in series["Instances"] if each in new), default=0)
+            study = series["ParentStudy"]
+            parents = (series["ID"], study, self.get(f"/studies/{study}")["ParentPatient"])
+            if last and any(stable.get(each, 0) < last for each in parents):
+                return False
+        return True
+
     def file(self, identifier: str) -> bytes:
         """The stored DICOM file of an instance, by Orthanc's `ID`."""
         with urllib.request.urlopen(f"{self.http_url}/instances/{identifier}/file", timeout=60) as answer:

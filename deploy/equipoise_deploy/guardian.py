@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer what was accepted, before everything is killed
 _LOOK_EVERY = 0.05  # seconds between two looks at the metrics
 _INSTANCES = 16  # at most so many requests per model have left its queue and are not yet counted as begun
+_UNSEEN = 5.0  # seconds that a request which is known and neither seen nor answered is waited for
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 
 
@@ -103,7 +105,7 @@ class _Load:
         return self.running + self.answered
 
     @property
-    def idle(self) -> bool:
+    def empty(self) -> bool:
         return not (self.queued or self.running)
 
 
@@ -112,11 +114,23 @@ class Drain:
 
     Queues are first-in-first-out: once as many requests have begun as were waiting at the stop, those that come are
     refused (the file `flag` tells the public models so), and the last ones only have to finish.
+
+    Between its model's queue and its model's process a request is counted nowhere, on a machine that stands still for
+    as long as that lasts. So a model is idle when it has answered as many as it is known to have accepted. As Triton
+    2.51 counts, each one ends in one count, cancelled or not; should one not, it is waited for `_UNSEEN` seconds.
     """
 
-    def __init__(self, metrics_port: int, flag: Path, metrics_address: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        metrics_port: int,
+        flag: Path,
+        metrics_address: str = "127.0.0.1",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._address, self._port = metrics_address, metrics_port
-        self._flag = flag
+        self._flag, self._clock = flag, clock
+        self._known: dict[str, float] = {}  # model → so many it has accepted, at least
+        self._empty_since: dict[str, float] = {}  # model → since when nothing is seen of what it has accepted
         self._targets: dict[str, float] = {}
         self._refusing = False
         self._quiet_looks = 0
@@ -124,7 +138,7 @@ class Drain:
     def done(self) -> bool:
         """One look; True as well where nobody listens any more, since then there is nothing to wait for."""
         try:
-            loads = self._loads()
+            before, loads = self._loads(), self._loads()
         except TimeoutError:  # busy; the caller's deadline ends it
             self._quiet_looks = 0
             return False
@@ -132,15 +146,28 @@ class Drain:
             return True
         for name, load in loads.items():
             self._targets.setdefault(name, load.begun + load.queued + _INSTANCES)
-        quiet = not any(load.running if self._refusing else not load.idle for load in loads.values())
-        # Twice in a row: between its model's queue and its model's process a request is counted nowhere.
+            # Of two pages: a request moves on between two numbers of one, and would count twice. Answers, which a page
+            # tells first, then what runs, then what waits: so it can only be missed.
+            known = before[name].begun + load.queued if name in before else 0.0
+            self._known[name] = max(self._known.get(name, 0.0), known)
+        idle = {name for name, load in loads.items() if self._idle(name, load)}
+        quiet = not any(load.running for load in loads.values()) if self._refusing else len(idle) == len(loads)
+        # Twice in a row: what was accepted the moment before may be on its way, and no look has seen it yet.
         self._quiet_looks = self._quiet_looks + 1 if quiet else 0
-        begun = all(load.idle or load.begun >= self._targets[name] for name, load in loads.items())
+        begun = all(name in idle or load.begun >= self._targets[name] for name, load in loads.items())
         if begun and not quiet and not self._refusing:
             with contextlib.suppress(OSError):  # no room, or somebody has tidied it up: answers go on
                 self._flag.touch()
             self._refusing = True
         return self._quiet_looks >= 2
+
+    def _idle(self, name: str, load: _Load) -> bool:
+        """Whether nothing waits, nothing runs, and nothing is on its way between the two."""
+        if not load.empty:
+            self._empty_since.pop(name, None)
+            return False
+        since = self._empty_since.setdefault(name, self._clock())
+        return load.answered >= self._known[name] or self._clock() - since >= _UNSEEN
 
     def _loads(self) -> dict[str, _Load]:
         """Of the public models: those that say how many requests they are answering."""

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from equipoise_deploy.ports import Ports
+
+from ..ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "deploy" / "INSTALL.md"
@@ -47,12 +48,10 @@ def test_the_page_works_as_it_stands(tmp_path):
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     home = tmp_path / "home"
     home.mkdir()
-    first, second = Ports(0, 0, 0).chosen(), Ports(0, 0, 0).chosen()
     kept = ("PATH", "PYENV_ROOT", "PIP_CERT", "PIP_FIND_LINKS", "PIP_INDEX_URL", "SSL_CERT_FILE", "LANG")
     environment = {name: os.environ[name] for name in kept if name in os.environ} | {
         "HOME": str(home), "PREFIX": str(tmp_path / "opt"), "STATE": str(tmp_path / "srv"),
-        "GRPC": str(first.grpc), "HTTP": str(first.http), "METRICS": str(first.metrics),
-        "HEALTH": str(second.grpc), "FRONT": str(second.http), "STATS": str(second.metrics),
+        **{name: str(free_port()) for name in ("GRPC", "HTTP", "METRICS", "HEALTH", "FRONT", "STATS")},
     }  # fmt: skip
     script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n" + commands(PAGE.read_text())
     done = subprocess.run(

@@ -154,12 +154,20 @@ def _aborting(monkeypatch, folder: Path, times: int, error: str, ends: str = "ki
     return folder / "started"
 
 
+def _by_chance(log: list[str]) -> int:
+    """How many more attempts there may be after one that said this: one where a chance ended it, else none."""
+    return int(any("terminate called" in line or "already in use" in line for line in log))
+
+
 def test_a_race_of_tritons_own_does_not_end_the_start(repository, temporary, tmp_path, monkeypatch, traces):
     """Its Python backend aborts now and then while it starts; the next attempt serves."""
     started = _aborting(monkeypatch, tmp_path, 1, "boost::interprocess::lock_exception")
-    with TritonServer(repository, ports=Ports(0, 0, 0)) as server:
+    log: list[str] = []
+    with TritonServer(repository, ports=Ports(0, 0, 0), on_log=log.append) as server:
         check_readiness(server.grpc_url, server.models)
-    assert len(started.read_text().splitlines()) == 2
+    first = next(number for number, line in enumerate(log) if "lock_exception" in line)
+    # A third one only where the real Triton of the second met with such a chance as well, and said so.
+    assert len(started.read_text().splitlines()) == 2 + _by_chance(log[first + 1 :])
     assert not traces(temporary, os.getpid())
 
 
@@ -169,16 +177,17 @@ def test_a_port_that_is_taken_before_triton_opens_it_does_not_end_the_start(repo
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
-        tried = []
+        tried, log, begun = [], [], []
 
         class Taken(Ports):
             def chosen(self) -> Ports:
                 tried.append(super().chosen())
+                begun.append(len(log))
                 return replace(tried[0], **{name: holder.getsockname()[1]}) if len(tried) == 1 else tried[-1]
 
-        with TritonServer(repository, ports=Taken(0, 0, 0)) as server:
+        with TritonServer(repository, ports=Taken(0, 0, 0), on_log=log.append) as server:
             check_readiness(server.grpc_url, server.models)
-            assert len(tried) == 2 and server.ports == tried[-1]
+            assert len(tried) == 2 + _by_chance(log[begun[1] :]) and server.ports == tried[-1]
     assert not traces(temporary, os.getpid())
 
 

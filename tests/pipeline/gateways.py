@@ -127,14 +127,26 @@ def gateway(settings: Path, log: Path | None = None, script: Path | None = None)
 
 
 def send(port: int, objects: list[bytes], aet: str = "EQUIPOISE") -> list[int]:
-    """Stores DICOM files by C-STORE over one association; the status of each."""
-    datasets = [pydicom.dcmread(io.BytesIO(each)) for each in objects]
+    """Stores DICOM files by C-STORE over one association; the status of each.
+
+    On a busy machine pynetdicom's requestor may drop an answer ("unexpected C-STORE service message") and end the
+    association half a minute later; the rest is then sent over another, as a modality would.
+    """
+    left = [pydicom.dcmread(io.BytesIO(each)) for each in objects]
     entity = AE(ae_title="MODALITY")
-    for sop_class, syntax in {(each.SOPClassUID, each.file_meta.TransferSyntaxUID) for each in datasets}:
+    for sop_class, syntax in {(each.SOPClassUID, each.file_meta.TransferSyntaxUID) for each in left}:
         entity.add_requested_context(sop_class, syntax)
-    association = entity.associate("127.0.0.1", port, ae_title=aet)
-    assert association.is_established
-    try:
-        return [int(association.send_c_store(each).Status) for each in datasets]
-    finally:
-        association.release()
+    told: list[int] = []
+    for _ in range(3):
+        association = entity.associate("127.0.0.1", port, ae_title=aet)
+        assert association.is_established
+        try:
+            while left and "Status" in (answer := association.send_c_store(left[0])):
+                told.append(int(answer.Status))
+                del left[0]
+        finally:
+            association.release()
+        if not left:
+            break
+    assert not left, f"no answer to {len(left)} of {len(objects)}"
+    return told

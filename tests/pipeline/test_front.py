@@ -34,6 +34,7 @@ IMAGE = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
 LIMIT = 1 << 20
 CONNECTIONS, RATE = 20, 60
 ONCE = Retry(attempts=1)
+PAUSE = 0.5  # seconds between two questions of one that is patient: no limit is reached by waiting
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -75,9 +76,22 @@ def fronted(request, replica, pems) -> Iterator[Front]:
 
 
 def asked(running: Front, name: str = "clinic"):
-    """One answer for a client that is as it should be."""
+    """One answer for a client that is as it should be.
+
+    Asked again only while the front has no replica: on a machine that stands still it may be out for a moment.
+    """
     with UncertaintyClient(running.url, tls=running.tls(name), retry=ONCE, timeout=20) as client:
-        return client.predict("tinyseg", IMAGE, outputs=("mean",))
+
+        def answer():
+            try:
+                return client.predict("tinyseg", IMAGE, outputs=("mean",))
+            except ServerUnavailable as error:
+                if "status: 503" not in str(error):
+                    raise
+            threading.Event().wait(PAUSE)
+            return None
+
+        return poll(answer, "the front has a replica")
 
 
 def stub_of(running: Front) -> tuple[grpc.Channel, service_pb2_grpc.GRPCInferenceServiceStub]:
@@ -157,7 +171,8 @@ def test_without_a_good_certificate_nobody_gets_in(fronted, pems, tmp_path, kind
         pytest.raises(ssl.SSLError) as refused,
         connected(fronted, tls) as secure,
     ):
-        secure.sendall(PREFACE)
+        with contextlib.suppress(ConnectionError):  # hung up already: the alert is still to be read
+            secure.sendall(PREFACE)
         while secure.recv(4096):
             pass
     assert ALERTS[kind] in str(refused.value).replace(" ", "_").upper(), refused.value
@@ -188,7 +203,8 @@ def test_a_withdrawn_certificate_lets_nobody_in(replica, pems, tmp_path):
     with front(pems, [(replica.urls["grpc"], health_port(replica))], client_crl=crl) as running:
         poll(running.up, "the replica is healthy")
         with pytest.raises(ssl.SSLError, match=r"(?i)revoked"), connected(running, running.tls("gateway")) as secure:
-            secure.sendall(PREFACE)
+            with contextlib.suppress(ConnectionError):  # hung up already: the alert is still to be read
+                secure.sendall(PREFACE)
             while secure.recv(4096):
                 pass
         assert asked(running).samples_used
@@ -287,19 +303,15 @@ def test_an_oversize_message_is_refused_before_it_is_through(fronted, size):
 def test_too_many_requests_of_one_client_are_not_another_clients_fault(fronted):
     """429, which gRPC calls UNAVAILABLE: that client may come again later; another one is served meanwhile."""
     channel, stub = stub_of(fronted)
-    codes = []
     with channel:
-        for _ in range(RATE + 20):
-            try:
-                stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=20)
-            except grpc.RpcError as error:
-                codes.append(error.code())
-    assert codes and set(codes) == {grpc.StatusCode.UNAVAILABLE}
+        calls = [stub.ServerLive.future(service_pb2.ServerLiveRequest(), timeout=20) for _ in range(RATE + 20)]
+        codes = [call.code() for call in calls]  # waits for it
+    assert grpc.StatusCode.UNAVAILABLE in codes and set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     poll(lambda: fronted.said(refused="rate", status=429, client="clinic"), "it is in the audit log")
     assert asked(fronted, "gateway").samples_used
 
 
-@pytest.mark.parametrize("fronted", [2], indirect=True)
+@pytest.mark.parametrize("fronted", [10], indirect=True)
 def test_a_slow_client_is_put_out(fronted):
     """Headers and a first byte, then nothing: ended after the time that is set, while others are answered."""
     with connected(fronted) as secure:
@@ -331,6 +343,7 @@ def test_a_flood_of_connections_is_cut_off(fronted):
     def again() -> bool:
         with contextlib.suppress(ServerUnavailable):
             return bool(asked(fronted).samples_used)
+        threading.Event().wait(PAUSE)  # each is a connection, and their rate is limited
         return False
 
     poll(again, "after the flood everybody gets in")

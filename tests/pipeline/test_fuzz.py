@@ -48,6 +48,7 @@ SHARES = {"fields": 9000, "bytes": 4000, "calls": 1000, "json": 3500, "endpoints
 SERVICE = "/inference.GRPCInferenceService/"
 DEADLINE = 30.0  # seconds; the slowest answer takes a fraction of one on an idle machine
 AT_ONCE = 16
+LONG = 4096  # bytes of a head; see `send_http`
 BATCH = 500  # between two looks at whether all is well
 REFUSALS = {
     "INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "ALREADY_EXISTS",
@@ -134,11 +135,13 @@ class Campaign:
         codes: how often each outcome was seen; `accept` is one of them.
         wrong: what must not be, in words.
         withheld: known fault → cases that would have met it.
+        again: what had to be sent twice, since a kept connection was closed on it.
     """
 
     codes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     withheld: Counter[str] = field(default_factory=Counter)
+    again: list[HttpCase] = field(default_factory=list)
 
     def refused(self, case: Any, code: str, words: str) -> None:
         self.codes[code] += 1
@@ -255,8 +258,9 @@ async def send_http(url: str, cases: Sequence[HttpCase], campaign: Campaign) -> 
     """Over kept connections where a request's end can be told, over one of its own where not.
 
     A server may close a kept connection at any time, and a client then asks once more over a fresh one (RFC 9112, 9.3.1
-    and 9.6). This one did so with heads of more than 4096 bytes on a busy machine: 9 of some 430 in the mix of
-    `by_endpoint`, 3 of 13,500 in a row of nothing else; none over a fresh connection, none with a long body instead.
+    and 9.6). This one did so with heads of more than `LONG` bytes on a busy machine: 13 of some 960 in the mix of
+    `by_endpoint`, 3 of 13,500 in a row of nothing else; none over a fresh connection, none with a long body instead,
+    none of 23,500 others.
     """
     host, port = url.split(":")
     waiting = iter(cases)
@@ -270,6 +274,7 @@ async def send_http(url: str, cases: Sequence[HttpCase], campaign: Campaign) -> 
                     continue
                 except HungUp:
                     campaign.codes["asked again"] += 1
+                    campaign.again.append(case)
             try:
                 kept = await _ask(await asyncio.open_connection(host, int(port)), case, campaign)
             except (HungUp, OSError) as error:
@@ -413,7 +418,8 @@ def test_nothing_malformed_is_accepted_or_does_harm(running, kind, share):
     number = round(SHARES[kind] * share)
     campaign, held = attack(running, kind, number)
     assert not campaign.wrong, "\n".join(campaign.wrong[:20])
-    assert campaign.codes["asked again"] <= 2 + number / 200, campaign.codes
+    short = [str(case) for case in campaign.again if len(case.content.partition(b"\r\n\r\n")[0]) <= LONG]
+    assert len(short) <= 2, f"kept connections were closed on {short}"
     assert campaign.codes.total() - campaign.codes["asked again"] >= number
     if kind in ("fields", "bytes", "json"):
         # Some changes do no harm (an unknown parameter, another pixel): an `accept` that must not be was within reach.

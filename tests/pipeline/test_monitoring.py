@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from equipoise_client.audit.chain import Kind, append
 from tritonclient.utils import InferenceServerException
 
 from ..client.gateway.studies import study
+from ..ports import closed_port
 from .asking import MODELS, SMALL, ask, case, picture, poll
 from .front import certificates, front
 from .gateways import Running, configuration, gateway, send
@@ -72,12 +72,6 @@ def _selectors(expression: str) -> set[str]:
     return {name + (matchers or "") for name, matchers in found if not matchers or "!~" not in matchers}
 
 
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _audited(log: Path) -> None:
     """An audit log in which an expert found one of two accepted cases wrong."""
     for number in range(2):
@@ -114,12 +108,13 @@ def watched(repository, contracts, tmp_path_factory) -> Iterator[tuple[Prometheu
     _audited(audit)
     with ExitStack() as opened:
         urls = opened.enter_context(serving(repository, folder / "serving", os.environ)).urls
+        nowhere = [opened.enter_context(closed_port()) for _ in range(2)]
         settings = configuration(
             folder / "gateway", urls["grpc"], '[[series]]\nmodel = "tinyseg"\nmodality = "MR"\n',
             settings={"audit": str(audit)},
             receive={"port": 0, "quiet_seconds": 0.2},
-            dicomweb={"url": f"http://127.0.0.1:{_closed_port()}/dicom-web", "every_seconds": 0.2},
-            deliver={"stow_url": f"http://127.0.0.1:{_closed_port()}", "review": "send", "reject": "send"},
+            dicomweb={"url": f"http://127.0.0.1:{nowhere[0]}/dicom-web", "every_seconds": 0.2},
+            deliver={"stow_url": f"http://127.0.0.1:{nowhere[1]}", "review": "send", "reject": "send"},
         )  # fmt: skip
         running: Running = opened.enter_context(gateway(settings))
         authority = certificates(folder / "certificates")

@@ -41,10 +41,11 @@ def test_a_verdict_releases_what_was_held(server, tmp_path, tab):  # noqa: F811
 
     EQUIPOISE_SCREENSHOT names a file that gets the picture for the README.
     """
+    quiet = 10.0  # as long as a sender may stand still: what comes later than that is another delivery
     studies = [noisy(copied(crop()), share) for share in (0.0, 0.15, 0.35)]
     with orthanc(tmp_path / "pacs") as site:
         settings = configuration(
-            tmp_path / "a", server.grpc_url, HIPPOCAMPUS, receive={"port": 0, "quiet_seconds": 0.5},
+            tmp_path / "a", server.grpc_url, HIPPOCAMPUS, receive={"port": 0, "quiet_seconds": quiet},
             deliver={"stow_url": site.dicomweb_url, **FAST, "accept": "hold", "review": "hold", "reject": "hold"},
             review={"port": 0, "viewer": VIEWER},
         )  # fmt: skip

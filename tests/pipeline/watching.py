@@ -88,7 +88,7 @@ def _ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=10):
             return True
-    except urllib.error.HTTPError:
+    except OSError:  # not yet, or too late
         return False
 
 
