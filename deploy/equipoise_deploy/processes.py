@@ -37,10 +37,13 @@ class Glance:
     Attributes:
         stopped: it was told to pause (SIGSTOP, a debugger) and computes nothing.
         seconds: of processor time so far.
+        waited: seconds that its main thread could have computed and had no processor, so far; 0 where the kernel does
+            not say.
     """
 
     stopped: bool
     seconds: float
+    waited: float
 
 
 def server_processes(guardian: int) -> tuple[Process, ...]:
@@ -61,7 +64,7 @@ def glance(process: Process) -> Glance | None:
     fields = _stat(process.pid)
     if fields is None or fields[19] != process.started or fields[0] in "ZX":
         return None
-    return Glance(fields[0] in "Tt", (int(fields[11]) + int(fields[12])) / _TICKS)
+    return Glance(fields[0] in "Tt", (int(fields[11]) + int(fields[12])) / _TICKS, _waited(process.pid))
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -70,6 +73,14 @@ def _stat(pid: int) -> list[str] | None:
         return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def _waited(pid: int) -> float:
+    """/proc/PID/schedstat: nanoseconds on a processor, nanoseconds waiting for one, turns."""
+    try:
+        return int((_PROC / str(pid) / "schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _name(pid: int) -> str:

@@ -9,7 +9,7 @@
 
 A busy server must not be taken for a dead one. A question that waits behind long volumes, or is refused because the
 queue is full, says nothing by itself; it counts only where the model has meanwhile neither answered anything nor run a
-sampler nor used the processor.
+sampler nor used the processor, nor waited for one that others had.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ STOPPED = 1.0
 """Seconds; a debugger or a checkpoint may stop a process for a moment."""
 
 _SIGN = 0.1  # seconds of processor time within `QUIET` that count as a sign of life
+_STARVED = 1.0  # the same of wanting to compute: who hangs wants nothing, but for a thread that wakes now and then
 _FULL = "exceeds maximum queue size"  # Triton's words
 _COUNTERS = re.compile(
     r'^nv_inference_(?:exec_count|request_success|request_failure)\{[^}]*\bmodel="([^"]*)"[^}]*\} (\S+)$', re.MULTILINE
@@ -63,6 +64,25 @@ class Trouble:
 
     reason: str
     hurry: signal.Signals | None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a model and its samplers have done so far.
+
+    Attributes:
+        counted: requests and executions.
+        computed, waited: seconds of processor time, and of waiting for a processor.
+    """
+
+    counted: float
+    computed: float
+    waited: float
+
+    def shows_life_since(self, before: Account) -> bool:
+        computed = self.computed - before.computed
+        starved = computed + self.waited - before.waited >= _STARVED
+        return self.counted > before.counted or computed >= _SIGN or starved
 
 
 @dataclass
@@ -83,7 +103,7 @@ class Asked:
     errors: int = 0
     wrong: str = ""
     refused: bool = False
-    life: tuple[float, float, float] | None = None
+    life: tuple[float, Account] | None = None
 
     def amiss(self, now: float, quiet: float = QUIET) -> str:
         """What speaks against the model; empty while it answers, or is seen to work within `quiet` seconds."""
@@ -163,21 +183,21 @@ class Watch:
         if asked.since is None and now >= asked.due:
             asked.since = now
             if asked.life is None:  # what follows the question is compared with this
-                asked.life = (now, *self._account(self._prober.contracts[model], now))
+                asked.life = (now, self._account(self._prober.contracts[model], now))
             self._prober.ask(model)
         if not asked.refused and (asked.since is None or now - asked.since < _OVERDUE):
             return None
-        counted, computed = self._account(self._prober.contracts[model], now)
-        if asked.life is None or counted > asked.life[1] or computed - asked.life[2] >= _SIGN:
-            asked.life = (now, counted, computed)
+        account = self._account(self._prober.contracts[model], now)
+        if asked.life is None or account.shows_life_since(asked.life[1]):
+            asked.life = (now, account)
         if now - asked.life[0] >= self.quiet:
             return Trouble(f"{model} has neither answered nor worked for {self.quiet:g} s", BRIEFLY)
         if now - asked.answered >= _LONGEST:
             return Trouble(f"{model} has not answered a synthetic question for {_LONGEST:g} s", BRIEFLY)
         return None
 
-    def _account(self, contract: Contract, now: float) -> tuple[float, float]:
-        """Requests and executions of a model and its samplers so far, and their processor seconds."""
+    def _account(self, contract: Contract, now: float) -> Account:
+        """Of a model and its samplers so far."""
         if now - self._counted[0] >= 2 * LOOK_EVERY:
             self._counted = now, _counted(self.server.metrics_url)
         names = {contract.name, *(sampler.name for sampler in contract.samplers)}
@@ -185,8 +205,12 @@ class Watch:
         stubs = {process.model for process in self._processes}
         # A sampler without a process of its own runs inside Triton.
         ours = [process for process in self._processes if process.model in (names if names <= stubs else {"", *names})]
-        computed = sum(seen.seconds for seen in map(glance, ours) if seen)
-        return sum(self._counted[1].get(name, 0.0) for name in names), computed
+        seen = [found for found in map(glance, ours) if found]
+        return Account(
+            sum(self._counted[1].get(name, 0.0) for name in names),
+            sum(each.seconds for each in seen),
+            sum(each.waited for each in seen),
+        )
 
 
 def _counted(metrics_url: str) -> Mapping[str, float]:

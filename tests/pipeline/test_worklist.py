@@ -36,6 +36,7 @@ def noisy(images: list[bytes], share: float) -> list[bytes]:
     return [encoded(each) for each in datasets]
 
 
+@pytest.mark.timeout(600)
 def test_a_verdict_releases_what_was_held(server, tmp_path, tab):  # noqa: F811
     """A sharp image and two noisy ones are held; the page shows them; what is accepted arrives, nothing else does.
 
@@ -53,7 +54,7 @@ def test_a_verdict_releases_what_was_held(server, tmp_path, tab):  # noqa: F811
             for each in studies:
                 assert set(send(running.ports["receive"], each)) == {0}
             send(running.ports["receive"], copied(crop())[::2][:-6])  # every second slice is missing: thick and too few
-            poll(lambda: running.states("cases") == ["review"] * 3, "all wait for a doctor", 120)
+            poll(lambda: running.states("cases") == ["review"] * 3, "all wait for a doctor", 240)
             poll(lambda: running.states("studies").count("rejected") == 1, "the rejected one")
             assert site.instances() == {}
             token = Reviewers(running.directory / "reviewers.json").add("dr.who")
