@@ -72,7 +72,7 @@ def used() -> tuple[set[str], list[int]]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline, pause = time.monotonic() + 30.0, threading.Event()
+    deadline, pause = time.monotonic() + 90.0, threading.Event()
     while not condition():
         assert time.monotonic() < deadline, f"{what}: {used()}"
         pause.wait(0.05)

@@ -390,6 +390,6 @@ def test_haproxy_follows_the_names_of_replicas(tmp_path):
     script = Path(__file__).with_name("named_replicas.py")
     apart = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
     done = subprocess.run(
-        [*apart, sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120, env=os.environ
+        [*apart, sys.executable, script, tmp_path], capture_output=True, text=True, timeout=280, env=os.environ
     )
     assert done.returncode == 0, done.stdout + done.stderr
