@@ -60,7 +60,7 @@ bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, 
 	mkdir -p build && $(BIN)/python tests/benchmarks/bench_soak.py --json build/soak.json --plot build/soak.png
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
-	$(BIN)/python -m equipoise_export.reference.build $(RETRAIN)
+	$(BIN)/python -m equipoise_lab.reference.build $(RETRAIN)
 
 # What the README's comparison rests on: 91 processor minutes of training, resumable, and more to measure it all.
 METHODS := mc_dropout deterministic mc_unetpp mc_transunet ensemble dropout_ensemble calibrated heteroscedastic segwithu student cascade

@@ -13,7 +13,7 @@ WORKDIR /source
 COPY . .
 RUN python -m venv /opt/equipoise \
     && python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheel . \
-    && /opt/equipoise/bin/pip install --no-cache-dir --constraint deploy/locks/constraints.txt "$(ls /wheel/*.whl)[gateway]" \
+    && /opt/equipoise/bin/pip install --no-cache-dir --constraint deploy/locks/constraints.txt "$(ls /wheel/*.whl)[clinic]" \
     && /opt/equipoise/bin/python -m compileall -q /opt/equipoise
 
 FROM python:${PYTHON_VERSION}-slim${PYTHON_DIGEST}

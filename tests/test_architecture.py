@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,28 @@ CORE = REPOSITORY / "model_repository/hippocampus/1/equipoise_core"
 MAY_IMPORT = {
     "equipoise_core": set(),
     "equipoise_client": {"equipoise_core"},
+    "equipoise_clinic": {"equipoise_core", "equipoise_client"},
+    "equipoise_load": {"equipoise_core", "equipoise_client"},
     "equipoise_export": {"equipoise_core"},
-    "equipoise_deploy": {"equipoise_core", "equipoise_client"},
+    "equipoise_lab": {"equipoise_core", "equipoise_client", "equipoise_export"},
+    "equipoise_deploy": {"equipoise_core", "equipoise_client", "equipoise_clinic", "equipoise_load"},
 }
 FOLDERS = {
     "equipoise_core": CORE,
     "equipoise_client": REPOSITORY / "client/equipoise_client",
+    "equipoise_clinic": REPOSITORY / "client/equipoise_clinic",
+    "equipoise_load": REPOSITORY / "client/equipoise_load",
     "equipoise_export": REPOSITORY / "export/equipoise_export",
+    "equipoise_lab": REPOSITORY / "export/equipoise_lab",
     "equipoise_deploy": REPOSITORY / "deploy/equipoise_deploy",
 }
+INSIDE_EXPORT = {
+    "graph": {"capture", "passes", "proof", "publish", "inputs", "calibrate", "compile"},
+    "capture": {"passes", "proof", "publish", "calibrate", "compile"},
+    "passes": {"capture", "proof", "publish", "calibrate", "compile"},
+    "proof": {"capture", "passes", "publish", "calibrate", "compile"},
+}
+"""Folder of the exporter → what it must not import. The proof shares no code with what it proves."""
 
 
 def imported(file: Path) -> set[str]:
@@ -35,14 +50,108 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+@cache
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package by its dotted name."""
+    folder = FOLDERS[package]
+    found = {}
+    for file in folder.rglob("*.py"):
+        parts = [package, *file.relative_to(folder).with_suffix("").parts]
+        found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+@cache
+def edges(package: str) -> dict[str, set[str]]:
+    """Module → the modules of the same package that it imports, for types alone too."""
+    known = modules(package)
+    return {name: set(_targets(name, file, known)) - {name} for name, file in known.items()}
+
+
+def _targets(name: str, file: Path, known: dict[str, Path]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = node.module or ""
+        if node.level:
+            parts = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+            base = ".".join([*parts[: len(parts) - node.level + 1], *([node.module] if node.module else [])])
+        for alias in node.names:
+            target = f"{base}.{alias.name}"
+            if target in known or base in known:
+                yield target if target in known else base
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected parts of more than one node (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in graph.get(node, ()):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            part = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_point_one_way(package):
-    """Export and client know the core and not each other; the core knows neither."""
+    """lab → export → core; clinic, load → client → core; deploy stands on all that runs in service."""
     files = list(FOLDERS[package].rglob("*.py"))
     assert files
     for file in files:
         ours = imported(file) & set(MAY_IMPORT) - {package}
+        if file.name == "verbs.py":  # registers with the command, whose package every installation has
+            ours -= {"equipoise_client"}
         assert ours <= MAY_IMPORT[package], f"{file.relative_to(REPOSITORY)} imports {ours}"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_circle_between_modules(package):
+    """Not even for a type."""
+    assert not circles(edges(package))
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_circle_between_folders(package):
+    """A folder that imports another one is not imported by it, in however many steps."""
+    folders: dict[str, set[str]] = {}
+    known = modules(package)
+
+    def folder(name: str) -> str:
+        depth = known[name].relative_to(FOLDERS[package]).parts[:-1]
+        return depth[0] if depth else name
+
+    for name, targets in edges(package).items():
+        folders.setdefault(folder(name), set()).update(folder(target) for target in targets)
+    for name, targets in folders.items():
+        targets.discard(name)
+    assert not circles(folders)
+
+
+@pytest.mark.parametrize("stage", INSIDE_EXPORT)
+def test_stages_of_the_exporter_know_only_what_they_share(stage):
+    """Capture, passes and proof meet in `graph/` alone."""
+    for name, targets in edges("equipoise_export").items():
+        if name.split(".")[1:2] == [stage]:
+            wrong = {target for target in targets if target.split(".")[1] in INSIDE_EXPORT[stage]}
+            assert not wrong, f"{name} imports {wrong}"
 
 
 def test_the_core_needs_numpy_and_nothing_else():

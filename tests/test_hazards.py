@@ -28,7 +28,9 @@ def test_every_hazard_names_a_test():
 def test_every_test_that_the_security_page_names_exists():
     """Files, or whole folders."""
     page = (LOG.parent / "SECURITY.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:client|core|deploy|export|pipeline)/[\w/]+(?:\.py)?|test_\w+\.py)`", page)
+    named = re.findall(
+        r"`((?:client|clinic|core|deploy|export|lab|load|pipeline|support)/[\w/]+(?:\.py)?|test_\w+\.py)`", page
+    )
     assert len(named) > 10
     places = {TESTS / name for name in named} - {TESTS / "deploy/Dockerfile"}
     assert not [str(place) for place in places if not place.exists()]

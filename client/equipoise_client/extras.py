@@ -15,7 +15,7 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
     """Raises MissingExtra where an import in the block finds a package missing.
 
     Args:
-        extra: of the distribution, as in `pip install 'equipoise[dicom]'`.
+        extra: of the distribution, as in `pip install 'equipoise[clinic]'`.
         purpose: what cannot be done without it: `"reading DICOM files"`.
     """
     try:

@@ -19,14 +19,14 @@ from equipoise_core.contract import Activation, Contract, Precision, Task
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
 from rich.console import Console
 
-from .bundle import Stated, is_bundle, read_bundle
-from .capture_onnx import load_graph
+from .capture.from_onnx import load_graph
 from .compile import Compiled, compile_onnx, compile_onnx_unproven, compile_sampler, compile_unproven
 from .errors import ExportError, SpecError
+from .graph.session import session
+from .inputs.factory import load_module, load_weights
+from .inputs.monai_bundle import Stated, is_bundle, read_bundle
 from .passes.compilation import Compilation
 from .progress import shown
-from .runtime import session
-from .spec import load_module, load_weights
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -129,7 +129,7 @@ def export(
     ] = Precision.FP32,
     deterministic: Annotated[bool, typer.Option(help="A network without randomness is wanted: one pass.")] = False,
     states_moments: Annotated[
-        bool, typer.Option(help="The network answers with its own moments: see equipoise_export.methods.stated.")
+        bool, typer.Option(help="The network answers with its own moments: see equipoise_lab.methods.stated.")
     ] = False,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
@@ -376,10 +376,10 @@ class OnnxSource:
 
 
 def _publish(source: Source, into: Path, replace: bool, console: Console, as_json: bool) -> None:
-    from .ensemble import check_members
     from .measure import measure_gain
-    from .repository import PROOF, publish
-    from .triton_config import sampler_names
+    from .proof.ensemble import check_members
+    from .publish.repository import PROOF, publish
+    from .publish.triton_config import sampler_names
 
     with shown(Console(stderr=True)):
         members = list(source.compiled())

@@ -12,19 +12,7 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture import capture
-from .capture_onnx import OnnxNetwork, capture_onnx
-from .errors import CaptureRefused, ExportRefused
-from .file_parity import compare_with_file
-from .networks import Network, TorchNetwork
-from .outputs import choose_answer
-from .parity import Proof, prove
-from .passes import run_passes
-from .passes.compilation import Compilation
-from .passes.count_cost import Cost
-from .progress import LOGGER
-from .sites import matches
-from .stochastic import (
+from .capture.active import (
     how_to_make_random,
     live_modules,
     override_p,
@@ -32,7 +20,19 @@ from .stochastic import (
     switched_off,
     unwrapped,
 )
-from .storage import LARGEST_FILE, Weights, store
+from .capture.from_onnx import OnnxNetwork, capture_onnx
+from .capture.from_torch import capture
+from .capture.outputs import choose_answer
+from .errors import CaptureRefused, ExportRefused
+from .graph.marker import matches
+from .graph.storage import LARGEST_FILE, Weights, store
+from .passes import run_passes
+from .passes.compilation import Compilation
+from .passes.count_cost import Cost
+from .progress import LOGGER
+from .proof.file_parity import compare_with_file
+from .proof.parity import Proof, prove
+from .proof.references import Network, TorchNetwork
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from equipoise_core.masks import draw_masks, mask_layout
 from numpy.typing import NDArray
 
 from .compile import Compiled
+from .graph.session import OnnxSampler
 from .progress import LOGGER
-from .runtime import OnnxSampler
 
 SAMPLES, FEW = 20, 4
 PATIENCE = 5.0

@@ -4,7 +4,7 @@
 
 Nuclei, pool = the training split: a few labelled images to begin with, and more in every round. In a repeat all
 strategies share the test split, the first images, and in each round the seed of the training, which starts anew. The
-order is the shipped one (`equipoise_client.rank`), on scores and statistics that `equipoise_core` computes from passes
+order is the shipped one (`equipoise_lab.rank`), on scores and statistics that `equipoise_core` computes from passes
 of the network under dropout. To fit into minutes of one core, the network is half as wide as the reference model and
 sees images at half their resolution; random crops cover 128 × 128 pixels of the original.
 """
@@ -29,18 +29,18 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("export", "client", "model_rep
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from equipoise_client.rank.order import Unlabelled, rank_images  # noqa: E402
 from equipoise_core.contract import Contract, load_contract  # noqa: E402
 from equipoise_core.moments import moments_of_map  # noqa: E402
 from equipoise_core.scores import rim_epistemic  # noqa: E402
 from equipoise_core.statistics import input_statistics, prediction_statistics  # noqa: E402
 from equipoise_core.uncertainty import Uncertainty  # noqa: E402
-from equipoise_export.reference.data import load, reference_split  # noqa: E402
-from equipoise_export.reference.evaluate import dropout_layers  # noqa: E402
-from equipoise_export.reference.metrics import dice_per_label  # noqa: E402
-from equipoise_export.reference.networks import UNet  # noqa: E402
-from equipoise_export.reference.specs import NUCLEI  # noqa: E402
-from equipoise_export.reference.train import loss_of  # noqa: E402
+from equipoise_lab.rank.order import Unlabelled, rank_images  # noqa: E402
+from equipoise_lab.reference.data import load, reference_split  # noqa: E402
+from equipoise_lab.reference.evaluate import dropout_layers  # noqa: E402
+from equipoise_lab.reference.metrics import dice_per_label  # noqa: E402
+from equipoise_lab.reference.networks import UNet  # noqa: E402
+from equipoise_lab.reference.specs import NUCLEI  # noqa: E402
+from equipoise_lab.reference.training import loss_of  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402

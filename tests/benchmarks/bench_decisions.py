@@ -22,16 +22,18 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "export"), str(ROOT / "model_repository" / "hippocampus" / "1")]
 
 import numpy as np  # noqa: E402
-from equipoise_core.aggregate import Assessment, Case, Model, assess  # noqa: E402
+from equipoise_core.assessment import Assessment  # noqa: E402
+from equipoise_core.case import Case, Model  # noqa: E402
 from equipoise_core.decision import Route  # noqa: E402
 from equipoise_core.loading import load_model  # noqa: E402
+from equipoise_core.sampling import assess  # noqa: E402
 from equipoise_core.statistics import input_statistics  # noqa: E402
 from equipoise_core.volume import voxel_volume  # noqa: E402
 from equipoise_export.calibrate import corruptions, metrics  # noqa: E402
 from equipoise_export.calibrate.cases import dice_per_class, true_region  # noqa: E402
 from equipoise_export.calibrate.conformal import coverage_band  # noqa: E402
-from equipoise_export.reference.data import Dataset, load, load_shifted_nuclei, reference_split  # noqa: E402
-from equipoise_export.runtime import OnnxSampler  # noqa: E402
+from equipoise_export.graph.session import OnnxSampler  # noqa: E402
+from equipoise_lab.reference.data import Dataset, load, load_shifted_nuclei, reference_split  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from scipy.stats import binomtest  # noqa: E402
 

@@ -32,13 +32,13 @@ import torch  # noqa: E402
 from equipoise_core.contract import Activation, Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
 from equipoise_core.preprocessing import Normalisation, Preprocessing  # noqa: E402
-from equipoise_export.capture import capture  # noqa: E402
+from equipoise_export.capture.active import live_modules, sampling  # noqa: E402
+from equipoise_export.capture.from_torch import capture  # noqa: E402
 from equipoise_export.compile import compile_graph  # noqa: E402
 from equipoise_export.passes.find_layouts import start  # noqa: E402
-from equipoise_export.stochastic import live_modules, sampling  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tests.export.networks import UNet, double  # noqa: E402
+from ..support.networks import UNet, double  # noqa: E402
 
 T = 20
 

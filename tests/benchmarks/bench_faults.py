@@ -1,4 +1,4 @@
-"""What requests feel while something dies, hangs, is cut off or is replaced: the faults of tests/pipeline/faults.py.
+"""What requests feel while something dies, hangs, is cut off or is replaced: the faults of tests/support/faults.py.
 
     python tests/benchmarks/bench_faults.py [--rate 15] [--rounds 3] [--report faults.json] [NAME…]
 
@@ -22,10 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from equipoise_export.repository import publish  # noqa: E402
+from equipoise_export.publish.repository import publish  # noqa: E402
 
-from tests.pipeline.faults import APART, FAULTS, MODEL, fleet, suffered  # noqa: E402
-from tests.pipeline.repositories import with_policy  # noqa: E402
+from ..support.faults import APART, FAULTS, MODEL, fleet, suffered  # noqa: E402
+from ..support.repositories import with_policy  # noqa: E402
 
 
 def main() -> None:

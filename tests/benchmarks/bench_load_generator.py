@@ -29,16 +29,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "deploy"), str(ROOT 
 from dataclasses import replace  # noqa: E402
 
 from equipoise_client import UncertaintyClient  # noqa: E402
-from equipoise_client.load.analyzer import write_analyzer  # noqa: E402
-from equipoise_client.load.arrivals import Arrivals  # noqa: E402
-from equipoise_client.load.engine import Plan, run  # noqa: E402
-from equipoise_client.load.mix import Wish, build_mix  # noqa: E402
-from equipoise_client.load.tally import report_of  # noqa: E402
 from equipoise_client.transport import Retry  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
-from equipoise_deploy.server import TritonServer  # noqa: E402
+from equipoise_deploy.serving.server import TritonServer  # noqa: E402
+from equipoise_load.analyzer import write_analyzer  # noqa: E402
+from equipoise_load.arrivals import Arrivals  # noqa: E402
+from equipoise_load.engine import Plan, run  # noqa: E402
+from equipoise_load.mix import Wish, build_mix  # noqa: E402
+from equipoise_load.tally import report_of  # noqa: E402
 
-from tests.client.load.test_truth import ONE, exact, plan  # noqa: E402
+from ..load.test_truth import ONE, exact, plan  # noqa: E402
 
 WHEEL = "tritonclient==2.48.0"  # a later wheel has no perf_analyzer any more
 

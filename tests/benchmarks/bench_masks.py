@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "export"), str(ROOT / "model_repository" /
 import numpy as np  # noqa: E402
 from equipoise_core.loading import load_model  # noqa: E402
 from equipoise_core.masks import MaskLayout, mask_layout  # noqa: E402
-from equipoise_export.reference.data import load, reference_split  # noqa: E402
-from equipoise_export.runtime import OnnxSampler  # noqa: E402
+from equipoise_export.graph.session import OnnxSampler  # noqa: E402
+from equipoise_lab.reference.data import load, reference_split  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 T = 20

@@ -30,11 +30,11 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 from equipoise_client import UncertaintyClient  # noqa: E402
 from equipoise_client.images.synthetic import synthetic_image  # noqa: E402
-from equipoise_client.watching import watching  # noqa: E402
+from equipoise_client.progress import watching  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
-from equipoise_deploy.readiness import check_readiness  # noqa: E402
-from equipoise_deploy.server import TritonServer  # noqa: E402
-from equipoise_deploy.settings import Settings  # noqa: E402
+from equipoise_deploy.serving.readiness import check_readiness  # noqa: E402
+from equipoise_deploy.serving.server import TritonServer  # noqa: E402
+from equipoise_deploy.serving.settings import Settings  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import tritonclient.grpc as triton
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
-from equipoise_export.reference.data import load, reference_split
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_lab.reference.data import load, reference_split
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

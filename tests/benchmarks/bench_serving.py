@@ -51,32 +51,32 @@ import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tritonclient.grpc as triton  # noqa: E402
-from equipoise_client.load.arrivals import Arrivals, due_times  # noqa: E402
-from equipoise_client.load.engine import Plan, run  # noqa: E402
-from equipoise_client.load.mix import Payload  # noqa: E402
 from equipoise_client.transport import Retry  # noqa: E402
-from equipoise_core.aggregate import AT_ONCE  # noqa: E402
 from equipoise_core.contract import Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
+from equipoise_core.sampling import AT_ONCE  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
-from equipoise_deploy.readiness import check_readiness  # noqa: E402
-from equipoise_deploy.server import TritonServer  # noqa: E402
-from equipoise_deploy.settings import Settings  # noqa: E402
-from equipoise_deploy.staging import aggregator_instances, available_cores  # noqa: E402
-from equipoise_deploy.tuning import queue_for  # noqa: E402
+from equipoise_deploy.serving.readiness import check_readiness  # noqa: E402
+from equipoise_deploy.serving.server import TritonServer  # noqa: E402
+from equipoise_deploy.serving.settings import Settings  # noqa: E402
+from equipoise_deploy.serving.staging import aggregator_instances, available_cores  # noqa: E402
+from equipoise_deploy.tune.tuning import queue_for  # noqa: E402
 from equipoise_export.compile import compile_sampler  # noqa: E402
-from equipoise_export.reference.build import draft_contract  # noqa: E402
-from equipoise_export.reference.specs import HIPPOCAMPUS  # noqa: E402
-from equipoise_export.repository import publish  # noqa: E402
-from equipoise_export.runtime import OnnxSampler  # noqa: E402
-from equipoise_export.triton_config import aggregator_config, render  # noqa: E402
+from equipoise_export.graph.session import OnnxSampler  # noqa: E402
+from equipoise_export.publish.repository import publish  # noqa: E402
+from equipoise_export.publish.triton_config import aggregator_config, render  # noqa: E402
+from equipoise_lab.reference.build import draft_contract  # noqa: E402
+from equipoise_lab.reference.specs import HIPPOCAMPUS  # noqa: E402
+from equipoise_load.arrivals import Arrivals, due_times  # noqa: E402
+from equipoise_load.engine import Plan, run  # noqa: E402
+from equipoise_load.mix import Payload  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import nn  # noqa: E402
 from tritonclient.grpc import service_pb2  # noqa: E402
 
-from tests.benchmarks.bench_export_cost import cases  # noqa: E402
-from tests.export.networks import Tiny  # noqa: E402
+from ..support.networks import Tiny  # noqa: E402
+from .bench_export_cost import cases  # noqa: E402
 
 T = 20
 TINY = 28  # rows and columns: what is left of a request without a network and without pixels

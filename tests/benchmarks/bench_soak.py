@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_soak.py [--minutes 60] [--json F] [--plot F.png]
 
-`tests/soak.py` says what is run, looked at and promised. The first fifth of the time is for settling. Compared are the
-medians of the first and of the last third of what is left: memory may grow by 3 %, /dev/shm not at all, p99 may drift
-by 10 % either way. Exit code 1 where a promise was not kept, or a request got no answer.
+`tests/support/soak.py` says what is run, looked at and promised. The first fifth of the time is for settling.
+Compared are the medians of the first and of the last third of what is left: memory may grow by 3 %, /dev/shm not at
+all, p99 may drift by 10 % either way. Exit code 1 where a promise was not kept, or a request got no answer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from tests.resources import MB  # noqa: E402
-from tests.soak import Soak, soak, verdicts  # noqa: E402
+from ..support.resources import MB  # noqa: E402
+from ..support.soak import Soak, soak, verdicts  # noqa: E402
 
 CONSOLE = Console()
 

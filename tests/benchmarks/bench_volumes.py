@@ -17,16 +17,17 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from equipoise_core.aggregate import Case, Model, assess
+from equipoise_core.case import Case, Model
 from equipoise_core.decision import Route
 from equipoise_core.loading import load_model
+from equipoise_core.sampling import assess
 from equipoise_core.volume import volume_of_samples, voxel_volume
 from equipoise_export.calibrate.conformal import interval_widening
 from equipoise_export.calibrate.corruptions import rician
-from equipoise_export.reference.build import spacing_of
-from equipoise_export.reference.data import REPOSITORY, load, reference_split
-from equipoise_export.reference.specs import HIPPOCAMPUS
-from equipoise_export.runtime import published_samplers
+from equipoise_export.graph.session import published_samplers
+from equipoise_lab.reference.build import spacing_of
+from equipoise_lab.reference.data import REPOSITORY, load, reference_split
+from equipoise_lab.reference.specs import HIPPOCAMPUS
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from .damaged_files import MEMORY, SECONDS, made
-from .gateway.studies import PLANTED
+from ..support.damaged_files import MEMORY, SECONDS, made
+from ..support.studies import PLANTED
 
 ROOT = Path(__file__).parents[2]
 FILES = {"dicom": 600, "nifti": 400, "raster": 400, "gateway": 600}
@@ -36,7 +36,7 @@ def read_all(kind: str, number: int, folder: Path) -> list[dict[str, Any]]:
     while first < number:
         place = folder / f"from{first}"
         place.mkdir()
-        command = [sys.executable, "-m", "tests.client.damaged_files", kind, str(first), str(number), str(place)]
+        command = [sys.executable, "-m", "tests.support.damaged_files", kind, str(first), str(number), str(place)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         outcomes += [line for line in lines if "told" in line]

@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_core.aggregate import OUTPUTS, Case, Model, assess, assess_all
+from equipoise_core.case import Case, Model
 from equipoise_core.contract import Contract, ContractError, Screen, parse_contract
 from equipoise_core.decision import Route
 from equipoise_core.errors import SamplerFailure
 from equipoise_core.moments import sampler_outputs
+from equipoise_core.outputs import OUTPUTS
 from equipoise_core.policy import AcceptRule, Bounds, Policy, parse_policy
+from equipoise_core.sampling import assess, assess_all
 from equipoise_core.scores import scores_of
 from scipy import special
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from equipoise_export.repository import publish
+from equipoise_export.publish.repository import publish
 
 
 @dataclass(frozen=True)

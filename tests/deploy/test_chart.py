@@ -18,7 +18,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
-from equipoise_deploy.command import serve_command
+from equipoise_deploy.serving.command import serve_command
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -387,7 +387,7 @@ def test_haproxy_follows_the_names_of_replicas(tmp_path):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
-    script = Path(__file__).with_name("named_replicas.py")
+    script = Path(__file__).parents[1] / "support" / "named_replicas.py"
     apart = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
     done = subprocess.run(
         [*apart, sys.executable, script, tmp_path], capture_output=True, text=True, timeout=280, env=os.environ

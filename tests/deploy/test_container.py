@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from equipoise_deploy.command import serve_command
-from equipoise_deploy.container import container_command
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import HARDENING
+from equipoise_deploy.serving.command import serve_command
+from equipoise_deploy.serving.container import container_command
+from equipoise_deploy.serving.server import HARDENING
 from typer import Typer
 from typer.testing import CliRunner
 

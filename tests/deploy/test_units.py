@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..pipeline.processes import serving
+from ..support.processes import serving
 
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.glob("*.service"))

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from equipoise_client.dicom import archive
+from equipoise_clinic.dicom import archive
 
-from ..phantom import phantom
-from ..ports import free_port
+from ..support.phantom import phantom
+from ..support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy/viewer"

@@ -11,9 +11,9 @@ from equipoise_core.contract import load_contract
 from equipoise_export.command import app
 from typer.testing import CliRunner
 
-from tests.export.networks import Classifier
+from ..support.networks import Classifier
 
-NETWORKS = Path(__file__).with_name("networks.py")
+NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
 COMMON = ["--name", "small", "--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
 
 

@@ -11,8 +11,8 @@ from equipoise_export.compile import Compiled, compile_sampler
 from equipoise_export.passes.find_layouts import start
 from torch import nn
 
-from tests.export.graphs import contract
-from tests.export.networks import Classifier, Hybrid, TwoHeads
+from ..support.graphs import contract
+from ..support.networks import Classifier, Hybrid, TwoHeads
 
 
 def test_the_same_network_gives_the_same_bytes(compiled_classifier: Compiled) -> None:

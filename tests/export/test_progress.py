@@ -12,8 +12,8 @@ from equipoise_export.compile import compile_sampler
 from equipoise_export.progress import LOGGER, shown
 from rich.console import Console
 
-from tests.export.graphs import contract
-from tests.export.networks import Classifier
+from ..support.graphs import contract
+from ..support.networks import Classifier
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -15,17 +15,17 @@ import torch
 from equipoise_core.contract import Activation, Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_export.capture.active import live_modules
+from equipoise_export.capture.outputs import choose_answer
 from equipoise_export.command import app
 from equipoise_export.compile import compile_onnx, compile_sampler
-from equipoise_export.networks import TorchNetwork
-from equipoise_export.outputs import choose_answer
 from equipoise_export.passes.find_layouts import start
-from equipoise_export.stochastic import live_modules
+from equipoise_export.proof.references import TorchNetwork
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from tests.export.test_compile import permutation_p
-from tests.export.zoo import ZOO_NETWORKS, Animal, awake, torchvision_model
+from ..support.zoo import ZOO_NETWORKS, Animal, awake, torchvision_model
+from .test_compile import permutation_p
 
 pytestmark = [pytest.mark.zoo, pytest.mark.timeout(1200)]
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"

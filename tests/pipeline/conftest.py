@@ -1,8 +1,8 @@
 """The real Triton that the pipeline tests talk to.
 
-Which one comes from the environment: EQUIPOISE_TRITON_BINARY, …_BACKENDS and …_CONFIG choose what is started (see
-`equipoise_deploy.engine`); EQUIPOISE_TRITON_URL (gRPC, host:port) and EQUIPOISE_TRITON_HTTP_URL name one that runs
-already and serves the same models.
+Which one comes from the environment: EQUIPOISE_TRITON_BINARY, …_BACKENDS and …_CONFIG choose what is started
+(see `equipoise_deploy.serving.engine`); EQUIPOISE_TRITON_URL (gRPC, host:port) and EQUIPOISE_TRITON_HTTP_URL name
+one that runs already and serves the same models.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pytest
 import tritonclient.grpc
 from equipoise_core.contract import Contract, load_contract
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
-from equipoise_export.repository import publish
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.publish.repository import publish
 
-from ..client.gateway.studies import PLANTED
-from .asking import CLIENTS, MODELS
+from ..support.asking import CLIENTS, MODELS
+from ..support.studies import PLANTED
 
 REFERENCE = Path(__file__).parents[2] / "model_repository"
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.bench_load_generator import ROOT, agreement, fetch_analyzer
-
-from .repositories import SLOW, hold
+from ..benchmarks.bench_load_generator import ROOT, agreement, fetch_analyzer
+from ..support.repositories import SLOW, hold
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from .asking import MODELS, SMALL, ask, case, inputs_of, kind_of, picture, text
+from ..support.asking import MODELS, SMALL, ask, case, inputs_of, kind_of, picture, text
 
 pytestmark = pytest.mark.pipeline
 

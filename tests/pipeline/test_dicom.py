@@ -15,10 +15,10 @@ import pydicom
 import pydicom.data
 import pytest
 from equipoise_client import UncertaintyClient
-from equipoise_client.dicom.study import Rules, analyse, outputs, select
+from equipoise_clinic.dicom.study import Rules, analyse, outputs, select
 
-from .. import validators
-from ..phantom import SYNTAXES, compressed
+from ..support import validators
+from ..support.phantom import SYNTAXES, compressed
 
 SOURCE = Path(os.environ.get("EQUIPOISE_DATA", "")) / "dicom/study1-hippocampus-crop"
 KINDS = ("seg", "epistemic", "aleatoric", "sr")

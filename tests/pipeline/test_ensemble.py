@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
-from equipoise_core.aggregate import Case, assess
+from equipoise_core.case import Case
 from equipoise_core.loading import load_model
+from equipoise_core.sampling import assess
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.command import app
-from equipoise_export.runtime import OnnxSampler
+from equipoise_export.graph.session import OnnxSampler
 from typer.testing import CliRunner
 
-from tests.export.networks import Classifier, UNet
-
-from .asking import ask, case, text
+from ..support.asking import ask, case, text
+from ..support.networks import Classifier, UNet
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # nine exports, before the first test
 
-NETWORKS = Path(__file__).parents[1] / "export" / "networks.py"
+NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
 MEMBERS = 3
 CLASSIFIER = ["--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
 UNETS = ["--task", "segmentation", "--input-shape", "1,16,16", "--classes", "out,in", "--multiple", "4"]

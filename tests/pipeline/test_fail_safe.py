@@ -15,13 +15,13 @@ import tritonclient.grpc as triton
 from equipoise_core.contract import load_contract
 from equipoise_deploy.errors import StartError
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
-from equipoise_export.repository import publish
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.publish.repository import publish
 from onnx import helper
 from tritonclient.utils import InferenceServerException
 
-from .asking import ask, case, inputs_of, poll, text
-from .repositories import SLOW, accepting_policy, closed, configure, copy_of, gated, hold, with_policy
+from ..support.asking import ask, case, inputs_of, poll, text
+from ..support.repositories import SLOW, accepting_policy, closed, configure, copy_of, gated, hold, with_policy
 
 pytestmark = pytest.mark.pipeline
 

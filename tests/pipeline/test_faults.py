@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from equipoise_core.contract import load_contract
-from equipoise_export.repository import publish
+from equipoise_export.publish.repository import publish
 
-from .faults import APART, DETECTED, FAULTS, MODEL, fleet, suffered
-from .repositories import accepting_policy, with_policy
+from ..support.faults import APART, DETECTED, FAULTS, MODEL, fleet, suffered
+from ..support.repositories import accepting_policy, with_policy
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

@@ -20,13 +20,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from equipoise_client import InvalidInput, NotPermitted, Retry, ServerUnavailable, Tls, UncertaintyClient
 from equipoise_client.errors import ours
-from equipoise_client.watching import watching
+from equipoise_client.progress import watching
 from equipoise_deploy.certs import make_certificates
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from .asking import poll
-from .front import Front, certificates, check, front
-from .processes import Serving, serving
+from ..support.asking import poll
+from ..support.front import Front, certificates, check, front
+from ..support.processes import Serving, serving
 
 pytestmark = pytest.mark.pipeline
 

@@ -25,19 +25,19 @@ import grpc.aio
 import pytest
 from equipoise_client.transport import channel_options
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
 from tritonclient.grpc import service_pb2
 
-from ..client.gateway.studies import PLANTED
-from ..fuzzing import change_a_field, damaged, fill
-from ..resources import MB, shared_memory, usage
-from . import malformed, malformed_http
-from .fatal import fault_in, fault_in_http
-from .malformed import MODELS, WORDS, Case, answers, questions, valid, wrongly_accepted
-from .malformed_http import ENDPOINTS, WRITTEN, HttpCase
-from .processes import Process, descendants
-from .repositories import accepting_copies
+from ..support import malformed, malformed_http
+from ..support.fatal import fault_in, fault_in_http
+from ..support.fuzzing import change_a_field, damaged, fill
+from ..support.malformed import MODELS, WORDS, Case, answers, questions, valid, wrongly_accepted
+from ..support.malformed_http import ENDPOINTS, WRITTEN, HttpCase
+from ..support.processes import Process, descendants
+from ..support.repositories import accepting_copies
+from ..support.resources import MB, shared_memory, usage
+from ..support.studies import PLANTED
 
 pytestmark = pytest.mark.pipeline
 

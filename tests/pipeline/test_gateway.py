@@ -13,22 +13,22 @@ import threading
 from pathlib import Path
 
 import pytest
-from equipoise_client.audit import verify
-from equipoise_client.gateway.analyst import ATTEMPTS
-from equipoise_client.gateway.service import POINTS
+from equipoise_clinic.audit import verify
+from equipoise_clinic.gateway.analysis import ATTEMPTS
+from equipoise_clinic.gateway.service import POINTS
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
-from equipoise_export.repository import publish
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.publish.repository import publish
 from pydicom.uid import RLELossless, generate_uid
 
-from ..client.gateway.studies import PLANTED, encoded, read, study
-from ..disks import small_disk
-from ..orthanc import Site, orthanc
-from ..ports import free_port
-from .asking import poll
-from .gateways import KILLABLE, Running, configuration, gateway, rows, send
-from .processes import descendants
+from ..support.asking import poll
+from ..support.disks import small_disk
+from ..support.gateways import KILLABLE, Running, configuration, gateway, rows, send
+from ..support.orthanc import Site, orthanc
+from ..support.ports import free_port
+from ..support.processes import descendants
+from ..support.studies import PLANTED, encoded, read, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.pipeline]
 needs_data = pytest.mark.skipif(not os.environ.get("EQUIPOISE_DATA"), reason="needs EQUIPOISE_DATA")

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from equipoise_deploy.engine import BINARY_VARIABLE
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.engine import BINARY_VARIABLE
+from equipoise_deploy.serving.server import TritonServer
 
-from . import fatal
-from .asking import poll
-from .malformed import MODELS, SAMPLES, valid
-from .malformed_http import as_json, post
-from .processes import alive, descendants
-from .repositories import accepting_copies
+from ..support import fatal
+from ..support.asking import poll
+from ..support.malformed import MODELS, SAMPLES, valid
+from ..support.malformed_http import as_json, post
+from ..support.processes import alive, descendants
+from ..support.repositories import accepting_copies
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

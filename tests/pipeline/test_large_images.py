@@ -8,17 +8,18 @@ import json
 import numpy as np
 import pytest
 from equipoise_client import AsyncUncertaintyClient, UncertaintyClient
-from equipoise_client.watching import expected_runs, watching
-from equipoise_core.aggregate import Case, assess
+from equipoise_client.progress import expected_runs, watching
+from equipoise_core.case import Case
 from equipoise_core.loading import load_model
+from equipoise_core.sampling import assess
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
-from equipoise_export.repository import publish
-from equipoise_export.runtime import OnnxSampler
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.publish.repository import publish
 from tritonclient.utils import InferenceServerException
 
-from .asking import ask, case, poll, settled, text
-from .repositories import closed, gated
+from ..support.asking import ask, case, poll, settled, text
+from ..support.repositories import closed, gated
 
 pytestmark = pytest.mark.pipeline
 

@@ -19,20 +19,21 @@ import pytest
 import tritonclient.grpc as triton
 from equipoise_client import AsyncUncertaintyClient, Retry, UncertaintyClient
 from equipoise_client.errors import ServerUnavailable
-from equipoise_core.aggregate import Case, assess
+from equipoise_core.case import Case
 from equipoise_core.loading import load_model
-from equipoise_deploy.guardian import STOPPING_FILE
+from equipoise_core.sampling import assess
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
-from equipoise_deploy.settings import Settings
-from equipoise_export.repository import publish
-from equipoise_export.runtime import OnnxSampler
+from equipoise_deploy.serving.guardian import STOPPING_FILE
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_deploy.serving.settings import Settings
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.publish.repository import publish
 from numpy.typing import NDArray
 
-from .asking import MODELS, SMALL, ask, case, inputs_of, metric, picture, poll
-from .processes import Serving, serving
-from .repositories import closed, gated
+from ..support.asking import MODELS, SMALL, ask, case, inputs_of, metric, picture, poll
+from ..support.processes import Serving, serving
+from ..support.repositories import closed, gated
 
 pytestmark = pytest.mark.pipeline
 

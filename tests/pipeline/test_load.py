@@ -7,7 +7,7 @@ import json
 import pytest
 from equipoise_client.cli.main import main
 
-from .asking import MODELS
+from ..support.asking import MODELS
 
 pytestmark = pytest.mark.pipeline
 

@@ -13,28 +13,28 @@ import torch
 import tritonclient.grpc as triton
 from equipoise_client import UncertaintyClient
 from equipoise_client.errors import InvalidInput
-from equipoise_core.aggregate import Case, screening
+from equipoise_core.case import Case
 from equipoise_core.contract import Activation, ContractError
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.policy import AcceptRule, Policy
 from equipoise_core.preprocessing import PADDING_VALUE
+from equipoise_core.sampling import screening
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.compile import compile_sampler, compile_unproven
-from equipoise_export.methods.backbones import TransUNet, UNetPlusPlus
-from equipoise_export.methods.calibrated import CalibratedEnsemble
-from equipoise_export.methods.heteroscedastic import HeteroscedasticUNet
-from equipoise_export.methods.segwithu import SegWithU
-from equipoise_export.methods.student import Student
-from equipoise_export.reference.networks import UNet
-from equipoise_export.repository import publish
-from equipoise_export.runtime import published_samplers
+from equipoise_export.graph.session import published_samplers
+from equipoise_export.publish.repository import publish
+from equipoise_lab.methods.backbones import TransUNet, UNetPlusPlus
+from equipoise_lab.methods.calibrated import CalibratedEnsemble
+from equipoise_lab.methods.heteroscedastic import HeteroscedasticUNet
+from equipoise_lab.methods.segwithu import SegWithU
+from equipoise_lab.methods.student import Student
+from equipoise_lab.reference.networks import UNet
 
-from tests.export.graphs import contract
-
-from .asking import ask, case, text
+from ..support.asking import ask, case, text
+from ..support.graphs import contract
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # eight exports, before the first test
 

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 from equipoise_core.loading import load_model
 
-from .asking import MODELS, SMALL, ask, case, picture, poll, settled
+from ..support.asking import MODELS, SMALL, ask, case, picture, poll, settled
 
 pytestmark = pytest.mark.pipeline
 

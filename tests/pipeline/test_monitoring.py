@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import yaml
-from equipoise_client.audit.chain import Kind, append
+from equipoise_clinic.audit.chain import Kind, append
 from tritonclient.utils import InferenceServerException
 
-from ..client.gateway.studies import study
-from ..ports import closed_port
-from .asking import MODELS, SMALL, ask, case, picture, poll
-from .front import certificates, front
-from .gateways import Running, configuration, gateway, send
-from .processes import serving
-from .watching import PROMETHEUS, Prometheus, prometheus
+from ..support.asking import MODELS, SMALL, ask, case, picture, poll
+from ..support.front import certificates, front
+from ..support.gateways import Running, configuration, gateway, send
+from ..support.ports import closed_port
+from ..support.processes import serving
+from ..support.studies import study
+from ..support.watching import PROMETHEUS, Prometheus, prometheus
 
 pytestmark = [
     pytest.mark.pipeline,

@@ -11,17 +11,17 @@ import pytest
 import tritonclient.grpc as triton
 from equipoise_client import Priority, UncertaintyClient
 from equipoise_client.errors import ServerUnavailable
-from equipoise_client.load.arrivals import Arrivals
-from equipoise_client.load.engine import Plan, run
-from equipoise_client.load.mix import Wish, build_mix
 from equipoise_client.transport import Retry
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
-from equipoise_deploy.settings import Settings
-from equipoise_export.repository import publish
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_deploy.serving.settings import Settings
+from equipoise_export.publish.repository import publish
+from equipoise_load.arrivals import Arrivals
+from equipoise_load.engine import Plan, run
+from equipoise_load.mix import Wish, build_mix
 
-from .asking import case, inputs_of, metric, poll
-from .repositories import SLOW, closed, gated, hold
+from ..support.asking import case, inputs_of, metric, poll
+from ..support.repositories import SLOW, closed, gated, hold
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .permutation import compare
+from ..support.permutation import compare
 
 
 def _correlated(generator: np.random.Generator, rows: int, columns: int = 12) -> np.ndarray:

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from equipoise_core.canonical import digest_of, digest_of_code, digest_of_file
-from equipoise_deploy.engine import Engine, find_engine
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
-from equipoise_export.repository import publish
+from equipoise_deploy.serving.engine import Engine, find_engine
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.publish.repository import publish
 
-from .asking import ask, case, text
-from .repositories import configure, copy_of
+from ..support.asking import ask, case, text
+from ..support.repositories import configure, copy_of
 
 pytestmark = pytest.mark.pipeline
 

@@ -142,7 +142,7 @@ def test_serving_and_asking_stays_on_this_machine(traced, home, tmp_path):
 @pytest.mark.slow
 def test_exporting_stays_on_this_machine(traced, home, tmp_path):
     """`export` captures, compiles, proves with ONNX Runtime and publishes without a single address."""
-    networks, weights = "equipoise_export.reference.networks", "export/equipoise_export/reference/weights"
+    networks, weights = "equipoise_lab.reference.networks", "export/equipoise_lab/reference/weights"
     command = [
         EQUIPOISE,
         "export",
@@ -161,13 +161,13 @@ def test_onnxruntime_is_never_loaded_with_telemetry():
     """Every file that imports it sets ORT_DISABLE_TELEMETRY=1 in an earlier statement, whatever is imported first."""
     importers = {file: line for folder in OURS for file in (REPOSITORY / folder).rglob("*.py") if (line := _line(file))}
     names = {str(file.relative_to(REPOSITORY)) for file in importers}
-    assert {"export/equipoise_export/runtime.py", "model_repository/hippocampus_sampler/1/model.py"} <= names
+    assert {"export/equipoise_export/graph/session.py", "model_repository/hippocampus_sampler/1/model.py"} <= names
     for file, line in importers.items():
         beforehand = 0 < _line_of_switch(file) < line or _switched_off_around(file)
         assert beforehand, f"{file.relative_to(REPOSITORY)}:{line} imports onnxruntime without that"
 
 
-@pytest.mark.parametrize("file", ["Makefile", "deploy/Dockerfile", "deploy/equipoise_deploy/container.py"])
+@pytest.mark.parametrize("file", ["Makefile", "deploy/Dockerfile", "deploy/equipoise_deploy/serving/container.py"])
 def test_whatever_starts_a_process_switches_telemetry_off(file):
     """Native backends import no Python: the environment that they are started in has to say it."""
     assert re.search(r"ORT_DISABLE_TELEMETRY\W+1\b", (REPOSITORY / file).read_text(encoding="utf-8"))

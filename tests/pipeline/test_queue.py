@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
-from equipoise_export.triton_config import ROUTINE, URGENT, aggregator_config, render
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.publish.triton_config import ROUTINE, URGENT, aggregator_config, render
 
 pytestmark = pytest.mark.pipeline
 

@@ -16,7 +16,7 @@ from equipoise_client.cli.main import main
 from equipoise_core.policy import load_policy
 from PIL import Image
 
-from .asking import picture
+from ..support.asking import picture
 from .conftest import REFERENCE
 
 pytestmark = pytest.mark.pipeline
@@ -36,7 +36,7 @@ def ranked(capsys, server, *words: object) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory) -> Path:
     """Six test images of nuclei with their truth beside them, a copy of one, and noise that is no image of cells."""
-    from equipoise_export.reference.data import load, reference_split
+    from equipoise_lab.reference.data import load, reference_split
 
     data = load("nuclei")
     chosen = data.select(reference_split("nuclei", data.ids).test[:6])

@@ -10,10 +10,10 @@ import pytest
 from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.reference.build import compile_reference
-from equipoise_export.reference.specs import REFERENCES
-from equipoise_export.runtime import OnnxSampler
-from equipoise_export.triton_config import aggregator_config, render, sampler_configs
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs
+from equipoise_lab.reference.build import compile_reference
+from equipoise_lab.reference.specs import REFERENCES
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 

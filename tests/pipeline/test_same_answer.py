@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from equipoise_client import AsyncUncertaintyClient
-from equipoise_core.aggregate import AT_ONCE
 from equipoise_core.contract import Contract, Task
+from equipoise_core.sampling import AT_ONCE
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.server import TritonServer
 from numpy.typing import NDArray
 
-from .asking import MODELS, SMALL, ask, case, picture, poll, settled, text
-from .repositories import configure, copy_of
+from ..support.asking import MODELS, SMALL, ask, case, picture, poll, settled, text
+from ..support.repositories import configure, copy_of
 
 pytestmark = pytest.mark.pipeline
 

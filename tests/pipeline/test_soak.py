@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ..soak import soak, verdicts
+from ..support.soak import soak, verdicts
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

@@ -16,12 +16,12 @@ import onnxruntime as ort
 import pytest
 import tritonclient.grpc as triton
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.server import TritonServer
-from equipoise_deploy.settings import Settings
-from equipoise_export.repository import publish
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_deploy.serving.settings import Settings
+from equipoise_export.publish.repository import publish
 
-from .asking import metric, poll, settled
-from .repositories import closed, gated
+from ..support.asking import metric, poll, settled
+from ..support.repositories import closed, gated
 
 pytestmark = pytest.mark.pipeline
 

@@ -19,14 +19,14 @@ import pytest
 import torch
 from equipoise_core.contract import Contract, Task
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.reference.specs import REFERENCES
-from equipoise_export.runtime import OnnxSampler
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_lab.reference.specs import REFERENCES
 from numpy.typing import NDArray
 from torch import nn
 
-from .asking import MODELS, ask, picture
-from .mutants import with_shared_masks, without_scaling, without_site
-from .permutation import PValues, compare
+from ..support.asking import MODELS, ask, picture
+from ..support.mutants import with_shared_masks, without_scaling, without_site
+from ..support.permutation import PValues, compare
 
 pytestmark = pytest.mark.pipeline
 

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
-from equipoise_core.aggregate import Case, assess
+from equipoise_core.case import Case
 from equipoise_core.contract import Precision, Task
 from equipoise_core.loading import load_model
+from equipoise_core.sampling import assess
 from equipoise_deploy.errors import StartError
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.compile import compile_sampler
-from equipoise_export.repository import publish
-from equipoise_export.runtime import OnnxSampler
-from equipoise_export.storage import DATA, MODEL
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.graph.storage import DATA, MODEL
+from equipoise_export.publish.repository import publish
 
-from tests.export.graphs import contract
-from tests.export.networks import Classifier
-
-from .asking import ask, case
+from ..support.asking import ask, case
+from ..support.graphs import contract
+from ..support.networks import Classifier
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 

@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-from equipoise_client.review.identity import Reviewers
+from equipoise_clinic.review.identity import Reviewers
 
-from ..client.gateway.studies import PLANTED, encoded, read
-from ..client.review.conftest import chromium, tab  # noqa: F401 (fixtures)
-from ..orthanc import orthanc
-from .asking import poll
-from .gateways import configuration, gateway, rows, send
+from ..support.asking import poll
+from ..support.gateways import configuration, gateway, rows, send
+from ..support.orthanc import orthanc
+from ..support.review_page import chromium, tab  # noqa: F401 (fixtures)
+from ..support.studies import PLANTED, encoded, read
 from .test_gateway import FAST, HIPPOCAMPUS, copied, crop, needs_data, results, uid_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.pipeline, needs_data]

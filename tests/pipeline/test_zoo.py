@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
-from equipoise_core.aggregate import Case, assess
+from equipoise_core.case import Case
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.loading import load_model
 from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.sampling import assess
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.readiness import check_readiness
-from equipoise_deploy.server import TritonServer
+from equipoise_deploy.serving.readiness import check_readiness
+from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.compile import compile_sampler
-from equipoise_export.repository import publish
-from equipoise_export.runtime import OnnxSampler
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.publish.repository import publish
 from torch import nn
 
-from tests.export.constructs import LAYERS, Around
-from tests.export.zoo import ZOO_NETWORKS, Animal, awake
-
-from .asking import ask, case, text
+from ..support.asking import ask, case, text
+from ..support.constructs import LAYERS, Around
+from ..support.zoo import ZOO_NETWORKS, Animal, awake
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from equipoise_core.contract import Contract, Task
@@ -22,14 +23,12 @@ from rich.table import Table
 
 from ..client import UncertaintyClient
 from ..errors import EquipoiseError, InvalidInput
+from ..extras import needs
 from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
+from ..progress import watching
 from ..transport import Tls
-from ..watching import watching
-
-if TYPE_CHECKING:
-    from ..dicom.rules import Rules
 
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
@@ -163,7 +162,7 @@ def predict(
     fallback = parse_spacing(spacing)
     try:
         encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
-        chosen = None if rules is None else _rules(rules, name)
+        chosen = None if rules is None else _series().rules_for(rules, name)
         client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
@@ -205,7 +204,7 @@ def _cases(
     files: Iterator[Path],
     spacing: tuple[float, ...] | None,
     out: Path | None,
-    rules: Rules | None,
+    rules: Any,
     options: dict[str, Any],
 ) -> Iterator[Case]:
     try:
@@ -253,38 +252,26 @@ def _windows_shown(
             yield
 
 
-def _rules(path: Path, name: str) -> Rules:
-    """The file's rules for this model. Raises InvalidInput."""
-    from ..dicom.rules import Rules
-
-    found = tuple(rule for rule in Rules.load(path).series if rule.model == name)
-    if not found:
-        raise InvalidInput(f"{path.name} has no rule for {name}")
-    return Rules(found)
+def _series() -> Any:
+    """What reads folders with a DICOM series: see `equipoise_clinic.dicom.predicting`. Raises InvalidInput."""
+    for entry in entry_points(group="equipoise.series", name="dicom"):
+        with needs("clinic", "reading DICOM series"):
+            return entry.load()
+    raise InvalidInput("a folder was given, and nothing is installed that reads DICOM series: reinstall equipoise")
 
 
-def _study(case: Case, client: UncertaintyClient, rules: Rules | None, place: Path | None, options: Any) -> Case:
+def _study(case: Case, client: UncertaintyClient, rules: Any, place: Path | None, options: Any) -> Case:
     """A folder with a DICOM series: its decision, and the objects that a PACS stores."""
-    from ..dicom.rules import Rules
-    from ..dicom.study import analyse, outputs, select
-    from ..figure import write_figure
-
-    (chosen,) = select(case.file, rules or Rules.for_model(case.model))
-    found = analyse(chosen, client, **options)
+    series = _series()
+    found = series.analysed(case.file, case.model, client, rules, **options)
     case = replace(case, prediction=found.prediction)
     if place is None:
         return case
-    picture, *files = (
-        place.with_name(f"{place.name}.{case.model}.{end}")
-        for end in ("png", *(f"{kind}.dcm" for kind in outputs(found.objects)))
-    )
     try:
-        write_figure(picture, case.file.name, found.contract, found.prepared, found.prediction)
-        for file, dataset in zip(files, found.objects, strict=True):
-            dataset.save_as(file, enforce_file_format=True)
+        written = series.write(found, case.file, place, case.model)
     except OSError as error:
         return _failed(case, f"{place.name}: its results cannot be written: {error}")
-    return replace(case, written=(picture, *files))
+    return replace(case, written=written)
 
 
 def _failed(case: Case, message: str) -> Case:

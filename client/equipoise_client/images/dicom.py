@@ -1,4 +1,4 @@
-"""DICOM pixels and geometry through pydicom: of one file (`read`), or dataset by dataset for `equipoise_client.dicom`.
+"""DICOM pixels and geometry through pydicom: of one file (`read`), or dataset by dataset for `equipoise_clinic.dicom`.
 
 References: DICOM PS3.3 C.11.1 (Modality LUT), C.7.6.3.1.2 (Photometric Interpretation), C.7.6.2.1.1 (image plane).
 """
@@ -29,7 +29,7 @@ def read(path: Path) -> SourceImage:
     brighter; display settings (window, VOI LUT) are not applied. Spacing comes from Pixel Spacing, and between frames
     from their positions; never from Slice Thickness.
     """
-    with needs("dicom", "reading DICOM files"):
+    with needs("clinic", "reading DICOM files"):
         import pydicom
     with quiet(path.name):
         dataset = pydicom.dcmread(path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dicom.rejections import DuplicatePositions, GantryTilt, MissingSlices, NotOneVolume, UnevenSlices
+from .rejections import DuplicatePositions, GantryTilt, MissingSlices, NotOneVolume, UnevenSlices
 
 PARALLEL = 1e-3  # largest difference of direction cosines that still counts as the same orientation
 EVEN = 0.05  # largest deviation from the even place, as a share of the usual gap

@@ -14,10 +14,10 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from ..errors import ReleaseError, TamperedError
-from ..lifecycle.release import DOCUMENT as RELEASE
-from ..lifecycle.release import verify_release
-from ..lifecycle.store import DOCUMENT as GENERATION
-from ..lifecycle.store import Store, read_generation
+from ..releases.release import DOCUMENT as RELEASE
+from ..releases.release import verify_release
+from ..releases.store import DOCUMENT as GENERATION
+from ..releases.store import Store, read_generation
 from .making import IMAGES, SBOM
 from .manifest import MANIFEST, Verified, unpack
 from .sbom import listed_packages

@@ -17,21 +17,21 @@ from pathlib import Path
 from equipoise_core.canonical import digest_of_file
 from packaging.utils import parse_wheel_filename
 
-from .. import container
 from ..errors import ReleaseError
-from ..lifecycle.loading import verified_copy
-from ..lifecycle.release import File
-from ..lifecycle.signing import sign
-from ..lifecycle.store import DOCUMENT as GENERATION
-from ..lifecycle.store import Store
-from ..staging import models_in
+from ..releases.loading import verified_copy
+from ..releases.release import File
+from ..releases.signing import sign
+from ..releases.store import DOCUMENT as GENERATION
+from ..releases.store import Store
+from ..repository import models_in
+from ..serving import container
 from .archive import Content, write_archive
 from .manifest import MANIFEST, SIGNATURE, Manifest
 from .sbom import bill
 
 SBOM = "sbom.cdx.json"
 IMAGES = "images.json"
-EXTRAS = ("operate", "gateway", "load", "demo")
+EXTRAS = ("operate", "clinic", "load", "demo")
 """What a hospital's server runs. No torch: models come exported."""
 
 INSTALLERS = ("pip", "setuptools")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ReleaseError, TamperedError
-from ..lifecycle.release import File
-from ..lifecycle.signing import verify_signature
+from ..releases.release import File
+from ..releases.signing import verify_signature
 from .archive import Entry, read_archive
 
 FORMAT = "equipoise-bundle/1"

@@ -23,7 +23,7 @@ from packageurl import PackageURL
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from ..errors import ReleaseError
-from ..lifecycle.release import File
+from ..releases.release import File
 
 WRITTEN = datetime(1980, 1, 1, tzinfo=timezone.utc)
 """Not when: the same content is the same document."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..ports import Ports
-from ..readiness import check_readiness
-from ..server import TritonServer
+from ..serving.readiness import check_readiness
+from ..serving.server import TritonServer
 from .cases import DemoCase, demo_cases
 from .checks import failed_checks
 from .page import write_page

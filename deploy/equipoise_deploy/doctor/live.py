@@ -16,8 +16,8 @@ from equipoise_client.errors import EquipoiseError
 from equipoise_client.images.synthetic import synthetic_image
 
 from ..errors import DeployError
-from ..readiness import Probe, check_readiness
-from ..staging import public_models
+from ..repository import public_models
+from ..serving.readiness import Probe, check_readiness
 from .findings import Finding, Subject, failure, ok, skipped, warning
 
 FORMAT = "equipoise-baseline/1"

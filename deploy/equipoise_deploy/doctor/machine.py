@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 
 from ..errors import DeployError
-from ..server import _SHARED_MEMORY_BYTES
-from ..staging import aggregator_instances, available_cores, models_in, public_models
+from ..repository import models_in, public_models
+from ..serving.server import _SHARED_MEMORY_BYTES
+from ..serving.staging import aggregator_instances, available_cores
 from .findings import Finding, Subject, failure, ok, skipped, warning
 
 GIB = 1 << 30

@@ -9,16 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from equipoise_client.audit import AuditError, Kind, verify
-from equipoise_client.audit.chain import entries
+from equipoise_clinic.audit import AuditError, Kind, verify
+from equipoise_clinic.audit.chain import entries
 from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 
 from ..errors import DeployError, ReleaseError
-from ..lifecycle.loading import verified_copy
-from ..lifecycle.release import DOCUMENT
-from ..lifecycle.store import Store
-from ..staging import models_in, public_models
+from ..releases.loading import verified_copy
+from ..releases.release import DOCUMENT
+from ..releases.store import Store
+from ..repository import models_in, public_models
 from .findings import Finding, Subject, failure, ok, skipped, warning
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from equipoise_core.aggregate import Assessment, Case, Model, RunSampler, get_ready, running_assessments, screening
+from equipoise_core.assessment import Assessment
+from equipoise_core.case import Case, Model
 from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.sampling import RunSampler, get_ready, running_assessments, screening
 from equipoise_core.volume import voxel_volume
 from numpy.typing import NDArray
 

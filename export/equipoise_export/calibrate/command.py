@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import onnx
 import typer
-from equipoise_core.aggregate import Model
+from equipoise_core.case import Model
 from equipoise_core.contract import Contract, ContractError, Task
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from ..runtime import published_samplers
+from ..graph.session import published_samplers
 from .cases import LOOKS, Labelled, Measured, check_classes, measure
 from .choose import Chosen, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .errors import CalibrationError, TooFewCases

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from equipoise_core.aggregate import Model
+from equipoise_core.case import Model
 from equipoise_core.contract import Contract
 from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
 
-from ..runtime import OnnxSampler
+from ..graph.session import OnnxSampler
 from . import metrics
 from .cases import Labelled, Measured, measure
 from .choose import stacked

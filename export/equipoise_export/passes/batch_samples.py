@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureRefused
-from ..sites import DOMAIN, KEEP
+from ..graph.marker import DOMAIN, KEEP
 from .compilation import Compilation, Entry, marker_of, remove, replace
 
 ELEMENTWISE = {

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
-from ..sites import DOMAIN, MASK, Call, Marker, decode_shape
-from ..storage import LARGEST_FILE
+from ..graph.marker import DOMAIN, MASK, Call, Marker, decode_shape
+from ..graph.storage import LARGEST_FILE
 
 if TYPE_CHECKING:
     from .count_cost import Cost

@@ -14,9 +14,9 @@ import onnxruntime
 from onnx import helper
 
 from ..errors import CaptureRefused
-from ..runtime import session
-from ..sites import DOMAIN
-from ..storage import Weights, store
+from ..graph.marker import DOMAIN
+from ..graph.session import session
+from ..graph.storage import Weights, store
 from .compilation import IMAGE, Compilation, Layout
 
 

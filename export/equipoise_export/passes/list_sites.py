@@ -11,7 +11,7 @@ from dataclasses import replace
 from equipoise_core.contract import Site, SiteKind
 
 from ..errors import CaptureRefused
-from ..sites import Call
+from ..graph.marker import Call
 from .compilation import Compilation, Layout, marker_of
 
 

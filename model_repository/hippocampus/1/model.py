@@ -17,11 +17,14 @@ sys.path.insert(0, str(HERE))
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from equipoise_core.aggregate import OUTPUTS, Case, assess_all, validate_answer
+from equipoise_core.case import Case
 from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
 from equipoise_core.moments import sampler_outputs
+from equipoise_core.outputs import OUTPUTS
+from equipoise_core.sampling import assess_all
+from equipoise_core.validation import validate_answer
 
 # `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
 STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None

@@ -3,7 +3,8 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_core.aggregate import Assessment, Case, Input, Model
+from equipoise_core.assessment import Assessment
+from equipoise_core.case import Case, Input, Model
 from equipoise_core.contract import Activation, Contract, Sampler, Site, SiteKind, Task
 from equipoise_core.decision import Route
 from equipoise_core.moments import Moments

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from equipoise_core.aggregate import Case, assess
+from equipoise_core.case import Case
 from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
+from equipoise_core.sampling import assess
 from equipoise_export.calibrate.cases import Labelled
 from equipoise_export.calibrate.choose import Goals
 from equipoise_export.calibrate.command import _check, app
 from equipoise_export.calibrate.errors import CalibrationError
 from equipoise_export.calibrate.sweep import sweep, with_rate
-from equipoise_export.runtime import OnnxSampler
+from equipoise_export.graph.session import OnnxSampler
 from typer.testing import CliRunner
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.benchmarks import bench_decisions as bench
+from ...benchmarks import bench_decisions as bench
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,8 +10,8 @@ from equipoise_export.calibrate.cases import Screened
 from equipoise_export.calibrate.choose import choose_policy
 from equipoise_export.calibrate.figures import figures, judge, judge_across
 
-from tests.export.calibrate.test_choose import GOALS as USUAL
-from tests.export.calibrate.test_choose import contract, draw  # noqa: F401  # a fixture
+from .test_choose import GOALS as USUAL
+from .test_choose import contract, draw  # noqa: F401  # a fixture
 
 GOALS = dataclasses.replace(USUAL, alpha=0.04)
 """Less than the share of all cases that are wrong: something has to be held back."""

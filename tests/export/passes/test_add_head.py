@@ -7,7 +7,7 @@ import pytest
 from equipoise_core.contract import Activation
 from equipoise_core.preprocessing import PADDING_VALUE
 
-from tests.export.graphs import compiled, contract, marked, mask, packed_masks, run
+from ...support.graphs import compiled, contract, marked, mask, packed_masks, run
 
 
 def moments(activation: Activation, classes: int, scale: float, image: np.ndarray) -> tuple[dict, np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Task
 
-from tests.export.graphs import compiled, contract, marked, mask, oracle, packed_masks, run
+from ...support.graphs import compiled, contract, marked, mask, oracle, packed_masks, run
 
 W = np.random.default_rng(0).standard_normal
 CASES = {

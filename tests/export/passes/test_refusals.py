@@ -9,7 +9,7 @@ from equipoise_export.errors import CaptureRefused, PassFailed
 from equipoise_export.passes import run_passes
 from equipoise_export.passes.compilation import Compilation
 
-from tests.export.graphs import compiled, contract, marked, mask
+from ...support.graphs import compiled, contract, marked, mask
 
 
 def refusal(body: str, result: str = "y", weights: dict | None = None) -> CaptureRefused:

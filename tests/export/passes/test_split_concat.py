@@ -10,7 +10,7 @@ from equipoise_core.contract import Task
 from equipoise_export.passes import PASSES
 from equipoise_export.passes.split_concat import split_concat
 
-from tests.export.graphs import compiled, contract, marked, mask, packed_masks, run
+from ...support.graphs import compiled, contract, marked, mask, packed_masks, run
 
 RANDOM = np.random.default_rng(0)
 

@@ -12,9 +12,9 @@ from equipoise_core.contract import Precision, Task
 from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_export.errors import ExportRefused
 from equipoise_export.passes.compilation import Compilation
-from equipoise_export.rounding import REACHED, rounded
+from equipoise_export.proof.rounding import REACHED, rounded
 
-from tests.export.graphs import compiled, contract, marked, mask, packed_masks, run
+from ...support.graphs import compiled, contract, marked, mask, packed_masks, run
 
 RANDOM = np.random.default_rng(0)
 KERNEL = RANDOM.standard_normal((2, 1, 1, 1)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 from equipoise_core.contract import Task
 from equipoise_core.masks import mask_layout, unpack_masks
 
-from tests.export.graphs import compiled, contract, marked, mask, packed_masks, run
+from ...support.graphs import compiled, contract, marked, mask, packed_masks, run
 
 
 def test_sites_that_start_inside_a_byte_get_their_own_bits() -> None:

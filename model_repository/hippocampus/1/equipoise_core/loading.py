@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .aggregate import Model
 from .canonical import digest_of, digest_of_code, digest_of_file, digest_of_model
+from .case import Model
 from .contract import ContractError, load_contract
 from .policy import Policy, PolicyError, load_policy
 

@@ -1,0 +1,90 @@
+"""The verb `equipoise fetch`: studies from a PACS into folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from equipoise_client.errors import ServerFailure
+
+from .send_command import AUTHORIZATION, shown
+
+EPILOG = f"""[bold]Examples[/]
+
+equipoise fetch https://pacs.hospital/dicom-web --study 1.2.840.113619.2.1 --out studies
+
+equipoise fetch https://pacs.hospital/dicom-web --query StudyDate=20240101-20240131 --query ModalitiesInStudy=MR --out studies
+
+equipoise fetch https://pacs.hospital/dicom-web --query AccessionNumber=4711   [dim]# without --out: only lists studies[/]
+
+Files go to OUT/study/series/instance.dcm, named by their UIDs. The Authorization header comes from {AUTHORIZATION}.
+
+Exit code: 0 done, 1 it failed or nothing matched, 2 wrong usage."""  # noqa: E501
+
+
+def fetch(
+    url: Annotated[str, typer.Argument(help="Address of the DICOMweb service.", show_default=False)],
+    study: Annotated[list[str] | None, typer.Option(help="Study Instance UID; may be repeated.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE as in QIDO-RS; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for the files.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most studies that a query may bring.")] = 100,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer.")] = 60.0,
+    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per study.")] = False,
+) -> None:
+    """Bring studies over DICOMweb, by UID or by a query, each instance as it is stored."""
+    from .archive import Access, find
+
+    if bool(study) == bool(query):
+        raise typer.BadParameter("expected --study UID or --query KEYWORD=VALUE")
+    if study and out is None:
+        raise typer.BadParameter("expected --out FOLDER for the study's files")
+    access = Access(os.environ.get(AUTHORIZATION), tls_root, tls_cert, tls_key, timeout)
+    filters = dict(_pair(text) for text in query or [])
+    studies = list(study or []) or find(url, filters, limit=limit, access=access)
+    found: list[dict[str, Any]] = []
+    for uid in shown(iter(studies), len(studies), "fetching", as_json or out is None):
+        files = [] if out is None else _fetched(url, uid, out, access)
+        found.append({"study_instance_uid": uid, **({} if out is None else {"files": [str(file) for file in files]})})
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        for each in found:
+            brought = each.get("files")
+            typer.echo(each["study_instance_uid"] + ("" if brought is None else f": {len(brought)} instances"))
+    if not found:
+        typer.echo("no study matches", err=True)
+        raise typer.Exit(1)
+
+
+def _fetched(url: str, uid: str, out: Path, access: Any) -> list[Path]:
+    """The study's instances as files. What was there under that name is replaced when the new file is complete."""
+    from equipoise_client.images.dicom import silence
+
+    from .archive import fetch as instances
+
+    files = []
+    with silence():
+        for dataset in instances(url, uid, access=access):
+            # An archive's word: a UID that is none could lead out of the folder.
+            parts = [str(dataset[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+            if not all(part and set(part) <= set("0123456789.") and set(part) != {"."} for part in parts):
+                raise ServerFailure("the archive sent an instance whose UIDs are none")
+            file = out.joinpath(*parts[:2], f"{parts[2]}.dcm")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".part")
+            dataset.save_as(partial, enforce_file_format=True)
+            files.append(partial.replace(file))
+    return files
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise typer.BadParameter(f"{text!r}; expected KEYWORD=VALUE, as in StudyDate=20240101-")
+    return name, value

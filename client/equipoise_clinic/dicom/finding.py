@@ -1,0 +1,95 @@
+"""What the result objects are made of: one decision about one series, with its maps on the source's voxels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from equipoise_client import __version__
+from equipoise_client.images.prepare import Prepared
+from equipoise_client.prediction import Prediction
+from equipoise_core.contract import Activation, Contract, Task
+from numpy.typing import NDArray
+
+from .identity import Identity, identity_of
+from .rules import Rule
+from .series import Series
+
+STATEMENT = "Preliminary, unverified; research only, not a medical device"
+"""The intended use, short enough for Content Description (64 characters)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """One decision about one series.
+
+    Attributes:
+        masks: bool `[foreground classes, slices, rows, columns]` on the source's voxels, slices ascending along the
+            normal; None for classification.
+        epistemic, aleatoric: float32 `[slices, rows, columns]`, nats, likewise; the largest of all classes where
+            classes do not exclude each other.
+    """
+
+    series: Series
+    rule: Rule
+    contract: Contract
+    prediction: Prediction
+    identity: Identity
+    masks: NDArray[np.bool_] | None
+    epistemic: NDArray[np.float32] | None
+    aleatoric: NDArray[np.float32] | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the foreground, in the order of `masks`."""
+        return tuple(self.contract.classes[k] for k in self.contract.foreground)
+
+    @property
+    def limit(self) -> float:
+        """The largest epistemic or aleatoric uncertainty there can be, nats."""
+        return math.log(2 if self.contract.activation is Activation.SIGMOID else len(self.contract.classes))
+
+    @property
+    def body_part(self) -> str:
+        """Body Part Examined: the source's, else the rule's, else ""."""
+        return str(self.series.first.get("BodyPartExamined", "") or "") or self.rule.body_part
+
+    def equipment(self, series_name: str, number: int) -> dict[str, Any]:
+        """Arguments that all of highdicom's objects take; `series_name` tells the decision's series apart."""
+        identity = self.identity
+        return {
+            "series_instance_uid": identity.uid("series", series_name),
+            "series_number": number,
+            "series_description": f"Equipoise {self.contract.name}: {series_name} (preliminary)"[:64],
+            "sop_instance_uid": identity.uid("instance", series_name),
+            "instance_number": 1,
+            "manufacturer": "Equipoise",
+            "manufacturer_model_name": f"Equipoise {self.contract.name}"[:64],
+            "software_versions": __version__,
+            "device_serial_number": str(self.contract.model_digest),
+            "content_date": identity.date,
+            "content_time": identity.time,
+            "series_date": identity.date,
+            "series_time": identity.time,
+        }
+
+
+def finding_of(series: Series, rule: Rule, contract: Contract, prepared: Prepared, prediction: Prediction) -> Finding:
+    """Brings the answer's maps back to the source's voxels."""
+    identity = identity_of(series, prediction)
+    if contract.task is Task.CLASSIFICATION:
+        return Finding(series, rule, contract, prediction, identity, None, None, None)
+    labels = _slices(prepared.to_source(prediction.labels))
+    if contract.activation is Activation.SOFTMAX:
+        masks = np.stack([labels[0] == k for k in contract.foreground])
+    else:
+        masks = labels[list(contract.foreground)] > 0
+    maps = (_slices(prepared.to_source(each)).max(axis=0) for each in (prediction.epistemic, prediction.aleatoric))
+    return Finding(series, rule, contract, prediction, identity, masks, *maps)
+
+
+def _slices(values: NDArray[Any]) -> NDArray[Any]:
+    """`[E, slices, rows, columns]`, of a single image too."""
+    return values if values.ndim == 4 else values[:, None]

@@ -1,0 +1,224 @@
+"""The result report: a Comprehensive 3D SR after TID 1500, preliminary and unverified.
+
+One TID 1411 group for each segment (volume with the ends of its interval, and its standard deviation), one TID 1501
+group for the whole case (score, route, reason, intended use; of a classification the probabilities).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from equipoise_client import __version__
+from equipoise_client.prediction import Estimate
+from equipoise_core.contract import Task
+
+from . import codes
+from .finding import STATEMENT, Finding
+from .identity import uid_of
+from .maps import property_type
+from .source import CHARACTERS, finished, headers
+
+
+def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...] = ()) -> Any:
+    """The SR; `segmentation` is the SEG whose segments the volumes are of, `evidence` what else was made of it."""
+    from highdicom.sr import (
+        Comprehensive3DSR,
+        DeviceObserverIdentifyingAttributes,
+        MeasurementReport,
+        ObservationContext,
+        ObserverContext,
+    )
+    from pydicom.sr.codedict import codes as standard
+
+    device = ObserverContext(
+        observer_type=standard.DCM.Device,
+        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+            uid=uid_of("device", finding.contract.model_digest),
+            name=f"Equipoise {finding.contract.name}",
+            manufacturer_name="Equipoise",
+            model_name=finding.contract.name,
+            serial_number=str(finding.contract.model_digest),
+        ),
+    )
+    groups = [_case(finding)]
+    if segmentation is not None:
+        groups = [*_segments(finding, segmentation), *groups]
+    sources = headers(finding.series)
+    content = MeasurementReport(
+        observation_context=ObservationContext(observer_device_context=device),
+        procedure_reported=codes.procedure(str(finding.series.first.get("Modality", ""))),
+        imaging_measurements=groups,
+        title=codes.IMAGING_REPORT,
+    )
+    result = Comprehensive3DSR(
+        evidence=[*sources, *([] if segmentation is None else [segmentation]), *evidence],
+        content=content[0],
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        specific_character_set=CHARACTERS,
+        coding_schemes=[codes.scheme()],
+        **finding.equipment("report", 8004),
+    )
+    return finished(result, finding.series, finding.identity)
+
+
+def _segments(finding: Finding, segmentation: Any) -> Iterator[Any]:
+    """One TID 1411 group for each segment."""
+    from highdicom.sr import (
+        FindingSite,
+        ReferencedSegment,
+        SourceSeriesForSegmentation,
+        TrackingIdentifier,
+        VolumetricROIMeasurementsAndQualitativeEvaluations,
+    )
+
+    volume = finding.prediction.volume
+    for number, name in enumerate(finding.class_names, start=1):
+        segment = ReferencedSegment(
+            sop_class_uid=str(segmentation.SOPClassUID),
+            sop_instance_uid=str(segmentation.SOPInstanceUID),
+            segment_number=number,
+            source_series=SourceSeriesForSegmentation(finding.series.uid),
+        )
+        yield VolumetricROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=TrackingIdentifier(finding.identity.uid("segment", name), name),
+            referenced_segment=segment,
+            finding_type=_concept(property_type(finding, name)),
+            finding_sites=[FindingSite(anatomic_location=codes.region(finding.body_part))],
+            algorithm_id=_algorithm(finding),
+            measurements=_volumes(None if volume is None else volume.classes.get(name)) or None,
+        )
+
+
+def _case(finding: Finding) -> Any:
+    """The TID 1501 group for the whole case."""
+    from highdicom.sr import (
+        Measurement,
+        MeasurementsAndQualitativeEvaluations,
+        QualitativeEvaluation,
+        RelationshipTypeValues,
+        TextContentItem,
+        TrackingIdentifier,
+    )
+
+    prediction, contract = finding.prediction, finding.contract
+    measurements, evaluations = [], []
+    if math.isfinite(prediction.case_score):
+        measurements.append(Measurement(name=codes.CASE_SCORE, value=_ds(prediction.case_score), unit=codes.NO_UNITS))
+    if contract.task is Task.SEGMENTATION and prediction.volume is not None and len(finding.class_names) > 1:
+        measurements.extend(_volumes(prediction.volume.total))
+    if contract.task is Task.CLASSIFICATION:
+        measurements.extend(_probabilities(finding))
+    evaluations.append(QualitativeEvaluation(name=codes.ROUTE, value=codes.ROUTES[prediction.route.value]))
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(finding.identity.uid("case"), "Whole case"),
+        finding_type=_concept(codes.WHOLE_CASE),
+        algorithm_id=_algorithm(finding),
+        measurements=measurements or None,
+        qualitative_evaluations=evaluations,
+    )
+    for concept, text in ((codes.REASON, prediction.reason), (codes.INTENDED_USE, STATEMENT)):
+        group[0].ContentSequence.append(
+            TextContentItem(
+                name=_concept(concept), value=text or "none given", relationship_type=RelationshipTypeValues.CONTAINS
+            )
+        )
+    return group
+
+
+def _probabilities(finding: Finding) -> Iterator[Any]:
+    """Of each class, as mean and standard deviation over samples. The class is the method's code: it is the model's."""
+    from highdicom.sr import Measurement, TrackingIdentifier
+
+    prediction = finding.prediction
+    for k, name in enumerate(finding.contract.classes):
+        mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
+        for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
+            yield Measurement(
+                name=codes.PROBABILITY,
+                value=_ds(value),
+                unit=codes.NO_UNITS,
+                derivation=derivation,
+                tracking_identifier=TrackingIdentifier(
+                    finding.identity.uid("probability", name), f"Probability of {name}"
+                ),
+                method=_concept(codes.class_code(name)),
+            )
+
+
+def _volumes(estimate: Estimate | None) -> list[Any]:
+    """Volume as mean with the distances to its interval's ends, and its standard deviation; mL. None where not known.
+
+    A mean outside its interval has no such distances: then there are none.
+    """
+    from highdicom.sr import Measurement, MeasurementProperties
+
+    if estimate is None or not math.isfinite(estimate.mean):
+        return []
+    up, down = estimate.high - estimate.mean, estimate.mean - estimate.low
+    properties = None
+    if math.isfinite(up) and math.isfinite(down) and up >= 0.0 and down >= 0.0:
+        properties = MeasurementProperties(
+            upper_measurement_uncertainty=_ds(up), lower_measurement_uncertainty=_ds(down)
+        )
+    mean = Measurement(
+        name=codes.VOLUME,
+        value=_ds(estimate.mean),
+        unit=codes.MILLILITRE,
+        derivation=codes.MEAN,
+        properties=properties,
+    )
+    for item in mean[0].get("ContentSequence", []):
+        if item.ValueType == "NUM":  # highdicom gives both ends the unit "1"
+            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [_concept(codes.MILLILITRE)]
+    found = [mean]
+    if math.isfinite(estimate.sd):
+        found.append(
+            Measurement(
+                name=codes.VOLUME,
+                value=_ds(estimate.sd),
+                unit=codes.MILLILITRE,
+                derivation=codes.STANDARD_DEVIATION,
+            )
+        )
+    return found
+
+
+def _algorithm(finding: Finding) -> Any:
+    from highdicom.sr import AlgorithmIdentification
+
+    record, prediction = finding.prediction.record, finding.prediction
+    parameters = [
+        f"model digest (SHA-256): {finding.contract.model_digest}",
+        f"policy digest (SHA-256): {record.get('policy_digest') or 'no policy'}",
+        f"samples: {prediction.samples_used}",
+        f"seed: {record.get('seed')}",
+        f"client: Equipoise {__version__}",
+    ]
+    if finding.contract.task is Task.SEGMENTATION:
+        parameters.append(f"interval of volumes: {_interval(record)}")
+    return AlgorithmIdentification(
+        name=f"Equipoise {finding.contract.name}", version=str(finding.contract.model_digest), parameters=parameters
+    )
+
+
+def _interval(record: Mapping[str, Any]) -> str:
+    """What the volumes' intervals promise: there is no code for coverage."""
+    level = record.get("volume_level")
+    if isinstance(level, float):
+        return f"{level:.0%}, conformally calibrated"
+    return "of the samples alone, not calibrated" if "volume_level" in record else "as the policy states"
+
+
+def _concept(code: Any) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(code.value, code.scheme_designator, code.meaning)
+
+
+def _ds(value: float) -> float:
+    """A number that DICOM's decimal strings (16 characters) hold without rounding it again."""
+    return float(f"{value:.9g}")

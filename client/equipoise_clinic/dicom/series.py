@@ -1,0 +1,246 @@
+"""Instances in any order → series, and a series → one volume whose slices ascend along their normal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equipoise_client.errors import StudyRejected, UnreadableImage
+from equipoise_client.extras import needs
+from equipoise_client.images import dicom as pixels
+from equipoise_client.images.rejections import (
+    DamagedInstance,
+    DuplicatePositions,
+    MixedStudies,
+    NoFrameOfReference,
+    NoGeometry,
+    NothingReadable,
+    NotOneVolume,
+    UnreadableSyntax,
+)
+from equipoise_client.images.source import Kind, SourceImage, check_size, finished
+from equipoise_client.images.stack import Stack, normal_axes, stack
+from numpy.typing import NDArray
+
+from .rules import PLANES
+
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+_NAME = Path("the series")  # stands for files in messages: their names may be made of the patient's
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The images of one series as they came, not yet known to be a volume."""
+
+    datasets: tuple[Any, ...]
+
+    @property
+    def uid(self) -> str:
+        return str(self.datasets[0].SeriesInstanceUID)
+
+    @property
+    def modality(self) -> str:
+        return str(self.datasets[0].get("Modality", "")).strip()
+
+    @property
+    def description(self) -> str:
+        return str(self.datasets[0].get("SeriesDescription", "") or "")
+
+    @cached_property
+    def slices(self) -> int:
+        """Number of images; 0 where one is malformed."""
+        try:
+            with _damage():
+                return sum(_frames(dataset) for dataset in self.datasets)
+        except StudyRejected:
+            return 0
+
+    @cached_property
+    def plane(self) -> str:
+        """One of `PLANES`, or "" where the images do not say, or say nonsense."""
+        try:
+            with _damage():
+                first = pixels.planes_of(self.datasets[0], _frames(self.datasets[0]))
+                return "" if first is None else PLANES[int(np.argmax(np.abs(np.cross(*normal_axes(first[1][0])))))]
+        except StudyRejected:
+            return ""
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One image, or one straight volume.
+
+    Attributes:
+        datasets: of single-frame instances one per slice, ascending along the normal; else the one instance.
+        frames: for each slice, its frame in `datasets[0]` where that is a multi-frame instance, else None.
+        volume: geometry of the slices, or None for a single image.
+        positions, orientation: Image Position (Patient) of every slice `[slices][3]` and what they share `[6]`; None
+            where the image has none (a radiograph).
+        plane_spacing: mm between (rows, columns), or None.
+    """
+
+    datasets: tuple[Any, ...]
+    frames: tuple[int, ...] | None
+    volume: Stack | None
+    positions: NDArray[np.float64] | None
+    orientation: tuple[float, ...] | None
+    plane_spacing: tuple[float, float] | None
+
+    @property
+    def first(self) -> Any:
+        """A dataset that has what all share: patient, study, series, frame of reference."""
+        return self.datasets[0]
+
+    @property
+    def study_uid(self) -> str:
+        return str(self.first.StudyInstanceUID)
+
+    @property
+    def uid(self) -> str:
+        return str(self.first.SeriesInstanceUID)
+
+    def instance_uid(self, index: int) -> str:
+        """SOP Instance UID that holds slice `index`."""
+        return str(self.datasets[0 if self.frames is not None else index].SOPInstanceUID)
+
+    def image(self) -> SourceImage:
+        """Pixels and geometry: `[C, slices, rows, columns]` of a volume, `[C, rows, columns]` of an image.
+
+        Raises DamagedInstance.
+        """
+        modality = str(self.first.get("Modality", "")).strip() or None
+        try:
+            with pixels.quiet(_NAME.name):
+                rows, columns, channels = (int(self.first[name].value) for name in _SIZES)
+                check_size(_NAME, (channels, sum(map(_frames, self.datasets)), rows, columns))
+                parts = [pixels.values_of(_NAME, dataset, _frames(dataset)) for dataset in self.datasets]
+                values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+                if self.volume is None:
+                    image = SourceImage(values[:, 0], Kind.DICOM, self.plane_spacing, None, modality)
+                else:
+                    values = values if self.frames is None else values[:, self.frames]
+                    ordered = np.ascontiguousarray(values)
+                    image = SourceImage(ordered, Kind.DICOM, self.volume.spacing, self.volume.affine, modality)
+                return finished(_NAME, image)
+        except UnreadableImage as error:
+            raise DamagedInstance(str(error)) from None
+
+
+_SIZES = ("Rows", "Columns", "SamplesPerPixel")
+
+
+def read(given: Path | Iterable[Any]) -> list[Group]:
+    """The image series among datasets, or in all files of a folder and the folders in it.
+
+    What is no image (results, reports, DICOMDIR) is left out, and so are files of other formats.
+    Raises NothingReadable, DamagedInstance, MixedStudies.
+    """
+    with needs("clinic", "reading DICOM series"):
+        import pydicom  # noqa: F401
+    datasets = list(_files(given) if isinstance(given, Path) else given)
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    studies, patients = set(), set()
+    for dataset in datasets:
+        with _damage():
+            if any(not dataset.get(name) for name in ("SOPClassUID", "SOPInstanceUID", *_UIDS)):
+                raise DamagedInstance("it lacks the identifiers that every instance has")
+            studies.add(str(dataset.StudyInstanceUID))
+            if "Image Storage" not in dataset.SOPClassUID.name:
+                continue
+            patients.add(str(dataset.get("PatientID", "") or "").strip())
+            known = groups[dataset.SeriesInstanceUID].setdefault(dataset.SOPInstanceUID, dataset)
+            if known is not dataset and known.get("PixelData") != dataset.get("PixelData"):
+                raise DuplicatePositions("one instance came twice with different pixels")
+    if len(studies) > 1 or len(patients) > 1:
+        raise MixedStudies(f"{len(studies)} studies and {len(patients)} patients; give one study at a time")
+    if not groups:
+        raise NothingReadable
+    return [Group(tuple(groups[uid].values())) for uid in sorted(groups)]
+
+
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
+
+
+def volume_of(group: Group) -> Series:
+    """The group as one image or one volume.
+
+    Raises NotOneVolume, NoGeometry, NoFrameOfReference, UnreadableSyntax, DamagedInstance, and what `stack` raises.
+    """
+    with _damage():
+        for dataset in group.datasets:
+            if "PixelData" not in dataset:
+                raise DamagedInstance("it has no pixels")
+            if not pixels.decodable(dataset.file_meta.TransferSyntaxUID):
+                raise UnreadableSyntax(dataset.file_meta.TransferSyntaxUID.name)
+        first, frames = group.datasets[0], _frames(group.datasets[0])
+        if len(group.datasets) > 1 and group.slices != len(group.datasets):
+            raise NotOneVolume("single images and multi-frame images are mixed")
+        for name in (*_SIZES, "FrameOfReferenceUID"):
+            if len({str(dataset.get(name, "")) for dataset in group.datasets}) > 1:
+                raise NotOneVolume(f"they differ in {name}")
+        spacings = np.array([pixels.spacing_in_plane(dataset) or (0.0, 0.0) for dataset in group.datasets])
+        if np.ptp(spacings, axis=0).max() > 1e-3 * max(spacings.max(), 1e-6):
+            raise NotOneVolume("they differ in PixelSpacing")
+        spacing = pixels.spacing_in_plane(first)
+        if len(group.datasets) == 1:
+            placed = pixels.planes_of(first, frames)
+        else:
+            each = [pixels.planes_of(dataset, 1) for dataset in group.datasets]
+            known = [place for place in each if place is not None]
+            placed = ([p[0][0] for p in known], [p[1][0] for p in known]) if len(known) == len(each) else None
+        if placed is None:
+            if group.slices > 1:
+                raise NoGeometry("of several images; expected one image, or one volume")
+            return Series(group.datasets, None, None, None, None, spacing)
+        if not str(first.get("FrameOfReferenceUID", "") or "").strip():
+            raise NoFrameOfReference
+        if spacing is None:
+            raise NoGeometry("pixel spacing is missing")
+        positions, orientation = np.array(placed[0], np.float64), tuple(placed[1][0])
+        normal_axes(orientation)
+        if group.slices == 1:
+            return Series(group.datasets, None, None, positions, orientation, spacing)
+        volume = stack(*placed, spacing)
+        ordered = positions[list(volume.order)]
+        if len(group.datasets) == 1:
+            return Series(group.datasets, volume.order, volume, ordered, orientation, spacing)
+        datasets = tuple(group.datasets[index] for index in volume.order)
+        return Series(datasets, None, volume, ordered, orientation, spacing)
+
+
+def _files(folder: Path) -> Iterator[Any]:
+    """Every DICOM file under the folder, read; files are taken in the order of their names."""
+    import pydicom
+
+    if not folder.is_dir():
+        raise NothingReadable("expected a folder with DICOM files")
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as stream:
+            is_dicom = stream.read(132)[128:] == b"DICM"
+        if is_dicom:
+            with _damage():
+                dataset = pydicom.dcmread(file)
+            if dataset.file_meta.get("MediaStorageSOPClassUID") != "1.2.840.10008.1.3.10":  # a DICOMDIR is a list
+                yield dataset
+        elif file.suffix.lower() in _SUFFIXES:
+            raise DamagedInstance("a file is named as DICOM, but does not begin as one")
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Whatever malformed data makes pydicom raise becomes DamagedInstance, without a word of what stands there."""
+    try:
+        with pixels.quiet("an instance"):
+            yield
+    except UnreadableImage as error:
+        raise DamagedInstance(str(error)) from None
+
+
+def _frames(dataset: Any) -> int:
+    return int(dataset.get("NumberOfFrames", 1) or 1)

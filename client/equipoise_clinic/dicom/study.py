@@ -1,0 +1,256 @@
+"""A study through a model: `select` says which series go where, `analyse` asks the server and makes the results.
+
+Only pixels and voxel spacing leave this process; patient and study are copied into the results on this side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equipoise_client.client import UncertaintyClient
+from equipoise_client.errors import InvalidInput, MissingExtra, ServerUnavailable, StudyRejected
+from equipoise_client.extras import needs
+from equipoise_client.images import dicom as pixels
+from equipoise_client.images.prepare import Prepared, fit
+from equipoise_client.images.rejections import (
+    NoGeometry,
+    NoResults,
+    NoSeriesFits,
+    SeveralSeriesFit,
+    TooFewSlices,
+    UnsuitableImage,
+    WrongModality,
+    WrongPlane,
+)
+from equipoise_client.images.source import SourceImage
+from equipoise_client.prediction import Prediction, Priority, Volume
+from equipoise_core.contract import Contract, Task
+from equipoise_core.decision import Route
+from numpy.typing import NDArray
+
+from .finding import Finding, finding_of
+from .rules import Rule, Rules
+from .series import Group, Series, read, volume_of
+
+__all__ = ["Analysis", "Chosen", "Rule", "Rules", "Slice", "StudyRejected", "analyse", "select"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A series that goes to a model; its geometry is checked."""
+
+    series: Series
+    rule: Rule
+
+    @property
+    def model(self) -> str:
+        return self.rule.model
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """The slice that the network knows least about, for looking at; of a classification the image itself.
+
+    Attributes:
+        index: from 0, ascending along the slice normal.
+        instance_uid: SOP Instance UID of the source that holds it.
+        grey: uint8 `[rows, columns]`, the 1st to 99th percentile of the series.
+        mask: uint8 `[rows, columns]`, 0 or the number of the foreground class from 1; None for classification.
+        uncertainty: float32 `[rows, columns]`, epistemic, nats; None for classification.
+        limit: the largest uncertainty there can be, nats: the end of a colour scale on which pictures compare.
+        spacing: mm between (rows, columns), or None.
+    """
+
+    index: int
+    instance_uid: str
+    grey: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
+    uncertainty: NDArray[np.float32] | None
+    limit: float
+    spacing: tuple[float, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What the service said about a series.
+
+    Attributes:
+        objects: complete DICOM instances, one series each in the source's study: Segmentation, Parametric Maps
+            (epistemic, aleatoric), Comprehensive 3D SR; of a classification the SR alone.
+        prediction: the answer, held back from `accept` where the series itself raises doubts.
+        most_uncertain: for a picture.
+        contract, prepared: what the model takes, and the image as it got it.
+        identity: SHA-256 of what was decided on and how; the same for a repeat, and what all UIDs are made of.
+    """
+
+    objects: tuple[Any, ...]
+    prediction: Prediction
+    most_uncertain: Slice
+    contract: Contract
+    prepared: Prepared
+    study_uid: str
+    series_uid: str
+    identity: str
+
+    @property
+    def model(self) -> str:
+        return self.contract.name
+
+    @property
+    def model_digest(self) -> str:
+        return str(self.prediction.record.get("model_digest") or self.contract.model_digest)
+
+    @property
+    def route(self) -> Route:
+        return self.prediction.route
+
+    @property
+    def reason(self) -> str:
+        return self.prediction.reason
+
+    @property
+    def case_score(self) -> float:
+        return self.prediction.case_score
+
+    @property
+    def volume(self) -> Volume | None:
+        return self.prediction.volume
+
+
+def select(given: Path | Iterable[Any], rules: Rules) -> list[Chosen]:
+    """Which series of one study go to which model.
+
+    Args:
+        given: a folder with DICOM files, or datasets with pixels, in any order; of one study of one patient.
+
+    Raises StudyRejected, where nothing fits or what fits is not one straight volume; never anything else about data.
+    """
+    with needs("clinic", "reading DICOM studies"):
+        groups = read(given)
+        chosen, taken = [], set()
+        for rule in rules.series:
+            fitting = [group for group in groups if _misfit(group, rule) is None]
+            if fitting and rule.model not in taken:
+                if len(fitting) > 1:
+                    raise SeveralSeriesFit(f"{len(fitting)} series fit the rule for {rule.model}; make it narrower")
+                taken.add(rule.model)
+                chosen.append(Chosen(volume_of(fitting[0]), rule))
+    if not chosen:
+        misfits = [_misfit(group, rule) for rule in rules.series for group in groups]
+        raise max((each for each in misfits if each is not None), key=lambda each: _CLOSENESS.index(type(each)))
+    return chosen
+
+
+_CLOSENESS = (NoSeriesFits, WrongModality, WrongPlane, TooFewSlices)
+"""What is told where nothing fits: the reason of what came closest."""
+
+
+def _misfit(group: Group, rule: Rule) -> NoSeriesFits | None:
+    """Why the series is not for this rule, or None where it is."""
+    if not rule.describes(group.description):
+        return NoSeriesFits()
+    if rule.modality and group.modality != rule.modality:
+        return WrongModality(f"{rule.modality} expected")
+    if rule.plane and group.plane != rule.plane:
+        return WrongPlane(f"{rule.plane} expected")
+    if group.slices < rule.minimum_slices:
+        return TooFewSlices(f"{group.slices}, expected {rule.minimum_slices} or more")
+    return None
+
+
+def analyse(
+    chosen: Chosen,
+    client: UncertaintyClient,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    priority: Priority | int | None = None,
+    timeout: float | None = None,
+) -> Analysis:
+    """Asks the server about a series and makes the result objects.
+
+    Raises StudyRejected where the model cannot take it; what the client raises about the server passes through
+    (ServerUnavailable, DeadlineExceeded, … : another time it may work).
+    """
+    with needs("clinic", "writing DICOM results"):
+        from .results import objects_of
+    series = chosen.series
+    contract = client.contract(chosen.model, timeout=timeout)
+    segmentation = contract.task is Task.SEGMENTATION
+    if segmentation and series.positions is None:
+        raise NoGeometry("a segmentation needs to know where the image lies")
+    try:
+        prepared = fit(series.image(), contract)
+        answer = client.predict(
+            chosen.model,
+            prepared.pixels,
+            samples=samples,
+            seed=seed,
+            spacing=prepared.spacing if segmentation else None,
+            outputs=("labels", "epistemic", "aleatoric") if segmentation else ("mean", "variance"),
+            priority=priority,
+            timeout=timeout,
+        )
+    except StudyRejected:
+        raise
+    except InvalidInput as error:
+        raise UnsuitableImage(str(error)) from error
+    if answer.record.get("model_digest", contract.model_digest) != contract.model_digest:
+        # Its results would name classes and model as the one before; the client knows the new one by now.
+        raise ServerUnavailable(f"{chosen.model} was replaced while it was asked; ask again")
+    prediction = prepared.judge(answer)
+    finding = finding_of(series, chosen.rule, contract, prepared, prediction)
+    try:
+        with pixels.silence():
+            objects = objects_of(finding)
+    except (MissingExtra, MemoryError):
+        raise
+    except Exception as error:  # highdicom checks what the source says, and raises many kinds
+        raise NoResults(type(error).__name__) from error
+    return Analysis(
+        objects,
+        prediction,
+        _most_uncertain(finding, prepared.source),
+        contract,
+        prepared,
+        series.study_uid,
+        series.uid,
+        finding.identity.digest,
+    )
+
+
+def _most_uncertain(finding: Finding, image: SourceImage) -> Slice:
+    """The slice with the largest sum of epistemic uncertainty."""
+    stack = _volume(image.pixels.mean(axis=0))
+    index = 0 if finding.epistemic is None else int(np.argmax(finding.epistemic.sum(axis=(1, 2))))
+    low, high = np.percentile(stack, [1.0, 99.0])
+    grey = np.clip((stack[index] - low) / max(float(high - low), 1e-12), 0.0, 1.0)
+    mask = None
+    if finding.masks is not None:
+        mask = np.zeros(grey.shape, np.uint8)
+        for number, each in enumerate(finding.masks[:, index], start=1):
+            mask[each] = number
+    return Slice(
+        index,
+        finding.series.instance_uid(index),
+        np.rint(grey * 255).astype(np.uint8),
+        mask,
+        None if finding.epistemic is None else finding.epistemic[index],
+        finding.limit,
+        finding.series.plane_spacing,
+    )
+
+
+def _volume(values: NDArray[Any]) -> NDArray[Any]:
+    return values if values.ndim == 3 else values[None]
+
+
+def outputs(objects: Sequence[Any]) -> list[str]:
+    """What each result object is called in a file name: `seg`, `epistemic`, `aleatoric`, `sr`."""
+    return [
+        {"SEG": "seg", "SR": "sr"}.get(each.Modality, str(each.get("ContentLabel", "")).lower()) for each in objects
+    ]

@@ -1,0 +1,314 @@
+"""The running gateway: the parts wired up, a thread for each, and an orderly end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler
+from time import monotonic, time
+from typing import Any
+
+from equipoise_client.client import UncertaintyClient
+from equipoise_client.errors import EquipoiseError
+from prometheus_client import generate_latest
+
+from ..dicom.study import Rules
+from . import journal
+from .analysis import Analyst
+from .delivery import Courier, destination
+from .intake import Intake
+from .observe import Log, Metrics, QuietServer, silence_libraries
+from .receivers import Orthanc, Receiver, Source, SourceAway, Web
+from .settings import Settings
+from .spool import OutOfRoom, Spool
+from .store import FINISHED, Store
+
+POINTS = (
+    "intake.written",
+    "intake.recorded",
+    "source.taken",
+    "source.remembered",
+    "analysis.selected",
+    "analysis.answered",
+    "analysis.written",
+    "analysis.drawn",
+    "analysis.recorded",
+    "analysis.ended",
+    "journal.appended",
+    "journal.recorded",
+    "dispatched",
+    "delivery.sent",
+    "delivery.recorded",
+    "tidied",
+)
+"""Every step's end. The process may die at any of them and loses nothing; tests kill it at each in turn."""
+
+_IDLE = 1.0  # seconds; the review page's verdicts come from another process, and are looked for that often
+_FULL = 2.0  # seconds until a full disk is tried again
+_TROUBLE = 5.0  # seconds after an unforeseen error
+_TIDY = 3.0  # seconds between looks for files that are no longer needed
+_AUDIT = 300.0  # seconds between looks at the audit log, which is read as a whole when it has grown
+
+
+class AlreadyRunning(EquipoiseError):
+    """Another gateway works in the same directory."""
+
+
+class Gateway:
+    """One process, one directory.
+
+    Args:
+        passed: called at each of `POINTS`; for tests. The service itself does nothing there.
+    """
+
+    def __init__(
+        self, settings: Settings, log: Log | None = None, passed: Callable[[str], None] = lambda point: None
+    ) -> None:
+        self._settings = settings
+        self._log = log or Log()
+        self._passed = passed
+        self._stop = threading.Event()
+        self._troubles: dict[str, str] = {}
+
+    def stop(self) -> None:
+        """Ends `run` after the steps that are under way."""
+        self._stop.set()
+
+    def run(self, ready: Callable[[dict[str, int]], None] = lambda ports: None) -> None:
+        """Until `stop`. Raises EquipoiseError where it cannot start.
+
+        Args:
+            ready: called once with the ports listened on: `receive` (where configured), `health`.
+        """
+        silence_libraries()
+        settings = self._settings
+        with ExitStack() as opened:
+            self._spool = Spool(settings.directory, int(settings.reserve_megabytes * 1e6))
+            opened.enter_context(_alone(settings))
+            longest = max(settings.deliver.longest_seconds, 3600.0)
+            self._store = Store(settings.directory / "gateway.db", patience=longest)
+            opened.callback(self._store.close)
+            self._sweep()
+            self._metrics = Metrics()
+            client = opened.enter_context(
+                UncertaintyClient(settings.triton.url, timeout=settings.triton.timeout_seconds, tls=settings.triton.tls)
+            )
+            intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed)
+            self._intake = intake
+            shared = (self._spool, self._store, self._log, self._metrics, self._passed)
+            analyst = Analyst(settings, Rules.load(settings.rules), client, *shared)
+            courier = Courier(settings.deliver, destination(settings.deliver), *shared)
+            ports = {}
+            receiver = Receiver(settings.receive, intake, self._log) if settings.receive else None
+            if receiver is not None:
+                try:
+                    ports["receive"] = receiver.start()
+                except OSError as error:
+                    raise EquipoiseError(f"[receive] cannot listen: {error.strerror}; is the port taken?") from None
+                opened.callback(receiver.stop)
+            ports["health"] = opened.enter_context(self._health())
+            threads = [
+                threading.Thread(target=self._loop, args=(name, step), name=name)
+                for name, step in (
+                    ("analysis", analyst.step),
+                    ("dispatch", self._dispatch),
+                    ("delivery", courier.step),
+                    ("tidying", _every(_TIDY, self._tidy)),
+                    ("audit", _every(_AUDIT, journal.Watch(settings.audit, self._log, self._metrics).look)),
+                    *((source.name, _every(source.every, self._polling(source))) for source in self._sources(intake)),
+                )
+            ]
+            for thread in threads:
+                self._metrics.failures.labels(thread.name)  # told as 0: a counter's first step is seen by nobody
+                thread.start()
+            self._log.info("ready", ports=ports)
+            ready(ports)
+            self._stop.wait()
+            self._log.info("stopping")
+            if receiver is not None:
+                receiver.stop()
+            self._store.ring()
+            for thread in threads:
+                thread.join()
+        self._log.info("stopped")
+
+    def _sources(self, intake: Intake) -> Iterator[Source]:
+        if self._settings.orthanc is not None:
+            yield Orthanc(self._settings.orthanc, intake, self._store, self._log, self._passed)
+        if self._settings.dicomweb is not None:
+            yield Web(self._settings.dicomweb, intake, self._store)
+
+    def _polling(self, source: Source) -> Callable[[], None]:
+        def poll() -> None:
+            source.poll()
+            self._metrics.reachable.labels(source.name).set(1)
+
+        return poll
+
+    def _sweep(self) -> None:
+        """Removes what was written but never told to the store: its sender got no answer, its analysis is repeated."""
+        store, spool = self._store, self._spool
+        instances = {spool.instance(study, uid) for study, uid in store.instances()}
+        count = spool.sweep(instances, {case.key for case in store.cases()}, set(store.aside()))
+        if count:
+            self._log.info("swept", files=count)
+
+    def _loop(self, name: str, step: Callable[[], float]) -> None:
+        while not self._stop.is_set():
+            seen = self._store.changes
+            try:
+                pause = step()
+                self._troubles.pop(name, None)
+            except OutOfRoom:
+                pause = self._trouble(name, "no room", _FULL)
+            except SourceAway as error:
+                self._metrics.reachable.labels(name).set(0)
+                pause = self._trouble(name, type(error).__name__, _TROUBLE)
+            except Exception as error:  # noqa: BLE001 (one part's trouble must not end the service)
+                self._log.failure("trouble", error, part=name)
+                self._metrics.failures.labels(name).inc()
+                pause = self._trouble(name, type(error).__name__, _TROUBLE)
+            else:
+                if pause > 0:
+                    self._store.wait(seen, min(pause, _IDLE))
+                continue
+            self._stop.wait(pause)
+
+    def _trouble(self, name: str, what: str, pause: float) -> float:
+        if self._troubles.get(name) != what:
+            self._log.warning("waits", part=name, why=what)
+        self._troubles[name] = what
+        return pause
+
+    def _dispatch(self) -> float:
+        """Decisions and verdicts into the audit log, then logged decisions on their way."""
+        journal.write_out(self._store, self._settings.audit, self._passed)
+        deliver = self._settings.deliver
+        handling = {"accept": deliver.accept.value, "review": deliver.review.value, "reject": deliver.reject.value}
+        for case in self._store.dispatch(handling):
+            self._log.info("dispatched", case=case.key, state=case.state)
+            self._passed("dispatched")
+        return _IDLE
+
+    def _tidy(self) -> None:
+        """Deletes what nobody needs any more."""
+        shown = {case.key for case in self._store.worklist()}
+        for folder in (self._settings.directory / "outbox").iterdir():
+            if self._finished(folder.name):
+                self._spool.remove(folder)
+        for picture in (self._settings.directory / "pictures").iterdir():
+            if self._finished(picture.stem) and picture.stem not in shown:
+                self._spool.remove(picture)
+        expired = time() - self._settings.keep_input_hours * 3600.0
+        for study in self._store.expired(expired):
+            self._intake.forget(study)
+        self._intake.forget_aside(expired)
+        self._passed("tidied")
+
+    def _finished(self, key: str) -> bool:
+        """False also where the store does not know the case yet: its files are written first."""
+        case = self._store.case(key)
+        return case is not None and case.state in FINISHED
+
+    def health(self) -> dict[str, Any]:
+        """`accepting` says whether new studies are taken; `trouble` which parts wait, and for what."""
+        room = self._spool.free >= self._spool.reserve
+        return {
+            "accepting": room and not self._stop.is_set(),
+            "trouble": dict(self._troubles),
+            "oldest_waiting_seconds": round(self._store.oldest(), 1),
+            **self._store.counts(),
+            "worklist": len(self._store.worklist()),
+        }
+
+    def exposition(self) -> bytes:
+        """Prometheus's text."""
+        metrics = self._metrics
+        for table, states in self._store.counts().items():
+            gauge = metrics.studies if table == "studies" else metrics.cases
+            for state, count in states.items():
+                gauge.labels(state).set(count)
+        metrics.oldest.set(self._store.oldest())
+        metrics.worklist.set(len(self._store.worklist()))
+        metrics.free.set(self._spool.free)
+        return generate_latest(metrics.registry)
+
+    @contextmanager
+    def _health(self) -> Iterator[int]:
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, kind, body = gateway._answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Scrapes are not worth a line each."""
+
+        settings = self._settings.health
+        try:
+            server = QuietServer((settings.host, settings.port), Handler)
+        except OSError as error:
+            raise EquipoiseError(f"[health] cannot listen: {error.strerror}; is the port taken?") from None
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="health")
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    def _answer(self, path: str) -> tuple[int, str, bytes]:
+        text = "text/plain; charset=utf-8"
+        if path == "/live":
+            return 200, text, b"alive\n"
+        if path == "/metrics":
+            return 200, "text/plain; version=0.0.4; charset=utf-8", self.exposition()
+        if path in ("/health", "/ready"):
+            health = self.health()
+            status = 200 if health["accepting"] else 503
+            return status, "application/json", json.dumps(health).encode() + b"\n"
+        return 404, text, b"expected /live, /ready, /health or /metrics\n"
+
+
+def until_signalled(gateway: Gateway) -> None:
+    """SIGTERM and SIGINT end `gateway.run` in an orderly way."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: gateway.stop())
+
+
+def _every(seconds: float, step: Callable[[], object]) -> Callable[[], float]:
+    """A step for `_loop` that is done at intervals, however often it is woken."""
+    due = 0.0
+
+    def timed() -> float:
+        nonlocal due
+        left = due - monotonic()
+        if left > 0:
+            return left
+        step()
+        due = monotonic() + seconds
+        return seconds
+
+    return timed
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    with (settings.directory / "gateway.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunning(f"another gateway works in {settings.directory}; stop it first") from None
+        os.set_inheritable(lock.fileno(), False)
+        yield

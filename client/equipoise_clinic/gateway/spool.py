@@ -1,0 +1,143 @@
+"""Files of the gateway. Written beside, synced, renamed: a file that has its name is whole, whatever happened."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from equipoise_client.errors import EquipoiseError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class OutOfRoom(EquipoiseError):
+    """The disk is full, or fuller than the configured reserve allows. Passes when there is room again."""
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Raises OutOfRoom where the block finds the disk full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutOfRoom("the disk is full; free some space, and the gateway goes on by itself") from None
+        raise
+
+
+class Spool:
+    """The gateway's directory.
+
+        incoming/STUDY/INSTANCE.dcm   received images      outbox/CASE/1.dcm …   results to send
+        aside/KEY.dcm                 malformed objects    pictures/CASE.png     what the worklist shows
+        temporary/                    files that are being written; emptied at every start
+
+    Names are the gateway's own random keys and hashes, never what stands in the files.
+
+    Args:
+        root: created if need be, for its owner only.
+        reserve: bytes that new input must leave free.
+    """
+
+    def __init__(self, root: Path, reserve: int = 0) -> None:
+        self.root = root
+        self.reserve = reserve
+        for folder in ("incoming", "outbox", "aside", "pictures", "temporary"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        root.chmod(0o700)
+
+    @property
+    def free(self) -> int:
+        """Bytes."""
+        return shutil.disk_usage(self.root).free
+
+    def check_room(self, size: int = 0) -> None:
+        """Raises OutOfRoom where `size` more bytes would eat into the reserve."""
+        if self.free - size < self.reserve:
+            raise OutOfRoom("the disk is fuller than reserve_megabytes allows; free some space, nothing else is needed")
+
+    def incoming(self, study: str) -> Path:
+        return self.root / "incoming" / study
+
+    def instance(self, study: str, uid: str) -> Path:
+        return self.incoming(study) / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.dcm"
+
+    def outbox(self, case: str) -> Path:
+        return self.root / "outbox" / case
+
+    def picture(self, case: str) -> Path:
+        return self.root / "pictures" / f"{case}.png"
+
+    def aside(self, key: str) -> Path:
+        return self.root / "aside" / f"{key}.dcm"
+
+    def write(self, target: Path, content: bytes) -> None:
+        """All of it or nothing. Raises OutOfRoom."""
+        temporary = self.root / "temporary" / secrets.token_hex(8)
+        with room():
+            try:
+                _write(temporary, content)
+                target.parent.mkdir(exist_ok=True)
+                temporary.replace(target)
+                _sync(target.parent)
+                _sync(target.parent.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def write_folder(self, target: Path, files: Mapping[str, bytes]) -> None:
+        """A new folder with all files or none. Raises OutOfRoom."""
+        temporary = self.root / "temporary" / secrets.token_hex(8)
+        with room():
+            try:
+                temporary.mkdir()
+                for name, content in files.items():
+                    _write(temporary / name, content)
+                _sync(temporary)
+                temporary.rename(target)
+                _sync(target.parent)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def remove(self, path: Path) -> None:
+        """A file or folder that nothing points to any more; gone already is fine."""
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def sweep(self, instances: set[Path], cases: set[str], aside: set[str]) -> int:
+        """Removes what a crash left between a file's rename and its transaction; returns how many there were.
+
+        Args:
+            instances: files that the store knows; cases, aside: keys that it knows.
+        """
+        orphans = list((self.root / "temporary").iterdir())
+        orphans += [each for each in (self.root / "incoming").glob("*/*") if each not in instances]
+        orphans += [each for each in (self.root / "outbox").iterdir() if each.name not in cases]
+        orphans += [each for each in (self.root / "pictures").iterdir() if each.stem not in cases]
+        orphans += [each for each in (self.root / "aside").iterdir() if each.stem not in aside]
+        for orphan in orphans:
+            self.remove(orphan)
+        return len(orphans)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """A rename lasts only when its folder was written."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,142 @@
+"""Who is looking: named by an authenticating proxy, or by a token that was handed to one person.
+
+A name that somebody types is no identity: local tokens are made for a name, and only their digests are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+
+from equipoise_client.errors import EquipoiseError
+
+from ..gateway.settings import Review
+
+_NAME = re.compile(r"[\w.@ -]{1,64}")
+
+
+class BadReviewer(EquipoiseError, ValueError):
+    """This cannot be a reviewer's name, or the list of reviewers cannot be read."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One reviewer's visit. `csrf`: what every form has to send back."""
+
+    reviewer: str
+    csrf: str
+    ends: float = float("inf")
+
+
+class Reviewers:
+    """Names and digests of tokens, in a JSON file that only its owner reads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, name: str) -> str:
+        """A new token for `name`; its former one ends. It is shown once and stored nowhere."""
+        if not _NAME.fullmatch(name):
+            raise BadReviewer(f"{name!r}: expected up to 64 letters, digits, or any of . @ - _ and blanks")
+        token = secrets.token_urlsafe(24)
+        known = {**self._read(), name: _digest(token)}
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(known, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)
+        return token
+
+    def named(self, token: str) -> str | None:
+        """Whose token it is."""
+        given, found = _digest(token.strip()), None
+        for name, digest in self._read().items():
+            if hmac.compare_digest(given, digest):
+                found = name
+        return found
+
+    def _read(self) -> dict[str, str]:
+        if not self._path.exists():
+            return {}
+        try:
+            return {str(name): str(digest) for name, digest in json.loads(self._path.read_text("utf-8")).items()}
+        except (OSError, ValueError, AttributeError):
+            raise BadReviewer(f"{self._path}: the list of reviewers cannot be read") from None
+
+
+class Doorkeeper:
+    """Decides who a request comes from.
+
+    Args:
+        secret: signs the forms' tokens; lives as long as the process.
+    """
+
+    TRIES, MINUTE = 10, 60.0  # wrong tokens that are answered at once, and for how long no more are then
+
+    def __init__(self, settings: Review, reviewers: Reviewers) -> None:
+        self._settings, self._reviewers = settings, reviewers
+        self._secret = secrets.token_bytes(32)
+        self._sessions: dict[str, Session] = {}
+        self._wrong: list[float] = []
+        self._lock = threading.Lock()
+        self._trusted = [ipaddress.ip_network(each) for each in settings.trusted_proxies]
+
+    @property
+    def by_proxy(self) -> bool:
+        return bool(self._settings.proxy_header)
+
+    def session(self, peer: str, header: Callable[[str], Sequence[str]], cookie: str | None) -> Session | None:
+        """The visit that a request belongs to; None: nobody is known.
+
+        Args:
+            peer: the address that the connection comes from.
+            header: all values of a request header.
+        """
+        if not self.by_proxy:
+            with self._lock:
+                found = self._sessions.get(cookie or "")
+            return found if found is not None and found.ends > time() else None
+        names = header(self._settings.proxy_header)
+        address = ipaddress.ip_address(peer.split("%")[0])
+        trusted = any(address in network for network in self._trusted)
+        if not trusted or len(names) != 1 or not _NAME.fullmatch(names[0]):
+            return None  # two names: one of them was sent by the browser
+        return Session(names[0], hmac.new(self._secret, names[0].encode(), hashlib.sha256).hexdigest())
+
+    def enter(self, token: str) -> tuple[str, Session] | None:
+        """A cookie and a session for a reviewer's token; None for a wrong one, or after too many wrong ones."""
+        now = time()
+        with self._lock:
+            self._wrong = [at for at in self._wrong if at > now - self.MINUTE]
+            if len(self._wrong) >= self.TRIES:
+                return None
+        name = self._reviewers.named(token)
+        with self._lock:
+            if name is None:
+                self._wrong.append(now)
+                return None
+            self._sessions = {key: each for key, each in self._sessions.items() if each.ends > now}
+            cookie = secrets.token_urlsafe(24)
+            session = Session(name, secrets.token_urlsafe(24), now + self._settings.session_hours * 3600.0)
+            self._sessions[cookie] = session
+        return cookie, session
+
+    def leave(self, cookie: str | None) -> None:
+        with self._lock:
+            self._sessions.pop(cookie or "", None)
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,279 @@
+"""The verb `equipoise load`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from equipoise_client.client import UncertaintyClient
+from equipoise_client.errors import InvalidInput, ServerUnavailable
+from equipoise_client.transport import Retry, Tls
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .analyzer import write_analyzer
+from .arrivals import Arrivals
+from .capacity import Capacity, find_capacity
+from .engine import Plan, run
+from .mix import Payload, Wish, build_mix
+from .report import comparison, tables, verdicts, write_page
+from .scrape import Account, between, scrape
+from .slo import Objective, complete, parse_slo
+from .tally import Tally, report_of
+
+FORMAT = "equipoise-load/1"
+MISSED = 3
+"""Exit code where a promise was broken."""
+
+SETTLING = 3.0
+"""Seconds after the last answer within which a server has counted it."""
+
+EPILOG = """[bold]Examples[/]
+
+equipoise load pneumonia --rate 50 --duration 60 --image xray.dcm --slo p99=250ms,errors=0.1%
+
+equipoise load hippocampus=1 pneumonia=4 --rate 20 --urgent 0.1 --json run.json --html run.html
+
+equipoise load pneumonia --arrivals closed --concurrency 8 --samples 5 --samples 20
+
+equipoise load pneumonia --arrivals closed --images-per-request 8
+
+equipoise load pneumonia --find-capacity --slo p99=250ms,errors=0%,achieved=95% --duration 10
+
+equipoise load --compare before.json after.json
+
+Exit code: 0 done and every promise kept, 1 it failed, 2 wrong usage, 3 a promise was broken."""
+
+
+def load(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Public models; NAME=WEIGHT for a mix.", show_default=False)
+    ] = None,
+    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests per second, all models together.")] = 10.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds that are measured.")] = 30.0,
+    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before, sent but not counted.")] = 3.0,
+    arrivals: Annotated[
+        Arrivals, typer.Option(help="Open loop (poisson, constant), or closed: the next one after an answer.")
+    ] = Arrivals.POISSON,
+    concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests in flight.")] = 1,
+    image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
+    samples: Annotated[list[int] | None, typer.Option(min=1, help="T; several are mixed. Default: policy's.")] = None,
+    per_request: Annotated[int, typer.Option("--images-per-request", min=1, help="They are sampled together.")] = 1,
+    urgent: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of urgent requests.")] = 0.0,
+    output: Annotated[list[str] | None, typer.Option(help="Arrays to ask for, as mean; default: none.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one request, all tries included.")] = 10.0,
+    tries: Annotated[int, typer.Option(min=1, help="Times to send a request that the server is too busy for.")] = 1,
+    connections: Annotated[int, typer.Option(min=1, help="TCP connections.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of arrivals and mix.")] = 0,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="Promises, as p99=250ms,errors=0.1%,achieved=95% (errors=1% where a time stands alone)."),
+    ] = None,
+    capacity: Annotated[
+        bool, typer.Option("--find-capacity", help="Search the highest rate that keeps --slo, from --rate on.")
+    ] = False,
+    metrics: Annotated[
+        str | None, typer.Option(help="Triton's metrics; default http://HOST:8002/metrics, where there are any.")
+    ] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the report here; - for stdout.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report with plots here.")] = None,
+    analyzer: Annotated[
+        Path | None, typer.Option("--perf-analyzer", help="Write the same load for perf_analyzer into this folder.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two reports (JSON) to put side by side; sends nothing.")
+    ] = None,
+    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust; encrypts.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+) -> None:
+    """Load-test a server, with latencies counted from when each request was due."""
+    console = Console(stderr=as_json is not None and str(as_json) == "-")
+    if compare is not None:
+        first, second = compare
+        console.print(comparison(read_report(first), read_report(second), (first.name, second.name)))
+        return
+    if not models:
+        raise typer.BadParameter("name at least one public model, as in `equipoise load pneumonia`")
+    try:
+        objectives = complete(parse_slo(slo or ""))
+        tls = Tls(tls_root, tls_cert, tls_key) if tls_root or tls_cert else None
+        plan = Plan(
+            url, arrivals, rate, concurrency, warmup, duration, timeout, Retry(tries), connections, seed=seed, tls=tls
+        )
+        wish = Wish(
+            weights(models), tuple(image or ()), tuple(samples or ()), urgent, tuple(output or ()), timeout, per_request
+        )
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error)) from error
+    if capacity and (not objectives or arrivals is Arrivals.CLOSED):
+        raise typer.BadParameter("--find-capacity needs --slo and an open loop (--arrivals poisson or constant)")
+    with UncertaintyClient(url, timeout=timeout, tls=tls) as client:
+        payloads = build_mix(client, wish)
+    if analyzer is not None:
+        console.print("for perf_analyzer:", " ".join(write_analyzer(plan, payloads, analyzer)), soft_wrap=True)
+    source = metrics or f"http://{url.rpartition(':')[0]}:8002/metrics"
+
+    def measured(at: Plan) -> dict[str, Any]:
+        return measure(at, payloads, objectives, source, metrics is not None, console)
+
+    if capacity:
+        found = find_capacity(lambda r: _trial(measured(_at(plan, r)), objectives), rate)
+        _show_capacity(found, console)
+        report = {**_best(found), "capacity_per_second": found.rate, "trials": [t[:2] for t in found.trials]}
+        kept = found.rate > 0.0
+    else:
+        report = measured(plan)
+        console.print(tables(report))
+        kept = all(objective.met(report) for objective in objectives)
+    if objectives:
+        console.print(verdicts(objectives, report))
+    if html is not None:
+        write_page(report, html)
+    if as_json is not None:
+        text = json.dumps(report, indent=1, allow_nan=False)
+        print(text) if str(as_json) == "-" else as_json.write_text(text + "\n", encoding="utf-8")
+    if not kept:
+        raise typer.Exit(MISSED)
+
+
+def weights(models: Sequence[str]) -> dict[str, float]:
+    """`NAME` or `NAME=WEIGHT` → name → weight. Raises InvalidInput."""
+    found = {}
+    for model in models:
+        name, _, weight = model.partition("=")
+        try:
+            found[name] = float(weight or 1.0)
+        except ValueError as error:
+            raise InvalidInput(f"{model}: expected NAME or NAME=WEIGHT, as in pneumonia=4") from error
+        if not 0.0 < found[name] < float("inf"):
+            raise InvalidInput(f"{model}: a weight is a number above 0")
+    return found
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Raises InvalidInput where the file holds no report."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be read as JSON: {type(error).__name__}") from error
+    if not isinstance(report, dict) or report.get("format") != FORMAT:
+        raise InvalidInput(f"{path} is no report of `equipoise load --json` (format {FORMAT})")
+    return report
+
+
+def measure(
+    plan: Plan,
+    payloads: Sequence[Payload],
+    objectives: Sequence[Objective],
+    metrics: str,
+    wanted: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """One run and its report.
+
+    Args:
+        wanted: the caller named the metrics' address, so their absence is an error.
+    """
+    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    before = _account(metrics, wanted)
+    tally = _watched(plan, payloads, console)
+    after = None if before is None else _settled(metrics, before, payloads, tally.answered)
+    open_loop = plan.arrivals is not Arrivals.CLOSED
+    report = report_of(tally, [p.label for p in payloads], [p.weight for p in payloads], open_loop)
+    return {
+        "format": FORMAT,
+        "begun": begun,
+        "url": plan.url,
+        "models": sorted({payload.model for payload in payloads}),
+        "arrivals": plan.arrivals.value,
+        "rate": plan.rate if open_loop else None,
+        "concurrency": None if open_loop else plan.concurrency,
+        "warmup": plan.warmup,
+        "duration": plan.duration,
+        "connections": plan.connections,
+        "timeout": plan.timeout,
+        "attempts": plan.retry.attempts,
+        "seed": plan.seed,
+        **report,
+        "server": None if before is None or after is None else between(before, after),
+        "objectives": [
+            {"promise": str(each), "measured": each.measured(report), "kept": each.met(report)} for each in objectives
+        ],
+    }
+
+
+def _settled(metrics: str, before: Account, payloads: Sequence[Payload], answered: int) -> Account | None:
+    """The counters once the last answers are among them: Triton counts a request after it has answered it.
+
+    None where the server died of the load. Behind a proxy one replica never counts them all: no more than
+    `SETTLING` seconds are waited for.
+    """
+    models = {payload.model for payload in payloads}
+    until = time.monotonic() + SETTLING
+    while True:
+        after = _account(metrics, wanted=False)
+        told = {} if after is None else between(before, after)
+        counted = sum(told[model]["requests"] for model in models & told.keys())
+        if after is None or counted >= answered or time.monotonic() > until:
+            return after
+        time.sleep(0.05)
+
+
+def _account(metrics: str, wanted: bool) -> Account | None:
+    try:
+        return scrape(metrics)
+    except ServerUnavailable:
+        if wanted:
+            raise
+        return None
+
+
+def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally:
+    """The run, with a line on stderr that tells how it goes where somebody looks."""
+    if not sys.stderr.isatty():
+        return run(plan, payloads)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        whole = plan.warmup + plan.duration
+        task = progress.add_task("warming up", total=whole)
+
+        def show(elapsed: float, tally: Tally, in_flight: int) -> None:
+            p99 = tally.latency.get_value_at_percentile(99.0) / 1e3
+            failed = tally.total - tally.answered
+            told = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
+            progress.update(task, completed=min(elapsed, whole), description=told if tally.total else "warming up")
+
+        return run(plan, payloads, show)
+
+
+def _at(plan: Plan, rate: float) -> Plan:
+    return replace(plan, rate=rate)
+
+
+def _trial(report: dict[str, Any], objectives: Sequence[Objective]) -> tuple[bool, dict[str, Any]]:
+    return all(objective.met(report) for objective in objectives), report
+
+
+def _best(found: Capacity) -> dict[str, Any]:
+    """The report of the highest rate that held, or of the last trial."""
+    return next((report for rate, held, report in found.trials if held and rate == found.rate), found.trials[-1][2])
+
+
+def _show_capacity(found: Capacity, console: Console) -> None:
+    table = Table("requests per second", "p99 ms", "errors", "kept", title="search for capacity")
+    for rate, held, report in found.trials:
+        p99 = report["latency_ms"].get("p99")
+        shown = ("–" if p99 is None else f"{p99:.4g}", f"{report['requests']['error_share']:.2%}")
+        table.add_row(f"{rate:.4g}", *shown, "[green]yes[/]" if held else "[red]no[/]")
+    console.print(table)
+    console.print(f"capacity: {found.rate:.4g} requests per second" if found.rate else "no rate kept the promise")

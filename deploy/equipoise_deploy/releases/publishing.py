@@ -1,0 +1,137 @@
+"""`equipoise publish`: a published pair → a release in the store."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+from equipoise_core.contract import ContractError
+from equipoise_core.loading import load_model
+
+from ..errors import ReleaseError, RepositoryError
+from ..repository import carried_contract, models_of
+from .release import DOCUMENT, REPORT, SIGNATURE, Release, digests, read_release, verify_release
+from .signing import sign
+from .store import NAME, Store, somebody, sync
+
+
+def find_pair(pair: str) -> tuple[Path, str]:
+    """`REPO/NAME` (a folder) or `REPO:NAME` → repository and name. Raises ReleaseError."""
+    folder = Path(pair)
+    if (folder / "config.pbtxt").is_file():
+        return folder.absolute().parent, folder.absolute().name
+    repository, _, name = pair.rpartition(":")
+    if repository and (Path(repository) / name / "config.pbtxt").is_file():
+        return Path(repository), name
+    raise ReleaseError(f"{pair} is no published model; give its folder, or REPOSITORY:NAME")
+
+
+def publish(
+    repository: Path,
+    name: str,
+    store: Store,
+    key: Path | None = None,
+    report: Path | None = None,
+    by: str | None = None,
+) -> Release:
+    """Copies NAME and its samplers into the store, with digests and, given a key, a signature.
+
+    The same content again is the release that is there already. Links are replaced by what they point to.
+
+    Args:
+        report: the calibration report, to be kept with it.
+        by: who publishes; by default the user of this machine.
+
+    Raises ReleaseError where the pair does not hold together.
+    """
+    with store.locked():
+        home = store.path / "models" / _checked(name)
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".publishing-", dir=home) as scratch:
+            draft = Path(scratch) / "release"
+            draft.mkdir()
+            for model in models_of(repository, name):
+                _copy(repository / model, draft / model)
+            if report is not None:
+                shutil.copyfile(report, draft / REPORT)
+            release = _describe(draft, name, store, by)
+            same = _same(store, release)
+            if same is not None:
+                if key is not None and not (same / SIGNATURE).exists():
+                    sign(same, same / SIGNATURE, key)
+                    sync(same / SIGNATURE, same)
+                return verify_release(same)
+            (draft / DOCUMENT).write_text(release.dumps(), encoding="utf-8")
+            if key is not None:
+                sign(draft, draft / SIGNATURE, key)
+            _freeze(draft)
+            draft.rename(home / str(release.version))
+            sync(home)
+    return release
+
+
+def _copy(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
+    """Files and folders, links replaced by what they lead to. Raises ReleaseError for what is neither."""
+    real = source.resolve()
+    if not source.is_dir() or real in above:
+        raise ReleaseError(f"{source} is no folder, or leads to one that it lies in itself; restore it")
+    target.mkdir()
+    for entry in sorted(source.iterdir()):
+        if entry.is_dir():
+            if entry.name != "__pycache__":
+                _copy(entry, target / entry.name, (*above, real))
+        elif entry.is_file():
+            shutil.copyfile(entry, target / entry.name)
+        else:
+            raise ReleaseError(f"{entry} is no file (a link to nowhere, or a device); restore or remove it")
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ReleaseError(f"{name!r} cannot name a release; use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:
+    """The release of what lies in `draft`. Raises ReleaseError where it would not load, or contradicts itself."""
+    try:
+        model = load_model(draft / name / "1")
+        carried = carried_contract(draft / name)
+    except (ContractError, RepositoryError, OSError, ValueError) as error:
+        raise ReleaseError(f"{name} would not load: {error}") from error
+    contract = model.contract
+    if contract.name != name:
+        raise ReleaseError(f"the folder {name} holds the contract of {contract.name}; publish it under its own name")
+    if carried != contract:
+        raise ReleaseError(f"{name}: config.pbtxt carries another contract than contract.json; export the model again")
+    versions = store.versions(name)
+    return Release(
+        name=name,
+        version=max([0, *versions]) + 1,
+        files=digests(draft),
+        contract_digest=contract.digest,
+        model_digest=contract.model_digest,
+        policy_digest=model.policy.digest if model.policy else None,
+        code_digest=model.code_digest,
+        published_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        published_by=by or somebody(),
+        previous=versions[-1] if versions else None,
+    )
+
+
+def _same(store: Store, release: Release) -> Path | None:
+    """The folder of an earlier release with the same files."""
+    for version in reversed(store.versions(release.name)):
+        folder = store.folder(release.name, version)
+        if read_release(folder).files == release.files:
+            return folder
+    return None
+
+
+def _freeze(folder: Path) -> None:
+    """Read-only, and on the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+        sync(path)

@@ -1,0 +1,91 @@
+"""What lies in a model repository: its models, which of them are public, and the contracts that they carry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from equipoise_core.contract import Contract, ContractError, parse_contract
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from .errors import RepositoryError
+
+CONTRACT_PARAMETER = "contract"
+"""The parameter of a public model's configuration that holds its contract."""
+
+
+def public_models(repository: Path) -> tuple[str, ...]:
+    """Names of the models that clients talk to, sorted: those whose configuration carries a contract."""
+    return tuple(
+        model.name for model in model_folders(repository) if _is_public(parse_configuration(model / "config.pbtxt"))
+    )
+
+
+def models_in(repository: Path) -> tuple[str, ...]:
+    """Names of all models, public or not, sorted. Raises RepositoryError where there is none."""
+    return tuple(model.name for model in model_folders(repository))
+
+
+def models_of(repository: Path, model: str) -> tuple[str, ...]:
+    """The folders that belong together: the public model's own, and those of its samplers and its screen."""
+    return (model, *samplers_of(repository / model))
+
+
+def samplers_of(model: Path) -> list[str]:
+    """Names of the samplers, and of the screen, that a public model's contract lists."""
+    contract = carried_contract(model)
+    names = [each.name for each in (*contract.samplers, *([contract.screen] if contract.screen else []))]
+    if odd := [name for name in names if Path(name).name != name or name.startswith(".")]:
+        raise RepositoryError(f"{model / 'config.pbtxt'} names the sampler {odd[0]!r}, which is no name of a folder")
+    return names
+
+
+def carried_contract(model: Path) -> Contract:
+    """The contract in a public model's `config.pbtxt`. Raises RepositoryError where none can be read."""
+    path = model / "config.pbtxt"
+    try:
+        return parse_contract(json.loads(parse_configuration(path).parameters[CONTRACT_PARAMETER].string_value))
+    except (ContractError, ValueError, RecursionError) as error:
+        raise RepositoryError(
+            f"{path} carries no contract that can be read: {error}; export the model again"
+        ) from error
+
+
+def configuration_of(model: Path, configuration: str) -> Path:
+    """The file that Triton reads of a model: `configs/CONFIGURATION.pbtxt` where it is there, else `config.pbtxt`."""
+    named = model / "configs" / f"{configuration}.pbtxt"
+    return named if configuration and named.is_file() else model / "config.pbtxt"
+
+
+def parse_configuration(path: Path) -> ModelConfig:
+    """Triton's model configuration in a file. Raises RepositoryError."""
+    try:
+        config: ModelConfig = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise RepositoryError(f"{path} is not a Triton model configuration: {error}; export the model again") from error
+    except OSError as error:
+        raise RepositoryError(
+            f"{path} cannot be read: {error.strerror}; restore it, or export the model again"
+        ) from error
+    return config
+
+
+def model_folders(repository: Path) -> list[Path]:
+    """The folders with a `config.pbtxt`, sorted. Raises RepositoryError where there is none."""
+    if not repository.is_dir():
+        raise RepositoryError(f"{repository} is not a folder; give the model repository that `equipoise export` wrote")
+    models = sorted(path.parent for path in repository.glob("*/config.pbtxt") if not path.parent.name.startswith("."))
+    if not models:
+        raise RepositoryError(f"{repository} holds no model (no folder with a config.pbtxt); publish one into it first")
+    return models
+
+
+def link_model(repository: Path, model: str, into: Path) -> None:
+    """Links one public model and its samplers into the folder `into`, as a repository of their own."""
+    for name in models_of(repository, model):
+        (into / name).symlink_to((repository / name).resolve())
+
+
+def _is_public(config: ModelConfig) -> bool:
+    return CONTRACT_PARAMETER in config.parameters

@@ -1,0 +1,128 @@
+"""The verb `equipoise serve`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import DeployError, GaveUp
+from ..ports import LOOPBACK, USUAL_PORTS, Ports
+from .container import IMAGE, find_container_engine
+from .health import USUAL_PORT
+from .serve import Listening, serve, serve_in_container
+from .settings import NONE, load_settings
+from .supervisor import Plan
+from .watch import QUIET
+
+GAVE_UP = 3
+"""Exit code of a server that was restarted as often as is allowed: whatever started it decides what then."""
+
+
+class EngineChoice(str, Enum):
+    """Which Triton serves."""
+
+    AUTO = "auto"
+    EMBEDDED = "embedded"
+    CONTAINER = "container"
+
+
+def serve_command(
+    repository: Annotated[Path, typer.Argument(help="Folder of published models.")] = Path("model_repository"),
+    grpc_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.grpc,
+    http_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.http,
+    metrics_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.metrics,
+    health_port: Annotated[
+        int, typer.Option(help="GET /healthz there says whether every model answers; 0 picks a free one.")
+    ] = USUAL_PORT,
+    address: Annotated[
+        str, typer.Option(help="Where gRPC, metrics and health listen; without encryption, so mind who reaches it.")
+    ] = LOOPBACK,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0.0, help="From saying 503 on the health port until stopping, for a proxy to notice.")
+    ] = 2.0,
+    restarts: Annotated[int, typer.Option(min=0, help="Of a server that fails, within ten minutes; then exit 3.")] = 5,
+    quiet_seconds: Annotated[
+        float,
+        typer.Option(min=1.0, help="A model that neither answers nor computes for so long is taken for hung."),
+    ] = QUIET,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(
+            help="embedded: the Triton of the Python wheel, on the CPU. container: NVIDIA's image on a GPU (this path "
+            "was never executed by its authors, who had no GPU). auto: the container where both are there."
+        ),
+    ] = EngineChoice.AUTO,
+    image: Annotated[str, typer.Option(help="Container image.")] = IMAGE,
+    settings: Annotated[
+        Path | None, typer.Option(help="This machine's settings, as `equipoise tune` writes them; embedded only.")
+    ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key (PEM): serve only releases signed with it, see `equipoise publish`; embedded only."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to stdout.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Keep Triton's log to yourself; failures still show it.")] = False,
+) -> None:
+    """Serve the models of REPOSITORY on this machine's loopback until SIGINT or SIGTERM.
+
+    It is ready when every model has answered a synthetic image. Each is asked again every two seconds; a server that
+    has died or hangs is restarted. SIGHUP takes what REPOSITORY holds then into service. Production: see deploy/.
+    """
+    out, err = Console(), Console(stderr=True)
+
+    def on_log(line: str) -> None:
+        if not quiet:
+            err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def tell(line: str) -> None:
+        err.print(f"equipoise: {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def on_ready(listening: Listening) -> None:
+        if as_json:
+            typer.echo(json.dumps(asdict(listening)))
+        else:
+            out.print(_table(listening))
+            out.print("Stop with Ctrl-C.")
+
+    ports = Ports(grpc_port, http_port, metrics_port)
+    try:
+        own = load_settings(settings)[0] if settings is not None else NONE
+        program = find_container_engine() if engine is not EngineChoice.EMBEDDED else None
+        if program is not None and own:
+            raise DeployError("--settings are applied by the embedded server only; use --engine embedded")
+        if program is not None and trust is not None:
+            raise DeployError(
+                "--trust is for the embedded server; for a container: equipoise releases --trust --stage DIR"
+            )
+        if program is not None:
+            serve_in_container(program, image, repository, ports, on_log, on_ready)
+        elif engine is EngineChoice.CONTAINER:
+            raise DeployError("no GPU with a container engine (docker, podman) here; use --engine embedded")
+        else:
+            plan = Plan(repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust)
+            serve(plan, health_port, on_log, on_ready, tell)
+    except DeployError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(GAVE_UP if isinstance(error, GaveUp) else 1) from error
+
+
+def _table(listening: Listening) -> Table:
+    table = Table(title=f"Ready after {listening.seconds:.1f} s", title_justify="left")
+    for heading in ("model", "largest variance of a synthetic image"):
+        table.add_column(heading)
+    for probe in listening.probes:
+        table.add_row(probe.model, f"{probe.variance:.2g}" if probe.variance else "deterministic")
+    table.caption = f"gRPC {listening.grpc} · HTTP {listening.http} · metrics {listening.metrics}"
+    if listening.health:
+        table.caption += f" · health {listening.health}"
+    return table

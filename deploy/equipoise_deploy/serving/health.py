@@ -1,0 +1,195 @@
+"""Health as a load balancer asks for it: 200 only while synthetic questions are answered.
+
+    GET /healthz          of all public models
+    GET /healthz/NAME     of one
+
+The body is one line of JSON with the reason. What is served is a snapshot that the supervisor replaces a few times a
+second; one that has grown old is not believed, since then nobody watches.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType, TracebackType
+
+from ..errors import PortTakenError
+from ..ports import LOOPBACK, reached_at
+
+USUAL_PORT = 8003
+PATH = "/healthz"
+STALE = 5.0
+"""Seconds after which a snapshot is not believed any more."""
+
+_MOMENT = 0.5
+"""Seconds that a new snapshot is waited for where the last is old: after a stall of the machine all wake at once."""
+
+_AT_ONCE = 64  # connections; more are closed unanswered
+_PATIENCE = 2.0  # seconds for a caller to send its question
+
+
+class State(str, Enum):
+    """What `equipoise serve` is doing."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    RESTARTING = "restarting"
+
+
+@dataclass(frozen=True)
+class ModelHealth:
+    """Of one public model.
+
+    Attributes:
+        answered: seconds since it last answered a synthetic question as it should.
+        reason: what is wrong, where it is not fine.
+    """
+
+    fine: bool
+    answered: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is known at `at` (monotonic clock).
+
+    Attributes:
+        generation: how often a repository was taken into service: 1 after the start, one more after every reload.
+        restarts: how often Triton was restarted because it did not serve.
+        fell_back: why the last reload was not carried out; empty where it was.
+    """
+
+    state: State
+    reason: str = ""
+    models: Mapping[str, ModelHealth] = field(default_factory=lambda: MappingProxyType({}))
+    generation: int = 0
+    restarts: int = 0
+    fell_back: str = ""
+    at: float = field(default_factory=time.monotonic)
+
+    def told(self, model: str = "", now: float | None = None) -> tuple[bool, str]:
+        """Whether requests may be sent, for one model or for all, and one line that says why not."""
+        if self.state is not State.SERVING:
+            return False, f"{self.state.value}: {self.reason}" if self.reason else self.state.value
+        if (age := (time.monotonic() if now is None else now) - self.at) > STALE:
+            return False, f"nobody has looked for {age:.0f} s"
+        asked = {model: self.models[model]} if model else self.models
+        wrong = [f"{name}: {each.reason}" for name, each in asked.items() if not each.fine]
+        return not wrong, "; ".join(wrong)
+
+    def document(self, model: str = "") -> tuple[bool, str]:
+        """The same with the details, as one line of JSON."""
+        healthy, reason = self.told(model)
+        shown = {name: asdict(each) for name, each in self.models.items() if not model or name == model}
+        document = {
+            "healthy": healthy,
+            "state": self.state.value,
+            "reason": reason,
+            "generation": self.generation,
+            "restarts": self.restarts,
+            "fell_back": self.fell_back,
+            "models": shown,
+        }
+        return healthy, json.dumps(document)
+
+
+class HealthServer:
+    """Context manager around the endpoint; set `snapshot` to change what it says.
+
+    Args:
+        port: 0 picks a free one. Raises PortTakenError.
+    """
+
+    def __init__(self, port: int = USUAL_PORT, address: str = LOOPBACK) -> None:
+        self.snapshot = Snapshot(State.STARTING)
+        try:
+            self._server = _Server((address, port), self)
+        except OSError as error:
+            raise PortTakenError(
+                f"port {port} (health) on {address} cannot be bound: {error.strerror}. Stop what listens there, or "
+                "choose another with --health-port (0 picks a free one)"
+            ) from error
+        self.url = f"http://{reached_at(address)}:{self._server.server_port}{PATH}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
+
+    def seen(self) -> Snapshot:
+        """The snapshot; an old one only where no new one comes within a moment."""
+        ends = time.monotonic() + _MOMENT
+        while (found := self.snapshot).state is State.SERVING and found.at + STALE < time.monotonic() < ends:
+            time.sleep(0.02)
+        return found
+
+    def __enter__(self) -> HealthServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], health: HealthServer) -> None:
+        self.health = health
+        self._room = threading.BoundedSemaphore(_AT_ONCE)
+        super().__init__(address, _Handler)
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A caller that went away is nobody's concern."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _PATIENCE
+    server_version, sys_version = "equipoise", ""
+
+    def do_GET(self) -> None:
+        snapshot = self.server.health.seen()
+        path, _, model = self.path.removeprefix("/").partition("/")
+        if f"/{path}" != PATH or (model and model not in snapshot.models and snapshot.state is State.SERVING):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        healthy, line = snapshot.document(model)
+        body = (line + "\n").encode()
+        self.send_response(HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 (the base class's name)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: this is asked several times a second."""

@@ -1,0 +1,176 @@
+"""Ready means that every public model answers: Triton says so even when a model's process is dead.
+
+Each model gets one synthetic image through the public gRPC interface; its answer has to be finite and, where the model
+draws samples, to vary between them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from equipoise_client.images.synthetic import synthetic_image
+from equipoise_client.prediction import Priority
+from equipoise_client.transport import connect
+from equipoise_core.contract import Contract, parse_contract
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from ..errors import NotReadyError
+from ..ports import LOOPBACK
+from ..repository import CONTRACT_PARAMETER
+
+PROBE_ID = "equipoise-probe"
+"""Request id of synthetic questions while serving; `model.py` knows it too."""
+
+_SAMPLES = 2  # the fewest that can differ
+_OUTPUTS = ("mean", "variance")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One model's answer to the synthetic image.
+
+    Attributes:
+        model: name of the public model.
+        seconds: until the answer was there, all models being asked at once.
+        variance: the largest over classes and voxels; 0 for a deterministic model.
+    """
+
+    model: str
+    seconds: float
+    variance: float
+
+
+def answers_ready(http_port: int) -> bool:
+    """Whether Triton itself says that every model is loaded."""
+    return _answers_ok(LOOPBACK, http_port, "/v2/health/ready")
+
+
+def answers_metrics(address: str, port: int) -> bool:
+    """Whether the last port that Triton opens is open: where it cannot, it ends, after it has said that it is ready."""
+    return _answers_ok(address, port, "/metrics")
+
+
+def _answers_ok(address: str, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False  # not listening yet
+    finally:
+        connection.close()
+
+
+def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0) -> tuple[Probe, ...]:
+    """Asks every public model at once. Raises NotReadyError that names the first one that does not answer as it should.
+
+    Args:
+        timeout: seconds for all of them together.
+    """
+    answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
+    begin = time.monotonic()
+    probes = []
+    with connect(grpc_url, None) as client:
+        contracts = {model: _contract(client, model) for model in models}
+        for model, contract in contracts.items():
+            client.async_infer(
+                model,
+                _inputs(contract),
+                partial(_receive, answers, model),
+                outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+                request_id=PROBE_ID,
+                client_timeout=timeout,
+            )
+        for _ in contracts:
+            model, result, error = answers.get()
+            if error is not None:
+                raise NotReadyError(f"{model} does not answer a synthetic image: {error}") from error
+            arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
+            probes.append(Probe(model, time.monotonic() - begin, _plausible(contracts[model], arrays)))
+    return tuple(sorted(probes, key=lambda probe: probe.model))
+
+
+class Prober:
+    """Asks public models the synthetic image again and again, each once at a time; nothing here waits.
+
+    The questions are urgent ones: they pass what waits in a queue, but not what runs. They name `samples`, so none can
+    be accepted, and carry `PROBE_ID`, by which the models leave them out of their own counts of cases.
+    """
+
+    def __init__(self, grpc_url: str, models: Sequence[str]) -> None:
+        self._client = connect(grpc_url, None)
+        self._answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
+        self.contracts = {model: _contract(self._client, model) for model in models}
+        self._questions = {model: _inputs(contract) for model, contract in self.contracts.items()}
+
+    def ask(self, model: str) -> None:
+        """The answer will be among `answers`, whenever it comes."""
+        self._client.async_infer(
+            model,
+            self._questions[model],
+            partial(_receive, self._answers, model),
+            outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+            priority=int(Priority.URGENT),
+            request_id=PROBE_ID,
+        )
+
+    def answers(self) -> Iterator[tuple[str, Exception | None]]:
+        """(model, what is wrong with its answer) of all that came since the last call."""
+        while not self._answers.empty():
+            model, result, error = self._answers.get()
+            try:
+                if error is None:
+                    arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
+                    _plausible(self.contracts[model], arrays)
+            except NotReadyError as implausible:
+                error = implausible
+            yield model, error
+
+    def close(self) -> None:
+        """What was asked and not answered yet is given up."""
+        self._client.close()
+
+
+def _contract(client: triton.InferenceServerClient, model: str) -> Contract:
+    try:
+        config = client.get_model_config(model, client_timeout=10).config
+    except InferenceServerException as error:
+        raise NotReadyError(f"{model} cannot be asked for its configuration: {error.message()}") from error
+    return parse_contract(json.loads(config.parameters[CONTRACT_PARAMETER].string_value))
+
+
+def _inputs(contract: Contract) -> list[triton.InferInput]:
+    image = synthetic_image(contract)
+    inputs = [triton.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)]
+    if contract.stochastic:
+        samples = np.full((1, 1), max(_SAMPLES, len(contract.samplers)), np.int32)  # every member speaks
+        inputs.append(triton.InferInput("samples", samples.shape, "INT32").set_data_from_numpy(samples))
+    return inputs
+
+
+def _receive(answers: queue.SimpleQueue[Any], model: str, result: Any, error: Exception | None) -> None:
+    answers.put((model, result, error))
+
+
+def _plausible(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
+    """The largest variance, if the answer can be true."""
+    for name, array in arrays.items():
+        if array is None or array.size == 0 or not np.isfinite(array).all():
+            raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
+    largest = float(arrays["variance"].max())
+    if contract.varies and not largest > 0.0:
+        raise NotReadyError(
+            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act, "
+            "or its members are one; export it again"
+        )
+    return largest

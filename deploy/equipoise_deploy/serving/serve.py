@@ -1,0 +1,165 @@
+"""`equipoise serve`, without its command line: start, prove, watch, restart or reload, stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from ..errors import DeployError, StartError
+from ..ports import LOOPBACK, USUAL_PORTS, Ports
+from ..repository import public_models
+from .container import container_command
+from .health import USUAL_PORT, HealthServer
+from .readiness import Probe, answers_ready, check_readiness
+from .supervisor import Plan, Supervisor, watch_until
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; like KeyboardInterrupt a wish, not an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclass
+class Wishes:
+    """What signals asked for and nobody has seen to yet.
+
+    Attributes:
+        reload: SIGHUP arrived.
+    """
+
+    reload: bool = False
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A server that has proved itself.
+
+    Attributes:
+        grpc, http, metrics, health: where it listens; health is empty where there is none.
+        probes: the public models' answers to a synthetic image.
+        seconds: from the call until now.
+    """
+
+    grpc: str
+    http: str
+    metrics: str
+    probes: tuple[Probe, ...]
+    seconds: float
+    health: str = ""
+
+
+@contextmanager
+def signals() -> Iterator[Wishes]:
+    """Inside, the first SIGINT or SIGTERM raises Stopped, further ones cannot disturb the cleaning up after it, and
+    SIGHUP is a wish to reload."""
+    wishes = Wishes()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Stopped(number)
+
+    def reload(number: int, frame: FrameType | None) -> None:
+        wishes.reload = True
+
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload}
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        yield wishes
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def serve(
+    plan: Plan,
+    health_port: int = USUAL_PORT,
+    on_log: Callable[[str], None] = lambda line: None,
+    on_ready: Callable[[Listening], None] = lambda listening: None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Serves until SIGINT or SIGTERM; SIGHUP takes what the repository holds then into service.
+
+    Raises DeployError when the server cannot start, GaveUp when it cannot be kept.
+    """
+    begin = time.monotonic()
+    with signals() as wishes, HealthServer(health_port, plan.address) as health:
+        supervisor = Supervisor(plan, health, on_log, tell)
+        try:
+            probes = supervisor.start()
+            on_ready(_listening(supervisor, health, probes, time.monotonic() - begin))
+            while True:
+                trouble = watch_until(supervisor, lambda: wishes.reload)
+                if trouble is not None:
+                    supervisor.restart(trouble)
+                else:
+                    wishes.reload = False
+                    supervisor.reload()
+        except Stopped as stopped:
+            if stopped.number != signal.SIGINT:  # whoever presses Ctrl-C does not wait for a proxy
+                supervisor.drain("stopping")
+        finally:
+            supervisor.stop("stopping")
+
+
+def _listening(supervisor: Supervisor, health: HealthServer, probes: tuple[Probe, ...], seconds: float) -> Listening:
+    server = supervisor.server
+    return Listening(server.grpc_url, server.http_url, server.metrics_url, probes, seconds, health.url)
+
+
+def serve_in_container(
+    program: str,
+    image: str,
+    repository: Path,
+    ports: Ports = USUAL_PORTS,
+    on_log: Callable[[str], None] = lambda line: None,
+    on_ready: Callable[[Listening], None] = lambda listening: None,
+) -> None:
+    """The same in a container. Never executed so far, see `container`."""
+    begin, chosen, models = time.monotonic(), ports.chosen(), public_models(repository)
+    try:
+        with signals():
+            engine = subprocess.Popen(
+                container_command(program, repository, chosen, image),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            assert engine.stdout is not None
+            reader = threading.Thread(target=_pass_on, args=(engine.stdout, on_log), daemon=True)
+            reader.start()
+            try:
+                while not answers_ready(chosen.http):
+                    if engine.poll() is not None:
+                        raise StartError(f"{program} ended with exit code {engine.returncode}; see its output above")
+                    time.sleep(0.1)
+                urls = [f"{LOOPBACK}:{port}" for port in (chosen.grpc, chosen.http)]
+                probes = check_readiness(urls[0], models)
+                metrics = f"http://{LOOPBACK}:{chosen.metrics}/metrics"
+                on_ready(Listening(urls[0], urls[1], metrics, probes, time.monotonic() - begin))
+                raise DeployError(f"the container ended by itself with exit code {engine.wait()}")
+            finally:
+                engine.terminate()  # passed on to Triton; nobody drains its queues first, as the guardian does
+                engine.wait()
+                reader.join()
+    except Stopped:
+        return
+
+
+def _pass_on(log: Iterable[str], on_log: Callable[[str], None]) -> None:
+    for line in log:
+        on_log(line.rstrip("\n"))

@@ -1,0 +1,298 @@
+"""A Triton of our own: started on loopback, ready when it says so, gone without a trace when it is stopped."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import StartError
+from ..ports import LOOPBACK, USUAL_PORTS, Ports, reached_at
+from ..releases.loading import verified_copy
+from .engine import Engine, find_engine, library_folders
+from .guardian import STOPPING_FILE
+from .processes import Process, server_processes
+from .readiness import answers_metrics, answers_ready
+from .settings import NONE, Settings
+from .staging import available_cores, link_pinned, stage_repository
+
+GUARDIAN = Path(__file__).with_name("guardian.py")
+
+HARDENING = (
+    "--model-control-mode=none",  # nobody loads or unloads models from outside
+    "--disable-auto-complete-config",  # what the configuration does not say, is not guessed
+    "--strict-readiness=true",
+    "--exit-on-error=true",
+)
+"""Triton's options wherever it runs, container or not."""
+
+CLOSED = "shared-memory,model-repository,trace,logging"
+"""APIs that nobody here needs. By the first anybody could read and write the memory through which the stubs talk, by
+the others have pixels written to a log. Newer servers have `--allow-client-shm=false` besides (Dockerfile)."""
+
+STOPPING_VARIABLE = "EQUIPOISE_STOPPING"
+"""Tells the public models where to look for the file that the guardian creates when they should refuse what comes."""
+
+_SHARED_MEMORY_BYTES = 16 << 20  # per stub, to begin with: an image with its maps, so that it need not grow at once
+_LOG_LINES_KEPT = 400
+_PATIENCE = 5.0  # seconds beyond Triton's own exit timeout before its processes are killed
+_ATTEMPTS = 3
+_BY_SIGNAL = 128
+"""Exit codes from here on: a crash. While its Python backend starts its processes a Triton now and then aborts with
+`boost::interprocess::lock_exception` (2.51; later ones as well, see triton-inference-server/server issue 8882). Four
+starts of one evening on a busy machine ended without a reason in the log, the one whose end was seen in that way; none
+on an idle machine. The next attempt may do."""
+
+
+class TritonServer:
+    """Context manager around one server process: `with TritonServer(repository, ports=Ports(0, 0, 0)) as server:`.
+
+    Args:
+        repository: folder of published model pairs; nothing is written into it.
+        engine: the Triton to start; by default the one that the environment names (see `engine`).
+        ports: where to listen, on loopback.
+        on_log: called with each line of Triton's log, from a thread of its own.
+        start_timeout: seconds until every model must have been loaded.
+        exit_timeout: seconds that requests in flight have to finish after `stop`.
+        settings: public model's name → how this machine runs it.
+        address: where gRPC and metrics listen; HTTP stays on loopback, where only `start` needs it.
+        pinned: what `repository` held when it was looked at (`staging.pinned`), served instead of what it holds now.
+        trust: public key that every model must be signed with; None: releases are held to their digests alone.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        engine: Engine | None = None,
+        ports: Ports = USUAL_PORTS,
+        on_log: Callable[[str], None] = lambda line: None,
+        start_timeout: float = 120.0,
+        exit_timeout: int = 30,
+        settings: Mapping[str, Settings] = NONE,
+        address: str = LOOPBACK,
+        pinned: Mapping[str, Path] | None = None,
+        trust: Path | None = None,
+    ) -> None:
+        self.repository = repository
+        self._address = address
+        self._pinned = pinned
+        self._trust = trust
+        self._settings = settings
+        self.models: tuple[str, ...] = ()
+        self._engine = engine or find_engine(os.environ)
+        self._wanted = self._ports = ports
+        self._on_log = on_log
+        self._start_timeout = start_timeout
+        self._exit_timeout = exit_timeout
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._crashed = False  # at the last start
+        self._log: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
+
+    @property
+    def grpc_url(self) -> str:
+        """As tritonclient.grpc takes it: `127.0.0.1:8001`."""
+        return f"{reached_at(self._address)}:{self._ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        """As tritonclient.http takes it, without a scheme."""
+        return f"{LOOPBACK}:{self._ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus scrapes."""
+        return f"http://{reached_at(self._address)}:{self._ports.metrics}/metrics"
+
+    @property
+    def ports(self) -> Ports:
+        """Where it listens, or listened last."""
+        return self._ports
+
+    @property
+    def relevant_log(self) -> str:
+        """What explains a failure: Triton's error lines and its reasons per model, else its last lines."""
+        telling = ("UNAVAILABLE", "rror:", "terminate called", "what():")
+        lines = [line for line in self._log if line[:1] == "E" or any(word in line for word in telling)]
+        return "\n".join(dict.fromkeys(lines) if lines else list(self._log)[-20:])
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> TritonServer:
+        """Returns when every model is loaded. Raises StartError with Triton's own words when it ends before that."""
+        for attempt in range(_ATTEMPTS):
+            self._ports = self._wanted.chosen()
+            try:
+                self._launch()
+                self._await_ready()
+                return self
+            except StartError:
+                self.stop()
+                if attempt == _ATTEMPTS - 1 or not self._by_chance():
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def stop(self, hurry: signal.Signals | None = None) -> None:
+        """Lets requests in flight finish, then ends every process; harmless when nothing runs.
+
+        Args:
+            hurry: `guardian.BRIEFLY` or `guardian.AT_ONCE` for a Triton that cannot stop in order.
+        """
+        guardian = self._guardian
+        if guardian is None:
+            return
+        assert guardian.stdin is not None and guardian.stdout is not None
+        if hurry is not None and guardian.poll() is None:
+            guardian.send_signal(hurry)
+        guardian.stdin.close()
+        if self._reader is None:  # interrupted between the two lines of `_launch`
+            guardian.stdout.close()
+        guardian.wait()
+        if self._reader is not None:
+            self._reader.join()
+        self._guardian = None  # not before: an interrupted stop has to be taken up again
+
+    def processes(self) -> tuple[Process, ...]:
+        """Triton and its stubs; empty when it has ended."""
+        return () if self._guardian is None else server_processes(self._guardian.pid)
+
+    def exit_code(self) -> int | None:
+        """Triton's, where it has ended by itself; None while it runs."""
+        assert self._guardian is not None, "the server was not started"
+        return self._guardian.poll()
+
+    def wait(self) -> int:
+        """Blocks until Triton has ended by itself; its exit code."""
+        assert self._guardian is not None, "the server was not started"
+        return self._guardian.wait()
+
+    def _by_chance(self) -> bool:
+        """Whether the next attempt may well do: a port that was picked can be taken before Triton binds it."""
+        picked = 0 in (self._wanted.grpc, self._wanted.http, self._wanted.metrics)
+        return self._crashed or (picked and any("already in use" in line for line in self._log))
+
+    def _launch(self) -> None:
+        prefix = f"equipoise_{os.getpid()}_{secrets.token_hex(4)}_"
+        directory = Path(tempfile.mkdtemp(prefix="equipoise-"))
+        grace = str(self._exit_timeout + _PATIENCE)
+        try:
+            (directory / "models").mkdir()
+            source = self.repository if self._pinned is None else link_pinned(self._pinned, directory / "pinned")
+            verified = verified_copy(source, directory / "verified", self._trust)
+            self.models = stage_repository(
+                verified, directory / "models", self._engine.configuration, available_cores(), self._settings
+            )
+            backends = self._engine.link_backends(directory / "backends")
+            command = triton_command(
+                self._engine, directory / "models", backends, self._ports, prefix, self._exit_timeout, self._address
+            )
+            guard = [sys.executable, "-I", "-S", str(GUARDIAN), "--grace", grace, "--prefix", prefix]
+            guard += ["--drain", str(self._exit_timeout), "--metrics-port", str(self._ports.metrics)]
+            guard += ["--metrics-address", reached_at(self._address)]
+            self._ended.clear()
+            self._log.clear()
+            self._crashed = False
+            self._reader = None
+            self._guardian = subprocess.Popen(
+                [*guard, "--directory", str(directory), "--", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**triton_environment(os.environ), STOPPING_VARIABLE: str(directory / STOPPING_FILE)},
+                start_new_session=True,
+            )
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        self._reader = threading.Thread(target=self._read_log, args=(self._guardian,), daemon=True)
+        self._reader.start()
+
+    def _read_log(self, guardian: subprocess.Popen[bytes]) -> None:
+        assert guardian.stdout is not None
+        with guardian.stdout as log:
+            for block in log:
+                line = block.decode(errors="replace").rstrip("\n")
+                self._log.append(line)
+                self._on_log(line)
+        self._ended.set()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + self._start_timeout
+        while not (answers_ready(self._ports.http) and answers_metrics(reached_at(self._address), self._ports.metrics)):
+            if self._ended.wait(0.02):
+                self._crashed = self.wait() >= _BY_SIGNAL
+                raise StartError(f"Triton ended before it was ready. It said:\n{self.relevant_log}")
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"Triton was not ready within {self._start_timeout:g} s. It said:\n{self.relevant_log}"
+                )
+
+
+def triton_command(
+    engine: Engine,
+    models: Path,
+    backends: Path,
+    ports: Ports,
+    shared_memory_prefix: str,
+    exit_timeout: int,
+    address: str = LOOPBACK,
+) -> list[str]:
+    """The command line: loopback unless told otherwise, nothing guessed, nothing loaded or unloaded later, no cache."""
+    configuration = [f"--model-config-name={engine.configuration}"] if engine.configuration else []
+    password = secrets.token_hex(16)  # known to nobody
+    return [
+        str(engine.binary),
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        *configuration,
+        *HARDENING,
+        f"--grpc-restricted-protocol={CLOSED}:equipoise={password}",
+        f"--http-restricted-api={CLOSED}:equipoise={password}",
+        f"--exit-timeout-secs={exit_timeout}",
+        f"--grpc-address={address}",
+        f"--grpc-port={ports.grpc}",
+        f"--http-address={LOOPBACK}",
+        f"--http-port={ports.http}",
+        f"--metrics-address={address}",
+        f"--metrics-port={ports.metrics}",
+        # Several models, each with several stubs: their Python imports are what a start waits for.
+        "--model-load-thread-count=16",
+        "--pinned-memory-pool-byte-size=0",
+        f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
+        f"--backend-config=python,shm-default-byte-size={_SHARED_MEMORY_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={_SHARED_MEMORY_BYTES}",
+        *engine.options,
+    ]
+
+
+def triton_environment(outside: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment: nothing phones home, fp32 means fp32, and stubs find this Python's packages."""
+    libraries = [str(folder) for folder in library_folders()]
+    return {
+        **{name: value for name, value in outside.items() if name not in ("PYTHONPATH", "PYTHONHOME")},
+        "ORT_DISABLE_TELEMETRY": "1",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        # The stub takes its packages from the first `python3` on PATH.
+        "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), outside.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join([*libraries, *filter(None, [outside.get("LD_LIBRARY_PATH")])]),
+    }

@@ -1,0 +1,145 @@
+"""How one machine runs a model: what `equipoise tune` measures and `equipoise serve --settings` applies.
+
+Settings change how fast and how many, and nothing else: no number of an answer depends on them. They are a machine's,
+so they lie in a file of the machine's and never in the model repository.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from equipoise_client.wire import RETRY_AFTER_PARAMETER
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
+
+from ..errors import RepositoryError
+
+FORMAT = "equipoise-settings/1"
+
+_THREADS = "intra_op_thread_count"  # the native ONNX Runtime backend's own name for it; the stand-in reads the same
+_CHUNK = "chunk"
+_LANES = "lanes"  # how many sampler requests of one request are worth making at the same time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One model's settings; None leaves what its configuration, or `equipoise serve`, says by itself.
+
+    Attributes:
+        aggregators: processes of the public model: requests that are worked on at a time.
+        samplers: instances of each of its samplers.
+        threads: of ONNX Runtime in each of them.
+        delay: µs that a sampler waits for batch-mates.
+        chunk: samples of an image per sampler request.
+        queue: requests that wait, per priority; more are refused at once (UNAVAILABLE).
+        retry_after: ms after which a client that was refused should ask again; clients read it in the configuration.
+    """
+
+    aggregators: int | None = None
+    samplers: int | None = None
+    threads: int | None = None
+    delay: int | None = None
+    chunk: int | None = None
+    queue: int | None = None
+    retry_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 0 if name == "delay" else 1
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}, or nothing")
+
+    def overlaid(self, by: Settings) -> Settings:
+        """These, but what `by` names is as `by` has it."""
+        return replace(self, **{name: value for name, value in asdict(by).items() if value is not None})
+
+    def configure_aggregator(self, config: ModelConfig) -> None:
+        """Changes the public model's configuration in place."""
+        for group in config.instance_group:
+            group.count = self.aggregators or group.count
+        if self.chunk is not None:
+            config.parameters[_CHUNK].string_value = str(self.chunk)
+        if self.samplers is not None:
+            config.parameters[_LANES].string_value = str(self.samplers)
+        if self.retry_after is not None:
+            config.parameters[RETRY_AFTER_PARAMETER].string_value = str(self.retry_after)
+        if self.queue is not None:
+            batching = config.dynamic_batching
+            for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values()):
+                policy.max_queue_size = self.queue
+
+    def configure_sampler(self, config: ModelConfig, at_once: int) -> None:
+        """Changes a sampler's configuration in place.
+
+        Where several samplers share out what is sampled together, none of them runs more at once than its share.
+
+        Args:
+            at_once: images, or windows of a large one, that a public model samples together.
+        """
+        for group in config.instance_group:
+            group.count = self.samplers or group.count
+        if self.threads is not None:
+            config.parameters[_THREADS].string_value = str(self.threads)
+        if self.delay is not None:
+            config.dynamic_batching.max_queue_delay_microseconds = self.delay
+        samplers = self.samplers or 1
+        if samplers > 1 and any(group.kind == ModelInstanceGroup.KIND_CPU for group in config.instance_group):
+            # Lanes that met in one batch would leave another sampler idle, and how often they meet would tell how much
+            # memory a large image takes.
+            config.max_batch_size = min(config.max_batch_size, ceil(at_once / samplers))
+
+    @classmethod
+    def stated(cls, aggregator: ModelConfig, sampler: ModelConfig) -> Settings:
+        """What two configurations say of speed; `threads` and `chunk` only where they say it."""
+        threads, chunk = (
+            config.parameters[name].string_value if name in config.parameters else ""
+            for config, name in ((sampler, _THREADS), (aggregator, _CHUNK))
+        )
+        batching = sampler.dynamic_batching if sampler.HasField("dynamic_batching") else None
+        return cls(
+            aggregators=aggregator.instance_group[0].count,
+            samplers=sampler.instance_group[0].count,
+            threads=int(threads or 0) or None,
+            delay=batching.max_queue_delay_microseconds if batching else None,
+            chunk=int(chunk or 0) or None,
+        )
+
+    def __str__(self) -> str:
+        given = [f"{name} {value}" for name, value in asdict(self).items() if value is not None]
+        return ", ".join(given) or "as published"
+
+
+NONE: Mapping[str, Settings] = MappingProxyType({})
+
+
+def settings_document(settings: Mapping[str, Settings], figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What `load_settings` reads, with the figures that speak for it."""
+    chosen = {
+        name: {key: value for key, value in asdict(each).items() if value is not None}
+        for name, each in settings.items()
+    }
+    return {"format": FORMAT, "models": chosen, "figures": dict(figures)}
+
+
+def load_settings(path: Path) -> tuple[Mapping[str, Settings], Mapping[str, Any]]:
+    """By public model's name its settings, and the figures that speak for them.
+
+    Raises RepositoryError that says what is wrong with the file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"expected the format {FORMAT}")
+        found = {str(name): Settings(**values) for name, values in document["models"].items()}
+        figures = dict(document.get("figures", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        known = ", ".join(field.name for field in fields(Settings))
+        raise RepositoryError(
+            f"{path} holds no settings ({error}); `equipoise tune` writes such a file, whose models take {known}"
+        ) from error
+    return MappingProxyType(found), MappingProxyType(figures)

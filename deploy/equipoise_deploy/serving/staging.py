@@ -1,0 +1,158 @@
+"""A run directory that Triton reads instead of the repository itself.
+
+It mirrors the models with links, file by file, so that nothing is ever written into the repository (Python would leave
+its `__pycache__` there), and holds the configurations as this machine wants them.
+"""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from equipoise_core.sampling import AT_ONCE
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+
+from ..errors import RepositoryError
+from ..repository import (
+    carried_contract,
+    configuration_of,
+    model_folders,
+    parse_configuration,
+    public_models,
+    samplers_of,
+)
+from .settings import NONE, Settings
+
+# Triton 2.51 loses wake-ups on a queue with priorities: a free instance can wait for another one to finish, or for
+# 500 ms. 41 requests of 30 ms took 10 times as long as without priorities with one instance, 1.2 to 2.5 times with two,
+# 1.1 to 1.3 times with four, no longer with eight.
+_FEWEST_INSTANCES = 4
+_MOST_INSTANCES = 16  # each is a process; more of them would wait for the sampler, not for a core
+# Threads of one run wait for each other, and more so where others want the cores: on two cores two samplers with a
+# thread each answered 1.6 to 2.0 times as many requests as one with two, and 1.1 to 1.4 times as many as two with two.
+_MOST_SAMPLERS = 4  # each is a process that holds the network
+
+
+def available_cores() -> int:
+    """Cores this process may use, at least 1."""
+    return len(os.sched_getaffinity(0))
+
+
+def aggregator_instances(cores: int) -> int:
+    """Aggregators per model: one per core, so that one request's arithmetic overlaps with another's sampling."""
+    return min(max(_FEWEST_INSTANCES, cores), _MOST_INSTANCES)
+
+
+def sampler_instances(cores: int, members: int) -> int:
+    """Instances of each sampler that runs on the CPU, of the `members` that a request runs at the same time."""
+    return max(1, min(cores, _MOST_SAMPLERS) // members)
+
+
+def stage_repository(
+    repository: Path, into: Path, configuration: str, cores: int, settings: Mapping[str, Settings] = NONE
+) -> tuple[str, ...]:
+    """Mirrors every model of `repository` into the directory `into`; returns the public models' names, sorted.
+
+    A model is a folder with a `config.pbtxt`; a public one's configuration carries its contract.
+
+    Args:
+        settings: by public model's name. Raises RepositoryError where there is no such model.
+    """
+    public = public_models(repository)
+    if unknown := sorted(set(settings) - set(public)):
+        raise RepositoryError(f"settings for {', '.join(unknown)}, but {repository} serves {', '.join(public)}")
+    own = {
+        name: published_settings(repository, name, configuration, cores).overlaid(settings.get(name, Settings()))
+        for name in public
+    }
+    owners = {sampler: name for name in public for sampler in samplers_of(repository / name)}
+    compiled: dict[Path, Path] = {}
+    for model in model_folders(repository):
+        _mirror(model, into / model.name, compiled)
+        chosen = configuration_of(model, configuration)
+        config = parse_configuration(chosen)
+        if model.name in own:
+            own[model.name].configure_aggregator(config)
+        elif model.name in owners:
+            task = carried_contract(repository / owners[model.name]).task
+            own[owners[model.name]].configure_sampler(config, AT_ONCE[task])
+        else:
+            continue
+        staged = into / chosen.relative_to(repository)
+        staged.unlink()
+        staged.write_text(text_format.MessageToString(config), encoding="utf-8")
+    return public
+
+
+def pinned(repository: Path) -> dict[str, Path]:
+    """Every entry's name → where its links lead: what is served now, though a link be switched later.
+
+    Raises RepositoryError where nothing is servable.
+    """
+    root = repository.resolve()
+    if not public_models(root):
+        raise RepositoryError(f"{repository} holds no public model (none whose configuration carries a contract)")
+    return {entry.name: entry.resolve() for entry in root.iterdir() if not entry.name.startswith(".")}
+
+
+def link_pinned(entries: Mapping[str, Path], into: Path) -> Path:
+    """A repository of links, as `pinned` found them."""
+    into.mkdir()
+    for name, entry in entries.items():
+        (into / name).symlink_to(entry)
+    return into
+
+
+def published_settings(repository: Path, model: str, configuration: str, cores: int) -> Settings:
+    """How `serve` runs a public model where nothing else is asked for; None where a number is T or left to Triton."""
+    aggregator = parse_configuration(configuration_of(repository / model, configuration))
+    names = [sampler.name for sampler in carried_contract(repository / model).samplers]
+    members = len(names)
+    sampler = parse_configuration(configuration_of(repository / names[0], configuration))
+    stated = replace(Settings.stated(aggregator, sampler), aggregators=aggregator_instances(cores))
+    if sampler.instance_group[0].kind != ModelInstanceGroup.KIND_CPU:
+        return stated
+    instances = sampler_instances(cores, members)
+    threads = max(1, cores // (instances * members))
+    return replace(stated, samplers=instances, threads=stated.threads or threads)
+
+
+def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple[Path, ...] = ()) -> None:
+    """Real directories, linked files; links inside the repository are followed.
+
+    Every stub would compile the code anew, a dozen of them at a time: here it is done once.
+
+    Args:
+        compiled: Python file → its bytecode, of those that were compiled before.
+        above: the real folders that this one lies in.
+
+    Raises RepositoryError for a link to nowhere or to a folder above, and for what is no file.
+    """
+    target.mkdir()
+    real = source.resolve()
+    if real in above:
+        raise RepositoryError(f"{source} leads to {real}, which it lies in itself; remove the link")
+    for entry in source.iterdir():
+        if entry.name == "__pycache__":
+            continue
+        staged = target / entry.name
+        if entry.is_dir():
+            _mirror(entry, staged, compiled, (*above, real))
+            continue
+        if not entry.is_file():
+            raise RepositoryError(f"{entry} is no file (a link to nowhere, or a device); restore or remove it")
+        file = entry.resolve()
+        staged.symlink_to(file)
+        if file.suffix == ".py":
+            bytecode = target / "__pycache__" / f"{file.stem}.{sys.implementation.cache_tag}.pyc"
+            bytecode.parent.mkdir(exist_ok=True)
+            if file in compiled:
+                shutil.copyfile(compiled[file], bytecode)
+            elif py_compile.compile(str(file), cfile=str(bytecode), quiet=2):  # what does not compile, Triton reports
+                compiled[file] = bytecode

@@ -1,0 +1,1 @@
+"""What serves a model fastest on this machine."""

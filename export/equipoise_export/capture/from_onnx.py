@@ -1,0 +1,395 @@
+"""Front end for ONNX files: what a hospital has from a vendor → a graph in which every dropout is an `equipoise::Mask`.
+
+Case 1: Dropout nodes, in training or inference mode, are the sites.
+Case 2: `dropout_at` puts sites behind named tensors of a graph that has none (or more of them behind others).
+
+A final Softmax or Sigmoid is taken off, because the sampler's head computes probabilities and entropies from logits.
+Old files fix the batch at one image; it is made dynamic, also where a Reshape repeats it as a number.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxruntime
+from equipoise_core.contract import Activation, Contract, SiteKind, Task
+from equipoise_core.masks import mask_layout, unpack_masks
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper, version_converter
+
+from ..errors import CaptureRefused, SpecError
+from ..graph.marker import BATCH, DOMAIN, MASK, encode_shape, matches
+from ..graph.storage import store
+from ..passes.compilation import IMAGE, marker_of, number_of, replace
+from ..passes.find_layouts import start
+from .batch_axis import free_batch, shapes_for, verify
+from .from_torch import OPSET
+
+Array = NDArray[Any]
+_FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Reads an ONNX file, with external data where it has any."""
+    if not path.is_file():
+        raise SpecError(f"there is no file {path}")
+    try:
+        return onnx.load(path)
+    except Exception as error:
+        raise SpecError(f"{path} cannot be read as ONNX: {error}") from error
+
+
+def capture_onnx(
+    proto: onnx.ModelProto,
+    draft: Contract,
+    *,
+    output: str | int | None = None,
+    dropout_at: str | None = None,
+    p: float | None = None,
+    sites: str | None = None,
+) -> ir.Model:
+    """Marks the sites of an ONNX graph.
+
+    Args:
+        proto: one image input `[N, C, *S]`.
+        output: which of several outputs, by index or name.
+        dropout_at: a site behind every tensor whose name matches one of these patterns (commas between them): of
+            channels where the tensor is a feature map, else of elements.
+        p: for `dropout_at`, the probability of dropping; for Dropout nodes, overrides theirs.
+        sites: only sites whose name matches one of these patterns.
+    """
+    model = ir.from_proto(_modern(proto))
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    image = _name_input(model, draft)
+    _choose_output(model, output)
+    _take_off_activation(model, draft)
+    _refuse_what_cannot_be(model)
+    free_batch(model, image, draft)
+    verify(model, draft)
+    shapes = shapes_for(model, draft, 2)
+    marking = _Marking(model, p, sites, {name: len(shape) for name, shape in shapes.items()})
+    for node in list(model.graph):
+        if node.op_type == "Dropout" and not node.domain:
+            marking.dropout(node)
+    if dropout_at is not None:
+        marking.insert(dropout_at, _activations(model, shapes, image))
+    model.opset_imports[DOMAIN] = 1
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in the opset that the passes write."""
+    version = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    proto = _folded(proto)
+    if version >= OPSET:
+        return proto
+    try:
+        return version_converter.convert_version(proto, OPSET)
+    except Exception as error:
+        raise CaptureRefused(
+            f"its opset {version} cannot be brought to {OPSET}: {error}",
+            "the whole network",
+            f"Export the file again with opset {OPSET} or later.",
+        ) from error
+
+
+def _folded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose ConstantOfShape weights are initializers (the converter loses them), in today's file format."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    known = {entry.name: entry for entry in copy.graph.initializer}
+    kept = []
+    for node in copy.graph.node:
+        if node.op_type == "ConstantOfShape" and node.input[0] in known:
+            shape = numpy_helper.to_array(known[node.input[0]])
+            value = numpy_helper.to_array(node.attribute[0].t).reshape(-1)[0] if node.attribute else np.float32(0)
+            copy.graph.initializer.append(numpy_helper.from_array(np.full(tuple(shape), value), node.output[0]))
+        else:
+            kept.append(node)
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    copy.ir_version = max(copy.ir_version, 8)  # before 4, every weight had to be an input as well
+    return copy
+
+
+def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
+    """The one input that is no weight becomes `image`, float32 and of dynamic batch."""
+    graph = model.graph
+    common.RemoveInitializersFromInputsPass()(model)
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    if len(inputs) != 1:
+        raise CaptureRefused(
+            f"the graph has the inputs {[value.name for value in inputs]}; a sampler has one image",
+            "the inputs",
+            "Make the others constants (initializers).",
+        )
+    (image,) = inputs
+    rank = len(image.shape) if image.shape is not None else 2 + draft.rank
+    if rank != 2 + draft.rank:
+        raise CaptureRefused(
+            f"its input has shape {image.shape}; the image is [N, {draft.channels}, *{draft.nominal}]",
+            str(image.name),
+            "State the right --input-shape.",
+        )
+    for value in list(graph.initializers.values()):
+        if value.name == IMAGE:
+            raise CaptureRefused("a weight is called `image`", IMAGE, "Rename it.")
+    image.name = IMAGE
+    image.shape = ir.Shape([BATCH, draft.channels, *draft.spatial])
+    return image
+
+
+def _choose_output(model: ir.Model, output: str | int | None) -> None:
+    outputs = list(model.graph.outputs)
+    names = [str(value.name) for value in outputs]
+    chosen = outputs[0]
+    if output is not None:
+        found = [v for i, v in enumerate(outputs) if str(output) in (str(i), v.name)]
+        if not found:
+            raise CaptureRefused(f"there is no output {output}", "the outputs", f"There are: {', '.join(names)}.")
+        chosen = found[0]
+    elif len(outputs) > 1:
+        raise CaptureRefused(
+            f"the graph has {len(outputs)} outputs", "the outputs", f"Choose one of {', '.join(names)} with --output."
+        )
+    model.graph.outputs.clear()
+    model.graph.outputs.append(chosen)
+
+
+def _take_off_activation(model: ir.Model, draft: Contract) -> None:
+    """Softmax or Sigmoid at the end goes, with the changes of shape behind it; a classifier's logits become [N, K]."""
+    final = model.graph.outputs[0]
+    node = final.producer()
+    while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
+        assert node.inputs[0] is not None
+        node = node.inputs[0].producer()
+    if node is not None and node.op_type in _FINAL:
+        if _FINAL[node.op_type] is not draft.activation:
+            raise CaptureRefused(
+                f"the graph ends in {node.op_type}, the contract says {draft.activation.value}",
+                str(final.name),
+                f"Export with --activation {_FINAL[node.op_type].value}.",
+            )
+        assert node.inputs[0] is not None
+        model.graph.outputs[0] = node.inputs[0]
+    if draft.task is Task.CLASSIFICATION:
+        flat = ir.node("Flatten", [model.graph.outputs[0]], {"axis": 1})
+        flat.outputs[0].name = "equipoise logits"
+        flat.outputs[0].dtype = ir.DataType.FLOAT
+        model.graph.append(flat)
+        model.graph.outputs[0] = flat.outputs[0]
+
+
+def _refuse_what_cannot_be(model: ir.Model) -> None:
+    """Before the graph is taken apart, while its nodes have their own names."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Dropout" and node.graph is not model.graph:
+            raise CaptureRefused(
+                "dropout inside a loop or a branch (Loop, Scan, If): its masks would depend on which way the data goes",
+                str(node.name or node.outputs[0].name),
+                "Unroll the loop or take the dropout out of the branch, and export the file again.",
+            )
+        training = node.attributes.get("training_mode")
+        if node.op_type == "BatchNormalization" and training is not None and training.as_int():
+            raise CaptureRefused(
+                "BatchNorm is in training mode, so an image's answer would depend on its batch-mates",
+                str(node.name or node.outputs[0].name),
+                "Export the file in evaluation mode; only dropout may be in training mode.",
+            )
+
+
+def _activations(model: ir.Model, shapes: dict[str, tuple[int, ...]], image: ir.Value) -> list[ir.Value]:
+    """What dropout can act on: floating-point tensors computed from the image, one row for each of the two images."""
+    proto, weights = store(model)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shapes if name != IMAGE)
+    kinds = {output.name: output.type for output in start(proto, weights=weights).get_outputs()}
+    reached = {image}
+    found = []
+    for node in model.graph:
+        if node.op_type in ("Shape", "Size") or not any(value in reached for value in node.inputs):
+            continue
+        reached.update(node.outputs)
+        for value in node.outputs:
+            shape = shapes.get(str(value.name), ())
+            if shape[:1] == (2,) and kinds.get(str(value.name)) in ("tensor(float)", "tensor(float16)"):
+                found.append(value)
+    return found
+
+
+def _names(value: ir.Value) -> set[str]:
+    """What a pattern may mean: the tensor, the node that makes it, the module that torch.onnx noted for that.
+
+    Of a path (`/model/layer4/conv/Conv_output_0`) also what is left without its first steps.
+    """
+    node = value.producer()
+    told = [str(value.name)]
+    if node is not None:
+        told.append(str(node.name or ""))
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        if scopes:
+            told.append("/".join(str(scope) for scope in ast.literal_eval(scopes)[1:]))
+    steps = (name.split("/") for name in told)
+    return {"/".join(parts[start:]) for parts in steps for start in range(len(parts)) if parts[start]}
+
+
+def _listing(activations: Sequence[ir.Value]) -> str:
+    """Names of activations, the last ones first: dropout is wanted near the end."""
+    told = []
+    for value in reversed(activations):
+        name, longest = str(value.name), max(_names(value), key=len)
+        told.append(name if longest in name else f"{name} ({longest})")
+    return ", ".join(told[:12]) + (f" and {len(told) - 12} more before them" if len(told) > 12 else "")
+
+
+class _Marking:
+    def __init__(self, model: ir.Model, p: float | None, sites: str | None, ranks: dict[str, int]) -> None:
+        self.model = model
+        self.p = p
+        self.patterns = sites
+        self.ranks = ranks
+        self.index = 0
+        self.taken: Counter[str] = Counter()
+
+    def dropout(self, node: ir.Node) -> None:
+        """Case 1."""
+        x = node.inputs[0]
+        assert x is not None
+        name = self.unique(str(node.name or node.outputs[0].name))
+        if len(node.outputs) > 1 and node.outputs[1].uses():
+            raise CaptureRefused(
+                "its mask is used elsewhere in the graph", name, "Use only the Dropout's first output."
+            )
+        ratio = node.attributes["ratio"].as_float() if "ratio" in node.attributes else 0.5
+        if len(node.inputs) > 1 and node.inputs[1] is not None:
+            constant = number_of(node.inputs[1])
+            if constant is None:
+                raise CaptureRefused("its ratio is not a constant", name, "Make the ratio an initializer.")
+            ratio = float(constant.reshape(-1)[0])
+        p = self.p if self.p is not None else float(str(np.float32(ratio)))  # 0.4, not 0.4000000059604645
+        result = x
+        if p > 0 and (self.patterns is None or matches(self.patterns, name)):
+            result = self.mask(x, name, SiteKind.ELEMENT, p)
+        replace(node.outputs[0], result)
+        self.model.graph.remove(node, safe=True)
+
+    def insert(self, patterns: str, activations: Sequence[ir.Value]) -> None:
+        """Case 2."""
+        if self.p is None:
+            raise CaptureRefused("--dropout-at needs a probability", "--dropout-at", "Give --p 0.1.")
+        chosen = [v for v in activations if v.uses() and matches(patterns, *_names(v))]
+        if not chosen:
+            raise CaptureRefused(
+                f"no activation is called {patterns}", "--dropout-at", f"There are: {_listing(activations)}."
+            )
+        for value in chosen:
+            feature_map = self.ranks.get(str(value.name), 2) > 3
+            uses = list(value.uses())
+            marked = self.mask(
+                value, self.unique(str(value.name)), SiteKind.CHANNEL if feature_map else SiteKind.ELEMENT, self.p
+            )
+            for user, position in uses:
+                user.replace_input_with(position, marked)
+
+    def unique(self, name: str) -> str:
+        """Old files name several nodes alike, or a node as a tensor."""
+        self.taken[name] += 1
+        return name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"
+
+    def mask(self, x: ir.Value, name: str, kind: SiteKind, p: float) -> ir.Value:
+        if not 0 < p < 1:
+            raise CaptureRefused(f"the probability of dropping is {p}", name, "Set p between 0 and 1.")
+        rank = self.ranks.get(str(x.name), 2)
+        attributes = {
+            "site": name,
+            "kind": kind.value,
+            "p": repr(p),
+            "scale": repr(1.0 / (1.0 - p)),
+            "axes": [0, 1] if kind is SiteKind.CHANNEL else list(range(rank)),
+            "index": self.index,
+            "shape": encode_shape([]),
+        }
+        self.index += 1
+        node = ir.node(MASK, [x], attributes, domain=DOMAIN)
+        node.outputs[0].name = f"equipoise mask {self.index}"
+        node.outputs[0].dtype = ir.DataType.FLOAT
+        producer = x.producer()
+        if producer is None:
+            self.model.graph.insert_before(self.model.graph[0], node)
+        else:
+            self.model.graph.insert_after(producer, node)
+        return node.outputs[0]
+
+
+class OnnxNetwork:
+    """A marked graph run as it is, every marker a plain product with the mask that is fed: the proof's other side."""
+
+    def __init__(self, marked: ir.Model) -> None:
+        self.markers = {marker_of(node).site: marker_of(node) for node in marked.graph if node.op_type == MASK}
+        proto, weights = store(marked)
+        shapes = {}
+        for node in list(proto.graph.node):
+            if node.domain == DOMAIN:
+                site = next(entry.s.decode() for entry in node.attribute if entry.name == "site")
+                shapes[site] = f"shape of {node.output[0]}"
+                proto.graph.node.append(helper.make_node("Shape", [node.input[0]], [shapes[site]]))
+                proto.graph.output.append(helper.make_tensor_value_info(shapes[site], onnx.TensorProto.INT64, None))
+                node.op_type, node.domain = "Mul", ""
+                node.input.append(f"mask {site}")
+                del node.attribute[:]
+                proto.graph.input.append(helper.make_tensor_value_info(f"mask {site}", onnx.TensorProto.FLOAT, None))
+        kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
+        del proto.opset_import[:]
+        proto.opset_import.extend(kept)
+        self.session: onnxruntime.InferenceSession = start(proto, weights=weights)
+        self.answer = proto.graph.output[0].name
+        self.shape_names = shapes
+        self.shapes: dict[tuple[int, ...], dict[str, list[int]]] = {}
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        yield
+
+    def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
+        layout = mask_layout(contract, image.shape[2:])
+        feeds = {IMAGE: image}
+        for site, keep in zip(layout.sites, unpack_masks(layout, packed[None]), strict=True):
+            shape = self._shapes(image)[site.name]
+            marker = self.markers[site.name]
+            shape = [size if axis in marker.axes else 1 for axis, size in enumerate(shape)]
+            assert prod(shape) == keep.size, f"{site.name}: {shape} for {keep.size} units"
+            feeds[f"mask {site.name}"] = (keep.reshape(shape) * marker.scale).astype(np.float32)
+        return self.session.run([self.answer], feeds)[0][0]  # type: ignore[no-any-return]
+
+    def undropped(self, image: Array) -> Array:
+        """Logits `[N, K, *S]` of images `[N, C, *S]` with nothing dropped and nothing scaled."""
+        return self.session.run([self.answer], self._unmasked(image))[0]  # type: ignore[no-any-return]
+
+    def _unmasked(self, image: Array) -> dict[str, Array]:
+        return {IMAGE: image, **{f"mask {site}": np.ones(1, np.float32) for site in self.shape_names}}
+
+    def _shapes(self, image: Array) -> dict[str, list[int]]:
+        """Shape of every masked tensor for images of this size, from a run with nothing masked."""
+        if image.shape not in self.shapes:
+            found = self.session.run(list(self.shape_names.values()), self._unmasked(image))
+            self.shapes[image.shape] = {
+                site: list(map(int, f)) for site, f in zip(self.shape_names, found, strict=True)
+            }
+        return self.shapes[image.shape]

@@ -1,0 +1,170 @@
+"""Front end for torch: a module → an ONNX graph in which every stochastic operation is an `equipoise::Mask`.
+
+torch.export shows each stochastic site as an ATen operator (dropout, feature dropout, bernoulli, attention with
+dropout, …). `marking` rewrites each of them, `recurrent` and `per_image` what stands in its way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import CaptureRefused
+from ..graph.marker import BATCH, mask, translate_mask
+from .active import follows_size, live_modules, sampling
+from .per_image import answer_each_image
+from .recurrent import split_layers
+from .sizes import dimension_names
+from .torch_ops import mark_stochastic
+
+OPSET = 18
+
+
+def capture(
+    module: nn.Module,
+    example: Tensor,
+    spatial: tuple[int | str, ...],
+    multiple: int,
+    live: tuple[str, ...] | None = None,
+) -> ir.Model:
+    """Traces the network with only its stochastic parts live.
+
+    Args:
+        module: image `[N, C, *S]` → one tensor of logits.
+        example: an image with N ≥ 2, of the contract's nominal size.
+        spatial: per spatial axis a fixed size or the name of a dynamic dimension.
+        multiple: dynamic sizes are multiples of this.
+        live: the modules to put in training mode; found by running the network where not given.
+
+    Returns:
+        An ONNX graph, opset 18, with input `image` and one output `logits`.
+    """
+    live = live_modules(module, example) if live is None else live
+    other = tuple(s + multiple if isinstance(n, str) else s for s, n in zip(example.shape[2:], spatial, strict=True))
+    if other != tuple(example.shape[2:]) and follows_size(module, live, example, other):
+        raise CaptureRefused(
+            "a probability of dropping follows from the image's size, so one model cannot serve several",
+            "the whole network",
+            "Export with fixed sizes (--fixed), or state the probability as a number.",
+        )
+    with sampling(module, live):
+        program = _trace(module, example, spatial, multiple)
+    split_layers(program)
+    drawn_once = mark_stochastic(program, dimension_names(program, spatial))
+    answer_each_image(program, drawn_once)
+    return _to_onnx(program)
+
+
+def _trace(module: nn.Module, example: Tensor, spatial: tuple[int | str, ...], multiple: int) -> ExportedProgram:
+    shapes: dict[int, Any] = {0: Dim(BATCH, min=1)}
+    for axis, size in enumerate(spatial, start=2):
+        if isinstance(size, str):
+            dim = Dim(f"_{size}", min=1)
+            shapes[axis] = multiple * dim if multiple > 1 else dim
+    failure: Exception | None = None
+    for strict in (False, True):
+        try:
+            with torch.no_grad(), _quiet():
+                return torch.export.export(module, (example,), dynamic_shapes=(shapes,), strict=strict)
+        except Exception as error:  # noqa: BLE001  # torch.export raises anything; it is translated below
+            failure = failure or error
+    assert failure is not None
+    raise _explained(failure, spatial) from failure
+
+
+def _explained(error: Exception, spatial: tuple[int | str, ...]) -> CaptureRefused:
+    """torch.export's error as a refusal that says what to do."""
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    where = _user_code(error, text)
+    if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__ or "dynamic control flow" in text:
+        return CaptureRefused(
+            f"the forward pass decides by the values of a tensor, which no static graph can ({first})",
+            where,
+            "Replace the `if` by torch.where, or move the decision out of the network.",
+        )
+    if any(isinstance(size, str) for size in spatial) and ("onstraint" in text or "specializ" in text.lower()):
+        return CaptureRefused(
+            f"the network does not work at every spatial size ({first})",
+            where,
+            "Export with fixed sizes (--fixed), or state the right divisor (--multiple).",
+        )
+    if "onstraint" in text or "specializ" in text.lower():
+        return CaptureRefused(
+            f"the network fixes the number of images in a batch ({first})",
+            where,
+            "Use x.shape[0] instead of a number, and start the batch at axis 0.",
+        )
+    return CaptureRefused(
+        f"torch.export cannot trace the network: {type(error).__name__}: {first}",
+        where,
+        "See the message; the offending Python has to be written with tensor operations.",
+    )
+
+
+def _user_code(error: Exception, text: str) -> str:
+    """The last line of the network's own code in a traceback, or what torch.export says about it."""
+    trace = error.__traceback__
+    where = "the whole network"
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if f"{torch.__name__}/" not in file.replace("\\", "/") and "equipoise_export" not in file and "<" not in file:
+            where = f"{file.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return where
+
+
+# --- to ONNX --------------------------------------------------------------------------------------------------------
+
+
+def _to_onnx(program: ExportedProgram) -> ir.Model:
+    with torch.no_grad(), _quiet():
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                custom_translation_table={mask._opoverload: translate_mask},
+                optimize=False,  # `simplify` does what is needed of it, in a tenth of the time
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise CaptureRefused(
+                f"an operation has no ONNX counterpart ({str(cause).splitlines()[0]})",
+                "the whole network",
+                "Write it with operations that torch.onnx knows.",
+            ) from error
+    assert exported is not None
+    return exported.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on stdout, in warnings and in the log; what matters of it comes back as errors."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._dynamo", "onnx_ir")
+    ]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,66 @@
+"""A sampler in this process: ONNX Runtime on the CPU, for proofs, calibration and rebuilding, without a server."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from equipoise_core.contract import Contract
+from equipoise_core.errors import SamplerFailure
+from numpy.typing import NDArray
+
+from .storage import MODEL, Weights
+
+
+def session(model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU; `threads` 0: as many as there are cores. `weights`: of a model in bytes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Waiting threads sleep: on a busy machine spinning ones take the cores from those that work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights.folder.name)
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def published_samplers(
+    repository: Path, contract: Contract, threads: int = 0
+) -> tuple[list[OnnxSampler], OnnxSampler | None]:
+    """The samplers of a published model, in the contract's order, and its screen's where it has one."""
+
+    def sampler(name: str) -> OnnxSampler:
+        return OnnxSampler(repository / name / "1" / MODEL, threads)
+
+    screen = sampler(contract.screen.name) if contract.screen else None
+    return [sampler(each.name) for each in contract.samplers], screen
+
+
+class OnnxSampler:
+    """`equipoise_core.sampling.RunSampler` over a session.
+
+    Args:
+        model: the sampler's ONNX file, or its bytes.
+        threads: of one run; 0: as many as there are cores.
+        weights: of a model in bytes, where they do not lie in it.
+    """
+
+    def __init__(self, model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> None:
+        self._session = session(model, threads, weights)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, image: NDArray[np.float32], masks: NDArray[np.uint8] | None) -> dict[str, NDArray[Any]]:
+        """`image [N, C, *S]`, `masks [N, T, B]` → the sampler's outputs by name. Raises SamplerFailure."""
+        feeds: dict[str, NDArray[Any]] = {"image": image} if masks is None else {"image": image, "masks": masks}
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:
+            raise SamplerFailure(f"ONNX Runtime: {str(error).splitlines()[0]}") from error
+        return dict(zip(self._outputs, results, strict=True))

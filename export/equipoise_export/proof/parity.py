@@ -1,0 +1,528 @@
+"""The proof: the compiled sampler and the original network are the same function of image and masks.
+
+The network's side (`networks.py`) shares no code with the compiler. Moments are recomputed from its logits in double
+precision by their definitions.
+
+A half-precision sampler is proven as ONNX Runtime runs it here and, for the answers, as hardware rounds it as well
+(`rounding.py`); none of its activations may come near half's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from equipoise_core.contract import Activation, Contract, Precision, Task
+from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
+from equipoise_core.moments import STATED
+from equipoise_core.preprocessing import PADDING_VALUE
+from numpy.typing import NDArray
+from rich.table import Table
+
+from ..errors import ProofRefused
+from ..graph.storage import Weights
+from ..passes.find_layouts import start
+from ..passes.to_half import LARGEST
+from ..progress import LOGGER
+from .references import Network
+from .rounding import REACHED, rounded
+
+Array = NDArray[Any]
+SAMPLES = 3
+ROUNDS = 2
+TOGETHER = 16
+"""Masks of a classifier that are flipped in one run."""
+TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 5e-3}
+"""Largest difference allowed: absolute on probabilities and means of moments, relative on volumes.
+
+Half rounds each weight and each activation once, by up to u = 2⁻¹¹ of itself; L layers deep the logits are off by about
+ε = u·√(2L) of themselves, and p = σ(z) by p·(1 − p)·|z|·ε ≤ 0.224·ε. At L = 50 that is 1.1e-3 (one standard deviation),
+and 5e-3 the largest of a million voxels (5 of them). A network that loses more cancels: its logits are small
+differences of large numbers, and half is not for it.
+"""
+MEAN_TOLERANCE = 1e-3
+"""The same for the mean difference of a half-precision sampler over all voxels, classes and samples."""
+DROWNED = 0.1
+"""And at most this share of the standard deviation over samples, else the variance would be one of rounding; but never
+less than single precision's tolerance."""
+HEADROOM = 4.0
+"""Largest half number over the largest activation that the proof's images reach: other images go further."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property that was tested: the worst value seen and what was allowed."""
+
+    name: str
+    value: float
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class SiteProof:
+    """What flipping half of a site's bits does.
+
+    Attributes:
+        bits: bits of one sample.
+        effect: largest change of a probability.
+        dead: neither network nor sampler moved: the units matter for no image seen here.
+    """
+
+    name: str
+    kind: str
+    p: float
+    bits: int
+    effect: float
+    dead: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That the sampler equals the network, and how far that was tested."""
+
+    checks: tuple[Check, ...]
+    sites: tuple[SiteProof, ...]
+    images: int
+    samples: int
+    versions: dict[str, str]
+    precision: str
+    tolerance: float
+
+    def document(self) -> dict[str, Any]:
+        """As it is written to `proof.json`."""
+        return asdict(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        title = f"Proof over {self.images} images, {self.samples} samples, {self.precision}"
+        checks = Table("property", "worst", "allowed", title=title)
+        for check in self.checks:
+            checks.add_row(check.name, f"{check.value:.2e}", check.limit)
+        yield checks
+        if self.sites:
+            sites = Table("site", "kind", "p", "bits", "effect of half its bits")
+            for site in self.sites:
+                sites.add_row(
+                    site.name, site.kind, f"{site.p:g}", str(site.bits), "none" if site.dead else f"{site.effect:.2e}"
+                )
+            yield sites
+
+
+def prove(
+    network: Network,
+    model: onnx.ModelProto,
+    contract: Contract,
+    example: Array,
+    halves: Mapping[str, str] | None = None,
+    weights: Weights | None = None,
+) -> Proof:
+    """Proves that `model` samples from `network`, within the tolerance of the contract's precision.
+
+    Args:
+        example: normalised images `[N ≥ 1, C, *nominal]`; noise images are added.
+        halves: tensors of `model` in half precision, and the layers they belong to.
+        weights: of `model`, where they do not lie in it.
+
+    Raises:
+        ProofRefused: naming the site where one can be named.
+    """
+    proving = _Proving(network, model, contract, halves or {}, weights)
+    spatial = contract.nominal
+    generator = np.random.default_rng(1)
+    images = [example[:1].astype(np.float32)]
+    shape = (1, contract.channels, *spatial)
+    for _ in range(2 * ROUNDS - 1):
+        images.append(generator.standard_normal(shape).astype(np.float32) + images[0] * generator.random())
+    padded = proving.padded(images[-1])
+    if padded is not None:
+        images[-1] = padded
+    with network.ready():
+        pairs = [np.concatenate(images[2 * index : 2 * index + 2]) for index in range(ROUNDS)]
+        answers = [proving.parity(pair, seed) for seed, pair in enumerate(pairs)]
+        other = proving.other_size()
+        if other != spatial:
+            proving.parity(generator.standard_normal((1, contract.channels, *other)).astype(np.float32), seed=ROUNDS)
+        first = proving.separate(pairs[0], answers[0])
+        sites = () if first is None else proving.sites(images[0], first, answers[0].packed[:1, -1:])
+    return Proof(
+        checks=tuple(proving.checks.values()),
+        sites=sites,
+        images=len(images),
+        samples=SAMPLES * len(images) if contract.stochastic else len(images),
+        versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        precision=contract.precision.value,
+        tolerance=proving.tolerance,
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The sampler's outputs under packed masks `[N, T, B]`."""
+
+    packed: Array
+    outputs: dict[str, Array]
+
+
+class _Proving:
+    def __init__(
+        self,
+        network: Network,
+        model: onnx.ModelProto,
+        contract: Contract,
+        halves: Mapping[str, str],
+        weights: Weights | None,
+    ) -> None:
+        self.logits = network
+        self.contract = contract
+        self.tolerance = TOLERANCES[contract.precision]
+        self.halves = halves
+        self.session = start(model, weights=weights)
+        half = contract.precision is Precision.FP16
+        self.rounded = start(rounded(model, halves), weights=weights) if half else None
+        self.outputs = [output.name for output in model.graph.output]
+        self.samples = SAMPLES if contract.stochastic else 1
+        self.checks: dict[str, Check] = {}
+
+    # --- the two sides ---
+
+    def network(self, image: Array, packed: Array) -> Array:
+        """Probabilities of the network, float64 `[K, *S]`, for an image `[1, C, *S]` and a packed mask `[B]`.
+
+        Of one that states its moments: those, `[2K + E + 1, *S]`.
+        """
+        filled = np.where(image <= PADDING_VALUE / 2, np.float32(self.contract.preprocessing.fill), image)
+        wide = self.logits(self.contract, filled, packed).astype(np.float64)
+        if self.contract.states_moments:
+            return wide
+        if self.contract.activation is Activation.SIGMOID:
+            return np.exp(-np.logaddexp(0.0, -wide))
+        if len(wide) > 1 and wide.min() >= 0.0 and np.abs(wide.sum(axis=0) - 1.0).max() < 1e-4:
+            raise ProofRefused(
+                "its output already is probabilities, and would be taken for logits",
+                "the chosen output",
+                "Export the logits: take the final softmax out, or choose another output (--output).",
+            )
+        wide = np.exp(wide - wide.max(axis=0))
+        return wide / wide.sum(axis=0)
+
+    def sampler(self, images: Array, packed: Array | None) -> dict[str, Array]:
+        feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
+        return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+
+    def as_rounded(self, images: Array, packed: Array | None) -> dict[str, Array]:
+        """The same by `rounding.py`. Raises ProofRefused that names the first layer to come near half's end."""
+        assert self.rounded is not None
+        feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
+        names = [output.name for output in self.rounded.get_outputs()]
+        found = dict(zip(names, self.rounded.run(names, feeds), strict=True))
+        reached = {name: float(found[REACHED + name]) for name in self.halves if REACHED + name in found}
+        for name, largest in reached.items():
+            if not largest <= LARGEST / HEADROOM:
+                raise ProofRefused(
+                    f"its activations reach {largest:.3g} on the images of the proof; half precision ends at "
+                    f"{LARGEST:g}, and other images may go {HEADROOM:g} times as far",
+                    self.halves[name],
+                    "Export with --precision fp32.",
+                )
+        self.note("largest activation in half", max(reached.values()), f"≤ {LARGEST / HEADROOM:g}")
+        return {name: found[name] for name in self.outputs}
+
+    def masks(self, images: Array, seed: int) -> tuple[MaskLayout, Array]:
+        """Packed masks `[N, T, B]`, different for each image; every site drops and keeps in some sample of each."""
+        layout = mask_layout(self.contract, images.shape[2:])
+        if not self.contract.stochastic:
+            return layout, np.zeros((len(images), 1, 0), np.uint8)
+        draws_ = [
+            draw_masks(layout, 1000 * seed + n, self.contract.digest, 0, self.samples) for n in range(len(images))
+        ]
+        bits = np.unpackbits(np.stack(draws_), axis=-1, bitorder="little")
+        for offset, shape in zip(layout.offsets, layout.shapes, strict=True):
+            site = slice(offset, offset + prod(shape))
+            same = (bits[..., site] == bits[:, :1, site]).all(axis=(1, 2))  # few units that are rarely dropped
+            bits[same, -1, site] ^= 1
+        return layout, np.packbits(bits, axis=-1, bitorder="little")
+
+    def padded(self, image: Array) -> Array | None:
+        """The image with its last rows marked as padding, where images of this contract can be padded."""
+        if all(isinstance(size, int) for size in self.contract.spatial):
+            return None
+        image = image.copy()
+        image[:, :, -1:] = PADDING_VALUE
+        return image
+
+    def other_size(self) -> tuple[int, ...]:
+        """The nominal size with one multiple more along the first dynamic axis, two along the next, and so on.
+
+        Less where more is not allowed. Axes of one length become different ones: a mix-up of them shows.
+        """
+        multiple, step, sizes = self.contract.preprocessing.multiple, 0, []
+        for name, size, largest in zip(
+            self.contract.spatial, self.contract.nominal, self.contract.maximum, strict=True
+        ):
+            if not isinstance(name, int):
+                step += multiple
+                size = size + step if size + step <= largest else max(size - step, multiple)
+            sizes.append(size)
+        return tuple(sizes)
+
+    # --- the properties ---
+
+    def parity(self, images: Array, seed: int) -> Answer:
+        """The sampler equals the network on images under masks of this seed. Gives what the sampler answered."""
+        self.tell(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
+        _, packed = self.masks(images, seed)
+        given = packed if self.contract.stochastic else None
+        got = self.sampler(images, given)
+        half = None if self.rounded is None else self.as_rounded(images, given)
+        p = np.stack(
+            [[self.network(image[None], mask) for mask in masks] for image, masks in zip(images, packed, strict=True)]
+        )
+        if not np.isfinite(p).all() or not all(np.isfinite(value).all() for value in got.values()):
+            raise ProofRefused(
+                "the output is not finite",
+                "the whole network",
+                "Check the weights for NaN, and that the example is normalised as in training.",
+            )
+        allowed = self.allowed(p)
+        expected = self.expected(images, p)
+        if half is not None:
+            self.rounding(half, expected, p)
+        for name, value in expected.items():
+            if got[name].shape != value.shape:
+                raise ProofRefused(
+                    f"{name} has shape {got[name].shape} where {value.shape} is expected, for images {images.shape}",
+                    "the whole network",
+                    "Export for one size only (--fixed), and report the network.",
+                )
+            worst = float(self.difference(name, got[name], value).max())
+            limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more
+            if not worst <= limit:
+                site, why = self.culprit(images[:1], allowed)
+                raise ProofRefused(
+                    f"under the same masks, network and sampler differ in {name} by {worst:.2e} "
+                    f"(allowed {limit:.1g}){why}",
+                    site,
+                    "Export without this site (--sites), and report the network.",
+                )
+            self.note(f"{name}: same as the network", worst, f"≤ {limit:.1g}")
+        if self.contract.stochastic:
+            variance = float(p.var(axis=1).max())
+            if not variance > 0:
+                raise ProofRefused(
+                    "all samples are equal: the variance is zero",
+                    "the whole network",
+                    "Check that dropout sits before the chosen output and that the weights are trained ones.",
+                )
+            self.note("variance over samples", variance, "> 0", largest=False)
+        return Answer(packed, got)
+
+    def difference(self, name: str, got: Array, expected: Array) -> Array:
+        """What the tolerances are for."""
+        difference = np.abs(got - expected)
+        if name == "volumes":
+            return difference / np.maximum(np.abs(expected), 1.0)  # type: ignore[no-any-return]
+        return difference / self.samples if name.startswith("sum") else difference  # type: ignore[no-any-return]
+
+    def rounding(self, half: dict[str, Array], expected: dict[str, Array], p: Array) -> None:
+        """A half-precision sampler, rounded as hardware rounds, against the network."""
+        spread = float(np.sqrt(p.var(axis=1).mean())) if self.contract.stochastic else np.inf
+        for name, value in expected.items():
+            difference = self.difference(name, half[name], value)
+            whole, mean = float(difference.max()), float(difference.mean())
+            limits = {"largest": (whole, self.tolerance)}
+            if name in ("probabilities", "sum_p"):
+                limits["mean"] = (mean, min(MEAN_TOLERANCE, max(DROWNED * spread, TOLERANCES[Precision.FP32])))
+            for which, (found, limit) in limits.items():
+                if not found <= limit:
+                    raise ProofRefused(
+                        f"rounded to half precision, the sampler's {name} differs from the network's by {found:.2e} "
+                        f"({which}; allowed {limit:.1e}; standard deviation over samples {spread:.1e})",
+                        "the whole network",
+                        "Export with --precision fp32.",
+                    )
+                self.note(f"{name}: {which} change by rounding", found, f"≤ {limit:.1e}")
+
+    def allowed(self, p: Array) -> float:
+        """The tolerance, and less where the samples themselves hardly differ: 2 % of their spread, down to rounding.
+
+        An untrained network moves by 1e-4 under its masks; a lost site would pass a plain 1e-4. Half precision is
+        proven on top of single, which no lost site passes.
+        """
+        if not self.contract.stochastic or self.rounded is not None:
+            return self.tolerance
+        spread = float((p.max(axis=1) - p.min(axis=1)).max())
+        return min(self.tolerance, max(0.02 * spread, self.tolerance / 40))
+
+    def expected(self, images: Array, p: Array) -> dict[str, Array]:
+        """The contract's outputs by their definitions, from p `[N, T, K, *S]`."""
+        if self.contract.task is Task.CLASSIFICATION:
+            return {"probabilities": p}
+        inside = (images > PADDING_VALUE / 2).any(axis=1)[:, None, None]
+        axes = tuple(range(3, p.ndim))
+        if self.contract.states_moments:
+            classes = len(self.contract.classes)
+            parts = np.split(p, np.cumsum([classes, classes, self.contract.decisions]), axis=2)
+            sums = {name: part.sum(axis=1) for name, part in zip(STATED, parts, strict=True)}
+            return {**sums, "volumes": (parts[0] * inside).sum(axis=axes)}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise = np.where(p > 0, -p * np.log(p), 0.0)
+            if self.contract.activation is Activation.SOFTMAX:
+                entropy = surprise.sum(axis=2, keepdims=True)
+            else:
+                q = 1.0 - p
+                entropy = surprise + np.where(q > 0, -q * np.log(q), 0.0)
+        return {
+            "sum_p": p.sum(axis=1),
+            "sum_p2": (p**2).sum(axis=1),
+            "sum_entropy": entropy.sum(axis=1),
+            "volumes": (p * inside).sum(axis=axes),
+        }
+
+    def culprit(self, image: Array, allowed: float) -> tuple[str, str]:
+        """The site whose bits, all flipped, change the two sides most differently."""
+        if not self.contract.stochastic:
+            return "the whole network", ""
+        layout, packed = self.masks(image, seed=7)
+        packed = packed[:, :1]
+        name = "probabilities" if self.contract.task is Task.CLASSIFICATION else "sum_p"
+
+        def sides(masks: Array) -> tuple[Array, Array]:
+            p = self.network(image, masks[0, 0])[None, None]
+            return self.expected(image, p)[name], self.sampler(image, masks)[name]
+
+        network, sampler = sides(packed)
+        worst, culprit = allowed, ""
+        for index, site in enumerate(layout.sites):
+            bits = np.unpackbits(packed, axis=-1, bitorder="little")
+            bits[..., layout.offsets[index] : layout.offsets[index] + prod(layout.shapes[index])] ^= 1
+            there, here = sides(np.packbits(bits, axis=-1, bitorder="little"))
+            mismatch = float(np.abs((there - network) - (here - sampler)).max())
+            if mismatch > worst:
+                worst, culprit = mismatch, site.name
+        if culprit:
+            return culprit, f"; flipping this site's bits changes the two by amounts that differ by {worst:.2e}"
+        moved = np.abs(
+            self.network(image * np.float32(1 + 1e-6), packed[0, 0]) - self.network(image, packed[0, 0])
+        ).max()
+        if moved > allowed / 10:
+            return "the whole network", (
+                f"; the network itself moves by {moved:.1e} when its image changes by a millionth, so no two ways to "
+                "compute it agree: its activations are too large, as in one that was not trained"
+            )
+        return "the whole network", "; no single site explains it"
+
+    def separate(self, images: Array, together: Answer) -> Answer | None:
+        """Neither batch-mates nor other samples change an answer. Gives that of the first image's first sample alone.
+
+        Args:
+            together: what was answered to the images at once.
+        """
+        self.tell("batch-mates, samples and chunks")
+        stochastic, packed = self.contract.stochastic, together.packed
+        alone = self.sampler(images[:1], packed[:1] if stochastic else None)
+        worst = max(_distance(together.outputs[name][:1], alone[name]) for name in self.outputs)
+        self.require(
+            "batch-mates change nothing",
+            worst,
+            1e-5,
+            "an image's answer depends on its batch-mates",
+            "Check its normalisation layers.",
+        )
+        if not stochastic:
+            return None
+        changed = packed[:1].copy()
+        changed[:, -1] = ~changed[:, -1]
+        other = self.sampler(images[:1], changed)
+        per_sample = "probabilities" if self.contract.task is Task.CLASSIFICATION else "volumes"
+        worst = _distance(alone[per_sample][:, :-1], other[per_sample][:, :-1])
+        self.require(
+            "samples are independent", worst, 1e-5, "masks of one sample change another", "Report this network."
+        )
+        chunks = [self.sampler(images[:1], chunk) for chunk in (packed[:1, :1], packed[:1, 1:])]
+        for name in self.outputs:
+            parts = [chunk[name] for chunk in chunks]
+            merged = np.concatenate(parts, axis=1) if name == per_sample else np.sum(parts, axis=0) / self.samples
+            whole = alone[name] if name == per_sample else alone[name] / self.samples
+            self.require("chunks merge", _distance(merged, whole), 1e-5, "chunks do not add up", "Report this network.")
+        return Answer(packed[:1, :1], chunks[0])
+
+    def sites(self, image: Array, unflipped: Answer, another: Array) -> tuple[SiteProof, ...]:
+        """Every site moves the output, or moves the network's as little.
+
+        Args:
+            unflipped: the answer to the image under one sample.
+            another: masks `[1, 1, B]` of another sample.
+        """
+        self.tell("every site matters")
+        layout, packed = mask_layout(self.contract, image.shape[2:]), unflipped.packed
+        flips = []
+        generator = np.random.default_rng(2)
+        for index in range(len(layout.sites)):
+            bits = np.unpackbits(packed, axis=-1, bitorder="little")
+            units = prod(layout.shapes[index])
+            half = layout.offsets[index] + generator.permutation(units)[: max(1, units // 2)]
+            bits[..., half] ^= 1
+            flips.append(np.packbits(bits, axis=-1, bitorder="little"))
+        found = []
+        effects = self.effects(image, flips, unflipped)
+        for index, (site, flipped, effect) in enumerate(zip(layout.sites, flips, effects, strict=True)):
+            units = prod(layout.shapes[index])
+            if not np.isfinite(effect):  # DropBlock with half of the plane as seeds drops everything: as drawn, then
+                bits = np.unpackbits(packed, axis=-1, bitorder="little")
+                place = slice(layout.offsets[index], layout.offsets[index] + units)
+                bits[..., place] = np.unpackbits(another, axis=-1, bitorder="little")[..., place]
+                flipped = np.packbits(bits, axis=-1, bitorder="little")
+                (effect,) = self.effects(image, [flipped], unflipped)
+            if effect == 0.0:
+                moved = np.abs(self.network(image, flipped[0, 0]) - self.network(image, packed[0, 0])).max()
+                if moved > 1e-6:
+                    raise ProofRefused(
+                        f"flipping half of its bits moves the network by {moved:.2e} and the sampler not at all",
+                        site.name,
+                        "Report this network: the exporter lost a site.",
+                    )
+            found.append(SiteProof(site.name, site.kind.value, site.p, units, effect, effect == 0.0))
+        if all(site.dead for site in found):
+            raise ProofRefused(
+                "no site moves the output by as much as single precision shows",
+                "the whole network",
+                "Check the chosen output, and that the weights are trained ones (--weights): with fresh ones what is "
+                "dropped may vanish on its way.",
+            )
+        return tuple(found)
+
+    def effects(self, image: Array, flips: list[Array], unflipped: Answer) -> list[float]:
+        """How far each mask `[1, 1, B]` moves the answer; where samples come back one by one, many in a run."""
+        if self.contract.task is Task.SEGMENTATION:
+            base = unflipped.outputs["sum_p"]
+            return [float(np.abs(self.sampler(image, flip)["sum_p"] - base).max()) for flip in flips]
+        base = unflipped.outputs["probabilities"]
+        runs = [np.concatenate(flips[start : start + TOGETHER], axis=1) for start in range(0, len(flips), TOGETHER)]
+        moved = [np.abs(self.sampler(image, run)["probabilities"] - base) for run in runs]
+        return [float(effect) for effect in np.concatenate(moved, axis=1)[0].max(axis=1)]
+
+    def tell(self, stage: str) -> None:
+        LOGGER.info("%s: proving in %s, %s", self.contract.name, self.contract.precision.value, stage)
+
+    def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:
+        """Keeps the worst of a property over all rounds."""
+        before = self.checks.get(name)
+        if before is not None:
+            value = max(value, before.value) if largest else min(value, before.value)
+        self.checks[name] = Check(name, value, limit, True)
+
+    def require(self, name: str, value: float, limit: float, reason: str, remedy: str) -> None:
+        if not value <= limit:
+            raise ProofRefused(f"{reason}: by {value:.2e} (allowed {limit:g})", "the whole network", remedy)
+        self.note(name, value, f"≤ {limit:g}")
+
+
+def _distance(one: Array, other: Array) -> float:
+    """Largest difference, relative where values are large."""
+    return float((np.abs(one - other) / np.maximum(np.abs(other), 1.0)).max()) if one.size else 0.0

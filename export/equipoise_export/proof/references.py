@@ -1,0 +1,136 @@
+"""Networks under given masks: the side of the proof that the compiler is measured against.
+
+A network here is a function (image `[1, C, *S]`, packed mask `[B]`) → logits, one image and one sample at a time, so
+that nothing can be mixed up in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from equipoise_core.contract import Contract
+from equipoise_core.masks import mask_layout, unpack_masks
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..capture.active import draws, sampling
+from ..errors import ProofRefused
+from ..graph.marker import Call
+
+Array = NDArray[Any]
+MISSED = "Report this network: the exporter missed or mistook a stochastic operation."
+
+
+class Network(Protocol):
+    """What the sampler is to equal."""
+
+    def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
+        """Logits `[K, *S]` of one image `[1, C, *S]` under one sample's packed masks `[B]`."""
+
+    def ready(self) -> Any:
+        """A context in which the network answers."""
+
+
+class TorchNetwork:
+    """The module that was handed in, untouched, with only its random numbers replaced.
+
+    PyTorch itself reduces every kind of dropout to one draw (`bernoulli_`, `rand`, …) of the noise's own shape, and a
+    dispatch mode hands out mask bits there, in the order of the calls. Scaling, broadcasting and everything else stay
+    PyTorch's. So neither the capture nor any pass is trusted.
+
+    Args:
+        live: the modules that are in training mode when the network is sampled.
+        calls: per site, which stochastic call of a forward pass it is.
+    """
+
+    def __init__(self, module: nn.Module, live: tuple[str, ...], calls: Sequence[Call]) -> None:
+        self.module = module
+        self.live = live
+        self.calls = calls
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        with sampling(self.module, self.live), torch.no_grad():
+            yield
+
+    def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
+        layout = mask_layout(contract, image.shape[2:])
+        forced = ForcedMasks(contract, self.calls, unpack_masks(layout, packed[None]))
+        with forced:
+            logits = self.module(torch.from_numpy(image))
+        missed = [site.name for call, (site, _, _) in forced.keeps.items() if call not in forced.met]
+        if missed:
+            raise ProofRefused(
+                f"the network draws {forced.calls} times, too few for the graph's {len(contract.sites)} sites",
+                missed[0],
+                MISSED,
+            )
+        return logits[0].numpy()  # type: ignore[no-any-return]
+
+
+class ForcedMasks(TorchDispatchMode):
+    """Hands out given bits wherever PyTorch draws random numbers, in the order of the calls.
+
+    Args:
+        calls: per site, which stochastic call of a forward pass it is. Other calls (the noise of an output that was
+            not chosen) draw as they like: if they matter after all, network and sampler differ.
+    """
+
+    def __init__(self, contract: Contract, calls: Sequence[Call], keeps: Sequence[Array]) -> None:
+        super().__init__()
+        self.keeps = {
+            call.index: (site, call.inverted, keep)
+            for call, site, keep in zip(calls, contract.sites, keeps, strict=True)
+        }
+        self.calls = 0
+        self.met: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not draws(func, args, kwargs):
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("bernoulli", "bernoulli_"):
+            p = args[0] if func._overloadname == "default" else args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            if isinstance(p, Tensor):
+                p = p.reshape(-1)[0].item()
+            if p in (0.0, 1.0):  # no decision in it, hence no site
+                return func(*args, **kwargs)
+            noise = self._next(args[0], name, p)
+            if noise is None:
+                return func(*args, **kwargs)
+            return args[0].copy_(noise) if name == "bernoulli_" else noise
+        drawn = func(*args, **kwargs)
+        noise = self._next(drawn, name, None)
+        if noise is None:
+            return drawn
+        low, high = (*args[1:3], *(0.0, 1.0)[len(args) - 1 :]) if name == "uniform_" else (0.0, 1.0)
+        return drawn.copy_(low + noise * ((high - low) * (1.0 - 2.0**-24)))
+
+    def _next(self, like: Tensor, name: str, one: float | None) -> Tensor | None:
+        """What this call draws, in the shape of PyTorch's own noise: 1 with probability `one`, where that is known.
+
+        None for a call that is no site.
+        """
+        call, self.calls = self.calls, self.calls + 1
+        if call not in self.keeps:
+            return None
+        self.met.add(call)
+        site, inverted, keep = self.keeps[call]
+        if name not in ("bernoulli", "bernoulli_", "rand", "rand_like", "uniform_"):
+            raise ProofRefused(f"`{name}` draws random numbers that no mask stands for", site.name, MISSED)
+        p = None if one is None else one if inverted else 1.0 - one
+        if keep.size != like.numel() or (p is not None and abs(p - site.p) > 1e-6):
+            drawn = "" if p is None else f" with p = {p:g}"
+            raise ProofRefused(
+                f"the network draws {like.numel()} units{drawn} where the graph has {keep.size} with p = {site.p:g}",
+                site.name,
+                MISSED,
+            )
+        drawn_as = 1.0 - keep if inverted else keep
+        return torch.from_numpy(np.asarray(drawn_as, np.float32)).reshape(like.shape).to(like.dtype)

@@ -1,0 +1,1 @@
+"""A proven sampler → the Triton models that serve it."""

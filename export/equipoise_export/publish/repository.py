@@ -1,0 +1,259 @@
+"""A compiled sampler → the Triton models that serve it (NAME and its samplers), complete or not at all.
+
+It carries its own code: a validated model keeps the code that decides for it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace as with_changes
+from os.path import relpath
+from pathlib import Path
+from typing import Any, Protocol
+
+import equipoise_core
+import onnx
+from equipoise_core.canonical import digest_of_file, digest_of_model
+from equipoise_core.contract import Contract, ContractError, Sampler, Screen, load_contract
+
+from ..errors import ExportError
+from ..graph.storage import DATA, MODEL, Weights
+from .triton_config import aggregator_config, render, sampler_configs, sampler_names, screen_name
+
+PROOF = "proof.json"
+
+_CORE = Path(equipoise_core.__file__).parent
+_CARRIED = Path(__file__).parent / "_adapters"  # filled when the wheel is built
+
+
+class PublishError(ExportError):
+    """The pair cannot be written as asked; nothing was changed."""
+
+
+class Proof(Protocol):
+    """Evidence that the ONNX file computes what the network computes."""
+
+    def document(self) -> Any:
+        """JSON-able."""
+
+
+class Publishable(Protocol):
+    """What `compile_sampler` returns; its contract does not name the sampler files yet."""
+
+    @property
+    def model(self) -> onnx.ModelProto: ...
+    @property
+    def weights(self) -> Weights | None: ...
+    @property
+    def contract(self) -> Contract: ...
+    @property
+    def proof(self) -> Proof: ...
+
+
+def publish(
+    compiled: Publishable,
+    into: Path,
+    policy: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    link_code_to: Path | None = None,
+    replace: bool = False,
+    further: Sequence[Publishable] = (),
+    screen: Publishable | None = None,
+) -> Path:
+    """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
+
+    The files are written beside the target and moved into place together: no reader sees half a pair.
+
+    Args:
+        policy: the document of `policy.json`; without one, everything the model says goes to review.
+        card: the model card, in Markdown.
+        link_code_to: version directory of another public model (`…/hippocampus/1`) in the same repository: its code is
+            linked, not copied.
+        replace: whether a different model of the same name may be overwritten. The same model again changes nothing.
+        further: the other members of a deep ensemble: the same network and contract with other weights.
+        screen: a single pass that is tried before any sample is drawn. Its contract differs in its sites (none) and in
+            `states_moments` only.
+    """
+    name, members = compiled.contract.name, (compiled, *further)
+    samplers = sampler_names(compiled.contract, len(members))
+    for member in members:
+        _check_metadata(member, compiled.contract)
+    if screen is not None:
+        _check_screen(screen, compiled.contract)
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=into) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        _write_model(dict(zip(samplers, members, strict=True)), screen, new, into, policy, card, link_code_to)
+        written = (*samplers, *([screen_name(compiled.contract)] if screen else []), name)
+        existing = [
+            folder for folder in {**dict.fromkeys(written), **_belonging(into / name)} if (into / folder).exists()
+        ]
+        if existing and not replace:
+            if all(_covers(into / folder, new / folder) for folder in written):
+                _renew_proofs(new, into)
+                return into / name
+            raise PublishError(
+                f"{into} already holds another {' and '.join(existing)}; publish under another name, or replace it "
+                "(which discards its policy: calibrate again)"
+            )
+        old.mkdir()
+        _exchange(into, new, old, written, existing)
+    return into / name
+
+
+def _belonging(public: Path) -> dict[str, None]:
+    """The samplers of the model that is published there already: a larger ensemble leaves none behind."""
+    try:
+        contract = load_contract(public / "1" / "contract.json")
+        return dict.fromkeys(s.name for s in (*contract.samplers, contract.screen) if s is not None)
+    except ContractError:
+        return {}
+
+
+def _check_metadata(compiled: Publishable, contract: Contract) -> None:
+    stated = {entry.key: entry.value for entry in compiled.model.metadata_props}.get("equipoise.digest")
+    if stated != contract.digest:
+        raise PublishError(
+            f"the ONNX file was compiled for the contract {stated}, the one to publish is {contract.digest}; "
+            "compile it again with this contract (all members of an ensemble share one)"
+        )
+
+
+def _check_screen(screen: Publishable, contract: Contract) -> None:
+    expected = with_changes(contract, sites=(), states_moments=screen.contract.states_moments)
+    if screen.contract.digest != expected.digest:
+        raise PublishError(
+            f"the screen is not a single pass over the same images, classes and sizes as {contract.name}; compile it "
+            "under that contract, without dropout"
+        )
+    _check_metadata(screen, expected)
+
+
+def _write_model(
+    members: Mapping[str, Publishable],
+    screen: Publishable | None,
+    root: Path,
+    into: Path,
+    policy: Mapping[str, Any] | None,
+    card: str | None,
+    link_code_to: Path | None,
+) -> None:
+    contract = next(iter(members.values())).contract
+    public = root / contract.name
+    (public / "1").mkdir(parents=True)
+    published = with_changes(
+        contract, samplers=tuple(_write_sampler(name, member, root) for name, member in members.items())
+    )
+    if screen is not None:
+        written = _write_sampler(screen_name(contract), screen, root)
+        published = with_changes(published, screen=Screen(written.name, written.digest, screen.contract.states_moments))
+    (public / "config.pbtxt").write_text(render(aggregator_config(published)), encoding="utf-8")
+    (public / "1" / "contract.json").write_text(published.dumps(), encoding="utf-8")
+    samplers = [*members, *([screen_name(contract)] if screen else [])]
+    if policy is not None:
+        _write_json(public / "1" / "policy.json", policy)
+    if card is not None:
+        (public / "README.md").write_text(card, encoding="utf-8")
+
+    if link_code_to is None:
+        _copy_code(public / "1", [root / name / "1" for name in samplers])
+    else:
+        _link_code(public.name, samplers, root, into, link_code_to)
+
+
+def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
+    folder = root / name
+    for part in ("1", "configs"):
+        (folder / part).mkdir(parents=True)
+    onnx.save(member.model, folder / "1" / MODEL)
+    if member.weights is not None:
+        shutil.copyfile(member.weights.path, folder / "1" / DATA)
+    for path, config in sampler_configs(member.contract, name).items():
+        (folder / path).write_text(render(config), encoding="utf-8")
+    sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
+    # It says what it is a proof of: a file that lies beside another model proves nothing.
+    _write_json(folder / "1" / PROOF, {**member.proof.document(), "model_digest": sampler.digest})
+    return sampler
+
+
+def _copy_code(public: Path, samplers: Sequence[Path]) -> None:
+    shutil.copytree(_CORE, public / "equipoise_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(_adapter("aggregator"), public / "model.py")
+    for sampler in samplers:
+        shutil.copyfile(_adapter("sampler"), sampler / "model.py")
+
+
+def _adapter(role: str) -> Path:
+    """The `model.py` that Triton runs: carried by the wheel, or in an editable installation the repository's own."""
+    repository = _CORE.parents[2]
+    places = (
+        _CARRIED / role / "model.py",
+        repository / {"aggregator": "hippocampus", "sampler": "hippocampus_sampler"}[role] / "1" / "model.py",
+    )
+    for place in places:
+        if place.is_file():
+            return place
+    raise PublishError(f"no {role} adapter in {[str(place) for place in places]}: install equipoise again")
+
+
+def _link_code(name: str, samplers: Sequence[str], root: Path, into: Path, code: Path) -> None:
+    """Relative links, as they must read once the pair is in place: the repository can be moved and mounted anywhere."""
+    model = code.resolve().parent
+    stand_in = model.with_name(f"{model.name}_sampler") / code.name / "model.py"
+    links = {
+        Path(name) / "1" / "model.py": code.resolve() / "model.py",
+        Path(name) / "1" / "equipoise_core": code.resolve() / "equipoise_core",
+        **{Path(sampler) / "1" / "model.py": stand_in for sampler in samplers},
+    }
+    for link, target in links.items():
+        if not target.exists():
+            raise PublishError(f"link_code_to={code}: {target} does not exist; publish that model with its code first")
+        (root / link).symlink_to(relpath(target, (into / link).parent.resolve()))
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _covers(existing: Path, new: Path) -> bool:
+    """Whether every file of `new` lies in `existing` byte for byte.
+
+    A policy that came later does not make it another model, nor does the evidence of another run of the proof.
+    """
+    paths = (path for path in new.rglob("*") if path.is_file() or path.is_symlink())
+    files = [path.relative_to(new) for path in paths if path.name != PROOF]
+    return all(_content(existing / file) == _content(new / file) for file in files)
+
+
+def _renew_proofs(new: Path, into: Path) -> None:
+    """Proofs from before they said of which file they are give way to this run's."""
+    for fresh in new.glob(f"*/1/{PROOF}"):
+        old = into / fresh.relative_to(new)
+        if not old.is_file() or b'"model_digest"' not in old.read_bytes():
+            fresh.replace(old)
+
+
+def _content(path: Path) -> str | None:
+    if path.is_symlink():
+        return f"link to {path.readlink()}"
+    return digest_of_file(path) if path.is_file() else None
+
+
+def _exchange(into: Path, new: Path, old: Path, folders: tuple[str, ...], existing: list[str]) -> None:
+    """Moves the old folders out and the new ones in; on any failure everything is moved back."""
+    done: list[tuple[Path, Path]] = []
+    moves = [(into / folder, old / folder) for folder in existing]
+    moves += [(new / folder, into / folder) for folder in folders]
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException as error:  # also where somebody gives up waiting: what is in `old` is deleted afterwards
+        for source, target in reversed(done):
+            target.rename(source)
+        if isinstance(error, OSError):
+            raise PublishError(f"{into} could not be written: {error}; nothing was changed") from error
+        raise

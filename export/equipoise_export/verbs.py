@@ -1,0 +1,12 @@
+"""The exporter's verbs of the `equipoise` command. Importing this loads no torch."""
+
+from collections.abc import Mapping
+
+from equipoise_client.cli.verbs import Verb
+
+VERBS: Mapping[str, Verb] = {
+    "export": Verb("equipoise_export.command:app", "export", "Turn a PyTorch network into a served model pair."),
+    "calibrate": Verb(
+        "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
+    ),
+}

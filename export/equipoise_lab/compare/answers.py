@@ -1,0 +1,302 @@
+"""One published model on the cases of a comparison: its policy, and what it answers under it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equipoise_core.case import Model
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.loading import load_model
+from equipoise_core.policy import Policy
+from equipoise_core.statistics import input_statistics
+from equipoise_export.calibrate.cases import LOOKS, Labelled, Measured, check_classes, measure
+from equipoise_export.calibrate.choose import Chosen, Goals, choose_policy, choose_score
+from equipoise_export.calibrate.errors import CalibrationError
+from equipoise_export.calibrate.figures import Judged, judge
+from equipoise_export.calibrate.strangeness import fit_strangeness
+from equipoise_export.graph.session import OnnxSampler, published_samplers
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from .errors import ComparisonError
+from .material import Material
+from .weighted import CalibrationSums, Floats, calibration_sums
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a model's `training.json` says of how it came about; `seconds` of training."""
+
+    title: str
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is compared.
+
+    Attributes:
+        published: as it lies in the repository; its policy there is not looked at.
+        asked: without a policy, for the T that is asked for.
+        repository: where its samplers lie.
+    """
+
+    name: str
+    published: Model
+    asked: Model
+    repository: Path
+    training: Training | None
+
+    @property
+    def contract(self) -> Contract:
+        return self.published.contract
+
+    def load(self, threads: int) -> tuple[list[OnnxSampler], OnnxSampler | None]:
+        """Its samplers, and its screen where it has one."""
+        return published_samplers(self.repository, self.contract, threads)
+
+
+def load_subject(repository: Path, name: str, samples: int | None = None) -> Subject:
+    """Raises ContractError where the pair is broken, ComparisonError where there is none."""
+    directory = repository / name / "1"
+    if not (directory / "contract.json").is_file():
+        there = sorted(path.parents[1].name for path in repository.glob("*/1/contract.json"))
+        raise ComparisonError(f"{repository} holds no published model {name!r}; there are {', '.join(there) or 'none'}")
+    published = load_model(directory)
+    contract = published.contract
+    return Subject(
+        name,
+        published,
+        Model(replace(contract, samples=samples) if samples else contract, None, "", published.code_digest),
+        repository,
+        load_training(repository / name / "training.json"),
+    )
+
+
+def load_training(path: Path) -> Training | None:
+    """None without the file. Raises ComparisonError where it says something else."""
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        training = Training(str(document["title"]), float(document["seconds"]), str(document.get("note", "")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ComparisonError(f'{path}: expected {{"title": …, "seconds": …, "note": …}}; got {error!r}') from error
+    if not 0.0 <= training.seconds < float("inf"):
+        raise ComparisonError(f"{path}: seconds is {training.seconds}; expected a number from 0 on")
+    return training
+
+
+def check_alike(subjects: Sequence[Subject]) -> None:
+    """All must answer the same question about the same images. Raises ComparisonError that says what differs."""
+    first = subjects[0]
+    names = [subject.name for subject in subjects]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ComparisonError(f"{', '.join(twice)}: given more than once; name every model once")
+    for other in subjects[1:]:
+        for what, mine, theirs in zip(_QUESTION, _question(first.contract), _question(other.contract), strict=True):
+            if mine != theirs:
+                raise ComparisonError(
+                    f"{first.name} and {other.name} cannot be compared: {what} {_words(mine)} there, "
+                    f"{_words(theirs)} here; compare models that answer the same question about the same images"
+                )
+
+
+_QUESTION = ("task", "kind of labels", "classes", "channels", "image size", "spacing", "orientation")
+
+
+def _question(contract: Contract) -> tuple[Any, ...]:
+    """All that a case's preparation and its truth depend on; intensities are each model's own business."""
+    size = contract.spatial if contract.task is Task.CLASSIFICATION else contract.rank
+    return (
+        contract.task.value,
+        contract.activation.value,
+        contract.classes,
+        contract.channels,
+        size,
+        contract.spacing,
+        contract.orientation,
+    )
+
+
+def _words(value: Any) -> str:
+    return ", ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answers on n test cases and m shifted ones, under its own policy, early stopping included.
+
+    Attributes:
+        why: what its accept threshold guarantees, or why nothing could be certified.
+        patients, shifted_patients: of each case, for resampling.
+        quality: `[n]`: Dice, mean over foreground classes, or 1 for a right label.
+        risk: `[n]`: 1 − quality: what is ranked.
+        loss: `[n]` 0/1: what must not be accepted.
+        score, shifted_score: `[n]`, `[m]`: the case score that the policy routes by; of a model with a screen, over the
+            threshold of whichever decided.
+        strangeness, shifted_strangeness: `[n]`, `[m]`: the input's distance from typical ones.
+        accepted: `[n]` 0/1.
+        samples: `[n]`; a screen's pass counts as one.
+        covered, width_ml: per class and for `total` `[n]`: whether the volume interval holds the truth, and its width
+            in mL; empty without a physical scale or a rule.
+        plain, recalibrated: of the probabilities at full T, as they are and as the policy recalibrates them.
+    """
+
+    name: str
+    chosen: Chosen
+    patients: tuple[str, ...]
+    shifted_patients: tuple[str, ...]
+    image_digests: tuple[str, ...]
+    full_samples: int
+    quality: Floats
+    loss: Floats
+    score: Floats
+    shifted_score: Floats
+    strangeness: Floats
+    shifted_strangeness: Floats
+    accepted: Floats
+    samples: Floats
+    covered: Mapping[str, Floats]
+    width_ml: Mapping[str, Floats]
+    plain: CalibrationSums
+    recalibrated: CalibrationSums
+
+    @property
+    def risk(self) -> Floats:
+        return np.asarray(1.0 - self.quality)
+
+    @property
+    def why(self) -> str:
+        return self.chosen.why
+
+
+def answer(
+    subject: Subject, material: Material, goals: Goals, acceptable_dice: float, threads: int = 0, quiet: bool = False
+) -> Answers:
+    """Runs every case in this process, chooses the model's policy, and judges the test and shifted cases under it."""
+    (run, screen), asked = subject.load(threads), subject.asked
+    looks = [look for look in LOOKS if look < asked.default_samples]
+    parts = material.parts
+    queue = iter(
+        track(
+            [case for cases in parts.values() for case in cases],
+            f"{subject.name}: measuring",
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+    )
+    measured = {
+        name: [measure(asked, next(queue), run, acceptable_dice, looks, screen) for _ in cases]
+        for name, cases in parts.items()
+    }
+    next(queue, None)  # lets the progress bar end
+    apart(measured)
+    normalise = subject.contract.preprocessing.normalise
+    typical = [input_statistics(normalise(image)) for image in material.typical]
+    chosen = choose(subject.contract, measured["pilot"], measured["calibration"], goals, typical, material.calibration)
+    return answers_of(
+        subject.name,
+        chosen,
+        judge(subject.contract, chosen, measured["test"]),
+        judge(subject.contract, chosen, measured["shifted"]),
+    )
+
+
+def apart(measured: Mapping[str, Sequence[Measured]]) -> None:
+    """No image that a policy was chosen on may be measured on. Raises ComparisonError."""
+    known = {case.image_digest: case.name for name in ("pilot", "calibration") for case in measured[name]}
+    for case in measured["test"]:
+        if case.image_digest in known:
+            raise ComparisonError(
+                f"{case.name}: the same image is among the cases that thresholds are chosen on "
+                f"({known[case.image_digest]}); measure on others"
+            )
+
+
+def choose(
+    contract: Contract,
+    pilot: Sequence[Measured],
+    cases: Sequence[Measured],
+    goals: Goals,
+    typical: Sequence[Mapping[str, float]] = (),
+    labelled: Sequence[Labelled] = (),
+) -> Chosen:
+    """The model's policy; where nothing can be certified, one that accepts nothing and says why."""
+    samples = cases[0].full.samples
+    try:
+        check_classes(contract, labelled)
+        return choose_policy(contract, samples, pilot, cases, goals, typical or None)
+    except CalibrationError as error:
+        nothing = Policy(
+            contract.model_digest,
+            "",
+            samples,
+            strangeness=fit_strangeness(typical or [case.statistics for case in pilot]),
+        )
+        return Chosen(contract, nothing, goals.score or choose_score(pilot), None, str(error))
+
+
+def answers_of(name: str, chosen: Chosen, test: Sequence[Judged], shifted: Sequence[Judged]) -> Answers:
+    """The cases as arrays."""
+    policy = chosen.policy
+    distance = policy.strangeness.distance if policy.strangeness else None
+
+    def column(values: Sequence[float]) -> NDArray[np.float64]:
+        return np.array(values, dtype=np.float64)
+
+    def strange(cases: Sequence[Judged]) -> NDArray[np.float64]:
+        return column([distance(each.case.statistics) if distance else float("nan") for each in cases])
+
+    loss = column([each.step.loss for each in test])
+    covered, width = _volumes(policy, test)
+    exclusive = chosen.contract.activation is Activation.SOFTMAX
+    return Answers(
+        name,
+        chosen,
+        tuple(each.case.patient for each in test),
+        tuple(each.case.patient for each in shifted),
+        tuple(each.case.image_digest for each in (*test, *shifted)),
+        test[0].case.full.samples,
+        1.0 - loss if np.isnan(test[0].step.dice) else column([each.step.dice for each in test]),
+        loss,
+        column([_score(each, chosen.score) for each in test]),
+        column([_score(each, chosen.score) for each in shifted]),
+        strange(test),
+        strange(shifted),
+        column([each.route == "accept" for each in test]),
+        column([each.step.samples + (policy.screen is not None and not each.screened) for each in test]),
+        covered,
+        width,
+        calibration_sums([(each.case.probabilities, each.case.hits) for each in test], exclusive),
+        calibration_sums([(each.calibrated, each.case.hits) for each in test], exclusive),
+    )
+
+
+def _score(each: Judged, name: str) -> float:
+    """A screen's scores and the samples' are on scales of their own; their thresholds are the same quantile."""
+    screen, accept = each.policy.screen, each.policy.accept
+    if screen is None or accept is None:
+        return each.step.scores[name]
+    rule = screen if each.screened else accept
+    return each.step.scores[rule.score] / max(rule.threshold, 1e-12)
+
+
+def _volumes(policy: Policy, test: Sequence[Judged]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Covered 0/1 and width in mL after widening, as the service widens them."""
+    rule = policy.volume
+    covered, width = {}, {}
+    for name in test[0].step.volumes if rule else ():
+        assert rule is not None
+        rows = np.array([(*each.step.volumes[name][1:], each.case.truths[name]) for each in test])
+        low, high = np.maximum(0.0, rows[:, 0] - rule.widening[name]), np.maximum(0.0, rows[:, 1] + rule.widening[name])
+        covered[name] = ((low <= rows[:, 2]) & (rows[:, 2] <= high)).astype(np.float64)
+        width[name] = high - low
+    return covered, width

@@ -1,0 +1,145 @@
+"""`equipoise compare`: published models and one data set in, one table with intervals out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from equipoise_core.contract import ContractError, Task
+from equipoise_core.errors import InvalidRequest, SamplerFailure
+from equipoise_export.calibrate.choose import Goals, Method
+from equipoise_export.calibrate.errors import CalibrationError
+from equipoise_export.calibrate.reading import numbers
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .answers import answer, check_alike, load_subject
+from .bootstrap import bootstrap, differences
+from .errors import ComparisonError
+from .figures import figures
+from .material import gather
+from .report import Comparison, document, render, sentences, show
+from .timing import milliseconds
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+_EXAMPLES = """
+Examples:
+
+    equipoise compare mc_dropout ensemble student --repository models/ --data labelled/ --report comparison.html
+
+    equipoise compare a b --repository models/ --data cases.npz --test other_site/ --shifted phantoms/ --json
+
+    equipoise compare hippocampus --repository model_repository --data reference:hippocampus
+
+Data: as `equipoise calibrate` takes it (a third of the patients is then measured on, unless --test is given), or
+reference:NAME with the images that EQUIPOISE_DATA names. Shifted images need no labels.
+
+Figures, each with a 95 % interval over resampled patients:
+
+    Dice, accuracy        how good the answers are
+    ECE, Brier, NLL       how far the probabilities can be taken at their word
+    AURC, E-AURC          mean risk while the least certain cases are set aside; what of it the score alone loses
+    AUROC errors          whether wrong cases have higher scores than right ones
+    AUROC shifted         whether shifted images have higher scores; beside it that of strangeness, from the input alone
+    coverage, width       of the volume intervals; the width in mL
+    accepted              share of cases that the policy accepts at --alpha, and how many of them are wrong
+    samples, ms           per image, early stopping included; ms in this process, the models in turns
+    training              seconds, from REPOSITORY/MODEL/training.json {"title": …, "seconds": …, "note": …}
+
+A difference to the first model is put in words only where its interval excludes 0, corrected for the number of models.
+"""
+
+
+@app.command(epilog=_EXAMPLES)
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Published models; the others are compared with the first.")],
+    repository: Annotated[Path, typer.Option(help="The model repository that holds them all.")],
+    data: Annotated[str, typer.Option(help="Labelled cases, or reference:NAME; see below.")],
+    test: Annotated[
+        Path | None, typer.Option(help="Labelled cases to measure on, instead of a part of --data.")
+    ] = None,
+    shifted: Annotated[
+        Path | None, typer.Option(help="Images that are out of distribution; labels not needed.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=0.001, max=0.5, help="Error among accepted cases, at most.")] = 0.1,
+    delta: Annotated[float, typer.Option(min=0.001, max=0.5, help="Chance that this is not so, at most.")] = 0.1,
+    acceptable_dice: Annotated[float, typer.Option(min=0, max=1, help="Segmentation: below it a case is wrong.")] = 0.8,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Full T of models with dropout; their own by default.")
+    ] = None,
+    method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
+    pilot: Annotated[
+        float, typer.Option(min=0.1, max=0.8, help="Share of patients that only say where to look.")
+    ] = 0.3,
+    spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
+    repetitions: Annotated[int, typer.Option(min=1000, max=100_000, help="Bootstrap resamples.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0: as many as there are cores.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="HTML file; comparison.html by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compares published models on the same cases: answers, calibration, scores, decisions, cost; with intervals."""
+    console = Console(stderr=as_json)
+    page = report or Path("comparison.html")
+    try:
+        subjects = [load_subject(repository, name, samples) for name in models]
+        check_alike(subjects)
+        contract = subjects[0].contract
+        segmentation = contract.task is Task.SEGMENTATION
+        loss = f"mean Dice below {acceptable_dice:g}" if segmentation else "wrong label"
+        goals = Goals(loss, alpha, delta, method=method)
+        material = gather(data, contract, test, shifted, pilot, numbers(spacing) if spacing else None)
+        every = [answer(subject, material, goals, acceptable_dice, threads, as_json) for subject in subjects]
+        times = milliseconds(subjects, [each.chosen for each in every], material.test, threads, as_json)
+        resampled = bootstrap(every, figures(every, segmentation), repetitions, seed)
+        found = differences(every, resampled)
+        comparison = Comparison(material, goals, subjects, every, resampled, found, times, repetitions, seed)
+        told = document(comparison)
+        page.write_text(render(comparison, told), encoding="utf-8")
+    except (CalibrationError, ComparisonError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
+        Console(stderr=True).print(f"[red]not compared[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps({**told, "report": str(page)}, indent=1, allow_nan=False))
+    else:
+        _show(console, told, page)
+
+
+def _show(console: Console, told: dict[str, Any], page: Path) -> None:
+    """Figures down, models across: with twelve models the names still stand above their columns."""
+    table = Table("", title=f"{told['data']}: {told['cases']['test']['cases']} test cases", show_lines=False)
+    for model in told["models"]:
+        table.add_column(model["name"], justify="right")
+    for figure in told["figures"]:
+        percent = figure["name"].startswith(("coverage", "accepted", "error_among"))
+        row = []
+        for model in told["models"]:
+            of = model["figures"][figure["name"]]
+            interval = f"\n[dim]{show(of['low'], percent)} – {show(of['high'], percent)}[/dim]"
+            row.append(show(of["value"], percent) + ("" if of["low"] is None else interval))
+        arrow = {"lower": " ↓", "higher": " ↑", None: ""}[figure["better"]]
+        table.add_row(figure["title"] + arrow, *row)
+    table.add_row("ms per image", *(show(model["milliseconds"]["median"]) for model in told["models"]))
+    table.add_row("× fastest", *(f"{model['milliseconds']['ratio']:.2f}" for model in told["models"]))
+    table.add_row(
+        "training, s",
+        *(f"{model['training']['seconds']:.0f}" if model["training"] else "–" for model in told["models"]),
+    )
+    console.print(table)
+    for model in told["models"]:
+        console.print(f"[bold]{escape(model['name'])}[/bold]: {escape(model['accept'])}", highlight=False)
+    for name, shown, others in sentences(told["differences"]):
+        for words in shown:
+            console.print(f"• {escape(words)}", highlight=False)
+        if others:
+            title = next(figure["title"] for figure in told["figures"] if figure["name"] == name)
+            console.print(f"[dim]• {title}: no difference shown for {escape(', '.join(others))}[/dim]", highlight=False)
+    if told["differences"]:
+        console.print(
+            f"{told['comparisons']['made']} comparisons; {told['comparisons']['correction']}.", highlight=False
+        )
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -1,0 +1,69 @@
+"""Milliseconds per image of each model in this process, in turns: a busy machine is then unfair to all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from equipoise_core.case import Case, Model
+from equipoise_core.sampling import RunSampler, assess
+from equipoise_export.calibrate.cases import Labelled
+from equipoise_export.calibrate.choose import Chosen
+from rich.console import Console
+from rich.progress import track
+
+from .answers import Subject
+
+IMAGES = 8
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """Per image, from image to decision: of the rounds' means the median, the least and the greatest; and the median
+    over rounds of the ratio to the fastest model."""
+
+    median: float
+    least: float
+    greatest: float
+    ratio: float
+
+
+def milliseconds(
+    subjects: Sequence[Subject],
+    chosen: Sequence[Chosen],
+    cases: Sequence[Labelled],
+    threads: int = 0,
+    quiet: bool = False,
+) -> list[Milliseconds]:
+    """Of `ROUNDS` rounds over `IMAGES` images, evenly spread over the cases; early stopping included."""
+    models = [replace(each.published, policy=which.policy) for each, which in zip(subjects, chosen, strict=True)]
+    run = [each.load(threads) for each in subjects]
+    spread = np.unique(np.linspace(0, len(cases) - 1, IMAGES).round().astype(int))
+    images = [Case(cases[index].image, spacing=cases[index].spacing) for index in spread]
+    turns = [(number, image) for number in range(ROUNDS + 1) for image in range(len(images))]
+    took = np.zeros((ROUNDS + 1, len(images), len(models)))
+    for number, image in track(turns, "timing", console=Console(stderr=True), disable=quiet):
+        for turn in range(len(models)):
+            which = (turn + number + image) % len(models)
+            took[number, image, which] = _seconds(models[which], images[image], *run[which])
+    rounds = 1000.0 * took[1:].mean(axis=1)  # the first round warms up
+    fastest = rounds[:, int(np.median(rounds, axis=0).argmin())]
+    return [
+        Milliseconds(
+            statistics.median(column.tolist()),
+            float(column.min()),
+            float(column.max()),
+            statistics.median((column / fastest).tolist()),
+        )
+        for column in rounds.T
+    ]
+
+
+def _seconds(model: Model, case: Case, run: Sequence[RunSampler], screen: RunSampler | None) -> float:
+    began = time.perf_counter()
+    _ = assess(model, case, run, screen=screen).decision
+    return time.perf_counter() - began

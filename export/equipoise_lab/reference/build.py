@@ -1,0 +1,204 @@
+"""Weights → the published reference pairs: compile, prove, calibrate, publish.
+
+python -m equipoise_lab.reference.build                 all three, from the committed weights
+python -m equipoise_lab.reference.build --retrain       train them again first
+python -m equipoise_lab.reference.build nuclei --into /tmp/repository
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from equipoise_core.assessment import Assessment
+from equipoise_core.case import Case, Model
+from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.decision import Route
+from equipoise_core.loading import load_model
+from equipoise_core.policy import Policy
+from equipoise_core.sampling import assess
+from equipoise_core.statistics import input_statistics
+from equipoise_export.calibrate.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
+from equipoise_export.calibrate.choose import Goals, Method, choose_policy
+from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.graph.session import published_samplers
+from equipoise_export.publish.repository import publish
+from rich.console import Console
+from rich.progress import track
+
+from .data import REPOSITORY, Dataset, load, reference_split
+from .specs import REFERENCES, WEIGHTS, Reference
+from .train import main as train
+
+LARGEST = {2: 1024, 3: 128}
+"""Per spatial rank the largest size of one request: what fits into a few GB with 20 samples."""
+
+SIZE_NAMES = ("X", "Y", "Z")
+
+PILOT_CASES = {Task.SEGMENTATION: 60, Task.CLASSIFICATION: 500}
+"""More would take longer and choose no better thresholds."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A reference model with its policy, not yet published for good."""
+
+    compiled: Compiled
+    policy: Policy
+    routes: dict[str, Any]
+
+
+def draft_contract(reference: Reference) -> Contract:
+    """The contract before the compiler has found the sites. Segmentation takes any size, classification its own."""
+    channels, *nominal = reference.input_shape
+    segmentation = reference.task == "segmentation"
+    return Contract(
+        name=reference.name,
+        task=Task(reference.task),
+        activation=Activation(reference.activation),
+        classes=reference.classes,
+        channels=channels,
+        spatial=SIZE_NAMES[: len(nominal)] if segmentation else tuple(nominal),
+        nominal=tuple(nominal),
+        maximum=(LARGEST[len(nominal)],) * len(nominal) if segmentation else tuple(nominal),
+        preprocessing=reference.preprocessing,
+        sites=(),
+        spacing=reference.spacing,
+        orientation=reference.orientation,
+        modalities=reference.modality,
+    )
+
+
+def compile_reference(reference: Reference) -> Compiled:
+    """The proven sampler of a reference model, from its committed weights."""
+    example = torch.randn(2, *reference.input_shape, generator=torch.Generator().manual_seed(0))
+    return compile_sampler(reference.trained(), draft_contract(reference), example)
+
+
+def build(reference: Reference, data: Dataset) -> Built:
+    """Compiles, then calibrates on the calibration split and measures the routes on the test split."""
+    compiled = compile_reference(reference)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = publish(compiled, Path(scratch)) / "1"
+        model = load_model(directory)
+        samplers, _ = published_samplers(Path(scratch), model.contract)
+        policy = choose_on_split(model, Path(scratch), reference, data)
+        decided = Model(model.contract, policy, "", model.code_digest)
+        test = data.select(reference_split(reference.name, data.ids).test)
+        assessments = [
+            (assess(decided, Case(image, spacing=spacing_of(reference)), samplers), truth)
+            for image, truth in _each(test, f"{reference.name}: testing")
+        ]
+    return Built(compiled, policy, _routes(assessments, reference.acceptable_dice or 0.0))
+
+
+def spacing_of(reference: Reference) -> tuple[float, ...] | None:
+    """Of all its cases, mm."""
+    return None if reference.spacing is None else tuple((low + high) / 2 for low, high in reference.spacing)
+
+
+def choose_on_split(model: Model, repository: Path, reference: Reference, data: Dataset) -> Policy:
+    """The policy of a model for this data set, published without one, chosen on the calibration split.
+
+    Training cases are the pilot: they say where to look, and no guarantee rests on them. Statistics of the input need
+    no samples: they are of all training images.
+    """
+    split = reference_split(reference.name, data.ids)
+    samplers, screen = published_samplers(repository, model.contract)
+    looks = [look for look in LOOKS if look < model.default_samples]
+
+    def measured(ids: Sequence[str], what: str) -> list[Measured]:
+        cases = data.select(ids)
+        return [
+            measure(
+                model, Labelled(name, name, image, truth, spacing_of(reference)), samplers,
+                reference.acceptable_dice or 0.0, looks, screen,
+            )
+            for name, (image, truth) in zip(ids, _each(cases, f"{model.contract.name}: {what}"), strict=True)
+        ]  # fmt: skip
+
+    return choose_policy(
+        model.contract,
+        model.default_samples,
+        measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
+        measured(split.calibration, "calibrating"),
+        goals(reference),
+        [input_statistics(model.contract.preprocessing.normalise(image)) for image in data.select(split.train).images],
+    ).policy
+
+
+def goals(reference: Reference) -> Goals:
+    """What the reference policies guarantee. A classifier's table is small enough to be isotonic; it halves its ECE."""
+    if reference.acceptable_dice is None:
+        return Goals("wrong label", alpha=0.05, method=Method.ISOTONIC)
+    return Goals(f"mean Dice below {reference.acceptable_dice:g}")
+
+
+def _each(data: Dataset, what: str) -> Any:
+    return track(list(zip(data.images, data.targets, strict=True)), what, console=Console(stderr=True))
+
+
+def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float) -> dict[str, Any]:
+    """What the policy does with the test split."""
+    routes = [assessment.decision.route for assessment, _ in assessments]
+    wrong = [is_wrong(assessment, truth, acceptable_dice) for assessment, truth in assessments]
+    report: dict[str, Any] = {
+        "cases": len(routes),
+        **{route.value: routes.count(route) for route in Route},
+        "median_samples": float(np.median([assessment.moments.samples for assessment, _ in assessments])),
+        "wrong": sum(wrong),
+        "wrong_among_accepted": sum(w for w, r in zip(wrong, routes, strict=True) if r is Route.ACCEPT),
+    }
+    if assessments[0][0].model.contract.task is Task.SEGMENTATION:
+        dice = [dice_per_class(assessment, truth) for assessment, truth in assessments]
+        report["dice"] = {name: sum(d[name] for d in dice) / len(dice) for name in dice[0]}
+    if assessments[0][0].case.spacing is not None:
+        contract = assessments[0][0].model.contract
+        names = [*(contract.classes[k] for k in contract.foreground), "total"]
+        report["volume_interval_coverage"] = {
+            name: sum(_covered(a, truth, name) for a, truth in assessments) / len(assessments) for name in names
+        }
+    return report
+
+
+def _covered(assessment: Assessment, truth: Any, name: str) -> bool:
+    volume = assessment.volumes[name]
+    voxel = torch.tensor(assessment.case.spacing).prod().item() / 1000.0
+    return bool(volume.low <= true_region(assessment.model.contract, truth, name).sum() * voxel <= volume.high)
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Which models; all by default.")] = None,
+    into: Annotated[Path, typer.Option(help="Model repository to publish into.")] = REPOSITORY / "model_repository",
+    retrain: Annotated[bool, typer.Option(help="Train the weights again first (about 20 minutes on 2 cores).")] = False,
+) -> None:
+    """Rebuild and republish the reference models."""
+    console = Console()
+    for name in names or list(REFERENCES):
+        reference = REFERENCES[name]
+        data = load(name)
+        if retrain:
+            train([name])
+        built = build(reference, data)
+        real_copy = into / "hippocampus" / "1"
+        publish(
+            built.compiled,
+            into,
+            policy=json.loads(built.policy.dumps()),
+            card=(REPOSITORY / "model_repository" / name / "README.md").read_text(encoding="utf-8"),
+            link_code_to=None if name == "hippocampus" or not real_copy.is_dir() else real_copy,
+            replace=True,
+        )
+        (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(built.routes, indent=1) + "\n", encoding="utf-8")
+        console.print(f"[bold]{name}[/bold] published into {into}", built.routes)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,121 @@
+"""What each reference model is: the facts its contract, its calibration and its model card are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from equipoise_core.preprocessing import Normalisation, Preprocessing
+from torch import nn
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference model.
+
+    Attributes:
+        name: name of the public Triton model.
+        task: what the network answers, per voxel or per image.
+        activation: what turns its logits into probabilities; `sigmoid` goes with a single class.
+        classes: names in channel order; softmax counts the background as a class.
+        input_shape: nominal `(C, *S)`; segmentation takes any S, padded to `preprocessing.multiple`.
+        preprocessing: what happens to the source's intensities before the network.
+        spacing: accepted (low, high) voxel spacing in mm per axis, or None where images carry none.
+        orientation: patient directions towards which the axes of S increase (NIfTI convention, `nibabel.aff2axcodes`);
+            None where it is the image's own (rows, columns).
+        modality: DICOM Modality (0008,0060) values the model is for.
+        acceptable_dice: segmentation: a case whose Dice, averaged over the labels, is below this counts as a loss if
+            it was accepted. None: classification, where a wrong label counts as a loss.
+        licence, source: of the data the weights were fitted to.
+        factory: `package.module:callable` that returns the network.
+        weights: safetensors file with the network's state.
+    """
+
+    name: str
+    task: Literal["segmentation", "classification"]
+    activation: Literal["softmax", "sigmoid"]
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    preprocessing: Preprocessing
+    spacing: tuple[tuple[float, float], ...] | None
+    orientation: str | None
+    modality: tuple[str, ...]
+    acceptable_dice: float | None
+    licence: str
+    source: str
+    factory: str
+    weights: Path
+
+    def network(self) -> nn.Module:
+        """The network with fresh weights."""
+        module, function = self.factory.split(":")
+        network: nn.Module = getattr(import_module(module), function)()
+        return network
+
+    def trained(self) -> nn.Module:
+        """The network with the published weights, in eval mode."""
+        from safetensors.torch import load_file
+
+        network = self.network()
+        network.load_state_dict(load_file(self.weights))
+        return network.eval()
+
+
+HIPPOCAMPUS = Reference(
+    name="hippocampus",
+    task="segmentation",
+    activation="softmax",
+    classes=("background", "anterior", "posterior"),
+    input_shape=(1, 40, 56, 40),
+    preprocessing=Preprocessing(Normalisation.ZSCORE, multiple=8),
+    spacing=((0.9, 1.1), (0.9, 1.1), (0.9, 1.1)),
+    orientation="RAS",
+    modality=("MR",),
+    acceptable_dice=0.80,
+    licence="CC BY-SA 4.0",
+    source="Medical Segmentation Decathlon, Task04_Hippocampus",
+    factory="equipoise_lab.reference.networks:hippocampus",
+    weights=WEIGHTS / "hippocampus.safetensors",
+)
+
+PNEUMONIA = Reference(
+    name="pneumonia",
+    task="classification",
+    activation="softmax",
+    classes=("normal", "pneumonia"),
+    input_shape=(1, 28, 28),
+    preprocessing=Preprocessing(Normalisation.PERCENTILE, low=0.5, high=99.5, multiple=4),
+    spacing=None,
+    orientation=None,
+    modality=("CR", "DX"),
+    acceptable_dice=None,
+    licence="CC BY 4.0",
+    source="MedMNIST v2, PneumoniaMNIST",
+    factory="equipoise_lab.reference.networks:pneumonia",
+    weights=WEIGHTS / "pneumonia.safetensors",
+)
+
+NUCLEI = Reference(
+    name="nuclei",
+    task="segmentation",
+    activation="sigmoid",
+    classes=("nucleus",),
+    input_shape=(1, 256, 256),
+    preprocessing=Preprocessing(Normalisation.PERCENTILE, low=1.0, high=99.8, multiple=8),
+    spacing=None,
+    orientation=None,
+    modality=("GM", "SM"),
+    acceptable_dice=0.80,
+    licence="CC0 1.0",
+    source="BBBC038, Data Science Bowl 2018 stage 1, corrected annotations",
+    factory="equipoise_lab.reference.networks:nuclei",
+    weights=WEIGHTS / "nuclei.safetensors",
+)
+
+REFERENCES: Mapping[str, Reference] = MappingProxyType({r.name: r for r in (HIPPOCAMPUS, PNEUMONIA, NUCLEI)})

@@ -1,0 +1,39 @@
+"""Public output name → its tensor for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .assessment import Assessment
+from .canonical import canonical_json
+from .volume import Volume
+
+OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
+    "mean": lambda a: a.uncertainty.mean.astype(np.float32, copy=False),
+    "variance": lambda a: a.uncertainty.variance.astype(np.float32, copy=False),
+    "variance_corrected": lambda a: a.uncertainty.variance_corrected.astype(np.float32, copy=False),
+    "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
+    "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
+    "own": lambda a: a.uncertainty.own.astype(np.float32, copy=False),
+    "labels": lambda a: a.uncertainty.labels,
+    "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
+    "labels_sensitive": lambda a: a.labels_sensitive,
+    "case_score": lambda a: np.array([a.case_score], dtype=np.float32),
+    "volume": lambda a: _volume_rows([a.volumes[name] for name in a.model.contract.classes]),
+    "volume_total": lambda a: _volume_rows([a.volumes["total"]])[0],
+    "samples_used": lambda a: np.array([a.moments.samples], dtype=np.int32),
+    "route": lambda a: np.array([a.decision.route.value.encode()], dtype=object),
+    "reason": lambda a: np.array([a.decision.reason.encode()], dtype=object),
+    "record": lambda a: np.array([canonical_json(a.record).encode()], dtype=object),
+}
+"""Public output name → its tensor for one image, without the leading N."""
+
+SEGMENTATION_ONLY = ("volume", "volume_total", "labels_sensitive")
+
+
+def _volume_rows(volumes: list[Volume]) -> NDArray[np.float32]:
+    return np.array([[v.mean, v.sd, v.low, v.high] for v in volumes], dtype=np.float32)

@@ -1,0 +1,262 @@
+"""Results on their way into a real Orthanc, and what happens when it is away or does not want them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+from equipoise_clinic.gateway.delivery import Away, Courier, CStore, Refused, Stow, destination
+from equipoise_clinic.gateway.settings import Deliver
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pynetdicom import AE, evt
+
+from ...support.orthanc import orthanc
+from ...support.studies import PLANTED, read, study
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    with orthanc(tmp_path_factory.mktemp("pacs")) as site:
+        yield site
+
+
+def settings_of(pacs, way: str) -> Deliver:
+    patient = {"first_seconds": 0.001, "longest_seconds": 0.01, "timeout_seconds": 10.0}
+    if way == "stow":
+        return Deliver(stow_url=pacs.dicomweb_url, **patient)
+    return Deliver(host=pacs.host, port=pacs.dicom_port, aet=pacs.aet, **patient)
+
+
+def courier(desk, settings: Deliver, passed=lambda point: None) -> Courier:
+    return Courier(settings, destination(settings), desk.spool, desk.store, desk.log, desk.metrics, passed)
+
+
+def waiting(desk, case: str = "c" * 16, **changes):
+    """A case that may leave; its objects."""
+    objects = study(count=3)
+    desk.decided(desk.received(), objects, case, route="accept", **changes)
+    desk.dispatched()
+    return objects
+
+
+@pytest.mark.parametrize("way", ["stow", "c-store"])
+def test_all_objects_arrive_as_they_were_and_once(desk, pacs, way):
+    objects = waiting(desk)
+    sender = courier(desk, settings_of(pacs, way))
+    while desk.store.cases()[0].state == "delivering":
+        desk.store.wait(desk.store.changes, sender.step())
+    assert [case.state for case in desk.store.cases()] == ["delivered"]
+    stored = pacs.instances()
+    for each in map(read, objects):
+        there = read(pacs.file(stored[str(each.SOPInstanceUID)]["ID"]))
+        assert there.PixelData == each.PixelData and there.SOPInstanceUID == each.SOPInstanceUID
+
+
+@pytest.mark.parametrize("way", ["stow", "c-store"])
+def test_what_is_sent_again_after_a_crash_is_stored_once(desk, pacs, way):
+    objects = waiting(desk)
+
+    class Killed(BaseException):
+        pass
+
+    def die(point: str) -> None:
+        raise Killed(point)
+
+    before = len(pacs.instances())
+    with pytest.raises(Killed):
+        courier(desk, settings_of(pacs, way), die).step()
+    sender = courier(desk, settings_of(pacs, way))
+    while desk.store.cases()[0].state == "delivering":
+        desk.store.wait(desk.store.changes, sender.step())
+    assert len(pacs.instances()) == before + len(objects)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["stow", "c-store"])
+def test_an_archive_that_is_away_costs_no_attempt_and_gets_everything_later(desk, tmp_path, way):
+    with orthanc(tmp_path / "pacs") as site:
+        settings = settings_of(site, way)
+        waiting(desk)
+        sender = courier(desk, settings)
+        site.stop()
+        missed = 0
+        while missed < settings.attempts + 3:
+            parcel, pause = desk.store.next_parcel()
+            if parcel is None:
+                desk.store.wait(desk.store.changes, pause)
+                continue
+            assert (parcel.number, parcel.attempts) == (1, 0)
+            sender.step()
+            missed += 1
+        assert [case.state for case in desk.store.cases()] == ["delivering"]
+        site.start()
+        while [case.state for case in desk.store.cases()] != ["delivered"]:
+            desk.store.wait(desk.store.changes, sender.step())
+        assert len(site.instances()) == 3
+
+
+def test_an_archive_that_stays_away_leaves_dead_letters(desk, pacs):
+    settings = replace(settings_of(pacs, "stow"), stow_url="http://127.0.0.1:9/dicom-web", away_hours=0.0)
+    waiting(desk)
+    sender = courier(desk, settings)
+    while desk.store.cases()[0].state == "delivering":
+        desk.store.wait(desk.store.changes, sender.step())
+    (case,) = desk.store.cases()
+    assert case.state == "dead" and "away for 0 hours" in case.reason
+
+
+@pytest.fixture
+def choosy():
+    """A C-STORE receiver that refuses every second object with status 0xA900, and the UIDs that it took."""
+    taken, seen = [], []
+
+    def receive(event):
+        seen.append(event.request.AffectedSOPInstanceUID)
+        if seen.index(seen[-1]) % 2 or (seen and seen[-1] != seen[0]):
+            return 0xA900
+        taken.append(event.request.AffectedSOPInstanceUID)
+        return 0x0000
+
+    entity = AE(ae_title="CHOOSY")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
+    yield server.socket.getsockname()[1], taken
+    server.shutdown()
+
+
+def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
+    port, taken = choosy
+    settings = Deliver(
+        host="127.0.0.1", port=port, aet="CHOOSY", attempts=3, first_seconds=0.001, longest_seconds=0.002
+    )
+    objects = waiting(desk)
+    sender = courier(desk, settings)
+    while desk.store.cases()[0].state == "delivering":
+        desk.store.wait(desk.store.changes, sender.step())
+    (case,) = desk.store.cases()
+    assert (case.state, case.reason) == ("dead", "object 2 was refused 3 times: status 0xa900")
+    assert taken == [read(objects[0]).SOPInstanceUID], "the rest must not go without what it refers to"
+    events = [line["event"] for line in desk.lines()]
+    assert events.count("refused by destination") == 2 and events.count("dead letter") == 1
+    assert (desk.spool.outbox(case.key) / "2.dcm").exists()
+    assert not any(value in desk.text.getvalue() for value in PLANTED.values())
+
+
+@pytest.fixture
+def full():
+    """A C-STORE receiver without room for the UIDs in the first set; the second gets the others."""
+    unwelcome, taken = set(), set()
+
+    def receive(event):
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if uid in unwelcome:
+            return 0xA700
+        taken.add(uid)
+        return 0x0000
+
+    entity = AE(ae_title="FULL")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
+    patient = {"attempts": 2, "first_seconds": 0.001, "longest_seconds": 0.002}
+    yield Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="FULL", **patient), unwelcome, taken
+    server.shutdown()
+
+
+def uids(objects: list[bytes]) -> set[str]:
+    return {str(read(each).SOPInstanceUID) for each in objects}
+
+
+def test_an_archive_that_can_store_nothing_costs_no_result(desk, full):
+    settings, unwelcome, taken = full
+    unwelcome |= uids(waiting(desk, "a" * 16)) | uids(waiting(desk, "b" * 16))
+    sender = courier(desk, settings)
+    for _ in range(20):
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    assert {case.state for case in desk.store.cases()} == {"delivering"}
+    wanted = set(unwelcome)
+    unwelcome.clear()
+    while "delivering" in [case.state for case in desk.store.cases()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    assert {case.state for case in desk.store.cases()} == {"delivered"} and taken == wanted
+
+
+def test_an_object_that_an_archive_cannot_store_does_not_hold_up_the_others(desk, full):
+    """Others keep coming and arrive, and so it is known in the end that the fault is the object's."""
+    settings, unwelcome, taken = full
+    unwelcome |= uids(waiting(desk, "a" * 16))
+    sender = courier(desk, settings)
+    for number in range(10):
+        other = uids(waiting(desk, f"{number:016x}"))
+        while not other <= taken:
+            desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+        for _ in range(3):  # nothing else is left: its turn
+            desk.store.wait(desk.store.changes, min(sender.step(), 0.01))
+    assert desk.store.case("a" * 16).reason == "object 1 was refused 2 times: status 0xa700"
+
+
+def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
+    settings = replace(settings_of(pacs, "stow"), attempts=2)
+    waiting(desk, "a" * 16)
+    waiting(desk, "b" * 16)
+    objects = waiting(desk, "c" * 16)
+    (desk.spool.outbox("a" * 16) / "1.dcm").unlink()
+    (desk.spool.outbox("b" * 16) / "1.dcm").write_bytes(b"no DICOM")
+    sender = courier(desk, settings)
+    while "delivering" in [case.state for case in desk.store.cases()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+    told = {case.key[0]: (case.state, case.reason) for case in desk.store.cases()}
+    assert told["a"] == ("dead", "object 1 is not in the outbox any more")
+    assert told["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
+    assert told["c"][0] == "delivered"
+    assert {str(read(each).SOPInstanceUID) for each in objects} <= set(pacs.instances())
+
+
+@pytest.mark.parametrize(("status", "arrives"), [(0x0000, True), (0x0111, True), (0xB000, True), (0xA900, False)])
+def test_what_the_archive_holds_already_has_arrived(status, arrives):
+    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored."""
+    entity = AE(ae_title="STRICT")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: status)])
+    sender = CStore(Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="STRICT"))
+    try:
+        with nullcontext() if arrives else pytest.raises(Refused):
+            sender.send(read(study(count=1)[0]))
+    finally:
+        server.shutdown()
+
+
+def test_stow_knows_what_the_archive_holds(pacs):
+    there, elsewhere = (read(each) for each in study(count=2))
+    sender = Stow(Deliver(stow_url=pacs.dicomweb_url))
+    sender.send(there)
+    assert sender.holds(there) and not sender.holds(elsewhere)
+    with pytest.raises(Refused, match="HTTP status 409"):
+        sender._refused(elsewhere, "HTTP status 409")
+    sender._refused(there, "HTTP status 409")
+
+
+def test_a_silent_archive_is_waited_for_as_long_as_the_configuration_says():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/dicom-web"
+        sender, begun = Stow(Deliver(stow_url=url, timeout_seconds=0.2)), time.monotonic()
+        with pytest.raises(Away, match="Timeout"):
+            sender.send(read(study(count=1)[0]))
+    assert time.monotonic() - begun < 10.0, "the library's own twenty seconds"
+
+
+def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):
+    port, _ = choosy
+    from ...support.studies import report
+
+    with pytest.raises(Refused):
+        CStore(Deliver(host="127.0.0.1", port=port, aet="CHOOSY")).send(read(report("1.2.3")))
+
+
+def test_an_address_that_is_no_dicomweb_root_is_an_absence(pacs):
+    with pytest.raises(Away):
+        Stow(Deliver(stow_url=f"{pacs.http_url}/nothing")).send(read(study(count=1)[0]))

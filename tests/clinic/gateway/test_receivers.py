@@ -1,0 +1,134 @@
+"""Where studies come from, without anybody who analyses them."""
+
+from __future__ import annotations
+
+import pytest
+from equipoise_clinic.gateway.receivers import Orthanc, Receiver, SourceAway, Web
+from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.sop_class import MRImageStorage, Verification
+
+from ...support.asking import poll
+from ...support.orthanc import orthanc
+from ...support.studies import encoded, read, report, study
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory):
+    with orthanc(tmp_path_factory.mktemp("pacs")) as site:
+        yield site
+
+
+def source(desk, site) -> Orthanc:
+    return Orthanc(OrthancSource(site.http_url), desk.intake, desk.store, desk.log, lambda point: None)
+
+
+def stable(site, images: list[bytes]) -> str:
+    """Stores a study and waits until it is stable, as a receiver reads it; its UID."""
+    before = site.position()
+    for image in images:
+        site.post("/instances", image)
+    poll(lambda: site.stable(before), "stable")
+    return str(read(images[0]).StudyInstanceUID)
+
+
+@pytest.mark.slow
+def test_a_stable_study_is_taken_whole_once_and_at_once(desk, pacs):
+    images = study(count=4)
+    uid = stable(pacs, [*images, report(str(read(images[0]).StudyInstanceUID))])
+    assert source(desk, pacs).poll() >= 4
+    assert desk.store.known(uid) == {str(read(each).SOPInstanceUID) for each in images}
+    assert desk.store.next_study()[0] is not None, "it is complete: nothing more to wait for"
+    assert source(desk, pacs).poll() == 0, "the position is durable"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["0", "100000000"])
+def test_an_orthanc_that_was_set_up_anew_is_read_from_its_start(desk, pacs, position):
+    uid = stable(pacs, study(count=1))
+    reader = source(desk, pacs)
+    desk.store.remember(f"orthanc {pacs.http_url}", position)
+    reader.poll()
+    assert desk.store.study_key(uid) is not None
+    assert int(desk.store.cursor(f"orthanc {pacs.http_url}")) == pacs.get("/changes?last")["Last"]
+
+
+@pytest.mark.slow
+def test_an_image_that_the_archive_has_lost_ends_its_study_and_stops_no_other(desk, tmp_path):
+    with orthanc(tmp_path / "pacs", MaximumStorageCacheSize=0) as site:
+        images = study(count=3)
+        lost = stable(site, images)
+        (identifier,) = [each["ID"] for each in list(site.instances().values())[:1]]
+        content = site.file(identifier)
+        files = [file for file in (site.directory / "storage").glob("??/??/*") if file.read_bytes() == content]
+        files[0].unlink()
+        other = stable(site, study(count=2))
+        reader = source(desk, site)
+        reader.poll()
+        states = {each.uid: (each.state, each.reason) for each in desk.store.studies()}
+        assert states[lost] == ("rejected", "an image cannot be fetched from the archive")
+        assert states[other][0] == "receiving"
+
+
+@pytest.mark.slow
+def test_what_is_no_use_is_fetched_once(desk, pacs):
+    """An archive that is asked at intervals is not asked for the same malformed image for ever."""
+    broken = read(study(count=1)[0])
+    broken.PixelData = b"\0\0"
+    uid = stable(pacs, [encoded(broken)])
+    reader = Web(WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1), desk.intake, desk.store)
+    assert [reader.poll() for _ in range(3)] == [0, 0, 0]
+    assert [line["event"] for line in desk.lines()] == ["set aside"]
+
+
+@pytest.mark.slow
+def test_dicomweb_takes_what_a_query_finds_and_nothing_else(desk, pacs):
+    wanted, other = study(count=2), study(count=2)
+    stable(pacs, wanted)
+    stable(pacs, other)
+    uid = str(read(wanted[0]).StudyInstanceUID)
+    settings = WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1)
+    assert [Web(settings, desk.intake, desk.store).poll() for _ in range(2)] == [2, 0]
+    assert [each.uid for each in desk.store.studies()] == [uid]
+
+
+def test_an_archive_that_is_not_there_is_said_to_be_away(desk):
+    nowhere = "http://127.0.0.1:9"
+    with pytest.raises(SourceAway):
+        Orthanc(OrthancSource(nowhere), desk.intake, desk.store, desk.log, lambda point: None).poll()
+    with pytest.raises(SourceAway):
+        Web(WebSource(nowhere), desk.intake, desk.store).poll()
+
+
+@pytest.fixture
+def receiver(desk):
+    made = Receiver(Receive(port=0, callers=("MODALITY",), quiet_seconds=5.0), desk.intake, desk.log)
+    yield made.start()
+    made.stop()
+
+
+def associated(port: int, aet: str = "EQUIPOISE", caller: str = "MODALITY"):
+    entity = AE(ae_title=caller)
+    entity.requested_contexts = []
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+    return entity.associate("127.0.0.1", port, ae_title=aet)
+
+
+def test_the_receiver_answers_success_for_what_is_on_disk(desk, receiver):
+    images = study(count=2)
+    association = associated(receiver)
+    assert association.send_c_echo().Status == 0x0000
+    datasets = [read(each) for each in images]
+    assert [association.send_c_store(each).Status for each in datasets] == [0, 0]
+    assert len(list((desk.directory / "incoming").glob("*/*.dcm"))) == 2
+    datasets[0].SOPInstanceUID, datasets[0].PixelData = "1.2.3", b"\0\0"
+    assert association.send_c_store(datasets[0]).Status == 0xC000
+    association.release()
+    assert len(desk.store.aside()) == 1
+
+
+@pytest.mark.parametrize(("aet", "caller"), [("OTHER", "MODALITY"), ("EQUIPOISE", "STRANGER")])
+def test_who_is_not_expected_is_not_let_in(receiver, aet, caller):
+    assert not associated(receiver, aet, caller).is_established

@@ -1,0 +1,99 @@
+"""The configuration file is read strictly: what is misspelt must not be believed to be in force."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from equipoise_clinic.gateway.settings import EXAMPLE, BadSettings, Handling, load_settings
+
+GOOD = 'directory = "state"\nrules = "rules.toml"\n[receive]\n[deliver]\nstow_url = "http://127.0.0.1:8042/dicom-web"\n'
+
+
+def read(folder: Path, text: str):
+    path = folder / "gateway.toml"
+    path.write_text(text)
+    return load_settings(path)
+
+
+def test_the_example_can_be_used_as_it_is():
+    settings = load_settings(EXAMPLE)
+    assert settings.receive is not None and settings.orthanc is not None
+    assert (settings.deliver.accept, settings.deliver.review) == (Handling.SEND, Handling.HOLD)
+
+
+def test_the_example_says_what_the_defaults_are():
+    settings = load_settings(EXAMPLE)
+    for part in (settings.receive, settings.health, settings.review, settings.triton):
+        assert part == type(part)()
+
+
+def test_the_example_names_every_key():
+    import dataclasses
+
+    text = EXAMPLE.read_text()
+    settings = load_settings(EXAMPLE)
+    parts = (settings, settings.receive, settings.orthanc, settings.deliver, settings.health, settings.review)
+    names = {field.name for part in parts for field in dataclasses.fields(part)}
+    assert [name for name in sorted(names - {"associations", "timeout_seconds"}) if name not in text] == []
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    settings = read(tmp_path, GOOD)
+    assert settings.directory == tmp_path / "state" and settings.audit == tmp_path / "state" / "decisions.jsonl"
+
+
+def test_everything_listens_on_loopback_unless_told_otherwise(tmp_path):
+    settings = read(tmp_path, GOOD)
+    assert {settings.receive.host, settings.health.host, settings.review.host} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD.replace("[receive]", "[recieve]"), "recieve: no such key"),
+        (GOOD.replace("[receive]\n", ""), "nothing to listen to"),
+        (GOOD.replace('directory = "state"\n', ""), "directory is missing"),
+        (GOOD + 'review = "sned"\n', "expected one of send, hold"),
+        (GOOD + 'host = "pacs"\n', "either stow_url or host"),
+        (GOOD + "attempts = 0\n", "attempts ≥ 1"),
+        (GOOD + 'attempts = "8"\n', "deliver.attempts is '8'; expected int"),
+        (GOOD + "attempts = true\n", "expected int"),
+        (GOOD + '[review]\nhost = "0.0.0.0"\n', "reachable from elsewhere"),
+        (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "no address"),
+        (GOOD + '[review]\norigin = "https://example.org/worklist"\n', "no path"),
+        ("directory = ", "cannot be read as TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, says):
+    with pytest.raises(BadSettings, match=says):
+        read(tmp_path, text)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "equipoise_client.cli.main", "gateway", *words]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_the_example_and_checks_a_file(tmp_path):
+    assert command("--example").stdout == EXAMPLE.read_text()
+    (tmp_path / "gateway.toml").write_text(GOOD)
+    (tmp_path / "rules.toml").write_text('[[series]]\nmodel = "hippocampus"\n')
+    assert command(str(tmp_path / "gateway.toml"), "--check").returncode == 0
+    (tmp_path / "rules.toml").write_text("[[series]]\n")
+    wrong = command(str(tmp_path / "gateway.toml"), "--check")
+    assert wrong.returncode == 1 and "rules.toml" in wrong.stderr
+
+
+def test_the_command_counts_what_there_is(tmp_path, desk):
+    desk.decided(desk.received(), route="accept")
+    desk.dispatched()
+    desk.store.give_up(desk.store.next_parcel()[0], "refused")
+    path = tmp_path / "gateway.toml"
+    path.write_text(GOOD.replace('"state"', '"gateway"'))
+    assert json.loads(command(str(path), "--status").stdout)["cases"]["dead"] == 1
+    assert "1 tried again" in command(str(path), "--retry-dead").stdout
+    assert [case.state for case in desk.store.cases()] == ["delivering"]

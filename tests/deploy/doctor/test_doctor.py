@@ -1,0 +1,321 @@
+"""The doctor finds what is wrong, says what to do, and keeps quiet about what is well."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from equipoise_client.cli.main import main
+from equipoise_clinic.audit import Kind, append
+from equipoise_deploy.doctor import known, live, machine, models, network, software
+from equipoise_deploy.doctor.checks import LIVE, STANDING
+from equipoise_deploy.doctor.findings import Status, Subject, examine
+from equipoise_deploy.ports import Ports, listeners
+from equipoise_deploy.promotion.promotion import Wish, promote
+from equipoise_deploy.releases.publishing import publish
+from equipoise_deploy.releases.store import Store
+from equipoise_deploy.serving.server import TritonServer
+from equipoise_export.publish.repository import publish as publish_pair
+
+from ...support.ports import free_port
+from ...support.releases import give_policy, make_keys, overwrite, proven
+
+NOW = datetime.now(timezone.utc)
+
+
+@pytest.fixture
+def pairs(tmp_path, tiny_classifier) -> Path:
+    folder = tmp_path / "pairs"
+    publish_pair(proven(tiny_classifier), folder)
+    return folder
+
+
+@pytest.fixture
+def subject(pairs) -> Subject:
+    return Subject(pairs)
+
+
+def _worst(findings) -> Status:
+    order = [Status.SKIPPED, Status.OK, Status.WARNING, Status.FAILURE]
+    return max((finding.status for finding in findings), key=order.index)
+
+
+def _certificate(folder: Path, begins: timedelta, ends: timedelta) -> tuple[Path, Path]:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "triton")])
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW + begins)
+        .not_valid_after(NOW + ends)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "proxy.pem", folder / "proxy.key"
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    private.chmod(0o600)
+    return certificate, private
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "status"),
+    [(-9, 90, Status.OK), (-9, 20, Status.WARNING), (-9, -1, Status.FAILURE), (1, 90, Status.FAILURE)],
+)
+def test_a_certificate_that_ends_is_seen_before_it_does(tmp_path, subject, begins, ends, status):
+    """Thirty days are enough to have a new one issued."""
+    certificate, key = _certificate(tmp_path, timedelta(days=begins), timedelta(days=ends))
+    findings = list(network.certificate(replace(subject, certificate=certificate, key=key)))
+    assert findings[0].status is status and findings[1].status is Status.OK
+
+
+def test_a_key_that_others_read_or_that_belongs_elsewhere_is_a_failure(tmp_path, subject):
+    """And a file that is no key at all."""
+    certificate, key = _certificate(tmp_path, timedelta(0), timedelta(days=90))
+    mine = replace(subject, certificate=certificate, key=key)
+    key.chmod(0o644)
+    assert "read by others" in list(network.certificate(mine))[1].found
+    other = make_keys(tmp_path).private
+    other.chmod(0o600)
+    assert "does not belong" in list(network.certificate(replace(mine, key=other)))[1].found
+    assert "no private key" in list(network.certificate(replace(mine, key=certificate)))[1].found
+    assert "no certificate" in next(network.certificate(replace(mine, certificate=key))).found
+
+
+def test_a_taken_port_is_named_with_who_has_it(subject):
+    """Before going live."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        number = held.getsockname()[1]
+        findings = list(network.ports(replace(subject, ports=Ports(number, 0, 0))))
+        assert findings[0].status is Status.FAILURE and f"process {os.getpid()}" in findings[0].found
+        assert [finding.status for finding in findings[1:]] == [Status.OK, Status.OK]
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "status"),
+    [
+        (socket.AF_INET, "127.0.0.1", Status.OK),
+        (socket.AF_INET, "0.0.0.0", Status.FAILURE),
+        (socket.AF_INET6, "::", Status.FAILURE),
+        (socket.AF_INET6, "::1", Status.OK),
+    ],
+)
+def test_a_server_that_the_network_reaches_is_a_failure(subject, family, address, status):
+    """Triton binds every address unless it is told otherwise."""
+    with socket.socket(family) as held:
+        try:
+            held.bind((address, free_port()))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        held.listen()
+        number = held.getsockname()[1]
+        assert [listener.address for listener in listeners(number) if listener.pid == os.getpid()] == [address]
+        (finding,) = network.ports(replace(subject, grpc=f"localhost:{number}"))
+        assert finding.status is status
+
+
+def test_whoever_could_change_a_model_is_named(subject, pairs):
+    """Anybody, a group, or the service's own user."""
+    for path in (pairs, *pairs.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert _worst(models.permissions(subject)) is Status.OK
+    policy = pairs / "tinycls/1/contract.json"
+    policy.chmod(0o666)
+    (finding,) = models.permissions(subject)
+    assert finding.status is Status.FAILURE and str(policy) in finding.found
+    policy.chmod(0o644)
+    pairs.parent.chmod(0o777)  # STORE/current could be pointed at something else
+    (finding,) = models.permissions(subject)
+    assert finding.status is Status.FAILURE and str(pairs.parent) in finding.found
+    pairs.parent.chmod(0o755)
+    if os.getuid() == 0:
+        shutil.chown(policy, user="nobody")
+        (finding,) = models.permissions(replace(subject, user="nobody"))
+        assert finding.status is Status.FAILURE and "own user nobody" in finding.found
+    assert "no user" in next(models.permissions(replace(subject, user="nobody-at-all"))).found
+
+
+def test_policies_are_missing_foreign_or_its_own(subject, pairs):
+    """Missing is a warning: the service is safe. Foreign is somebody's mistake."""
+    assert _worst(models.policies(subject)) is Status.WARNING
+    policy = give_policy(pairs / "tinycls")
+    assert _worst(models.policies(subject)) is Status.OK
+    (pairs / "tinycls/1/policy.json").write_text(replace(policy, model_digest="0" * 64).dumps())
+    assert _worst(models.policies(subject)) is Status.FAILURE
+    overwrite(pairs / "tinycls_sampler/1/model.onnx", b"nothing")
+    assert "would not load" in next(models.policies(subject)).found
+
+
+def test_a_store_is_held_to_its_signatures_and_to_its_log(tmp_path, pairs):
+    """Changed files, a missing signature, a version that the log does not know."""
+    give_policy(pairs / "tinycls")
+    keys, store = make_keys(tmp_path), Store(tmp_path / "store")
+    publish(pairs, "tinycls", store, keys.private)
+    promote(store, "tinycls")
+    mine = Subject(store.current, trust=keys.public)
+    assert [finding.status for finding in models.release(mine)] == [Status.OK, Status.OK]
+    other = make_keys(tmp_path, "other")
+    assert "release.sig does not hold" in next(models.release(replace(mine, trust=other.public))).found
+    give_policy(pairs / "tinycls", 0.1)
+    publish(pairs, "tinycls", store, keys.private)
+    with store.locked():
+        store.switch({"tinycls": store.chosen("tinycls", 2, ())})
+    findings = list(models.release(mine))
+    assert findings[0].status is Status.OK and findings[1].status is Status.FAILURE
+    assert "not what the log says" in findings[1].found
+    promote(store, "tinycls@1", Wish(accept_changes="a test"))
+    assert _worst(models.release(mine)) is Status.OK
+    overwrite(store.folder("tinycls", 1) / "tinycls/1/model.py", b"import os")
+    assert "was changed" in next(models.release(mine)).found
+
+
+def test_the_audit_log_is_whole_and_writable(tmp_path, subject):
+    """A log that cannot be written holds up every decision."""
+    log = tmp_path / "audit.jsonl"
+    append(log, Kind.DECISION, {"route": "review"})
+    before = log.read_bytes()
+    mine = replace(subject, audit_log=log)
+    assert _worst(models.audit_log(mine)) is Status.OK and log.read_bytes() == before
+    log.write_bytes(before.replace(b"review", b"accept"))
+    assert "line 1" in next(models.audit_log(mine)).found
+    assert "no folder" in next(models.audit_log(replace(subject, audit_log=tmp_path / "a/b"))).found
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "words"),
+    [
+        ("echo 'NVIDIA L40S, 580.65.06, 46068 MiB'", Status.OK, "L40S"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", Status.FAILURE, "NVML"),
+    ],
+)
+def test_the_driver_is_asked(tmp_path, monkeypatch, subject, script, status, words):
+    """By its own program, whatever that says."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (finding,) = machine.driver(subject)
+    assert finding.status is status and words in finding.found
+
+
+def test_the_machine_is_looked_at(subject):
+    """Memory, shared memory and clock have figures, whatever they are here."""
+    for check in (machine.memory, machine.shared_memory, machine.clock):
+        (finding,) = check(subject)
+        assert finding.found and (finding.remedy or finding.status in (Status.OK, Status.SKIPPED))
+
+
+@pytest.mark.parametrize(
+    ("release", "missing"), [("26.07", 0), ("26.06", 1), ("24.10", 58), ("25.07", 39), ("26.12", 0)]
+)
+def test_a_release_of_triton_misses_what_was_fixed_later(subject, release, missing):
+    """Counted from NVIDIA's bulletins; a fix that is there is not asked for."""
+    (finding,) = software.triton_version(replace(subject, triton_release=release))
+    assert finding.status is (Status.FAILURE if missing else Status.OK)
+    assert not missing or f"fixes of {missing} vulnerabilities" in finding.found
+
+
+def test_what_is_known_is_in_order():
+    """Releases are year and month; each CVE is listed once; Triton's own version leads to a container's."""
+    cves = [cve for advisory in known.TRITON for cve in advisory.cves]
+    assert len(set(cves)) == len(cves)
+    assert known.SAFE_TRITON == "26.07"
+    assert [known.CONTAINER_OF[v] for v in ("2.42", "2.46", "2.51", "2.53", "2.59")] == [
+        "24.01", "24.05", "24.10", "24.12", "25.06",
+    ]  # fmt: skip
+
+
+def test_a_package_below_the_fix_is_a_failure_where_it_is_used(subject, monkeypatch):
+    """And a warning where the vulnerable part is not."""
+    installed = {"pillow": "12.1.1", "pydicom": "3.0.1", "pynetdicom": "3.0.4", "urllib3": "2.8.0"}
+
+    def version(name):
+        if name not in installed:
+            raise software.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(software.metadata, "version", version)
+    found = {finding.found.split()[0]: finding.status for finding in software.packages(subject)}
+    assert found == {"pillow": Status.FAILURE, "pydicom": Status.WARNING, "pynetdicom": Status.WARNING}
+
+
+def test_nothing_that_serving_uses_has_a_known_vulnerability(subject):
+    """Of what is installed here, by the table's own date."""
+    assert _worst(software.packages(subject)) in (Status.OK, Status.WARNING)
+
+
+def test_a_check_that_breaks_stops_no_other(subject):
+    """It is a failure of its own."""
+
+    def broken(subject):
+        raise ZeroDivisionError
+
+    findings = list(examine(subject, (("broken", broken), ("memory", machine.memory))))
+    assert [finding.check for finding in findings] == ["broken", "memory"]
+    assert findings[0].status is Status.FAILURE
+
+
+def test_exit_codes_and_json(pairs, capsys):
+    """0 without a failure, 1 with one or with --strict, 2 for wrong usage."""
+
+    def call(*words: str) -> int:
+        with pytest.raises(SystemExit) as done:
+            main(["doctor", "--repository", str(pairs), "--grpc-port=0", "--http-port=0", "--metrics-port=0", *words])
+        return done.value.code
+
+    code = call("--json")
+    document = json.loads(capsys.readouterr().out)
+    assert code == (1 if document["counts"]["failure"] else 0)
+    assert {finding["check"] for finding in document["findings"]} == {name for name, _ in STANDING}
+    assert call("--strict") == 1, "there is no policy, which is a warning"
+    assert call("--baseline", str(pairs / "tinycls/1/contract.json")) == 2
+    assert call("--url", "nowhere") == 2
+    assert call("--repository", str(pairs / "absent")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+def test_a_running_server_is_examined(tmp_path, pairs, capsys):
+    """A real Triton: it answers, has no telemetry, listens on loopback; slower or other numbers than recorded show."""
+    give_policy(pairs / "tinycls")
+    baseline = tmp_path / "baseline.json"
+    with TritonServer(pairs, ports=Ports(0, 0, 0)) as server:
+        metrics = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        mine = Subject(pairs, grpc=server.grpc_url, http=server.http_url, metrics=metrics, record=baseline)
+        findings = list(examine(mine, (*STANDING, *LIVE)))
+        told = {finding.check: finding for finding in findings}
+        assert told["inference"].status is Status.OK and told["baseline"].status is Status.OK
+        assert [f.status for f in findings if f.check == "ports"] == [Status.OK] * 3
+        phones = [f for f in findings if f.check == "telemetry" and "device id" not in f.found]
+        assert [f.status for f in phones] == [Status.OK] and "running processes" in phones[0].found
+        assert told["counters"].status is Status.OK and "route" in told["counters"].found
+        assert "Triton 2.51" in told["Triton"].found
+
+        before = json.loads(baseline.read_text())
+        mine = replace(mine, record=None, baseline=baseline)
+        before["models"]["tinycls"]["median_ms"] = 1e-3
+        baseline.write_text(json.dumps(before))
+        assert {f.check: f for f in live.inference(mine)}["latency"].status is Status.FAILURE
+        before["models"]["tinycls"].update(median_ms=1e9, variance=0.2)
+        baseline.write_text(json.dumps(before))
+        again = {f.check: f for f in live.inference(mine)}
+        assert again["latency"].status is Status.OK and again["inference"].status is Status.FAILURE
+        baseline.write_text("{}")
+        assert "no baseline" in next(live.inference(mine)).found
+    stopped = next(live.inference(replace(mine, baseline=None)))
+    assert stopped.status is Status.FAILURE and stopped.remedy

@@ -1,0 +1,64 @@
+"""Triton is found in the wheel or where the environment says, and what is missing is said."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from equipoise_deploy.errors import EngineError
+from equipoise_deploy.ports import USUAL_PORTS
+from equipoise_deploy.serving.engine import EMBEDDED, STUB, find_engine
+from equipoise_deploy.serving.server import triton_command
+
+
+def test_wheel_is_the_default():
+    """Without any variable: the wheel's binary, Python backend and stub, and the embedded configuration."""
+    engine = find_engine({})
+    assert engine.binary.name == "tritonserver"
+    assert engine.configuration == EMBEDDED
+    assert engine.stub is not None
+    assert engine.stub.parent.name == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def test_links_hold_the_stub_and_leave_the_wheel_alone(tmp_path):
+    """The stub must lie beside the backend's library: in a folder of links, not in site-packages."""
+    engine = find_engine({})
+    folder = engine.link_backends(tmp_path) / "python"
+    assert (folder / STUB).is_file() and (folder / "libtriton_python.so").is_file()
+    assert not (engine.backends[0] / "python" / STUB).exists()
+
+
+def test_environment_adds_backends_and_chooses_the_configuration(tmp_path):
+    """A folder with only a native ONNX Runtime backend is completed by the wheel's Python backend."""
+    native = tmp_path / "native" / "onnxruntime"
+    native.mkdir(parents=True)
+    (native / "libtriton_onnxruntime.so").touch()
+    engine = find_engine({"EQUIPOISE_TRITON_BACKENDS": str(native.parent), "EQUIPOISE_TRITON_CONFIG": "cpu"})
+    linked = engine.link_backends(tmp_path / "linked")
+    assert engine.configuration == "cpu"
+    assert (linked / "onnxruntime" / "libtriton_onnxruntime.so").exists()
+    assert (linked / "python" / STUB).exists()
+
+
+def test_empty_configuration_means_the_default_one():
+    """An empty variable is a choice: config.pbtxt, the GPU's."""
+    assert find_engine({"EQUIPOISE_TRITON_CONFIG": ""}).configuration == ""
+
+
+@pytest.mark.parametrize("variable", ["EQUIPOISE_TRITON_BINARY", "EQUIPOISE_TRITON_BACKENDS"])
+def test_path_that_does_not_exist_is_named(variable, tmp_path):
+    """The message repeats the variable and its value."""
+    with pytest.raises(EngineError, match=f"{variable} names {tmp_path}/absent"):
+        find_engine({variable: str(tmp_path / "absent")})
+
+
+def test_options_of_the_environment_come_last():
+    """As a shell would split them; Triton takes the last of two that contradict each other."""
+    engine = find_engine({"EQUIPOISE_TRITON_OPTIONS": "--allow-client-shm=false '--log-format=a b'"})
+    command = triton_command(engine, Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
+    assert command[-2:] == ["--allow-client-shm=false", "--log-format=a b"]
+    plain = triton_command(find_engine({}), Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
+    secret = re.compile("equipoise=[0-9a-f]+$")  # of each start
+    assert [secret.sub("", word) for word in plain] == [secret.sub("", word) for word in command[:-2]]

@@ -1,0 +1,506 @@
+"""A server that has died or hangs is noticed, restarted and said; a busy one is left alone; poison does not loop."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from equipoise_client import EquipoiseError, InvalidInput, ModelDied, Retry, ServerUnavailable, UncertaintyClient
+from equipoise_client.transport import Tries
+from equipoise_core.contract import Contract
+from equipoise_deploy.errors import GaveUp
+from equipoise_deploy.serving.health import STALE, HealthServer, ModelHealth, Snapshot, State
+from equipoise_deploy.serving.processes import glance, server_processes
+from equipoise_deploy.serving.restarting import Budget
+from equipoise_deploy.serving.watch import LOOK_EVERY, STOPPED, Account, Asked, Watch
+from equipoise_load.arrivals import Arrivals
+from equipoise_load.engine import Plan, run
+from equipoise_load.mix import Wish, build_mix
+from equipoise_load.tally import Tally
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from ...support.asking import metric, poll
+from ...support.processes import Serving, alive, serving
+from ...support.repositories import with_policy
+
+IMAGE = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
+LARGE = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
+DETECTED = 10.0  # seconds within which a fault has to be noticed
+PATIENCE = 90.0
+
+AFTER = """
+
+class Spoilt(TritonPythonModel):
+    def execute(self, requests):
+        {what}
+        return super().execute(requests)
+
+TritonPythonModel = Spoilt
+"""
+
+
+def spoil(repository: Path, what: str) -> None:
+    """Makes the sampler run a few lines before every execution."""
+    path = repository / "tinyseg_sampler" / "1" / "model.py"
+    text = path.read_text()
+    path.unlink()
+    path.write_text(text + AFTER.format(what=what.strip().replace("\n", "\n        ")))
+
+
+@pytest.fixture
+def copy(repository, tmp_path) -> Path:
+    """A repository that a test may spoil."""
+    return Path(shutil.copytree(repository, tmp_path / "models"))
+
+
+@contextmanager
+def supervised(models: Path, tmp_path: Path, *options: str) -> Iterator[Serving]:
+    with serving(models, tmp_path / "run", os.environ, ("--drain-seconds=0", *options)) as server:
+        yield server
+
+
+def answer(server: Serving) -> np.ndarray:
+    with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE) as client:
+        return client.predict("tinyseg", IMAGE, outputs=("mean",)).mean
+
+
+def accepted(server: Serving) -> float:
+    """Requests that wait or are being answered."""
+    names = "nv_inference_pending_request_count", "equipoise_in_flight"
+    return sum(metric(server.urls["metrics"], name, 'model="tinyseg"') for name in names)
+
+
+def pid_of(server: Serving, model: str) -> int:
+    """Of Triton (""), or of one stub of a model."""
+    return next(process.pid for process in server.processes() if process.model == model)
+
+
+def stopped(server: Serving) -> str:
+    """Ends it in order; what it said of itself."""
+    server.process.send_signal(signal.SIGTERM)
+    _, said = server.process.communicate(timeout=PATIENCE)
+    assert server.process.returncode == 0, said
+    assert not server.remains()
+    return said
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim", "word"),
+    [
+        (signal.SIGKILL, "tinyseg", "has died"),
+        (signal.SIGKILL, "tinyseg_sampler", "has died"),
+        (signal.SIGKILL, "", "has died|ended by itself"),  # its process may be seen first, or its exit code
+        (signal.SIGSTOP, "tinyseg_sampler", "is stopped"),
+        (signal.SIGSTOP, "", "is stopped"),
+    ],
+)
+def test_what_died_or_stands_still_is_restarted(repository, tmp_path, number, victim, word):
+    """Health says so within 10 s; then the same ports answer the same; of the old server nothing is left."""
+    with supervised(repository, tmp_path) as server:
+        before, old = answer(server), set(server.family)
+        os.kill(pid_of(server, victim), number)
+        begin = time.monotonic()
+
+        def seen() -> bool:
+            status, told = server.health()
+            return status == 503 or told.get("restarts", 0) >= 1  # who looks may miss that it said so
+
+        poll(seen, "the fault is noticed", DETECTED)
+        noticed = time.monotonic() - begin
+        poll(lambda: (now := server.health())[0] == 200 and now[1]["restarts"], "it serves again", PATIENCE)
+        assert server.health()[1]["restarts"] == 1
+        np.testing.assert_array_equal(answer(server), before)
+        guardian_and_server = {each for each in old if each[0] != server.process.pid}
+        poll(lambda: not alive(guardian_and_server), "the old server is gone", PATIENCE)
+        said = stopped(server)
+    assert re.search(word, said) and "serving again" in said, said
+    print(f"noticed after {noticed:.2f} s")
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_model_that_hangs_is_restarted(copy, tmp_path):
+    """Nothing died, Triton says it is ready, the queue takes requests: only the synthetic question shows it."""
+    gate = tmp_path / "closed"
+    spoil(copy, f"import pathlib, time\nwhile pathlib.Path({str(gate)!r}).exists(): time.sleep(0.2)")
+    with supervised(copy, tmp_path) as server:
+        before = answer(server)
+        gate.touch()
+        poll(lambda: server.health()[0] == 503, "the hang is noticed", PATIENCE)  # how soon: the test below
+        gate.unlink()
+        poll(lambda: server.health()[0] == 200, "it serves again", PATIENCE)
+        np.testing.assert_array_equal(answer(server), before)
+        assert "neither answered nor worked" in stopped(server)
+
+
+class Silent:
+    """Asks questions that one model answers, or nobody."""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contracts = {contract.name: contract}
+        self.answering, self.open = True, 0
+
+    def ask(self, model: str) -> None:
+        self.open += 1
+
+    def answers(self) -> Iterator[tuple[str, None]]:
+        while self.answering and self.open:
+            self.open -= 1
+            yield next(iter(self.contracts)), None
+
+
+@pytest.mark.parametrize("late", [0.0, 0.7, 1.9, 2.3, 2.9])
+def test_a_hang_is_noticed_within_ten_seconds(monkeypatch, tiny_segmentation, late):
+    """On a machine that does not stand still itself: whenever it begins, between two questions or during one."""
+    contract = tiny_segmentation.contract
+    asker = Silent(contract)
+    monkeypatch.setattr("equipoise_deploy.serving.watch.Prober", lambda *_: asker)
+    monkeypatch.setattr("equipoise_deploy.serving.watch._counted", lambda _: {})
+    server = SimpleNamespace(
+        grpc_url="", metrics_url="", models=(contract.name,), processes=lambda: (), exit_code=lambda: None
+    )
+    now = [0.0]
+    watch = Watch(server, clock=lambda: now[0])
+    while now[0] < 60.0 + late:
+        assert watch.look() is None
+        now[0] += LOOK_EVERY
+    asker.answering, hangs = False, now[0]
+    while (trouble := watch.look()) is None:
+        now[0] += LOOK_EVERY
+        assert now[0] - hangs < DETECTED
+    assert "neither answered nor worked" in trouble.reason
+    assert watch.models[contract.name].amiss(now[0]), "the health port does not say so"
+
+
+def test_who_waits_for_a_processor_does_not_hang():
+    """On a machine with ten times as much to do as it can, a model may not get .1 s of 4; one that hangs wants none."""
+    before = Account(5.0, 1.0, 30.0)
+    assert Account(5.0, 1.05, 33.5).shows_life_since(before)
+    assert not Account(5.0, 1.05, 30.3).shows_life_since(before)
+    assert Account(6.0, 1.0, 30.0).shows_life_since(before) and Account(5.0, 1.1, 30.0).shows_life_since(before)
+
+
+@pytest.mark.slow
+def test_waiting_for_a_processor_is_seen():
+    """The kernel's own figures, of two processes that share one core for a while, and of one that sleeps."""
+    core = min(os.sched_getaffinity(0))
+    code = f"import os, time; os.sched_setaffinity(0, [{core}])\nwhile True: {{}}"
+    with ExitStack() as opened:
+        pids = []
+        for what in ("pass", "pass", "time.sleep(0.2)"):
+            child = opened.enter_context(subprocess.Popen([sys.executable, "-c", code.format(what)]))
+            opened.callback(child.kill)
+            pids.append(child.pid)
+        children = {each.pid: each for each in server_processes(os.getpid())}
+
+        def waited() -> list[float]:
+            return [seen.waited if (seen := glance(children[pid])) else 0.0 for pid in pids]
+
+        before = waited()
+        poll(lambda: min(np.subtract(waited()[:2], before[:2])) > 1.0, "both have waited for each other", PATIENCE)
+        *busy, idle = np.subtract(waited(), before)
+        assert idle < 0.5 * min(busy)
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_busy_model_is_left_alone(copy, tmp_path):
+    """Every execution computes for 6 s, longer than a hang may last: it works, so it is healthy."""
+    spoil(copy, "import time\nends = time.monotonic() + 6.0\nwhile time.monotonic() < ends: pass")
+    with supervised(copy, tmp_path) as server:
+        ends = time.monotonic() + 20.0
+        seen: list[tuple[int, str]] = []
+        with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE) as client:
+            asking = threading.Thread(target=lambda: client.predict("tinyseg", IMAGE, outputs=()))
+            asking.start()
+
+            def watched() -> bool:
+                status, told = server.health()
+                if status:  # 0: the machine stands still, and nobody answered
+                    seen.append((status, told["reason"]))
+                return time.monotonic() > ends
+
+            poll(watched, "twenty seconds pass", PATIENCE)
+            asking.join(PATIENCE)
+        assert {status for status, _ in seen} == {200}, {each for each in seen if each[0] != 200}
+        assert server.health()[1]["restarts"] == 0
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_saturated_server_stays_healthy(repository, tmp_path):
+    """Twelve seconds of more than it can answer, refusals included: health says 200 each time, nothing is restarted."""
+    with supervised(repository, tmp_path) as server:
+        url = server.urls["grpc"]
+        with UncertaintyClient(url) as client:
+            payloads = build_mix(client, Wish({"tinyseg": 1.0}, (), (1000,), 0.0, (), 60.0))
+        plan = Plan(url, Arrivals.CLOSED, 1.0, 400, 0.5, 12.0, 60.0, Retry(attempts=1), 4)
+        tallies: list[Tally] = []
+        loading = threading.Thread(target=lambda: tallies.append(run(plan, payloads)))
+        loading.start()
+        seen: list[tuple[int, str]] = []
+
+        def over() -> bool:
+            status, told = server.health()
+            if status:
+                seen.append((status, told["reason"]))
+            return not loading.is_alive()
+
+        poll(over, "the load ends", PATIENCE)
+        assert set(tallies[0].codes) == {"OK", "UNAVAILABLE"}, tallies[0].codes
+        assert len(seen) > 20 and {status for status, _ in seen} == {200}, {each for each in seen if each[0] != 200}
+        assert server.health()[1]["restarts"] == 0
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_what_cannot_be_kept_is_given_up(copy, tmp_path):
+    """A model that dies on whatever it is asked: so many restarts as are allowed, then exit code 3 and the reason."""
+    poison = tmp_path / "poison"
+    spoil(copy, f"import os, pathlib\nif pathlib.Path({str(poison)!r}).exists(): os._exit(1)")
+    with supervised(copy, tmp_path, "--restarts=2") as server:
+        poison.touch()
+        _, said = server.process.communicate(timeout=PATIENCE)
+        assert server.process.returncode == 3, said
+        assert "given up" in said and "restart 2 of 2" in said, said
+        poll(lambda: not server.remains(), "nothing is left", PATIENCE)
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_poison_does_not_loop(copy, tmp_path):
+    """An image that kills the sampler is sent twice and then given back as an error; others are answered afterwards."""
+    deaths = tmp_path / "deaths"
+    spoil(
+        copy,
+        f"import os, pathlib\nimages = [pb_utils.get_input_tensor_by_name(r, 'image').as_numpy() for r in requests]\n"
+        f"if any(image.shape[-1] == 13 for image in images):\n"
+        f"    with pathlib.Path({str(deaths)!r}).open('a') as file: file.write('x')\n"
+        f"    os._exit(1)",
+    )
+    with supervised(copy, tmp_path) as server:
+        before, parts = answer(server), Counter(each.model for each in server.processes())
+        patient = Retry(attempts=20, first=0.5, longest=2.0)  # as long as a restart takes, and longer
+        with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE, retry=patient) as client:
+            with pytest.raises(ModelDied):
+                client.predict("tinyseg", np.zeros((1, 13, 13), np.float32))
+            assert 1 <= len(deaths.read_text()) <= 2
+            # In this order: until a death is noticed health says 200, and a process is missing.
+            whole = lambda: Counter(each.model for each in server.processes() if glance(each)) == parts  # noqa: E731
+            poll(lambda: whole() and server.health()[0] == 200, "it serves again", PATIENCE)
+            np.testing.assert_array_equal(client.predict("tinyseg", IMAGE, outputs=("mean",)).mean, before)
+        assert 1 <= len(deaths.read_text()) <= 2
+        assert 1 <= server.health()[1]["restarts"] <= 2
+
+
+@pytest.fixture
+def versions(copy, tmp_path, tiny_segmentation) -> Path:
+    """A link to a repository, and beside it a second version (the same model under a policy) to set it to."""
+    newer = Path(shutil.copytree(copy, tmp_path / "newer"))
+    with_policy(newer / "tinyseg")
+    link = tmp_path / "current"
+    link.symlink_to(copy)
+    return link
+
+
+def switch(link: Path, to: Path) -> None:
+    """In one step, as `promote` does it."""
+    fresh = link.with_name("next")
+    fresh.symlink_to(to)
+    fresh.replace(link)
+
+
+def policy(server: Serving) -> str | None:
+    with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE) as client:
+        digest: str | None = client.predict("tinyseg", IMAGE, outputs=()).record["policy_digest"]
+        return digest
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_reload_takes_the_new_version_and_loses_nothing(versions, tmp_path):
+    """Until SIGHUP a switched link changes nothing, restarts included; what was accepted before it is answered."""
+    with supervised(versions, tmp_path) as server:
+        assert policy(server) is None
+        switch(versions, tmp_path / "newer")
+        os.kill(pid_of(server, ""), signal.SIGKILL)
+        poll(lambda: server.health()[1].get("restarts") == 1 and server.health()[0] == 200, "it is restarted", PATIENCE)
+        assert policy(server) is None, "a restart took a version into service that nobody asked for"
+        outcomes: list[object] = []
+        begun = threading.Barrier(12)
+
+        def ask() -> None:
+            with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE, retry=Retry(attempts=1)) as client:
+                client.contract("tinyseg")
+                begun.wait(PATIENCE)
+                try:
+                    outcomes.append(client.predict("tinyseg", LARGE, samples=1000, outputs=()).samples_used)
+                except EquipoiseError as refused:
+                    outcomes.append(refused)
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        poll(lambda: len(outcomes) + accepted(server) >= 12, "all requests are accepted")
+        assert len(outcomes) < 9, "nearly nothing was left to answer: this would prove nothing"
+        server.process.send_signal(signal.SIGHUP)
+        poll(lambda: server.health()[0] == 503, "it says that it drains", DETECTED)
+        poll(lambda: server.health()[0] == 200, "the new version is served", PATIENCE)
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert outcomes == [1000] * 12
+        assert server.health()[1]["generation"] == 2 and not server.health()[1]["fell_back"]
+        assert policy(server) is not None
+        stopped(server)
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["the model is damaged", "its contract is another's", "there is nothing"])
+def test_a_version_that_cannot_serve_is_not_taken(versions, tmp_path, broken):
+    """Back to what was served before, loudly."""
+    newer = tmp_path / "newer"
+    if broken == "there is nothing":
+        shutil.rmtree(newer)
+    elif broken == "its contract is another's":
+        path = newer / "tinyseg" / "config.pbtxt"
+        config = text_format.Parse(path.read_text(), ModelConfig())
+        config.parameters["contract"].string_value = '{"name": "somebody else\'s"}'
+        path.write_text(text_format.MessageToString(config))
+    else:
+        (newer / "tinyseg_sampler" / "1" / "model.onnx").write_bytes(b"not a model")
+    with supervised(versions, tmp_path) as server:
+        before = answer(server)
+        switch(versions, newer)
+        server.process.send_signal(signal.SIGHUP)
+        poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", PATIENCE)
+        poll(lambda: server.health()[0] == 200, "it serves", PATIENCE)
+        assert server.health()[1]["generation"] == 1
+        np.testing.assert_array_equal(answer(server), before)
+        assert "THE RELOAD WAS REFUSED" in stopped(server)
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_what_is_damaged_in_place_does_not_end_what_serves(copy, tmp_path):
+    """There is no version before to go back to: the running one is the only one, and is left alone."""
+    with supervised(copy, tmp_path) as server:
+        before, triton = answer(server), pid_of(server, "")
+        (copy / "tinyseg_sampler" / "1" / "model.onnx").write_bytes(b"half a mod")
+        server.process.send_signal(signal.SIGHUP)
+        poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", PATIENCE)
+        assert "model.onnx" in server.health()[1]["fell_back"]
+        assert pid_of(server, "") == triton and server.health()[0] == 200
+        np.testing.assert_array_equal(answer(server), before)
+        assert "THE RELOAD WAS REFUSED" in stopped(server)
+
+
+@pytest.mark.pipeline
+@pytest.mark.slow
+def test_a_stop_is_said_before_it_happens(repository, tmp_path):
+    """For as long as a proxy needs to notice, health says 503 while requests are still answered."""
+    with serving(repository, tmp_path / "run", os.environ, ("--drain-seconds=20",)) as server:
+        server.process.send_signal(signal.SIGTERM)
+        poll(lambda: server.health()[1].get("state") == "draining", "it says that it stops", DETECTED)
+        assert server.health()[0] == 503
+        assert answer(server).shape
+        server.process.communicate(timeout=PATIENCE)
+        assert server.process.returncode == 0
+        assert not server.remains()
+
+
+def test_health_is_what_was_seen_and_not_long_ago():
+    """One sick model makes the whole unhealthy and itself, not the other; what grew old is not believed."""
+    models = {"a": ModelHealth(True, 0.1), "b": ModelHealth(False, 9.0, "neither answers nor works")}
+    seen = Snapshot(State.SERVING, models=models, at=100.0)
+    assert seen.told(now=101.0) == (False, "b: neither answers nor works")
+    assert seen.told("a", now=101.0) == (True, "")
+    assert not seen.told("a", now=100.0 + STALE + 0.1)[0]
+    assert Snapshot(State.RESTARTING, "it died", models).told("a") == (False, "restarting: it died")
+
+
+def test_after_a_stall_the_watch_gets_a_moment_to_look_again(monkeypatch):
+    """The whole machine stood still, and whoever asks wakes as soon as whoever watches; nobody watching is told."""
+    with HealthServer(0) as health:
+        old = time.monotonic() - 2 * STALE
+        health.snapshot = Snapshot(State.SERVING, at=old)
+        waking = threading.Timer(0.1, lambda: setattr(health, "snapshot", Snapshot(State.SERVING)))
+        with monkeypatch.context() as long:  # this test may stand still as well
+            long.setattr("equipoise_deploy.serving.health._MOMENT", 30.0)
+            waking.start()
+            assert health.seen().told()[0]
+            waking.join()
+        health.snapshot = Snapshot(State.SERVING, at=old)
+        assert "nobody has looked" in health.seen().told()[1]
+
+
+def test_the_first_restart_is_at_once_and_the_budget_ends():
+    """Then they wait twice as long each time, up to a ceiling; old ones are forgotten."""
+    now = [0.0]
+    budget = Budget(most=5, within=600.0, first=1.0, longest=3.0, clock=lambda: now[0])
+    assert [budget.take("it died") for _ in range(5)] == [0.0, 1.0, 2.0, 3.0, 3.0]
+    with pytest.raises(GaveUp, match="5 times within 600 s"):
+        budget.take("it died")
+    now[0] = 700.0
+    assert budget.take("it died") == 0.0
+
+
+def test_one_error_is_enough_to_be_unhealthy():
+    """And a model is left alone while it gives signs of life."""
+    asked = Asked(answered=0.0, due=2.0)
+    assert not asked.amiss(100.0)
+    assert asked.amiss(100.0) == ""
+    asked.life = (90.0, Account(5.0, 5.0, 0.0))
+    assert asked.amiss(91.0) == "" and asked.amiss(95.0)
+    assert asked.amiss(95.0, quiet=10.0) == "" and asked.amiss(100.0, quiet=10.0)
+    asked.errors, asked.wrong = 1, "INTERNAL"
+    assert asked.amiss(91.0) == "INTERNAL"
+
+
+def test_a_request_whose_model_died_is_sent_once_more_and_no_more():
+    """Whatever the number of tries; one that only was not let in is sent as often as the caller allows."""
+    tries = Tries(iter([0.1] * 9))
+    assert tries.pause(ModelDied(), 60.0) == 0.1
+    assert tries.pause(ServerUnavailable(), 60.0) == 0.1
+    assert tries.pause(ModelDied(), 60.0) is None
+    assert Tries(iter([0.1])).pause(InvalidInput(), 60.0) is None
+
+
+def test_the_one_more_time_after_a_death_comes_when_the_server_has_noticed():
+    """Sent at once, it would meet the same dying server and be lost; a short deadline halves the wait instead."""
+    noticed = STOPPED + 2 * LOOK_EVERY + 0.5  # at the latest; the front asks every half second
+    assert Retry().recovery > noticed
+    for error, left, wait in [
+        (ModelDied(), 60.0, 3.1),
+        (ModelDied(), 2.0, 1.1),
+        (ModelDied(), -1.0, 0.1),
+        (ServerUnavailable(), 60.0, 0.1),
+    ]:
+        assert Tries(iter([0.1]), recovery=3.0).pause(error, left) == pytest.approx(wait)
+    with pytest.raises(InvalidInput, match="recovery"):
+        Retry(recovery=-1.0)
+
+
+def test_a_request_that_was_lost_under_way_counts_as_one_whose_model_died():
+    """What ends the server as a whole leaves nobody to tell of it."""
+    lost = ServerUnavailable()
+    lost.lost = True
+    tries = Tries(iter([0.1] * 9))
+    assert [tries.pause(each, 60.0) for each in (lost, ServerUnavailable(), lost)] == [0.1, 0.1, None]
+    assert Tries(iter([0.1] * 9), suspect=lost).pause(ModelDied(), 60.0) is None

@@ -1,0 +1,141 @@
+"""One tensor of whatever a network answers with: found by its shape, or chosen by name or index."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from equipoise_core.contract import Task
+from equipoise_export.capture.active import sampling
+from equipoise_export.capture.outputs import choose_answer
+from equipoise_export.compile import compile_sampler
+from equipoise_export.errors import ExportRefused
+from equipoise_export.graph.session import OnnxSampler
+from torch import Tensor, nn
+
+from ...support.graphs import contract
+
+Named = namedtuple("Named", ["logits", "aux"])  # as torchvision's InceptionOutputs
+
+
+@dataclass
+class Answered:
+    """As transformers' outputs: a loss that is not there, logits, hidden states."""
+
+    loss: Tensor | None
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class Network(nn.Module):
+    """Answers with whatever `wrap` makes of logits [N, 2, 8, 8], a coarser head [N, 2, 4, 4] and features."""
+
+    def __init__(self, wrap: Callable[[Tensor, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.wrap = wrap
+        self.first, self.drop = nn.Conv2d(1, 8, 3, padding=1), nn.Dropout2d(0.3)
+        self.fine, self.coarse = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 2, 2)
+
+    def forward(self, image: Tensor) -> Any:
+        x = self.drop(torch.relu(self.first(image)))
+        return self.wrap(self.fine(x), self.coarse(x), x)
+
+
+FINE = "fine"
+COARSE = "coarse"
+CASES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Any], str | int | None, str]] = {
+    "tensor": (lambda fine, coarse, x: fine, None, FINE),
+    "tuple": (lambda fine, coarse, x: (x, fine), None, FINE),
+    "tuple by index": (lambda fine, coarse, x: (fine, fine * 2), 0, FINE),
+    "deep supervision, finest first": (lambda fine, coarse, x: [fine, coarse], None, FINE),
+    "deep supervision, finest last": (lambda fine, coarse, x: [coarse, fine], None, FINE),
+    "the coarser head": (lambda fine, coarse, x: [fine, coarse], "1", COARSE),
+    "dict": (lambda fine, coarse, x: {"features": x, "out": fine}, None, FINE),
+    "dict by key": (lambda fine, coarse, x: {"out": fine, "aux": fine * 2}, "out", FINE),
+    "dict with numbers for keys": (lambda fine, coarse, x: {0: fine * 2, 1: fine}, "1", FINE),
+    "ordered dict": (lambda fine, coarse, x: OrderedDict(out=fine, aux=x), None, FINE),
+    "list in a dict": (lambda fine, coarse, x: {"heads": [fine * 2, fine]}, "heads.1", FINE),
+    "named tuple by name": (lambda fine, coarse, x: Named(fine, fine * 2), "logits", FINE),
+    "named tuple by index": (lambda fine, coarse, x: Named(fine * 2, fine), 1, FINE),
+    "dataclass": (lambda fine, coarse, x: Answered(None, fine, (x, x)), None, FINE),
+    "dataclass by name": (lambda fine, coarse, x: Answered(fine.mean(), fine, (fine * 2,)), "logits", FINE),
+    "dataclass by path": (lambda fine, coarse, x: Answered(None, fine * 2, (x, fine)), "hidden.1", FINE),
+    "object": (lambda fine, coarse, x: SimpleNamespace(pred=fine, features=x), None, FINE),
+    "object by name": (lambda fine, coarse, x: SimpleNamespace(pred=fine, other=fine * 2), "pred", FINE),
+    "only a coarse one": (lambda fine, coarse, x: (coarse, x), None, COARSE),
+}
+
+
+def network_of(case: str) -> Network:
+    torch.manual_seed(0)
+    return Network(CASES[case][0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answer_is_found(case: str) -> None:
+    """By its shape, else by what the user names; a coarser one is brought to the image's resolution."""
+    network, (_, output, which) = network_of(case), CASES[case]
+    image = torch.randn(2, 1, 8, 8)
+    answer = choose_answer(network, image, contract(spatial=(8, 8)), output)
+    with sampling(answer, ()), torch.no_grad():
+        x = torch.relu(network.first(image))
+        expected = network.fine(x) if which is FINE else network.coarse(x)
+        if which is COARSE:
+            expected = nn.functional.interpolate(expected, size=(8, 8), mode="bilinear")
+        torch.testing.assert_close(answer(image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    ["deep supervision, finest last", "dict by key", "named tuple by name", "dataclass by path", "object by name"],
+)
+def test_what_was_chosen_is_what_is_sampled(case: str) -> None:
+    """Through the whole export: with nothing dropped, the sampler's mean is the chosen tensor's."""
+    network, (_, output, _) = network_of(case), CASES[case]
+    compiled = compile_sampler(network, contract(spatial=(8, 8)), torch.randn(2, 1, 8, 8), output=output)
+    image = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
+    got = OnnxSampler(compiled.model.SerializeToString())(image, np.full((1, 1, 1), 255, np.uint8))["sum_p"]
+    with torch.no_grad():
+        x = torch.relu(network.first(torch.from_numpy(image))) / (1 - 0.3)
+        np.testing.assert_allclose(got, torch.softmax(network.fine(x), 1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output", "reason"),
+    [
+        (lambda fine, coarse, x: (fine, fine), None, "2 of its outputs have the shape"),
+        (lambda fine, coarse, x: {"a": x, "b": x}, None, "0 of its outputs have the shape"),
+        (lambda fine, coarse, x: {"out": fine}, "logits", "there is no output logits"),
+        (lambda fine, coarse, x: [fine], "3", "there is no output 3"),
+        (lambda fine, coarse, x: Answered(None, fine, (x,)), "hidden", "there is no output hidden"),
+        (lambda fine, coarse, x: Answered(None, fine, (x,)), "loss", "there is no output loss"),
+    ],
+)
+def test_what_is_not_there_or_not_clear_is_refused_with_the_list(wrap: Any, output: str | None, reason: str) -> None:
+    """The remedy names every output with its shape."""
+    with pytest.raises(ExportRefused, match=reason) as caught:
+        choose_answer(Network(wrap), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), output)
+    assert "There are: " in caught.value.remedy
+    assert "[2, " in caught.value.remedy
+
+
+def test_transformers_outputs_are_both_mapping_and_dataclass() -> None:
+    """Such a class answers to its keys."""
+
+    @dataclass
+    class Both(OrderedDict):
+        logits: Tensor | None = None
+
+        def __post_init__(self) -> None:
+            self["logits"] = self.logits
+
+    network = Network(lambda fine, coarse, x: Both(fine.mean((2, 3))))
+    draft = contract(task=Task.CLASSIFICATION, classes=2, spatial=(8, 8))
+    assert choose_answer(network, torch.randn(2, 1, 8, 8), draft, "logits")(torch.randn(2, 1, 8, 8)).shape == (2, 2)
