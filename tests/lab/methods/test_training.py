@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from equipoise_core.contract import Activation
-from equipoise_lab import training
 from equipoise_lab.methods.student import Student
 from equipoise_lab.methods.student import loss as student_loss
+from equipoise_lab.reference import training
 from equipoise_lab.reference.augmentation import Augmentation
 from equipoise_lab.reference.data import Dataset
 from equipoise_lab.reference.networks import UNet
