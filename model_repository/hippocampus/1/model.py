@@ -32,12 +32,12 @@ STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.
 TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]  # buckets: without drift each holds as many cases
 
 # Each number is a round trip to the server, 0.1 ms and a wake-up: they go together, so many seconds after the first.
-TELLING = 0.05
+REPORT_SECONDS = 0.05
 
 # Seconds below which a request is not worth asking whether it was cancelled before it began: the question takes 0.4 ms.
 SHORT = 0.02
 
-# Request id of the supervisor's synthetic images, which are no cases: they would show in route shares and drift.
+# Request id of the supervisor's health probes, which are no cases: they would show in route shares and drift.
 PROBE = "equipoise-probe"
 
 # Chunks that a deadline may fall between cost a trunk each: not where the deadline is so many times as far as needed.
@@ -47,12 +47,14 @@ AMPLE = 4
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        chunk, lanes = (config.get("parameters", {}).get(name, {}).get("string_value") for name in ("chunk", "lanes"))
+        chunk, instances = (
+            config.get("parameters", {}).get(name, {}).get("string_value") for name in ("chunk", "lanes")
+        )
         self.model = load_model(HERE, int(chunk) if chunk else None)
         self.metrics = Metrics(self.model)
         members = len(self.model.contract.samplers)
         self.each = AtOnce(members) if members > 1 else map
-        self.lanes = Lanes(int(lanes or 1), members)
+        self.instances = SamplerInstances(int(instances or 1), members)
         self.slowest = math.inf  # seconds of the slowest request lately; at first nobody knows
         gc.freeze()  # what is there now stays: no collection has to walk it again in the middle of a request
 
@@ -72,10 +74,10 @@ class TritonPythonModel:
         try:
             contract = self.model.contract
             brief = self.slowest < SHORT
-            samplers = [self.lanes.over(BlsSampler(s.name, contract, request, brief)) for s in contract.samplers]
+            samplers = [self.instances.over(BlsSampler(s.name, contract, request, brief)) for s in contract.samplers]
             screen = None
             if contract.screen:
-                screen = self.lanes.over(BlsSampler(contract.screen.name, contract.screening, request, brief))
+                screen = self.instances.over(BlsSampler(contract.screen.name, contract.screening, request, brief))
             cases = cases_of(request)
             wanted = set(request.requested_output_names())
             validate_answer(contract, cases, wanted)
@@ -196,8 +198,8 @@ class AtOnce:
         return [future.result() for future in futures]
 
 
-class Lanes:
-    """Shares what is sampled together out over a sampler's instances, of which each uses some of the cores."""
+class SamplerInstances:
+    """Splits what is sampled together over the instances of a sampler, each of which uses some of the cores."""
 
     def __init__(self, count, members):
         self.count = count
@@ -221,8 +223,8 @@ class Lanes:
 class Metrics:
     """Counters and histograms on Triton's own metrics endpoint; they carry the model's name and nothing of a case.
 
-    All but the gauge, which an orderly stop rests on, are told from a thread of their own, at most every `TELLING`
-    seconds, so that no answer waits for them.
+    All but the gauge, which an orderly stop rests on, are reported by a thread of their own, at most every
+    `REPORT_SECONDS` seconds, so that no answer waits for them.
     """
 
     def __init__(self, model):
@@ -258,8 +260,8 @@ class Metrics:
         self.lock = threading.Lock()
         self.added, self.observed = defaultdict(float), []
         self.waiting, self.closing = threading.Event(), threading.Event()
-        self.teller = threading.Thread(target=self._tell, daemon=True)
-        self.teller.start()
+        self.reporter = threading.Thread(target=self._report, daemon=True)
+        self.reporter.start()
 
     def count(self, assessment):
         self.add(assessment.decision.route, 1)
@@ -280,12 +282,12 @@ class Metrics:
     def close(self):
         self.closing.set()
         self.waiting.set()
-        self.teller.join()
+        self.reporter.join()
 
-    def _tell(self):
+    def _report(self):
         while not self.closing.is_set():
             self.waiting.wait()
-            self.closing.wait(TELLING)
+            self.closing.wait(REPORT_SECONDS)
             self.waiting.clear()
             with self.lock:
                 added, observed = self.added, self.observed
@@ -296,5 +298,5 @@ class Metrics:
                         self.sums[name].increment(amount)
                 for name, number in observed:
                     self.histograms[name].observe(number)
-            except Exception as error:  # numbers are lost, but those to come are told
-                pb_utils.Logger.log_error(f"{type(error).__name__} while telling metrics")
+            except Exception as error:  # these numbers are lost, later ones are reported
+                pb_utils.Logger.log_error(f"{type(error).__name__} while reporting metrics")

@@ -226,7 +226,9 @@ def _spoil(tree: Path, chance: random.Random) -> str:
         file.unlink()
         file.symlink_to(file.name)
     elif fault == 5:
-        (path if path.is_dir() else path.parent).joinpath("loop").symlink_to(tree)
+        loop = (path if path.is_dir() else path.parent) / "loop"
+        if not loop.is_symlink():  # a tree may get the same fault twice
+            loop.symlink_to(tree)
     elif fault == 6:
         file.unlink()
         os.mkfifo(file)

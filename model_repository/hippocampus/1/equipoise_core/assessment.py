@@ -19,7 +19,7 @@ from .record import FORMAT, jsonable, software
 from .scores import case_scores, default_score
 from .statistics import prediction_statistics
 from .uncertainty import Uncertainty
-from .volume import UNKNOWN, Volume, volume_of_samples, voxel_volume
+from .volume import UNKNOWN, VolumeEstimate, volume_of_samples, voxel_volume
 
 UNCALIBRATED_LEVEL = 0.9
 """Share of the samples' volumes inside the interval where no policy widens it."""
@@ -111,7 +111,7 @@ class Assessment:
         return self.model.in_force.volume if self.model.in_force else None
 
     @cached_property
-    def volumes(self) -> dict[str, Volume]:
+    def volumes(self) -> dict[str, VolumeEstimate]:
         """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
         contract, rule = self.model.contract, self.volume_rule
         if contract.task is Task.CLASSIFICATION or self.case.spacing is None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+
+class _Digested(Protocol):
+    @property
+    def digest(self) -> str: ...
+
+
+Parsed = TypeVar("Parsed", bound=_Digested)
 
 
 def canonical_json(document: Any) -> str:
@@ -39,3 +48,32 @@ def digest_of_code(directory: Path) -> str:
     """SHA-256 over the names and bytes of the Python files that lie in `directory` and below: which code decided."""
     files = {str(path.relative_to(directory)): digest_of_file(path) for path in sorted(directory.rglob("*.py"))}
     return digest_of(files)
+
+
+def read_json(path: Path, error: type[ValueError]) -> Any:
+    """A file's JSON document. Raises `error` that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:
+        raise error(f"{path.name} cannot be read as JSON: {cause}") from cause
+
+
+def parse_document(
+    document: Any, what: str, expected: str, build: Callable[[Any], Parsed], error: type[ValueError]
+) -> Parsed:
+    """What `build` makes of a document of the format `expected`; a digest that the document states must be its own.
+
+    Raises `error` that says what is wrong: another format, a missing or malformed part, another digest.
+    """
+    if not isinstance(document, dict) or document.get("format") != expected:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise error(f"expected a {what} of format {expected}; got {found}")
+    try:
+        built = build(document)
+        digest = built.digest  # numbers that JSON cannot say have none
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
+        raise error(f"{what} is incomplete or malformed: {type(cause).__name__}: {cause}") from cause
+    stated = document.get("digest", digest)
+    if stated != digest:
+        raise error(f"{what} says its digest is {stated}, but it is {digest}: it was changed")
+    return built

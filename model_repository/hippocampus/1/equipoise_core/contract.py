@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .canonical import canonical_json, digest_of
+from .canonical import canonical_json, digest_of, parse_document, read_json
 from .preprocessing import Normalisation, Preprocessing
 
 FORMAT = "equipoise-contract/1"
@@ -258,58 +258,47 @@ class Contract:
 
 def load_contract(path: Path) -> Contract:
     """Reads `contract.json`. Raises ContractError that names what is wrong with it."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ContractError(f"{path.name} cannot be read as JSON: {error}") from error
-    return parse_contract(document)
+    return parse_contract(read_json(path, ContractError))
 
 
 def parse_contract(document: Any) -> Contract:
     """The contract that a JSON document describes; where it states a digest, it must be its own."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise ContractError(f"expected a contract of format {FORMAT}; got {found}")
-    try:
-        contract = Contract(
-            name=str(document["name"]),
-            task=Task(document["task"]),
-            activation=Activation(document["activation"]),
-            classes=tuple(str(name) for name in document["classes"]),
-            channels=int(document["channels"]),
-            spatial=_extents(document["spatial"]),
-            nominal=tuple(int(size) for size in document["nominal"]),
-            maximum=tuple(int(size) for size in document["maximum"]),
-            preprocessing=Preprocessing(
-                **{
-                    **document["preprocessing"],
-                    "normalisation": Normalisation(document["preprocessing"]["normalisation"]),
-                }
-            ),
-            sites=tuple(
-                Site(str(site["name"]), SiteKind(site["kind"]), _extents(site["shape"]), float(site["p"]))
-                for site in document["sites"]
-            ),
-            spacing=(
-                None
-                if document["spacing"] is None
-                else tuple((float(low), float(high)) for low, high in document["spacing"])
-            ),
-            orientation=document["orientation"],
-            modalities=tuple(str(code) for code in document["modalities"]),
-            samples=int(document["samples"]),
-            samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
-            precision=Precision(document.get("precision", Precision.FP32)),
-            states_moments=bool(document.get("states_moments", False)),
-            screen=_screen(document.get("screen")),
-        )
-        digest = contract.digest  # of numbers that JSON cannot say there is none
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ContractError(f"contract is incomplete or malformed: {type(error).__name__}: {error}") from error
-    stated = document.get("digest", digest)
-    if stated != digest:
-        raise ContractError(f"contract says its digest is {stated}, but it is {digest}: it was changed")
-    return contract
+    return parse_document(document, "contract", FORMAT, _contract, ContractError)
+
+
+def _contract(document: Any) -> Contract:
+    return Contract(
+        name=str(document["name"]),
+        task=Task(document["task"]),
+        activation=Activation(document["activation"]),
+        classes=tuple(str(name) for name in document["classes"]),
+        channels=int(document["channels"]),
+        spatial=_extents(document["spatial"]),
+        nominal=tuple(int(size) for size in document["nominal"]),
+        maximum=tuple(int(size) for size in document["maximum"]),
+        preprocessing=Preprocessing(
+            **{
+                **document["preprocessing"],
+                "normalisation": Normalisation(document["preprocessing"]["normalisation"]),
+            }
+        ),
+        sites=tuple(
+            Site(str(site["name"]), SiteKind(site["kind"]), _extents(site["shape"]), float(site["p"]))
+            for site in document["sites"]
+        ),
+        spacing=(
+            None
+            if document["spacing"] is None
+            else tuple((float(low), float(high)) for low, high in document["spacing"])
+        ),
+        orientation=document["orientation"],
+        modalities=tuple(str(code) for code in document["modalities"]),
+        samples=int(document["samples"]),
+        samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
+        precision=Precision(document.get("precision", Precision.FP32)),
+        states_moments=bool(document.get("states_moments", False)),
+        screen=_screen(document.get("screen")),
+    )
 
 
 def _screen(document: Any) -> Screen | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .assessment import Assessment
 from .canonical import canonical_json
-from .volume import Volume
+from .volume import VolumeEstimate
 
 OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "mean": lambda a: a.uncertainty.mean.astype(np.float32, copy=False),
@@ -35,5 +35,5 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
 SEGMENTATION_ONLY = ("volume", "volume_total", "labels_sensitive")
 
 
-def _volume_rows(volumes: list[Volume]) -> NDArray[np.float32]:
+def _volume_rows(volumes: list[VolumeEstimate]) -> NDArray[np.float32]:
     return np.array([[v.mean, v.sd, v.low, v.high] for v in volumes], dtype=np.float32)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .canonical import digest_of
+from .canonical import digest_of, parse_document, read_json
 from .monitoring import Monitoring, parse_monitoring
 from .recalibration import Recalibration, parse_recalibration
 from .stopping import Stopping, parse_stopping
@@ -150,56 +150,49 @@ class Policy:
 
 def load_policy(path: Path) -> Policy:
     """Reads `policy.json`. Raises PolicyError that names what is wrong with it."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PolicyError(f"{path.name} cannot be read as JSON: {error}") from error
-    return parse_policy(document)
+    return parse_policy(read_json(path, PolicyError))
 
 
 def parse_policy(document: Any) -> Policy:
     """The policy that a JSON document describes; it must state its own digest."""
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise PolicyError(f"expected a policy of format {FORMAT}; got {found}")
-    try:
-        volume, sensitive = document["volume"], document["sensitive"]
-        policy = Policy(
-            model_digest=str(document["model_digest"]),
-            calibration_digest=str(document["calibration_digest"]),
-            samples=int(document["samples"]),
-            accept=_optional(document["accept"], _accept_rule),
-            typical=_bounds(document["typical"]),
-            suitable=_bounds(document["suitable"]),
-            volume=None
-            if volume is None
-            else VolumeRule(
-                level=float(volume["level"]),
-                widening={str(name): float(width) for name, width in volume["widening"].items()},
-                cases=int(volume["cases"]),
-                rule=str(volume["rule"]),
-            ),
-            population=str(document["population"]),
-            strangeness=_optional(document["strangeness"], parse_strangeness),
-            stopping=_optional(document["stopping"], parse_stopping),
-            sensitive=None
-            if sensitive is None
-            else SensitiveRule(
-                threshold=float(sensitive["threshold"]),
-                alpha=float(sensitive["alpha"]),
-                cases=int(sensitive["cases"]),
-                rule=str(sensitive["rule"]),
-            ),
-            recalibration=_optional(document["recalibration"], parse_recalibration),
-            monitoring=_optional(document["monitoring"], parse_monitoring),
-            screen=_optional(document.get("screen"), _accept_rule),
-        )
-        digest = policy.digest
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise PolicyError(f"policy is incomplete or malformed: {type(error).__name__}: {error}") from error
-    if document.get("digest") != digest:
-        raise PolicyError(f"policy says its digest is {document.get('digest')}, but it is {digest}: it was changed")
+    policy = parse_document(document, "policy", FORMAT, _policy, PolicyError)
+    if "digest" not in document:
+        raise PolicyError("policy states no digest: it was changed")
     return policy
+
+
+def _policy(document: Any) -> Policy:
+    volume, sensitive = document["volume"], document["sensitive"]
+    return Policy(
+        model_digest=str(document["model_digest"]),
+        calibration_digest=str(document["calibration_digest"]),
+        samples=int(document["samples"]),
+        accept=_optional(document["accept"], _accept_rule),
+        typical=_bounds(document["typical"]),
+        suitable=_bounds(document["suitable"]),
+        volume=None
+        if volume is None
+        else VolumeRule(
+            level=float(volume["level"]),
+            widening={str(name): float(width) for name, width in volume["widening"].items()},
+            cases=int(volume["cases"]),
+            rule=str(volume["rule"]),
+        ),
+        population=str(document["population"]),
+        strangeness=_optional(document["strangeness"], parse_strangeness),
+        stopping=_optional(document["stopping"], parse_stopping),
+        sensitive=None
+        if sensitive is None
+        else SensitiveRule(
+            threshold=float(sensitive["threshold"]),
+            alpha=float(sensitive["alpha"]),
+            cases=int(sensitive["cases"]),
+            rule=str(sensitive["rule"]),
+        ),
+        recalibration=_optional(document["recalibration"], parse_recalibration),
+        monitoring=_optional(document["monitoring"], parse_monitoring),
+        screen=_optional(document.get("screen"), _accept_rule),
+    )
 
 
 def _accept_rule(document: Any) -> AcceptRule:

@@ -11,7 +11,7 @@ MILLILITRE = 1000.0  # mm³
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeEstimate:
     """Millilitres: the samples' mean, their standard deviation, and an interval [low, high]."""
 
     mean: float
@@ -20,7 +20,7 @@ class Volume:
     high: float
 
 
-UNKNOWN = Volume(*[float("nan")] * 4)
+UNKNOWN = VolumeEstimate(*[float("nan")] * 4)
 """Without a spacing in mm there are no millilitres."""
 
 
@@ -29,7 +29,7 @@ def voxel_volume(spacing: tuple[float, ...]) -> float:
     return float(np.prod(spacing)) / MILLILITRE
 
 
-def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: float) -> Volume:
+def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: float) -> VolumeEstimate:
     """Sample volumes `[T]` in mL → mean, sd and an interval.
 
     The interval is the samples' own central `level` range, widened at both ends by `widening` mL (split conformal,
@@ -39,6 +39,6 @@ def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: floa
     low, high = np.quantile(volumes, [tail, 1.0 - tail])
     sd = float(volumes.std(ddof=1)) if len(volumes) > 1 else float("nan")
     # np.maximum, unlike max, keeps a NaN: what is not known must not become 0 mL.
-    return Volume(
+    return VolumeEstimate(
         float(volumes.mean()), sd, float(np.maximum(0.0, low - widening)), float(np.maximum(0.0, high + widening))
     )
