@@ -45,11 +45,14 @@ def carried_contract(model: Path) -> Contract:
     """The contract in a public model's `config.pbtxt`. Raises RepositoryError where none can be read."""
     path = model / "config.pbtxt"
     try:
-        return parse_contract(json.loads(parse_configuration(path).parameters[CONTRACT_PARAMETER].string_value))
+        contract = parse_contract(json.loads(parse_configuration(path).parameters[CONTRACT_PARAMETER].string_value))
     except (ContractError, ValueError, RecursionError) as error:
         raise RepositoryError(
             f"{path} carries no contract that can be read: {error}; export the model again"
         ) from error
+    if not contract.samplers:
+        raise RepositoryError(f"{path} carries a contract that names no sampler; export the model again")
+    return contract
 
 
 def configuration_of(model: Path, configuration: str) -> Path:
