@@ -19,12 +19,14 @@ from equipoise_core.contract import Activation, Contract, Precision, Task
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
 from rich.console import Console
 
-from .capture.from_onnx import load_graph
-from .compile import Compiled, compile_onnx, compile_onnx_unproven, compile_sampler, compile_unproven
+from .compile import compile_onnx, compile_onnx_unproven, compile_sampler, compile_unproven
+from .compiled import Compiled
 from .errors import ExportError, SpecError
 from .graph.session import session
-from .inputs.factory import load_module, load_weights
+from .inputs.checkpoints import load_weights
+from .inputs.factory import load_module
 from .inputs.monai_bundle import Stated, is_bundle, read_bundle
+from .inputs.onnx_file import load_graph
 from .passes.compilation import Compilation
 from .progress import shown
 
@@ -370,7 +372,7 @@ class OnnxSource:
         return compile_onnx_unproven(self.graph, self.draft, **self.choice)[0]
 
     def one_pass(self) -> Callable[[], object]:
-        plain = session(self.graph.SerializeToString())
+        plain = session(self.graph)
         feeds = {plain.get_inputs()[0].name: example_image(self.draft)[:1].numpy()}
         return partial(plain.run, None, feeds)
 

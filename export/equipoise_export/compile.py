@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,49 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .capture.active import (
+    active_modules,
     how_to_make_random,
-    live_modules,
     override_p,
     refuse_batch_statistics,
     switched_off,
     unwrapped,
 )
-from .capture.from_onnx import OnnxNetwork, capture_onnx
+from .capture.from_onnx import capture_onnx
 from .capture.from_torch import capture
 from .capture.outputs import choose_answer
+from .compiled import Compiled
 from .errors import CaptureRefused, ExportRefused
 from .graph.marker import matches
-from .graph.storage import LARGEST_FILE, Weights, store
+from .graph.storage import LARGEST_FILE, store
 from .passes import run_passes
 from .passes.compilation import Compilation
-from .passes.count_cost import Cost
 from .progress import LOGGER
 from .proof.file_parity import compare_with_file
-from .proof.parity import Proof, prove
-from .proof.references import Network, TorchNetwork
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A sampler ready to publish.
-
-    Attributes:
-        model: the ONNX sampler.
-        contract: with its sites, without the digests of files.
-        proof: that model and network are the same function.
-        cost: what was predicted for T samples.
-        notes: what the user should know.
-        halves: tensors in half precision, and the layers they belong to.
-        weights: where they lie if not in `model`.
-    """
-
-    model: onnx.ModelProto
-    contract: Contract
-    proof: Proof
-    cost: Cost
-    notes: tuple[str, ...] = ()
-    halves: Mapping[str, str] = field(default_factory=dict)
-    weights: Weights | None = None
+from .proof.parity import prove
+from .proof.references import Network, OnnxNetwork, TorchNetwork
 
 
 def compile_sampler(
@@ -130,18 +106,18 @@ def compile_unproven(
     LOGGER.info("%s: running the network", draft.name)
     refuse_batch_statistics(module)
     network = choose_answer(module, example, draft, output, log_variance)
-    found = live_modules(network, example[:1])  # one image shows what there is to see
-    live = _selected(found if found or p is None else switched_off(network), sites)
+    found = active_modules(network, example[:1])  # one image shows what there is to see
+    active = _selected(found if found or p is None else switched_off(network), sites)
     if p is not None:
-        override_p(network, live, p)
-    compilation = _compile(network, draft, example, live, fall_back, largest_file)
+        override_p(network, active, p)
+    compilation = _compile(network, draft, example, active, fall_back, largest_file)
     if min_depth is not None and compilation.contract.stochastic:
-        live = _deep(compilation, network, live, min_depth)
-        compilation = _compile(network, compilation.contract, example, live, fall_back, largest_file)
-    _refuse_always_on(compilation, network, live)
+        active = _deep(compilation, network, active, min_depth)
+        compilation = _compile(network, compilation.contract, example, active, fall_back, largest_file)
+    _refuse_always_on(compilation, network, active)
     _refuse_randomness(compilation, deterministic)
-    if live and not compilation.contract.stochastic and deterministic is False:
-        names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
+    if active and not compilation.contract.stochastic and deterministic is False:
+        names = ", ".join(path.removeprefix("equipoise_network.") for path in active[:4])
         raise CaptureRefused(
             f"none of its stochastic modules ({names}) changes the chosen output, so its variance would be zero",
             "the whole network",
@@ -151,7 +127,7 @@ def compile_unproven(
         raise CaptureRefused(
             "nothing in it is random, so all samples would be equal", "the whole network", how_to_make_random(module)
         )
-    return compilation, TorchNetwork(network, live, compilation.calls)
+    return compilation, TorchNetwork(network, active, compilation.calls)
 
 
 def compile_onnx(
@@ -217,17 +193,17 @@ def _refuse_randomness(compilation: Compilation, deterministic: bool | None) -> 
 
 
 def _compile(
-    network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool, largest_file: int
+    network: nn.Module, draft: Contract, example: Tensor, active: tuple[str, ...], fall_back: bool, largest_file: int
 ) -> Compilation:
     LOGGER.info("%s: tracing the network", draft.name)
     try:
-        marked = capture(network, example, draft.spatial, draft.preprocessing.multiple, live)
+        marked = capture(network, example, draft.spatial, draft.preprocessing.multiple, active)
         return compile_graph(marked, draft, largest_file)
     except ExportRefused as refusal:
         if not fall_back or draft.spatial == draft.nominal:
             raise
         fixed = replace(draft, spatial=draft.nominal, maximum=draft.nominal)
-        compilation = compile_graph(capture(network, example, fixed.spatial, 1, live), fixed, largest_file)
+        compilation = compile_graph(capture(network, example, fixed.spatial, 1, active), fixed, largest_file)
         compilation.notes.append(f"serves images of size {draft.nominal} only: {refusal.reason}")
         return compilation
 
@@ -244,11 +220,11 @@ def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST
     return compilation
 
 
-def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
-    """The live modules whose name matches; names without the answer's wrapper."""
+def _selected(active: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
+    """The active modules whose name matches; names without the answer's wrapper."""
     if patterns is None:
-        return live
-    names = {path: path.removeprefix("equipoise_network").removeprefix(".") for path in live}
+        return active
+    names = {path: path.removeprefix("equipoise_network").removeprefix(".") for path in active}
     chosen = tuple(path for path, name in names.items() if matches(patterns, name))
     if not chosen:
         raise CaptureRefused(
@@ -259,9 +235,9 @@ def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
     return chosen
 
 
-def _refuse_always_on(compilation: Compilation, network: nn.Module, live: tuple[str, ...]) -> None:
+def _refuse_always_on(compilation: Compilation, network: nn.Module, active: tuple[str, ...]) -> None:
     """Dropout that ignores its training flag acts in whatever was not chosen, too."""
-    chosen = [network.get_submodule(path) for path in live]
+    chosen = [network.get_submodule(path) for path in active]
     for site in compilation.contract.sites:
         if not any(_owner(network, site.name) is part for part in chosen):
             raise CaptureRefused(
@@ -271,11 +247,11 @@ def _refuse_always_on(compilation: Compilation, network: nn.Module, live: tuple[
             )
 
 
-def _deep(compilation: Compilation, network: nn.Module, live: tuple[str, ...], min_depth: float) -> tuple[str, ...]:
-    """The live modules all of whose sites lie behind `min_depth` of the network."""
+def _deep(compilation: Compilation, network: nn.Module, active: tuple[str, ...], min_depth: float) -> tuple[str, ...]:
+    """The active modules all of whose sites lie behind `min_depth` of the network."""
     deepest = max(compilation.depths.values())
     shallow = [_owner(network, site) for site, depth in compilation.depths.items() if depth < min_depth]
-    chosen = tuple(path for path in live if not any(network.get_submodule(path) is part for part in shallow))
+    chosen = tuple(path for path in active if not any(network.get_submodule(path) is part for part in shallow))
     if not chosen:
         raise CaptureRefused(
             f"no site lies behind {min_depth:.0%} of the network", "--min-depth", f"The last one lies at {deepest:.0%}."

@@ -12,7 +12,7 @@ import numpy as np
 from equipoise_core.masks import draw_masks, mask_layout
 from numpy.typing import NDArray
 
-from .compile import Compiled
+from .compiled import Compiled
 from .graph.session import OnnxSampler
 from .progress import LOGGER
 

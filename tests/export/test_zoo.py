@@ -15,11 +15,11 @@ import torch
 from equipoise_core.contract import Activation, Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import Normalisation, Preprocessing
-from equipoise_export.capture.active import live_modules
+from equipoise_export.capture.active import active_modules
 from equipoise_export.capture.outputs import choose_answer
 from equipoise_export.command import app
 from equipoise_export.compile import compile_onnx, compile_sampler
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.graph.session import session
 from equipoise_export.proof.references import TorchNetwork
 from onnx import numpy_helper
 from typer.testing import CliRunner
@@ -55,9 +55,9 @@ def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
     layout = mask_layout(compiled.contract, draft.nominal)
     masks = draw_masks(layout, 1, compiled.contract.digest, 0, 60)[None]
     per_sample = "probabilities" if draft.task is Task.CLASSIFICATION else "volumes"
-    served = start(compiled.model).run([per_sample], {"image": image.numpy(), "masks": masks})[0][0]
+    served = session(compiled.model).run([per_sample], {"image": image.numpy(), "masks": masks})[0][0]
     answer = choose_answer(network, torch.randn(2, *animal.shape), draft, animal.output)
-    plain = TorchNetwork(answer, live_modules(answer, torch.randn(2, *animal.shape)), ())
+    plain = TorchNetwork(answer, active_modules(answer, torch.randn(2, *animal.shape)), ())
     torch.manual_seed(1)
     with plain.ready():
         logits = torch.stack([answer(image)[0] for _ in range(60)]).double()

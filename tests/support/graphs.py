@@ -17,8 +17,9 @@ from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
 from equipoise_core.preprocessing import Normalisation, Preprocessing
 from equipoise_export.graph import marker as sites  # noqa: F401  # registers the marker
+from equipoise_export.graph.marker import marker_of
 from equipoise_export.passes import run_passes
-from equipoise_export.passes.compilation import Compilation, marker_of
+from equipoise_export.passes.compilation import Compilation
 from onnx import helper
 
 

@@ -2,15 +2,13 @@
 
 `module.train()` switches more than dropout: BatchNorm would normalise by the batch-mates, deep supervision would give
 other outputs. So the network runs once with everything but normalisation in training mode, and the modules in whose own
-code a random number was drawn are noted. Those, and only those, are live afterwards. This finds functional dropout,
+code a random number was drawn are noted. Those, and only those, are active afterwards. This finds functional dropout,
 which no type check can, since it depends on the `training` flag of the module that calls it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,21 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CaptureRefused
-
-
-def draws(operator: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
-    """Whether an ATen operator draws random numbers, by PyTorch's own tag, and under these arguments.
-
-    Attention and recurrences carry the tag for a dropout that is off as well.
-    """
-    if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
-        return False
-    names = [argument.name for argument in operator._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-    if given.get("train") is False or given.get("training") is False:
-        return False
-    optional = next((name for name in ("dropout_p", "dropout") if name in names), None)
-    return optional is None or bool(given.get(optional, 0.0))
+from ..graph.randomness import draws, sampling, slow_attention
 
 
 @dataclass
@@ -67,7 +51,7 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
-def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
+def active_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Names of the modules whose training flag makes randomness act, found by running the network once.
 
     Args:
@@ -95,7 +79,7 @@ def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
         for part in names:
             if isinstance(part, _NormBase):
                 part.eval()
-        with torch.no_grad(), _slow_attention(), torch.random.fork_rng(), witness:
+        with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
             getattr(module, "equipoise_network", module)(example)  # in training mode there may be other outputs
         found = set(witness.found)
     except Exception:  # noqa: BLE001  # some networks cannot run in training mode at all; then types have to do
@@ -112,7 +96,7 @@ def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def follows_size(module: nn.Module, live: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
+def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
     """Whether a probability of dropping is another number for images of another size.
 
     torch.export would take the one of the example for all sizes, without a word.
@@ -125,38 +109,12 @@ def follows_size(module: nn.Module, live: tuple[str, ...], example: Tensor, othe
     for image in (example[:1], example.new_zeros((1, example.shape[1], *other))):
         witness = _Witness()
         try:
-            with sampling(module, live), torch.no_grad(), torch.random.fork_rng(), witness:
+            with sampling(module, active), torch.no_grad(), torch.random.fork_rng(), witness:
                 module(image)
         except Exception:  # noqa: BLE001  # it does not work at that size: torch.export says so better
             return False
         seen.append(witness.probabilities)
     return seen[0] != seen[1]
-
-
-@contextmanager
-def sampling(module: nn.Module, live: tuple[str, ...]) -> Iterator[None]:
-    """Evaluation mode with only the named modules in training mode, restored afterwards: Monte Carlo dropout."""
-    flags = {part: part.training for part in module.modules()}
-    try:
-        module.eval()
-        for name in live:
-            module.get_submodule(name).training = True
-        with _slow_attention():
-            yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """PyTorch's fused encoder layer skips its dropout in evaluation mode, whatever its dropout modules say."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def switched_off(module: nn.Module) -> tuple[str, ...]:
@@ -184,8 +142,8 @@ _KEEPING = ("keep_prob", "keep", "keep_rate", "survival_prob", "survival_rate")
 """What modules call their probability of dropping, or of keeping."""
 
 
-def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
-    """Sets the probability of dropping of the live modules, so that network and sampler drop alike.
+def override_p(module: nn.Module, active: tuple[str, ...], p: float) -> None:
+    """Sets the probability of dropping of the active modules, so that network and sampler drop alike.
 
     Case 1: the module holds it under one of the usual names.   Case 2: it holds the probability of keeping.
     Case 3: it drops by itself with the p of its one dropout layer, as attention does.
@@ -195,7 +153,7 @@ def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
     """
     if not 0.0 < p < 1.0:
         raise CaptureRefused(f"--p {p}: a probability of dropping lies between 0 and 1", "--p", "Give 0 < p < 1.")
-    for name in live:
+    for name in active:
         part = module.get_submodule(name)
         places = [(part, key, p) for key in _PROBABILITIES if _is_share(getattr(part, key, None))]
         places = places or [(part, key, 1.0 - p) for key in _KEEPING if _is_share(getattr(part, key, None))]

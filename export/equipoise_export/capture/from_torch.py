@@ -20,7 +20,8 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, mask, translate_mask
-from .active import follows_size, live_modules, sampling
+from ..graph.randomness import sampling
+from .active import active_modules, follows_size
 from .per_image import answer_each_image
 from .recurrent import split_layers
 from .sizes import dimension_names
@@ -34,29 +35,29 @@ def capture(
     example: Tensor,
     spatial: tuple[int | str, ...],
     multiple: int,
-    live: tuple[str, ...] | None = None,
+    active: tuple[str, ...] | None = None,
 ) -> ir.Model:
-    """Traces the network with only its stochastic parts live.
+    """Traces the network with only its stochastic parts active.
 
     Args:
         module: image `[N, C, *S]` → one tensor of logits.
         example: an image with N ≥ 2, of the contract's nominal size.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
         multiple: dynamic sizes are multiples of this.
-        live: the modules to put in training mode; found by running the network where not given.
+        active: the modules to put in training mode; found by running the network where not given.
 
     Returns:
         An ONNX graph, opset 18, with input `image` and one output `logits`.
     """
-    live = live_modules(module, example) if live is None else live
+    active = active_modules(module, example) if active is None else active
     other = tuple(s + multiple if isinstance(n, str) else s for s, n in zip(example.shape[2:], spatial, strict=True))
-    if other != tuple(example.shape[2:]) and follows_size(module, live, example, other):
+    if other != tuple(example.shape[2:]) and follows_size(module, active, example, other):
         raise CaptureRefused(
             "a probability of dropping follows from the image's size, so one model cannot serve several",
             "the whole network",
             "Export with fixed sizes (--fixed), or state the probability as a number.",
         )
-    with sampling(module, live):
+    with sampling(module, active):
         program = _trace(module, example, spatial, multiple)
     split_layers(program)
     drawn_once = mark_stochastic(program, dimension_names(program, spatial))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CaptureRefused, ExportRefused
-from .active import live_modules, sampling
+from ..graph.randomness import sampling
+from .active import active_modules
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -119,7 +120,7 @@ def choose_answer(
     Raises:
         ExportRefused: no output, or more than one, fits.
     """
-    with sampling(network, live_modules(network, example)), torch.no_grad():  # a live module may answer otherwise
+    with sampling(network, active_modules(network, example)), torch.no_grad():  # an active module may answer otherwise
         try:
             answer = network(example)
             outputs = dict(_tensors(answer))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import onnx
+import onnx_ir as ir
 import onnxscript
 import torch
 from onnx.defs import OpSchema
@@ -82,6 +83,21 @@ def encode_shape(shape: Sequence[int | str]) -> str:
 def decode_shape(text: str) -> tuple[int | str, ...]:
     """The inverse of `encode_shape`."""
     return tuple(json.loads(text))
+
+
+def marker_of(node: ir.Node) -> Marker:
+    """What a marker node says."""
+    attributes = node.attributes
+    return Marker(
+        site=attributes["site"].as_string(),
+        kind=attributes["kind"].as_string(),
+        p=float(attributes["p"].as_string()),
+        scale=float(attributes["scale"].as_string()),
+        axes=tuple(attributes["axes"].as_ints()),
+        index=attributes["index"].as_int(),
+        shape=decode_shape(attributes["shape"].as_string()),
+        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
+    )
 
 
 @torch.library.custom_op("equipoise::mask", mutates_args=())

@@ -7,7 +7,8 @@ import onnx_ir.passes.common as common
 from equipoise_core.moments import sampler_outputs
 
 from ..errors import CaptureRefused, PassFailed
-from .compilation import IMAGE, MASKS, Compilation
+from ..graph.nodes import IMAGE, MASKS
+from .compilation import Compilation
 
 RANDOM = {
     "RandomNormal",

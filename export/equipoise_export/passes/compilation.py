@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
-from ..graph.marker import DOMAIN, MASK, Call, Marker, decode_shape
+from ..graph.marker import DOMAIN, MASK, Call
+from ..graph.nodes import IMAGE, MASKS
 from ..graph.storage import LARGEST_FILE
+from .cost import Cost
 
-if TYPE_CHECKING:
-    from .count_cost import Cost
-
-IMAGE = "image"
-MASKS = "masks"
-LOGITS = "logits"
 MADE = "equipoise "
 """How the names of values begin that passes made; torch calls comparisons `eq_1`, so that is no name for them."""
 
@@ -226,28 +222,6 @@ class Compilation:
         return [node for node in self.graph if node.domain == DOMAIN and node.op_type == MASK]
 
 
-def marker_of(node: ir.Node) -> Marker:
-    """What a marker node says."""
-    attributes = node.attributes
-    return Marker(
-        site=attributes["site"].as_string(),
-        kind=attributes["kind"].as_string(),
-        p=float(attributes["p"].as_string()),
-        scale=float(attributes["scale"].as_string()),
-        axes=tuple(attributes["axes"].as_ints()),
-        index=attributes["index"].as_int(),
-        shape=decode_shape(attributes["shape"].as_string()),
-        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
-    )
-
-
-def number_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """A value's constant content, where it has one."""
-    if value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()
-
-
 def layer_of(node: ir.Node) -> str:
     """Where in the network a node comes from, in its own words; the node's name where the graph is an ONNX file's."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
@@ -256,14 +230,3 @@ def layer_of(node: ir.Node) -> str:
     *modules, operation = ast.literal_eval(scopes)
     path = modules[-1] if modules else ""
     return path.removeprefix("equipoise_network").removeprefix(".") or str(operation)
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Every use of `old`, as a graph output too, becomes one of `new`."""
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-
-
-def remove(nodes: Iterable[ir.Node]) -> None:
-    """Takes nodes out whose outputs nobody uses any more."""
-    for node in nodes:
-        node.graph.remove(node, safe=True)  # type: ignore[union-attr]

@@ -8,16 +8,13 @@ shape inference gives up at the first unusual operator; a run does not, and is t
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
-from onnx import helper
 
 from ..errors import CaptureRefused
-from ..graph.marker import DOMAIN
+from ..graph.nodes import IMAGE, runnable, shapes_as_outputs
 from ..graph.session import session
-from ..graph.storage import Weights, store
-from .compilation import IMAGE, Compilation, Layout
+from ..graph.storage import store
+from .compilation import Compilation, Layout
 
 
 def find_layouts(c: Compilation) -> None:
@@ -57,14 +54,8 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 def _shape_meter(c: Compilation):  # type: ignore[no-untyped-def]  # a closure over one session
     proto, weights = store(c.model, c.largest_file)
-    runnable(proto)
-    graph = proto.graph
-    names = [name for node in graph.node for name in node.output if name]
-    del graph.output[:]
-    for index, name in enumerate(names):
-        graph.node.append(helper.make_node("Shape", [name], [f"shape_{index}"]))
-        graph.output.append(helper.make_tensor_value_info(f"shape_{index}", onnx.TensorProto.INT64, None))
-    running = start(proto, weights=weights)
+    names = shapes_as_outputs(runnable(proto))
+    running = session(proto, weights=weights)
 
     def measure(images: int, channels: int, spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         shape = (images, channels, *spatial)
@@ -73,21 +64,3 @@ def _shape_meter(c: Compilation):  # type: ignore[no-untyped-def]  # a closure o
         return {IMAGE: shape, **{name: tuple(int(s) for s in found) for name, found in zip(names, shapes, strict=True)}}
 
     return measure
-
-
-def runnable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The marked graph, in place, with identities for its markers."""
-    for node in proto.graph.node:
-        if node.domain == DOMAIN:
-            node.op_type, node.domain = "Identity", ""
-            del node.attribute[:]
-    del proto.graph.value_info[:]
-    kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
-    del proto.opset_import[:]
-    proto.opset_import.extend(kept)
-    return proto
-
-
-def start(proto: onnx.ModelProto, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU that keeps quiet."""
-    return session(proto.SerializeToString(), threads, weights)

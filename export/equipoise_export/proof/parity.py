@@ -1,6 +1,6 @@
 """The proof: the compiled sampler and the original network are the same function of image and masks.
 
-The network's side (`networks.py`) shares no code with the compiler. Moments are recomputed from its logits in double
+The network's side (`references.py`) shares no code with the compiler. Moments are recomputed from its logits in double
 precision by their definitions.
 
 A half-precision sampler is proven as ONNX Runtime runs it here and, for the answers, as hardware rounds it as well
@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..errors import ProofRefused
+from ..graph.session import session
 from ..graph.storage import Weights
-from ..passes.find_layouts import start
-from ..passes.to_half import LARGEST
 from ..progress import LOGGER
 from .references import Network
 from .rounding import REACHED, rounded
@@ -51,6 +50,7 @@ MEAN_TOLERANCE = 1e-3
 DROWNED = 0.1
 """And at most this share of the standard deviation over samples, else the variance would be one of rounding; but never
 less than single precision's tolerance."""
+LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
 """Largest half number over the largest activation that the proof's images reach: other images go further."""
 
@@ -182,9 +182,9 @@ class _Proving:
         self.contract = contract
         self.tolerance = TOLERANCES[contract.precision]
         self.halves = halves
-        self.session = start(model, weights=weights)
+        self.session = session(model, weights=weights)
         half = contract.precision is Precision.FP16
-        self.rounded = start(rounded(model, halves), weights=weights) if half else None
+        self.rounded = session(rounded(model, halves), weights=weights) if half else None
         self.outputs = [output.name for output in model.graph.output]
         self.samples = SAMPLES if contract.stochastic else 1
         self.checks: dict[str, Check] = {}

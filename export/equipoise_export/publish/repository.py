@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_changes
 from os.path import relpath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import equipoise_core
 import onnx
 from equipoise_core.canonical import digest_of_file, digest_of_model
 from equipoise_core.contract import Contract, ContractError, Sampler, Screen, load_contract
 
+from ..compiled import Compiled
 from ..errors import ExportError
-from ..graph.storage import DATA, MODEL, Weights
+from ..graph.storage import DATA, MODEL
 from .triton_config import aggregator_config, render, sampler_configs, sampler_names, screen_name
 
 PROOF = "proof.json"
@@ -33,35 +34,15 @@ class PublishError(ExportError):
     """The pair cannot be written as asked; nothing was changed."""
 
 
-class Proof(Protocol):
-    """Evidence that the ONNX file computes what the network computes."""
-
-    def document(self) -> Any:
-        """JSON-able."""
-
-
-class Publishable(Protocol):
-    """What `compile_sampler` returns; its contract does not name the sampler files yet."""
-
-    @property
-    def model(self) -> onnx.ModelProto: ...
-    @property
-    def weights(self) -> Weights | None: ...
-    @property
-    def contract(self) -> Contract: ...
-    @property
-    def proof(self) -> Proof: ...
-
-
 def publish(
-    compiled: Publishable,
+    compiled: Compiled,
     into: Path,
     policy: Mapping[str, Any] | None = None,
     card: str | None = None,
     link_code_to: Path | None = None,
     replace: bool = False,
-    further: Sequence[Publishable] = (),
-    screen: Publishable | None = None,
+    further: Sequence[Compiled] = (),
+    screen: Compiled | None = None,
 ) -> Path:
     """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
 
@@ -113,7 +94,7 @@ def _belonging(public: Path) -> dict[str, None]:
         return {}
 
 
-def _check_metadata(compiled: Publishable, contract: Contract) -> None:
+def _check_metadata(compiled: Compiled, contract: Contract) -> None:
     stated = {entry.key: entry.value for entry in compiled.model.metadata_props}.get("equipoise.digest")
     if stated != contract.digest:
         raise PublishError(
@@ -122,7 +103,7 @@ def _check_metadata(compiled: Publishable, contract: Contract) -> None:
         )
 
 
-def _check_screen(screen: Publishable, contract: Contract) -> None:
+def _check_screen(screen: Compiled, contract: Contract) -> None:
     expected = with_changes(contract, sites=(), states_moments=screen.contract.states_moments)
     if screen.contract.digest != expected.digest:
         raise PublishError(
@@ -133,8 +114,8 @@ def _check_screen(screen: Publishable, contract: Contract) -> None:
 
 
 def _write_model(
-    members: Mapping[str, Publishable],
-    screen: Publishable | None,
+    members: Mapping[str, Compiled],
+    screen: Compiled | None,
     root: Path,
     into: Path,
     policy: Mapping[str, Any] | None,
@@ -164,7 +145,7 @@ def _write_model(
         _link_code(public.name, samplers, root, into, link_code_to)
 
 
-def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
+def _write_sampler(name: str, member: Compiled, root: Path) -> Sampler:
     folder = root / name
     for part in ("1", "configs"):
         (folder / part).mkdir(parents=True)

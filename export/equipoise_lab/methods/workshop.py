@@ -15,7 +15,8 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Activation, Contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import OnnxSampler
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file

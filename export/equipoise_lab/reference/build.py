@@ -27,7 +27,8 @@ from equipoise_core.sampling import assess
 from equipoise_core.statistics import input_statistics
 from equipoise_export.calibrate.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
 from equipoise_export.calibrate.choose import Goals, Method, choose_policy
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
 from equipoise_export.publish.repository import publish
 from rich.console import Console

@@ -10,8 +10,8 @@ from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.capture.from_torch import capture
 from equipoise_export.compile import compile_sampler, compile_unproven
 from equipoise_export.errors import CaptureRefused
-from equipoise_export.passes.compilation import marker_of
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.graph.marker import marker_of
+from equipoise_export.graph.session import session
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,7 +43,7 @@ def test_a_construct_is_proven_and_draws_as_pytorch_does(name: str) -> None:
     assert 0 < compiled.proof.sites[0].effect < 1
     assert site.p == pytest.approx(expected[2], rel=1e-6)
     masks = draw_masks(mask_layout(compiled.contract, (8, 8)), 3, compiled.contract.digest, 0, 300)[None]
-    served = start(compiled.model).run(None, {"image": image()[:1].numpy(), "masks": masks})[0][0]
+    served = session(compiled.model).run(None, {"image": image()[:1].numpy(), "masks": masks})[0][0]
     network.train()  # there is no BatchNorm in it
     torch.manual_seed(7)
     with torch.no_grad():  # one image a pass: some constructs reckon over the batch
@@ -62,9 +62,9 @@ def test_dropblock_at_dynamic_sizes() -> None:
         layout = mask_layout(compiled.contract, size)
         masks = draw_masks(layout, 0, compiled.contract.digest, 0, 4)[None]
         picture = np.random.default_rng(0).standard_normal((1, 1, *size)).astype(np.float32)
-        together = start(compiled.model).run(["volumes"], {"image": picture, "masks": masks})[0]
+        together = session(compiled.model).run(["volumes"], {"image": picture, "masks": masks})[0]
         for t in range(4):
-            alone = start(compiled.model).run(["volumes"], {"image": picture, "masks": masks[:, t : t + 1]})[0]
+            alone = session(compiled.model).run(["volumes"], {"image": picture, "masks": masks[:, t : t + 1]})[0]
             np.testing.assert_allclose(alone[:, 0], together[:, t], rtol=1e-5)
 
 

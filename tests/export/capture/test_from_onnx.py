@@ -13,7 +13,8 @@ import torch
 from equipoise_core.contract import Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.command import app
-from equipoise_export.compile import Compiled, compile_onnx
+from equipoise_export.compile import compile_onnx
+from equipoise_export.compiled import Compiled
 from equipoise_export.errors import CaptureRefused, ExportRefused
 from equipoise_export.graph.session import OnnxSampler
 from onnx import numpy_helper

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from equipoise_core.contract import Task
-from equipoise_export.capture.active import live_modules, refuse_batch_statistics
+from equipoise_export.capture.active import active_modules, refuse_batch_statistics
 from equipoise_export.capture.from_torch import capture
 from equipoise_export.compile import compile_unproven
 from equipoise_export.errors import CaptureRefused
-from equipoise_export.passes.compilation import marker_of
+from equipoise_export.graph.marker import marker_of
 from torch import Tensor, nn
 
 from ...support.graphs import contract
@@ -45,7 +45,7 @@ def test_only_what_is_random_is_put_in_training_mode(unet: UNet) -> None:
     """BatchNorm and everything else stay in evaluation mode, and flags and statistics are given back as they were."""
     before = {name: buffer.clone() for name, buffer in unet.named_buffers()}
     flags = [part.training for part in unet.modules()]
-    assert live_modules(unet, torch.randn(2, 1, 16, 16)) == ("bottleneck_dropout", "decoder_dropout.1")
+    assert active_modules(unet, torch.randn(2, 1, 16, 16)) == ("bottleneck_dropout", "decoder_dropout.1")
     assert [part.training for part in unet.modules()] == flags
     assert all(torch.equal(buffer, before[name]) for name, buffer in unet.named_buffers())
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from equipoise_core.contract import Task
-from equipoise_export.capture.active import sampling
 from equipoise_export.capture.outputs import choose_answer
 from equipoise_export.compile import compile_sampler
 from equipoise_export.errors import ExportRefused
+from equipoise_export.graph.randomness import sampling
 from equipoise_export.graph.session import OnnxSampler
 from torch import Tensor, nn
 

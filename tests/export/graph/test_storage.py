@@ -14,7 +14,8 @@ from equipoise_core.canonical import digest_of_file, digest_of_model
 from equipoise_core.contract import ContractError, Precision
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.compile import Compiled, compile_onnx, compile_sampler
+from equipoise_export.compile import compile_onnx, compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import OnnxSampler
 from equipoise_export.graph.storage import DATA, MODEL
 from equipoise_export.proof.ensemble import EnsembleRefused, check_members

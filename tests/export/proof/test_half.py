@@ -16,10 +16,11 @@ from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_export.command import app
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.errors import ProofRefused
 from equipoise_export.graph.marker import Call
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.graph.session import session
 from equipoise_export.proof.parity import prove
 from equipoise_export.proof.rounding import REACHED, rounded
 from equipoise_export.publish.repository import publish
@@ -98,9 +99,9 @@ def test_half_and_single_agree_at_every_size(
     layout = mask_layout(half_unet.contract, spatial)
     masks = np.stack([draw_masks(layout, n, half_unet.contract.digest, 0, 5) for n in range(2)])
     feeds = {"image": images, "masks": masks}
-    expected = start(compiled_unet.model).run(None, feeds)
-    twin = start(rounded(half_unet.model, half_unet.halves))
-    for model in (start(half_unet.model), twin):
+    expected = session(compiled_unet.model).run(None, feeds)
+    twin = session(rounded(half_unet.model, half_unet.halves))
+    for model in (session(half_unet.model), twin):
         got = model.run(["sum_p", "sum_p2", "sum_entropy", "volumes"], feeds)
         for one, other in zip(got[:3], expected[:3], strict=True):
             np.testing.assert_allclose(one / 5, other / 5, atol=5e-3)
@@ -119,7 +120,7 @@ def test_rounding_is_that_of_half(half_unet: Compiled) -> None:
         "image": np.random.default_rng(0).standard_normal((1, 1, 16, 24)).astype(np.float32),
         "masks": draw_masks(layout, 0, half_unet.contract.digest, 0, 2)[None],
     }
-    (values,) = start(twin).run([tensor], feeds)
+    (values,) = session(twin).run([tensor], feeds)
     np.testing.assert_array_equal(values, values.astype(np.float16).astype(np.float32))
 
 
