@@ -34,6 +34,7 @@ from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
 from equipoise_core.preprocessing import Normalisation, Preprocessing  # noqa: E402
 from equipoise_export.capture.active import active_modules  # noqa: E402
 from equipoise_export.capture.from_torch import capture  # noqa: E402
+from equipoise_export.capture.prepare import Prepared  # noqa: E402
 from equipoise_export.compile import compile_graph  # noqa: E402
 from equipoise_export.graph.randomness import sampling  # noqa: E402
 from equipoise_export.graph.session import session  # noqa: E402
@@ -138,8 +139,8 @@ def main() -> None:
         network.eval()
         image = torch.randn(1, 1, given.size, given.size)
         pair = torch.randn(2, 1, given.size, given.size)
-        live = active_modules(network, pair)
-        marked = capture(network, pair, draft.spatial, 1, live)
+        active = active_modules(network, pair)
+        marked = capture(Prepared(network, active, pair), draft.spatial, 1)
         compilation = compile_graph(marked, draft)
         model = ir.to_proto(compilation.model)
         masks = draw_masks(mask_layout(compilation.contract, draft.nominal), 0, compilation.contract.digest, 0, T)[None]
@@ -151,8 +152,8 @@ def main() -> None:
         )
         copies = {plain.model.graph.inputs[0].name: np.repeat(image.numpy(), T, 0)}
 
-        def loop(network: nn.Module = network, live: tuple[str, ...] = live, image: torch.Tensor = image) -> None:
-            with sampling(network, live), torch.no_grad():
+        def loop(network: nn.Module = network, active: tuple[str, ...] = active, image: torch.Tensor = image) -> None:
+            with sampling(network, active), torch.no_grad():
                 for _ in range(T):
                     network(image)
 

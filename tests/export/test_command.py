@@ -14,7 +14,18 @@ from typer.testing import CliRunner
 from ..support.networks import Classifier
 
 NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
-COMMON = ["--name", "small", "--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
+COMMON = [
+    "--name",
+    "small",
+    "--task",
+    "classification",
+    "--input-shape",
+    "1,16,16",
+    "--classes",
+    "a,b,c",
+    "--sizes",
+    "fixed",
+]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.compile import compile_sampler
 from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import session
+from equipoise_export.options import Options
 from torch import nn
 
 from ..support.graphs import contract
@@ -80,7 +81,7 @@ def test_a_network_without_dropout_is_exported_only_when_asked() -> None:
     """It gets no `masks` input and one sample."""
     network = nn.Conv2d(1, 1, 3, padding=1)
     draft = contract(classes=1, activation=Activation.SIGMOID, spatial=(8, 8))
-    compiled = compile_sampler(network, draft, torch.randn(2, 1, 8, 8), deterministic=True)
+    compiled = compile_sampler(network, draft, torch.randn(2, 1, 8, 8), Options(deterministic=True))
     assert [value.name for value in compiled.model.graph.input] == ["image"]
     assert not compiled.contract.stochastic
 
@@ -99,7 +100,8 @@ def test_a_heteroscedastic_head_averages_over_its_noise() -> None:
     torch.manual_seed(0)
     network = TwoHeads(3)
     draft = contract(classes=3, spatial=(16, 16))
-    compiled = compile_sampler(network, draft, torch.randn(2, 1, 16, 16), output="logits", log_variance="log_variance")
+    options = Options(output="logits", log_variance="log_variance")
+    compiled = compile_sampler(network, draft, torch.randn(2, 1, 16, 16), options)
     image = torch.randn(1, 1, 16, 16)
     keep = np.full((1, 1, -(-mask_layout(compiled.contract, (16, 16)).bits // 8)), 255, np.uint8)
     got = session(compiled.model).run(["sum_p"], {"image": image.numpy(), "masks": keep})[0]

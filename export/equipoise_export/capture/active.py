@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CaptureRefused
+from ..graph.marker import own_path
 from ..graph.randomness import draws, sampling, slow_attention
 
 
@@ -80,7 +81,7 @@ def active_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
             if isinstance(part, _NormBase):
                 part.eval()
         with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
-            getattr(module, "equipoise_network", module)(example)  # in training mode there may be other outputs
+            module(example)
         found = set(witness.found)
     except Exception:  # noqa: BLE001  # some networks cannot run in training mode at all; then types have to do
         dropouts = {name for part, name in names.items() if isinstance(part, nn.modules.dropout._DropoutNd)}
@@ -127,11 +128,11 @@ def how_to_make_random(module: nn.Module) -> str:
     """What to do about a network that draws nothing."""
     named = [name for name in inspect.signature(type(module).__init__).parameters if "drop" in name]
     advice = [f"--arg {name}=0.2 (in a bundle --arg network_def.{name}=0.2)" for name in named[:3]]
-    told = f"Build it with {' or '.join(advice)} and train it so" if advice else "Train it with dropout"
+    remedy = f"Build it with {' or '.join(advice)} and train it so" if advice else "Train it with dropout"
     off = switched_off(module)
     if off:
-        told += f"; or set p of its {len(off)} dropout layers that have 0 (such as {off[0]}) by --p 0.1"
-    return told + "; or export it as a single-pass model (--deterministic)."
+        remedy += f"; or set p of its {len(off)} dropout layers that have 0 (such as {off[0]}) by --p 0.1"
+    return remedy + "; or export it as a single-pass model (--deterministic)."
 
 
 _PROBABILITIES = (
@@ -162,7 +163,7 @@ def override_p(module: nn.Module, active: tuple[str, ...], p: float) -> None:
         if len(places) != 1:
             raise CaptureRefused(
                 "its probability of dropping cannot be found, so --p cannot change it",
-                name.removeprefix("equipoise_network").removeprefix(".") or "forward",
+                own_path(name) or "forward",
                 f"Build the network with p = {p} (--arg), or leave this module out (--sites).",
             )
         ((owner, key, value),) = places

@@ -25,48 +25,36 @@ from ..graph.marker import BATCH, DOMAIN, MASK, encode_shape, matches
 from ..graph.nodes import IMAGE, number_of, replace
 from ..graph.session import session
 from ..graph.storage import store
+from ..options import Options
 from .batch_axis import make_batch_dynamic, shapes_for, verify
 from .from_torch import OPSET
 
 _FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
 
 
-def capture_onnx(
-    proto: onnx.ModelProto,
-    draft: Contract,
-    *,
-    output: str | int | None = None,
-    dropout_at: str | None = None,
-    p: float | None = None,
-    sites: str | None = None,
-) -> ir.Model:
-    """Marks the sites of an ONNX graph.
+def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> ir.Model:
+    """Marks the sites of an ONNX graph with one image input `[N, C, *S]`.
 
-    Args:
-        proto: one image input `[N, C, *S]`.
-        output: which of several outputs, by index or name.
-        dropout_at: a site behind every tensor whose name matches one of these patterns (commas between them): of
-            channels where the tensor is a feature map, else of elements.
-        p: for `dropout_at`, the probability of dropping; for Dropout nodes, overrides theirs.
-        sites: only sites whose name matches one of these patterns.
+    Raises:
+        CaptureRefused: naming the node or tensor.
     """
     model = ir.from_proto(_modern(proto))
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
     image = _name_input(model, draft)
-    _choose_output(model, output)
+    _choose_output(model, options.output)
     _take_off_activation(model, draft)
     _refuse_what_cannot_be(model)
     make_batch_dynamic(model, image, draft)
     verify(model, draft)
     shapes = shapes_for(model, draft, 2)
-    marking = _Marking(model, p, sites, {name: len(shape) for name, shape in shapes.items()})
+    marking = _Marking(model, options.p, options.sites, {name: len(shape) for name, shape in shapes.items()})
     for node in list(model.graph):
         if node.op_type == "Dropout" and not node.domain:
             marking.dropout(node)
-    if dropout_at is not None:
-        marking.insert(dropout_at, _activations(model, shapes, image))
+    if options.dropout_at is not None:
+        marking.insert(options.dropout_at, _activations(model, shapes, image))
     model.opset_imports[DOMAIN] = 1
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -218,23 +206,23 @@ def _names(value: ir.Value) -> set[str]:
     Of a path (`/model/layer4/conv/Conv_output_0`) also what is left without its first steps.
     """
     node = value.producer()
-    told = [str(value.name)]
+    names = [str(value.name)]
     if node is not None:
-        told.append(str(node.name or ""))
+        names.append(str(node.name or ""))
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
         if scopes:
-            told.append("/".join(str(scope) for scope in ast.literal_eval(scopes)[1:]))
-    steps = (name.split("/") for name in told)
+            names.append("/".join(str(scope) for scope in ast.literal_eval(scopes)[1:]))
+    steps = (name.split("/") for name in names)
     return {"/".join(parts[start:]) for parts in steps for start in range(len(parts)) if parts[start]}
 
 
 def _listing(activations: Sequence[ir.Value]) -> str:
     """Names of activations, the last ones first: dropout is wanted near the end."""
-    told = []
+    names = []
     for value in reversed(activations):
         name, longest = str(value.name), max(_names(value), key=len)
-        told.append(name if longest in name else f"{name} ({longest})")
-    return ", ".join(told[:12]) + (f" and {len(told) - 12} more before them" if len(told) > 12 else "")
+        names.append(name if longest in name else f"{name} ({longest})")
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more before them" if len(names) > 12 else "")
 
 
 class _Marking:

@@ -11,6 +11,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
+from ..graph.marker import own_path
+
 Fx = Any
 """A torch.fx.Node, whose arguments PyTorch types as a union of everything that can be one."""
 
@@ -55,9 +57,7 @@ def module_of(node: Fx) -> tuple[str, str]:
         return "", ""
     path, kind = stack[-1]
     steps = [step.split("@")[0] for step in path.split(".")]  # "@1" marks a second call; counted by SiteNames
-    if steps and steps[0] == "equipoise_network":  # the wrapper that chooses the output
-        steps = steps[1:]
-    return ".".join(steps), str(kind).rsplit(".", 1)[-1]
+    return own_path(".".join(steps)), str(kind).rsplit(".", 1)[-1]
 
 
 def fake_mode(program: ExportedProgram) -> Any:

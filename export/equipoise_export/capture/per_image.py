@@ -170,7 +170,7 @@ class _PerImage:
                 raise CaptureRefused(
                     f"the number of images enters its arithmetic ({expression})",
                     module_of(node)[0] or "forward",
-                    "Reckon for each image alone, or export with fixed sizes (--fixed).",
+                    "Reckon for each image alone, or export for one size (--sizes fixed).",
                 )
             write = Writer(self.program, node)
             count = write(_aten.sym_size.int, self.image, 0)

@@ -229,7 +229,7 @@ class _Marking:
             probability = self.constants.of(node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5))
         if probability is None:
             raise self.unsupported(
-                node, "its probability is not a constant (where it follows from the image's size, use --fixed)"
+                node, "its probability is not a constant (where it follows from the image's size, use --sizes fixed)"
             )
         write = Writer(self.program, node)
         if probability in (0, 1):

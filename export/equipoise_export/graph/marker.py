@@ -25,6 +25,8 @@ from torch import Tensor
 DOMAIN = "equipoise"
 MASK = "Mask"
 KEEP = "Keep"
+WRAPPED = "equipoise_network"
+"""The attribute under which a wrapper of ours holds the network; names of sites do not show it."""
 BATCH = "N"
 """Name of the batch dimension in a marker's `shape`."""
 
@@ -62,13 +64,18 @@ class Call:
     inverted: bool = False
 
 
+def own_path(path: str) -> str:
+    """The path of a module as its network says it; empty for the network itself."""
+    return path.removeprefix(WRAPPED).removeprefix(".")
+
+
 def matches(patterns: str, *names: str) -> bool:
     """Whether something is chosen by one of its names; commas between patterns, `!` before one that excludes."""
     parts = [part.strip() for part in patterns.split(",") if part.strip()]
     excluding = [part[1:].lstrip("/") for part in parts if part.startswith("!")]
     including = [part.lstrip("/") for part in parts if not part.startswith("!")] or ["*"]
-    told = [name.lstrip("/") for name in names]
-    return _any_match(told, including) and not _any_match(told, excluding)
+    stripped = [name.lstrip("/") for name in names]
+    return _any_match(stripped, including) and not _any_match(stripped, excluding)
 
 
 def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
-from ..graph.marker import DOMAIN, MASK, Call
+from ..graph.marker import DOMAIN, MASK, Call, own_path
 from ..graph.nodes import IMAGE, MASKS
 from ..graph.storage import LARGEST_FILE
 from .cost import Cost
@@ -229,4 +229,4 @@ def layer_of(node: ir.Node) -> str:
         return str(node.name or node.op_type)
     *modules, operation = ast.literal_eval(scopes)
     path = modules[-1] if modules else ""
-    return path.removeprefix("equipoise_network").removeprefix(".") or str(operation)
+    return own_path(path) or str(operation)

@@ -298,7 +298,7 @@ class _Proving:
                 raise ProofRefused(
                     f"{name} has shape {got[name].shape} where {value.shape} is expected, for images {images.shape}",
                     "the whole network",
-                    "Export for one size only (--fixed), and report the network.",
+                    "Export for one size (--sizes fixed), and report the network.",
                 )
             worst = float(self.difference(name, got[name], value).max())
             limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more

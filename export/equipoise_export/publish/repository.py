@@ -34,7 +34,7 @@ class PublishError(ExportError):
     """The pair cannot be written as asked; nothing was changed."""
 
 
-def publish(
+def publish_pair(
     compiled: Compiled,
     into: Path,
     policy: Mapping[str, Any] | None = None,

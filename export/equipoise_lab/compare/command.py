@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from equipoise_core.contract import ContractError, Task
 from equipoise_core.errors import InvalidRequest, SamplerFailure
-from equipoise_export.calibrate.choose import Goals, Method
-from equipoise_export.calibrate.errors import CalibrationError
-from equipoise_export.calibrate.reading import numbers
+from equipoise_export.calibration.choose import Goals, Method
+from equipoise_export.calibration.errors import CalibrationError
+from equipoise_export.calibration.reading import numbers
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from equipoise_core.contract import Task
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.capture.from_torch import capture
 from equipoise_export.compile import compile_sampler, compile_unproven
 from equipoise_export.errors import CaptureRefused
 from equipoise_export.graph.marker import marker_of
 from equipoise_export.graph.session import session
+from equipoise_export.options import Options, Sizes
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...support.constructs import LAYERS, Around, DropBlock, DropBlockOfSizes, Written
-from ...support.graphs import contract
+from ...support.graphs import captured, contract
 from ..test_compile import permutation_p
 
 pytestmark = pytest.mark.slow  # forty ways to be random, each exported
@@ -72,9 +74,9 @@ def test_dropblock_whose_seeds_follow_the_size_is_exported_for_one() -> None:
     """Its p is not a number at dynamic sizes: refused with the remedy, or exported for the nominal size."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DropBlockOfSizes(), nn.Conv2d(4, 2, 1))
     draft = contract(spatial=("H", "W"), nominal=(8, 10))
-    with pytest.raises(CaptureRefused, match="--fixed"):
-        compile_unproven(network, draft, torch.randn(2, 1, 8, 10))
-    compilation, _ = compile_unproven(network, draft, torch.randn(2, 1, 8, 10), fall_back=True)
+    with pytest.raises(CaptureRefused, match="--sizes fixed"):
+        compile_unproven(network, draft, torch.randn(2, 1, 8, 10), Options(sizes=Sizes.DYNAMIC))
+    compilation, _ = compile_unproven(network, draft, torch.randn(2, 1, 8, 10))
     assert compilation.contract.spatial == (8, 10)
     assert compilation.notes
 
@@ -103,7 +105,7 @@ def test_what_is_no_mask_is_refused_by_name(name: str) -> None:
 
 
 class Branches(nn.Module):
-    """Functional dropout beside a branch of training mode: it answers with a list, and more of it, while live."""
+    """Functional dropout beside a branch of training mode: it answers with a list, and more of it, while active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Branches(nn.Module):
         return [x, x[..., ::2, ::2], torch.randn_like(x).sum()] if self.training else x
 
 
-def test_a_network_that_answers_otherwise_while_live() -> None:
+def test_a_network_that_answers_otherwise_while_active() -> None:
     """The answer is sought in what comes back while dropout acts; noise that does not reach it is no hindrance."""
     compiled = compile_sampler(Branches(), contract(spatial=(8, 8)), image())
     assert [site.name for site in compiled.contract.sites] == ["forward:feature_dropout"]
@@ -136,14 +138,14 @@ class Thrice(nn.Module):
 
 def test_loops_and_shared_blocks_are_as_many_sites_as_calls() -> None:
     """Each call draws on its own; what has p = 0 is none."""
-    model = capture(Around(Thrice()), image(), (8, 8), 1)
+    model = captured(Around(Thrice()), image(), (8, 8))
     names = [marker_of(node).site for node in model.graph if node.op_type == "Mask"]
     assert names == ["layer.drop", "layer.drop#2", "layer.drop#3", "layer.block.1", "layer.block.1#2"]
 
 
-def drops(network: nn.Module, **choice: object) -> dict[str, float]:
+def drops(network: nn.Module, **choice: Any) -> dict[str, float]:
     """Sites and their p."""
-    compilation, _ = compile_unproven(network, DRAFT, image(), **choice)  # type: ignore[arg-type]
+    compilation, _ = compile_unproven(network, DRAFT, image(), Options(**choice))
     return {site.name: site.p for site in compilation.contract.sites}
 
 

@@ -98,10 +98,10 @@ def test_a_bundle_says_what_a_contract_needs(tmp_path: Path, as_yaml: bool) -> N
         "network_def", str(configs / "metadata.json"), str(next(configs.glob("inference.*"))), device="cpu"
     )
     stated = read_bundle(folder).stated()
-    assert (stated.name, stated.task, stated.input_shape) == ("spleen_ct", Task.SEGMENTATION, "1,16,24")
-    assert (stated.classes, stated.modalities, stated.orientation) == ("background,spleen", ("CT",), "RA")
-    assert stated.spacing == "1.485:1.515,1.98:2.02"
-    assert stated.scale(0.0, 0.0) == (Normalisation.WINDOW, -57.0, 164.0)
+    assert (stated.name, stated.task, stated.shape) == ("spleen_ct", Task.SEGMENTATION, (1, 16, 24))
+    assert (stated.classes, stated.modalities, stated.orientation) == (("background", "spleen"), ("CT",), "RA")
+    assert stated.spacing == ((1.485, 1.515), (1.98, 2.02))
+    assert (stated.normalisation, stated.low, stated.high) == (Normalisation.WINDOW, -57.0, 164.0)
 
 
 def test_a_bundle_is_published_with_its_weights(tmp_path: Path) -> None:

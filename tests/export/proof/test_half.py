@@ -23,7 +23,7 @@ from equipoise_export.graph.marker import Call
 from equipoise_export.graph.session import session
 from equipoise_export.proof.parity import prove
 from equipoise_export.proof.rounding import REACHED, rounded
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from equipoise_export.publish.triton_config import aggregator_config, sampler_configs
 from onnx import TensorProto, numpy_helper
 from torch import nn
@@ -206,7 +206,7 @@ def test_weights_beyond_half_stay_single() -> None:
 
 def test_a_pair_in_half_says_so(half_unet: Compiled, tmp_path: Path) -> None:
     """In its contract, in the ONNX file and in the proof, with the tolerance; it loads like any other."""
-    folder = publish(half_unet, tmp_path)
+    folder = publish_pair(half_unet, tmp_path)
     assert load_contract(folder / "1" / "contract.json").precision is Precision.FP16
     assert load_model(folder / "1").contract.precision is Precision.FP16
     proof = json.loads((tmp_path / "small_sampler" / "1" / "proof.json").read_text())
@@ -220,8 +220,8 @@ def test_precision_is_an_option(tmp_path: Path) -> None:
     arguments = [
         f"{Path(__file__).parents[2] / 'support' / 'networks.py'}:Classifier",
         "--name", "small", "--task", "classification",
-        "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed", "--into", str(tmp_path), "--precision", "fp16",
-        "--json",
+        "--input-shape", "1,16,16", "--classes", "a,b,c", "--sizes", "fixed", "--into", str(tmp_path),
+        "--precision", "fp16", "--json",
     ]  # fmt: skip
     torch.manual_seed(0)
     result = CliRunner().invoke(app, arguments)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation
 from equipoise_core.recalibration import Isotonic, Temperature, parse_recalibration
-from equipoise_export.calibrate.metrics import expected_calibration_error, floor
-from equipoise_export.calibrate.recalibrate import fit_isotonic, fit_temperature
+from equipoise_export.calibration.metrics import expected_calibration_error, floor
+from equipoise_export.calibration.recalibrate import fit_isotonic, fit_temperature
 
 
 def sharpened(temperature, classes=3, n=3000, seed=0):

@@ -7,8 +7,8 @@ A guarantee "at most δ of the calibrations go wrong" is checked by counting ove
 import numpy as np
 import pytest
 from equipoise_core.stopping import Look, Stopping
-from equipoise_export.calibrate.conformal import coverage_band, interval_widening
-from equipoise_export.calibrate.risk import (
+from equipoise_export.calibration.conformal import coverage_band, interval_widening
+from equipoise_export.calibration.risk import (
     binomial_p_value,
     conformal_risk_control,
     hoeffding_bentkus_p_value,

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from equipoise_export.calibrate import risk
-from equipoise_export.calibrate.conformal import coverage_band, interval_widening, upper_limit
-from equipoise_export.calibrate.errors import TooFewCases
-from equipoise_export.calibrate.risk import (
+from equipoise_export.calibration import risk
+from equipoise_export.calibration.conformal import coverage_band, interval_widening, upper_limit
+from equipoise_export.calibration.errors import TooFewCases
+from equipoise_export.calibration.risk import (
     accepted_cases_needed,
     binomial_p_value,
     conformal_risk_control,
