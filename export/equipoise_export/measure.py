@@ -73,7 +73,7 @@ def measure_gain(compiled: Compiled, network: nn.Module | onnx.ModelProto, image
 
 
 def _one_pass(network: nn.Module | onnx.ModelProto, image: Tensor) -> Callable[[], object]:
-    """Runs the network once on one image, as somebody's loop would."""
+    """Runs the network once on one image, as a plain loop does."""
     if isinstance(network, nn.Module):
         return torch.no_grad()(partial(network.eval(), image))
     plain = session(network)

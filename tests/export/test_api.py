@@ -34,7 +34,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_network_is_exported_in_a_few_lines(tmp_path: Path) -> None:
-    """Channels and sizes follow from the example; what comes back says what was proven and published, and where."""
+    """Channels and sizes follow from the example; what comes back says what was proven and published, and where.
+
+    Its last layer fixes the size, which is noticed and noted.
+    """
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout2d(0.3), nn.Flatten(), nn.Linear(8 * 14 * 14, 3))
     exported = export(
         network,
@@ -43,10 +46,10 @@ def test_a_network_is_exported_in_a_few_lines(tmp_path: Path) -> None:
         classes=CLASSES,
         task="classification",
         into=tmp_path / "models",
-        options=Options(sizes=Sizes.FIXED),
     )
     assert exported.folder == tmp_path / "models" / "small"
     assert (exported.contract.channels, exported.contract.nominal) == (1, (16, 16))
+    assert exported.contract.spatial == (16, 16) and "(16, 16) only" in exported.notes[0]
     assert [(site.name, site.p) for site in exported.contract.sites] == [("2", 0.3)]
     assert list(exported.samplers) == ["small_sampler"]
     assert all(check.passed for check in exported.proof.checks) and exported.cost.bits == 8

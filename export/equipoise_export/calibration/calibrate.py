@@ -108,7 +108,7 @@ def calibrate(
         method: how probabilities are recalibrated.
         adaptive: stop early where more samples cannot change the route.
         samples: full T; the contract's by default.
-        pilot: share of patients that only say where to look.
+        pilot: share of patients for exploration only: no guarantee rests on them.
         spacing: mm per axis for files that state none.
         sweep_p: dropout rates to try; they change no policy.
         report: HTML file; `NAME.calibration.html` in the repository by default.
@@ -201,7 +201,7 @@ def check_cases(
     except TooFewCases as error:
         total = math.ceil(error.needed / (1.0 - pilot))
         raise CalibrationError(
-            f"{error}. (A share of {pilot:g} of the patients only says where to look, and each patient counts once, so "
+            f"{error}. (A share of {pilot:g} of the patients is for exploration only, and each patient counts once, so "
             f"about {total} patients in all; there are {len(is_pilot)}.)"
         ) from error
     check_classes(contract, calibration)
@@ -217,7 +217,7 @@ def _measured(
 
 
 def _write_policy(path: Path, chosen: ChosenPolicy) -> None:
-    """In one step: a server that starts meanwhile reads the old policy or the new one."""
+    """Atomically: a server that starts meanwhile reads the old policy or the new one."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
         file.write(chosen.policy.dumps())
     Path(file.name).chmod(0o644)

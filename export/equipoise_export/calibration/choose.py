@@ -166,7 +166,7 @@ def choose_policy(
 ) -> ChosenPolicy:
     """Chooses every rule.
 
-    The pilot cases say where to look (what is typical, how far scores drift, which thresholds to try) and are in no
+    The pilot cases are for exploration (what is typical, how far scores drift, which thresholds to try) and are in no
     guarantee; the calibration cases then test what was fixed. No patient may be in both, and of each patient one
     calibration case counts: the others are no further evidence of what happens to the next patient.
 

@@ -60,7 +60,7 @@ def calibrate(
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
     adaptive: Annotated[bool, typer.Option(help="Stop early where more samples cannot change the route.")] = True,
     samples: Annotated[int | None, typer.Option(min=2, help="Full T; the contract's by default.")] = None,
-    pilot: Annotated[float, _limited("pilot", "Share of patients that only say where to look.")] = 0.3,
+    pilot: Annotated[float, _limited("pilot", "Share of patients for exploration only.")] = 0.3,
     spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,

@@ -42,7 +42,7 @@ class _Witness(TorchDispatchMode):
 
 
 def refuse_batch_statistics(module: nn.Module) -> None:
-    """A normalisation without running statistics uses those of the batch even in evaluation mode."""
+    """Refuses a normalisation without running statistics: it uses those of the batch even in evaluation mode."""
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise CaptureRefused(
@@ -98,9 +98,9 @@ def active_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
 
 
 def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
-    """Whether a probability of dropping is another number for images of another size.
+    """Whether a probability of dropping depends on the size of the image.
 
-    torch.export would take the one of the example for all sizes, without a word.
+    torch.export would silently take the one of the example for all sizes.
 
     Args:
         example: image `[N, C, *S]`.
@@ -112,7 +112,7 @@ def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, ot
         try:
             with sampling(module, active), torch.no_grad(), torch.random.fork_rng(), witness:
                 module(image)
-        except Exception:  # noqa: BLE001  # it does not work at that size: torch.export says so better
+        except Exception:  # noqa: BLE001  # it does not work at that size: torch.export gives the better message
             return False
         seen.append(witness.probabilities)
     return seen[0] != seen[1]

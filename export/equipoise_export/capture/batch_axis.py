@@ -1,9 +1,9 @@
 """An ONNX file made for one image → the same graph for any number of images.
 
-torch.onnx writes the batch of its example as a number unless told otherwise. The batch axis is followed from the image
+torch.onnx writes the batch of its example as a number by default. The batch axis is followed from the image
 through the graph, and where the number 1 was written for it, it becomes dynamic:
 
-Case 1: Reshape, its target. Where the 1 is swallowed by a neighbour (`[L, 1, E]` → `[L, H·1, E/H]`), the axis of size
+Case 1: Reshape, its target. Where the 1 is folded into a neighbour (`[L, 1, E]` → `[L, H·1, E/H]`), the axis of size
         L·N or H·N follows from the order of the elements; where that leaves two, the one that is no last axis.
 Case 2: Resize to sizes: the other axes only.
 Case 3: Concat with a constant (a class token): the constant is repeated for each image.

@@ -189,7 +189,7 @@ def _switch(user: Fx, node: Fx, offset: float, gain: float, constants: Constants
 
 
 def drops_above(node: Fx, below: float, above: float, constants: Constants) -> bool | None:
-    """Whether of a node's two values it is `above` that takes activations away; None where the graph does not tell."""
+    """Whether `above` is the value that takes activations away; None where the graph does not show it."""
     votes: set[bool] = set()
     pending = [(node, torch.tensor([below, above], dtype=torch.float64))]
     seen: set[Fx] = set()
@@ -209,7 +209,7 @@ def drops_above(node: Fx, below: float, above: float, constants: Constants) -> b
 
 
 def _vote(user: Fx, source: Fx, values: Tensor, constants: Constants) -> bool | None:
-    """What the meeting of noise and activations says: True where the second value drops."""
+    """What one use of the noise shows: True where the second value drops, None where it shows nothing."""
     name, second = schema_name(user).rstrip("_"), user.args[1] if len(user.args) > 1 else None
     if name == "mul":
         other = user.args[0] if second is source else second

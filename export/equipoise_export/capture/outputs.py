@@ -51,7 +51,7 @@ def choose_answer(
         return AnswerOnly(network, _place(answer, outputs, len(example), draft, output))
     if output is None:
         raise ExportRefused(
-            "--log-variance says which output is the noise, nothing says which are the logits",
+            "--log-variance names the output of the noise, but no --output names the logits",
             "the chosen output",
             f"Choose them with --output. There are: {_listing(outputs)}.",
         )

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from .storage import MODEL, Weights
 
-Model = Path | bytes | onnx.ModelProto
+OnnxModel = Path | bytes | onnx.ModelProto
 
 
-def session(model: Model, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
+def session(model: OnnxModel, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU.
 
     Args:
@@ -55,7 +55,7 @@ class OnnxSampler:
         model, threads, weights: as for `session`.
     """
 
-    def __init__(self, model: Model, threads: int = 0, weights: Weights | None = None) -> None:
+    def __init__(self, model: OnnxModel, threads: int = 0, weights: Weights | None = None) -> None:
         self._session = session(model, threads, weights)
         self._outputs = [output.name for output in self._session.get_outputs()]
 

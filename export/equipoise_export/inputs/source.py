@@ -20,7 +20,7 @@ from .factory import load_module
 from .monai_bundle import is_bundle, read_bundle
 from .onnx_file import load_graph
 
-Network = nn.Module | onnx.ModelProto
+Exportable = nn.Module | onnx.ModelProto
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Source:
         stated: what a bundle says about itself.
     """
 
-    members: tuple[Callable[[], Network], ...]
+    members: tuple[Callable[[], Exportable], ...]
     stated: Description = Description()  # noqa: RUF009  # it is frozen
 
 
@@ -71,7 +71,7 @@ def read_source(
     return Source(_members(partial(load_module, spec, arguments), files))
 
 
-def _members(make: Callable[[], nn.Module], files: Sequence[Path]) -> tuple[Callable[[], Network], ...]:
+def _members(make: Callable[[], nn.Module], files: Sequence[Path]) -> tuple[Callable[[], Exportable], ...]:
     return tuple(partial(_loaded, make, file) for file in files) or (make,)
 
 

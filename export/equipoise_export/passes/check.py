@@ -1,4 +1,4 @@
-"""The last look: is this a sampler under the contract, and nothing else?"""
+"""Checks the finished graph: a sampler under the contract, with nothing random left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the passes hand on to each other: the graph, the contract as far as it is known, and what was found out.
+"""What the passes work on: the graph, the contract as far as it is known, and what was found out.
 
 Words used in the passes: a value is *shared* when no mask can change it and *sampled* otherwise. A shared value with a
 batch axis of size N·k carries N images; the sampled one in the same place carries N·T·k, images first, then samples.
@@ -68,7 +68,7 @@ class Compilation:
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
-        notes: things worth telling the user.
+        notes: what the user should know.
         largest_file: bytes of weights that an ONNX file may hold; see `storage.py`.
         network_multiplications, depths, cost: see `count_cost`.
     """

@@ -25,7 +25,17 @@ def find_layouts(c: Compilation) -> None:
     one, two = measure(1, contract.channels, nominal), measure(2, contract.channels, nominal)
     multiple = contract.preprocessing.multiple
     other = tuple(n + multiple if isinstance(s, str) else n for s, n in zip(contract.spatial, nominal, strict=True))
-    larger = measure(1, contract.channels, other) if other != nominal else one
+    larger = one
+    if other != nominal:
+        try:
+            larger = measure(1, contract.channels, other)
+        except Exception as error:
+            raise CaptureRefused(
+                f"the network does not work at every spatial size: at {other} ONNX Runtime says "
+                f"{str(error).splitlines()[0]}",
+                "the whole network",
+                "Export for one size (--sizes fixed), or state the right divisor (--multiple).",
+            ) from error
     for value in _values(c.model.graph):
         if value.name in one:
             name = str(value.name)

@@ -32,7 +32,7 @@ class EnsembleRefused(ExportRefused):
 
 
 def check_members(members: Sequence[Member], image: NDArray[np.float32]) -> None:
-    """Refuses members that differ in more than their weights, or not even in those.
+    """Refuses members that differ in more than their weights, and members that do not differ at all.
 
     Args:
         members: in the order of their weights.

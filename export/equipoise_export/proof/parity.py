@@ -162,7 +162,7 @@ def prove(
 
 
 @dataclass(frozen=True)
-class Answer:
+class SamplerAnswer:
     """The sampler's outputs under packed masks `[N, T, B]`."""
 
     packed: Array
@@ -273,9 +273,9 @@ class _Proving:
 
     # --- the properties ---
 
-    def parity(self, images: Array, seed: int) -> Answer:
+    def parity(self, images: Array, seed: int) -> SamplerAnswer:
         """The sampler equals the network on images under masks of this seed. Gives what the sampler answered."""
-        self.tell(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
+        self.report(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
         _, packed = self.masks(images, seed)
         given = packed if self.contract.stochastic else None
         got = self.sampler(images, given)
@@ -320,10 +320,10 @@ class _Proving:
                     "Check that dropout sits before the chosen output and that the weights are trained ones.",
                 )
             self.note("variance over samples", variance, "> 0", largest=False)
-        return Answer(packed, got)
+        return SamplerAnswer(packed, got)
 
     def difference(self, name: str, got: Array, expected: Array) -> Array:
-        """What the tolerances are for."""
+        """The difference that the tolerances apply to."""
         difference = np.abs(got - expected)
         if name == "volumes":
             return difference / np.maximum(np.abs(expected), 1.0)  # type: ignore[no-any-return]
@@ -417,13 +417,13 @@ class _Proving:
             )
         return "the whole network", "; no single site explains it"
 
-    def separate(self, images: Array, together: Answer) -> Answer | None:
+    def separate(self, images: Array, together: SamplerAnswer) -> SamplerAnswer | None:
         """Neither batch-mates nor other samples change an answer. Gives that of the first image's first sample alone.
 
         Args:
             together: what was answered to the images at once.
         """
-        self.tell("batch-mates, samples and chunks")
+        self.report("batch-mates, samples and chunks")
         stochastic, packed = self.contract.stochastic, together.packed
         alone = self.sampler(images[:1], packed[:1] if stochastic else None)
         worst = max(_distance(together.outputs[name][:1], alone[name]) for name in self.outputs)
@@ -450,16 +450,16 @@ class _Proving:
             merged = np.concatenate(parts, axis=1) if name == per_sample else np.sum(parts, axis=0) / self.samples
             whole = alone[name] if name == per_sample else alone[name] / self.samples
             self.require("chunks merge", _distance(merged, whole), 1e-5, "chunks do not add up", "Report this network.")
-        return Answer(packed[:1, :1], chunks[0])
+        return SamplerAnswer(packed[:1, :1], chunks[0])
 
-    def sites(self, image: Array, unflipped: Answer, another: Array) -> tuple[SiteProof, ...]:
-        """Every site moves the output, or moves the network's as little.
+    def sites(self, image: Array, unflipped: SamplerAnswer, another: Array) -> tuple[SiteProof, ...]:
+        """Every site moves the output, or moves the network no more than the sampler.
 
         Args:
             unflipped: the answer to the image under one sample.
             another: masks `[1, 1, B]` of another sample.
         """
-        self.tell("every site matters")
+        self.report("every site matters")
         layout, packed = mask_layout(self.contract, image.shape[2:]), unflipped.packed
         flips = []
         generator = np.random.default_rng(2)
@@ -497,7 +497,7 @@ class _Proving:
             )
         return tuple(found)
 
-    def effects(self, image: Array, flips: list[Array], unflipped: Answer) -> list[float]:
+    def effects(self, image: Array, flips: list[Array], unflipped: SamplerAnswer) -> list[float]:
         """How far each mask `[1, 1, B]` moves the answer; where samples come back one by one, many in a run."""
         if self.contract.task is Task.SEGMENTATION:
             base = unflipped.outputs["sum_p"]
@@ -507,7 +507,7 @@ class _Proving:
         moved = [np.abs(self.sampler(image, run)["probabilities"] - base) for run in runs]
         return [float(effect) for effect in np.concatenate(moved, axis=1)[0].max(axis=1)]
 
-    def tell(self, stage: str) -> None:
+    def report(self, stage: str) -> None:
         LOGGER.info("%s: proving in %s, %s", self.contract.name, self.contract.precision.value, stage)
 
     def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:

@@ -49,7 +49,7 @@ def publish_pair(
     The files are written beside the target and moved into place together: no reader sees half a pair.
 
     Args:
-        policy: the document of `policy.json`; without one, everything the model says goes to review.
+        policy: the document of `policy.json`; without one, every answer goes to review.
         card: the model card, in Markdown.
         link_code_to: version directory of another public model (`…/hippocampus/1`) in the same repository: its code is
             linked, not copied.
@@ -155,7 +155,7 @@ def _write_sampler(name: str, member: Compiled, root: Path) -> Sampler:
     for path, config in sampler_configs(member.contract, name).items():
         (folder / path).write_text(render(config), encoding="utf-8")
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
-    # It says what it is a proof of: a file that lies beside another model proves nothing.
+    # The proof names its file: beside another model it proves nothing.
     _write_json(folder / "1" / PROOF, {**member.proof.document(), "model_digest": sampler.digest})
     return sampler
 
@@ -210,7 +210,7 @@ def _covers(existing: Path, new: Path) -> bool:
 
 
 def _renew_proofs(new: Path, into: Path) -> None:
-    """Proofs from before they said of which file they are give way to this run's."""
+    """Replaces proofs of an older format, which do not name their file, by this run's."""
     for fresh in new.glob(f"*/1/{PROOF}"):
         old = into / fresh.relative_to(new)
         if not old.is_file() or b'"model_digest"' not in old.read_bytes():
@@ -232,7 +232,7 @@ def _exchange(into: Path, new: Path, old: Path, folders: tuple[str, ...], existi
         for source, target in moves:
             source.rename(target)
             done.append((source, target))
-    except BaseException as error:  # also where somebody gives up waiting: what is in `old` is deleted afterwards
+    except BaseException as error:  # also at Ctrl-C: what is in `old` is deleted afterwards
         for source, target in reversed(done):
             target.rename(source)
         if isinstance(error, OSError):

@@ -72,9 +72,7 @@ def compare(
         int | None, typer.Option(min=2, help="Full T of models with dropout; their own by default.")
     ] = None,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
-    pilot: Annotated[
-        float, typer.Option(min=0.1, max=0.8, help="Share of patients that only say where to look.")
-    ] = 0.3,
+    pilot: Annotated[float, typer.Option(min=0.1, max=0.8, help="Share of patients for exploration only.")] = 0.3,
     spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
     repetitions: Annotated[int, typer.Option(min=1000, max=100_000, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,

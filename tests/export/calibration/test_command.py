@@ -114,7 +114,7 @@ def test_data_without_one_of_the_classes_write_nothing(repository, archive):
     assert (repository / "pneumonia" / "1" / "policy.json").read_bytes() == before
 
 
-def test_another_rate_is_really_another_rate(repository):
+def test_a_higher_dropout_rate_scatters_samples_more(repository):
     """At the network's own p the changed sampler is the same function; at a higher one samples scatter more."""
     model = load_model(repository / "pneumonia" / "1")
     proto = onnx.load(repository / "pneumonia_sampler" / "1" / "model.onnx")

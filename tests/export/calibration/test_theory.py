@@ -104,7 +104,7 @@ def test_without_the_p_value_the_promise_is_broken(population):
     assert not within(broken, DELTA)
 
 
-def test_bounded_losses_without_the_p_value():
+def test_without_the_p_value_the_promise_for_bounded_losses_is_broken():
     """The same for losses that are not 0/1."""
     broken, _ = violations(Bounded, as_often_as_it_looks)
     assert not within(broken, DELTA)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -53,7 +51,7 @@ def test_a_construct_is_proven_and_draws_as_pytorch_does(name: str) -> None:
     assert permutation_p(served, looped) > 0.002
 
 
-def test_dropblock_at_dynamic_sizes() -> None:
+def test_dropblock_normalises_each_sample_alone_at_dynamic_sizes() -> None:
     """Where the seeds' probability is a number, a share of the plane is normalised at every size."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DropBlock(0.3), nn.Conv2d(4, 2, 1))
@@ -116,7 +114,7 @@ class Branches(nn.Module):
         return [x, x[..., ::2, ::2], torch.randn_like(x).sum()] if self.training else x
 
 
-def test_a_network_that_answers_otherwise_while_active() -> None:
+def test_an_output_that_differs_in_training_mode_is_found() -> None:
     """The answer is sought in what comes back while dropout acts; noise that does not reach it is no hindrance."""
     compiled = compile_sampler(Branches(), contract(spatial=(8, 8)), image())
     assert [site.name for site in compiled.contract.sites] == ["forward:feature_dropout"]
@@ -141,72 +139,3 @@ def test_loops_and_shared_blocks_are_as_many_sites_as_calls() -> None:
     model = captured(Around(Thrice()), image(), (8, 8))
     names = [marker_of(node).site for node in model.graph if node.op_type == "Mask"]
     assert names == ["layer.drop", "layer.drop#2", "layer.drop#3", "layer.block.1", "layer.block.1#2"]
-
-
-def drops(network: nn.Module, **choice: Any) -> dict[str, float]:
-    """Sites and their p."""
-    compilation, _ = compile_unproven(network, DRAFT, image(), Options(**choice))
-    return {site.name: site.p for site in compilation.contract.sites}
-
-
-@pytest.mark.parametrize(
-    "name", ["Dropout", "AlphaDropout", "DropBlock for each channel", "MultiheadAttention", "LSTM", "always on"]
-)
-def test_p_is_overridden_in_network_and_sampler(name: str) -> None:
-    """--p reaches modules, functions, attention, recurrences and DropBlock."""
-    (p,) = drops(Around(LAYERS[name][0]()), p=0.35).values()
-    assert p == pytest.approx(0.35 / 9 if "Block" in name else 0.35)
-
-
-def test_p_that_is_nowhere_to_be_found_is_refused() -> None:
-    """A number inside a function cannot be changed from outside."""
-    with pytest.raises(CaptureRefused, match="cannot be found, so --p cannot change it") as caught:
-        drops(Around(LAYERS["rand < keep"][0]()), p=0.35)
-    assert caught.value.site == "layer"
-
-
-def test_p_switches_layers_on_that_have_none() -> None:
-    """Only where nothing drops at all; otherwise what has p = 0 stays off. Without --p the refusal names it."""
-    with pytest.raises(CaptureRefused, match=r"its 1 dropout layers that have 0 \(such as layer\) by --p 0\.1"):
-        drops(Around(nn.Dropout(0.0)))
-    assert drops(Around(nn.Dropout(0.0)), p=0.1) == {"layer": 0.1}
-    both = Around(nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.2)))
-    assert drops(both, p=0.1) == {"layer.1": 0.1}
-
-
-def test_sites_are_chosen_and_left_out_by_pattern() -> None:
-    """`!` leaves out; what is random whatever its mode cannot be left out, which is told."""
-    network = Around(nn.Sequential(nn.Dropout(0.2), nn.Dropout2d(0.3), nn.AlphaDropout(0.1)))
-    assert drops(network, sites="!layer.1") == {"layer.0": 0.2, "layer.2": 0.1}
-    assert drops(network, sites="layer.*,!*.2") == {"layer.0": 0.2, "layer.1": 0.3}
-    stubborn = Around(nn.Sequential(nn.Dropout(0.2), LAYERS["always on"][0]()))
-    with pytest.raises(CaptureRefused, match="random in evaluation mode as well") as caught:
-        drops(stubborn, sites="layer.0")
-    assert caught.value.site.startswith("layer.1")
-
-
-@pytest.mark.parametrize("name", ["DropBlock", "MultiheadAttention", "GRU", "rand < keep"])
-def test_depth_leaves_shallow_sites_out(name: str) -> None:
-    """--min-depth applies to every construct: here all of them lie behind the convolution."""
-    network = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Flatten(1, 2), nn.Dropout(0.1), Around(LAYERS[name][0]()))
-    (left,) = drops(network, min_depth=0.01)
-    assert left.startswith("3.layer")
-
-
-def test_a_module_with_two_names_is_one() -> None:
-    """nnU-Net and MONAI register a layer under several names; whichever its site has, it can be chosen and left out."""
-    first, second = nn.Dropout(0.2), nn.Dropout2d(0.2)
-    network = Around(nn.Sequential(first, second))
-    network.layer.again = nn.ModuleList([second])
-    network.layer.forward = lambda x: network.layer.again[0](first(x))  # type: ignore[method-assign]
-    assert list(drops(network)) == ["layer.0", "layer.again.0"]
-    assert list(drops(network, sites="layer.1")) == ["layer.again.0"]
-    assert list(drops(network, min_depth=0.1)) == ["layer.0", "layer.again.0"]
-
-
-def test_what_wraps_a_network_is_taken_off() -> None:
-    """torch.compile and DataParallel change nothing; a TorchScript module shows no dropout and is refused."""
-    network = Around(nn.Dropout(0.2))
-    assert drops(nn.DataParallel(torch.compile(network))) == {"layer": 0.2}
-    with pytest.raises(CaptureRefused, match="TorchScript"):
-        drops(torch.jit.trace(network, image()))

@@ -91,7 +91,7 @@ def test_a_softmax_that_is_not_over_the_classes_is_refused(opset: int, end: str,
     assert "same as what was read" in proof.checks[0].name and proof.checks[0].value < 1e-6
 
 
-def test_sites_of_a_file_are_told_apart_and_chosen() -> None:
+def test_sites_of_a_file_have_distinct_names_and_can_be_chosen() -> None:
     """A node and a tensor may be called alike; --sites chooses among Dropout nodes, --p reaches all that are chosen."""
     body = "f = Flatten <axis = 1> (x) d = Dropout(f) e = Dropout(d) g = Dropout(e) y = MatMul(g, w)"
     model = file(body)
@@ -231,11 +231,11 @@ def test_dropout_is_put_into_a_file_that_torch_wrote(name: str, dynamo: bool, tm
     command = [*arguments, "--into", str(tmp_path / "repo"), "--p", "0.1", "--json"]
     result = CliRunner().invoke(app, [*command, "--dropout-at", pattern])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout.strip().splitlines()[-1])
+    printed = json.loads(result.stdout.strip().splitlines()[-1])
     found = load_contract(tmp_path / "repo" / name / "1" / "contract.json").sites
     assert found
     assert {site.p for site in found} == {0.1}
-    assert len(told["samplers"][0]["proof"]["sites"]) == len(found)
+    assert len(printed["samplers"][0]["proof"]["sites"]) == len(found)
     refused = CliRunner().invoke(app, [*command, "--dropout-at", "nothing*"])
     assert refused.exit_code == 1
     assert "no activation is called nothing*" in refused.output

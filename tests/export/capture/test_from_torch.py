@@ -21,8 +21,8 @@ def test_every_way_to_be_random_becomes_a_site(every_kind: EveryKind) -> None:
     """Modules, functions, noise and attention all appear, named by where they are, with their own p and kind."""
     model = captured(every_kind, torch.randn(2, 1, 8, 8), (8, 8))
     found = [marker_of(node) for node in model.graph if node.op_type == "Mask"]
-    told = {marker.site: (marker.kind, marker.p) for marker in found}
-    assert told == {
+    listed = {marker.site: (marker.kind, marker.p) for marker in found}
+    assert listed == {
         "feature_alpha": ("channel", 0.2),
         "in_place": ("element", 0.1),
         "alpha": ("element", 0.2),

@@ -75,7 +75,7 @@ def test_a_volume_in_half_is_proven(activation: Activation) -> None:
     assert compiled.contract.precision is Precision.FP16
 
 
-def test_only_the_inside_is_half(half_unet: Compiled, compiled_unet: Compiled) -> None:
+def test_inputs_and_outputs_of_a_half_sampler_are_single(half_unet: Compiled, compiled_unet: Compiled) -> None:
     """Inputs and outputs are those of the single-precision model; the weights take half the room."""
     graph = half_unet.model.graph
     kinds = {entry.name: entry.type.tensor_type.elem_type for entry in [*graph.input, *graph.output]}
@@ -204,7 +204,7 @@ def test_weights_beyond_half_stay_single() -> None:
     assert kinds[16, 16, 1, 1] == FLOAT and kinds[8, 1, 3, 3] == HALF
 
 
-def test_a_pair_in_half_says_so(half_unet: Compiled, tmp_path: Path) -> None:
+def test_a_pair_in_half_states_its_precision(half_unet: Compiled, tmp_path: Path) -> None:
     """In its contract, in the ONNX file and in the proof, with the tolerance; it loads like any other."""
     folder = publish_pair(half_unet, tmp_path)
     assert load_contract(folder / "1" / "contract.json").precision is Precision.FP16
@@ -215,7 +215,7 @@ def test_a_pair_in_half_says_so(half_unet: Compiled, tmp_path: Path) -> None:
     assert json.loads(metadata["equipoise.contract"])["precision"] == "fp16"
 
 
-def test_precision_is_an_option(tmp_path: Path) -> None:
+def test_the_command_exports_in_half_precision(tmp_path: Path) -> None:
     """As a user types it."""
     arguments = [
         f"{Path(__file__).parents[2] / 'support' / 'networks.py'}:Classifier",
