@@ -86,8 +86,8 @@ def export(
     Only a MONAI bundle may leave out name, example, classes or task: as far as it states them itself.
 
     Args:
-        module: an nn.Module (a copy of it is exported), `package.module:callable`, `file.py:callable`, an ONNX file or
-            a MONAI bundle's folder.
+        module: an nn.Module (a copy of it is exported, on the CPU), `package.module:callable`, `file.py:callable`, an
+            ONNX file or a MONAI bundle's folder.
         into: the model repository to publish into.
         example: normalised images `[N, C, *S]` as the network takes them: to trace and to prove with. Channels and
             sizes follow from it.
@@ -160,7 +160,7 @@ def _read(
 
 def _images(example: ArrayLike | Tensor) -> Tensor:
     """The example as a batch of two or more: a single image twice."""
-    images = torch.as_tensor(example, dtype=torch.float32)
+    images = torch.as_tensor(example).detach().to("cpu", torch.float32)
     if images.dim() < 3 or not len(images):
         raise SpecError(f"the example has shape {list(images.shape)}; expected images [N, C, *S]")
     if not images.isfinite().all() or images.abs().max() > NORMALISED_LIMIT:

@@ -84,7 +84,7 @@ def _loaded(make: Callable[[], nn.Module], file: Path) -> nn.Module:
 def _copied(module: nn.Module) -> nn.Module:
     """The export sets probabilities and training flags: the caller's own module stays as it is."""
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module).cpu()
     except Exception as error:
         raise SpecError(
             f"the module cannot be copied ({type(error).__name__}: {error}); state a factory that builds it, or remove "
