@@ -83,7 +83,9 @@ def _from_torch(
         )
     if not compilation.contract.stochastic and options.deterministic is False:
         raise CaptureRefused(
-            "nothing in it is random, so all samples would be equal", "the whole network", how_to_make_random(module)
+            "nothing in it is random, so all samples would be equal",
+            "the whole network",
+            how_to_make_random(prepared.network.get_submodule(WRAPPED)),
         )
     return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls)
 

@@ -48,8 +48,9 @@ def test_p_that_cannot_be_found_is_refused() -> None:
 
 def test_p_activates_layers_with_p_zero() -> None:
     """Only where nothing drops at all; otherwise what has p = 0 stays off. Without --p the refusal names it."""
-    with pytest.raises(CaptureRefused, match=r"its 1 dropout layers that have 0 \(such as layer\) by --p 0\.1"):
-        drops(Around(nn.Dropout(0.0)))
+    for network in (Around(nn.Dropout(0.0)), nn.DataParallel(Around(nn.Dropout(0.0)))):
+        with pytest.raises(CaptureRefused, match=r"its 1 dropout layers that have 0 \(such as layer\) by --p 0\.1"):
+            drops(network)
     assert drops(Around(nn.Dropout(0.0)), p=0.1) == {"layer": 0.1}
     both = Around(nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.2)))
     assert drops(both, p=0.1) == {"layer.1": 0.1}
