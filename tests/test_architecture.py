@@ -31,10 +31,10 @@ FOLDERS = {
     "equipoise_deploy": REPOSITORY / "deploy/equipoise_deploy",
 }
 INSIDE_EXPORT = {
-    "graph": {"capture", "passes", "proof", "publish", "inputs", "calibrate", "compile"},
-    "capture": {"passes", "proof", "publish", "calibrate", "compile"},
-    "passes": {"capture", "proof", "publish", "calibrate", "compile"},
-    "proof": {"capture", "passes", "publish", "calibrate", "compile"},
+    "graph": {"capture", "passes", "proof", "publish", "inputs", "calibration", "compile"},
+    "capture": {"passes", "proof", "publish", "calibration", "compile"},
+    "passes": {"capture", "proof", "publish", "calibration", "compile"},
+    "proof": {"capture", "passes", "publish", "calibration", "compile"},
 }
 """Folder of the exporter → what it must not import. The proof shares no code with what it proves."""
 

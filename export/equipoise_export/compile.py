@@ -1,9 +1,8 @@
-"""A module and a contract's draft → a proven sampler."""
+"""A network and a contract's draft → a proven sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,88 +11,100 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture.active import (
-    how_to_make_random,
-    live_modules,
-    override_p,
-    refuse_batch_statistics,
-    switched_off,
-    unwrapped,
-)
-from .capture.from_onnx import OnnxNetwork, capture_onnx
+from .capture.active import how_to_make_random
+from .capture.from_onnx import capture_onnx
 from .capture.from_torch import capture
-from .capture.outputs import choose_answer
-from .errors import CaptureRefused, ExportRefused
-from .graph.marker import matches
-from .graph.storage import LARGEST_FILE, Weights, store
+from .capture.prepare import Prepared, prepare
+from .compiled import Compiled
+from .errors import CaptureRefused, ExportRefused, SpecError
+from .graph.marker import WRAPPED, own_path
+from .graph.storage import LARGEST_FILE, store
+from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
-from .passes.count_cost import Cost
 from .progress import LOGGER
 from .proof.file_parity import compare_with_file
-from .proof.parity import Proof, prove
-from .proof.references import Network, TorchNetwork
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A sampler ready to publish.
-
-    Attributes:
-        model: the ONNX sampler.
-        contract: with its sites, without the digests of files.
-        proof: that model and network are the same function.
-        cost: what was predicted for T samples.
-        notes: what the user should know.
-        halves: tensors in half precision, and the layers they belong to.
-        weights: where they lie if not in `model`.
-    """
-
-    model: onnx.ModelProto
-    contract: Contract
-    proof: Proof
-    cost: Cost
-    notes: tuple[str, ...] = ()
-    halves: Mapping[str, str] = field(default_factory=dict)
-    weights: Weights | None = None
+from .proof.parity import prove
+from .proof.references import Network, OnnxNetwork, TorchNetwork
 
 
 def compile_sampler(
-    module: nn.Module,
-    draft: Contract,
-    example: Tensor,
-    *,
-    output: str | int | None = None,
-    sites: str | None = None,
-    p: float | None = None,
-    min_depth: float | None = None,
-    log_variance: str | int | None = None,
-    deterministic: bool | None = False,
-    fall_back: bool = False,
-    largest_file: int = LARGEST_FILE,
+    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options = DEFAULTS
 ) -> Compiled:
     """Captures, compiles and proves.
 
     Args:
-        module: image `[N, C, *S]` → logits `[N, K]` or `[N, K, *S]`, alone or among other outputs; weights loaded.
+        module: image `[N, C, *S]` → logits `[N, K]` or `[N, K, *S]`, alone or among other outputs; weights loaded. Or
+            an ONNX graph of that kind, which is exported for the nominal size.
         draft: the contract without sites.
         example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
-        output: which of several outputs, by index, key or dotted path.
-        sites: only modules whose name matches this pattern (`decoder.*`, commas between several) drop; those that
-            match a pattern behind an exclamation mark (`!*.rel_pos.*`) don't.
-        p: overrides the probability of dropping, in the module itself; where nothing drops yet, also p = 0.
-        min_depth: only sites after this share (0 to 1) of the network's multiplications.
-        log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
-        deterministic: a network without anything random is wanted (it gets no `masks` input), and refused otherwise;
-            None: it may be random or not.
-        fall_back: where the network does not work at dynamic sizes, export it for the nominal one.
-        largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
+
+    Raises:
+        ExportError: naming reason, site and remedy.
     """
-    compilation, network = compile_unproven(
-        module, draft, example, output=output, sites=sites, p=p, min_depth=min_depth, log_variance=log_variance,
-        deterministic=deterministic, fall_back=fall_back, largest_file=largest_file,
-    )  # fmt: skip
-    return _proven(compilation, network, example.numpy())
+    compilation, network = compile_unproven(module, draft, example, options)
+    images = example.numpy()
+    if not isinstance(network, OnnxNetwork):
+        return _proven(compilation, network, images)
+    assert isinstance(module, onnx.ModelProto)
+    check = compare_with_file(module, network, compilation.contract, images, options.output)
+    compiled = _proven(compilation, network, images)
+    return replace(compiled, proof=replace(compiled.proof, checks=(check, *compiled.proof.checks)))
+
+
+def compile_unproven(
+    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options = DEFAULTS
+) -> tuple[Compilation, Network]:
+    """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
+    if isinstance(module, onnx.ModelProto):
+        return _from_onnx(module, _fixed(draft), options)
+    return _from_torch(module, _fixed(draft) if options.sizes is Sizes.FIXED else draft, example, options)
+
+
+def _from_torch(
+    module: nn.Module, draft: Contract, example: Tensor, options: Options
+) -> tuple[Compilation, TorchNetwork]:
+    if options.dropout_at is not None:
+        raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
+    LOGGER.info("%s: running the network", draft.name)
+    prepared = prepare(module, draft, example, options)
+    compilation = _compile(prepared, draft, options)
+    if options.min_depth is not None and compilation.contract.stochastic:
+        prepared = replace(prepared, active=_deep(compilation, prepared, options.min_depth))
+        compilation = _compile(prepared, compilation.contract, options)
+    _refuse_always_on(compilation, prepared)
+    _refuse_randomness(compilation, options)
+    if prepared.active and not compilation.contract.stochastic and options.deterministic is False:
+        names = ", ".join(own_path(path) for path in prepared.active[:4])
+        raise CaptureRefused(
+            f"none of its stochastic modules ({names}) changes the chosen output, so its variance would be zero",
+            "the whole network",
+            "Choose another output (--output), or check that their probability of dropping is not 0.",
+        )
+    if not compilation.contract.stochastic and options.deterministic is False:
+        raise CaptureRefused(
+            "nothing in it is random, so all samples would be equal",
+            "the whole network",
+            how_to_make_random(prepared.network.get_submodule(WRAPPED)),
+        )
+    return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls)
+
+
+def _from_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> tuple[Compilation, OnnxNetwork]:
+    if options.min_depth is not None or options.log_variance is not None:
+        raise SpecError("--min-depth and --log-variance are for torch modules: an ONNX file has --sites, --dropout-at")
+    LOGGER.info("%s: reading the graph", draft.name)
+    marked = capture_onnx(proto, draft, options)
+    network = OnnxNetwork(marked)
+    compilation = compile_graph(marked, draft, options.largest_file)
+    _refuse_randomness(compilation, options)
+    if not compilation.contract.stochastic and options.deterministic is False:
+        raise CaptureRefused(
+            "it has no Dropout node, so all samples would be equal",
+            "the whole network",
+            "Insert sites with --dropout-at PATTERN --p 0.1, or export it as a single-pass model (--deterministic).",
+        )
+    return compilation, network
 
 
 def _proven(compilation: Compilation, network: Network, example: NDArray[np.float32]) -> Compiled:
@@ -111,123 +122,22 @@ def _proven(compilation: Compilation, network: Network, example: NDArray[np.floa
     return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights)
 
 
-def compile_unproven(
-    module: nn.Module,
-    draft: Contract,
-    example: Tensor,
-    *,
-    output: str | int | None = None,
-    sites: str | None = None,
-    p: float | None = None,
-    min_depth: float | None = None,
-    log_variance: str | int | None = None,
-    deterministic: bool | None = False,
-    fall_back: bool = False,
-    largest_file: int = LARGEST_FILE,
-) -> tuple[Compilation, TorchNetwork]:
-    """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
-    module = unwrapped(module)
-    LOGGER.info("%s: running the network", draft.name)
-    refuse_batch_statistics(module)
-    network = choose_answer(module, example, draft, output, log_variance)
-    found = live_modules(network, example[:1])  # one image shows what there is to see
-    live = _selected(found if found or p is None else switched_off(network), sites)
-    if p is not None:
-        override_p(network, live, p)
-    compilation = _compile(network, draft, example, live, fall_back, largest_file)
-    if min_depth is not None and compilation.contract.stochastic:
-        live = _deep(compilation, network, live, min_depth)
-        compilation = _compile(network, compilation.contract, example, live, fall_back, largest_file)
-    _refuse_always_on(compilation, network, live)
-    _refuse_randomness(compilation, deterministic)
-    if live and not compilation.contract.stochastic and deterministic is False:
-        names = ", ".join(path.removeprefix("equipoise_network.") for path in live[:4])
-        raise CaptureRefused(
-            f"none of its stochastic modules ({names}) changes the chosen output, so its variance would be zero",
-            "the whole network",
-            "Choose another output (--output), or check that their probability of dropping is not 0.",
-        )
-    if not compilation.contract.stochastic and deterministic is False:
-        raise CaptureRefused(
-            "nothing in it is random, so all samples would be equal", "the whole network", how_to_make_random(module)
-        )
-    return compilation, TorchNetwork(network, live, compilation.calls)
+def _fixed(draft: Contract) -> Contract:
+    """The same for images of the nominal size only."""
+    return draft if draft.spatial == draft.nominal else replace(draft, spatial=draft.nominal, maximum=draft.nominal)
 
 
-def compile_onnx(
-    proto: onnx.ModelProto,
-    draft: Contract,
-    example: NDArray[np.float32],
-    *,
-    output: str | int | None = None,
-    dropout_at: str | None = None,
-    p: float | None = None,
-    sites: str | None = None,
-    deterministic: bool | None = False,
-    largest_file: int = LARGEST_FILE,
-) -> Compiled:
-    """The same for an ONNX file: `compile_sampler` without torch in it. Arguments as for `capture_onnx`.
-
-    Args:
-        example: a normalised image `[N ≥ 1, C, *nominal]`.
-    """
-    compilation, network = compile_onnx_unproven(
-        proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites, deterministic=deterministic,
-        largest_file=largest_file,
-    )  # fmt: skip
-    filed = compare_with_file(proto, network, compilation.contract, example, output)
-    compiled = _proven(compilation, network, example)
-    return replace(compiled, proof=replace(compiled.proof, checks=(filed, *compiled.proof.checks)))
-
-
-def compile_onnx_unproven(
-    proto: onnx.ModelProto,
-    draft: Contract,
-    *,
-    output: str | int | None = None,
-    dropout_at: str | None = None,
-    p: float | None = None,
-    sites: str | None = None,
-    deterministic: bool | None = False,
-    largest_file: int = LARGEST_FILE,
-) -> tuple[Compilation, OnnxNetwork]:
-    """All of `compile_onnx` but the proof, and the network that it is to be proven against."""
-    LOGGER.info("%s: reading the graph", draft.name)
-    marked = capture_onnx(proto, draft, output=output, dropout_at=dropout_at, p=p, sites=sites)
-    network = OnnxNetwork(marked)
-    compilation = compile_graph(marked, draft, largest_file)
-    _refuse_randomness(compilation, deterministic)
-    if not compilation.contract.stochastic and deterministic is False:
-        raise CaptureRefused(
-            "it has no Dropout node, so all samples would be equal",
-            "the whole network",
-            "Insert sites with --dropout-at PATTERN --p 0.1, or export it as a single-pass model (--deterministic).",
-        )
-    return compilation, network
-
-
-def _refuse_randomness(compilation: Compilation, deterministic: bool | None) -> None:
-    if deterministic and compilation.contract.stochastic:
-        names = ", ".join(site.name for site in compilation.contract.sites[:4])
-        raise CaptureRefused(
-            f"a single pass is wanted, but it draws at {len(compilation.contract.sites)} sites ({names})",
-            "--deterministic",
-            "Set their probability of dropping to 0, or leave --deterministic out.",
-        )
-
-
-def _compile(
-    network: nn.Module, draft: Contract, example: Tensor, live: tuple[str, ...], fall_back: bool, largest_file: int
-) -> Compilation:
+def _compile(prepared: Prepared, draft: Contract, options: Options) -> Compilation:
     LOGGER.info("%s: tracing the network", draft.name)
     try:
-        marked = capture(network, example, draft.spatial, draft.preprocessing.multiple, live)
-        return compile_graph(marked, draft, largest_file)
+        return compile_graph(
+            capture(prepared, draft.spatial, draft.preprocessing.multiple), draft, options.largest_file
+        )
     except ExportRefused as refusal:
-        if not fall_back or draft.spatial == draft.nominal:
+        if options.sizes is not Sizes.AUTO or draft.spatial == draft.nominal:
             raise
-        fixed = replace(draft, spatial=draft.nominal, maximum=draft.nominal)
-        compilation = compile_graph(capture(network, example, fixed.spatial, 1, live), fixed, largest_file)
+        fixed = _fixed(draft)
+        compilation = compile_graph(capture(prepared, fixed.spatial, 1), fixed, options.largest_file)
         compilation.notes.append(f"serves images of size {draft.nominal} only: {refusal.reason}")
         return compilation
 
@@ -244,26 +154,21 @@ def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST
     return compilation
 
 
-def _selected(live: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
-    """The live modules whose name matches; names without the answer's wrapper."""
-    if patterns is None:
-        return live
-    names = {path: path.removeprefix("equipoise_network").removeprefix(".") for path in live}
-    chosen = tuple(path for path, name in names.items() if matches(patterns, name))
-    if not chosen:
+def _refuse_randomness(compilation: Compilation, options: Options) -> None:
+    if options.deterministic and compilation.contract.stochastic:
+        names = ", ".join(site.name for site in compilation.contract.sites[:4])
         raise CaptureRefused(
-            f"no stochastic module matches {patterns}",
-            "--sites",
-            f"There are: {', '.join(sorted(names.values())) or 'none'}.",
+            f"a single pass is wanted, but it draws at {len(compilation.contract.sites)} sites ({names})",
+            "--deterministic",
+            "Set their probability of dropping to 0, or leave --deterministic out.",
         )
-    return chosen
 
 
-def _refuse_always_on(compilation: Compilation, network: nn.Module, live: tuple[str, ...]) -> None:
+def _refuse_always_on(compilation: Compilation, prepared: Prepared) -> None:
     """Dropout that ignores its training flag acts in whatever was not chosen, too."""
-    chosen = [network.get_submodule(path) for path in live]
+    chosen = [prepared.network.get_submodule(path) for path in prepared.active]
     for site in compilation.contract.sites:
-        if not any(_owner(network, site.name) is part for part in chosen):
+        if not any(_owner(prepared.network, site.name) is part for part in chosen):
             raise CaptureRefused(
                 "it is random in evaluation mode as well, so it cannot be left out",
                 site.name,
@@ -271,11 +176,12 @@ def _refuse_always_on(compilation: Compilation, network: nn.Module, live: tuple[
             )
 
 
-def _deep(compilation: Compilation, network: nn.Module, live: tuple[str, ...], min_depth: float) -> tuple[str, ...]:
-    """The live modules all of whose sites lie behind `min_depth` of the network."""
+def _deep(compilation: Compilation, prepared: Prepared, min_depth: float) -> tuple[str, ...]:
+    """The active modules all of whose sites lie behind `min_depth` of the network."""
+    network = prepared.network
     deepest = max(compilation.depths.values())
     shallow = [_owner(network, site) for site, depth in compilation.depths.items() if depth < min_depth]
-    chosen = tuple(path for path in live if not any(network.get_submodule(path) is part for part in shallow))
+    chosen = tuple(path for path in prepared.active if not any(network.get_submodule(path) is part for part in shallow))
     if not chosen:
         raise CaptureRefused(
             f"no site lies behind {min_depth:.0%} of the network", "--min-depth", f"The last one lies at {deepest:.0%}."
@@ -286,4 +192,4 @@ def _deep(compilation: Compilation, network: nn.Module, live: tuple[str, ...], m
 def _owner(network: nn.Module, site: str) -> nn.Module:
     """The module that a site's name leads to, of all names that a module may have."""
     path = site.split("#")[0].split(":")[0]
-    return network.get_submodule("equipoise_network" if path == "forward" else f"equipoise_network.{path}")
+    return network.get_submodule(WRAPPED if path == "forward" else f"{WRAPPED}.{path}")

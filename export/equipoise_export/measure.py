@@ -6,14 +6,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
+import onnx
+import torch
 from equipoise_core.masks import draw_masks, mask_layout
-from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from .compile import Compiled
-from .graph.session import OnnxSampler
+from .compiled import Compiled
+from .graph.session import OnnxSampler, session
 from .progress import LOGGER
 
 SAMPLES, FEW = 20, 4
@@ -47,25 +49,35 @@ class Gain:
         return f"measured here for {self.samples} samples: {self.ratio:.1f} × a loop"
 
 
-def measure_gain(compiled: Compiled, one_pass: Callable[[], object], image: NDArray[np.float32]) -> Gain | None:
+def measure_gain(compiled: Compiled, network: nn.Module | onnx.ModelProto, image: Tensor) -> Gain | None:
     """Times both; None for a network without randomness, which makes one pass.
 
     Args:
-        one_pass: runs the network once on one image, as somebody's loop would.
+        network: as it was given; of a module, the training flags change.
         image: `[1, C, *nominal]`, normalised.
     """
     contract = compiled.contract
     if not contract.stochastic:
         return None
     LOGGER.info("%s: measuring the gain", contract.name)
-    sampler = OnnxSampler(compiled.model.SerializeToString(), weights=compiled.weights)
+    sampler = OnnxSampler(compiled.model, weights=compiled.weights)
+    one_pass = _one_pass(network, image)
     one_pass()
     samples = SAMPLES if SAMPLES * _seconds(one_pass) <= PATIENCE else FEW
     masks = draw_masks(mask_layout(contract, contract.nominal), 0, contract.digest, 0, samples)[None]
-    sampler(image, masks[:, :1])
-    rounds = [(_seconds(lambda: sampler(image, masks)), _seconds(one_pass)) for _ in range(ROUNDS)]
+    picture = image.numpy()
+    sampler(picture, masks[:, :1])
+    rounds = [(_seconds(lambda: sampler(picture, masks)), _seconds(one_pass)) for _ in range(ROUNDS)]
     drawn, passed = (statistics.median(column) for column in zip(*rounds, strict=True))
     return Gain(samples, drawn, passed)
+
+
+def _one_pass(network: nn.Module | onnx.ModelProto, image: Tensor) -> Callable[[], object]:
+    """Runs the network once on one image, as a plain loop does."""
+    if isinstance(network, nn.Module):
+        return torch.no_grad()(partial(network.eval(), image))
+    plain = session(network)
+    return partial(plain.run, None, {plain.get_inputs()[0].name: image.numpy()})
 
 
 def _seconds(call: Callable[[], object]) -> float:

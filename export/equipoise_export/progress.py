@@ -1,6 +1,6 @@
-"""What the exporter is at, on a terminal: an export takes up to minutes.
+"""Progress of an export on a terminal: it takes up to minutes.
 
-Every stage says in the log (INFO, logger `equipoise_export`) what it begins; the last word stands in a status line.
+Every stage logs what it begins (INFO, logger `equipoise_export`); a status line shows the latest message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Shown(logging.Handler):
 
 @contextmanager
 def shown(console: Console) -> Iterator[None]:
-    """The stages as they begin, while the context lasts; nothing where nobody looks (no terminal)."""
+    """Shows the stages as they begin, while the context lasts; nothing without a terminal."""
     if not console.is_terminal:
         yield
         return

@@ -7,6 +7,6 @@ from equipoise_client.cli.verbs import Verb
 VERBS: Mapping[str, Verb] = {
     "export": Verb("equipoise_export.command:app", "export", "Turn a PyTorch network into a served model pair."),
     "calibrate": Verb(
-        "equipoise_export.calibrate.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
+        "equipoise_export.calibration.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
     ),
 }

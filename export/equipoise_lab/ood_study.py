@@ -20,10 +20,10 @@ from equipoise_core.loading import load_model
 from equipoise_core.sampling import assess
 from equipoise_core.statistics import simple_statistics
 from equipoise_core.texture import texture_statistics
-from equipoise_export.calibrate.conformal import upper_limit
-from equipoise_export.calibrate.corruptions import Image, blurred, gaussian, matched_histogram, matched_moments
-from equipoise_export.calibrate.metrics import separation
-from equipoise_export.calibrate.strangeness import fit_strangeness
+from equipoise_export.calibration.conformal import upper_limit
+from equipoise_export.calibration.corruptions import Image, blurred, gaussian, matched_histogram, matched_moments
+from equipoise_export.calibration.metrics import separation
+from equipoise_export.calibration.strangeness import fit_strangeness
 from equipoise_export.graph.session import OnnxSampler
 from numpy.typing import NDArray
 from rich.console import Console

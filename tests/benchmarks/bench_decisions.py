@@ -29,9 +29,9 @@ from equipoise_core.loading import load_model  # noqa: E402
 from equipoise_core.sampling import assess  # noqa: E402
 from equipoise_core.statistics import input_statistics  # noqa: E402
 from equipoise_core.volume import voxel_volume  # noqa: E402
-from equipoise_export.calibrate import corruptions, metrics  # noqa: E402
-from equipoise_export.calibrate.cases import dice_per_class, true_region  # noqa: E402
-from equipoise_export.calibrate.conformal import coverage_band  # noqa: E402
+from equipoise_export.calibration import corruptions, metrics  # noqa: E402
+from equipoise_export.calibration.cases import dice_per_class, true_region  # noqa: E402
+from equipoise_export.calibration.conformal import coverage_band  # noqa: E402
 from equipoise_export.graph.session import OnnxSampler  # noqa: E402
 from equipoise_lab.reference.data import Dataset, load, load_shifted_nuclei, reference_split  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402

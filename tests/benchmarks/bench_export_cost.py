@@ -32,10 +32,12 @@ import torch  # noqa: E402
 from equipoise_core.contract import Activation, Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
 from equipoise_core.preprocessing import Normalisation, Preprocessing  # noqa: E402
-from equipoise_export.capture.active import live_modules, sampling  # noqa: E402
+from equipoise_export.capture.active import active_modules  # noqa: E402
 from equipoise_export.capture.from_torch import capture  # noqa: E402
+from equipoise_export.capture.prepare import Prepared  # noqa: E402
 from equipoise_export.compile import compile_graph  # noqa: E402
-from equipoise_export.passes.find_layouts import start  # noqa: E402
+from equipoise_export.graph.randomness import sampling  # noqa: E402
+from equipoise_export.graph.session import session  # noqa: E402
 from torch import nn  # noqa: E402
 
 from ..support.networks import UNet, double  # noqa: E402
@@ -74,8 +76,8 @@ def cases(size: int) -> dict[str, tuple[nn.Module, Contract]]:
 
 
 def run_of(model: onnx.ModelProto, feeds: dict[str, np.ndarray], threads: int) -> Callable[[], object]:
-    session = start(model, threads)
-    return lambda: session.run(None, feeds)
+    runner = session(model, threads)
+    return lambda: runner.run(None, feeds)
 
 
 def cut(model: onnx.ModelProto) -> tuple[list[str], onnx.ModelProto, onnx.ModelProto]:
@@ -137,21 +139,21 @@ def main() -> None:
         network.eval()
         image = torch.randn(1, 1, given.size, given.size)
         pair = torch.randn(2, 1, given.size, given.size)
-        live = live_modules(network, pair)
-        marked = capture(network, pair, draft.spatial, 1, live)
+        active = active_modules(network, pair)
+        marked = capture(Prepared(network, active, pair), draft.spatial, 1)
         compilation = compile_graph(marked, draft)
         model = ir.to_proto(compilation.model)
         masks = draw_masks(mask_layout(compilation.contract, draft.nominal), 0, compilation.contract.digest, 0, T)[None]
         feeds = {"image": image.numpy(), "masks": masks}
         edges, trunk, suffix = cut(model)
-        parts = dict(zip(edges, start(trunk, given.threads).run(edges, {"image": image.numpy()}), strict=True))
+        parts = dict(zip(edges, session(trunk, given.threads).run(edges, {"image": image.numpy()}), strict=True))
         plain = torch.onnx.export(
             network, (pair,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("N", min=1)},), verbose=False
         )
         copies = {plain.model.graph.inputs[0].name: np.repeat(image.numpy(), T, 0)}
 
-        def loop(network: nn.Module = network, live: tuple[str, ...] = live, image: torch.Tensor = image) -> None:
-            with sampling(network, live), torch.no_grad():
+        def loop(network: nn.Module = network, active: tuple[str, ...] = active, image: torch.Tensor = image) -> None:
+            with sampling(network, active), torch.no_grad():
                 for _ in range(T):
                     network(image)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from equipoise_export.publish.repository import publish  # noqa: E402
+from equipoise_export.publish.repository import publish_pair  # noqa: E402
 
 from ..support.faults import APART, FAULTS, MODEL, fleet, suffered  # noqa: E402
 from ..support.repositories import with_policy  # noqa: E402
@@ -59,7 +59,7 @@ def _versions(folder: Path) -> tuple[Path, Path]:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     for name in ("one", "two"):
-        publish(module.tiny_classifier.__wrapped__(), folder / name)
+        publish_pair(module.tiny_classifier.__wrapped__(), folder / name)
     with_policy(folder / "one" / MODEL)
     return folder / "one", folder / "two"
 

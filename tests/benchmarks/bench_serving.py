@@ -63,7 +63,7 @@ from equipoise_deploy.serving.staging import aggregator_instances, available_cor
 from equipoise_deploy.tune.tuning import queue_for  # noqa: E402
 from equipoise_export.compile import compile_sampler  # noqa: E402
 from equipoise_export.graph.session import OnnxSampler  # noqa: E402
-from equipoise_export.publish.repository import publish  # noqa: E402
+from equipoise_export.publish.repository import publish_pair  # noqa: E402
 from equipoise_export.publish.triton_config import aggregator_config, render  # noqa: E402
 from equipoise_lab.reference.build import draft_contract  # noqa: E402
 from equipoise_lab.reference.specs import HIPPOCAMPUS  # noqa: E402
@@ -410,7 +410,7 @@ def _published(
     for name, (network, draft) in chosen.items():
         network.eval()
         compiled = compile_sampler(network, draft, torch.randn(2, draft.channels, *draft.nominal))
-        publish(compiled, folder / "models")
+        publish_pair(compiled, folder / "models")
         torch.save(network, folder / f"{name}.pt")
         plain_onnx(network, torch.randn(1, draft.channels, *draft.nominal), folder / f"{name}.onnx")
         images[name] = np.random.default_rng(0).standard_normal((draft.channels, *draft.nominal)).astype(np.float32)

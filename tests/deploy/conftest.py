@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def traces():
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory, tiny_segmentation) -> Path:
     folder = tmp_path_factory.mktemp("deploy") / "models"
-    publish(tiny_segmentation, folder)
+    publish_pair(tiny_segmentation, folder)
     return folder
 
 

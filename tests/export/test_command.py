@@ -14,7 +14,18 @@ from typer.testing import CliRunner
 from ..support.networks import Classifier
 
 NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
-COMMON = ["--name", "small", "--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
+COMMON = [
+    "--name",
+    "small",
+    "--task",
+    "classification",
+    "--input-shape",
+    "1,16,16",
+    "--classes",
+    "a,b,c",
+    "--sizes",
+    "fixed",
+]
 
 
 @pytest.mark.slow
@@ -25,13 +36,13 @@ def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
     arguments = [f"{NETWORKS}:Classifier", "--weights", str(tmp_path / "weights.pt"), "--into", str(tmp_path / "repo")]
     result = CliRunner().invoke(app, [*arguments, *COMMON, "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout.strip().splitlines()[-1])
+    printed = json.loads(result.stdout.strip().splitlines()[-1])
     contract = load_contract(tmp_path / "repo" / "small" / "1" / "contract.json")
-    assert told["digest"] == contract.digest
+    assert printed["digest"] == contract.digest
     assert [site.name for site in contract.sites] == ["channel_dropout", "head_dropout"]
     proof = json.loads((tmp_path / "repo" / "small_sampler" / "1" / "proof.json").read_text())
-    assert told["samplers"] == [{"name": "small_sampler", "proof": proof}]
-    assert told["cost"]["measured_gain"]["samples"] == 20 and told["cost"]["measured_gain"]["ratio"] > 0
+    assert printed["samplers"] == [{"name": "small_sampler", "proof": proof}]
+    assert printed["cost"]["measured_gain"]["samples"] == 20 and printed["cost"]["measured_gain"]["ratio"] > 0
 
 
 @pytest.mark.slow
@@ -70,15 +81,15 @@ def test_a_member_given_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_inspection_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sites and predicted cost are told before anything is written."""
+    """Sites and predicted cost are printed; nothing is written."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, [f"{NETWORKS}:Classifier", *COMMON, "--inspect", "--json"])
-    told = json.loads(result.stdout.strip().splitlines()[-1])
-    assert [(site["name"], site["kind"], site["shape"]) for site in told["sites"]] == [
+    printed = json.loads(result.stdout.strip().splitlines()[-1])
+    assert [(site["name"], site["kind"], site["shape"]) for site in printed["sites"]] == [
         ("channel_dropout", "channel", [16]),
         ("head_dropout", "element", [16]),
     ]
-    assert told["cost"]["predicted_gain"]["20"] > 1
+    assert printed["cost"]["predicted_gain"]["20"] > 1
     assert not list(tmp_path.iterdir())
 
 
@@ -94,7 +105,7 @@ def test_inspection_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ([f"{NETWORKS}:Classifier", "--weights", "none.pt"], "there is no file none.pt"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+def test_unusable_arguments_are_refused_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
     """The message says what was given and what is expected; nothing is written."""
     result = CliRunner().invoke(app, [*arguments, *COMMON, "--into", str(tmp_path / "repo")])
     assert result.exit_code == 1

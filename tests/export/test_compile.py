@@ -7,8 +7,10 @@ import pytest
 import torch
 from equipoise_core.contract import Activation, Task
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.compile import Compiled, compile_sampler
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
+from equipoise_export.graph.session import session
+from equipoise_export.options import Options
 from torch import nn
 
 from ..support.graphs import contract
@@ -35,11 +37,11 @@ def test_the_image_is_never_copied(compiled_unet: Compiled) -> None:
 @pytest.mark.parametrize("spatial", [(16, 24), (32, 8), (4, 4)])
 def test_one_model_serves_several_sizes(compiled_unet: Compiled, spatial: tuple[int, int]) -> None:
     """N, T and the declared multiples of the sizes are free."""
-    session = start(compiled_unet.model)
+    runner = session(compiled_unet.model)
     layout = mask_layout(compiled_unet.contract, spatial)
     for images, samples in ((1, 1), (3, 5)):
         masks = np.stack([draw_masks(layout, n, compiled_unet.contract.digest, 0, samples) for n in range(images)])
-        out = session.run(
+        out = runner.run(
             None,
             {
                 "image": np.random.default_rng(0).standard_normal((images, 1, *spatial)).astype(np.float32),
@@ -70,7 +72,7 @@ def test_element_masks_of_a_dynamic_size_follow_the_size() -> None:
     layout = mask_layout(compiled.contract, (4, 10))
     assert layout.bits == 4 * 40 + 4 * 10
     masks = draw_masks(layout, 0, compiled.contract.digest, 0, 3)[None]
-    assert start(compiled.model).run(["sum_p"], {"image": np.zeros((1, 1, 4, 10), np.float32), "masks": masks})[
+    assert session(compiled.model).run(["sum_p"], {"image": np.zeros((1, 1, 4, 10), np.float32), "masks": masks})[
         0
     ].shape == (1, 2, 4, 10)
 
@@ -79,7 +81,7 @@ def test_a_network_without_dropout_is_exported_only_when_asked() -> None:
     """It gets no `masks` input and one sample."""
     network = nn.Conv2d(1, 1, 3, padding=1)
     draft = contract(classes=1, activation=Activation.SIGMOID, spatial=(8, 8))
-    compiled = compile_sampler(network, draft, torch.randn(2, 1, 8, 8), deterministic=True)
+    compiled = compile_sampler(network, draft, torch.randn(2, 1, 8, 8), Options(deterministic=True))
     assert [value.name for value in compiled.model.graph.input] == ["image"]
     assert not compiled.contract.stochastic
 
@@ -98,10 +100,11 @@ def test_a_heteroscedastic_head_averages_over_its_noise() -> None:
     torch.manual_seed(0)
     network = TwoHeads(3)
     draft = contract(classes=3, spatial=(16, 16))
-    compiled = compile_sampler(network, draft, torch.randn(2, 1, 16, 16), output="logits", log_variance="log_variance")
+    options = Options(output="logits", log_variance="log_variance")
+    compiled = compile_sampler(network, draft, torch.randn(2, 1, 16, 16), options)
     image = torch.randn(1, 1, 16, 16)
     keep = np.full((1, 1, -(-mask_layout(compiled.contract, (16, 16)).bits // 8)), 255, np.uint8)
-    got = start(compiled.model).run(["sum_p"], {"image": image.numpy(), "masks": keep})[0]
+    got = session(compiled.model).run(["sum_p"], {"image": image.numpy(), "masks": keep})[0]
     network.eval()
     with torch.no_grad():
         for name in ("bottleneck_dropout", "decoder_dropout"):  # kept units are scaled by 1/(1 − p) in the sampler
@@ -121,7 +124,7 @@ def test_samples_are_distributed_as_plain_monte_carlo_dropout(
     image = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(3))
     layout = mask_layout(compiled_classifier.contract, (16, 16))
     masks = draw_masks(layout, 11, compiled_classifier.contract.digest, 0, 400)[None]
-    served = start(compiled_classifier.model).run(None, {"image": image.numpy(), "masks": masks})[0][0]
+    served = session(compiled_classifier.model).run(None, {"image": image.numpy(), "masks": masks})[0][0]
     classifier.eval()
     classifier.channel_dropout.train()
     classifier.head_dropout.train()

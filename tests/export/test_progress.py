@@ -1,4 +1,4 @@
-"""What the exporter is at is told where somebody looks, and nowhere else."""
+"""Progress is shown on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_stages_are_shown_on_a_terminal_only(terminal: bool) -> None:
     assert LOGGER.level == before and not LOGGER.handlers
 
 
-def test_every_part_says_what_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_stage_is_logged_as_it_begins(caplog: pytest.LogCaptureFixture) -> None:
     """Compiling again, stage by stage: passes and proof."""
     torch.manual_seed(0)
     draft = contract(task=Task.CLASSIFICATION, classes=3, spatial=(16, 16))
     with caplog.at_level(logging.INFO, logger=LOGGER.name):
         compile_sampler(Classifier(), draft, torch.randn(2, 1, 16, 16))
-    told = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
+    logged = [record.getMessage() for record in caplog.records if record.name == LOGGER.name]
     for stage in ("running the network", "tracing the network", "compiling, split concat", "every site matters"):
-        assert any(stage in line for line in told), stage
+        assert any(stage in line for line in logged), stage

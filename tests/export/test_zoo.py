@@ -15,11 +15,11 @@ import torch
 from equipoise_core.contract import Activation, Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import Normalisation, Preprocessing
-from equipoise_export.capture.active import live_modules
-from equipoise_export.capture.outputs import choose_answer
+from equipoise_export.capture.prepare import prepare
 from equipoise_export.command import app
-from equipoise_export.compile import compile_onnx, compile_sampler
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.compile import compile_sampler
+from equipoise_export.graph.session import session
+from equipoise_export.options import Options, Sizes
 from equipoise_export.proof.references import TorchNetwork
 from onnx import numpy_helper
 from typer.testing import CliRunner
@@ -47,7 +47,10 @@ def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
     torch.manual_seed(0)
     network = awake(animal.make(), torch.randn(4, *animal.shape))
     draft = contract_of(name, animal)
-    compiled = compile_sampler(network, draft, torch.randn(2, *animal.shape), output=animal.output)
+    options = Options(output=animal.output, sizes=Sizes.DYNAMIC)
+    compiled = compile_sampler(
+        network, draft, torch.randn(2, *animal.shape), Options(output=animal.output, sizes=Sizes.DYNAMIC)
+    )
     assert compiled.contract.spatial == draft.spatial
     assert animal.sites in (None, len(compiled.contract.sites))
 
@@ -55,12 +58,12 @@ def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
     layout = mask_layout(compiled.contract, draft.nominal)
     masks = draw_masks(layout, 1, compiled.contract.digest, 0, 60)[None]
     per_sample = "probabilities" if draft.task is Task.CLASSIFICATION else "volumes"
-    served = start(compiled.model).run([per_sample], {"image": image.numpy(), "masks": masks})[0][0]
-    answer = choose_answer(network, torch.randn(2, *animal.shape), draft, animal.output)
-    plain = TorchNetwork(answer, live_modules(answer, torch.randn(2, *animal.shape)), ())
+    served = session(compiled.model).run([per_sample], {"image": image.numpy(), "masks": masks})[0][0]
+    prepared = prepare(network, draft, torch.randn(2, *animal.shape), options)
+    plain = TorchNetwork(prepared.network, prepared.active, ())
     torch.manual_seed(1)
     with plain.ready():
-        logits = torch.stack([answer(image)[0] for _ in range(60)]).double()
+        logits = torch.stack([prepared.network(image)[0] for _ in range(60)]).double()
     p = torch.softmax(logits, 1)
     looped = p.flatten(2).sum(-1).numpy() if draft.task is Task.SEGMENTATION else p.numpy()
     assert permutation_p(served, looped) > 0.005
@@ -94,8 +97,8 @@ def test_onnx_graphs_with_dropout_nodes_become_samplers(name: str, sites: int) -
     draft = Contract(
         name, Task.CLASSIFICATION, Activation.SOFTMAX, classes, 3, size, size, size, preprocessing, ()
     )  # fmt: skip
-    example = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
-    compiled = compile_onnx(with_random_weights(LIGHT / f"light_{name}.onnx"), draft, example)
+    example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    compiled = compile_sampler(with_random_weights(LIGHT / f"light_{name}.onnx"), draft, example)
     assert len(compiled.contract.sites) == sites
     assert not any(site.dead for site in compiled.proof.sites)
 

@@ -19,7 +19,7 @@ from equipoise_core.contract import Contract, load_contract
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 
 from ..support.asking import CLIENTS, MODELS
 from ..support.studies import PLANTED
@@ -42,7 +42,7 @@ def repository(tmp_path_factory, tiny_segmentation, tiny_classifier, tiny_determ
     """The published reference pairs and the tiny ones."""
     folder = tmp_path_factory.mktemp("pipeline") / "models"
     for tiny in (tiny_segmentation, tiny_classifier, tiny_deterministic):
-        publish(tiny, folder)
+        publish_pair(tiny, folder)
     for model in REFERENCE.glob("*/config.pbtxt"):
         (folder / model.parent.name).symlink_to(model.parent)
     return folder

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)] 
 
 NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
 MEMBERS = 3
-CLASSIFIER = ["--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed"]
+CLASSIFIER = ["--task", "classification", "--input-shape", "1,16,16", "--classes", "a,b,c", "--sizes", "fixed"]
 UNETS = ["--task", "segmentation", "--input-shape", "1,16,16", "--classes", "out,in", "--multiple", "4"]
 MODELS = {
     "dropout": (Classifier, {}, CLASSIFIER),

@@ -16,7 +16,7 @@ from equipoise_core.contract import load_contract
 from equipoise_deploy.errors import StartError
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from onnx import helper
 from tritonclient.utils import InferenceServerException
 
@@ -97,7 +97,7 @@ def gate(tmp_path_factory) -> Path:
 def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
     """One sound model, and one for each fault; all but the named fault is as in the sound one."""
     folder = tmp_path_factory.mktemp("fail_safe") / "models"
-    sound = configure(with_policy(publish(_variant(tiny_segmentation, "sound"), folder)))
+    sound = configure(with_policy(publish_pair(_variant(tiny_segmentation, "sound"), folder)))
     configure(copy_of(sound, "by_16"), chunk=16)
 
     (copy_of(sound, "no_policy") / "1" / "policy.json").unlink()
@@ -109,11 +109,11 @@ def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
     for name in ("no_policy", "foreign_policy", "edited_policy", "cut_policy"):
         configure(folder / name)
 
-    configure(with_policy(publish(_variant(tiny_segmentation, "notfinite", _returns_nan), folder)))
-    configure(with_policy(publish(_variant(tiny_segmentation, "breaks", _fails_unless_16), folder)), chunk=16)
-    configure(with_policy(publish(_variant(tiny_segmentation, "slow"), folder)), chunk=10)
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "notfinite", _returns_nan), folder)))
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "breaks", _fails_unless_16), folder)), chunk=16)
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "slow"), folder)), chunk=10)
     gated(folder / "slow_sampler", gate)
-    configure(with_policy(publish(_variant(tiny_segmentation, "pressed"), folder)))
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "pressed"), folder)))
     hold(folder / "pressed_sampler", SLOW.format(seconds=SECONDS))
     return folder
 
@@ -270,7 +270,7 @@ def test_each_of_several_images_has_its_own_route(client):
 def test_a_tampered_sampler_does_not_load(tmp_path, tiny_segmentation):
     """A `model.onnx` that is not the one the contract names: no start, and a message that says what to do."""
     folder = tmp_path / "models"
-    publish(tiny_segmentation, folder)
+    publish_pair(tiny_segmentation, folder)
     file = folder / "tinyseg_sampler" / "1" / "model.onnx"
     model = onnx.load(file)
     model.doc_string = "another file, though the same graph"

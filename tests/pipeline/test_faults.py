@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from equipoise_core.contract import load_contract
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 
 from ..support.faults import APART, DETECTED, FAULTS, MODEL, fleet, suffered
 from ..support.repositories import accepting_policy, with_policy
@@ -25,7 +25,7 @@ RATE = 15.0
 def versions(tmp_path_factory, tiny_classifier) -> tuple[Path, Path]:
     """One model under two policies: the first accepts what nothing speaks against, the second nothing."""
     folder = tmp_path_factory.mktemp("versions")
-    publish(tiny_classifier, folder / "one")
+    publish_pair(tiny_classifier, folder / "one")
     shutil.copytree(folder / "one", folder / "two")
     with_policy(folder / "one" / MODEL)
     strict = accepting_policy(load_contract(folder / "two" / MODEL / "1" / "contract.json"))

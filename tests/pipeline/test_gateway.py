@@ -19,7 +19,7 @@ from equipoise_clinic.gateway.service import POINTS
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from pydicom.uid import RLELossless, generate_uid
 
 from ..support.asking import poll
@@ -233,7 +233,7 @@ def test_two_senders_at_once_give_one_result(server, pacs, tmp_path, log):
 
 def test_while_triton_is_away_a_study_waits_and_nothing_is_sent(pacs, tmp_path, log, tiny_segmentation):
     port, images = free_port(), tiny_study(4)
-    publish(tiny_segmentation, tmp_path / "models")
+    publish_pair(tiny_segmentation, tmp_path / "models")
     settings = configuration(
         tmp_path / "a", f"127.0.0.1:{port}", TINY, receive=receiving(), deliver=stow(pacs),
         triton={**QUICK, "url": f"127.0.0.1:{port}", "timeout_seconds": 5.0},
@@ -253,7 +253,7 @@ def test_while_triton_is_away_a_study_waits_and_nothing_is_sent(pacs, tmp_path, 
 def test_a_server_that_fails_on_everything_gives_up_no_study(pacs, tmp_path, log, tiny_segmentation):
     """A dead backend process: the server says that it is ready, and fails every request until it is started anew."""
     port, studies = free_port(), [tiny_study(seed) for seed in (40, 41)]
-    publish(tiny_segmentation, tmp_path / "models")
+    publish_pair(tiny_segmentation, tmp_path / "models")
     settings = configuration(
         tmp_path / "a", "", TINY, receive=receiving(), deliver=stow(pacs),
         triton={**QUICK, "url": f"127.0.0.1:{port}", "timeout_seconds": 5.0},

@@ -15,7 +15,7 @@ from equipoise_core.sampling import assess
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from tritonclient.utils import InferenceServerException
 
 from ..support.asking import ask, case, poll, settled, text
@@ -49,7 +49,7 @@ def test_the_client_sees_how_far_it_is(tiny_segmentation, tmp_path):
     The sampler is held until somebody has looked: else a client that stalls would find the image answered.
     """
     gate = tmp_path / "gate"
-    gated(publish(tiny_segmentation, tmp_path / "models").with_name("tinyseg_sampler"), gate)
+    gated(publish_pair(tiny_segmentation, tmp_path / "models").with_name("tinyseg_sampler"), gate)
     image = np.random.default_rng(0).normal(100, 30, (1, 500, 400)).astype(np.float32)
     shares: list[float] = []
 

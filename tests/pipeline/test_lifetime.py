@@ -28,7 +28,7 @@ from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_deploy.serving.settings import Settings
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from numpy.typing import NDArray
 
 from ..support.asking import MODELS, SMALL, ask, case, inputs_of, metric, picture, poll
@@ -59,7 +59,7 @@ with triton.InferenceServerClient(sys.argv[1]) as client:
 @pytest.fixture(scope="module")
 def tiny_repository(tmp_path_factory, tiny_segmentation) -> Path:
     folder = tmp_path_factory.mktemp("lifetime") / "models"
-    publish(tiny_segmentation, folder)
+    publish_pair(tiny_segmentation, folder)
     return folder
 
 
@@ -72,7 +72,7 @@ def gate(tmp_path_factory) -> Path:
 def held_repository(tmp_path_factory, tiny_segmentation, gate) -> Path:
     """The same model; no sample is drawn while the gate is closed."""
     folder = tmp_path_factory.mktemp("held") / "models"
-    publish(tiny_segmentation, folder)
+    publish_pair(tiny_segmentation, folder)
     gated(folder / "tinyseg_sampler", gate)
     return folder
 

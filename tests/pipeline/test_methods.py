@@ -25,7 +25,8 @@ from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.compile import compile_sampler, compile_unproven
 from equipoise_export.graph.session import published_samplers
-from equipoise_export.publish.repository import publish
+from equipoise_export.options import Options
+from equipoise_export.publish.repository import publish_pair
 from equipoise_lab.methods.backbones import TransUNet, UNetPlusPlus
 from equipoise_lab.methods.calibrated import CalibratedEnsemble
 from equipoise_lab.methods.heteroscedastic import HeteroscedasticUNet
@@ -96,15 +97,15 @@ def served(tmp_path_factory) -> Iterator[Served]:
     stating = {}
     for name, network in single_passes().items():
         told = replace(draft, name=name, states_moments=True)
-        stating[name] = compile_sampler(network, told, example, deterministic=True)
-        publish(stating[name], models)
+        stating[name] = compile_sampler(network, told, example, Options(deterministic=True))
+        publish_pair(stating[name], models)
     for name, (network, options) in sampled().items():
-        publish(compile_sampler(network, replace(draft, name=name), example, **options), models)
+        publish_pair(compile_sampler(network, replace(draft, name=name), example, Options(**options)), models)
     cascade = replace(draft, name="cascade")
     screen = compile_sampler(
-        single_passes()["student"], replace(cascade, states_moments=True), example, deterministic=True
+        single_passes()["student"], replace(cascade, states_moments=True), example, Options(deterministic=True)
     )
-    folder = publish(compile_sampler(unet(0), cascade, example), models, screen=screen)
+    folder = publish_pair(compile_sampler(unet(0), cascade, example), models, screen=screen)
     published = load_model(folder / "1")
     _, first = published_samplers(models, published.contract)
     certainty = [screening(published, Case(blended(n)), first).scores["rim_own"] for n in range(IMAGES)]
@@ -175,7 +176,7 @@ def test_samples_are_served_as_pytorch_draws_them(served, image, name) -> None:
     told = load_model(served.models / name / "1").contract
     network, options = sampled()[name]
     draft = replace(told, sites=(), samplers=())
-    _, drawn = compile_unproven(network, draft, torch.randn(2, 1, 32, 32), **options)
+    _, drawn = compile_unproven(network, draft, torch.randn(2, 1, 32, 32), Options(**options))
     answer = ask(served.client, name, case(image), ["mean", "variance", "epistemic", "aleatoric", "record"])
     seed = int(json.loads(text(answer["record"]))["seed"])
     ready = prepared(image, told).numpy()

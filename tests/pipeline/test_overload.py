@@ -15,7 +15,7 @@ from equipoise_client.transport import Retry
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_deploy.serving.settings import Settings
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from equipoise_load.arrivals import Arrivals
 from equipoise_load.engine import Plan, run
 from equipoise_load.mix import Wish, build_mix
@@ -41,7 +41,7 @@ def gate(tmp_path_factory) -> Path:
 def small_queue(tiny_segmentation, tmp_path_factory, gate):
     """A server whose model lets twelve requests wait per priority, and begins none while the gate is closed."""
     folder = tmp_path_factory.mktemp("overload") / "models"
-    gated(publish(tiny_segmentation, folder), gate)
+    gated(publish_pair(tiny_segmentation, folder), gate)
     hold(folder / "tinyseg_sampler", SLOW.format(seconds=SECONDS))
     settings = {"tinyseg": Settings(queue=QUEUE, aggregators=AGGREGATORS, retry_after=700)}
     with TritonServer(folder, ports=Ports(0, 0, 0), settings=settings) as server:

@@ -21,7 +21,7 @@ from equipoise_core.canonical import digest_of, digest_of_code, digest_of_file
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.engine import Engine, find_engine
 from equipoise_deploy.serving.server import TritonServer
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 
 from ..support.asking import ask, case, text
 from ..support.repositories import configure, copy_of
@@ -66,7 +66,7 @@ def engine(poisoned, tmp_path_factory) -> Engine:
 def answers(engine, tiny_segmentation, tmp_path_factory) -> Iterator[dict[str, dict[str, str]]]:
     """Route, reason and record of a case without policy: of the pair as published, and of one that trusts sys.path."""
     repository = tmp_path_factory.mktemp("models") / "models"
-    publish(tiny_segmentation, repository)
+    publish_pair(tiny_segmentation, repository)
     adapter = copy_of(repository / "tinyseg", "trusting") / "1" / "model.py"
     source = adapter.read_text()
     assert FIRST_ON_THE_PATH in source

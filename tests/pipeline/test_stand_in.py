@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_deploy.serving.settings import Settings
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 
 from ..support.asking import metric, poll, settled
 from ..support.repositories import closed, gated
@@ -54,7 +54,7 @@ def gate(tmp_path_factory) -> Path:
 def server(tiny_segmentation, tmp_path_factory, gate):
     """With one sampler on however many cores: several would share batches out among them."""
     models = tmp_path_factory.mktemp("stand_in") / "models"
-    publish(tiny_segmentation, models)
+    publish_pair(tiny_segmentation, models)
     gated(models / SAMPLER, gate)
     with TritonServer(models, ports=Ports(0, 0, 0), settings={"tinyseg": Settings(samplers=1)}) as running:
         yield running

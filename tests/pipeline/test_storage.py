@@ -20,7 +20,8 @@ from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.compile import compile_sampler
 from equipoise_export.graph.session import OnnxSampler
 from equipoise_export.graph.storage import DATA, MODEL
-from equipoise_export.publish.repository import publish
+from equipoise_export.options import Options
+from equipoise_export.publish.repository import publish_pair
 
 from ..support.asking import ask, case
 from ..support.graphs import contract
@@ -40,7 +41,7 @@ def models(tmp_path_factory):
     base = contract(task=Task.CLASSIFICATION, classes=3, spatial=(16, 16))
     for name, precision in (("outside", Precision.FP32), ("half", Precision.FP16)):
         draft = replace(base, name=name, precision=precision)
-        publish(compile_sampler(network, draft, torch.randn(2, 1, 16, 16), largest_file=500), folder)
+        publish_pair(compile_sampler(network, draft, torch.randn(2, 1, 16, 16), Options(largest_file=500)), folder)
     return folder
 
 

@@ -23,7 +23,8 @@ from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.compile import compile_sampler
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.repository import publish
+from equipoise_export.options import Options, Sizes
+from equipoise_export.publish.repository import publish_pair
 from torch import nn
 
 from ..support.asking import ask, case, text
@@ -85,8 +86,13 @@ def published(request, tmp_path_factory) -> Path:
     for name, animal in request.param.items():
         torch.manual_seed(0)
         network = awake(animal.make(), torch.randn(4, *animal.shape))
-        publish(
-            compile_sampler(network, contract_of(name, animal), torch.randn(2, *animal.shape), output=animal.output),
+        publish_pair(
+            compile_sampler(
+                network,
+                contract_of(name, animal),
+                torch.randn(2, *animal.shape),
+                Options(output=animal.output, sizes=Sizes.DYNAMIC),
+            ),
             folder,
         )
     return folder

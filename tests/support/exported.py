@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from equipoise_core.contract import Task
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 
 from .graphs import contract
 from .networks import Classifier, EveryKind, UNet

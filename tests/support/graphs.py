@@ -16,10 +16,14 @@ import onnxruntime
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
 from equipoise_core.preprocessing import Normalisation, Preprocessing
-from equipoise_export.graph import marker as sites  # noqa: F401  # registers the marker
+from equipoise_export.capture.active import active_modules
+from equipoise_export.capture.from_torch import capture
+from equipoise_export.capture.prepare import Prepared
+from equipoise_export.graph.marker import marker_of
 from equipoise_export.passes import run_passes
-from equipoise_export.passes.compilation import Compilation, marker_of
+from equipoise_export.passes.compilation import Compilation
 from onnx import helper
+from torch import Tensor, nn
 
 
 def contract(
@@ -35,6 +39,11 @@ def contract(
     names = tuple(f"class {index}" for index in range(classes))
     preprocessing = Preprocessing(Normalisation.ZSCORE, multiple=multiple)
     return Contract("small", task, activation, names, channels, spatial, sizes, sizes, preprocessing, ())
+
+
+def captured(module: nn.Module, example: Tensor, spatial: tuple[int | str, ...], multiple: int = 1) -> ir.Model:
+    """The marked graph of a module that answers with its logits alone."""
+    return capture(Prepared(module, active_modules(module, example), example), spatial, multiple)
 
 
 def mask(name: str, axes: list[int], source: str, target: str, kind: str = "element", index: int = 0) -> str:
@@ -119,4 +128,4 @@ def packed_masks(sampled: Contract, images: int, samples: int, spatial: tuple[in
     return np.stack([draw_masks(layout, seed, sampled.digest, 0, samples) for seed in range(images)])
 
 
-__all__ = ["compiled", "contract", "marked", "mask", "oracle", "packed_masks", "replace", "run"]
+__all__ = ["captured", "compiled", "contract", "marked", "mask", "oracle", "packed_masks", "replace", "run"]

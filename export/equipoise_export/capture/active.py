@@ -2,15 +2,13 @@
 
 `module.train()` switches more than dropout: BatchNorm would normalise by the batch-mates, deep supervision would give
 other outputs. So the network runs once with everything but normalisation in training mode, and the modules in whose own
-code a random number was drawn are noted. Those, and only those, are live afterwards. This finds functional dropout,
+code a random number was drawn are noted. Those, and only those, are active afterwards. This finds functional dropout,
 which no type check can, since it depends on the `training` flag of the module that calls it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,21 +18,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CaptureRefused
-
-
-def draws(operator: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
-    """Whether an ATen operator draws random numbers, by PyTorch's own tag, and under these arguments.
-
-    Attention and recurrences carry the tag for a dropout that is off as well.
-    """
-    if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
-        return False
-    names = [argument.name for argument in operator._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-    if given.get("train") is False or given.get("training") is False:
-        return False
-    optional = next((name for name in ("dropout_p", "dropout") if name in names), None)
-    return optional is None or bool(given.get(optional, 0.0))
+from ..graph.marker import own_path
+from ..graph.randomness import draws, sampling, slow_attention
 
 
 @dataclass
@@ -57,7 +42,7 @@ class _Witness(TorchDispatchMode):
 
 
 def refuse_batch_statistics(module: nn.Module) -> None:
-    """A normalisation without running statistics uses those of the batch even in evaluation mode."""
+    """Refuses a normalisation without running statistics: it uses those of the batch even in evaluation mode."""
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise CaptureRefused(
@@ -67,7 +52,7 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
-def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
+def active_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Names of the modules whose training flag makes randomness act, found by running the network once.
 
     Args:
@@ -95,8 +80,8 @@ def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
         for part in names:
             if isinstance(part, _NormBase):
                 part.eval()
-        with torch.no_grad(), _slow_attention(), torch.random.fork_rng(), witness:
-            getattr(module, "equipoise_network", module)(example)  # in training mode there may be other outputs
+        with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
+            module(example)
         found = set(witness.found)
     except Exception:  # noqa: BLE001  # some networks cannot run in training mode at all; then types have to do
         dropouts = {name for part, name in names.items() if isinstance(part, nn.modules.dropout._DropoutNd)}
@@ -112,10 +97,10 @@ def live_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def follows_size(module: nn.Module, live: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
-    """Whether a probability of dropping is another number for images of another size.
+def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
+    """Whether a probability of dropping depends on the size of the image.
 
-    torch.export would take the one of the example for all sizes, without a word.
+    torch.export would silently take the one of the example for all sizes.
 
     Args:
         example: image `[N, C, *S]`.
@@ -125,38 +110,12 @@ def follows_size(module: nn.Module, live: tuple[str, ...], example: Tensor, othe
     for image in (example[:1], example.new_zeros((1, example.shape[1], *other))):
         witness = _Witness()
         try:
-            with sampling(module, live), torch.no_grad(), torch.random.fork_rng(), witness:
+            with sampling(module, active), torch.no_grad(), torch.random.fork_rng(), witness:
                 module(image)
-        except Exception:  # noqa: BLE001  # it does not work at that size: torch.export says so better
+        except Exception:  # noqa: BLE001  # it does not work at that size: torch.export gives the better message
             return False
         seen.append(witness.probabilities)
     return seen[0] != seen[1]
-
-
-@contextmanager
-def sampling(module: nn.Module, live: tuple[str, ...]) -> Iterator[None]:
-    """Evaluation mode with only the named modules in training mode, restored afterwards: Monte Carlo dropout."""
-    flags = {part: part.training for part in module.modules()}
-    try:
-        module.eval()
-        for name in live:
-            module.get_submodule(name).training = True
-        with _slow_attention():
-            yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """PyTorch's fused encoder layer skips its dropout in evaluation mode, whatever its dropout modules say."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def switched_off(module: nn.Module) -> tuple[str, ...]:
@@ -169,11 +128,11 @@ def how_to_make_random(module: nn.Module) -> str:
     """What to do about a network that draws nothing."""
     named = [name for name in inspect.signature(type(module).__init__).parameters if "drop" in name]
     advice = [f"--arg {name}=0.2 (in a bundle --arg network_def.{name}=0.2)" for name in named[:3]]
-    told = f"Build it with {' or '.join(advice)} and train it so" if advice else "Train it with dropout"
+    remedy = f"Build it with {' or '.join(advice)} and train it so" if advice else "Train it with dropout"
     off = switched_off(module)
     if off:
-        told += f"; or set p of its {len(off)} dropout layers that have 0 (such as {off[0]}) by --p 0.1"
-    return told + "; or export it as a single-pass model (--deterministic)."
+        remedy += f"; or set p of its {len(off)} dropout layers that have 0 (such as {off[0]}) by --p 0.1"
+    return remedy + "; or export it as a single-pass model (--deterministic)."
 
 
 _PROBABILITIES = (
@@ -184,8 +143,8 @@ _KEEPING = ("keep_prob", "keep", "keep_rate", "survival_prob", "survival_rate")
 """What modules call their probability of dropping, or of keeping."""
 
 
-def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
-    """Sets the probability of dropping of the live modules, so that network and sampler drop alike.
+def override_p(module: nn.Module, active: tuple[str, ...], p: float) -> None:
+    """Sets the probability of dropping of the active modules, so that network and sampler drop alike.
 
     Case 1: the module holds it under one of the usual names.   Case 2: it holds the probability of keeping.
     Case 3: it drops by itself with the p of its one dropout layer, as attention does.
@@ -195,7 +154,7 @@ def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
     """
     if not 0.0 < p < 1.0:
         raise CaptureRefused(f"--p {p}: a probability of dropping lies between 0 and 1", "--p", "Give 0 < p < 1.")
-    for name in live:
+    for name in active:
         part = module.get_submodule(name)
         places = [(part, key, p) for key in _PROBABILITIES if _is_share(getattr(part, key, None))]
         places = places or [(part, key, 1.0 - p) for key in _KEEPING if _is_share(getattr(part, key, None))]
@@ -204,7 +163,7 @@ def override_p(module: nn.Module, live: tuple[str, ...], p: float) -> None:
         if len(places) != 1:
             raise CaptureRefused(
                 "its probability of dropping cannot be found, so --p cannot change it",
-                name.removeprefix("equipoise_network").removeprefix(".") or "forward",
+                own_path(name) or "forward",
                 f"Build the network with p = {p} (--arg), or leave this module out (--sites).",
             )
         ((owner, key, value),) = places

@@ -1,10 +1,10 @@
 """An ONNX file made for one image → the same graph for any number of images.
 
-torch.onnx writes the batch of its example as a number unless told otherwise. The batch axis is followed from the image
-through the graph, and where the number 1 was written for it, it becomes free:
+torch.onnx writes the batch of its example as a number by default. The batch axis is followed from the image
+through the graph, and where the number 1 was written for it, it becomes dynamic:
 
-Case 1: Reshape, its target. Where the 1 is swallowed by a neighbour (`[L, 1, E]` → `[L, H·1, E/H]`), the axis of size
-        L·N or H·N is told by the order of the elements; where that leaves two, the one that is no last axis.
+Case 1: Reshape, its target. Where the 1 is folded into a neighbour (`[L, 1, E]` → `[L, H·1, E/H]`), the axis of size
+        L·N or H·N follows from the order of the elements; where that leaves two, the one that is no last axis.
 Case 2: Resize to sizes: the other axes only.
 Case 3: Concat with a constant (a class token): the constant is repeated for each image.
 
@@ -13,24 +13,18 @@ Guessing is allowed here because `verify` runs the result on two images at once 
 
 from __future__ import annotations
 
-import os
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from equipoise_core.contract import Contract
-from onnx import helper
 
 from ..errors import CaptureRefused
+from ..graph.nodes import IMAGE, number_of, shapes_as_outputs
+from ..graph.session import session
 from ..graph.storage import store
-from ..passes.compilation import IMAGE, number_of
-from ..passes.find_layouts import start
 
 Shape = tuple[int, ...]
 _REMEDY = "Export the file with a dynamic batch (torch.onnx.export with dynamic_shapes or dynamic_axes for axis 0)."
@@ -46,15 +40,15 @@ class Batch:
     after: int = 1
 
 
-def free_batch(model: ir.Model, image: ir.Value, draft: Contract) -> None:
+def make_batch_dynamic(model: ir.Model, image: ir.Value, draft: Contract) -> None:
     """Ensures, as far as it can, that the graph works for any number of images."""
     for value in [*model.graph.outputs, *(output for node in model.graph for output in node.outputs)]:
         value.shape = None  # they say batch 1
     shapes = shapes_for(model, draft, 1)
-    freeing = _Freeing(model, shapes)
-    freeing.batches[image] = Batch(0)
+    dynamic = _DynamicBatch(model, shapes)
+    dynamic.batches[image] = Batch(0)
     for node in list(model.graph):
-        freeing.node(node)
+        dynamic.node(node)
 
 
 def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape]:
@@ -64,18 +58,14 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
         CaptureRefused: the graph does not run on them.
     """
     proto, weights = store(model)
-    names = [name for node in proto.graph.node for name in node.output if name]
-    del proto.graph.output[:]
-    for index, name in enumerate(names):
-        proto.graph.node.append(helper.make_node("Shape", [name], [f"shape_{index}"]))
-        proto.graph.output.append(helper.make_tensor_value_info(f"shape_{index}", onnx.TensorProto.INT64, None))
+    names = shapes_as_outputs(proto)
     picture = np.zeros((images, draft.channels, *draft.nominal), np.float32)
     try:
-        shapes = start(proto, weights=weights).run(None, {IMAGE: picture})
+        shapes = session(proto, weights=weights).run(None, {IMAGE: picture})
     except Exception as error:
-        told = str(error).splitlines()[0]
+        first = str(error).splitlines()[0]
         raise CaptureRefused(
-            f"the graph does not run on {images} image{'s' if images > 1 else ''} {list(picture.shape)}: {told}",
+            f"the graph does not run on {images} image{'s' if images > 1 else ''} {list(picture.shape)}: {first}",
             "the whole network",
             f"State the right --input-shape. {_REMEDY}" if images > 1 else "State the right --input-shape.",
         ) from error
@@ -86,11 +76,11 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
 def verify(model: ir.Model, draft: Contract) -> None:
     """Refuses a graph whose answer to two images is not its answers to each."""
     proto, weights = store(model)
-    session = start(proto, weights=weights)
+    runner = session(proto, weights=weights)
     pictures = np.random.default_rng(0).standard_normal((2, draft.channels, *draft.nominal)).astype(np.float32)
     try:
-        (both,) = session.run(None, {IMAGE: pictures})
-        alone = np.concatenate([session.run(None, {IMAGE: picture[None]})[0] for picture in pictures])
+        (both,) = runner.run(None, {IMAGE: pictures})
+        alone = np.concatenate([runner.run(None, {IMAGE: picture[None]})[0] for picture in pictures])
         same = both.shape == alone.shape and np.allclose(both, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max())
     except Exception:  # noqa: BLE001  # ONNX Runtime raises anything
         same = False
@@ -98,14 +88,14 @@ def verify(model: ir.Model, draft: Contract) -> None:
         raise CaptureRefused("the file is made for one image at a time", str(model.graph.outputs[0].name), _REMEDY)
 
 
-class _Freeing:
+class _DynamicBatch:
     def __init__(self, model: ir.Model, shapes: Mapping[str, Shape]) -> None:
         self.model = model
         self.shapes = shapes
         self.batches: dict[ir.Value, Batch] = {}
 
     def node(self, node: ir.Node) -> None:
-        """Finds the batch in a node's outputs, and frees what the node says about it."""
+        """Finds the batch in a node's outputs, and makes what the node says about it dynamic."""
         data = next((value for value in node.inputs if value in self.batches), None)
         if data is None or node.op_type in _FROM_SIZES:
             return

@@ -10,85 +10,51 @@ Old files fix the batch at one image; it is made dynamic, also where a Reshape r
 from __future__ import annotations
 
 import ast
-import os
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
-
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from math import prod
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-import onnxruntime
 from equipoise_core.contract import Activation, Contract, SiteKind, Task
-from equipoise_core.masks import mask_layout, unpack_masks
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper, version_converter
+from onnx import numpy_helper, version_converter
 
-from ..errors import CaptureRefused, SpecError
+from ..errors import CaptureRefused
 from ..graph.marker import BATCH, DOMAIN, MASK, encode_shape, matches
+from ..graph.nodes import IMAGE, number_of, replace
+from ..graph.session import session
 from ..graph.storage import store
-from ..passes.compilation import IMAGE, marker_of, number_of, replace
-from ..passes.find_layouts import start
-from .batch_axis import free_batch, shapes_for, verify
+from ..options import Options
+from .batch_axis import make_batch_dynamic, shapes_for, verify
 from .from_torch import OPSET
 
-Array = NDArray[Any]
 _FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
 
 
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Reads an ONNX file, with external data where it has any."""
-    if not path.is_file():
-        raise SpecError(f"there is no file {path}")
-    try:
-        return onnx.load(path)
-    except Exception as error:
-        raise SpecError(f"{path} cannot be read as ONNX: {error}") from error
+def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> ir.Model:
+    """Marks the sites of an ONNX graph with one image input `[N, C, *S]`.
 
-
-def capture_onnx(
-    proto: onnx.ModelProto,
-    draft: Contract,
-    *,
-    output: str | int | None = None,
-    dropout_at: str | None = None,
-    p: float | None = None,
-    sites: str | None = None,
-) -> ir.Model:
-    """Marks the sites of an ONNX graph.
-
-    Args:
-        proto: one image input `[N, C, *S]`.
-        output: which of several outputs, by index or name.
-        dropout_at: a site behind every tensor whose name matches one of these patterns (commas between them): of
-            channels where the tensor is a feature map, else of elements.
-        p: for `dropout_at`, the probability of dropping; for Dropout nodes, overrides theirs.
-        sites: only sites whose name matches one of these patterns.
+    Raises:
+        CaptureRefused: naming the node or tensor.
     """
     model = ir.from_proto(_modern(proto))
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
     image = _name_input(model, draft)
-    _choose_output(model, output)
+    _choose_output(model, options.output)
     _take_off_activation(model, draft)
     _refuse_what_cannot_be(model)
-    free_batch(model, image, draft)
+    make_batch_dynamic(model, image, draft)
     verify(model, draft)
     shapes = shapes_for(model, draft, 2)
-    marking = _Marking(model, p, sites, {name: len(shape) for name, shape in shapes.items()})
+    marking = _Marking(model, options.p, options.sites, {name: len(shape) for name, shape in shapes.items()})
     for node in list(model.graph):
         if node.op_type == "Dropout" and not node.domain:
             marking.dropout(node)
-    if dropout_at is not None:
-        marking.insert(dropout_at, _activations(model, shapes, image))
+    if options.dropout_at is not None:
+        marking.insert(options.dropout_at, _activations(model, shapes, image))
     model.opset_imports[DOMAIN] = 1
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -220,7 +186,7 @@ def _activations(model: ir.Model, shapes: dict[str, tuple[int, ...]], image: ir.
     proto, weights = store(model)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shapes if name != IMAGE)
-    kinds = {output.name: output.type for output in start(proto, weights=weights).get_outputs()}
+    kinds = {output.name: output.type for output in session(proto, weights=weights).get_outputs()}
     reached = {image}
     found = []
     for node in model.graph:
@@ -240,23 +206,23 @@ def _names(value: ir.Value) -> set[str]:
     Of a path (`/model/layer4/conv/Conv_output_0`) also what is left without its first steps.
     """
     node = value.producer()
-    told = [str(value.name)]
+    names = [str(value.name)]
     if node is not None:
-        told.append(str(node.name or ""))
+        names.append(str(node.name or ""))
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
         if scopes:
-            told.append("/".join(str(scope) for scope in ast.literal_eval(scopes)[1:]))
-    steps = (name.split("/") for name in told)
+            names.append("/".join(str(scope) for scope in ast.literal_eval(scopes)[1:]))
+    steps = (name.split("/") for name in names)
     return {"/".join(parts[start:]) for parts in steps for start in range(len(parts)) if parts[start]}
 
 
 def _listing(activations: Sequence[ir.Value]) -> str:
     """Names of activations, the last ones first: dropout is wanted near the end."""
-    told = []
+    names = []
     for value in reversed(activations):
         name, longest = str(value.name), max(_names(value), key=len)
-        told.append(name if longest in name else f"{name} ({longest})")
-    return ", ".join(told[:12]) + (f" and {len(told) - 12} more before them" if len(told) > 12 else "")
+        names.append(name if longest in name else f"{name} ({longest})")
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more before them" if len(names) > 12 else "")
 
 
 class _Marking:
@@ -336,60 +302,3 @@ class _Marking:
         else:
             self.model.graph.insert_after(producer, node)
         return node.outputs[0]
-
-
-class OnnxNetwork:
-    """A marked graph run as it is, every marker a plain product with the mask that is fed: the proof's other side."""
-
-    def __init__(self, marked: ir.Model) -> None:
-        self.markers = {marker_of(node).site: marker_of(node) for node in marked.graph if node.op_type == MASK}
-        proto, weights = store(marked)
-        shapes = {}
-        for node in list(proto.graph.node):
-            if node.domain == DOMAIN:
-                site = next(entry.s.decode() for entry in node.attribute if entry.name == "site")
-                shapes[site] = f"shape of {node.output[0]}"
-                proto.graph.node.append(helper.make_node("Shape", [node.input[0]], [shapes[site]]))
-                proto.graph.output.append(helper.make_tensor_value_info(shapes[site], onnx.TensorProto.INT64, None))
-                node.op_type, node.domain = "Mul", ""
-                node.input.append(f"mask {site}")
-                del node.attribute[:]
-                proto.graph.input.append(helper.make_tensor_value_info(f"mask {site}", onnx.TensorProto.FLOAT, None))
-        kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
-        del proto.opset_import[:]
-        proto.opset_import.extend(kept)
-        self.session: onnxruntime.InferenceSession = start(proto, weights=weights)
-        self.answer = proto.graph.output[0].name
-        self.shape_names = shapes
-        self.shapes: dict[tuple[int, ...], dict[str, list[int]]] = {}
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        yield
-
-    def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
-        layout = mask_layout(contract, image.shape[2:])
-        feeds = {IMAGE: image}
-        for site, keep in zip(layout.sites, unpack_masks(layout, packed[None]), strict=True):
-            shape = self._shapes(image)[site.name]
-            marker = self.markers[site.name]
-            shape = [size if axis in marker.axes else 1 for axis, size in enumerate(shape)]
-            assert prod(shape) == keep.size, f"{site.name}: {shape} for {keep.size} units"
-            feeds[f"mask {site.name}"] = (keep.reshape(shape) * marker.scale).astype(np.float32)
-        return self.session.run([self.answer], feeds)[0][0]  # type: ignore[no-any-return]
-
-    def undropped(self, image: Array) -> Array:
-        """Logits `[N, K, *S]` of images `[N, C, *S]` with nothing dropped and nothing scaled."""
-        return self.session.run([self.answer], self._unmasked(image))[0]  # type: ignore[no-any-return]
-
-    def _unmasked(self, image: Array) -> dict[str, Array]:
-        return {IMAGE: image, **{f"mask {site}": np.ones(1, np.float32) for site in self.shape_names}}
-
-    def _shapes(self, image: Array) -> dict[str, list[int]]:
-        """Shape of every masked tensor for images of this size, from a run with nothing masked."""
-        if image.shape not in self.shapes:
-            found = self.session.run(list(self.shape_names.values()), self._unmasked(image))
-            self.shapes[image.shape] = {
-                site: list(map(int, f)) for site, f in zip(self.shape_names, found, strict=True)
-            }
-        return self.shapes[image.shape]

@@ -20,8 +20,10 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, mask, translate_mask
-from .active import follows_size, live_modules, sampling
+from ..graph.randomness import sampling
+from .active import follows_size
 from .per_image import answer_each_image
+from .prepare import Prepared
 from .recurrent import split_layers
 from .sizes import dimension_names
 from .torch_ops import mark_stochastic
@@ -29,35 +31,26 @@ from .torch_ops import mark_stochastic
 OPSET = 18
 
 
-def capture(
-    module: nn.Module,
-    example: Tensor,
-    spatial: tuple[int | str, ...],
-    multiple: int,
-    live: tuple[str, ...] | None = None,
-) -> ir.Model:
-    """Traces the network with only its stochastic parts live.
+def capture(prepared: Prepared, spatial: tuple[int | str, ...], multiple: int) -> ir.Model:
+    """Traces the network with only its active modules in training mode.
 
     Args:
-        module: image `[N, C, *S]` → one tensor of logits.
-        example: an image with N ≥ 2, of the contract's nominal size.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
         multiple: dynamic sizes are multiples of this.
-        live: the modules to put in training mode; found by running the network where not given.
 
     Returns:
         An ONNX graph, opset 18, with input `image` and one output `logits`.
     """
-    live = live_modules(module, example) if live is None else live
+    network, active, example = prepared.network, prepared.active, prepared.example
     other = tuple(s + multiple if isinstance(n, str) else s for s, n in zip(example.shape[2:], spatial, strict=True))
-    if other != tuple(example.shape[2:]) and follows_size(module, live, example, other):
+    if other != tuple(example.shape[2:]) and follows_size(network, active, example, other):
         raise CaptureRefused(
             "a probability of dropping follows from the image's size, so one model cannot serve several",
             "the whole network",
-            "Export with fixed sizes (--fixed), or state the probability as a number.",
+            "Export for one size (--sizes fixed), or state the probability as a number.",
         )
-    with sampling(module, live):
-        program = _trace(module, example, spatial, multiple)
+    with sampling(network, active):
+        program = _trace(network, example, spatial, multiple)
     split_layers(program)
     drawn_once = mark_stochastic(program, dimension_names(program, spatial))
     answer_each_image(program, drawn_once)
@@ -96,7 +89,7 @@ def _explained(error: Exception, spatial: tuple[int | str, ...]) -> CaptureRefus
         return CaptureRefused(
             f"the network does not work at every spatial size ({first})",
             where,
-            "Export with fixed sizes (--fixed), or state the right divisor (--multiple).",
+            "Export for one size (--sizes fixed), or state the right divisor (--multiple).",
         )
     if "onstraint" in text or "specializ" in text.lower():
         return CaptureRefused(

@@ -1,4 +1,4 @@
-"""Writes into a torch.export graph, shapes included, and tells where in the network a node came from."""
+"""Reads and writes a torch.export graph, shapes included; says where in the network a node came from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,30 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
-from .noise import Fx
+from ..graph.marker import own_path
+
+Fx = Any
+"""A torch.fx.Node, whose arguments PyTorch types as a union of everything that can be one."""
+
+_aten = torch.ops.aten
+VIEWS = {
+    _aten.view.default, _aten.reshape.default, _aten.transpose.int, _aten.permute.default, _aten.flatten.using_ints,
+    _aten.unsqueeze.default, _aten.squeeze.dim, _aten.contiguous.default, _aten.clone.default, _aten.to.dtype,
+    _aten._to_copy.default, _aten.alias.default, _aten.type_as.default,
+}  # fmt: skip
+"""What changes nothing but the shape, the strides or the type."""
+
+
+def schema_name(node: Fx) -> str:
+    """`add_` for `aten::add_.Tensor`; empty for what is no operator."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    return node.target._schema.name.split("::")[1]  # type: ignore[no-any-return]
+
+
+def pointwise(node: Fx) -> bool:
+    """Whether each element of its result depends on one element of each input."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 class SiteNames:
@@ -34,9 +57,7 @@ def module_of(node: Fx) -> tuple[str, str]:
         return "", ""
     path, kind = stack[-1]
     steps = [step.split("@")[0] for step in path.split(".")]  # "@1" marks a second call; counted by SiteNames
-    if steps and steps[0] == "equipoise_network":  # the wrapper that chooses the output
-        steps = steps[1:]
-    return ".".join(steps), str(kind).rsplit(".", 1)[-1]
+    return own_path(".".join(steps)), str(kind).rsplit(".", 1)[-1]
 
 
 def fake_mode(program: ExportedProgram) -> Any:

@@ -20,15 +20,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-Fx = Any
-"""A torch.fx.Node, whose arguments PyTorch types as a union of everything that can be one."""
+from .fx import VIEWS, Fx, pointwise, schema_name
 
-_aten = torch.ops.aten
-VIEWS = {
-    _aten.view.default, _aten.reshape.default, _aten.transpose.int, _aten.permute.default, _aten.flatten.using_ints,
-    _aten.unsqueeze.default, _aten.squeeze.dim, _aten.contiguous.default, _aten.clone.default, _aten.to.dtype,
-    _aten._to_copy.default, _aten.alias.default, _aten.type_as.default,
-}  # fmt: skip
 _FILLED = {"ones": 1.0, "ones_like": 1.0, "new_ones": 1.0, "zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0}
 _FILLING = {"full": 1, "full_like": 1, "new_full": 2, "fill": 1, "fill_": 1}  # the position of the number
 _SAME_VALUES = {
@@ -39,17 +32,6 @@ _SAME_VALUES = {
 }  # fmt: skip
 """What moves two values about, or spreads the larger one: afterwards there are still two, in the same order."""
 _CASTS = {"to", "_to_copy", "type_as"}
-
-
-def schema_name(node: Fx) -> str:
-    """`add_` for `aten::add_.Tensor`; empty for what is no operator."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    return node.target._schema.name.split("::")[1]  # type: ignore[no-any-return]
-
-
-def _pointwise(node: Fx) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 class Constants:
@@ -86,7 +68,7 @@ class Constants:
             and schema_name(source) == "broadcast_tensors"
         ):
             return self.of(source.args[0][argument.args[1]])  # type: ignore[index]
-        if _pointwise(argument):
+        if pointwise(argument):
             arguments = [self.of(entry) if isinstance(entry, Node) else entry for entry in argument.args]
             if not any(entry is None for entry in arguments):
                 value = _evaluate(argument, [_wide(entry) for entry in arguments])
@@ -207,7 +189,7 @@ def _switch(user: Fx, node: Fx, offset: float, gain: float, constants: Constants
 
 
 def drops_above(node: Fx, below: float, above: float, constants: Constants) -> bool | None:
-    """Whether of a node's two values it is `above` that takes activations away; None where the graph does not tell."""
+    """Whether `above` is the value that takes activations away; None where the graph does not show it."""
     votes: set[bool] = set()
     pending = [(node, torch.tensor([below, above], dtype=torch.float64))]
     seen: set[Fx] = set()
@@ -227,7 +209,7 @@ def drops_above(node: Fx, below: float, above: float, constants: Constants) -> b
 
 
 def _vote(user: Fx, source: Fx, values: Tensor, constants: Constants) -> bool | None:
-    """What the meeting of noise and activations says: True where the second value drops."""
+    """What one use of the noise shows: True where the second value drops, None where it shows nothing."""
     name, second = schema_name(user).rstrip("_"), user.args[1] if len(user.args) > 1 else None
     if name == "mul":
         other = user.args[0] if second is source else second
@@ -252,7 +234,7 @@ def _followed(user: Fx, source: Fx, values: Tensor, constants: Constants) -> Ten
         return values if fake is None or fake.dtype != torch.bool else values.bool().to(values.dtype)
     if name in _SAME_VALUES and user.args[0] is source:
         return values
-    if not _pointwise(user):
+    if not pointwise(user):
         return None
     arguments: list[Any] = []
     for entry in user.args:

@@ -6,105 +6,22 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Contract, Task
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..errors import CaptureRefused, ExportRefused
-from .active import live_modules, sampling
+from ..graph.randomness import sampling
+from .answer import AnswerOnly, Place
+from .heteroscedastic import Heteroscedastic
 
-MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-class Answer(nn.Module):
-    """A network reduced to one tensor of its output, brought to the image's resolution where it is coarser.
-
-    Args:
-        network: image → anything.
-        path: where in the output the answer lies: keys and indices, outermost first.
-        resize: interpolate the answer to the image's spatial sizes, as the network's own post-processing would.
-    """
-
-    def __init__(self, network: nn.Module, path: tuple[str | int, ...], resize: bool = False) -> None:
-        super().__init__()
-        self.equipoise_network = network  # a name that site names can be rid of
-        self.path = path
-        self.resize = resize
-
-    def forward(self, image: Tensor) -> Tensor:
-        return _pick(self.equipoise_network(image), self.path, self.resize, image)
-
-
-class Heteroscedastic(nn.Module):
-    """A network that also answers how noisy its logits are: p = E[activation(f + σ·ε)], ε ~ N(0, 1) per class.
-
-    Kendall & Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?", NeurIPS 2017, eq. 12,
-    with fixed nodes for ε instead of random ones, so that nothing is drawn in the graph:
-    Case 1, sigmoid, and Case 2, softmax of two classes (in the difference of its logits): Gauss–Hermite, 9 nodes.
-    Case 3, softmax of more: 16 scrambled Sobol points and their mirror images.
-    The answer is given as logits: log p, or log p − log(1 − p) for a sigmoid.
-    """
-
-    def __init__(self, mean: Answer, log_variance: Answer, activation: Activation, classes: int) -> None:
-        super().__init__()
-        self.equipoise_network = mean.equipoise_network
-        self.mean, self.log_variance = _Picked(mean), _Picked(log_variance)
-        self.softmax = activation is Activation.SOFTMAX
-        self.pair = self.softmax and classes == 2
-        if self.softmax and not self.pair:
-            half = torch.quasirandom.SobolEngine(classes, scramble=True, seed=0).draw(16).clamp(1e-4, 1 - 1e-4)
-            half = torch.special.ndtri(half)
-            self.nodes = torch.cat([half, -half]).tolist()
-            self.weights = [1 / 32] * 32
-        else:
-            nodes, weights = np.polynomial.hermite_e.hermegauss(9)
-            self.nodes = nodes.tolist()
-            self.weights = (weights / weights.sum()).tolist()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`[N, C, *S]` → logits `[N, K(, *S)]`."""
-        outputs = self.equipoise_network(image)
-        f, sigma = self.mean(outputs, image), torch.exp(0.5 * self.log_variance(outputs, image))
-        if self.pair:
-            sigma = torch.sqrt((sigma**2).sum(1, keepdim=True))
-            f = f[:, 1:] - f[:, :1]
-        p = torch.zeros_like(f)
-        for node, weight in zip(self.nodes, self.weights, strict=True):
-            if isinstance(node, list):
-                shift = f.new_tensor(node).reshape(1, -1, *[1] * (f.dim() - 2))
-                p = p + weight * torch.softmax(f + sigma * shift, 1)
-            else:
-                p = p + weight * torch.sigmoid(f + sigma * node)
-        p = p.clamp(1e-7, 1 - 1e-7)
-        if self.softmax and not self.pair:
-            return torch.log(p)
-        z = torch.log(p) - torch.log1p(-p)
-        return torch.cat([torch.zeros_like(z), z], 1) if self.pair else z
-
-
-class _Picked:
-    """Takes one tensor out of an output: what `Answer` does, without running the network again."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.path, self.resize = answer.path, answer.resize
-
-    def __call__(self, outputs: Any, image: Tensor) -> Tensor:
-        return _pick(outputs, self.path, self.resize, image)
-
-
-def _pick(answer: Any, path: tuple[str | int, ...], resize: bool, image: Tensor) -> Tensor:
-    for step in path:
-        inside = isinstance(answer, Mapping) or isinstance(step, int)
-        answer = answer[step] if inside else getattr(answer, str(step))
-    if resize:
-        answer = functional.interpolate(answer, size=image.shape[2:], mode=MODES[image.dim() - 2], align_corners=False)
-    return answer  # type: ignore[no-any-return]
+Outputs = Mapping[tuple[str | int, ...], Tensor]
+"""Way to a tensor of the output → the tensor."""
 
 
 def choose_answer(
     network: nn.Module,
+    active: tuple[str, ...],
     example: Tensor,
     draft: Contract,
     output: str | int | None = None,
@@ -113,13 +30,14 @@ def choose_answer(
     """The network as image → logits.
 
     Args:
+        active: the modules in training mode: under sampling, the output may be another one.
         output: index, key or dotted path; where not given, the only output of the shape that the contract asks for.
         log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
 
     Raises:
         ExportRefused: no output, or more than one, fits.
     """
-    with sampling(network, live_modules(network, example)), torch.no_grad():  # a live module may answer otherwise
+    with sampling(network, active), torch.no_grad():
         try:
             answer = network(example)
             outputs = dict(_tensors(answer))
@@ -129,44 +47,48 @@ def choose_answer(
                 "the whole network",
                 "State its --input-shape (C,H,W[,D]) and --multiple as it was trained.",
             ) from error
-    spelled = {".".join(map(str, path)): path for path in outputs}
-    listing = "; ".join(f"{name or 'the only one'} {list(outputs[path].shape)}" for name, path in spelled.items())
-    if log_variance is not None:
-        if output is None:
-            raise ExportRefused(
-                "--log-variance says which output is the noise, nothing says which are the logits",
-                "the chosen output",
-                f"Choose them with --output. There are: {listing}.",
-            )
-        means, noise = (
-            choose_answer(network, example, draft, output),
-            choose_answer(network, example, draft, log_variance),
+    if log_variance is None:
+        return AnswerOnly(network, _place(answer, outputs, len(example), draft, output))
+    if output is None:
+        raise ExportRefused(
+            "--log-variance names the output of the noise, but no --output names the logits",
+            "the chosen output",
+            f"Choose them with --output. There are: {_listing(outputs)}.",
         )
-        assert isinstance(means, Answer) and isinstance(noise, Answer)
-        return Heteroscedastic(means, noise, draft.activation, len(draft.classes))
+    mean, noise = (_place(answer, outputs, len(example), draft, chosen) for chosen in (output, log_variance))
+    return Heteroscedastic(network, mean, noise, draft.activation, len(draft.classes))
+
+
+def _place(answer: Any, outputs: Outputs, batch: int, draft: Contract, output: str | int | None) -> Place:
+    """Where the chosen output lies, or the only one that fits."""
     if output is not None:
         path = _found(answer, str(output).split("."))
         if path not in outputs:
-            raise ExportRefused(f"there is no output {output}", "the chosen output", f"There are: {listing}.")
-        return Answer(network, path, _coarser(outputs[path], draft))
-    batch = len(example)
+            raise ExportRefused(f"there is no output {output}", "the chosen output", f"There are: {_listing(outputs)}.")
+        return Place(path, _coarser(outputs[path], draft))
+    if len(outputs) == 1:
+        ((path, tensor),) = outputs.items()
+        return Place(path, _coarser(tensor, draft))
     full = draft.nominal if draft.task is Task.SEGMENTATION else ()
     classes = len(draft.classes)
     exact = [path for path, tensor in outputs.items() if tuple(tensor.shape) == (batch, classes, *full)]
     coarse = [
         path for path, tensor in outputs.items() if _coarser(tensor, draft) and tensor.shape[:2] == (batch, classes)
     ]
-    if len(outputs) == 1:
-        (path,) = outputs
-        return Answer(network, path, _coarser(outputs[path], draft))
     if len(exact) == 1:
-        return Answer(network, exact[0])
+        return Place(exact[0])
     if not exact and len(coarse) == 1:
-        return Answer(network, coarse[0], resize=True)
+        return Place(coarse[0], resize=True)
     raise ExportRefused(
         f"{len(exact) or len(coarse)} of its outputs have the shape [N, {', '.join(map(str, (classes, *full)))}]",
         "the chosen output",
-        f"Choose one with --output. There are: {listing}.",
+        f"Choose one with --output. There are: {_listing(outputs)}.",
+    )
+
+
+def _listing(outputs: Outputs) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, path)) or 'the only one'} {list(tensor.shape)}" for path, tensor in outputs.items()
     )
 
 

@@ -26,8 +26,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from ..errors import CaptureRefused
-from .fx import Writer, fake_mode, infer, module_of
-from .noise import Fx, schema_name
+from .fx import Fx, Writer, fake_mode, infer, module_of, pointwise, schema_name
 from .sizes import batch_symbol, image_of
 
 _aten = torch.ops.aten
@@ -74,7 +73,7 @@ class _PerImage:
             self._reduction(node)
         elif any(entry in self.vectors for entry in inputs):
             self._follow(node, name)
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        if pointwise(node):
             self._sizes(node)
 
     # --- Case 1 ---
@@ -130,7 +129,7 @@ class _PerImage:
                     node.replace_all_uses_with(column)
                     self.program.graph.erase_node(node)
                 return
-        if not (isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags):
+        if not pointwise(node):
             raise CaptureRefused(
                 f"one number for all images goes into `{name or node.target}`, where it cannot become one for each",
                 module_of(node)[0] or "forward",
@@ -171,7 +170,7 @@ class _PerImage:
                 raise CaptureRefused(
                     f"the number of images enters its arithmetic ({expression})",
                     module_of(node)[0] or "forward",
-                    "Reckon for each image alone, or export with fixed sizes (--fixed).",
+                    "Reckon for each image alone, or export for one size (--sizes fixed).",
                 )
             write = Writer(self.program, node)
             count = write(_aten.sym_size.int, self.image, 0)

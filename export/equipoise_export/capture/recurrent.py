@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from .fx import Writer
-from .noise import Fx
+from .fx import Fx, Writer
 
 _aten = torch.ops.aten
 _CELLS = (_aten.lstm.input, _aten.gru.input, _aten.rnn_tanh.input, _aten.rnn_relu.input)

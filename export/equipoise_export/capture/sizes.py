@@ -35,7 +35,7 @@ def dimension_names(program: ExportedProgram, spatial: tuple[int | str, ...]) ->
                 raise CaptureRefused(
                     f"the network fixes {name} to {expression}",
                     "the whole network",
-                    "Write it so that it works for any number of images and, unless --fixed, for any size.",
+                    "Write it so that it works for any number of images and, unless --sizes is fixed, for any size.",
                 )
             (symbol,) = expression.free_symbols
             factor = expression / symbol
@@ -66,5 +66,5 @@ def _spell(expression: sympy.Expr) -> str:
     raise CaptureRefused(
         f"the size of a mask is {expression}, which the contract cannot say with + - * //",
         "the whole network",
-        "Export with fixed sizes (--fixed).",
+        "Export for one size (--sizes fixed).",
     )

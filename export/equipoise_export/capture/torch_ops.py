@@ -1,4 +1,4 @@
-"""Every stochastic operator of a torch.export graph → the marker of `sites.py` and ordinary operators.
+"""Every stochastic operator of a torch.export graph → the marker of `graph/marker.py` and ordinary operators.
 
 One method of `_Marking` for each way to be random; what draws numbers in any other way is refused by name. The
 rewriting is in place (`copy_`) where PyTorch's operator was, and PyTorch's own functionalisation sorts out the aliases.
@@ -18,9 +18,9 @@ from torch.fx import Graph, Node
 
 from ..errors import CaptureRefused
 from ..graph.marker import encode_shape, mask
-from .active import draws
-from .fx import SiteNames, Writer, module_of
-from .noise import VIEWS, Constants, Fx, Switch, drops_above, schema_name, switches
+from ..graph.randomness import draws
+from .fx import VIEWS, Fx, SiteNames, Writer, module_of, schema_name
+from .noise import Constants, Switch, drops_above, switches
 from .sizes import image_of, spell
 
 _aten = torch.ops.aten
@@ -229,7 +229,7 @@ class _Marking:
             probability = self.constants.of(node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5))
         if probability is None:
             raise self.unsupported(
-                node, "its probability is not a constant (where it follows from the image's size, use --fixed)"
+                node, "its probability is not a constant (where it follows from the image's size, use --sizes fixed)"
             )
         write = Writer(self.program, node)
         if probability in (0, 1):
@@ -250,12 +250,12 @@ class _Marking:
         if len(thresholds) != 1 or None in found:
             raise self.unsupported(node, "it is used otherwise than in one comparison with a constant")
         (threshold,) = thresholds  # 1 − 0.9 is meant to be 0.1, hence rounded
-        told = {
+        sides = {
             drops_above(switch.node, switch.below, switch.above, self.constants)
             for switch in found
             if isinstance(switch, Switch)
         }
-        inverted = told == {True}
+        inverted = sides == {True}
         write = Writer(self.program, node)
         highest = low + (high - low) * _BELOW_ONE
         p = round(1.0 - threshold, 12) if inverted else threshold
@@ -273,11 +273,11 @@ class _Marking:
         elif isinstance(fake.shape[0], int) and fake.shape[0] == 1:
             sizes[0] = self._images(write)
         constant = write(_aten.full.default, sizes, high - low, dtype=dtype)
-        live = [axis for axis, size in enumerate(constant.meta["val"].shape) if axis == 0 or not _is_one(size)]
-        kind = SiteKind.PATH if live == [0] else SiteKind.ELEMENT
-        if live == [0, 1] and len(sizes) > 2:
+        varying = [axis for axis, size in enumerate(constant.meta["val"].shape) if axis == 0 or not _is_one(size)]
+        kind = SiteKind.PATH if varying == [0] else SiteKind.ELEMENT
+        if varying == [0, 1] and len(sizes) > 2:
             kind = SiteKind.CHANNEL
-        value = self.mark(write, constant, node, operation, kind, p, 1.0, live, inverted)
+        value = self.mark(write, constant, node, operation, kind, p, 1.0, varying, inverted)
         if inverted:
             value = write(_aten.rsub.Scalar, value, high)
         elif low:

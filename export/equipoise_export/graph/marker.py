@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import onnx
+import onnx_ir as ir
 import onnxscript
 import torch
 from onnx.defs import OpSchema
@@ -24,6 +25,8 @@ from torch import Tensor
 DOMAIN = "equipoise"
 MASK = "Mask"
 KEEP = "Keep"
+WRAPPED = "equipoise_network"
+"""The attribute under which a wrapper of ours holds the network; names of sites do not show it."""
 BATCH = "N"
 """Name of the batch dimension in a marker's `shape`."""
 
@@ -61,13 +64,18 @@ class Call:
     inverted: bool = False
 
 
+def own_path(path: str) -> str:
+    """The path of a module as its network says it; empty for the network itself."""
+    return path.removeprefix(WRAPPED).removeprefix(".")
+
+
 def matches(patterns: str, *names: str) -> bool:
     """Whether something is chosen by one of its names; commas between patterns, `!` before one that excludes."""
     parts = [part.strip() for part in patterns.split(",") if part.strip()]
     excluding = [part[1:].lstrip("/") for part in parts if part.startswith("!")]
     including = [part.lstrip("/") for part in parts if not part.startswith("!")] or ["*"]
-    told = [name.lstrip("/") for name in names]
-    return _any_match(told, including) and not _any_match(told, excluding)
+    stripped = [name.lstrip("/") for name in names]
+    return _any_match(stripped, including) and not _any_match(stripped, excluding)
 
 
 def _any_match(names: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -82,6 +90,21 @@ def encode_shape(shape: Sequence[int | str]) -> str:
 def decode_shape(text: str) -> tuple[int | str, ...]:
     """The inverse of `encode_shape`."""
     return tuple(json.loads(text))
+
+
+def marker_of(node: ir.Node) -> Marker:
+    """What a marker node says."""
+    attributes = node.attributes
+    return Marker(
+        site=attributes["site"].as_string(),
+        kind=attributes["kind"].as_string(),
+        p=float(attributes["p"].as_string()),
+        scale=float(attributes["scale"].as_string()),
+        axes=tuple(attributes["axes"].as_ints()),
+        index=attributes["index"].as_int(),
+        shape=decode_shape(attributes["shape"].as_string()),
+        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
+    )
 
 
 @torch.library.custom_op("equipoise::mask", mutates_args=())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: ONNX Runtime reports home by default
-
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from equipoise_core.contract import Contract
 from equipoise_core.errors import SamplerFailure
@@ -17,9 +14,17 @@ from numpy.typing import NDArray
 
 from .storage import MODEL, Weights
 
+OnnxModel = Path | bytes | onnx.ModelProto
 
-def session(model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU; `threads` 0: as many as there are cores. `weights`: of a model in bytes."""
+
+def session(model: OnnxModel, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        model: a file, or a graph in memory.
+        threads: of one run; 0: as many as there are cores.
+        weights: of a graph in memory, where they do not lie in it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Waiting threads sleep: on a busy machine spinning ones take the cores from those that work.
@@ -27,7 +32,7 @@ def session(model: Path | bytes, threads: int = 0, weights: Weights | None = Non
     options.log_severity_level = 3
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights.folder.name)
-    source = model if isinstance(model, bytes) else str(model)
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -47,12 +52,10 @@ class OnnxSampler:
     """`equipoise_core.sampling.RunSampler` over a session.
 
     Args:
-        model: the sampler's ONNX file, or its bytes.
-        threads: of one run; 0: as many as there are cores.
-        weights: of a model in bytes, where they do not lie in it.
+        model, threads, weights: as for `session`.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 0, weights: Weights | None = None) -> None:
+    def __init__(self, model: OnnxModel, threads: int = 0, weights: Weights | None = None) -> None:
         self._session = session(model, threads, weights)
         self._outputs = [output.name for output in self._session.get_outputs()]
 

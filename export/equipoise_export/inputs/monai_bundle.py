@@ -23,6 +23,7 @@ from equipoise_core.contract import Activation, Task
 from equipoise_core.preprocessing import Normalisation
 from torch import nn
 
+from ..draft import Description
 from ..errors import SpecError
 
 _CONFIGS = ("inference", "evaluate", "train")
@@ -30,39 +31,6 @@ _FORMATS = (".json", ".yaml", ".yml")
 _INTENSITY = re.compile(r"(Intensity|Normalize|CLAHE|Histogram|Gamma)")
 _ROUNDING = 0.01
 """A spacing is stated as one number; images resampled to it may be off by this share."""
-
-
-@dataclass(frozen=True)
-class Stated:
-    """What a bundle says about its network, as `equipoise export` takes it on the command line; None: it does not.
-
-    Attributes:
-        unclear: what its intensities go through, where that is no normalisation that a contract can say.
-    """
-
-    name: str | None = None
-    task: Task | None = None
-    input_shape: str | None = None
-    classes: str | None = None
-    modalities: tuple[str, ...] = ()
-    spacing: str | None = None
-    orientation: str | None = None
-    activation: Activation | None = None
-    normalisation: Normalisation | None = None
-    low: float = 0.0
-    high: float = 0.0
-    unclear: str | None = None
-
-    def scale(self, low: float, high: float) -> tuple[Normalisation, float, float]:
-        """Normalisation and its two numbers; z-scores with the caller's numbers where nothing is stated."""
-        if self.unclear is not None:
-            raise SpecError(
-                f"what the bundle does to intensities ({self.unclear}) is no normalisation of ours: state the nearest "
-                "with --normalisation (and --low, --high), and calibrate with it"
-            )
-        if self.normalisation is None:
-            return Normalisation.ZSCORE, low, high
-        return self.normalisation, self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -111,18 +79,18 @@ class Bundle:
             raise SpecError(f"{self.config}: {found} is a {type(module).__name__}; expected a torch.nn.Module")
         return module
 
-    def stated(self) -> Stated:
+    def stated(self) -> Description:
         """What metadata and transforms say."""
         formats = self.metadata.get("network_data_format") or {}
         image = _only((formats.get("inputs") or {}), "image")
         answer = _only((formats.get("outputs") or {}), "pred")
         sizes = image.get("spatial_shape") or []
         channels = image.get("num_channels")
-        fixed = isinstance(channels, int) and sizes and all(isinstance(size, int) for size in sizes)
-        return Stated(
+        shape = (channels, *sizes)
+        return Description(
             name=re.sub(r"[^A-Za-z0-9_]", "_", self.folder.resolve().name),
             task=_task(answer),
-            input_shape=",".join(map(str, (channels, *sizes))) if fixed else None,
+            shape=shape if sizes and all(isinstance(size, int) for size in shape) else None,
             classes=_classes(answer),
             modalities=_modalities(image.get("modality")),
             **self._transforms(len(sizes)),
@@ -139,7 +107,7 @@ class Bundle:
             kind = str(step.get("_target_", "")).rsplit(".", 1)[-1].rstrip("dD")
             if kind == "Spacing" and _numbers(step.get("pixdim"), rank):
                 ranges = ((mm * (1 - _ROUNDING), mm * (1 + _ROUNDING)) for mm in step["pixdim"][:rank])
-                found["spacing"] = ",".join(f"{low:.6g}:{high:.6g}" for low, high in ranges)
+                found["spacing"] = tuple((float(f"{low:.6g}"), float(f"{high:.6g}")) for low, high in ranges)
             elif kind == "Orientation" and isinstance(step.get("axcodes"), str):
                 found["orientation"] = step["axcodes"][:rank]
             elif _INTENSITY.search(kind):
@@ -149,8 +117,8 @@ class Bundle:
         if not changes:
             found["normalisation"] = Normalisation.IDENTITY
         else:
-            said = _normalisation(*changes[0]) if len(changes) == 1 else None
-            found |= said or {"unclear": ", ".join(kind for kind, _ in changes)}
+            scale = _normalisation(*changes[0]) if len(changes) == 1 else None
+            found |= scale or {"unclear": ", ".join(kind for kind, _ in changes)}
         return found
 
 
@@ -216,12 +184,12 @@ def _task(answer: Mapping[str, Any]) -> Task | None:
     return Task.SEGMENTATION if answer.get("format") in ("segmentation", "labels", "classes") else None
 
 
-def _classes(answer: Mapping[str, Any]) -> str | None:
+def _classes(answer: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The names of the channels in order, where every channel has one."""
     named = {int(index): str(name) for index, name in (answer.get("channel_def") or {}).items() if str(index).isdigit()}
     if sorted(named) != list(range(answer.get("num_channels") or 0)) or not named:
         return None
-    return ",".join(named[index].replace(",", ";") for index in sorted(named))
+    return tuple(named[index] for index in sorted(named))
 
 
 def _modalities(stated: Any) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureRefused
-from ..graph.marker import DOMAIN, KEEP
-from .compilation import Compilation, Entry, marker_of, remove, replace
+from ..graph.marker import DOMAIN, KEEP, marker_of
+from ..graph.nodes import remove, replace
+from .compilation import Compilation, Entry
 
 ELEMENTWISE = {
     "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Where", "PRelu", "Mod", "And", "Or", "Xor",

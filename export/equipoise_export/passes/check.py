@@ -1,4 +1,4 @@
-"""The last look: is this a sampler under the contract, and nothing else?"""
+"""Checks the finished graph: a sampler under the contract, with nothing random left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import onnx_ir.passes.common as common
 from equipoise_core.moments import sampler_outputs
 
 from ..errors import CaptureRefused, PassFailed
-from .compilation import IMAGE, MASKS, Compilation
+from ..graph.nodes import IMAGE, MASKS
+from .compilation import Compilation
 
 RANDOM = {
     "RandomNormal",

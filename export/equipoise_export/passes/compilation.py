@@ -1,4 +1,4 @@
-"""What the passes hand on to each other: the graph, the contract as far as it is known, and what was found out.
+"""What the passes work on: the graph, the contract as far as it is known, and what was found out.
 
 Words used in the passes: a value is *shared* when no mask can change it and *sampled* otherwise. A shared value with a
 batch axis of size N·k carries N images; the sampled one in the same place carries N·T·k, images first, then samples.
@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from equipoise_core.contract import Contract
 from numpy.typing import NDArray
 
-from ..graph.marker import DOMAIN, MASK, Call, Marker, decode_shape
+from ..graph.marker import DOMAIN, MASK, Call, own_path
+from ..graph.nodes import IMAGE, MASKS
 from ..graph.storage import LARGEST_FILE
+from .cost import Cost
 
-if TYPE_CHECKING:
-    from .count_cost import Cost
-
-IMAGE = "image"
-MASKS = "masks"
-LOGITS = "logits"
 MADE = "equipoise "
 """How the names of values begin that passes made; torch calls comparisons `eq_1`, so that is no name for them."""
 
@@ -72,7 +68,7 @@ class Compilation:
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
-        notes: things worth telling the user.
+        notes: what the user should know.
         largest_file: bytes of weights that an ONNX file may hold; see `storage.py`.
         network_multiplications, depths, cost: see `count_cost`.
     """
@@ -226,28 +222,6 @@ class Compilation:
         return [node for node in self.graph if node.domain == DOMAIN and node.op_type == MASK]
 
 
-def marker_of(node: ir.Node) -> Marker:
-    """What a marker node says."""
-    attributes = node.attributes
-    return Marker(
-        site=attributes["site"].as_string(),
-        kind=attributes["kind"].as_string(),
-        p=float(attributes["p"].as_string()),
-        scale=float(attributes["scale"].as_string()),
-        axes=tuple(attributes["axes"].as_ints()),
-        index=attributes["index"].as_int(),
-        shape=decode_shape(attributes["shape"].as_string()),
-        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
-    )
-
-
-def number_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """A value's constant content, where it has one."""
-    if value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy()
-
-
 def layer_of(node: ir.Node) -> str:
     """Where in the network a node comes from, in its own words; the node's name where the graph is an ONNX file's."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
@@ -255,15 +229,4 @@ def layer_of(node: ir.Node) -> str:
         return str(node.name or node.op_type)
     *modules, operation = ast.literal_eval(scopes)
     path = modules[-1] if modules else ""
-    return path.removeprefix("equipoise_network").removeprefix(".") or str(operation)
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Every use of `old`, as a graph output too, becomes one of `new`."""
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-
-
-def remove(nodes: Iterable[ir.Node]) -> None:
-    """Takes nodes out whose outputs nobody uses any more."""
-    for node in nodes:
-        node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+    return own_path(path) or str(operation)

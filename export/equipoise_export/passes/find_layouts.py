@@ -8,16 +8,13 @@ shape inference gives up at the first unusual operator; a run does not, and is t
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
-from onnx import helper
 
 from ..errors import CaptureRefused
-from ..graph.marker import DOMAIN
+from ..graph.nodes import IMAGE, runnable, shapes_as_outputs
 from ..graph.session import session
-from ..graph.storage import Weights, store
-from .compilation import IMAGE, Compilation, Layout
+from ..graph.storage import store
+from .compilation import Compilation, Layout
 
 
 def find_layouts(c: Compilation) -> None:
@@ -28,7 +25,17 @@ def find_layouts(c: Compilation) -> None:
     one, two = measure(1, contract.channels, nominal), measure(2, contract.channels, nominal)
     multiple = contract.preprocessing.multiple
     other = tuple(n + multiple if isinstance(s, str) else n for s, n in zip(contract.spatial, nominal, strict=True))
-    larger = measure(1, contract.channels, other) if other != nominal else one
+    larger = one
+    if other != nominal:
+        try:
+            larger = measure(1, contract.channels, other)
+        except Exception as error:
+            raise CaptureRefused(
+                f"the network does not work at every spatial size: at {other} ONNX Runtime says "
+                f"{str(error).splitlines()[0]}",
+                "the whole network",
+                "Export for one size (--sizes fixed), or state the right divisor (--multiple).",
+            ) from error
     for value in _values(c.model.graph):
         if value.name in one:
             name = str(value.name)
@@ -57,14 +64,8 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
 
 def _shape_meter(c: Compilation):  # type: ignore[no-untyped-def]  # a closure over one session
     proto, weights = store(c.model, c.largest_file)
-    runnable(proto)
-    graph = proto.graph
-    names = [name for node in graph.node for name in node.output if name]
-    del graph.output[:]
-    for index, name in enumerate(names):
-        graph.node.append(helper.make_node("Shape", [name], [f"shape_{index}"]))
-        graph.output.append(helper.make_tensor_value_info(f"shape_{index}", onnx.TensorProto.INT64, None))
-    running = start(proto, weights=weights)
+    names = shapes_as_outputs(runnable(proto))
+    running = session(proto, weights=weights)
 
     def measure(images: int, channels: int, spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         shape = (images, channels, *spatial)
@@ -73,21 +74,3 @@ def _shape_meter(c: Compilation):  # type: ignore[no-untyped-def]  # a closure o
         return {IMAGE: shape, **{name: tuple(int(s) for s in found) for name, found in zip(names, shapes, strict=True)}}
 
     return measure
-
-
-def runnable(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The marked graph, in place, with identities for its markers."""
-    for node in proto.graph.node:
-        if node.domain == DOMAIN:
-            node.op_type, node.domain = "Identity", ""
-            del node.attribute[:]
-    del proto.graph.value_info[:]
-    kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
-    del proto.opset_import[:]
-    proto.opset_import.extend(kept)
-    return proto
-
-
-def start(proto: onnx.ModelProto, threads: int = 0, weights: Weights | None = None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU that keeps quiet."""
-    return session(proto.SerializeToString(), threads, weights)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .compilation import Compilation, number_of, remove, replace
+from ..graph.nodes import number_of, remove, replace
+from .compilation import Compilation
 
 
 def fold_batchnorm(c: Compilation) -> None:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from equipoise_core.contract import Site, SiteKind
 
 from ..errors import CaptureRefused
-from ..graph.marker import Call
-from .compilation import Compilation, Layout, marker_of
+from ..graph.marker import Call, marker_of
+from .compilation import Compilation, Layout
 
 
 def list_sites(c: Compilation) -> None:

@@ -27,7 +27,7 @@ def mark_sampled(c: Compilation) -> None:
         raise CaptureRefused(
             "no mask reaches the chosen output, so its variance would be zero",
             "the whole network",
-            "Choose another output (--output) or other live sites (--sites).",
+            "Choose another output (--output) or other sites (--sites).",
         )
 
 

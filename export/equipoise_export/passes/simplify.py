@@ -6,7 +6,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
-from .compilation import Compilation, number_of
+from ..graph.nodes import number_of
+from .compilation import Compilation
 
 _RESHAPING = {"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"}
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .compilation import Compilation, number_of, remove, replace
+from ..graph.nodes import number_of, remove, replace
+from .compilation import Compilation
 
 
 def split_concat(c: Compilation) -> None:

@@ -27,7 +27,8 @@ import onnx_ir.passes.common as common
 from equipoise_core.contract import Precision
 
 from ..errors import ExportRefused, PassFailed
-from .compilation import MADE, Compilation, layer_of, number_of
+from ..graph.nodes import number_of
+from .compilation import MADE, Compilation, layer_of
 
 HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
 BOUNDED = {

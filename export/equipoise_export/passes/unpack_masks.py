@@ -13,7 +13,8 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from .compilation import Compilation, replace
+from ..graph.nodes import replace
+from .compilation import Compilation
 
 
 def unpack_masks(c: Compilation) -> None:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-from equipoise_core.contract import Task
+import onnx
+from equipoise_core.contract import Contract, Task
 from equipoise_core.masks import draw_masks, mask_layout
 from numpy.typing import NDArray
 
-from ..compile import Compiled
 from ..errors import ExportRefused
 from ..graph.session import OnnxSampler
+from ..graph.storage import Weights
+
+
+class Member(Protocol):
+    """One compiled sampler."""
+
+    @property
+    def model(self) -> onnx.ModelProto: ...
+    @property
+    def weights(self) -> Weights | None: ...
+    @property
+    def contract(self) -> Contract: ...
 
 
 class EnsembleRefused(ExportRefused):
     """The members do not make one model."""
 
 
-def check_members(members: Sequence[Compiled], image: NDArray[np.float32]) -> None:
-    """Refuses members that differ in more than their weights, or not even in those.
+def check_members(members: Sequence[Member], image: NDArray[np.float32]) -> None:
+    """Refuses members that differ in more than their weights, and members that do not differ at all.
 
     Args:
         members: in the order of their weights.
@@ -47,10 +60,10 @@ def check_members(members: Sequence[Compiled], image: NDArray[np.float32]) -> No
         answers.append(answer)
 
 
-def _answer(member: Compiled, image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _answer(member: Member, image: NDArray[np.float32]) -> NDArray[np.float32]:
     """The member's answer to the first image under one fixed sample of masks."""
     contract, masks = member.contract, None
     if contract.stochastic:
         masks = draw_masks(mask_layout(contract, image.shape[2:]), 0, contract.digest, 0, 1)[None]
-    outputs = OnnxSampler(member.model.SerializeToString(), threads=1, weights=member.weights)(image[:1], masks)
+    outputs = OnnxSampler(member.model, threads=1, weights=member.weights)(image[:1], masks)
     return outputs["probabilities" if contract.task is Task.CLASSIFICATION else "sum_p"]

@@ -1,7 +1,7 @@
 """An ONNX file as it came against the graph that was read from it: nothing dropped, before any pass.
 
 The proof of the sampler starts from that graph, so this is what ties it to the file: the change of opset, the output
-that was chosen, the activation that was taken off, the batch that was freed.
+that was chosen, the activation that was taken off, the batch that was made dynamic.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from equipoise_core.contract import Activation, Contract, Precision
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
-from ..capture.from_onnx import OnnxNetwork
 from ..errors import ProofRefused
+from ..graph.nodes import remove, replace
+from ..graph.session import session
 from ..graph.storage import store
-from ..passes.compilation import remove, replace
-from ..passes.find_layouts import start
 from .parity import TOLERANCES, Check
+from .references import OnnxNetwork
 
 Array = NDArray[Any]
 _TOLERANCE = TOLERANCES[Precision.FP32]
@@ -81,10 +81,10 @@ def _answer(proto: onnx.ModelProto, image: Array, output: str | int | None) -> A
                 remove([node])
     alone, weights = store(model)
     try:
-        session = start(alone, weights=weights)
-        (given,) = session.get_inputs()
+        runner = session(alone, weights=weights)
+        (given,) = runner.get_inputs()
         batch = given.shape[0] if isinstance(given.shape[0], int) else 1
-        answers = session.run(None, {given.name: np.repeat(image, batch, axis=0)})
+        answers = runner.run(None, {given.name: np.repeat(image, batch, axis=0)})
     except Exception as error:
         raise ProofRefused(
             f"the file cannot be run as it is: {str(error).splitlines()[0]}",

@@ -1,6 +1,6 @@
 """The proof: the compiled sampler and the original network are the same function of image and masks.
 
-The network's side (`networks.py`) shares no code with the compiler. Moments are recomputed from its logits in double
+The network's side (`references.py`) shares no code with the compiler. Moments are recomputed from its logits in double
 precision by their definitions.
 
 A half-precision sampler is proven as ONNX Runtime runs it here and, for the answers, as hardware rounds it as well
@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ..errors import ProofRefused
+from ..graph.session import session
 from ..graph.storage import Weights
-from ..passes.find_layouts import start
-from ..passes.to_half import LARGEST
 from ..progress import LOGGER
 from .references import Network
 from .rounding import REACHED, rounded
@@ -51,6 +50,7 @@ MEAN_TOLERANCE = 1e-3
 DROWNED = 0.1
 """And at most this share of the standard deviation over samples, else the variance would be one of rounding; but never
 less than single precision's tolerance."""
+LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
 """Largest half number over the largest activation that the proof's images reach: other images go further."""
 
@@ -162,7 +162,7 @@ def prove(
 
 
 @dataclass(frozen=True)
-class Answer:
+class SamplerAnswer:
     """The sampler's outputs under packed masks `[N, T, B]`."""
 
     packed: Array
@@ -182,9 +182,9 @@ class _Proving:
         self.contract = contract
         self.tolerance = TOLERANCES[contract.precision]
         self.halves = halves
-        self.session = start(model, weights=weights)
+        self.session = session(model, weights=weights)
         half = contract.precision is Precision.FP16
-        self.rounded = start(rounded(model, halves), weights=weights) if half else None
+        self.rounded = session(rounded(model, halves), weights=weights) if half else None
         self.outputs = [output.name for output in model.graph.output]
         self.samples = SAMPLES if contract.stochastic else 1
         self.checks: dict[str, Check] = {}
@@ -273,9 +273,9 @@ class _Proving:
 
     # --- the properties ---
 
-    def parity(self, images: Array, seed: int) -> Answer:
+    def parity(self, images: Array, seed: int) -> SamplerAnswer:
         """The sampler equals the network on images under masks of this seed. Gives what the sampler answered."""
-        self.tell(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
+        self.report(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
         _, packed = self.masks(images, seed)
         given = packed if self.contract.stochastic else None
         got = self.sampler(images, given)
@@ -298,7 +298,7 @@ class _Proving:
                 raise ProofRefused(
                     f"{name} has shape {got[name].shape} where {value.shape} is expected, for images {images.shape}",
                     "the whole network",
-                    "Export for one size only (--fixed), and report the network.",
+                    "Export for one size (--sizes fixed), and report the network.",
                 )
             worst = float(self.difference(name, got[name], value).max())
             limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more
@@ -320,10 +320,10 @@ class _Proving:
                     "Check that dropout sits before the chosen output and that the weights are trained ones.",
                 )
             self.note("variance over samples", variance, "> 0", largest=False)
-        return Answer(packed, got)
+        return SamplerAnswer(packed, got)
 
     def difference(self, name: str, got: Array, expected: Array) -> Array:
-        """What the tolerances are for."""
+        """The difference that the tolerances apply to."""
         difference = np.abs(got - expected)
         if name == "volumes":
             return difference / np.maximum(np.abs(expected), 1.0)  # type: ignore[no-any-return]
@@ -417,13 +417,13 @@ class _Proving:
             )
         return "the whole network", "; no single site explains it"
 
-    def separate(self, images: Array, together: Answer) -> Answer | None:
+    def separate(self, images: Array, together: SamplerAnswer) -> SamplerAnswer | None:
         """Neither batch-mates nor other samples change an answer. Gives that of the first image's first sample alone.
 
         Args:
             together: what was answered to the images at once.
         """
-        self.tell("batch-mates, samples and chunks")
+        self.report("batch-mates, samples and chunks")
         stochastic, packed = self.contract.stochastic, together.packed
         alone = self.sampler(images[:1], packed[:1] if stochastic else None)
         worst = max(_distance(together.outputs[name][:1], alone[name]) for name in self.outputs)
@@ -450,16 +450,16 @@ class _Proving:
             merged = np.concatenate(parts, axis=1) if name == per_sample else np.sum(parts, axis=0) / self.samples
             whole = alone[name] if name == per_sample else alone[name] / self.samples
             self.require("chunks merge", _distance(merged, whole), 1e-5, "chunks do not add up", "Report this network.")
-        return Answer(packed[:1, :1], chunks[0])
+        return SamplerAnswer(packed[:1, :1], chunks[0])
 
-    def sites(self, image: Array, unflipped: Answer, another: Array) -> tuple[SiteProof, ...]:
-        """Every site moves the output, or moves the network's as little.
+    def sites(self, image: Array, unflipped: SamplerAnswer, another: Array) -> tuple[SiteProof, ...]:
+        """Every site moves the output, or moves the network no more than the sampler.
 
         Args:
             unflipped: the answer to the image under one sample.
             another: masks `[1, 1, B]` of another sample.
         """
-        self.tell("every site matters")
+        self.report("every site matters")
         layout, packed = mask_layout(self.contract, image.shape[2:]), unflipped.packed
         flips = []
         generator = np.random.default_rng(2)
@@ -497,7 +497,7 @@ class _Proving:
             )
         return tuple(found)
 
-    def effects(self, image: Array, flips: list[Array], unflipped: Answer) -> list[float]:
+    def effects(self, image: Array, flips: list[Array], unflipped: SamplerAnswer) -> list[float]:
         """How far each mask `[1, 1, B]` moves the answer; where samples come back one by one, many in a run."""
         if self.contract.task is Task.SEGMENTATION:
             base = unflipped.outputs["sum_p"]
@@ -507,7 +507,7 @@ class _Proving:
         moved = [np.abs(self.sampler(image, run)["probabilities"] - base) for run in runs]
         return [float(effect) for effect in np.concatenate(moved, axis=1)[0].max(axis=1)]
 
-    def tell(self, stage: str) -> None:
+    def report(self, stage: str) -> None:
         LOGGER.info("%s: proving in %s, %s", self.contract.name, self.contract.precision.value, stage)
 
     def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import torch
 from equipoise_core.contract import Contract
 from equipoise_core.masks import mask_layout, unpack_masks
 from numpy.typing import NDArray
+from onnx import helper
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..capture.active import draws, sampling
 from ..errors import ProofRefused
-from ..graph.marker import Call
+from ..graph.marker import DOMAIN, MASK, Call, marker_of
+from ..graph.nodes import IMAGE
+from ..graph.randomness import draws, sampling
+from ..graph.session import session
+from ..graph.storage import store
 
 Array = NDArray[Any]
 MISSED = "Report this network: the exporter missed or mistook a stochastic operation."
@@ -44,18 +51,18 @@ class TorchNetwork:
     PyTorch's. So neither the capture nor any pass is trusted.
 
     Args:
-        live: the modules that are in training mode when the network is sampled.
+        active: the modules that are in training mode when the network is sampled.
         calls: per site, which stochastic call of a forward pass it is.
     """
 
-    def __init__(self, module: nn.Module, live: tuple[str, ...], calls: Sequence[Call]) -> None:
+    def __init__(self, module: nn.Module, active: tuple[str, ...], calls: Sequence[Call]) -> None:
         self.module = module
-        self.live = live
+        self.active = active
         self.calls = calls
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        with sampling(self.module, self.live), torch.no_grad():
+        with sampling(self.module, self.active), torch.no_grad():
             yield
 
     def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
@@ -134,3 +141,60 @@ class ForcedMasks(TorchDispatchMode):
             )
         drawn_as = 1.0 - keep if inverted else keep
         return torch.from_numpy(np.asarray(drawn_as, np.float32)).reshape(like.shape).to(like.dtype)
+
+
+class OnnxNetwork:
+    """A marked graph run as it is, every marker a plain product with the mask that is fed: the proof's other side."""
+
+    def __init__(self, marked: ir.Model) -> None:
+        self.markers = {marker_of(node).site: marker_of(node) for node in marked.graph if node.op_type == MASK}
+        proto, weights = store(marked)
+        shapes = {}
+        for node in list(proto.graph.node):
+            if node.domain == DOMAIN:
+                site = next(entry.s.decode() for entry in node.attribute if entry.name == "site")
+                shapes[site] = f"shape of {node.output[0]}"
+                proto.graph.node.append(helper.make_node("Shape", [node.input[0]], [shapes[site]]))
+                proto.graph.output.append(helper.make_tensor_value_info(shapes[site], onnx.TensorProto.INT64, None))
+                node.op_type, node.domain = "Mul", ""
+                node.input.append(f"mask {site}")
+                del node.attribute[:]
+                proto.graph.input.append(helper.make_tensor_value_info(f"mask {site}", onnx.TensorProto.FLOAT, None))
+        kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
+        del proto.opset_import[:]
+        proto.opset_import.extend(kept)
+        self.session = session(proto, weights=weights)
+        self.answer = proto.graph.output[0].name
+        self.shape_names = shapes
+        self.shapes: dict[tuple[int, ...], dict[str, list[int]]] = {}
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        yield
+
+    def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
+        layout = mask_layout(contract, image.shape[2:])
+        feeds = {IMAGE: image}
+        for site, keep in zip(layout.sites, unpack_masks(layout, packed[None]), strict=True):
+            shape = self._shapes(image)[site.name]
+            marker = self.markers[site.name]
+            shape = [size if axis in marker.axes else 1 for axis, size in enumerate(shape)]
+            assert prod(shape) == keep.size, f"{site.name}: {shape} for {keep.size} units"
+            feeds[f"mask {site.name}"] = (keep.reshape(shape) * marker.scale).astype(np.float32)
+        return self.session.run([self.answer], feeds)[0][0]  # type: ignore[no-any-return]
+
+    def undropped(self, image: Array) -> Array:
+        """Logits `[N, K, *S]` of images `[N, C, *S]` with nothing dropped and nothing scaled."""
+        return self.session.run([self.answer], self._unmasked(image))[0]  # type: ignore[no-any-return]
+
+    def _unmasked(self, image: Array) -> dict[str, Array]:
+        return {IMAGE: image, **{f"mask {site}": np.ones(1, np.float32) for site in self.shape_names}}
+
+    def _shapes(self, image: Array) -> dict[str, list[int]]:
+        """Shape of every masked tensor for images of this size, from a run with nothing masked."""
+        if image.shape not in self.shapes:
+            found = self.session.run(list(self.shape_names.values()), self._unmasked(image))
+            self.shapes[image.shape] = {
+                site: list(map(int, f)) for site, f in zip(self.shape_names, found, strict=True)
+            }
+        return self.shapes[image.shape]

@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_changes
 from os.path import relpath
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import equipoise_core
 import onnx
 from equipoise_core.canonical import digest_of_file, digest_of_model
 from equipoise_core.contract import Contract, ContractError, Sampler, Screen, load_contract
 
+from ..compiled import Compiled
 from ..errors import ExportError
-from ..graph.storage import DATA, MODEL, Weights
+from ..graph.storage import DATA, MODEL
 from .triton_config import aggregator_config, render, sampler_configs, sampler_names, screen_name
 
 PROOF = "proof.json"
@@ -33,42 +34,22 @@ class PublishError(ExportError):
     """The pair cannot be written as asked; nothing was changed."""
 
 
-class Proof(Protocol):
-    """Evidence that the ONNX file computes what the network computes."""
-
-    def document(self) -> Any:
-        """JSON-able."""
-
-
-class Publishable(Protocol):
-    """What `compile_sampler` returns; its contract does not name the sampler files yet."""
-
-    @property
-    def model(self) -> onnx.ModelProto: ...
-    @property
-    def weights(self) -> Weights | None: ...
-    @property
-    def contract(self) -> Contract: ...
-    @property
-    def proof(self) -> Proof: ...
-
-
-def publish(
-    compiled: Publishable,
+def publish_pair(
+    compiled: Compiled,
     into: Path,
     policy: Mapping[str, Any] | None = None,
     card: str | None = None,
     link_code_to: Path | None = None,
     replace: bool = False,
-    further: Sequence[Publishable] = (),
-    screen: Publishable | None = None,
+    further: Sequence[Compiled] = (),
+    screen: Compiled | None = None,
 ) -> Path:
     """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
 
     The files are written beside the target and moved into place together: no reader sees half a pair.
 
     Args:
-        policy: the document of `policy.json`; without one, everything the model says goes to review.
+        policy: the document of `policy.json`; without one, every answer goes to review.
         card: the model card, in Markdown.
         link_code_to: version directory of another public model (`…/hippocampus/1`) in the same repository: its code is
             linked, not copied.
@@ -113,7 +94,7 @@ def _belonging(public: Path) -> dict[str, None]:
         return {}
 
 
-def _check_metadata(compiled: Publishable, contract: Contract) -> None:
+def _check_metadata(compiled: Compiled, contract: Contract) -> None:
     stated = {entry.key: entry.value for entry in compiled.model.metadata_props}.get("equipoise.digest")
     if stated != contract.digest:
         raise PublishError(
@@ -122,7 +103,7 @@ def _check_metadata(compiled: Publishable, contract: Contract) -> None:
         )
 
 
-def _check_screen(screen: Publishable, contract: Contract) -> None:
+def _check_screen(screen: Compiled, contract: Contract) -> None:
     expected = with_changes(contract, sites=(), states_moments=screen.contract.states_moments)
     if screen.contract.digest != expected.digest:
         raise PublishError(
@@ -133,8 +114,8 @@ def _check_screen(screen: Publishable, contract: Contract) -> None:
 
 
 def _write_model(
-    members: Mapping[str, Publishable],
-    screen: Publishable | None,
+    members: Mapping[str, Compiled],
+    screen: Compiled | None,
     root: Path,
     into: Path,
     policy: Mapping[str, Any] | None,
@@ -164,7 +145,7 @@ def _write_model(
         _link_code(public.name, samplers, root, into, link_code_to)
 
 
-def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
+def _write_sampler(name: str, member: Compiled, root: Path) -> Sampler:
     folder = root / name
     for part in ("1", "configs"):
         (folder / part).mkdir(parents=True)
@@ -174,7 +155,7 @@ def _write_sampler(name: str, member: Publishable, root: Path) -> Sampler:
     for path, config in sampler_configs(member.contract, name).items():
         (folder / path).write_text(render(config), encoding="utf-8")
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
-    # It says what it is a proof of: a file that lies beside another model proves nothing.
+    # The proof names its file: beside another model it proves nothing.
     _write_json(folder / "1" / PROOF, {**member.proof.document(), "model_digest": sampler.digest})
     return sampler
 
@@ -229,7 +210,7 @@ def _covers(existing: Path, new: Path) -> bool:
 
 
 def _renew_proofs(new: Path, into: Path) -> None:
-    """Proofs from before they said of which file they are give way to this run's."""
+    """Replaces proofs of an older format, which do not name their file, by this run's."""
     for fresh in new.glob(f"*/1/{PROOF}"):
         old = into / fresh.relative_to(new)
         if not old.is_file() or b'"model_digest"' not in old.read_bytes():
@@ -251,7 +232,7 @@ def _exchange(into: Path, new: Path, old: Path, folders: tuple[str, ...], existi
         for source, target in moves:
             source.rename(target)
             done.append((source, target))
-    except BaseException as error:  # also where somebody gives up waiting: what is in `old` is deleted afterwards
+    except BaseException as error:  # also at Ctrl-C: what is in `old` is deleted afterwards
         for source, target in reversed(done):
             target.rename(source)
         if isinstance(error, OSError):

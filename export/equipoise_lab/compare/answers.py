@@ -14,11 +14,11 @@ from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.statistics import input_statistics
-from equipoise_export.calibrate.cases import LOOKS, Labelled, Measured, check_classes, measure
-from equipoise_export.calibrate.choose import Chosen, Goals, choose_policy, choose_score
-from equipoise_export.calibrate.errors import CalibrationError
-from equipoise_export.calibrate.figures import Judged, judge
-from equipoise_export.calibrate.strangeness import fit_strangeness
+from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, check_classes, measure
+from equipoise_export.calibration.choose import ChosenPolicy, Goals, choose_policy, choose_score
+from equipoise_export.calibration.errors import CalibrationError
+from equipoise_export.calibration.figures import Judged, judge
+from equipoise_export.calibration.strangeness import fit_strangeness
 from equipoise_export.graph.session import OnnxSampler, published_samplers
 from numpy.typing import NDArray
 from rich.console import Console
@@ -151,7 +151,7 @@ class Answers:
     """
 
     name: str
-    chosen: Chosen
+    chosen: ChosenPolicy
     patients: tuple[str, ...]
     shifted_patients: tuple[str, ...]
     image_digests: tuple[str, ...]
@@ -228,7 +228,7 @@ def choose(
     goals: Goals,
     typical: Sequence[Mapping[str, float]] = (),
     labelled: Sequence[Labelled] = (),
-) -> Chosen:
+) -> ChosenPolicy:
     """The model's policy; where nothing can be certified, one that accepts nothing and says why."""
     samples = cases[0].full.samples
     try:
@@ -241,10 +241,10 @@ def choose(
             samples,
             strangeness=fit_strangeness(typical or [case.statistics for case in pilot]),
         )
-        return Chosen(contract, nothing, goals.score or choose_score(pilot), None, str(error))
+        return ChosenPolicy(contract, nothing, goals.score or choose_score(pilot), None, str(error))
 
 
-def answers_of(name: str, chosen: Chosen, test: Sequence[Judged], shifted: Sequence[Judged]) -> Answers:
+def answers_of(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged]) -> Answers:
     """The cases as arrays."""
     policy = chosen.policy
     distance = policy.strangeness.distance if policy.strangeness else None

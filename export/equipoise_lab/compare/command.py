@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from equipoise_core.contract import ContractError, Task
 from equipoise_core.errors import InvalidRequest, SamplerFailure
-from equipoise_export.calibrate.choose import Goals, Method
-from equipoise_export.calibrate.errors import CalibrationError
-from equipoise_export.calibrate.reading import numbers
+from equipoise_export.calibration.choose import Goals, Method
+from equipoise_export.calibration.errors import CalibrationError
+from equipoise_export.calibration.reading import numbers
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -72,9 +72,7 @@ def compare(
         int | None, typer.Option(min=2, help="Full T of models with dropout; their own by default.")
     ] = None,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
-    pilot: Annotated[
-        float, typer.Option(min=0.1, max=0.8, help="Share of patients that only say where to look.")
-    ] = 0.3,
+    pilot: Annotated[float, typer.Option(min=0.1, max=0.8, help="Share of patients for exploration only.")] = 0.3,
     spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
     repetitions: Annotated[int, typer.Option(min=1000, max=100_000, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,

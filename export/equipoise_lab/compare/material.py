@@ -12,10 +12,10 @@ from types import MappingProxyType
 import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
-from equipoise_export.calibrate.cases import Labelled
-from equipoise_export.calibrate.choose import deal_pilot
-from equipoise_export.calibrate.corruptions import Image, gaussian, rician
-from equipoise_export.calibrate.reading import labelled_cases
+from equipoise_export.calibration.cases import Labelled
+from equipoise_export.calibration.choose import deal_pilot
+from equipoise_export.calibration.corruptions import Image, gaussian, rician
+from equipoise_export.calibration.reading import labelled_cases
 from numpy.typing import NDArray
 
 from .errors import ComparisonError

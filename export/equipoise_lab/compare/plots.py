@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from equipoise_export import page
-from equipoise_export.calibrate import metrics
+from equipoise_export.calibration import metrics
 from matplotlib.figure import Figure
 
 from .answers import Answers

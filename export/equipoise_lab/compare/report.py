@@ -10,8 +10,8 @@ from typing import Any
 
 from equipoise_core.contract import Task
 from equipoise_export import page
-from equipoise_export.calibrate.choose import Goals
-from equipoise_export.calibrate.figures import exact_share
+from equipoise_export.calibration.choose import Goals
+from equipoise_export.calibration.figures import exact_share
 
 from .answers import Answers, Subject
 from .bootstrap import LEVEL, Difference, Resampled

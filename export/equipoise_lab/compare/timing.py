@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from equipoise_core.case import Case, Model
 from equipoise_core.sampling import RunSampler, assess
-from equipoise_export.calibrate.cases import Labelled
-from equipoise_export.calibrate.choose import Chosen
+from equipoise_export.calibration.cases import Labelled
+from equipoise_export.calibration.choose import ChosenPolicy
 from rich.console import Console
 from rich.progress import track
 
@@ -34,7 +34,7 @@ class Milliseconds:
 
 def milliseconds(
     subjects: Sequence[Subject],
-    chosen: Sequence[Chosen],
+    chosen: Sequence[ChosenPolicy],
     cases: Sequence[Labelled],
     threads: int = 0,
     quiet: bool = False,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from equipoise_export.calibrate import metrics
+from equipoise_export.calibration import metrics
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 from equipoise_core.contract import Contract
-from equipoise_export.calibrate.choose import deal_folds
+from equipoise_export.calibration.choose import deal_folds
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import nn
@@ -18,8 +18,9 @@ from ..reference.data import Dataset
 from . import calibrated, heteroscedastic, segwithu, student
 from .backbones import trans_unet, unet_plus_plus
 from .stated import switched_off
-from .workshop import Product, SamplerTeacher, Workshop
+from .workshop import DYNAMIC, Product, SamplerTeacher, Workshop
 
+ONE_PASS = replace(DYNAMIC, deterministic=True)
 FOLDS = 3
 MEMBERS = 3
 TEACHER_SAMPLES = 10
@@ -48,7 +49,7 @@ class Method:
 
 def deterministic(workshop: Workshop, draft: Contract) -> Product:
     """The base network with its dropout off: what everything else is compared with."""
-    return Product((workshop.compiled(switched_off(workshop.base()), draft, deterministic=True),))
+    return Product((workshop.compiled(switched_off(workshop.base()), draft, ONE_PASS),))
 
 
 def mc_dropout(workshop: Workshop, draft: Contract) -> Product:
@@ -67,9 +68,7 @@ def mc_trans_unet(workshop: Workshop, draft: Contract) -> Product:
 
 def deep_ensemble(workshop: Workshop, draft: Contract) -> Product:
     """Lakshminarayanan et al. 2017: the same network trained several times, dropout off."""
-    return Product(
-        tuple(workshop.compiled(switched_off(member), draft, deterministic=True) for member in members(workshop))
-    )
+    return Product(tuple(workshop.compiled(switched_off(member), draft, ONE_PASS) for member in members(workshop)))
 
 
 def dropout_ensemble(workshop: Workshop, draft: Contract) -> Product:
@@ -89,7 +88,7 @@ def calibrated_ensemble(workshop: Workshop, draft: Contract) -> Product:
     network = calibrated.CalibratedEnsemble(
         leaning(workshop, "calibrated", workshop.base, workshop.cases), tables, workshop.activation
     )
-    return Product((workshop.compiled(network, replace(draft, states_moments=True), deterministic=True),))
+    return Product((workshop.compiled(network, replace(draft, states_moments=True), ONE_PASS),))
 
 
 def leaning(workshop: Workshop, name: str, shared: Callable[[], nn.Module], cases: Dataset) -> list[nn.Module]:
@@ -144,8 +143,8 @@ def heteroscedastic_network(workshop: Workshop, draft: Contract) -> Product:
         epochs=6,
         learning_rate=1e-3,
     )
-    noise = {"output": heteroscedastic.LOGITS, "log_variance": heteroscedastic.LOG_VARIANCE}
-    return Product((workshop.compiled(network, draft, **noise),))
+    outputs = replace(DYNAMIC, output=heteroscedastic.LOGITS, log_variance=heteroscedastic.LOG_VARIANCE)
+    return Product((workshop.compiled(network, draft, outputs),))
 
 
 def seg_with_u(workshop: Workshop, draft: Contract) -> Product:
@@ -156,7 +155,7 @@ def seg_with_u(workshop: Workshop, draft: Contract) -> Product:
         epochs=6,
         learning_rate=1e-3,
     )
-    return Product((workshop.compiled(network, replace(draft, states_moments=True), deterministic=True),))
+    return Product((workshop.compiled(network, replace(draft, states_moments=True), ONE_PASS),))
 
 
 def distilled_student(workshop: Workshop, draft: Contract) -> Product:
@@ -165,7 +164,7 @@ def distilled_student(workshop: Workshop, draft: Contract) -> Product:
 
     teacher = SamplerTeacher(workshop.compiled(workshop.base(), workshop.draft), TEACHER_SAMPLES)
     network = workshop.fit("student", make, partial(student.loss, teacher), epochs=6, learning_rate=1e-3)
-    return Product((workshop.compiled(network, replace(draft, states_moments=True), deterministic=True),))
+    return Product((workshop.compiled(network, replace(draft, states_moments=True), ONE_PASS),))
 
 
 def cascade(workshop: Workshop, draft: Contract) -> Product:

@@ -13,7 +13,7 @@ import torch
 import typer
 from equipoise_core.loading import load_model
 from equipoise_export.errors import ExportError
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -132,7 +132,7 @@ def _publish(method: Method, workshop: Workshop, into: Path) -> dict[str, Any]:
 def publish_product(product: Product, into: Path) -> Path:
     """Writes what a method made as one public model; one that is there already is replaced."""
     first, *further = product.members
-    return publish(first, into, replace=True, further=further, screen=product.screen)
+    return publish_pair(first, into, replace=True, further=further, screen=product.screen)
 
 
 def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> str:

@@ -1,14 +1,15 @@
 """A network that also answers how noisy the data is: aleatoric uncertainty from its head, epistemic from its masks.
 
 Kendall & Gal, "What uncertainties do we need in Bayesian deep learning for computer vision?", NeurIPS 2017, eq. 12;
-`outputs.Heteroscedastic` has the average over the noise, in training as in service.
+`capture.heteroscedastic` has the average over the noise, in training as in service.
 """
 
 from __future__ import annotations
 
 import torch
 from equipoise_core.contract import Activation
-from equipoise_export.capture.outputs import Answer, Heteroscedastic
+from equipoise_export.capture.answer import Place
+from equipoise_export.capture.heteroscedastic import Heteroscedastic
 from torch import Tensor, nn
 
 from ..reference.networks import CONVOLUTION, UNet
@@ -53,6 +54,5 @@ def loss(activation: Activation, dice_weight: float, network: nn.Module, image: 
     """Cross-entropy (and Dice) of the probabilities averaged over the noise."""
     assert isinstance(network, HeteroscedasticUNet)
     outputs = {name: tensor.float() for name, tensor in quickly(network, image).items()}
-    passed = _Outputs()
-    averaged = Heteroscedastic(Answer(passed, (LOGITS,)), Answer(passed, (LOG_VARIANCE,)), activation, network.classes)
+    averaged = Heteroscedastic(_Outputs(), Place((LOGITS,)), Place((LOG_VARIANCE,)), activation, network.classes)
     return loss_of(averaged(outputs), target, activation.value, dice_weight)

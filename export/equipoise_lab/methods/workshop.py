@@ -15,8 +15,10 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Activation, Contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.options import Options, Sizes
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +29,9 @@ from ..reference.networks import UNet
 from ..reference.specs import Reference
 from ..reference.train import RECIPES
 from ..reference.training import Loss, TrainingError, fit
+
+DYNAMIC = Options(sizes=Sizes.DYNAMIC)
+"""A network that does not work at the sizes that its draft promises is refused."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class Workshop:
         return document
 
     def note(self, name: str, document: dict[str, Any]) -> None:
-        """Keeps what is to be told of a training beside its weights."""
+        """Keeps what is to be reported of a training beside its weights."""
         unfinished = self.folder / f"{name}.json.partial"
         unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(self.folder / f"{name}.json")
@@ -155,10 +160,10 @@ class Workshop:
                  if path.stem.startswith(tuple(names))]  # fmt: skip
         return float(sum(note["seconds"] for note in notes))
 
-    def compiled(self, network: nn.Module, draft: Contract, **options: Any) -> Compiled:
+    def compiled(self, network: nn.Module, draft: Contract, options: Options = DYNAMIC) -> Compiled:
         """The network as a proven sampler."""
         example = torch.randn(2, *self.reference.input_shape, generator=torch.Generator().manual_seed(0))
-        return compile_sampler(network.eval(), draft, example, **options)
+        return compile_sampler(network.eval(), draft, example, options)
 
     @torch.inference_mode()
     def logits(self, network: nn.Module, image: NDArray[np.float32]) -> Tensor:

@@ -25,11 +25,13 @@ from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.sampling import assess
 from equipoise_core.statistics import input_statistics
-from equipoise_export.calibrate.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
-from equipoise_export.calibrate.choose import Goals, Method, choose_policy
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
+from equipoise_export.calibration.choose import Goals, Method, choose_policy
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
-from equipoise_export.publish.repository import publish
+from equipoise_export.options import Options, Sizes
+from equipoise_export.publish.repository import publish_pair
 from rich.console import Console
 from rich.progress import track
 
@@ -79,14 +81,14 @@ def draft_contract(reference: Reference) -> Contract:
 def compile_reference(reference: Reference) -> Compiled:
     """The proven sampler of a reference model, from its committed weights."""
     example = torch.randn(2, *reference.input_shape, generator=torch.Generator().manual_seed(0))
-    return compile_sampler(reference.trained(), draft_contract(reference), example)
+    return compile_sampler(reference.trained(), draft_contract(reference), example, Options(sizes=Sizes.DYNAMIC))
 
 
 def build(reference: Reference, data: Dataset) -> Built:
     """Compiles, then calibrates on the calibration split and measures the routes on the test split."""
     compiled = compile_reference(reference)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = publish(compiled, Path(scratch)) / "1"
+        directory = publish_pair(compiled, Path(scratch)) / "1"
         model = load_model(directory)
         samplers, _ = published_samplers(Path(scratch), model.contract)
         policy = choose_on_split(model, Path(scratch), reference, data)
@@ -188,7 +190,7 @@ def main(
             train([name])
         built = build(reference, data)
         real_copy = into / "hippocampus" / "1"
-        publish(
+        publish_pair(
             built.compiled,
             into,
             policy=json.loads(built.policy.dumps()),

@@ -28,7 +28,7 @@ from equipoise_deploy.promotion.promotion import promote
 from equipoise_deploy.releases.loading import verified_copy
 from equipoise_deploy.releases.publishing import publish
 from equipoise_deploy.releases.store import Store
-from equipoise_export.publish.repository import publish as publish_pair
+from equipoise_export.publish.repository import publish_pair
 from packaging.utils import canonicalize_name
 
 from ...support.releases import give_policy, make_keys, proven

@@ -25,7 +25,7 @@ from equipoise_deploy.promotion.promotion import Wish, promote
 from equipoise_deploy.releases.publishing import publish
 from equipoise_deploy.releases.store import Store
 from equipoise_deploy.serving.server import TritonServer
-from equipoise_export.publish.repository import publish as publish_pair
+from equipoise_export.publish.repository import publish_pair
 
 from ...support.ports import free_port
 from ...support.releases import give_policy, make_keys, overwrite, proven

@@ -32,7 +32,7 @@ from equipoise_deploy.releases.store import Store
 from equipoise_deploy.repository import public_models
 from equipoise_deploy.serving.staging import stage_repository
 from equipoise_export.graph.session import published_samplers
-from equipoise_export.publish.repository import publish as publish_pair
+from equipoise_export.publish.repository import publish_pair
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 EACH = 300  # of contracts, policies and records; repositories and stores make it more than a thousand

@@ -25,7 +25,7 @@ from equipoise_deploy.releases.release import read_release, verify_release
 from equipoise_deploy.releases.store import Store
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
-from equipoise_export.publish.repository import publish as publish_pair
+from equipoise_export.publish.repository import publish_pair
 
 from ...support.asking import poll
 from ...support.disks import small_disk

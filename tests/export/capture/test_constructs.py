@@ -7,16 +7,16 @@ import pytest
 import torch
 from equipoise_core.contract import Task
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.capture.from_torch import capture
 from equipoise_export.compile import compile_sampler, compile_unproven
 from equipoise_export.errors import CaptureRefused
-from equipoise_export.passes.compilation import marker_of
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.graph.marker import marker_of
+from equipoise_export.graph.session import session
+from equipoise_export.options import Options, Sizes
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...support.constructs import LAYERS, Around, DropBlock, DropBlockOfSizes, Written
-from ...support.graphs import contract
+from ...support.graphs import captured, contract
 from ..test_compile import permutation_p
 
 pytestmark = pytest.mark.slow  # forty ways to be random, each exported
@@ -43,7 +43,7 @@ def test_a_construct_is_proven_and_draws_as_pytorch_does(name: str) -> None:
     assert 0 < compiled.proof.sites[0].effect < 1
     assert site.p == pytest.approx(expected[2], rel=1e-6)
     masks = draw_masks(mask_layout(compiled.contract, (8, 8)), 3, compiled.contract.digest, 0, 300)[None]
-    served = start(compiled.model).run(None, {"image": image()[:1].numpy(), "masks": masks})[0][0]
+    served = session(compiled.model).run(None, {"image": image()[:1].numpy(), "masks": masks})[0][0]
     network.train()  # there is no BatchNorm in it
     torch.manual_seed(7)
     with torch.no_grad():  # one image a pass: some constructs reckon over the batch
@@ -51,7 +51,7 @@ def test_a_construct_is_proven_and_draws_as_pytorch_does(name: str) -> None:
     assert permutation_p(served, looped) > 0.002
 
 
-def test_dropblock_at_dynamic_sizes() -> None:
+def test_dropblock_normalises_each_sample_alone_at_dynamic_sizes() -> None:
     """Where the seeds' probability is a number, a share of the plane is normalised at every size."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DropBlock(0.3), nn.Conv2d(4, 2, 1))
@@ -62,9 +62,9 @@ def test_dropblock_at_dynamic_sizes() -> None:
         layout = mask_layout(compiled.contract, size)
         masks = draw_masks(layout, 0, compiled.contract.digest, 0, 4)[None]
         picture = np.random.default_rng(0).standard_normal((1, 1, *size)).astype(np.float32)
-        together = start(compiled.model).run(["volumes"], {"image": picture, "masks": masks})[0]
+        together = session(compiled.model).run(["volumes"], {"image": picture, "masks": masks})[0]
         for t in range(4):
-            alone = start(compiled.model).run(["volumes"], {"image": picture, "masks": masks[:, t : t + 1]})[0]
+            alone = session(compiled.model).run(["volumes"], {"image": picture, "masks": masks[:, t : t + 1]})[0]
             np.testing.assert_allclose(alone[:, 0], together[:, t], rtol=1e-5)
 
 
@@ -72,9 +72,9 @@ def test_dropblock_whose_seeds_follow_the_size_is_exported_for_one() -> None:
     """Its p is not a number at dynamic sizes: refused with the remedy, or exported for the nominal size."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), DropBlockOfSizes(), nn.Conv2d(4, 2, 1))
     draft = contract(spatial=("H", "W"), nominal=(8, 10))
-    with pytest.raises(CaptureRefused, match="--fixed"):
-        compile_unproven(network, draft, torch.randn(2, 1, 8, 10))
-    compilation, _ = compile_unproven(network, draft, torch.randn(2, 1, 8, 10), fall_back=True)
+    with pytest.raises(CaptureRefused, match="--sizes fixed"):
+        compile_unproven(network, draft, torch.randn(2, 1, 8, 10), Options(sizes=Sizes.DYNAMIC))
+    compilation, _ = compile_unproven(network, draft, torch.randn(2, 1, 8, 10))
     assert compilation.contract.spatial == (8, 10)
     assert compilation.notes
 
@@ -103,7 +103,7 @@ def test_what_is_no_mask_is_refused_by_name(name: str) -> None:
 
 
 class Branches(nn.Module):
-    """Functional dropout beside a branch of training mode: it answers with a list, and more of it, while live."""
+    """Functional dropout beside a branch of training mode: it answers with a list, and more of it, while active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Branches(nn.Module):
         return [x, x[..., ::2, ::2], torch.randn_like(x).sum()] if self.training else x
 
 
-def test_a_network_that_answers_otherwise_while_live() -> None:
+def test_an_output_that_differs_in_training_mode_is_found() -> None:
     """The answer is sought in what comes back while dropout acts; noise that does not reach it is no hindrance."""
     compiled = compile_sampler(Branches(), contract(spatial=(8, 8)), image())
     assert [site.name for site in compiled.contract.sites] == ["forward:feature_dropout"]
@@ -136,75 +136,6 @@ class Thrice(nn.Module):
 
 def test_loops_and_shared_blocks_are_as_many_sites_as_calls() -> None:
     """Each call draws on its own; what has p = 0 is none."""
-    model = capture(Around(Thrice()), image(), (8, 8), 1)
+    model = captured(Around(Thrice()), image(), (8, 8))
     names = [marker_of(node).site for node in model.graph if node.op_type == "Mask"]
     assert names == ["layer.drop", "layer.drop#2", "layer.drop#3", "layer.block.1", "layer.block.1#2"]
-
-
-def drops(network: nn.Module, **choice: object) -> dict[str, float]:
-    """Sites and their p."""
-    compilation, _ = compile_unproven(network, DRAFT, image(), **choice)  # type: ignore[arg-type]
-    return {site.name: site.p for site in compilation.contract.sites}
-
-
-@pytest.mark.parametrize(
-    "name", ["Dropout", "AlphaDropout", "DropBlock for each channel", "MultiheadAttention", "LSTM", "always on"]
-)
-def test_p_is_overridden_in_network_and_sampler(name: str) -> None:
-    """--p reaches modules, functions, attention, recurrences and DropBlock."""
-    (p,) = drops(Around(LAYERS[name][0]()), p=0.35).values()
-    assert p == pytest.approx(0.35 / 9 if "Block" in name else 0.35)
-
-
-def test_p_that_is_nowhere_to_be_found_is_refused() -> None:
-    """A number inside a function cannot be changed from outside."""
-    with pytest.raises(CaptureRefused, match="cannot be found, so --p cannot change it") as caught:
-        drops(Around(LAYERS["rand < keep"][0]()), p=0.35)
-    assert caught.value.site == "layer"
-
-
-def test_p_switches_layers_on_that_have_none() -> None:
-    """Only where nothing drops at all; otherwise what has p = 0 stays off. Without --p the refusal names it."""
-    with pytest.raises(CaptureRefused, match=r"its 1 dropout layers that have 0 \(such as layer\) by --p 0\.1"):
-        drops(Around(nn.Dropout(0.0)))
-    assert drops(Around(nn.Dropout(0.0)), p=0.1) == {"layer": 0.1}
-    both = Around(nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.2)))
-    assert drops(both, p=0.1) == {"layer.1": 0.1}
-
-
-def test_sites_are_chosen_and_left_out_by_pattern() -> None:
-    """`!` leaves out; what is random whatever its mode cannot be left out, which is told."""
-    network = Around(nn.Sequential(nn.Dropout(0.2), nn.Dropout2d(0.3), nn.AlphaDropout(0.1)))
-    assert drops(network, sites="!layer.1") == {"layer.0": 0.2, "layer.2": 0.1}
-    assert drops(network, sites="layer.*,!*.2") == {"layer.0": 0.2, "layer.1": 0.3}
-    stubborn = Around(nn.Sequential(nn.Dropout(0.2), LAYERS["always on"][0]()))
-    with pytest.raises(CaptureRefused, match="random in evaluation mode as well") as caught:
-        drops(stubborn, sites="layer.0")
-    assert caught.value.site.startswith("layer.1")
-
-
-@pytest.mark.parametrize("name", ["DropBlock", "MultiheadAttention", "GRU", "rand < keep"])
-def test_depth_leaves_shallow_sites_out(name: str) -> None:
-    """--min-depth applies to every construct: here all of them lie behind the convolution."""
-    network = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Flatten(1, 2), nn.Dropout(0.1), Around(LAYERS[name][0]()))
-    (left,) = drops(network, min_depth=0.01)
-    assert left.startswith("3.layer")
-
-
-def test_a_module_with_two_names_is_one() -> None:
-    """nnU-Net and MONAI register a layer under several names; whichever its site has, it can be chosen and left out."""
-    first, second = nn.Dropout(0.2), nn.Dropout2d(0.2)
-    network = Around(nn.Sequential(first, second))
-    network.layer.again = nn.ModuleList([second])
-    network.layer.forward = lambda x: network.layer.again[0](first(x))  # type: ignore[method-assign]
-    assert list(drops(network)) == ["layer.0", "layer.again.0"]
-    assert list(drops(network, sites="layer.1")) == ["layer.again.0"]
-    assert list(drops(network, min_depth=0.1)) == ["layer.0", "layer.again.0"]
-
-
-def test_what_wraps_a_network_is_taken_off() -> None:
-    """torch.compile and DataParallel change nothing; a TorchScript module shows no dropout and is refused."""
-    network = Around(nn.Dropout(0.2))
-    assert drops(nn.DataParallel(torch.compile(network))) == {"layer": 0.2}
-    with pytest.raises(CaptureRefused, match="TorchScript"):
-        drops(torch.jit.trace(network, image()))

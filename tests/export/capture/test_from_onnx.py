@@ -13,16 +13,18 @@ import torch
 from equipoise_core.contract import Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.command import app
-from equipoise_export.compile import Compiled, compile_onnx
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.errors import CaptureRefused, ExportRefused
 from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.options import Options
 from onnx import numpy_helper
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from ...support.graphs import contract
 
-IMAGE = np.random.default_rng(0).standard_normal((1, 1, 4, 6)).astype(np.float32)
+IMAGE = torch.randn(2, 1, 4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def file(
@@ -66,7 +68,7 @@ def test_dropout_in_every_form_is_a_site(form: str) -> None:
     """Attribute or input, training or inference mode: one site with its ratio."""
     opset, dropout = FORMS[form]
     body = f"f = Flatten <axis = 1> (x) {dropout} m = MatMul(d, w) y = Softmax <axis = 1> (m)"
-    compiled = compile_onnx(file(body, opset, weights=HALF), draft(), IMAGE)
+    compiled = compile_sampler(file(body, opset, weights=HALF), draft(), IMAGE)
     assert sites(compiled) == [("d", "element", (24,), 0.5 if "no ratio" in form else 0.25)]
 
 
@@ -83,18 +85,18 @@ def test_a_softmax_that_is_not_over_the_classes_is_refused(opset: int, end: str,
     kernel = np.random.default_rng(1).standard_normal((3, 1, 1, 1)).astype(np.float32)
     body = f"d = Dropout(x) c = Conv(d, k) {end}"
     with pytest.raises(ExportRefused, match=reason):
-        compile_onnx(file(body, opset, weights={"k": kernel}), draft(Task.SEGMENTATION), IMAGE)
+        compile_sampler(file(body, opset, weights={"k": kernel}), draft(Task.SEGMENTATION), IMAGE)
     over_classes = file("d = Dropout(x) c = Conv(d, k) y = Softmax <axis = 1> (c)", 18, weights={"k": kernel})
-    proof = compile_onnx(over_classes, draft(Task.SEGMENTATION), IMAGE).proof
+    proof = compile_sampler(over_classes, draft(Task.SEGMENTATION), IMAGE).proof
     assert "same as what was read" in proof.checks[0].name and proof.checks[0].value < 1e-6
 
 
-def test_sites_of_a_file_are_told_apart_and_chosen() -> None:
+def test_sites_of_a_file_have_distinct_names_and_can_be_chosen() -> None:
     """A node and a tensor may be called alike; --sites chooses among Dropout nodes, --p reaches all that are chosen."""
     body = "f = Flatten <axis = 1> (x) d = Dropout(f) e = Dropout(d) g = Dropout(e) y = MatMul(g, w)"
     model = file(body)
     model.graph.node[2].name = "d"
-    compiled = compile_onnx(model, draft(), IMAGE, p=0.3, sites="!g")
+    compiled = compile_sampler(model, draft(), IMAGE, Options(p=0.3, sites="!g"))
     assert [(name, p) for name, _, _, p in sites(compiled)] == [("d", 0.3), ("d#2", 0.3)]
 
 
@@ -131,7 +133,7 @@ def test_what_cannot_be_sampled_is_refused_with_site_and_remedy(body: str, site:
     """Control flow around dropout, masks that are used, ratios that are computed, statistics of the batch."""
     weights = {"o": np.ones(1, np.float32), "z": np.zeros(1, np.int64)}
     with pytest.raises(CaptureRefused, match=reason) as caught:
-        compile_onnx(file(body, weights=weights), draft(), IMAGE)
+        compile_sampler(file(body, weights=weights), draft(), IMAGE)
     assert caught.value.site == site
     assert caught.value.remedy.endswith(".")
 
@@ -159,7 +161,7 @@ NUMBERS = {
 def test_a_file_made_for_one_image_serves_many(kind: str) -> None:
     """Reshape, class tokens, heads folded into the batch, Resize: each image of a batch is answered as alone."""
     body = FIXED[kind].replace("o = Split", "o, rest = Split")
-    compiled = compile_onnx(file(body, batch="1", weights=NUMBERS), draft(), IMAGE)
+    compiled = compile_sampler(file(body, batch="1", weights=NUMBERS), draft(), IMAGE)
     layout = mask_layout(compiled.contract, (4, 6))
     pictures = np.random.default_rng(2).standard_normal((3, 1, 4, 6)).astype(np.float32)
     masks = np.stack([draw_masks(layout, seed, compiled.contract.digest, 0, 4) for seed in range(3)])
@@ -229,11 +231,11 @@ def test_dropout_is_put_into_a_file_that_torch_wrote(name: str, dynamo: bool, tm
     command = [*arguments, "--into", str(tmp_path / "repo"), "--p", "0.1", "--json"]
     result = CliRunner().invoke(app, [*command, "--dropout-at", pattern])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout.strip().splitlines()[-1])
+    printed = json.loads(result.stdout.strip().splitlines()[-1])
     found = load_contract(tmp_path / "repo" / name / "1" / "contract.json").sites
     assert found
     assert {site.p for site in found} == {0.1}
-    assert len(told["samplers"][0]["proof"]["sites"]) == len(found)
+    assert len(printed["samplers"][0]["proof"]["sites"]) == len(found)
     refused = CliRunner().invoke(app, [*command, "--dropout-at", "nothing*"])
     assert refused.exit_code == 1
     assert "no activation is called nothing*" in refused.output

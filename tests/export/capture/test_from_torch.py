@@ -5,24 +5,24 @@ from __future__ import annotations
 import pytest
 import torch
 from equipoise_core.contract import Task
-from equipoise_export.capture.active import live_modules, refuse_batch_statistics
-from equipoise_export.capture.from_torch import capture
+from equipoise_export.capture.active import active_modules, refuse_batch_statistics
 from equipoise_export.compile import compile_unproven
 from equipoise_export.errors import CaptureRefused
-from equipoise_export.passes.compilation import marker_of
+from equipoise_export.graph.marker import marker_of
+from equipoise_export.options import Options
 from torch import Tensor, nn
 
-from ...support.graphs import contract
+from ...support.graphs import captured, contract
 from ...support.networks import EveryKind, UNet
 
 
 @pytest.mark.slow
 def test_every_way_to_be_random_becomes_a_site(every_kind: EveryKind) -> None:
     """Modules, functions, noise and attention all appear, named by where they are, with their own p and kind."""
-    model = capture(every_kind, torch.randn(2, 1, 8, 8), (8, 8), 1)
+    model = captured(every_kind, torch.randn(2, 1, 8, 8), (8, 8))
     found = [marker_of(node) for node in model.graph if node.op_type == "Mask"]
-    told = {marker.site: (marker.kind, marker.p) for marker in found}
-    assert told == {
+    listed = {marker.site: (marker.kind, marker.p) for marker in found}
+    assert listed == {
         "feature_alpha": ("channel", 0.2),
         "in_place": ("element", 0.1),
         "alpha": ("element", 0.2),
@@ -45,7 +45,7 @@ def test_only_what_is_random_is_put_in_training_mode(unet: UNet) -> None:
     """BatchNorm and everything else stay in evaluation mode, and flags and statistics are given back as they were."""
     before = {name: buffer.clone() for name, buffer in unet.named_buffers()}
     flags = [part.training for part in unet.modules()]
-    assert live_modules(unet, torch.randn(2, 1, 16, 16)) == ("bottleneck_dropout", "decoder_dropout.1")
+    assert active_modules(unet, torch.randn(2, 1, 16, 16)) == ("bottleneck_dropout", "decoder_dropout.1")
     assert [part.training for part in unet.modules()] == flags
     assert all(torch.equal(buffer, before[name]) for name, buffer in unet.named_buffers())
 
@@ -64,14 +64,14 @@ class Shared(nn.Module):
 
 def test_a_module_called_twice_is_two_sites_and_p_zero_is_none() -> None:
     """Each call draws on its own; what drops nothing has no bits."""
-    model = capture(Shared(), torch.randn(2, 1, 4, 4), (4, 4), 1)
+    model = captured(Shared(), torch.randn(2, 1, 4, 4), (4, 4))
     assert [marker_of(node).site for node in model.graph if node.op_type == "Mask"] == ["twice", "twice#2"]
 
 
 @pytest.mark.slow
 def test_dynamic_sizes_are_spelled_in_the_contracts_names(unet: UNet) -> None:
     """A site's shape says X//4 where the network halves twice."""
-    model = capture(unet, torch.randn(2, 1, 16, 24), ("X", "Y"), 4)
+    model = captured(unet, torch.randn(2, 1, 16, 24), ("X", "Y"), 4)
     shapes = [marker_of(node).shape for node in model.graph if node.op_type == "Mask"]
     assert shapes[0] == ("N", 16, "(X//4)", "(Y//4)")
 
@@ -173,9 +173,9 @@ def test_the_wrong_number_of_classes_is_refused(unet: UNet) -> None:
 def test_sites_can_be_chosen_by_name_and_by_depth(unet: UNet) -> None:
     """`--sites` takes a pattern of module names, `--min-depth` a share of the network's multiplications."""
     draft, image = contract(spatial=(16, 24)), torch.randn(2, 1, 16, 24)
-    by_name, _ = compile_unproven(unet, draft, image, sites="decoder*")
-    by_depth, _ = compile_unproven(unet, draft, image, min_depth=0.5)
+    by_name, _ = compile_unproven(unet, draft, image, Options(sites="decoder*"))
+    by_depth, _ = compile_unproven(unet, draft, image, Options(min_depth=0.5))
     assert [site.name for site in by_name.contract.sites] == ["decoder_dropout.1"]
     assert [site.name for site in by_depth.contract.sites] == ["decoder_dropout.1"]
     with pytest.raises(CaptureRefused, match="no stochastic module matches"):
-        compile_unproven(unet, draft, image, sites="encoder*")
+        compile_unproven(unet, draft, image, Options(sites="encoder*"))

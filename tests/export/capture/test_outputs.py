@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from equipoise_core.contract import Task
-from equipoise_export.capture.active import sampling
 from equipoise_export.capture.outputs import choose_answer
 from equipoise_export.compile import compile_sampler
 from equipoise_export.errors import ExportRefused
+from equipoise_export.graph.randomness import sampling
 from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.options import Options
 from torch import Tensor, nn
 
 from ...support.graphs import contract
@@ -82,7 +83,7 @@ def test_the_answer_is_found(case: str) -> None:
     """By its shape, else by what the user names; a coarser one is brought to the image's resolution."""
     network, (_, output, which) = network_of(case), CASES[case]
     image = torch.randn(2, 1, 8, 8)
-    answer = choose_answer(network, image, contract(spatial=(8, 8)), output)
+    answer = choose_answer(network, ("drop",), image, contract(spatial=(8, 8)), output)
     with sampling(answer, ()), torch.no_grad():
         x = torch.relu(network.first(image))
         expected = network.fine(x) if which is FINE else network.coarse(x)
@@ -99,7 +100,7 @@ def test_the_answer_is_found(case: str) -> None:
 def test_what_was_chosen_is_what_is_sampled(case: str) -> None:
     """Through the whole export: with nothing dropped, the sampler's mean is the chosen tensor's."""
     network, (_, output, _) = network_of(case), CASES[case]
-    compiled = compile_sampler(network, contract(spatial=(8, 8)), torch.randn(2, 1, 8, 8), output=output)
+    compiled = compile_sampler(network, contract(spatial=(8, 8)), torch.randn(2, 1, 8, 8), Options(output=output))
     image = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
     got = OnnxSampler(compiled.model.SerializeToString())(image, np.full((1, 1, 1), 255, np.uint8))["sum_p"]
     with torch.no_grad():
@@ -121,7 +122,7 @@ def test_what_was_chosen_is_what_is_sampled(case: str) -> None:
 def test_what_is_not_there_or_not_clear_is_refused_with_the_list(wrap: Any, output: str | None, reason: str) -> None:
     """The remedy names every output with its shape."""
     with pytest.raises(ExportRefused, match=reason) as caught:
-        choose_answer(Network(wrap), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), output)
+        choose_answer(Network(wrap), ("drop",), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), output)
     assert "There are: " in caught.value.remedy
     assert "[2, " in caught.value.remedy
 
@@ -138,4 +139,5 @@ def test_transformers_outputs_are_both_mapping_and_dataclass() -> None:
 
     network = Network(lambda fine, coarse, x: Both(fine.mean((2, 3))))
     draft = contract(task=Task.CLASSIFICATION, classes=2, spatial=(8, 8))
-    assert choose_answer(network, torch.randn(2, 1, 8, 8), draft, "logits")(torch.randn(2, 1, 8, 8)).shape == (2, 2)
+    answer = choose_answer(network, ("drop",), torch.randn(2, 1, 8, 8), draft, "logits")
+    assert answer(torch.randn(2, 1, 8, 8)).shape == (2, 2)

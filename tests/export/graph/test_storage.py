@@ -14,11 +14,13 @@ from equipoise_core.canonical import digest_of_file, digest_of_model
 from equipoise_core.contract import ContractError, Precision
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_export.compile import Compiled, compile_onnx, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import OnnxSampler
 from equipoise_export.graph.storage import DATA, MODEL
+from equipoise_export.options import Options
 from equipoise_export.proof.ensemble import EnsembleRefused, check_members
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 
 from ...support.graphs import contract
 from ...support.networks import UNet
@@ -31,12 +33,12 @@ DRAFT = contract(spatial=("X", "Y"), nominal=(16, 24), multiple=4)
 @pytest.fixture(scope="module")
 def outside(unet: UNet) -> Compiled:
     images = torch.randn(2, 1, 16, 24, generator=torch.Generator().manual_seed(0))
-    return compile_sampler(unet, DRAFT, images, largest_file=1000)
+    return compile_sampler(unet, DRAFT, images, Options(largest_file=1000))
 
 
 @pytest.fixture
 def published(outside: Compiled, tmp_path: Path) -> Path:
-    return publish(outside, tmp_path / "repository") / "1"
+    return publish_pair(outside, tmp_path / "repository") / "1"
 
 
 def answer(sampler: OnnxSampler, compiled: Compiled) -> np.ndarray:
@@ -72,7 +74,7 @@ def test_a_pair_with_weights_beside_it_answers_as_one_without(
 def test_publishing_it_again_changes_nothing(outside: Compiled, published: Path) -> None:
     """The file of weights counts when two models are compared."""
     before = file_of(published).with_name(DATA).stat().st_mtime_ns
-    assert publish(outside, published.parents[1]) == published.parent
+    assert publish_pair(outside, published.parents[1]) == published.parent
     assert file_of(published).with_name(DATA).stat().st_mtime_ns == before
 
 
@@ -101,7 +103,7 @@ def test_what_is_not_the_proven_model_is_not_loaded(published: Path, tamper) -> 
 
 def test_a_stray_file_beside_a_whole_model_is_noticed(compiled_unet: Compiled, tmp_path: Path) -> None:
     """Nothing of that name was published with it."""
-    version = publish(compiled_unet, tmp_path) / "1"
+    version = publish_pair(compiled_unet, tmp_path) / "1"
     file_of(version).with_name(DATA).write_bytes(b"stray")
     with pytest.raises(ContractError, match="publish the model again"):
         load_model(version)
@@ -110,7 +112,7 @@ def test_a_stray_file_beside_a_whole_model_is_noticed(compiled_unet: Compiled, t
 def test_half_precision_weights_lie_outside_as_well(unet: UNet) -> None:
     """Both proofs, the rounding twin's included, find them."""
     draft = replace(DRAFT, precision=Precision.FP16)
-    compiled = compile_sampler(unet, draft, torch.randn(2, 1, 16, 24), largest_file=1000)
+    compiled = compile_sampler(unet, draft, torch.randn(2, 1, 16, 24), Options(largest_file=1000))
     assert compiled.weights is not None
     assert any(
         entry.data_type == onnx.TensorProto.FLOAT16 and entry.data_location == onnx.TensorProto.EXTERNAL
@@ -138,6 +140,6 @@ def test_an_onnx_file_becomes_such_a_pair_too(tmp_path: Path) -> None:
     graph.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
     draft = contract(spatial=(16, 24))
     example = generator.standard_normal((1, 1, 16, 24)).astype(np.float32)
-    compiled = compile_onnx(graph, draft, example, largest_file=1000)
+    compiled = compile_sampler(graph, draft, torch.from_numpy(example), Options(largest_file=1000))
     assert compiled.weights is not None
-    load_model(publish(compiled, tmp_path) / "1")
+    load_model(publish_pair(compiled, tmp_path) / "1")

@@ -98,10 +98,10 @@ def test_a_bundle_says_what_a_contract_needs(tmp_path: Path, as_yaml: bool) -> N
         "network_def", str(configs / "metadata.json"), str(next(configs.glob("inference.*"))), device="cpu"
     )
     stated = read_bundle(folder).stated()
-    assert (stated.name, stated.task, stated.input_shape) == ("spleen_ct", Task.SEGMENTATION, "1,16,24")
-    assert (stated.classes, stated.modalities, stated.orientation) == ("background,spleen", ("CT",), "RA")
-    assert stated.spacing == "1.485:1.515,1.98:2.02"
-    assert stated.scale(0.0, 0.0) == (Normalisation.WINDOW, -57.0, 164.0)
+    assert (stated.name, stated.task, stated.shape) == ("spleen_ct", Task.SEGMENTATION, (1, 16, 24))
+    assert (stated.classes, stated.modalities, stated.orientation) == (("background", "spleen"), ("CT",), "RA")
+    assert stated.spacing == ((1.485, 1.515), (1.98, 2.02))
+    assert (stated.normalisation, stated.low, stated.high) == (Normalisation.WINDOW, -57.0, 164.0)
 
 
 def test_a_bundle_is_published_with_its_weights(tmp_path: Path) -> None:
@@ -137,14 +137,14 @@ def test_what_is_stated_on_the_command_line_wins(tmp_path: Path) -> None:
     assert {site.p for site in contract.sites} == {0.4}
 
 
-def test_a_bundle_without_dropout_is_told_how_to_get_it(tmp_path: Path) -> None:
+def test_a_bundle_without_dropout_is_refused_with_the_remedy(tmp_path: Path) -> None:
     """The refusal names the argument of its network; --p switches layers on that are there with p = 0."""
     folder, _ = make(tmp_path / "spleen", WINDOW, dropout=0.0)
     refused = export(str(folder), "--into", str(tmp_path / "repo"), "--multiple", "2")
     assert refused.exit_code == 1
     assert "--arg network_def.dropout=0.2" in refused.output
-    told = export(str(folder), "--inspect", "--json", "--p", "0.1", "--multiple", "2")
-    assert {site["p"] for site in json.loads(told.stdout.strip().splitlines()[-1])["sites"]} == {0.1}
+    printed = export(str(folder), "--inspect", "--json", "--p", "0.1", "--multiple", "2")
+    assert {site["p"] for site in json.loads(printed.stdout.strip().splitlines()[-1])["sites"]} == {0.1}
 
 
 CLIPPED = {**WINDOW, "clip": True}
@@ -161,7 +161,7 @@ CLIPPED = {**WINDOW, "clip": True}
         ([WINDOW], {}, ["--arg", "network_def.channels=[4,16]"], "does not fit the network"),
     ],
 )
-def test_what_a_bundle_cannot_be_used_for_is_told(
+def test_an_unusable_bundle_is_refused_with_the_reason(
     steps: list[dict[str, Any]], changes: dict[str, Any], arguments: list[str], said: str, tmp_path: Path
 ) -> None:
     """Nothing is guessed about intensities, and nothing is written."""
@@ -172,7 +172,7 @@ def test_what_a_bundle_cannot_be_used_for_is_told(
     assert not (tmp_path / "repo").exists()
 
 
-def test_a_directory_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_directory_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
     """The message says what a bundle holds; without weights it says where they come from."""
     assert "is no MONAI bundle" in export(str(tmp_path), "--inspect").output
     folder, _ = make(tmp_path / "spleen", WINDOW)

@@ -31,6 +31,15 @@ def test_mixing_batch_mates_is_refused() -> None:
     assert "mixes the images" in refusal(body).reason
 
 
+def test_a_graph_that_breaks_at_another_size_is_refused() -> None:
+    """Its last layer knows one number of voxels: exported for several sizes it would fail while it serves."""
+    model = marked("f = Flatten (image) y = MatMul (f, w)", "y", {"w": np.ones((24, 2), np.float32)})
+    draft = contract(task=Task.CLASSIFICATION, spatial=("H", "W"), nominal=(4, 6))
+    with pytest.raises(CaptureRefused, match="does not work at every spatial size") as caught:
+        compiled(model, draft)
+    assert "--sizes fixed" in caught.value.remedy
+
+
 def test_a_random_operator_that_is_left_is_refused() -> None:
     """Randomness that is not a mask would make every answer unrepeatable."""
     body = mask("a", [0, 1], "image", "m") + "r = RandomNormalLike(m) s = Add(m, r) y = Flatten(s)"

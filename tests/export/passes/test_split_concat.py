@@ -55,9 +55,10 @@ def test_the_split_changes_no_number(case: str) -> None:
 
 
 def run_shape(model, images: np.ndarray) -> int:  # type: ignore[no-untyped-def]
-    from equipoise_export.passes.find_layouts import runnable, start
+    from equipoise_export.graph.nodes import runnable
+    from equipoise_export.graph.session import session
 
-    return int(start(runnable(ir.to_proto(model))).run(None, {"image": images})[0].shape[1])
+    return int(session(runnable(ir.to_proto(model))).run(None, {"image": images})[0].shape[1])
 
 
 def test_grouped_convolutions_stay_whole() -> None:

@@ -16,13 +16,14 @@ from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_export.command import app
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.errors import ProofRefused
 from equipoise_export.graph.marker import Call
-from equipoise_export.passes.find_layouts import start
+from equipoise_export.graph.session import session
 from equipoise_export.proof.parity import prove
 from equipoise_export.proof.rounding import REACHED, rounded
-from equipoise_export.publish.repository import publish
+from equipoise_export.publish.repository import publish_pair
 from equipoise_export.publish.triton_config import aggregator_config, sampler_configs
 from onnx import TensorProto, numpy_helper
 from torch import nn
@@ -74,7 +75,7 @@ def test_a_volume_in_half_is_proven(activation: Activation) -> None:
     assert compiled.contract.precision is Precision.FP16
 
 
-def test_only_the_inside_is_half(half_unet: Compiled, compiled_unet: Compiled) -> None:
+def test_inputs_and_outputs_of_a_half_sampler_are_single(half_unet: Compiled, compiled_unet: Compiled) -> None:
     """Inputs and outputs are those of the single-precision model; the weights take half the room."""
     graph = half_unet.model.graph
     kinds = {entry.name: entry.type.tensor_type.elem_type for entry in [*graph.input, *graph.output]}
@@ -98,9 +99,9 @@ def test_half_and_single_agree_at_every_size(
     layout = mask_layout(half_unet.contract, spatial)
     masks = np.stack([draw_masks(layout, n, half_unet.contract.digest, 0, 5) for n in range(2)])
     feeds = {"image": images, "masks": masks}
-    expected = start(compiled_unet.model).run(None, feeds)
-    twin = start(rounded(half_unet.model, half_unet.halves))
-    for model in (start(half_unet.model), twin):
+    expected = session(compiled_unet.model).run(None, feeds)
+    twin = session(rounded(half_unet.model, half_unet.halves))
+    for model in (session(half_unet.model), twin):
         got = model.run(["sum_p", "sum_p2", "sum_entropy", "volumes"], feeds)
         for one, other in zip(got[:3], expected[:3], strict=True):
             np.testing.assert_allclose(one / 5, other / 5, atol=5e-3)
@@ -119,7 +120,7 @@ def test_rounding_is_that_of_half(half_unet: Compiled) -> None:
         "image": np.random.default_rng(0).standard_normal((1, 1, 16, 24)).astype(np.float32),
         "masks": draw_masks(layout, 0, half_unet.contract.digest, 0, 2)[None],
     }
-    (values,) = start(twin).run([tensor], feeds)
+    (values,) = session(twin).run([tensor], feeds)
     np.testing.assert_array_equal(values, values.astype(np.float16).astype(np.float32))
 
 
@@ -203,9 +204,9 @@ def test_weights_beyond_half_stay_single() -> None:
     assert kinds[16, 16, 1, 1] == FLOAT and kinds[8, 1, 3, 3] == HALF
 
 
-def test_a_pair_in_half_says_so(half_unet: Compiled, tmp_path: Path) -> None:
+def test_a_pair_in_half_states_its_precision(half_unet: Compiled, tmp_path: Path) -> None:
     """In its contract, in the ONNX file and in the proof, with the tolerance; it loads like any other."""
-    folder = publish(half_unet, tmp_path)
+    folder = publish_pair(half_unet, tmp_path)
     assert load_contract(folder / "1" / "contract.json").precision is Precision.FP16
     assert load_model(folder / "1").contract.precision is Precision.FP16
     proof = json.loads((tmp_path / "small_sampler" / "1" / "proof.json").read_text())
@@ -214,13 +215,13 @@ def test_a_pair_in_half_says_so(half_unet: Compiled, tmp_path: Path) -> None:
     assert json.loads(metadata["equipoise.contract"])["precision"] == "fp16"
 
 
-def test_precision_is_an_option(tmp_path: Path) -> None:
+def test_the_command_exports_in_half_precision(tmp_path: Path) -> None:
     """As a user types it."""
     arguments = [
         f"{Path(__file__).parents[2] / 'support' / 'networks.py'}:Classifier",
         "--name", "small", "--task", "classification",
-        "--input-shape", "1,16,16", "--classes", "a,b,c", "--fixed", "--into", str(tmp_path), "--precision", "fp16",
-        "--json",
+        "--input-shape", "1,16,16", "--classes", "a,b,c", "--sizes", "fixed", "--into", str(tmp_path),
+        "--precision", "fp16", "--json",
     ]  # fmt: skip
     torch.manual_seed(0)
     result = CliRunner().invoke(app, arguments)

@@ -10,7 +10,8 @@ import onnx
 import pytest
 import torch
 from equipoise_core.contract import Task
-from equipoise_export.compile import Compiled, compile_sampler
+from equipoise_export.compile import compile_sampler
+from equipoise_export.compiled import Compiled
 from equipoise_export.errors import ProofRefused
 from equipoise_export.graph.marker import Call
 from equipoise_export.proof.parity import prove

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from equipoise_core.canonical import digest_of_file
 from equipoise_core.contract import load_contract
-from equipoise_export.publish.repository import PublishError, publish
+from equipoise_export.publish.repository import PublishError, publish_pair
 
 
 def _files(folder: Path) -> set[str]:
@@ -18,7 +18,7 @@ def _files(folder: Path) -> set[str]:
 
 def test_pair_has_every_file_of_the_layout(tiny_segmentation, tmp_path):
     """Triton finds the models, the aggregator its contract, policy and code, the reader the card and the proof."""
-    folder = publish(tiny_segmentation, tmp_path, policy={"threshold": 0.5}, card="# tinyseg\n")
+    folder = publish_pair(tiny_segmentation, tmp_path, policy={"threshold": 0.5}, card="# tinyseg\n")
     assert folder == tmp_path / "tinyseg"
     files = _files(tmp_path)
     assert files >= {
@@ -40,7 +40,7 @@ def test_pair_has_every_file_of_the_layout(tiny_segmentation, tmp_path):
 
 def test_contract_names_the_sampler_file_by_its_digest(tiny_segmentation, tmp_path):
     """The model that answers is the one that was proved."""
-    folder = publish(tiny_segmentation, tmp_path)
+    folder = publish_pair(tiny_segmentation, tmp_path)
     contract = load_contract(folder / "1" / "contract.json")
     (sampler,) = contract.samplers
     assert sampler.name == "tinyseg_sampler"
@@ -50,15 +50,15 @@ def test_contract_names_the_sampler_file_by_its_digest(tiny_segmentation, tmp_pa
 
 def test_published_code_is_a_real_copy(tiny_segmentation, tmp_path):
     """A validated model keeps the code that decides for it, whatever happens to the installation."""
-    folder = publish(tiny_segmentation, tmp_path)
+    folder = publish_pair(tiny_segmentation, tmp_path)
     assert not [path for path in folder.rglob("*") if path.is_symlink()]
 
 
 def test_linked_code_is_relative_and_survives_moving_the_repository(tiny_segmentation, tiny_classifier, tmp_path):
     """Reference models share one copy of the code; the repository can be mounted anywhere."""
     first = tmp_path / "first"
-    owner = publish(tiny_segmentation, first)
-    publish(tiny_classifier, first, link_code_to=owner / "1")
+    owner = publish_pair(tiny_segmentation, first)
+    publish_pair(tiny_classifier, first, link_code_to=owner / "1")
     moved = first.rename(tmp_path / "second")
     for link in ("tinycls/1/model.py", "tinycls/1/equipoise_core", "tinycls_sampler/1/model.py"):
         path = moved / link
@@ -69,10 +69,10 @@ def test_linked_code_is_relative_and_survives_moving_the_repository(tiny_segment
 
 def test_publishing_the_same_model_again_changes_nothing(tiny_segmentation, tmp_path):
     """A repeated export is harmless, and a policy that was calibrated meanwhile stays."""
-    folder = publish(tiny_segmentation, tmp_path)
+    folder = publish_pair(tiny_segmentation, tmp_path)
     (folder / "1" / "policy.json").write_text("{}")
     before = {file: (tmp_path / file).stat().st_mtime_ns for file in _files(tmp_path)}
-    publish(tiny_segmentation, tmp_path)
+    publish_pair(tiny_segmentation, tmp_path)
     assert {file: (tmp_path / file).stat().st_mtime_ns for file in _files(tmp_path)} == before
 
 
@@ -87,12 +87,12 @@ def _changed(tiny):
 
 def test_another_model_is_not_overwritten_unless_asked(tiny_segmentation, tmp_path):
     """A model in use is replaced only on purpose, and then as a whole, its policy included."""
-    folder = publish(tiny_segmentation, tmp_path, policy={})
+    folder = publish_pair(tiny_segmentation, tmp_path, policy={})
     with pytest.raises(PublishError, match="already holds another tinyseg_sampler and tinyseg; publish under another"):
-        publish(_changed(tiny_segmentation), tmp_path)
+        publish_pair(_changed(tiny_segmentation), tmp_path)
     assert load_contract(folder / "1" / "contract.json").samples == 20
 
-    publish(_changed(tiny_segmentation), tmp_path, replace=True)
+    publish_pair(_changed(tiny_segmentation), tmp_path, replace=True)
     assert load_contract(folder / "1" / "contract.json").samples == 7
     assert not (folder / "1" / "policy.json").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tinyseg", "tinyseg_sampler"]
@@ -101,7 +101,7 @@ def test_another_model_is_not_overwritten_unless_asked(tiny_segmentation, tmp_pa
 @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
 def test_failure_half_way_leaves_the_old_pair(tiny_segmentation, tmp_path, monkeypatch, failure):
     """All or nothing: when the second folder cannot be moved into place, the first is moved back."""
-    publish(tiny_segmentation, tmp_path)
+    publish_pair(tiny_segmentation, tmp_path)
     before = {file: digest_of_file(tmp_path / file) for file in _files(tmp_path)}
     rename = Path.rename
 
@@ -113,7 +113,7 @@ def test_failure_half_way_leaves_the_old_pair(tiny_segmentation, tmp_path, monke
     monkeypatch.setattr(Path, "rename", failing)
     expected = PublishError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected, match="disk full; nothing was changed" if expected is PublishError else None):
-        publish(_changed(tiny_segmentation), tmp_path, replace=True)
+        publish_pair(_changed(tiny_segmentation), tmp_path, replace=True)
     assert {file: digest_of_file(tmp_path / file) for file in _files(tmp_path)} == before
 
 
@@ -121,13 +121,13 @@ def test_graph_of_another_contract_is_refused(tiny_segmentation, tmp_path):
     """The ONNX file says for which contract it was compiled; another one is not published over it."""
     foreign = replace(tiny_segmentation, contract=replace(tiny_segmentation.contract, samples=7))
     with pytest.raises(PublishError, match="compile it again with this contract"):
-        publish(foreign, tmp_path)
+        publish_pair(foreign, tmp_path)
     assert not _files(tmp_path)
 
 
 def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
     """What was measured at export lies beside the model, and says of which file."""
-    publish(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
+    publish_pair(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = json.loads((tmp_path / "tinyseg_sampler/1/proof.json").read_text())
     (sampler,) = load_contract(tmp_path / "tinyseg/1/contract.json").samplers
     assert proof == {**tiny_segmentation.proof.document(), "model_digest": sampler.digest}
@@ -136,9 +136,9 @@ def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
 
 def test_a_proof_that_does_not_say_of_which_file_is_renewed(tiny_segmentation, tmp_path):
     """Publishing the same model again is enough; its policy stays."""
-    publish(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
+    publish_pair(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = tmp_path / "tinyseg_sampler/1/proof.json"
     proof.write_text('{"checks": []}')
-    publish(tiny_segmentation, tmp_path)
+    publish_pair(tiny_segmentation, tmp_path)
     assert "model_digest" in json.loads(proof.read_text())
     assert (tmp_path / "tinyseg/1/policy.json").is_file()

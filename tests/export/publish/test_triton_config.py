@@ -54,7 +54,7 @@ def test_sampler_configurations_agree_with_the_onnx_file(tiny):
                 assert all(got in (-1, size) for got, size in zip(given[name][1], dims, strict=True))
 
 
-def test_backends_and_devices(tiny_segmentation):
+def test_each_configuration_names_its_backend_and_device(tiny_segmentation):
     """The default configuration is the GPU's; cpu is native, embedded the stand-in."""
     configs = sampler_configs(tiny_segmentation.contract)
     kinds = {path: (c.backend, c.instance_group[0].kind, c.instance_group[0].count) for path, c in configs.items()}

@@ -7,7 +7,7 @@ import pytest
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.policy import Policy
 from equipoise_core.preprocessing import Normalisation, Preprocessing
-from equipoise_export.calibrate.choose import Chosen
+from equipoise_export.calibration.choose import ChosenPolicy
 from equipoise_lab.compare import figures as named
 from equipoise_lab.compare.answers import Answers
 from equipoise_lab.compare.bootstrap import CELLS, bootstrap, differences, estimate, resample
@@ -31,7 +31,7 @@ def answers(name="toy", n=200, seed=0, better=0.0, shifted=40):
     patients = tuple(f"{index}" for index in range(n))
     zeros = np.zeros(n)
     return Answers(
-        name, Chosen(CONTRACT, Policy("", "", 20), "lack_of_confidence", None, "nothing"), patients,
+        name, ChosenPolicy(CONTRACT, Policy("", "", 20), "lack_of_confidence", None, "nothing"), patients,
         tuple(f"s{index}" for index in range(shifted)), (), 20, 1 - loss, loss, score,
         0.6 + 0.1 * random.random(shifted), random.random(n), random.random(shifted), zeros, zeros + 20.0,
         {"total": 1 - loss}, {"total": score}, sums, sums,

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
-from equipoise_export.calibrate.cases import Labelled
-from equipoise_export.calibrate.choose import Goals
-from equipoise_export.calibrate.figures import figures as calibrate_figures
-from equipoise_export.calibrate.figures import judge
-from equipoise_export.publish.repository import publish
+from equipoise_export.calibration.cases import Labelled
+from equipoise_export.calibration.choose import Goals
+from equipoise_export.calibration.figures import figures as calibrate_figures
+from equipoise_export.calibration.figures import judge
+from equipoise_export.publish.repository import publish_pair
 from equipoise_lab.compare import answers as module
 from equipoise_lab.compare.answers import answer, check_alike, load_subject, load_training
 from equipoise_lab.compare.command import app
@@ -69,12 +69,12 @@ def changed(tiny, name, scale=None, graph=None):
 def repository(tmp_path_factory, tiny_segmentation, tiny_deterministic):
     """A sampled model, a steeper one, both as an ensemble, one pass, and a classifier."""
     into = tmp_path_factory.mktemp("models")
-    publish(tiny_segmentation, into)
-    publish(changed(tiny_segmentation, "steep", scale=16), into)
+    publish_pair(tiny_segmentation, into)
+    publish_pair(changed(tiny_segmentation, "steep", scale=16), into)
     members = [changed(tiny_segmentation, "both", scale=scale) for scale in (64, 16)]
-    publish(members[0], into, further=members[1:])
-    publish(changed(tiny_segmentation, "single", graph=ONE_PASS), into)
-    publish(tiny_deterministic, into)
+    publish_pair(members[0], into, further=members[1:])
+    publish_pair(changed(tiny_segmentation, "single", graph=ONE_PASS), into)
+    publish_pair(tiny_deterministic, into)
     stated = {"title": "a small network", "seconds": 12.5, "note": "one core"}
     (into / "steep" / "training.json").write_text(json.dumps(stated), encoding="utf-8")
     return into

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from equipoise_export.calibrate import metrics
+from equipoise_export.calibration import metrics
 from equipoise_lab.compare import weighted
 
 RANDOM_WEIGHTS = 12

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from . import metrics
 from .cases import SENSITIVE_GRID, Measured, Step
 from .choose import (
-    Chosen,
+    ChosenPolicy,
     Goals,
     as_served,
     choose_recalibration,
@@ -55,7 +55,7 @@ class Judged:
     screened: bool = False
 
 
-def judge(contract: Contract, chosen: Chosen, cases: Sequence[Measured]) -> list[Judged]:
+def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -> list[Judged]:
     """The cases as the policy decides them."""
     judged = []
     for case in cases:
@@ -67,7 +67,7 @@ def judge(contract: Contract, chosen: Chosen, cases: Sequence[Measured]) -> list
     return judged
 
 
-def judge_across(contract: Contract, chosen: Chosen, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
+def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
     """The calibration cases, each under recalibration, volume and sensitive rules fitted on other patients' cases.
 
     The accept threshold is the policy's own: its certificate already speaks of new cases.

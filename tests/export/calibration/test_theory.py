@@ -7,8 +7,8 @@ A guarantee "at most δ of the calibrations go wrong" is checked by counting ove
 import numpy as np
 import pytest
 from equipoise_core.stopping import Look, Stopping
-from equipoise_export.calibrate.conformal import coverage_band, interval_widening
-from equipoise_export.calibrate.risk import (
+from equipoise_export.calibration.conformal import coverage_band, interval_widening
+from equipoise_export.calibration.risk import (
     binomial_p_value,
     conformal_risk_control,
     hoeffding_bentkus_p_value,
@@ -104,7 +104,7 @@ def test_without_the_p_value_the_promise_is_broken(population):
     assert not within(broken, DELTA)
 
 
-def test_bounded_losses_without_the_p_value():
+def test_without_the_p_value_the_promise_for_bounded_losses_is_broken():
     """The same for losses that are not 0/1."""
     broken, _ = violations(Bounded, as_often_as_it_looks)
     assert not within(broken, DELTA)

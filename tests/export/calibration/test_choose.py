@@ -10,8 +10,8 @@ from equipoise_core.decision import Route
 from equipoise_core.moments import Moments
 from equipoise_core.policy import parse_policy
 from equipoise_core.preprocessing import Normalisation, Preprocessing
-from equipoise_export.calibrate.cases import SENSITIVE_GRID, Measured, Step, missed_foreground
-from equipoise_export.calibrate.choose import (
+from equipoise_export.calibration.cases import SENSITIVE_GRID, Measured, Step, missed_foreground
+from equipoise_export.calibration.choose import (
     Goals,
     Method,
     choose_policy,
@@ -21,8 +21,8 @@ from equipoise_export.calibrate.choose import (
     one_each,
     typical_range,
 )
-from equipoise_export.calibrate.errors import TooFewCases
-from equipoise_export.calibrate.figures import figures, judge, judge_across
+from equipoise_export.calibration.errors import TooFewCases
+from equipoise_export.calibration.figures import figures, judge, judge_across
 
 GOALS = Goals("wrong label", method=Method.ISOTONIC)
 

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from equipoise_export.calibrate import risk
-from equipoise_export.calibrate.conformal import coverage_band, interval_widening, upper_limit
-from equipoise_export.calibrate.errors import TooFewCases
-from equipoise_export.calibrate.risk import (
+from equipoise_export.calibration import risk
+from equipoise_export.calibration.conformal import coverage_band, interval_widening, upper_limit
+from equipoise_export.calibration.errors import TooFewCases
+from equipoise_export.calibration.risk import (
     accepted_cases_needed,
     binomial_p_value,
     conformal_risk_control,
@@ -15,7 +15,7 @@ from equipoise_export.calibrate.risk import (
 )
 
 
-def test_examples_in_the_documentation():
+def test_docstring_examples_hold():
     """What the docstrings say is so."""
     assert doctest.testmod(risk).failed == 0
 
@@ -87,7 +87,7 @@ def test_risk_control_refuses_losses_that_rise_or_never_vanish(losses):
         conformal_risk_control(losses, 0.1)
 
 
-def test_widening_by_hand():
+def test_interval_widening_by_hand():
     """9 cases at 80 %: the 8th smallest excess; intervals that are too wide shrink."""
     truth = np.arange(9.0)
     assert interval_widening(np.zeros(9), np.zeros(9), truth, 0.8) == 7.0

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Screen
 from equipoise_core.decision import Route
-from equipoise_export.calibrate.cases import Screened
-from equipoise_export.calibrate.choose import choose_policy
-from equipoise_export.calibrate.figures import figures, judge, judge_across
+from equipoise_export.calibration.cases import Screened
+from equipoise_export.calibration.choose import choose_policy
+from equipoise_export.calibration.figures import figures, judge, judge_across
 
 from .test_choose import GOALS as USUAL
 from .test_choose import contract, draw  # noqa: F401  # a fixture

@@ -1,4 +1,4 @@
-"""Images made worse on purpose, to see what a policy does with them. `[C, *S]` in the source's intensities throughout.
+"""Corrupted images, to test what a policy does with them. `[C, *S]` in the source's intensities throughout.
 
 Noise levels are in standard deviations of the image, lengths in voxels. Labels stay where they are, except under `flip`
 and `rescale`, which move them too.

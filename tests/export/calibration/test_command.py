@@ -11,11 +11,12 @@ from equipoise_core.case import Case
 from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_core.sampling import assess
-from equipoise_export.calibrate.cases import Labelled
-from equipoise_export.calibrate.choose import Goals
-from equipoise_export.calibrate.command import _check, app
-from equipoise_export.calibrate.errors import CalibrationError
-from equipoise_export.calibrate.sweep import sweep, with_rate
+from equipoise_export.calibration.calibrate import check_cases
+from equipoise_export.calibration.cases import Labelled
+from equipoise_export.calibration.choose import Goals
+from equipoise_export.calibration.command import app
+from equipoise_export.calibration.errors import CalibrationError
+from equipoise_export.calibration.sweep import sweep, with_rate
 from equipoise_export.graph.session import OnnxSampler
 from typer.testing import CliRunner
 
@@ -85,7 +86,7 @@ def test_volumes_without_a_scale_are_refused_before_anything_is_measured():
     image, truth = np.zeros((1, 8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
     cases = [Labelled(f"{n}", f"{n}", image, truth, (1.0,) * 3 if n else None) for n in range(40)]
     with pytest.raises(CalibrationError, match=r"^0: no voxel spacing is stated \(1 of 40 cases\).*--spacing"):
-        _check(contract, cases, dict.fromkeys(map(str, range(40)), False), 0.3, Goals("wrong"))
+        check_cases(contract, cases, dict.fromkeys(map(str, range(40)), False), 0.3, Goals("wrong"))
 
 
 def test_too_few_cases_write_nothing(repository, archive):
@@ -113,7 +114,7 @@ def test_data_without_one_of_the_classes_write_nothing(repository, archive):
     assert (repository / "pneumonia" / "1" / "policy.json").read_bytes() == before
 
 
-def test_another_rate_is_really_another_rate(repository):
+def test_a_higher_dropout_rate_scatters_samples_more(repository):
     """At the network's own p the changed sampler is the same function; at a higher one samples scatter more."""
     model = load_model(repository / "pneumonia" / "1")
     proto = onnx.load(repository / "pneumonia_sampler" / "1" / "model.onnx")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation
 from equipoise_core.recalibration import Isotonic, Temperature, parse_recalibration
-from equipoise_export.calibrate.metrics import expected_calibration_error, floor
-from equipoise_export.calibrate.recalibrate import fit_isotonic, fit_temperature
+from equipoise_export.calibration.metrics import expected_calibration_error, floor
+from equipoise_export.calibration.recalibrate import fit_isotonic, fit_temperature
 
 
 def sharpened(temperature, classes=3, n=3000, seed=0):
@@ -15,7 +15,7 @@ def sharpened(temperature, classes=3, n=3000, seed=0):
     return sharp / sharp.sum(axis=1, keepdims=True), labels
 
 
-def test_temperature_is_found_again():
+def test_the_true_temperature_is_recovered():
     """Probabilities sharpened by τ need the temperature τ, within the noise of 3000 cases."""
     p, labels = sharpened(2.5)
     found = fit_temperature(p, np.eye(3)[labels], Activation.SOFTMAX)

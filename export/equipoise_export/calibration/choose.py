@@ -100,7 +100,7 @@ class Goals:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPolicy:
     """A policy and how its accept threshold came about.
 
     Attributes:
@@ -163,10 +163,10 @@ def choose_policy(
     cases: Sequence[Measured],
     goals: Goals,
     typical_inputs: Sequence[Mapping[str, float]] | None = None,
-) -> Chosen:
+) -> ChosenPolicy:
     """Chooses every rule.
 
-    The pilot cases say where to look (what is typical, how far scores drift, which thresholds to try) and are in no
+    The pilot cases are for exploration (what is typical, how far scores drift, which thresholds to try) and are in no
     guarantee; the calibration cases then test what was fixed. No patient may be in both, and of each patient one
     calibration case counts: the others are no further evidence of what happens to the next patient.
 
@@ -216,7 +216,7 @@ def choose_policy(
         recalibration=choose_recalibration(contract, as_served(cases, answered), goals.method),
         monitoring=choose_monitoring(policy, cases, served, goals.audited),
     )
-    return Chosen(contract, policy, score, certificate, why)
+    return ChosenPolicy(contract, policy, score, certificate, why)
 
 
 def check_enough(contract: Contract, cases: int, goals: Goals) -> None:

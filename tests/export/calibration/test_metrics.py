@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from equipoise_export.calibrate import metrics
+from equipoise_export.calibration import metrics
 
 
 @pytest.fixture

@@ -1,0 +1,177 @@
+"""The exporter from Python: `export` a network, or only `inspect` what an export would make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from equipoise_core.contract import Contract, Task
+from equipoise_core.preprocessing import NORMALISED_LIMIT
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from .compile import compile_sampler, compile_unproven
+from .draft import Description, example_image
+from .errors import SpecError
+from .inputs.source import Source, read_source
+from .measure import Gain, measure_gain
+from .options import DEFAULTS, Options
+from .passes.cost import Cost
+from .proof.ensemble import check_members
+from .proof.parity import Proof
+from .publish.repository import publish_pair
+from .publish.triton_config import sampler_names
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A published model.
+
+    Attributes:
+        folder: of the public model, in the repository.
+        contract: of the sampler, with its sites.
+        samplers: Triton's name of each sampler, and its proof.
+        cost: what was predicted for T samples.
+        gain: what was measured here; None for a network without randomness.
+        notes: what the user should know.
+    """
+
+    folder: Path
+    contract: Contract
+    samplers: Mapping[str, Proof]
+    cost: Cost
+    gain: Gain | None
+    notes: tuple[str, ...]
+
+    @property
+    def proof(self) -> Proof:
+        """Of the sampler; of an ensemble, of its first member."""
+        return next(iter(self.samplers.values()))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What an export would make of a network: nothing is proven, nothing is written.
+
+    Attributes:
+        contract: with its sites.
+        cost: what T samples would cost.
+        notes: what the user should know.
+    """
+
+    contract: Contract
+    cost: Cost
+    notes: tuple[str, ...]
+
+
+def export(
+    module: nn.Module | str | Path,
+    *,
+    into: str | Path,
+    name: str | None = None,
+    example: ArrayLike | Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    task: Task | str | None = None,
+    weights: Sequence[str | Path] = (),
+    arguments: Mapping[str, Any] | None = None,
+    options: Options = DEFAULTS,
+    replace: bool = False,
+    **description: Any,
+) -> Exported:
+    """Turns a network trained with dropout into a sampler, proves that it is the same function, and publishes it.
+
+    Only a MONAI bundle may leave out name, example, classes or task: as far as it states them itself.
+
+    Args:
+        module: an nn.Module (a copy of it is exported, on the CPU), `package.module:callable`, `file.py:callable`, an
+            ONNX file or a MONAI bundle's folder.
+        into: the model repository to publish into.
+        example: normalised images `[N, C, *S]` as the network takes them: to trace and to prove with. Channels and
+            sizes follow from it.
+        classes: one name per output channel; softmax segmentation: background first.
+        task: `segmentation` or `classification`.
+        weights: files of weights for `module`; several are a deep ensemble.
+        arguments: keyword arguments of the callable, or overrides of a bundle's configuration.
+        replace: whether another model of that name may be overwritten.
+        description: more fields of `Description`: `activation`, `normalisation`, `multiple`, `spacing`, …
+
+    Raises:
+        ExportError: nothing was published; it says what was found, where, and what to do.
+    """
+    source, draft, images = _read(
+        module, weights, arguments, options, example, {"name": name, "classes": classes, "task": task, **description}
+    )
+    options = _for_members(options, source)
+    members = [compile_sampler(make(), draft, images, options) for make in source.members]
+    check_members(members, images.numpy())
+    gain = measure_gain(members[0], source.members[0](), images[:1])
+    folder = publish_pair(members[0], Path(into), replace=replace, further=members[1:])
+    contract = members[0].contract
+    names = sampler_names(contract, len(members))
+    notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
+    proofs = {name: member.proof for name, member in zip(names, members, strict=True)}
+    return Exported(folder, contract, proofs, members[0].cost, gain, notes)
+
+
+def inspect(
+    module: nn.Module | str | Path,
+    *,
+    name: str | None = None,
+    example: ArrayLike | Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    task: Task | str | None = None,
+    weights: Sequence[str | Path] = (),
+    arguments: Mapping[str, Any] | None = None,
+    options: Options = DEFAULTS,
+    **description: Any,
+) -> Inspection:
+    """The sites of a network and what samples would cost. Arguments and errors as for `export`."""
+    source, draft, images = _read(
+        module, weights, arguments, options, example, {"name": name, "classes": classes, "task": task, **description}
+    )
+    compilation, _ = compile_unproven(source.members[0](), draft, images, _for_members(options, source))
+    assert compilation.cost is not None
+    notes = compilation.notes
+    if len(source.members) > 1:
+        notes = [*notes, f"the first of {len(source.members)} members; the samples are shared out among them"]
+    return Inspection(compilation.contract, compilation.cost, tuple(notes))
+
+
+def _read(
+    module: nn.Module | str | Path,
+    weights: Sequence[str | Path],
+    arguments: Mapping[str, Any] | None,
+    options: Options,
+    example: ArrayLike | Tensor | None,
+    stated: Mapping[str, Any],
+) -> tuple[Source, Contract, Tensor]:
+    """What is to be exported, the contract without sites, and images `[N ≥ 2, C, *nominal]`."""
+    description = Description.read(stated)
+    images = None if example is None else _images(example)
+    if images is not None:
+        description = replace(description, shape=tuple(images.shape[1:]))
+    source = read_source(module, weights, arguments)
+    draft = description.over(source.stated).contract(options.sizes)
+    return source, draft, example_image(draft) if images is None else images
+
+
+def _images(example: ArrayLike | Tensor) -> Tensor:
+    """The example as a batch of two or more: a single image twice."""
+    images = torch.as_tensor(example).detach().to("cpu", torch.float32)
+    if images.dim() < 3 or not len(images):
+        raise SpecError(f"the example has shape {list(images.shape)}; expected images [N, C, *S]")
+    if not images.isfinite().all() or images.abs().max() > NORMALISED_LIMIT:
+        raise SpecError(
+            f"the example holds NaN or values beyond ±{NORMALISED_LIMIT:g}; expected normalised images, as in training"
+        )
+    return images if len(images) > 1 else images.repeat(2, *[1] * (images.dim() - 1))
+
+
+def _for_members(options: Options, source: Source) -> Options:
+    """Where there are several networks, they sample all the same if none of them is random."""
+    if len(source.members) > 1 and options.deterministic is False:
+        return replace(options, deterministic=None)
+    return options

@@ -1,0 +1,224 @@
+"""Labelled cases → a policy and a report, in the repository of a published model."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from equipoise_core.case import Model
+from equipoise_core.contract import Contract, Task
+from equipoise_core.loading import load_model
+from equipoise_core.policy import Policy
+from rich.console import Console
+from rich.progress import track
+
+from ..graph.session import published_samplers
+from .cases import LOOKS, Labelled, Measured, check_classes, measure
+from .choose import ChosenPolicy, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
+from .errors import CalibrationError, TooFewCases
+from .figures import by_group, figures, judge, judge_across
+from .reading import labelled_cases
+from .report import render_report
+from .sweep import Rate, sweep, with_rate
+
+LIMITS = {
+    "alpha": (0.001, 0.5),
+    "delta": (0.001, 0.5),
+    "acceptable_dice": (0, 1),
+    "false_alarms": (0.001, 0.5),
+    "audited": (0, 1),
+    "level": (0.5, 0.999),
+    "missed": (0.001, 0.5),
+    "pilot": (0.1, 0.8),
+}
+"""What each goal may be, both ends included."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A policy that is in force from now on, and what it was measured to do.
+
+    Attributes:
+        why: what the accept threshold guarantees, or why there is none.
+        report: the HTML page.
+        sections: (title, note, figures) of each set of cases.
+        groups: figures by group of patients.
+        rates: of the dropout rates that were tried.
+    """
+
+    policy: Policy
+    why: str
+    report: Path
+    sections: tuple[tuple[str, str, dict[str, Any]], ...]
+    groups: dict[str, Any]
+    rates: tuple[Rate, ...]
+
+    def document(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "policy": self.policy.digest,
+            "accept": self.why,
+            "report": str(self.report),
+            "figures": {title: each for title, _, each in self.sections},
+            "groups": self.groups,
+            "rates": [asdict(rate) for rate in self.rates],
+        }
+
+
+def calibrate(
+    name: str,
+    *,
+    data: str | Path,
+    repository: str | Path,
+    test: str | Path | None = None,
+    alpha: float = 0.1,
+    delta: float = 0.1,
+    acceptable_dice: float = 0.8,
+    false_alarms: float = 0.05,
+    audited: float = 0.05,
+    level: float = 0.9,
+    missed: float = 0.05,
+    method: Method | str = Method.TEMPERATURE,
+    adaptive: bool = True,
+    samples: int | None = None,
+    pilot: float = 0.3,
+    spacing: tuple[float, ...] | None = None,
+    sweep_p: Sequence[float] = (),
+    report: str | Path | None = None,
+    progress: bool = False,
+) -> Calibrated:
+    """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report.
+
+    Args:
+        name: the public model.
+        data: labelled cases: a folder with `images/` and `labels/`, a folder of folders named by class, or an `.npz`.
+        repository: the model repository.
+        test: other labelled cases to measure on, such as a shifted site.
+        alpha, delta: error among accepted cases at most alpha, but for a chance of delta.
+        acceptable_dice: segmentation: below it a case is wrong.
+        false_alarms: share of typical cases that a bound may hold back.
+        audited: share of accepted cases marked for an audit.
+        level: coverage of the volume intervals.
+        missed: share of foreground that `labels_sensitive` may miss.
+        method: how probabilities are recalibrated.
+        adaptive: stop early where more samples cannot change the route.
+        samples: full T; the contract's by default.
+        pilot: share of patients for exploration only: no guarantee rests on them.
+        spacing: mm per axis for files that state none.
+        sweep_p: dropout rates to try; they change no policy.
+        report: HTML file; `NAME.calibration.html` in the repository by default.
+        progress: whether a bar shows how far it is, on stderr.
+
+    Raises:
+        CalibrationError: no policy was written: too few cases, or cases that cannot be used.
+        ContractError, InvalidRequest, SamplerFailure, OSError: the model or a case cannot be used or read.
+    """
+    given = {
+        "alpha": alpha, "delta": delta, "acceptable_dice": acceptable_dice, "false_alarms": false_alarms,
+        "audited": audited, "level": level, "missed": missed, "pilot": pilot,
+    }  # fmt: skip
+    for key, (low, high) in LIMITS.items():
+        if not low <= given[key] <= high:
+            raise CalibrationError(f"{key} is {given[key]:g}; expected {low:g} to {high:g}")
+    if samples is not None and samples < 2:
+        raise CalibrationError(f"samples is {samples}; expected 2 or more")
+    if method not in list(Method):
+        raise CalibrationError(f"method is {method!r}; expected {', '.join(each.value for each in Method)}")
+    repository = Path(repository)
+    published = load_model(repository / name / "1")
+    model = Model(
+        replace(published.contract, samples=samples) if samples else published.contract,
+        None, "", published.code_digest,
+    )  # fmt: skip
+    contract = published.contract
+    sampler_files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
+    goals = Goals(
+        f"mean Dice below {acceptable_dice:g}" if contract.task is Task.SEGMENTATION else "wrong label",
+        alpha, delta, false_alarms, level, missed, Method(method), adaptive,
+        audited=audited,
+    )  # fmt: skip
+    cases = labelled_cases(Path(data), contract, spacing)
+    for rate in sweep_p:  # before hours are spent
+        with_rate(onnx.load(sampler_files[0]), contract, rate)
+    is_pilot = deal_pilot([case.patient for case in cases], pilot)
+    check_cases(contract, cases, is_pilot, pilot, goals)
+    measured = _measured(model, repository, cases, acceptable_dice, progress)
+    chosen = choose_policy(
+        contract,
+        model.default_samples,
+        [case for case in measured if is_pilot[case.patient]],
+        calibration := [case for case in measured if not is_pilot[case.patient]],
+        goals,
+    )
+    judged = judge_across(contract, chosen, calibration, goals)
+    sections = [
+        (
+            "Calibration cases",
+            "Recalibration, volumes and sensitive labels were fitted on other patients' cases each time; the "
+            "threshold is the policy's own.",
+            figures(contract, judged, goals),
+        )
+    ]
+    if test is not None:
+        others = _measured(model, repository, labelled_cases(Path(test), contract, spacing), acceptable_dice, progress)
+        judged = judge(contract, chosen, others)
+        note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
+        sections.append((f"Test cases: {Path(test).name}", note, figures(contract, judged, goals)))
+    rates: Sequence[Rate] = ()
+    if sweep_p:
+        rates = sweep(
+            model, [onnx.load(file) for file in sampler_files], cases, sweep_p, acceptable_dice, chosen.score,
+            quiet=not progress,
+        )  # fmt: skip
+    groups = by_group(contract, judged, goals)
+    page = Path(report) if report is not None else repository / f"{name}.calibration.html"
+    page.write_text(
+        render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
+    )
+    _write_policy(repository / name / "1" / "policy.json", chosen)
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates))
+
+
+def check_cases(
+    contract: Contract, cases: Sequence[Labelled], is_pilot: Mapping[str, bool], pilot: float, goals: Goals
+) -> None:
+    """Before hours are spent: are there enough cases, of every class, with a scale? Raises CalibrationError."""
+    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+        bare = [case.name for case in cases if case.spacing is None]
+        if bare:
+            raise CalibrationError(
+                f"{bare[0]}: no voxel spacing is stated ({len(bare)} of {len(cases)} cases): without one nothing is "
+                "accepted and no volume is known; give --spacing"
+            )
+    calibration = one_each([case for case in cases if not is_pilot[case.patient]])
+    try:
+        check_enough(contract, len(calibration), goals)
+    except TooFewCases as error:
+        total = math.ceil(error.needed / (1.0 - pilot))
+        raise CalibrationError(
+            f"{error}. (A share of {pilot:g} of the patients is for exploration only, and each patient counts once, so "
+            f"about {total} patients in all; there are {len(is_pilot)}.)"
+        ) from error
+    check_classes(contract, calibration)
+
+
+def _measured(
+    model: Model, repository: Path, cases: Sequence[Labelled], acceptable_dice: float, progress: bool
+) -> list[Measured]:
+    samplers, screen = published_samplers(repository, model.contract)
+    shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=not progress)
+    looks = [look for look in LOOKS if look < model.contract.samples]
+    return [measure(model, case, samplers, acceptable_dice, looks, screen) for case in shown]
+
+
+def _write_policy(path: Path, chosen: ChosenPolicy) -> None:
+    """Atomically: a server that starts meanwhile reads the old policy or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
+        file.write(chosen.policy.dumps())
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)

@@ -1,0 +1,119 @@
+"""`equipoise calibrate`: what a user types, as values; the work is `calibrate`'s."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from equipoise_core.contract import ContractError
+from equipoise_core.errors import InvalidRequest, SamplerFailure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .calibrate import LIMITS, Calibrated
+from .calibrate import calibrate as run
+from .choose import Method
+from .errors import CalibrationError
+from .reading import numbers
+from .report import guarantees
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+_EXAMPLES = """
+Examples:
+
+    equipoise calibrate hippocampus --data labelled/ --repository model_repository --spacing 1,1,1
+
+    equipoise calibrate chest --data cases.npz --repository model_repository --alpha 0.05 --method isotonic
+
+    equipoise calibrate chest --data cases.npz --repository model_repository --sweep-p 0.05,0.1,0.2,0.3,0.5
+
+Data: a folder with images/ and labels/ (files of the same name), a folder of folders named by class, or an .npz with
+images and labels (or masks), optionally ids, patients, groups, spacing. A cases.csv beside the folders may state
+file, patient, group, label.
+"""
+
+
+def _limited(name: str, text: str) -> Any:
+    low, high = LIMITS[name]
+    return typer.Option(min=low, max=high, help=text)
+
+
+@app.command(epilog=_EXAMPLES)
+def calibrate(
+    name: Annotated[str, typer.Argument(help="The public model.")],
+    data: Annotated[Path, typer.Option(help="Labelled cases, see below.")],
+    repository: Annotated[Path, typer.Option(help="The model repository.")],
+    test: Annotated[
+        Path | None, typer.Option(help="Other labelled cases to measure on, such as a shifted site.")
+    ] = None,
+    alpha: Annotated[float, _limited("alpha", "Error among accepted cases, at most.")] = 0.1,
+    delta: Annotated[float, _limited("delta", "Chance that this is not so, at most.")] = 0.1,
+    acceptable_dice: Annotated[float, _limited("acceptable_dice", "Segmentation: below it a case is wrong.")] = 0.8,
+    false_alarms: Annotated[float, _limited("false_alarms", "Typical cases that a bound may hold back.")] = 0.05,
+    audited: Annotated[float, _limited("audited", "Accepted cases marked for an audit.")] = 0.05,
+    level: Annotated[float, _limited("level", "Coverage of the volume intervals.")] = 0.9,
+    missed: Annotated[float, _limited("missed", "Foreground labels_sensitive may miss.")] = 0.05,
+    method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
+    adaptive: Annotated[bool, typer.Option(help="Stop early where more samples cannot change the route.")] = True,
+    samples: Annotated[int | None, typer.Option(min=2, help="Full T; the contract's by default.")] = None,
+    pilot: Annotated[float, _limited("pilot", "Share of patients for exploration only.")] = 0.3,
+    spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
+    sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report."""
+    console = Console(stderr=as_json)
+    try:
+        found = run(
+            name,
+            data=data,
+            repository=repository,
+            test=test,
+            alpha=alpha,
+            delta=delta,
+            acceptable_dice=acceptable_dice,
+            false_alarms=false_alarms,
+            audited=audited,
+            level=level,
+            missed=missed,
+            method=method,
+            adaptive=adaptive,
+            samples=samples,
+            pilot=pilot,
+            spacing=numbers(spacing) if spacing else None,
+            sweep_p=numbers(sweep_p) if sweep_p else (),
+            report=report,
+            progress=not as_json,
+        )
+    except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
+        Console(stderr=True).print(f"[red]not calibrated[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=1, allow_nan=False))
+    else:
+        _show(console, name, found)
+
+
+def _show(console: Console, name: str, found: Calibrated) -> None:
+    for what, words in guarantees(found.policy, found.why):
+        console.print(f"[bold]{what}[/bold]: {words}", highlight=False)
+    for title, _, each in found.sections:
+        routes = each["routes"]
+        shown = Table("cases", "accept", "review", "reject", "wrong among accepted", "median samples", title=title)
+        row = (each["cases"], *routes.values(), each["wrong_among_accepted"], each["samples"]["median"])
+        shown.add_row(*(f"{number:g}" for number in row))
+        console.print(shown)
+    if found.rates:
+        shown = Table("p", "ECE", "NLL", "Brier", "AURC", "share wrong", title="dropout rate")
+        for rate in found.rates:
+            own = "its own" if rate.p is None else f"{rate.p:g}"
+            shown.add_row(own, *(f"{n:.4f}" for n in (rate.ece, rate.nll, rate.brier, rate.aurc, rate.loss)))
+        console.print(shown)
+    console.print(
+        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}", highlight=False, soft_wrap=True
+    )

@@ -1,0 +1,55 @@
+"""Where PyTorch draws random numbers, and how a module is made to draw them.
+
+Capture and proof have to speak of the same calls in the same order, so both ask here. What decides is PyTorch's own tag
+of the operator, not a list of ours: what it is wrong about would be wrong for the network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def draws(operator: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> bool:
+    """Whether an ATen operator draws random numbers, by PyTorch's own tag, and under these arguments.
+
+    Attention and recurrences carry the tag for a dropout that is off as well.
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
+        return False
+    names = [argument.name for argument in operator._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+    if given.get("train") is False or given.get("training") is False:
+        return False
+    optional = next((name for name in ("dropout_p", "dropout") if name in names), None)
+    return optional is None or bool(given.get(optional, 0.0))
+
+
+@contextmanager
+def sampling(module: nn.Module, active: tuple[str, ...]) -> Iterator[None]:
+    """Evaluation mode with only the named modules in training mode, restored afterwards: Monte Carlo dropout."""
+    flags = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        for name in active:
+            module.get_submodule(name).training = True
+        with slow_attention():
+            yield
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """PyTorch's fused encoder layer skips its dropout in evaluation mode, whatever its dropout modules say."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -1,0 +1,104 @@
+"""Everything that can be exported, brought to one form: modules in memory, factories, MONAI bundles, ONNX files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+from equipoise_core.canonical import digest_of_file
+from torch import nn
+
+from ..draft import Description
+from ..errors import SpecError
+from .checkpoints import load_weights
+from .factory import load_module
+from .monai_bundle import is_bundle, read_bundle
+from .onnx_file import load_graph
+
+Exportable = nn.Module | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        members: each makes one network anew: one, or those of a deep ensemble.
+        stated: what a bundle says about itself.
+    """
+
+    members: tuple[Callable[[], Exportable], ...]
+    stated: Description = Description()  # noqa: RUF009  # it is frozen
+
+
+def read_source(
+    module: nn.Module | str | Path, weights: Sequence[str | Path] = (), arguments: Mapping[str, Any] | None = None
+) -> Source:
+    """Finds out what is to be exported; networks are built only when a member is called.
+
+    Args:
+        module: an nn.Module, `package.module:callable`, `file.py:callable`, an ONNX file or a MONAI bundle's folder.
+        weights: files of weights; several are a deep ensemble.
+        arguments: keyword arguments of the callable, or overrides of a bundle's configuration.
+
+    Raises:
+        SpecError: it is none of these, or weights or arguments are given to something that takes none.
+    """
+    files = _distinct(tuple(map(Path, weights)))
+    if isinstance(module, nn.Module):
+        if arguments:
+            raise SpecError("arguments are for a factory or a bundle; a module is built already")
+        return Source(_members(partial(_copied, module), files))
+    if not isinstance(module, (str, Path)):
+        raise SpecError(
+            f"got a {type(module).__name__}; expected an nn.Module, package.module:callable, file.py:callable, an ONNX "
+            "file or a MONAI bundle's folder"
+        )
+    spec = str(module)
+    if spec.endswith(".onnx"):
+        if files or arguments:
+            raise SpecError("an ONNX file holds its weights: --weights and --arg are for torch")
+        return Source((partial(load_graph, Path(spec)),))
+    if is_bundle(spec):
+        bundle = read_bundle(Path(spec))
+        files = files or (bundle.stored_weights(),)
+        return Source(_members(partial(bundle.module, arguments or {}), files), bundle.stated())
+    return Source(_members(partial(load_module, spec, arguments), files))
+
+
+def _members(make: Callable[[], nn.Module], files: Sequence[Path]) -> tuple[Callable[[], Exportable], ...]:
+    return tuple(partial(_loaded, make, file) for file in files) or (make,)
+
+
+def _loaded(make: Callable[[], nn.Module], file: Path) -> nn.Module:
+    module = make()
+    load_weights(module, file)
+    return module
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """The export sets probabilities and training flags: the caller's own module stays as it is."""
+    try:
+        return copy.deepcopy(module).cpu()
+    except Exception as error:
+        raise SpecError(
+            f"the module cannot be copied ({type(error).__name__}: {error}); state a factory that builds it, or remove "
+            "what hangs on it (hooks, torch.nn.utils.weight_norm)"
+        ) from error
+
+
+def _distinct(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files, none of them twice by content: a member that only repeats another feigns agreement."""
+    seen: dict[str, Path] = {}
+    for path in files:
+        if not path.is_file():
+            raise SpecError(f"there is no file {path}")
+        twin = seen.setdefault(digest_of_file(path), path)
+        if twin is not path:
+            raise SpecError(f"--weights {path} is the same as {twin}: members of an ensemble must differ")
+    return files

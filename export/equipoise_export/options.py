@@ -1,0 +1,49 @@
+"""How a network is compiled: what may be chosen, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .graph.storage import LARGEST_FILE
+
+
+class Sizes(str, Enum):
+    """Whether one published model serves several image sizes."""
+
+    AUTO = "auto"  # several, where the network works at several
+    DYNAMIC = "dynamic"  # several, or refuse
+    FIXED = "fixed"  # one
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices of an export, `Options(sites="decoder.*", p=0.2)`; the defaults suit a network trained with dropout.
+
+    Attributes:
+        output: which of several outputs, by index, key or dotted path.
+        sites: only modules (in ONNX files Dropout nodes) whose name matches this pattern drop (`decoder.*`, commas
+            between several); those that match a pattern behind an exclamation mark (`!*.rel_pos.*`) don't.
+        p: overrides the probability of dropping, in the module itself; where nothing drops yet, also p = 0.
+        min_depth: torch: only sites after this share (0 to 1) of the network's multiplications.
+        dropout_at: ONNX files: a site behind every tensor whose name matches one of these patterns (commas between
+            them): of channels where the tensor is a feature map, else of elements. Needs `p`.
+        log_variance: torch: the output that holds log σ² of the logits, for a heteroscedastic network.
+        deterministic: a network without anything random is wanted (it gets no `masks` input), and refused otherwise;
+            None: it may be random or not.
+        sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
+        largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
+    """
+
+    output: str | int | None = None
+    sites: str | None = None
+    p: float | None = None
+    min_depth: float | None = None
+    dropout_at: str | None = None
+    log_variance: str | int | None = None
+    deterministic: bool | None = False
+    sizes: Sizes = Sizes.AUTO
+    largest_file: int = LARGEST_FILE
+
+
+DEFAULTS = Options()
