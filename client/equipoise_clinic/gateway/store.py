@@ -253,6 +253,7 @@ class Store:
                 for name in columns.keys() - there:
                     db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {columns[name]}")
         path.chmod(0o600)
+        self._foreign = self._data_version()
 
     def close(self) -> None:
         with self._lock:
@@ -262,7 +263,7 @@ class Store:
 
     @property
     def changes(self) -> int:
-        """Grows with every transaction of this process."""
+        """Grows with every transaction that changed something."""
         return self._changes
 
     def wait(self, seen: int, seconds: float) -> None:
@@ -276,9 +277,21 @@ class Store:
             self._changes += 1
             self._changed.notify_all()
 
+    def notice(self) -> None:
+        """Wakes whoever waits where another process, as the review page, has changed the database."""
+        version = self._data_version()
+        if version != self._foreign:
+            self._foreign = version
+            self.ring()
+
+    def _data_version(self) -> int:
+        """Changes when another connection commits."""
+        return int(self._rows("PRAGMA data_version")[0][0])
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _full():
+            before = self._db.total_changes
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -287,7 +300,9 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        self.ring()
+            changed = self._db.total_changes != before
+        if changed:  # else whoever looks for work would wake itself, for ever
+            self.ring()
 
     def _rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock, _full():
@@ -364,7 +379,8 @@ class Store:
         """Its source says that the study is complete: no need to wait for quiet."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0", (study_uid,)
+                "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0 AND due > 0",
+                (study_uid,),
             )
 
     def refuse(self, key: str, study_uid: str, reason: str) -> None:
@@ -393,6 +409,8 @@ class Store:
 
     def forget_aside(self, before: float) -> list[str]:
         """Keys of malformed objects that were set aside before that time, and are forgotten now."""
+        if not self._rows("SELECT 1 FROM aside WHERE at < ? LIMIT 1", before):
+            return []
         with self._transaction() as db:
             rows = db.execute("DELETE FROM aside WHERE at < ? RETURNING key", (before,)).fetchall()
         return [row["key"] for row in rows]
@@ -524,12 +542,14 @@ class Store:
             handling: route → "send" or "hold".
         """
         moved = []
+        logged = (
+            "SELECT c.* FROM cases c WHERE c.state = 'analysed' AND NOT EXISTS"
+            " (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
+        )
+        if not self._rows(logged):
+            return []
         with self._transaction() as db:
-            rows = db.execute(
-                "SELECT c.* FROM cases c WHERE c.state = 'analysed' AND NOT EXISTS"
-                " (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
-            ).fetchall()
-            for row in rows:
+            for row in db.execute(logged).fetchall():
                 state = "delivering" if handling[row["route"]] == "send" else "review"
                 db.execute("UPDATE cases SET state = ? WHERE key = ?", (state, row["key"]))
                 moved.append(_case({**dict(row), "state": state}))
