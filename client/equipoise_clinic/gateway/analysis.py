@@ -30,7 +30,7 @@ from .observe import Log, Metrics
 from .picture import draw
 from .settings import Settings
 from .spool import OutOfRoom, Spool
-from .store import Kept, Result, Store, Study, fingerprint_of
+from .store import Kept, NewCase, Store, Study, fingerprint_of
 
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
 """The server, or the way to it, is not as it should be. That is no property of the study: it waits, uncounted."""
@@ -42,7 +42,7 @@ ATTEMPTS = 5
 """Counted failures until a study is given up."""
 
 
-class Analyst:
+class AnalysisWorker:
     """Takes one study after another.
 
     Args:
@@ -69,14 +69,14 @@ class Analyst:
 
     def step(self) -> float:
         """Analyses the study that is due longest; returns seconds until there is something to do again."""
-        study, waits = self._store.next_study()
+        study, waits = self._store.studies.next()
         if study is None:
             return waits
         began = monotonic()
         try:
             self._analyse(study)
         except StudyRejected as rejected:
-            if self._store.end_study(study, "rejected", rejected.reason):
+            if self._store.studies.end(study, "rejected", rejected.reason):
                 self._log.warning("rejected", study=study.key, reason=rejected.reason)
         except _AWAY as error:
             self._metrics.reachable.labels("triton").set(0)
@@ -84,7 +84,7 @@ class Analyst:
             self._failures += 1
             if study.key in self._before:  # who is away does not fail: the hours begin anew, what it failed at stays
                 self._before[study.key] = (self._before[study.key][0], monotonic())
-            self._store.postpone(study, pause, counted=False)
+            self._store.studies.postpone(study, pause, counted=False)
             self._log.warning("waits for the server", study=study.key, error=type(error).__name__, seconds=pause)
         except OutOfRoom:
             raise
@@ -108,21 +108,21 @@ class Analyst:
             self._failures += 1
         hours = self._settings.triton.give_up_hours
         if counted and study.attempts + 1 >= ATTEMPTS:
-            self._store.end_study(study, "dead", f"analysis failed {ATTEMPTS} times: {kind}")
+            self._store.studies.end(study, "dead", f"analysis failed {ATTEMPTS} times: {kind}")
         elif lasted > hours * 3600.0:
-            self._store.end_study(study, "dead", f"analysis failed for {hours:g} hours: {kind}")
+            self._store.studies.end(study, "dead", f"analysis failed for {hours:g} hours: {kind}")
         else:
-            self._store.postpone(study, pause, counted)
+            self._store.studies.postpone(study, pause, counted)
 
     def _analyse(self, study: Study) -> None:
         chosen = select(self._spool.incoming(study.key), self._rules)
         self._passed("analysis.selected")
         for series in chosen:
-            if self._store.deleted(study, series.series.uid):
+            if self._store.studies.deleted(study, series.series.uid):
                 raise ImagesDeleted
         for series in chosen:
             self._one(study, series)
-        if self._store.end_study(study, "analysed"):
+        if self._store.studies.end(study, "analysed"):
             self._log.info("analysed", study=study.key, series=len(chosen))
         self._passed("analysis.ended")
 
@@ -142,7 +142,7 @@ class Analyst:
             self._passed("analysis.written")
             self._spool.write(self._spool.picture(case), draw(analysis.most_uncertain))
             self._passed("analysis.drawn")
-            kept, replaced = self._store.keep(study, case, result, journal.size(self._settings.audit))
+            kept, replaced = self._store.cases.keep(study, case, result, journal.size(self._settings.audit))
             unused = {Kept.NEW: "", Kept.REPLACED: replaced or ""}.get(kept, case)
             self._passed("analysis.recorded")
         finally:
@@ -153,14 +153,14 @@ class Analyst:
         self._log.info("result", study=study.key, case=case, outcome=kept.value, route=result.route, model=result.model)
 
 
-def _result(analysis: Analysis) -> Result:
+def _result(analysis: Analysis) -> NewCase:
     prediction = analysis.prediction
     volume = {} if analysis.volume is None else {n: _numbers(each) for n, each in analysis.volume.classes.items()}
     if analysis.volume is not None:
         volume["total"] = _numbers(analysis.volume.total)
     uids = tuple(str(each.SOPInstanceUID) for each in analysis.objects)
     score = float(analysis.case_score)
-    return Result(
+    return NewCase(
         series=analysis.series_uid,
         model=analysis.model,
         version=analysis.model_digest,

@@ -17,7 +17,7 @@ from pynetdicom import AE
 from .observe import Log, Metrics
 from .settings import Deliver, password
 from .spool import Spool
-from .store import Parcel, Store
+from .store import OutboxItem, Store
 
 _DUPLICATE = 0x0111
 """DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
@@ -124,7 +124,7 @@ def destination(settings: Deliver) -> Destination:
     return Stow(settings) if settings.stow_url else CStore(settings)
 
 
-class Courier:
+class DeliveryWorker:
     """Sends what is due.
 
     A refusal counts against the object, `attempts` of them make it a dead letter. A destination that is away counts
@@ -151,65 +151,65 @@ class Courier:
 
     def step(self) -> float:
         """Sends one object; returns seconds until there is something to do again."""
-        parcel, waits = self._store.next_parcel()
-        if parcel is None:
+        item, waits = self._store.outbox.next()
+        if item is None:
             return waits
         try:
-            self._to.send(pydicom.dcmread(self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"))
+            self._to.send(pydicom.dcmread(self._spool.outbox(item.case) / f"{item.number}.dcm"))
         except Sick as error:
-            if self._sent > self._before.get(parcel.uid, self._sent):
-                self._refused(parcel, str(error))
+            if self._sent > self._before.get(item.uid, self._sent):
+                self._refused(item, str(error))
             else:
-                self._missed(parcel, str(error), everything=False)
-            self._before[parcel.uid] = self._sent
+                self._missed(item, str(error), everything=False)
+            self._before[item.uid] = self._sent
         except Away as error:
-            self._missed(parcel, str(error), everything=True)
+            self._missed(item, str(error), everything=True)
         except Refused as error:
-            self._refused(parcel, str(error))
+            self._refused(item, str(error))
         except FileNotFoundError:
-            self._give_up(parcel, f"object {parcel.number} is not in the outbox any more")
+            self._give_up(item, f"object {item.number} is not in the outbox any more")
         except Exception as error:  # noqa: BLE001 (one object that cannot be sent must not stop the others)
-            self._log.failure("sending failed", error, case=parcel.case, object=parcel.number)
-            self._refused(parcel, type(error).__name__)
+            self._log.failure("sending failed", error, case=item.case, object=item.number)
+            self._refused(item, type(error).__name__)
         else:
-            self._arrived(parcel)
+            self._arrived(item)
         return 0.0
 
-    def _arrived(self, parcel: Parcel) -> None:
+    def _arrived(self, item: OutboxItem) -> None:
         self._passed("delivery.sent")
         self._away = 0
         self._sent += 1
-        self._before.pop(parcel.uid, None)
+        self._before.pop(item.uid, None)
         self._metrics.reachable.labels("destination").set(1)
         self._metrics.deliveries.labels("sent").inc()
-        complete = self._store.sent(parcel)
+        complete = self._store.outbox.sent(item)
         self._passed("delivery.recorded")
         if complete:
-            self._log.info("delivered", case=parcel.case)
+            self._log.info("delivered", case=item.case)
 
-    def _missed(self, parcel: Parcel, why: str, everything: bool) -> None:
+    def _missed(self, item: OutboxItem, why: str, everything: bool) -> None:
         pause = self._backoff.pause(self._away)
         self._away += 1
         self._metrics.reachable.labels("destination").set(0)
         self._metrics.deliveries.labels("away").inc()
-        if parcel.away is not None and time() - parcel.away > self._settings.away_hours * 3600.0:
-            self._give_up(parcel, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
+        if item.away is not None and time() - item.away > self._settings.away_hours * 3600.0:
+            self._give_up(item, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
             return
-        self._log.warning("destination away", case=parcel.case, why=why, seconds=pause)
-        self._store.missed(parcel, pause, everything)
+        self._log.warning("destination away", case=item.case, why=why, seconds=pause)
+        self._store.outbox.missed(item, pause, everything)
 
-    def _refused(self, parcel: Parcel, why: str) -> None:
+    def _refused(self, item: OutboxItem, why: str) -> None:
         self._away = 0
         self._metrics.reachable.labels("destination").set(1)
         self._metrics.deliveries.labels("refused").inc()
-        if parcel.attempts + 1 >= self._settings.attempts:
-            self._give_up(parcel, f"object {parcel.number} was refused {parcel.attempts + 1} times: {why}")
+        if item.attempts + 1 >= self._settings.attempts:
+            self._give_up(item, f"object {item.number} was refused {item.attempts + 1} times: {why}")
             return
-        pause = self._backoff.pause(parcel.attempts)
-        self._log.warning("refused by destination", case=parcel.case, object=parcel.number, why=why, seconds=pause)
-        self._store.refused(parcel, pause)
+        pause = self._backoff.pause(item.attempts)
+        self._log.warning("refused by destination", case=item.case, object=item.number, why=why, seconds=pause)
+        self._store.outbox.refused(item, pause)
 
-    def _give_up(self, parcel: Parcel, reason: str) -> None:
+    def _give_up(self, item: OutboxItem, reason: str) -> None:
         self._metrics.deliveries.labels("dead").inc()
-        self._log.warning("dead letter", case=parcel.case, reason=reason)
-        self._store.give_up(parcel, reason)
+        self._log.warning("dead letter", case=item.case, reason=reason)
+        self._store.outbox.give_up(item, reason)

@@ -12,7 +12,7 @@ from ..audit.chain import AuditError
 from ..audit.monitor import monitor
 from .observe import Log, Metrics
 from .spool import room
-from .store import Note, Store
+from .store import JournalLine, Store
 
 
 def write_out(store: Store, log: Path, passed: Callable[[str], None] = lambda point: None) -> int:
@@ -20,17 +20,17 @@ def write_out(store: Store, log: Path, passed: Callable[[str], None] = lambda po
 
     The gateway and the review page take turns (flock).
     """
-    if not store.to_log():
+    if not store.journal.pending():
         return 0
     with room(), log.with_name(f"{log.name}.writer.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        notes = store.to_log()
+        notes = store.journal.pending()
         for note in notes:
             sequence = _find(log, note)
             if sequence is None:
                 sequence = append(log, Kind(note.kind), note.body).sequence
             passed("journal.appended")
-            store.logged(note, sequence)
+            store.journal.written(note, sequence)
             passed("journal.recorded")
     return len(notes)
 
@@ -62,7 +62,7 @@ def size(log: Path) -> int:
     return log.stat().st_size if log.exists() else 0
 
 
-def _find(log: Path, note: Note) -> int | None:
+def _find(log: Path, note: JournalLine) -> int | None:
     """The line that a crash kept us from noting; looked for only where it can be."""
     if not log.exists():
         return None

@@ -122,7 +122,7 @@ class Puller:
         """
         taken, before = 0, -1
         while taken != before:
-            before, known = taken, self._store.known(study_uid)
+            before, known = taken, self._store.studies.known(study_uid)
             for uid, fetch in listing():
                 if uid in known or uid in self._useless:
                     continue
@@ -181,10 +181,10 @@ class Orthanc:
             taken = self._puller.take(uid, lambda: self._listing(study), _UNTIL_SETTLED, self.name)
         except _Damaged:
             self._json("/system")  # raises SourceAway where it is not this one image that is the matter
-            self._store.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
-            self._log.warning("rejected", study=self._store.study_key(uid), reason="an image cannot be fetched")
+            self._store.studies.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
+            self._log.warning("rejected", study=self._store.studies.key_of(uid), reason="an image cannot be fetched")
             return 0
-        self._store.settle(uid)
+        self._store.studies.settle(uid)
         return taken
 
     def _listing(self, study: str) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -19,8 +19,8 @@ from prometheus_client import generate_latest
 
 from ..dicom.study import Rules
 from . import journal
-from .analysis import Analyst
-from .delivery import Courier, destination
+from .analysis import AnalysisWorker
+from .delivery import DeliveryWorker, destination
 from .intake import Intake
 from .observe import Log, Metrics, QuietServer, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
@@ -105,8 +105,8 @@ class Gateway:
             intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed)
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
-            analyst = Analyst(settings, Rules.load(settings.rules), client, *shared)
-            courier = Courier(settings.deliver, destination(settings.deliver), *shared)
+            analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared)
+            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
             ports = {}
             receiver = Receiver(settings.receive, intake, self._log) if settings.receive else None
             if receiver is not None:
@@ -117,7 +117,7 @@ class Gateway:
                 opened.callback(receiver.stop)
             ports["health"] = opened.enter_context(self._health())
             watch = journal.Watch(settings.audit, self._log, self._metrics)
-            work = {"analysis": analyst.step, "dispatch": self._dispatch, "delivery": courier.step}
+            work = {"analysis": analysis.step, "dispatch": self._dispatch, "delivery": delivery.step}
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),
                 "audit": (_AUDIT, watch.look),
@@ -136,7 +136,7 @@ class Gateway:
             self._log.info("stopping")
             if receiver is not None:
                 receiver.stop()
-            self._store.ring()
+            self._store.wake()
             for thread in threads:
                 thread.join()
         self._log.info("stopped")
@@ -157,8 +157,8 @@ class Gateway:
     def _sweep(self) -> None:
         """Removes what was written but never told to the store: its sender got no answer, its analysis is repeated."""
         store, spool = self._store, self._spool
-        instances = {spool.instance(study, uid) for study, uid in store.instances()}
-        count = spool.sweep(instances, {case.key for case in store.cases()}, set(store.aside()))
+        instances = {spool.instance(study, uid) for study, uid in store.studies.instances()}
+        count = spool.sweep(instances, {case.key for case in store.cases.all()}, set(store.studies.aside()))
         if count:
             self._log.info("swept", files=count)
 
@@ -206,7 +206,7 @@ class Gateway:
         journal.write_out(self._store, self._settings.audit, self._passed)
         deliver = self._settings.deliver
         handling = {"accept": deliver.accept.value, "review": deliver.review.value, "reject": deliver.reject.value}
-        for case in self._store.dispatch(handling):
+        for case in self._store.cases.dispatch(handling):
             self._log.info("dispatched", case=case.key, state=case.state)
             self._passed("dispatched")
         return _FOREIGN
@@ -215,7 +215,7 @@ class Gateway:
         """Deletes what nobody needs any more."""
         changes = self._store.changes
         if changes != self._tidied:
-            shown = {case.key for case in self._store.worklist()}
+            shown = {case.key for case in self._store.cases.worklist()}
             for folder in (self._settings.directory / "outbox").iterdir():
                 if self._finished(folder.name):
                     self._spool.remove(folder)
@@ -224,14 +224,14 @@ class Gateway:
                     self._spool.remove(picture)
             self._tidied = changes
         expired = time() - self._settings.keep_input_hours * 3600.0
-        for study in self._store.expired(expired):
+        for study in self._store.studies.expired(expired):
             self._intake.forget(study)
         self._intake.forget_aside(expired)
         self._passed("tidied")
 
     def _finished(self, key: str) -> bool:
         """False also where the store does not know the case yet: its files are written first."""
-        case = self._store.case(key)
+        case = self._store.cases.get(key)
         return case is not None and case.state in FINISHED
 
     def health(self) -> dict[str, Any]:
@@ -240,9 +240,9 @@ class Gateway:
         return {
             "accepting": room and not self._stop.is_set(),
             "trouble": dict(self._troubles),
-            "oldest_waiting_seconds": round(self._store.oldest(), 1),
+            "oldest_waiting_seconds": round(self._store.studies.oldest(), 1),
             **self._store.counts(),
-            "worklist": len(self._store.worklist()),
+            "worklist": len(self._store.cases.worklist()),
         }
 
     def exposition(self) -> bytes:
@@ -252,8 +252,8 @@ class Gateway:
             gauge = metrics.studies if table == "studies" else metrics.cases
             for state, count in states.items():
                 gauge.labels(state).set(count)
-        metrics.oldest.set(self._store.oldest())
-        metrics.worklist.set(len(self._store.worklist()))
+        metrics.oldest.set(self._store.studies.oldest())
+        metrics.worklist.set(len(self._store.cases.worklist()))
         metrics.free.set(self._spool.free)
         return generate_latest(metrics.registry)
 

@@ -34,16 +34,16 @@ def test_looking_for_work_is_no_change(desk):
     desk.decided(desk.received())
     desk.dispatched()
     desk.intake.take(b"no DICOM", 0.0, "test")
-    desk.store.settle(desk.store.studies()[0].uid)
+    desk.store.studies.settle(desk.store.studies.all()[0].uid)
     before = desk.store.changes
-    desk.store.next_study()
-    desk.store.next_parcel()
+    desk.store.studies.next()
+    desk.store.outbox.next()
     desk.store.notice()
     assert desk.dispatched() == []
-    desk.store.settle("1.2.3")
-    desk.store.settle(desk.store.studies()[0].uid)
+    desk.store.studies.settle("1.2.3")
+    desk.store.studies.settle(desk.store.studies.all()[0].uid)
     desk.intake.forget_aside(before=0.0)
-    assert desk.store.expired(before=0.0) == []
+    assert desk.store.studies.expired(before=0.0) == []
     assert desk.store.revive() == 0
     assert desk.store.changes == before
 
