@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from equipoise_clinic.gateway import journal
+from equipoise_clinic.audit import end
+from equipoise_clinic.gateway.audit_log import write_out
 from equipoise_clinic.gateway.intake import Intake
 from equipoise_clinic.gateway.observe import Log, Metrics
 from equipoise_clinic.gateway.spool import Spool
@@ -56,12 +57,12 @@ class Desk:
             "record": {"format": "test/1", "model": "tiny", "route": "review"}, **changes,
         }  # fmt: skip
         self.spool.write_folder(self.spool.outbox(case), {f"{n}.dcm": each for n, each in enumerate(objects, start=1)})
-        kept, _ = self.store.cases.keep(received, case, NewCase(**given), journal.size(self.audit))
+        kept, _ = self.store.cases.keep(received, case, NewCase(**given), end(self.audit))
         return kept
 
     def dispatched(self, **handling: str) -> list[str]:
         """Writes the audit log and sends decisions on their way; states of what moved."""
-        journal.write_out(self.store, self.audit)
+        write_out(self.store, self.audit)
         moved = self.store.cases.dispatch({"accept": "send", "review": "hold", "reject": "hold", **handling})
         return [case.state for case in moved]
 

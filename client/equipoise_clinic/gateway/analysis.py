@@ -24,8 +24,8 @@ from equipoise_client.images.rejections import ImagesDeleted
 from equipoise_client.prediction import Estimate, number
 from equipoise_core.decision import Route
 
+from ..audit import end
 from ..dicom.study import Analysis, Chosen, Rules, StudyRejected, analyse, select
-from . import journal
 from .observe import Log, Metrics
 from .picture import draw
 from .settings import Settings
@@ -142,7 +142,7 @@ class AnalysisWorker:
             self._passed("analysis.written")
             self._spool.write(self._spool.picture(case), draw(analysis.most_uncertain))
             self._passed("analysis.drawn")
-            kept, replaced = self._store.cases.keep(study, case, result, journal.size(self._settings.audit))
+            kept, replaced = self._store.cases.keep(study, case, result, end(self._settings.audit))
             unused = {Kept.NEW: "", Kept.REPLACED: replaced or ""}.get(kept, case)
             self._passed("analysis.recorded")
         finally:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ..audit.monitor import Watch
+from ..audit.monitor import PolicyStatus
 
 _POLICY = ("model", "policy")
 
@@ -108,12 +108,12 @@ class Metrics:
         self.wrong = gauge("audit_wrong", "those of them that were wrong", *_POLICY)
         self.unjudged = gauge("audit_waiting", "accepted cases marked for an audit that nobody has judged", *_POLICY)
 
-    def watched(self, watches: Iterable[Watch]) -> None:
+    def policies(self, statuses: Iterable[PolicyStatus]) -> None:
         """What `equipoise audit monitor` says of each policy."""
-        for watch in watches:
-            labels = (watch.model, watch.policy[:12])
-            self.alarm.labels(*labels).set(watch.alarm is not None)
-            self.evidence.labels(*labels).set(watch.evidence)
-            self.judged.labels(*labels).set(watch.judged)
-            self.wrong.labels(*labels).set(watch.wrong)
-            self.unjudged.labels(*labels).set(watch.waiting)
+        for status in statuses:
+            labels = (status.model, status.policy[:12])
+            self.alarm.labels(*labels).set(status.alarm is not None)
+            self.evidence.labels(*labels).set(status.evidence)
+            self.judged.labels(*labels).set(status.judged)
+            self.wrong.labels(*labels).set(status.wrong)
+            self.unjudged.labels(*labels).set(status.waiting)

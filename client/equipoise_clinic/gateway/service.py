@@ -18,8 +18,8 @@ from equipoise_client.errors import EquipoiseError
 from prometheus_client import generate_latest
 
 from ..dicom.study import Rules
-from . import journal
 from .analysis import AnalysisWorker
+from .audit_log import AuditWatch, write_out
 from .delivery import DeliveryWorker, destination
 from .intake import Intake
 from .observe import Log, Metrics, QuietServer, silence_libraries
@@ -55,7 +55,7 @@ _LONGEST = 60.0  # seconds; waiting times are those of a clock that may be set
 _FULL = 2.0  # seconds until a full disk is tried again
 _TROUBLE = 5.0  # seconds after an unforeseen error
 _TIDY = 3.0  # seconds between looks for files that are no longer needed
-_AUDIT = 300.0  # seconds between looks at the audit log, which is read as a whole when it has grown
+_AUDIT = 300.0  # seconds between looks at what is new in the audit log
 
 
 class AlreadyRunning(EquipoiseError):
@@ -116,7 +116,7 @@ class Gateway:
                     raise EquipoiseError(f"[receive] cannot listen: {error.strerror}; is the port taken?") from None
                 opened.callback(receiver.stop)
             ports["health"] = opened.enter_context(self._health())
-            watch = journal.Watch(settings.audit, self._log, self._metrics)
+            watch = AuditWatch(settings.audit, self._log, self._metrics)
             work = {"analysis": analysis.step, "dispatch": self._dispatch, "delivery": delivery.step}
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),
@@ -203,7 +203,7 @@ class Gateway:
     def _dispatch(self) -> float:
         """Decisions and verdicts into the audit log, then logged decisions on their way."""
         self._store.notice()
-        journal.write_out(self._store, self._settings.audit, self._passed)
+        write_out(self._store, self._settings.audit, self._passed)
         deliver = self._settings.deliver
         handling = {"accept": deliver.accept.value, "review": deliver.review.value, "reject": deliver.reject.value}
         for case in self._store.cases.dispatch(handling):

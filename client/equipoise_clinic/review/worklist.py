@@ -8,9 +8,8 @@ from pathlib import Path
 from time import time
 from urllib.parse import quote
 
-from ..audit import AuditError
-from ..audit.command import Verdict
-from ..gateway import journal
+from ..audit import AuditError, Verdict, end
+from ..gateway.audit_log import write_out
 from ..gateway.settings import Settings
 from ..gateway.spool import OutOfRoom
 from ..gateway.store import Store, StoredCase
@@ -90,11 +89,11 @@ class Worklist:
 
     def judge(self, case: str, fingerprint: str, verdict: Verdict, reviewer: str) -> bool:
         """False: somebody was faster, or the result is another one by now."""
-        start = journal.size(self._settings.audit)
+        start = end(self._settings.audit)
         if not self._store.cases.judge(case, fingerprint, verdict.value, reviewer, start):
             return False
         with suppress(OutOfRoom, AuditError):  # noted durably; the gateway writes it, and sends nothing before
-            journal.write_out(self._store, self._settings.audit)
+            write_out(self._store, self._settings.audit)
         return True
 
     def _row(self, case: StoredCase) -> Row:

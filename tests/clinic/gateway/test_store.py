@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from equipoise_clinic.audit import verify
-from equipoise_clinic.gateway import journal
+from equipoise_clinic.gateway.audit_log import write_out
 from equipoise_clinic.gateway.intake import Intake
 from equipoise_clinic.gateway.observe import Log
 from equipoise_clinic.gateway.store import Kept, Store
@@ -58,13 +58,13 @@ def test_a_line_that_a_crash_tore_is_written_again(desk):
     """However much of it was there: the fragment is set aside, and the decision gets its line."""
     desk.decided(desk.received())
     (note,) = desk.store.journal.pending()
-    journal.write_out(desk.store, desk.audit)
+    write_out(desk.store, desk.audit)
     line = desk.audit.read_bytes()
     for cut in range(1, len(line), 7):
         desk.audit.write_bytes(line[:-cut])
         desk.audit.with_name(f"{desk.audit.name}.lock").write_bytes(b"0")  # where a line was being written
         desk.store._connection.execute("UPDATE journal SET written = 0, sequence = NULL")
-        assert journal.write_out(desk.store, desk.audit) == 1
+        assert write_out(desk.store, desk.audit) == 1
         assert not list(verify(desk.audit))
         assert [json.loads(each)["body"]["entry"] for each in desk.audit.read_text().splitlines()] == [note.entry]
 
@@ -131,7 +131,7 @@ def test_a_verdict_releases_or_withholds_and_is_logged_once(desk, verdict, state
     assert desk.store.cases.judge(case.key, case.fingerprint, verdict, "dr.who", 0)
     assert not desk.store.cases.judge(case.key, case.fingerprint, "accept", "dr.no", 0)
     assert desk.store.outbox.next()[0] is None, "released before the verdict was in the audit log"
-    journal.write_out(desk.store, desk.audit)
+    write_out(desk.store, desk.audit)
     assert (desk.store.outbox.next()[0] is not None) == (state == "delivering")
     (after,) = desk.store.cases.all()
     assert (after.state, desk.store.cases.worklist()) == (state, [])
@@ -160,9 +160,9 @@ def test_a_line_that_was_appended_before_a_crash_is_not_appended_again(desk):
             raise Killed
 
     with pytest.raises(Killed):
-        journal.write_out(desk.store, desk.audit, die)
-    assert journal.write_out(desk.store, desk.audit) == 1
-    assert journal.write_out(desk.store, desk.audit) == 0
+        write_out(desk.store, desk.audit, die)
+    assert write_out(desk.store, desk.audit) == 1
+    assert write_out(desk.store, desk.audit) == 0
     assert len(desk.audit.read_text().splitlines()) == 1
     assert not list(verify(desk.audit))
     assert desk.store.journal.decision("c" * 16) == 1
