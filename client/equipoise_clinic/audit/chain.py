@@ -37,7 +37,7 @@ _INTENT = 40
 """Bytes of the lock file that say where a line is being written: `OFFSET` or `OFFSET@SEGMENT`."""
 
 _REDACTED = (Kind.DECISION, Kind.VERDICT)
-"""What can tell of a patient."""
+"""What may hold data about a patient."""
 
 
 @dataclass(frozen=True)

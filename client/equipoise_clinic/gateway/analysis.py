@@ -1,4 +1,4 @@
-"""From a complete study to results in the outbox: select, ask Triton, make the objects, write them, tell the store."""
+"""From a complete study to results in the outbox: select series, ask Triton, make and write the DICOM objects."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from .spool import OutOfRoom, Spool
 from .store import Kept, NewCase, Store, Study, fingerprint_of
 
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
-"""The server, or the way to it, is not as it should be. That is no property of the study: it waits, uncounted."""
+"""The server is away, or was set up wrongly. The study is not the reason: it waits, and no attempt is counted."""
 
 _SICK = (ServerFailure, DeadlineExceeded)
-"""The server, or the study? A server whose backend died fails on everything: counted only once others succeed."""
+"""Either the server or the study is the reason: an attempt is counted only if other studies succeed meanwhile."""
 
 ATTEMPTS = 5
 """Counted failures until a study is given up."""
@@ -77,18 +77,20 @@ class AnalysisWorker:
             self._analyse(study)
         except StudyRejected as rejected:
             if self._store.studies.end(study, "rejected", rejected.reason):
-                self._log.warning("rejected", study=study.key, reason=rejected.reason)
+                self._log.warning("study rejected", study=study.key, reason=rejected.reason)
         except _AWAY as error:
             self._metrics.reachable.labels("triton").set(0)
             pause = self._backoff.pause(self._failures)
             self._failures += 1
-            if study.key in self._before:  # who is away does not fail: the hours begin anew, what it failed at stays
+            if study.key in self._before:  # while away it does not fail: the hours begin anew
                 self._before[study.key] = (self._before[study.key][0], monotonic())
             self._store.studies.postpone(study, pause, counted=False)
-            self._log.warning("waits for the server", study=study.key, error=type(error).__name__, seconds=pause)
+            self._log.warning(
+                "server unavailable, study waits", study=study.key, error=type(error).__name__, seconds=pause
+            )
         except OutOfRoom:
             raise
-        except Exception as error:  # noqa: BLE001 (a study that breaks us must not take the others along)
+        except Exception as error:  # noqa: BLE001 (one study must not stop the others)
             self._failed(study, error)
         else:
             self._metrics.analysis.observe(monotonic() - began)
@@ -123,7 +125,7 @@ class AnalysisWorker:
         for series in chosen:
             self._one(study, series)
         if self._store.studies.end(study, "analysed"):
-            self._log.info("analysed", study=study.key, series=len(chosen))
+            self._log.info("study analysed", study=study.key, series=len(chosen))
         self._passed("analysis.ended")
 
     def _one(self, study: Study, series: Chosen) -> None:
@@ -150,7 +152,9 @@ class AnalysisWorker:
                 self._spool.remove(self._spool.outbox(unused))
                 self._spool.remove(self._spool.picture(unused))
         self._metrics.results.labels(kept.value).inc()
-        self._log.info("result", study=study.key, case=case, outcome=kept.value, route=result.route, model=result.model)
+        self._log.info(
+            "analysis result", study=study.key, case=case, outcome=kept.value, route=result.route, model=result.model
+        )
 
 
 def _result(analysis: Analysis) -> NewCase:

@@ -1,4 +1,4 @@
-"""Results on their way out: one object at a time, by STOW-RS or C-STORE, again and again until it is there or dead."""
+"""Sends results, one object at a time, by STOW-RS or C-STORE, until the object has arrived or is given up."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DUPLICATE = 0x0111
 
 
 class Away(EquipoiseError):
-    """Nobody answers, or not as somebody who could decide: says nothing about the object."""
+    """The destination does not answer, or denies access: that says nothing about the object."""
 
 
 class Sick(Away):
-    """It answers that it cannot: because of its own state, or because of this object; others will tell."""
+    """The destination cannot store this object now. Whether the object is the reason shows when others arrive."""
 
 
 class Refused(EquipoiseError):
@@ -45,7 +45,7 @@ class Destination(Protocol):
 class Stow:
     """STOW-RS."""
 
-    _LATER = (401, 403, 404, 407, 408, 425, 429)  # a matter of access, address or load, not of the object
+    _LATER = (401, 403, 404, 407, 408, 425, 429)  # about access, address or load, not about the object
 
     def __init__(self, settings: Deliver) -> None:
         session = requests.Session()
@@ -127,9 +127,9 @@ def destination(settings: Deliver) -> Destination:
 class DeliveryWorker:
     """Sends what is due.
 
-    A refusal counts against the object, `attempts` of them make it a dead letter. A destination that is away counts
-    against nothing: everything waits, ever longer up to the cap, and only after `away_hours` are there dead letters.
-    One that says that it cannot store an object counts against it only once others have arrived in between.
+    `attempts` refusals make an object a dead letter. While the destination is away no attempt is counted: everything
+    waits, each time longer up to the cap, and becomes a dead letter only after `away_hours`. An answer that an object
+    cannot be stored now is counted only if others have arrived in between.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class DeliveryWorker:
         complete = self._store.outbox.sent(item)
         self._passed("delivery.recorded")
         if complete:
-            self._log.info("delivered", case=item.case)
+            self._log.info("case delivered", case=item.case)
 
     def _missed(self, item: OutboxItem, why: str, everything: bool) -> None:
         pause = self._backoff.pause(self._away)
@@ -195,7 +195,7 @@ class DeliveryWorker:
         if item.away is not None and time() - item.away > self._settings.away_hours * 3600.0:
             self._give_up(item, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
             return
-        self._log.warning("destination away", case=item.case, why=why, seconds=pause)
+        self._log.warning("destination unavailable", case=item.case, why=why, seconds=pause)
         self._store.outbox.missed(item, pause, everything)
 
     def _refused(self, item: OutboxItem, why: str) -> None:
@@ -206,7 +206,7 @@ class DeliveryWorker:
             self._give_up(item, f"object {item.number} was refused {item.attempts + 1} times: {why}")
             return
         pause = self._backoff.pause(item.attempts)
-        self._log.warning("refused by destination", case=item.case, object=item.number, why=why, seconds=pause)
+        self._log.warning("object refused by destination", case=item.case, object=item.number, why=why, seconds=pause)
         self._store.outbox.refused(item, pause)
 
     def _give_up(self, item: OutboxItem, reason: str) -> None:

@@ -32,7 +32,7 @@ class Outcome(str, Enum):
 
 
 class Intake:
-    """Checks one object, writes it to the spool, then tells the store.
+    """Checks one object, writes it to the spool, then notes it in the store.
 
     Images are taken. Anything else (segmentations, maps, reports, presentation states: our own results among them, when
     an archive sends them back) is none of an analysis's input: it is acknowledged and not kept, so that a result never
@@ -112,12 +112,12 @@ class Intake:
         key = hashlib.sha256(content).hexdigest()[:16]  # the same object again is the same file
         self._spool.write(self._spool.aside(key), content)
         self._store.studies.put_aside(key, reason)
-        self._log.warning("set aside", object=key, reason=reason, source=source)
+        self._log.warning("object set aside", object=key, reason=reason, source=source)
         return Outcome.ASIDE
 
 
 def _fault(dataset: Any) -> str:
-    """Why the image cannot be used, or "" where nothing is wrong as far as can be told without decoding it."""
+    """Why the image cannot be used, or "" where nothing is wrong as far as can be seen without decoding it."""
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         value = str(dataset.get(name, ""))
         if not _UID.fullmatch(value) or len(value) > _LONGEST:

@@ -48,14 +48,14 @@ POINTS = (
     "delivery.recorded",
     "tidied",
 )
-"""Every step's end. The process may die at any of them and loses nothing; tests kill it at each in turn."""
+"""The end of every step. The process may die at any of them and loses nothing; tests kill it at each in turn."""
 
-_FOREIGN = 1.0  # seconds between looks for what another process, as the review page, has changed
-_LONGEST = 60.0  # seconds; waiting times are those of a clock that may be set
-_FULL = 2.0  # seconds until a full disk is tried again
-_TROUBLE = 5.0  # seconds after an unforeseen error
-_TIDY = 3.0  # seconds between looks for files that are no longer needed
-_AUDIT = 300.0  # seconds between looks at what is new in the audit log
+_FOREIGN = 1.0  # seconds between checks for changes by another process, as the review page
+_LONGEST = 60.0  # seconds of one wait; the clock may be set meanwhile
+_FULL = 2.0  # seconds until a part tries again after a full disk
+_TROUBLE = 5.0  # seconds until a part tries again after an unexpected error
+_TIDY = 3.0  # seconds between checks for files that are no longer needed
+_AUDIT = 300.0  # seconds between checks of what is new in the audit log
 
 
 class AlreadyRunning(EquipoiseError):
@@ -128,7 +128,7 @@ class Gateway:
                 *(threading.Thread(target=self._repeat, args=(name, *each), name=name) for name, each in timed.items()),
             ]
             for thread in threads:
-                self._metrics.failures.labels(thread.name)  # told as 0: a counter's first step is seen by nobody
+                self._metrics.failures.labels(thread.name)  # exists as 0: an alert does not see a counter's first value
                 thread.start()
             self._log.info("ready", ports=ports)
             ready(ports)
@@ -155,12 +155,12 @@ class Gateway:
         return poll
 
     def _sweep(self) -> None:
-        """Removes what was written but never told to the store: its sender got no answer, its analysis is repeated."""
+        """Removes files that a crash left without their row: no sender got an answer, and the analysis is repeated."""
         store, spool = self._store, self._spool
         instances = {spool.instance(study, uid) for study, uid in store.studies.instances()}
         count = spool.sweep(instances, {case.key for case in store.cases.all()}, set(store.studies.aside()))
         if count:
-            self._log.info("swept", files=count)
+            self._log.info("unfinished files removed", files=count)
 
     def _work(self, name: str, step: Callable[[], float]) -> None:
         """Takes steps while there is something to do; `step` returns seconds until there is, if nothing changes."""
@@ -177,7 +177,7 @@ class Gateway:
             self._stop.wait(seconds)
 
     def _attempt(self, name: str, step: Callable[[], T]) -> T | None:
-        """One part's trouble must not end the service: it is logged, and the part pauses (None)."""
+        """The result of a step. An error does not end the service: it is logged, and the part pauses; then None."""
         try:
             result = step()
         except OutOfRoom:
@@ -185,8 +185,8 @@ class Gateway:
         except SourceAway as error:
             self._metrics.reachable.labels(name).set(0)
             self._trouble(name, type(error).__name__, _TROUBLE)
-        except Exception as error:  # noqa: BLE001 (whatever it is)
-            self._log.failure("trouble", error, part=name)
+        except Exception as error:  # noqa: BLE001 (one part's error must not end the service)
+            self._log.failure("unexpected error", error, part=name)
             self._metrics.failures.labels(name).inc()
             self._trouble(name, type(error).__name__, _TROUBLE)
         else:
@@ -196,23 +196,23 @@ class Gateway:
 
     def _trouble(self, name: str, what: str, pause: float) -> None:
         if self._troubles.get(name) != what:
-            self._log.warning("waits", part=name, why=what)
+            self._log.warning("part waits", part=name, why=what, seconds=pause)
         self._troubles[name] = what
         self._stop.wait(pause)
 
     def _dispatch(self) -> float:
-        """Decisions and verdicts into the audit log, then logged decisions on their way."""
+        """Writes decisions and verdicts to the audit log, then sends logged decisions on their way."""
         self._store.notice()
         write_out(self._store, self._settings.audit, self._passed)
         deliver = self._settings.deliver
         handling = {"accept": deliver.accept.value, "review": deliver.review.value, "reject": deliver.reject.value}
         for case in self._store.cases.dispatch(handling):
-            self._log.info("dispatched", case=case.key, state=case.state)
+            self._log.info("case dispatched", case=case.key, state=case.state)
             self._passed("dispatched")
         return _FOREIGN
 
     def _tidy(self) -> None:
-        """Deletes what nobody needs any more."""
+        """Deletes files that are no longer needed."""
         changes = self._store.changes
         if changes != self._tidied:
             shown = {case.key for case in self._store.cases.worklist()}

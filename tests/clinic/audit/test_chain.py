@@ -139,7 +139,7 @@ append(Path(sys.argv[1]), Kind.DECISION, {"route": "accept"})
 
 @pytest.mark.parametrize("part", [1, 100])
 def test_a_line_that_a_crash_tore_is_set_aside(log, part):
-    """Nobody was told of it: the log goes on where it was, whole, and the fragment is kept beside it."""
+    """It was never confirmed: the log goes on where it was, whole, and the fragment is kept beside it."""
     anchor, before = head(log), log.read_bytes()
     died = subprocess.run([sys.executable, "-c", WRITE_A_PART, str(log), str(part)], capture_output=True, text=True)
     assert died.returncode == 9, died.stderr

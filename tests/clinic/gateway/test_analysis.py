@@ -18,7 +18,7 @@ HOUR = 3600.0
 
 
 class Failing(AnalysisWorker):
-    """Its server fails as it is told to."""
+    """Its server fails with the next of `errors`."""
 
     def __init__(self, desk) -> None:
         settings = SimpleNamespace(triton=Triton(first_seconds=1e-6, longest_seconds=1e-6, give_up_hours=24.0))

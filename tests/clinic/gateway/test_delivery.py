@@ -140,7 +140,7 @@ def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
     assert (case.state, case.reason) == ("dead", "object 2 was refused 3 times: status 0xa900")
     assert taken == [read(objects[0]).SOPInstanceUID], "the rest must not go without what it refers to"
     events = [line["event"] for line in desk.lines()]
-    assert events.count("refused by destination") == 2 and events.count("dead letter") == 1
+    assert events.count("object refused by destination") == 2 and events.count("dead letter") == 1
     assert (desk.spool.outbox(case.key) / "2.dcm").exists()
     assert not any(value in desk.text.getvalue() for value in PLANTED.values())
 
@@ -207,10 +207,10 @@ def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
     sender = delivery_worker(desk, settings)
     while "delivering" in [case.state for case in desk.store.cases.all()]:
         desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
-    told = {case.key[0]: (case.state, case.reason) for case in desk.store.cases.all()}
-    assert told["a"] == ("dead", "object 1 is not in the outbox any more")
-    assert told["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
-    assert told["c"][0] == "delivered"
+    ended = {case.key[0]: (case.state, case.reason) for case in desk.store.cases.all()}
+    assert ended["a"] == ("dead", "object 1 is not in the outbox any more")
+    assert ended["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
+    assert ended["c"][0] == "delivered"
     assert {str(read(each).SOPInstanceUID) for each in objects} <= set(pacs.instances())
 
 

@@ -120,7 +120,7 @@ def test_a_full_disk_refuses_loses_nothing_and_recovers(small_disk):
     desk.store.close()
 
 
-def test_what_was_written_but_never_told_to_the_store_is_swept(desk):
+def test_files_that_the_store_does_not_know_are_removed(desk):
     received = desk.received()
     desk.decided(received)
     known = {desk.spool.instance(*each) for each in desk.store.studies.instances()}

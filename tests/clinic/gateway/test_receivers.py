@@ -79,7 +79,7 @@ def test_what_is_no_use_is_fetched_once(desk, pacs):
     uid = stable(pacs, [encoded(broken)])
     reader = Web(WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1), desk.intake, desk.store)
     assert [reader.poll() for _ in range(3)] == [0, 0, 0]
-    assert [line["event"] for line in desk.lines()] == ["set aside"]
+    assert [line["event"] for line in desk.lines()] == ["object set aside"]
 
 
 @pytest.mark.slow

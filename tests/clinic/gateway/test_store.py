@@ -73,10 +73,10 @@ def test_a_log_that_cannot_be_written_ends_nothing():
     """On a full disk behind `2>>`, or after its reader has gone, the gateway's parts go on."""
     full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
     for _ in range(3):
-        Log(full).warning("waits", part="analysis")
+        Log(full).warning("part waits", part="analysis")
     with pytest.raises(OSError, match="No space"):
         full.close()
-    Log(full).warning("waits", part="analysis")
+    Log(full).warning("part waits", part="analysis")
 
 
 def test_the_same_result_twice_is_one(desk):
