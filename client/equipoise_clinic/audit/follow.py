@@ -60,7 +60,11 @@ class Follower:
     def _check_finished(self, number: int, finished: _Finished) -> None:
         state = self._state(number)
         if state != finished.state:
-            self._read_again(number, finished.start, finished.end)
+            size, _ = self._read_again(number, finished.start, finished.end)
+            if size != state[1]:
+                raise AuditError(
+                    f"{segment(self._log, number).name}: lines were added after line {finished.end.sequence}"
+                )
             self._finished[number] = _Finished(finished.start, finished.end, state)
 
     def _find_position(self) -> None:

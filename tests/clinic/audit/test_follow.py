@@ -108,6 +108,16 @@ def test_damage_in_what_was_read_of_the_last_file_is_noticed_when_the_next_is_be
         new(follower)
 
 
+def test_lines_that_were_added_to_a_finished_file_are_noticed(log):
+    write(log, 8)
+    follower = Follower(log)
+    new(follower)
+    with log.open("ab") as file:
+        file.write(log.read_bytes().splitlines(keepends=True)[-1])
+    with pytest.raises(AuditError, match="lines were added after line 3"):
+        new(follower)
+
+
 @pytest.mark.parametrize("left", [0, 1])
 def test_lines_that_were_cut_off_are_noticed(log, left):
     """`verify` without an anchor cannot know of them."""
