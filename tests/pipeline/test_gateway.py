@@ -191,8 +191,8 @@ def test_killed_at_every_step_it_ends_with_what_was_sent_without_a_kill(server, 
                 with gateway(settings, log=log, script=KILLABLE) as doomed:
                     assert doomed.process.wait(600) == 0, doomed.lines[-3:]
                     doomed.reader.join()  # its last lines
-                told = [line["text"].split()[-1] for line in doomed.logged("noise")]
-                assert told == list(POINTS)
+                passed = [line["text"].split()[-1] for line in doomed.logged("noise")]
+                assert passed == list(POINTS)
             with gateway(settings, log=log) as running:
                 poll(lambda site=site: len(results(site, uid_of(images))) == 4, "results")
                 poll(lambda running=running: running.states("cases") == ["delivered"], "delivered")
@@ -240,7 +240,7 @@ def test_while_triton_is_away_a_study_waits_and_nothing_is_sent(pacs, tmp_path, 
     )  # fmt: skip
     with gateway(settings, log=log) as running:
         assert send(running.ports["receive"], images) == [0]
-        poll(lambda: len(running.logged("waits for the server")) >= 2, "it tries again")
+        poll(lambda: len(running.logged("server unavailable, study waits")) >= 2, "it tries again")
         assert running.states("studies") == ["receiving"] and running.states("cases") == []
         assert 'equipoise_gateway_reachable{peer="triton"} 0.0' in running.get("/metrics")
         with TritonServer(tmp_path / "models", ports=Ports(port, 0, 0)) as triton:
@@ -284,7 +284,7 @@ def test_while_the_archive_is_away_a_result_waits(server, tmp_path, log):
         site.stop()
         with gateway(settings, log=log) as running:
             send(running.ports["receive"], images)
-            poll(lambda: len(running.logged("destination away")) > FAST["longest_seconds"] + 8, "it tries again")
+            poll(lambda: len(running.logged("destination unavailable")) > FAST["longest_seconds"] + 8, "it tries again")
             assert running.states("cases") == ["delivering"]
             site.start()
             poll(lambda: running.states("cases") == ["delivered"], "delivered")
@@ -333,7 +333,7 @@ def test_a_disk_that_fills_up_before_the_analysis_only_delays_it(server, pacs, s
         with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
-        poll(lambda: [each for each in running.logged("waits") if each["why"] == "no room"], "it finds no room")
+        poll(lambda: [each for each in running.logged("part waits") if each["why"] == "no room"], "it finds no room")
         assert results(pacs, uid_of(images)) == [] and "delivered" not in running.states("cases")
         ballast.unlink()
         poll(lambda: running.states("cases") == ["delivered"], "delivered")
@@ -356,7 +356,7 @@ def test_a_malformed_object_among_good_ones_is_set_aside(server, pacs, tmp_path,
     with gateway(settings, log=log) as running:
         assert send(running.ports["receive"], [encoded(broken), *images]) == [0xC000, 0]
         poll(lambda: running.states("cases") == ["delivered"], "delivered")
-        (aside,) = running.logged("set aside")
+        (aside,) = running.logged("object set aside")
         assert "bytes of pixels" in aside["reason"]
         assert (running.directory / "aside" / f"{aside['object']}.dcm").exists()
         running.stop()
@@ -423,13 +423,13 @@ def test_a_second_gateway_in_the_same_directory_does_not_start(server, pacs, tmp
         assert second.returncode == 1 and "another gateway works in" in second.stderr
 
 
-def test_told_to_stop_it_finishes_its_step_and_leaves_no_temporary_file(server, pacs, tmp_path, log):
+def test_on_sigterm_it_finishes_its_step_and_leaves_no_temporary_file(server, pacs, tmp_path, log):
     settings = configuration(tmp_path / "a", server.grpc_url, TINY, receive=receiving(0.0), deliver=stow(pacs))
     studies = [tiny_study(seed) for seed in range(20, 30)]
     with gateway(settings, log=log) as running:
         for each in studies:
             send(running.ports["receive"], each)
-        poll(lambda: running.logged("result"), "it is at work")
+        poll(lambda: running.logged("analysis result"), "it is at work")
         running.stop()
         assert not list((running.directory / "temporary").iterdir())
         assert [line["event"] for line in running.lines[-1:]] == ["stopped"]

@@ -32,7 +32,7 @@ from equipoise_client.images import fit, read_image
 from equipoise_client.transport import Retry
 from equipoise_clinic.dicom.rules import Rules
 from equipoise_clinic.dicom.study import select
-from equipoise_clinic.gateway.analysis import Analyst
+from equipoise_clinic.gateway.analysis import AnalysisWorker
 from equipoise_clinic.gateway.intake import Outcome
 from equipoise_clinic.gateway.observe import silence_libraries
 from equipoise_clinic.gateway.settings import Settings, Triton
@@ -415,7 +415,7 @@ class Gateway:
         )
         client = UncertaintyClient("127.0.0.1:9", timeout=60.0, retry=Retry(1))
         desk = self.desk
-        self.analyst = Analyst(
+        self.analysis = AnalysisWorker(
             settings, Rules.for_model("any"), client, desk.spool, desk.store, desk.log, desk.metrics, lambda point: None
         )
 
@@ -435,9 +435,9 @@ class Gateway:
             known = name in {entry[0] for entry in pydicom.uid.UID_dictionary.values()}
             assert known and "Image Storage" not in name, f"an image that was acknowledged is gone ({name!r})"
         assert not list((root / "temporary").iterdir())
-        while desk.store.next_study()[0] is not None:
-            self.analyst.step()
-        states = [(each.state, each.key) for each in desk.store.studies()]
+        while desk.store.studies.next()[0] is not None:
+            self.analysis.step()
+        states = [(each.state, each.key) for each in desk.store.studies.all()]
         errors = [line for line in desk.lines() if line["level"] == "error"]
         text, desk.text = desk.text.getvalue(), io.StringIO()
         desk.log._stream = desk.text

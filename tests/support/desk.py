@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from equipoise_clinic.gateway import journal
+from equipoise_clinic.audit import end
+from equipoise_clinic.gateway.audit_log import write_out
 from equipoise_clinic.gateway.intake import Intake
 from equipoise_clinic.gateway.observe import Log, Metrics
 from equipoise_clinic.gateway.spool import Spool
-from equipoise_clinic.gateway.store import Kept, Result, Store, Study, fingerprint_of
+from equipoise_clinic.gateway.store import Kept, NewCase, Store, Study, fingerprint_of
 
 from .studies import read, study
 
@@ -41,12 +42,12 @@ class Desk:
         images = images or study()
         for image in images:
             self.intake.take(image, 0.0, "test")
-        key = self.store.study_key(str(read(images[0]).StudyInstanceUID))
+        key = self.store.studies.key_of(str(read(images[0]).StudyInstanceUID))
         assert key is not None
-        return self.store.study(key)
+        return self.store.studies.get(key)
 
     def decided(self, received: Study, objects: list[bytes] | None = None, case: str = "c" * 16, **changes) -> Kept:
-        """A result in the outbox; `changes` are fields of `Result`."""
+        """A result in the outbox; `changes` are fields of `NewCase`."""
         objects = objects or study(count=3)
         uids = tuple(str(read(each).SOPInstanceUID) for each in objects)
         given = {
@@ -56,13 +57,13 @@ class Desk:
             "record": {"format": "test/1", "model": "tiny", "route": "review"}, **changes,
         }  # fmt: skip
         self.spool.write_folder(self.spool.outbox(case), {f"{n}.dcm": each for n, each in enumerate(objects, start=1)})
-        kept, _ = self.store.keep(received, case, Result(**given), journal.size(self.audit))
+        kept, _ = self.store.cases.keep(received, case, NewCase(**given), end(self.audit))
         return kept
 
     def dispatched(self, **handling: str) -> list[str]:
         """Writes the audit log and sends decisions on their way; states of what moved."""
-        journal.write_out(self.store, self.audit)
-        moved = self.store.dispatch({"accept": "send", "review": "hold", "reject": "hold", **handling})
+        write_out(self.store, self.audit)
+        moved = self.store.cases.dispatch({"accept": "send", "review": "hold", "reject": "hold", **handling})
         return [case.state for case in moved]
 
 

@@ -136,17 +136,17 @@ def send(port: int, objects: list[bytes], aet: str = "EQUIPOISE") -> list[int]:
     entity = AE(ae_title="MODALITY")
     for sop_class, syntax in {(each.SOPClassUID, each.file_meta.TransferSyntaxUID) for each in left}:
         entity.add_requested_context(sop_class, syntax)
-    told: list[int] = []
+    statuses: list[int] = []
     for _ in range(3):
         association = entity.associate("127.0.0.1", port, ae_title=aet)
         assert association.is_established
         try:
             while left and "Status" in (answer := association.send_c_store(left[0])):
-                told.append(int(answer.Status))
+                statuses.append(int(answer.Status))
                 del left[0]
         finally:
             association.release()
         if not left:
             break
     assert not left, f"no answer to {len(left)} of {len(objects)}"
-    return told
+    return statuses

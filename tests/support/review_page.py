@@ -54,7 +54,7 @@ def filled(tmp_path: Path) -> Iterator[Desk]:
         desk.decided(desk.received(study()), study(count=2), case=case, score=score, why=f"reason <b>{number}</b>")
         desk.spool.write(desk.spool.picture(case), draw(_slice(number)))
     lost = desk.received(study())
-    desk.store.end_study(lost, "rejected", "slices are missing")
+    desk.store.studies.end(lost, "rejected", "slices are missing")
     desk.dispatched()
     yield desk
     desk.store.close()

@@ -1,5 +1,17 @@
-"""The audit log: an append-only, hash-chained JSONL file of decisions, verdicts and deletions."""
+"""The audit log: an append-only, hash-chained JSONL log of decisions, verdicts, deletions and releases.
 
-from .chain import Anchor, AuditError, Entry, Finding, Kind, append, head, redact, verify
+entry     one line, and its hash                    follow    lines as they come, for a running service
+segments  the files that hold the lines             monitor   are accepted cases as right as promised?
+chain     append, verify, head, entries, redact     command   `equipoise audit`
+"""
 
-__all__ = ["Anchor", "AuditError", "Entry", "Finding", "Kind", "append", "head", "redact", "verify"]
+from .anchor import Anchor, parse_anchor
+from .chain import Fault, append, entries, head, redact, verify
+from .entry import AuditError, Entry, Kind
+from .segments import end, lines_since
+from .verdict import Verdict
+
+__all__ = [
+    "Anchor", "AuditError", "Entry", "Fault", "Kind", "Verdict", "append", "end", "entries", "head", "lines_since",
+    "parse_anchor", "redact", "verify",
+]  # fmt: skip

@@ -1,14 +1,14 @@
-"""A hash chain in a JSONL file. Each line holds
+"""A hash chain in JSONL files. Each line holds
 
     {"sequence": n, "previous": H(line n−1), "at": UTC time, "kind": …, "content": D, "body": {…}, "hash": H(line n)}
 
 with D = SHA-256 of the canonical body and H = SHA-256 of the canonical line without `body` and `hash`. Changing,
 removing or moving a line breaks the chain where it happened. Cutting off the end does not: only an anchor kept outside
-the file (`head`, printed or sent and, with a key, signed) shows that.
+the log (`head`, printed or sent and, with a key, signed) shows that. `segments` says how a log is divided into files.
 
-A line is on the disk before `append` returns: file, and folder where it is new, are synced. Where the power goes in the
-middle of a line, the lock file says that one was being written there; the next `append` sets the fragment aside, since
-nobody was told of it. A line that is cut off and that nobody was writing is damage, and nothing is added after it.
+A line is on the disk before `append` returns: file, and folder where the file is new, are synced. Where the power fails
+in the middle of a line, the lock file says that one was being written there; the next `append` sets the fragment aside,
+since it was never confirmed. A line that is cut off although nobody was writing it is damage, and `append` refuses.
 
 The body is hashed on its own so that it can be deleted (retention, a patient's right): the line keeps its digest, the
 chain stays whole, and a `deletion` line says when and why.
@@ -17,353 +17,274 @@ chain stays whole, and a `deletion` line says when and why.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import hmac
-import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from enum import Enum
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from equipoise_client.errors import EquipoiseError
-from equipoise_core.canonical import canonical_json, digest_of
+from equipoise_core.canonical import digest_of
 
-FORMAT = "equipoise-audit/1"
-GENESIS = hashlib.sha256(FORMAT.encode()).hexdigest()
-"""`previous` of the first line."""
+from .anchor import Anchor
+from .entry import GENESIS, START, AuditError, Entry, Kind, Link, parse, what_is_wrong
+from .segments import SEGMENT_BYTES, last_line, lines, log_of, missing, segment
 
-_INTENT = 20
-"""Bytes of the lock file that say where a line is being written."""
-
-_KEYS = {"sequence", "previous", "at", "kind", "content", "body", "hash"}
-
-
-class AuditError(EquipoiseError):
-    """The log cannot be written or read as asked; the message says why."""
-
-
-class Kind(str, Enum):
-    """What a line records."""
-
-    DECISION = "decision"
-    VERDICT = "verdict"
-    DELETION = "deletion"
-    RELEASE = "release"
-    """Which version of a model was put into service, by whom and why, or was refused."""
-
+_INTENT = 40
+"""Bytes of the lock file that say where a line is being written: `OFFSET` or `OFFSET@SEGMENT`."""
 
 _REDACTED = (Kind.DECISION, Kind.VERDICT)
-"""What can tell of a patient."""
+"""What may hold data about a patient."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line. `body` None: deleted."""
-
-    sequence: int
-    previous: str
-    at: str
-    kind: Kind
-    content: str
-    body: Mapping[str, Any] | None
-
-    @property
-    def hash(self) -> str:
-        return digest_of(
-            {
-                "format": FORMAT,
-                "sequence": self.sequence,
-                "previous": self.previous,
-                "at": self.at,
-                "kind": self.kind.value,
-                "content": self.content,
-            }
-        )
-
-    def line(self) -> str:
-        """As it stands in the file, without the newline."""
-        return canonical_json(
-            {
-                "sequence": self.sequence,
-                "previous": self.previous,
-                "at": self.at,
-                "kind": self.kind.value,
-                "content": self.content,
-                "body": None if self.body is None else dict(self.body),
-                "hash": self.hash,
-            }
-        )
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """How long the log was and how it ended: what is kept outside the file.
+class Fault:
+    """Something that is wrong with a log, and where.
 
     Attributes:
-        entries: number of lines.
-        hash: of the last line (`GENESIS` for an empty log).
-        signature: HMAC-SHA-256 of both under a key, or "".
-    """
-
-    entries: int
-    hash: str
-    signature: str = ""
-
-    def text(self) -> str:
-        """One line to print or send: `equipoise-audit/1 12 3f…  [signature]`."""
-        return " ".join(part for part in (FORMAT, str(self.entries), self.hash, self.signature) if part)
-
-    def signed(self, key: bytes) -> Anchor:
-        message = f"{FORMAT} {self.entries} {self.hash}".encode()
-        return Anchor(self.entries, self.hash, hmac.new(key, message, hashlib.sha256).hexdigest())
-
-
-def parse_anchor(text: str, key: bytes | None = None) -> Anchor:
-    """Reads `Anchor.text`. With a key the signature must be right. Raises AuditError."""
-    parts = text.split()
-    if len(parts) not in (3, 4) or parts[0] != FORMAT or not parts[1].isdigit():
-        raise AuditError(f"{text[:80]!r} is no anchor; expected '{FORMAT} <entries> <hash> [<signature>]'")
-    anchor = Anchor(int(parts[1]), parts[2], parts[3] if len(parts) == 4 else "")
-    if key is not None and not hmac.compare_digest(anchor.signature, anchor.signed(key).signature):
-        raise AuditError("the anchor's signature is not by this key: it was changed, or signed by another")
-    return anchor
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong with the log, and where.
-
-    Attributes:
-        line: 1-based; one past the end where lines are missing there.
+        line: 1-based, counted over all files; one past the end where lines are missing there.
+        segment: number of the file that holds the line.
     """
 
     line: int
     what: str
+    segment: int = 1
+
+    def text(self, path: Path) -> str:
+        """For people: file, line and what is wrong."""
+        log = log_of(path)
+        where = f" (in {segment(log, self.segment).name})" if self.segment > 1 else ""
+        return f"{log.name} line {self.line}{where}: {self.what}"
 
 
-def append(path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None = None) -> Entry:
+def append(
+    path: Path,
+    kind: Kind,
+    body: Mapping[str, Any],
+    now: datetime | None = None,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> Entry:
     """Adds a line and syncs it to disk; writers take turns (flock). Raises AuditError after a damaged last line."""
-    path = path.resolve()  # one lock, whatever links lead there
-    with _locked(path) as (file, lock):
-        _mend(file, lock, path)
-        entry = _next(file, path, kind, body, now)
-        end, line = file.seek(0, os.SEEK_END), memoryview(entry.line().encode() + b"\n")
-        _write_intent(lock, end)
-        try:
-            while line:  # past the buffer, which would try again when it is closed
-                line = line[os.write(file.fileno(), line) :]
-            os.fsync(file.fileno())
-        except OSError:
-            os.ftruncate(file.fileno(), end)  # a full disk takes a part of a line, and that would stop the log
-            raise
-        if end == 0:
-            _sync_folder(path)
-        _write_intent(lock, None)
-    return entry
+    log = log_of(path)
+    with _locked(log) as lock:
+        return _write(log, lock, kind, body, now, segment_bytes)
 
 
 def head(path: Path, key: bytes | None = None) -> Anchor:
-    """The anchor of the log as it stands, after verifying it. Raises AuditError at the first finding."""
-    for finding in verify(path):
-        raise AuditError(f"{path.name} line {finding.line}: {finding.what}; no anchor is given for a broken log")
-    lines = _lines(path)
-    anchor = Anchor(len(lines), _parse(lines[-1]).hash) if lines else Anchor(0, GENESIS)
+    """The anchor of the log as it stands, after verifying it. Raises AuditError at the first fault."""
+    log = log_of(path)
+    for fault in verify(log):
+        raise AuditError(f"{fault.text(log)}; no anchor is given for a broken log")
+    _, line = last_line(log)
+    before = START if line is None else parse(line)[1]
+    anchor = Anchor(before.sequence, before.hash)
     return anchor.signed(key) if key else anchor
 
 
-def verify(path: Path, anchor: Anchor | None = None) -> Iterator[Finding]:
+def verify(path: Path, anchor: Anchor | None = None) -> Iterator[Fault]:
     """Everything that is wrong, in order; nothing for a whole log.
 
-    After a damaged line the chain is followed from that line's own claim, so that one change is one finding.
+    After a damaged line the chain is followed from that line's own claim, so that one change is one fault.
     """
-    lines, cut_off = _lines(path), not _ends_whole(path)
-    previous: str | None = GENESIS
+    log = log_of(path)
+    before: Link | None = START
     at_anchor = GENESIS if anchor and anchor.entries == 0 else None
     deletions: set[int] = set()
-    missing: list[tuple[int, int]] = []
-    for number, line in enumerate(lines, start=1):
+    empty: list[tuple[Fault, int]] = []
+    gaps = missing(log)
+    count, file = 0, 1
+    for count, (file, line) in enumerate(lines(log), start=1):
+        while gaps and gaps[0] < file:
+            yield Fault(count, f"{segment(log, gaps.pop(0)).name} is missing before this line", file)
+            before = None
         try:
-            entry, stated = _parse(line), json.loads(line)["hash"]
+            entry, stated = parse(line)
         except AuditError as error:
-            yield Finding(number, str(error))
-            previous = None  # nothing is known of what the next line should continue
+            yield Fault(count, str(error), file)
+            before = None  # nothing is known of what the next line should continue
             continue
-        if number == len(lines) and cut_off:
-            yield Finding(number, "the line is cut off: its end is missing")
-        elif line != entry.line().encode() or stated != entry.hash:
-            yield Finding(number, "the line was changed: it does not have the hash that it states")
-        elif previous is not None and entry.previous != previous:
-            yield Finding(number, f"does not continue line {number - 1}: lines were removed, added or moved here")
-        elif previous is not None and entry.sequence != number:
-            yield Finding(number, f"is number {entry.sequence}, expected {number}")
+        if wrong := what_is_wrong(line, entry, stated, before):
+            yield Fault(count, wrong, file)
         if entry.body is None:
-            missing.append((number, entry.sequence))
+            gone = "its content is gone, and no later line says that it was deleted"
+            empty.append((Fault(count, gone, file), entry.sequence))
         if entry.kind is Kind.DELETION and entry.body is not None:
             deletions |= {int(sequence) for sequence in entry.body.get("sequences", ())}
-        previous = stated
-        if anchor and number == anchor.entries:
-            at_anchor = stated
-    for number, sequence in missing:
-        if sequence not in deletions:
-            yield Finding(number, "its content is gone, and no later line says that it was deleted")
-    if anchor and len(lines) < anchor.entries:
-        yield Finding(len(lines) + 1, f"the end is missing: {len(lines)} lines, the anchor counted {anchor.entries}")
+        before = stated
+        if anchor and count == anchor.entries:
+            at_anchor = stated.hash
+    yield from (Fault(count + 1, f"{segment(log, number).name} is missing", file) for number in gaps)
+    yield from (fault for fault, sequence in empty if sequence not in deletions)
+    if anchor and count < anchor.entries:
+        yield Fault(count + 1, f"the end is missing: {count} lines, the anchor counted {anchor.entries}", file)
     elif anchor and at_anchor != anchor.hash:
-        yield Finding(anchor.entries, "is not the line that the anchor saw: the log was rewritten up to here")
+        yield Fault(anchor.entries, "is not the line that the anchor saw: the log was rewritten up to here", file)
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """All lines of a whole log. Raises AuditError at the first finding of `verify`: a broken one tells nothing."""
-    for finding in verify(path):
-        raise AuditError(f"{path.name} line {finding.line}: {finding.what}")
-    yield from (_parse(line) for line in _lines(path))
+    """All lines of a whole log. Raises AuditError at the first fault of `verify`: a broken log proves nothing."""
+    log = log_of(path)
+    for fault in verify(log):
+        raise AuditError(fault.text(log))
+    yield from (parse(line)[0] for _, line in lines(log))
 
 
-def redact(path: Path, before: datetime, reason: str, now: datetime | None = None) -> Entry | None:
+def redact(
+    path: Path, before: datetime, reason: str, now: datetime | None = None, segment_bytes: int = SEGMENT_BYTES
+) -> Entry | None:
     """Deletes the content of decisions and verdicts older than `before`; the chain stays verifiable.
 
-    The deletion is recorded first, in a line that names the sequences and the reason; then the file is replaced in one
-    step. None where nothing is that old. Raises AuditError for a broken log: its evidence is not to be touched.
+    The deletion is recorded first, in a line that names the sequences and the reason; then each file that holds some of
+    them is replaced in one step. Interrupted between files, it is finished by calling it again. None where nothing is
+    that old. Raises AuditError for a broken log: its evidence is not to be touched.
     """
-    path = path.resolve()  # what a link leads to is replaced, not the link
-    with _locked(path) as (file, lock):
-        _mend(file, lock, path)
-        for finding in verify(path):
-            raise AuditError(f"{path.name} line {finding.line}: {finding.what}; a broken log is not redacted")
-        entries = [_parse(line) for line in _lines(path)]
-        old = [e for e in entries if e.kind in _REDACTED and e.body is not None and _time(e.at) < before]
+    log = log_of(path)
+    with _locked(log) as lock:
+        for fault in verify(log):
+            raise AuditError(f"{fault.text(log)}; a broken log is not redacted")
+        old: dict[int, set[int]] = {}
+        for number, line in lines(log):
+            entry, _ = parse(line)
+            if entry.kind in _REDACTED and entry.body is not None and datetime.fromisoformat(entry.at) < before:
+                old.setdefault(number, set()).add(entry.sequence)
         if not old:
             return None
-        sequences = [entry.sequence for entry in old]
-        deletion = _next(file, path, Kind.DELETION, {"sequences": sequences, "reason": reason}, now)
-        gone = set(sequences)
-        kept = [Entry(**{**vars(e), "body": None}) if e.sequence in gone else e for e in entries]
-        text = "".join(f"{entry.line()}\n" for entry in (*kept, deletion))
-        temporary = path.with_name(f".{path.name}.redacting")
-        with temporary.open("wb") as fresh:
-            owner = os.fstat(file.fileno())  # whoever deletes: the service has to go on writing
-            os.fchmod(fresh.fileno(), stat.S_IMODE(owner.st_mode))
-            if os.geteuid() == 0:
-                os.fchown(fresh.fileno(), owner.st_uid, owner.st_gid)
-            fresh.write(text.encode())
-            fresh.flush()
-            os.fsync(fresh.fileno())
-        temporary.replace(path)
-        _sync_folder(path)
+        sequences = sorted(set[int]().union(*old.values()))
+        deletion = _write(log, lock, Kind.DELETION, {"sequences": sequences, "reason": reason}, now, segment_bytes)
+        for number, gone in old.items():
+            _replace_without(segment(log, number), gone)
     return deletion
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """The log, exclusively, and the lock: a file of its own, since `redact` replaces the log."""
-    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+def settle(path: Path) -> None:
+    """Returns when nobody is in the middle of writing a line."""
+    log = log_of(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with path.open("ab+") as file:
-            yield file, lock
+        lock = os.open(_lock_file(log), os.O_RDONLY)
+    except FileNotFoundError:  # nobody has ever written
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
     finally:
         os.close(lock)
 
 
-def _write_intent(lock: int, end: int | None) -> None:
-    """Notes in the lock file that a line is being written at byte `end`; None: it is whole, and that need not last."""
-    os.pwrite(lock, b" " * _INTENT if end is None else f"{end:<{_INTENT}}".encode(), 0)
-    if end is not None:
-        os.fsync(lock)
+def _lock_file(log: Path) -> Path:
+    return log.with_name(f"{log.name}.lock")
 
 
-def _mend(file: IO[bytes], lock: int, path: Path) -> None:
-    """Sets a fragment aside that a crash left where a line was being written, in a file beside the log."""
-    noted = os.pread(lock, _INTENT, 0).strip()
-    end = int(noted) if noted.isdigit() else -1
-    file.seek(max(end, 0))
-    fragment = file.read() if end >= 0 else b""
-    if fragment and b"\n" not in fragment:
-        aside = path.with_name(f"{path.name}.torn-{end}")
-        with aside.open("ab") as kept:
-            kept.write(fragment)
-            kept.flush()
-            os.fsync(kept.fileno())
-        os.ftruncate(file.fileno(), end)
-        os.fsync(file.fileno())
-    if end >= 0:
-        _write_intent(lock, None)
-
-
-def _sync_folder(path: Path) -> None:
-    """So that the file's name survives a loss of power as well."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def _locked(log: Path) -> Iterator[int]:
+    """The log, exclusively, without a fragment at its end. The lock is a file of its own: `redact` replaces files."""
+    lock = os.open(_lock_file(log), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        os.fsync(folder)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _set_fragment_aside(log, lock)
+        yield lock
     finally:
-        os.close(folder)
+        os.close(lock)
 
 
-def _next(file: IO[bytes], path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None) -> Entry:
-    last = _last_line(file)
-    sequence, previous = 1, GENESIS
-    if last is not None:
-        if not last.endswith(b"\n"):
-            raise AuditError(f"{path.name}: the last line is cut off; run `equipoise audit verify` before going on")
-        entry = _parse(last.rstrip(b"\n"))
-        sequence, previous = entry.sequence + 1, entry.hash
+def _write(
+    log: Path, lock: int, kind: Kind, body: Mapping[str, Any], now: datetime | None, segment_bytes: int
+) -> Entry:
+    number, last = last_line(log)
+    if last is not None and not last.endswith(b"\n"):
+        raise AuditError(f"{log.name}: the last line is cut off; run `equipoise audit verify` before going on")
+    before = START if last is None else _link(last)
     at = (now or datetime.now(timezone.utc)).isoformat(timespec="milliseconds")
-    return Entry(sequence, previous, at, kind, digest_of(dict(body)), dict(body))
-
-
-def _last_line(file: IO[bytes]) -> bytes | None:
-    """With its newline, where it has one; reads from the end, since logs grow long."""
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return None
-    block, tail = 1 << 16, b""
-    while end > 0 and b"\n" not in tail[:-1]:
-        start = max(0, end - block)
-        file.seek(start)
-        tail = file.read(end - start) + tail
-        end = start
-    return tail[tail[:-1].rfind(b"\n") + 1 :]
-
-
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        last = _last_line(file)
-    return last is None or last.endswith(b"\n")
-
-
-def _lines(path: Path) -> list[bytes]:
+    entry = Entry(before.sequence + 1, before.hash, at, kind, digest_of(dict(body)), dict(body))
+    line = memoryview(entry.line())
+    file = segment(log, number)
+    size = file.stat().st_size if file.exists() else 0
+    if size and size + len(line) > segment_bytes:
+        number, size = number + 1, 0
+        file = segment(log, number)
+    _write_intent(lock, number, size)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise AuditError(f"{path}: cannot be read: {error.strerror}") from error
-    return content.removesuffix(b"\n").split(b"\n") if content else []
-
-
-def _parse(line: bytes) -> Entry:
-    try:
-        document = json.loads(line)
-        if set(document) != _KEYS:
-            raise ValueError("its keys are not those of an audit line")
-        entry = Entry(
-            int(document["sequence"]),
-            str(document["previous"]),
-            str(document["at"]),
-            Kind(document["kind"]),
-            str(document["content"]),
-            document["body"],
-        )
-        if entry.body is not None and digest_of(dict(entry.body)) != entry.content:
-            raise ValueError("its content does not have the digest that it states")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        detail = str(error) if isinstance(error, ValueError) and str(error).startswith("its ") else "it cannot be read"
-        raise AuditError(f"the line was changed: {detail}") from error
+        if number > 1 and size == 0:
+            _give_to_owner(descriptor, segment(log, number - 1))
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)  # a full disk takes a part of a line, and that would stop the log
+            raise
+    finally:
+        os.close(descriptor)
+    if size == 0:
+        _sync_folder(file.parent)
+    _write_intent(lock, None)
     return entry
 
 
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+def _link(line: bytes) -> Link:
+    """By the line's computed hash, not the one that it states."""
+    entry, _ = parse(line)
+    return Link(entry.sequence, entry.hash)
+
+
+def _write_intent(lock: int, number: int | None, end: int = 0) -> None:
+    """Notes in the lock file that a line is being written at byte `end` of a file; None: it is whole."""
+    text = "" if number is None else f"{end}@{number}"
+    os.pwrite(lock, f"{text:<{_INTENT}}".encode(), 0)
+    if number is not None:  # that it is whole need not last
+        os.fsync(lock)
+
+
+def _set_fragment_aside(log: Path, lock: int) -> None:
+    """Moves what a crash left of a line, where one was being written, into a file beside the log."""
+    intent = re.fullmatch(rb"(\d+)(?:@(\d+))?", os.pread(lock, _INTENT, 0).strip())
+    if intent is None:
+        return
+    end, file = int(intent[1]), segment(log, int(intent[2] or 1))
+    if file.exists():
+        with file.open("rb+") as opened:
+            opened.seek(end)
+            fragment = opened.read()
+            if fragment and b"\n" not in fragment:
+                with file.with_name(f"{file.name}.torn-{end}").open("ab") as kept:
+                    kept.write(fragment)
+                    kept.flush()
+                    os.fsync(kept.fileno())
+                os.ftruncate(opened.fileno(), end)
+                os.fsync(opened.fileno())
+    _write_intent(lock, None)
+
+
+def _replace_without(file: Path, gone: set[int]) -> None:
+    """A file of the log anew, without the bodies of these sequences."""
+    temporary = file.with_name(f".{file.name}.redacting")
+    with temporary.open("wb") as fresh, file.open("rb") as old:
+        _give_to_owner(fresh.fileno(), file)
+        for line in old:
+            entry, _ = parse(line)
+            fresh.write(Entry(**{**vars(entry), "body": None}).line() if entry.sequence in gone else line)
+        fresh.flush()
+        os.fsync(fresh.fileno())
+    temporary.replace(file)
+    _sync_folder(file.parent)
+
+
+def _give_to_owner(descriptor: int, like: Path) -> None:
+    """Mode and, where root writes, owner of another file of the log: the service has to go on writing."""
+    if not like.exists():
+        return
+    owner = like.stat()
+    os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
+    if os.geteuid() == 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the file's name survives a loss of power as well."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

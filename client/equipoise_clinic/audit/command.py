@@ -12,8 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .chain import AuditError, Kind, append, entries, head, parse_anchor, redact, verify
+from .anchor import parse_anchor
+from .chain import append, entries, head, redact, verify
+from .entry import AuditError, Kind
 from .monitor import monitor
+from .verdict import Verdict
 
 EPILOG = """[bold]Examples[/]
 
@@ -43,17 +46,9 @@ class Action(str, Enum):
     MONITOR = "monitor"
 
 
-class Verdict(str, Enum):
-    """What an expert says of a decision."""
-
-    ACCEPT = "accept"
-    REJECT = "reject"
-    CORRECT = "correct"
-
-
 def audit(
     action: Annotated[Action, typer.Argument(help="What to do.")],
-    log: Annotated[Path, typer.Argument(help="The JSONL file.")],
+    log: Annotated[Path, typer.Argument(help="The JSONL file; the log's first, where it has several.")],
     anchor: Annotated[Path | None, typer.Option(help="verify: what `head` printed earlier.")] = None,
     key: Annotated[Path | None, typer.Option(help="File with the key that signs anchors.")] = None,
     sequence: Annotated[int | None, typer.Option(min=1, help="verdict: of which decision.")] = None,
@@ -100,26 +95,26 @@ def audit(
 
 def _verify(log: Path, anchor: Path | None, key: bytes | None, as_json: bool) -> None:
     expected = parse_anchor(anchor.read_text(encoding="utf-8"), key) if anchor else None
-    findings = list(verify(log, expected))
+    faults = list(verify(log, expected))
     if as_json:
-        listed = [{"line": finding.line, "what": finding.what} for finding in findings]
-        typer.echo(json.dumps({"whole": not findings, "anchored": expected is not None, "findings": listed}))
+        listed = [{"line": fault.line, "what": fault.what} for fault in faults]
+        typer.echo(json.dumps({"whole": not faults, "anchored": expected is not None, "findings": listed}))
     else:
-        for finding in findings:
-            typer.echo(f"{log.name} line {finding.line}: {finding.what}")
-        if not findings:
+        for fault in faults:
+            typer.echo(fault.text(log))
+        if not faults:
             Console().print(f"[green]whole[/]: {log.name}, {head(log).entries} lines")
             if expected is None:
                 typer.echo("without --anchor a cut-off end cannot be seen: keep what `equipoise audit head` prints")
-    if findings:
+    if faults:
         raise typer.Exit(1)
 
 
 def _monitor(log: Path, every: float, alpha: float | None, as_json: bool) -> None:
-    watches = monitor(log, every, alpha)
+    statuses = monitor(log, every, alpha)
     if as_json:
-        typer.echo(json.dumps([{**vars(each), "waiting": each.waiting} for each in watches]))
-    for each in () if as_json else watches:
+        typer.echo(json.dumps([{**vars(each), "waiting": each.waiting} for each in statuses]))
+    for each in () if as_json else statuses:
         typer.echo(
             f"{each.model}, policy {each.policy[:12]}: {each.accepted} accepted, {each.marked} marked for an audit, "
             f"{each.waiting} of them without a verdict; {each.wrong} of {each.judged} wrong, α = {each.alpha:g}"
@@ -130,7 +125,7 @@ def _monitor(log: Path, every: float, alpha: float | None, as_json: bool) -> Non
                 f"(evidence {each.evidence:.3g}, limit {every:g}). Stop accepting: `equipoise rollback`, or promote it "
                 "--without-policy; then calibrate anew."
             )
-    if any(each.alarm is not None for each in watches):
+    if any(each.alarm is not None for each in statuses):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Results on their way out: one object at a time, by STOW-RS or C-STORE, again and again until it is there or dead."""
+"""Sends results, one object at a time, by STOW-RS or C-STORE, until the object has arrived or is given up."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Protocol
 import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
+from equipoise_client.backoff import Backoff
 from equipoise_client.errors import EquipoiseError
 from pynetdicom import AE
 
 from .observe import Log, Metrics
 from .settings import Deliver, password
 from .spool import Spool
-from .store import Parcel, Store
+from .store import OutboxItem, Store
 
 _DUPLICATE = 0x0111
 """DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
 
 
 class Away(EquipoiseError):
-    """Nobody answers, or not as somebody who could decide: says nothing about the object."""
+    """The destination does not answer, or denies access: that says nothing about the object."""
 
 
 class Sick(Away):
-    """It answers that it cannot: because of its own state, or because of this object; others will tell."""
+    """The destination cannot store this object now. Whether the object is the reason shows when others arrive."""
 
 
 class Refused(EquipoiseError):
@@ -44,7 +45,7 @@ class Destination(Protocol):
 class Stow:
     """STOW-RS."""
 
-    _LATER = (401, 403, 404, 407, 408, 425, 429)  # a matter of access, address or load, not of the object
+    _LATER = (401, 403, 404, 407, 408, 425, 429)  # about access, address or load, not about the object
 
     def __init__(self, settings: Deliver) -> None:
         session = requests.Session()
@@ -123,12 +124,12 @@ def destination(settings: Deliver) -> Destination:
     return Stow(settings) if settings.stow_url else CStore(settings)
 
 
-class Courier:
+class DeliveryWorker:
     """Sends what is due.
 
-    A refusal counts against the object, `attempts` of them make it a dead letter. A destination that is away counts
-    against nothing: everything waits, ever longer up to the cap, and only after `away_hours` are there dead letters.
-    One that says that it cannot store an object counts against it only once others have arrived in between.
+    `attempts` refusals make an object a dead letter. While the destination is away no attempt is counted: everything
+    waits, each time longer up to the cap, and becomes a dead letter only after `away_hours`. An answer that an object
+    cannot be stored now is counted only if others have arrived in between.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Courier:
         passed: Callable[[str], None],
     ) -> None:
         self._settings, self._to = settings, to
+        self._backoff = Backoff(settings.first_seconds, settings.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._away = 0  # failures in a row to reach the destination
         self._sent = 0
@@ -149,65 +151,65 @@ class Courier:
 
     def step(self) -> float:
         """Sends one object; returns seconds until there is something to do again."""
-        parcel, waits = self._store.next_parcel()
-        if parcel is None:
+        item, waits = self._store.outbox.next()
+        if item is None:
             return waits
         try:
-            self._to.send(pydicom.dcmread(self._spool.outbox(parcel.case) / f"{parcel.number}.dcm"))
+            self._to.send(pydicom.dcmread(self._spool.outbox(item.case) / f"{item.number}.dcm"))
         except Sick as error:
-            if self._sent > self._before.get(parcel.uid, self._sent):
-                self._refused(parcel, str(error))
+            if self._sent > self._before.get(item.uid, self._sent):
+                self._refused(item, str(error))
             else:
-                self._missed(parcel, str(error), everything=False)
-            self._before[parcel.uid] = self._sent
+                self._missed(item, str(error), everything=False)
+            self._before[item.uid] = self._sent
         except Away as error:
-            self._missed(parcel, str(error), everything=True)
+            self._missed(item, str(error), everything=True)
         except Refused as error:
-            self._refused(parcel, str(error))
+            self._refused(item, str(error))
         except FileNotFoundError:
-            self._give_up(parcel, f"object {parcel.number} is not in the outbox any more")
+            self._give_up(item, f"object {item.number} is not in the outbox any more")
         except Exception as error:  # noqa: BLE001 (one object that cannot be sent must not stop the others)
-            self._log.failure("sending failed", error, case=parcel.case, object=parcel.number)
-            self._refused(parcel, type(error).__name__)
+            self._log.failure("sending failed", error, case=item.case, object=item.number)
+            self._refused(item, type(error).__name__)
         else:
-            self._arrived(parcel)
+            self._arrived(item)
         return 0.0
 
-    def _arrived(self, parcel: Parcel) -> None:
+    def _arrived(self, item: OutboxItem) -> None:
         self._passed("delivery.sent")
         self._away = 0
         self._sent += 1
-        self._before.pop(parcel.uid, None)
+        self._before.pop(item.uid, None)
         self._metrics.reachable.labels("destination").set(1)
         self._metrics.deliveries.labels("sent").inc()
-        complete = self._store.sent(parcel)
+        complete = self._store.outbox.sent(item)
         self._passed("delivery.recorded")
         if complete:
-            self._log.info("delivered", case=parcel.case)
+            self._log.info("case delivered", case=item.case)
 
-    def _missed(self, parcel: Parcel, why: str, everything: bool) -> None:
-        pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0 ** min(self._away, 16))
+    def _missed(self, item: OutboxItem, why: str, everything: bool) -> None:
+        pause = self._backoff.pause(self._away)
         self._away += 1
         self._metrics.reachable.labels("destination").set(0)
         self._metrics.deliveries.labels("away").inc()
-        if parcel.away is not None and time() - parcel.away > self._settings.away_hours * 3600.0:
-            self._give_up(parcel, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
+        if item.away is not None and time() - item.away > self._settings.away_hours * 3600.0:
+            self._give_up(item, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
             return
-        self._log.warning("destination away", case=parcel.case, why=why, seconds=pause)
-        self._store.missed(parcel, pause, everything)
+        self._log.warning("destination unavailable", case=item.case, why=why, seconds=pause)
+        self._store.outbox.missed(item, pause, everything)
 
-    def _refused(self, parcel: Parcel, why: str) -> None:
+    def _refused(self, item: OutboxItem, why: str) -> None:
         self._away = 0
         self._metrics.reachable.labels("destination").set(1)
         self._metrics.deliveries.labels("refused").inc()
-        if parcel.attempts + 1 >= self._settings.attempts:
-            self._give_up(parcel, f"object {parcel.number} was refused {parcel.attempts + 1} times: {why}")
+        if item.attempts + 1 >= self._settings.attempts:
+            self._give_up(item, f"object {item.number} was refused {item.attempts + 1} times: {why}")
             return
-        pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0**parcel.attempts)
-        self._log.warning("refused by destination", case=parcel.case, object=parcel.number, why=why, seconds=pause)
-        self._store.refused(parcel, pause)
+        pause = self._backoff.pause(item.attempts)
+        self._log.warning("object refused by destination", case=item.case, object=item.number, why=why, seconds=pause)
+        self._store.outbox.refused(item, pause)
 
-    def _give_up(self, parcel: Parcel, reason: str) -> None:
+    def _give_up(self, item: OutboxItem, reason: str) -> None:
         self._metrics.deliveries.labels("dead").inc()
-        self._log.warning("dead letter", case=parcel.case, reason=reason)
-        self._store.give_up(parcel, reason)
+        self._log.warning("dead letter", case=item.case, reason=reason)
+        self._store.outbox.give_up(item, reason)

@@ -32,7 +32,7 @@ class Outcome(str, Enum):
 
 
 class Intake:
-    """Checks one object, writes it to the spool, then tells the store.
+    """Checks one object, writes it to the spool, then notes it in the store.
 
     Images are taken. Anything else (segmentations, maps, reports, presentation states: our own results among them, when
     an archive sends them back) is none of an analysis's input: it is acknowledged and not kept, so that a result never
@@ -81,13 +81,13 @@ class Intake:
                 raise OutOfRoom("the gateway is being stopped")
             if reason:
                 return self._put_aside(content, reason, source)
-            if uid in self._store.known(study_uid):
+            if uid in self._store.studies.known(study_uid):
                 return Outcome.KNOWN
-            key = self._store.study_key(study_uid) or secrets.token_hex(8)
+            key = self._store.studies.key_of(study_uid) or secrets.token_hex(8)
             self._spool.write(self._spool.instance(key, uid), content)
             self._passed("intake.written")
             try:
-                self._store.take(key, study_uid, series, uid, quiet)
+                self._store.studies.take(key, study_uid, series, uid, quiet)
             except OutOfRoom:
                 self._spool.remove(self._spool.instance(key, uid))
                 raise
@@ -97,7 +97,7 @@ class Intake:
     def forget(self, study: Study) -> bool:
         """Deletes the images of a study that is done with; False where new ones have come."""
         with self._turn:
-            if not self._store.forget_images(study):
+            if not self._store.studies.forget_images(study):
                 return False
             self._spool.remove(self._spool.incoming(study.key))
         return True
@@ -105,19 +105,19 @@ class Intake:
     def forget_aside(self, before: float) -> None:
         """Deletes malformed objects that came before that time, seconds since 1970."""
         with self._turn:
-            for key in self._store.forget_aside(before):
+            for key in self._store.studies.forget_aside(before):
                 self._spool.remove(self._spool.aside(key))
 
     def _put_aside(self, content: bytes, reason: str, source: str) -> Outcome:
         key = hashlib.sha256(content).hexdigest()[:16]  # the same object again is the same file
         self._spool.write(self._spool.aside(key), content)
-        self._store.put_aside(key, reason)
-        self._log.warning("set aside", object=key, reason=reason, source=source)
+        self._store.studies.put_aside(key, reason)
+        self._log.warning("object set aside", object=key, reason=reason, source=source)
         return Outcome.ASIDE
 
 
 def _fault(dataset: Any) -> str:
-    """Why the image cannot be used, or "" where nothing is wrong as far as can be told without decoding it."""
+    """Why the image cannot be used, or "" where nothing is wrong as far as can be seen without decoding it."""
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         value = str(dataset.get(name, ""))
         if not _UID.fullmatch(value) or len(value) > _LONGEST:

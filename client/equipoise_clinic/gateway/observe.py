@@ -1,4 +1,4 @@
-"""Logs and metrics. Nothing in them leads to a person: studies and cases go by random keys, errors by their kind."""
+"""Logs and metrics. Nothing in them identifies a person: studies and cases have random keys, errors only a kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ..audit.monitor import Watch
+from ..audit.monitor import PolicyStatus
 
 _POLICY = ("model", "policy")
 
@@ -44,13 +44,13 @@ class Log:
     def _write(self, level: str, event: str, facts: dict[str, Any]) -> None:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         line = json.dumps({"at": at, "level": level, "event": event, **facts}, allow_nan=False, default=_kind)
-        with self._lock, contextlib.suppress(OSError, ValueError):  # full or closed: the work goes on untold
+        with self._lock, contextlib.suppress(OSError, ValueError):  # full or closed: the work goes on without a log
             self._stream.write(line + "\n")
             self._stream.flush()
 
 
 def _kind(value: object) -> str:
-    """Of what was not meant to be logged."""
+    """Instead of a value that is not meant for the log."""
     return type(value).__name__
 
 
@@ -70,7 +70,7 @@ class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """The connection is closed; there is nobody to tell."""
+        """The connection is closed; nobody would get an error message."""
 
 
 class Metrics:
@@ -108,12 +108,12 @@ class Metrics:
         self.wrong = gauge("audit_wrong", "those of them that were wrong", *_POLICY)
         self.unjudged = gauge("audit_waiting", "accepted cases marked for an audit that nobody has judged", *_POLICY)
 
-    def watched(self, watches: Iterable[Watch]) -> None:
+    def policies(self, statuses: Iterable[PolicyStatus]) -> None:
         """What `equipoise audit monitor` says of each policy."""
-        for watch in watches:
-            labels = (watch.model, watch.policy[:12])
-            self.alarm.labels(*labels).set(watch.alarm is not None)
-            self.evidence.labels(*labels).set(watch.evidence)
-            self.judged.labels(*labels).set(watch.judged)
-            self.wrong.labels(*labels).set(watch.wrong)
-            self.unjudged.labels(*labels).set(watch.waiting)
+        for status in statuses:
+            labels = (status.model, status.policy[:12])
+            self.alarm.labels(*labels).set(status.alarm is not None)
+            self.evidence.labels(*labels).set(status.evidence)
+            self.judged.labels(*labels).set(status.judged)
+            self.wrong.labels(*labels).set(status.wrong)
+            self.unjudged.labels(*labels).set(status.waiting)

@@ -38,7 +38,7 @@ _UNTIL_SETTLED = 3000.0
 
 
 class SourceAway(EquipoiseError):
-    """An archive that we read from does not answer as it should; it is asked again later."""
+    """An archive that studies are read from does not answer, or not as it should; it is asked again later."""
 
 
 class Source(Protocol):
@@ -48,7 +48,7 @@ class Source(Protocol):
     every: float
 
     def poll(self) -> int:
-        """Takes what is new; returns how many images. Raises SourceAway, OutOfRoom; what was taken stays taken."""
+        """Takes new images; returns how many. Raises SourceAway, OutOfRoom; what was taken before stays taken."""
 
 
 class Receiver:
@@ -94,10 +94,10 @@ class Receiver:
         try:
             outcome = self._intake.take(event.encoded_dataset(), self._settings.quiet_seconds, "c-store")
         except OutOfRoom:
-            self._log.warning("refused", reason="no room", status=f"{OUT_OF_RESOURCES:#06x}")
+            self._log.warning("object refused", reason="no room", status=f"{OUT_OF_RESOURCES:#06x}")
             return OUT_OF_RESOURCES
         except Exception as error:  # noqa: BLE001 (whatever it is, the sender must keep the object)
-            self._log.failure("refused", error, source="c-store")
+            self._log.failure("object refused", error, source="c-store")
             return PROCESSING_FAILURE
         return CANNOT_UNDERSTAND if outcome is Outcome.ASIDE else SUCCESS
 
@@ -105,7 +105,7 @@ class Receiver:
 class Puller:
     """Takes what is new of one study after another; for sources that are asked.
 
-    What was set aside or is no image is asked for once, not at every look.
+    What was set aside or is no image is fetched once, not at every poll.
     """
 
     def __init__(self, intake: Intake, store: Store) -> None:
@@ -115,14 +115,14 @@ class Puller:
     def take(
         self, study_uid: str, listing: Callable[[], Iterable[tuple[str, Callable[[], bytes]]]], quiet: float, name: str
     ) -> int:
-        """Takes until a look finds nothing new: images may come meanwhile, or be wanted again after their deletion.
+        """Lists and takes until nothing new is found: images may come meanwhile, or be needed again after deletion.
 
         Args:
             listing: SOP Instance UIDs that the archive has of the study, and how to fetch each.
         """
         taken, before = 0, -1
         while taken != before:
-            before, known = taken, self._store.known(study_uid)
+            before, known = taken, self._store.studies.known(study_uid)
             for uid, fetch in listing():
                 if uid in known or uid in self._useless:
                     continue
@@ -181,10 +181,12 @@ class Orthanc:
             taken = self._puller.take(uid, lambda: self._listing(study), _UNTIL_SETTLED, self.name)
         except _Damaged:
             self._json("/system")  # raises SourceAway where it is not this one image that is the matter
-            self._store.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
-            self._log.warning("rejected", study=self._store.study_key(uid), reason="an image cannot be fetched")
+            self._store.studies.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
+            self._log.warning(
+                "study rejected", study=self._store.studies.key_of(uid), reason="an image cannot be fetched"
+            )
             return 0
-        self._store.settle(uid)
+        self._store.studies.settle(uid)
         return taken
 
     def _listing(self, study: str) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -10,23 +10,25 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
-from time import monotonic, time
-from typing import Any
+from time import time
+from typing import Any, TypeVar
 
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import EquipoiseError
 from prometheus_client import generate_latest
 
 from ..dicom.study import Rules
-from . import journal
-from .analysis import Analyst
-from .delivery import Courier, destination
+from .analysis import AnalysisWorker
+from .audit_log import AuditWatch, write_out
+from .delivery import DeliveryWorker, destination
 from .intake import Intake
 from .observe import Log, Metrics, QuietServer, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .settings import Settings
 from .spool import OutOfRoom, Spool
 from .store import FINISHED, Store
+
+T = TypeVar("T")
 
 POINTS = (
     "intake.written",
@@ -46,13 +48,14 @@ POINTS = (
     "delivery.recorded",
     "tidied",
 )
-"""Every step's end. The process may die at any of them and loses nothing; tests kill it at each in turn."""
+"""The end of every step. The process may die at any of them and loses nothing; tests kill it at each in turn."""
 
-_IDLE = 1.0  # seconds; the review page's verdicts come from another process, and are looked for that often
-_FULL = 2.0  # seconds until a full disk is tried again
-_TROUBLE = 5.0  # seconds after an unforeseen error
-_TIDY = 3.0  # seconds between looks for files that are no longer needed
-_AUDIT = 300.0  # seconds between looks at the audit log, which is read as a whole when it has grown
+_FOREIGN = 1.0  # seconds between checks for changes by another process, as the review page
+_LONGEST = 60.0  # seconds of one wait; the clock may be set meanwhile
+_FULL = 2.0  # seconds until a part tries again after a full disk
+_TROUBLE = 5.0  # seconds until a part tries again after an unexpected error
+_TIDY = 3.0  # seconds between checks for files that are no longer needed
+_AUDIT = 300.0  # seconds between checks of what is new in the audit log
 
 
 class AlreadyRunning(EquipoiseError):
@@ -74,6 +77,7 @@ class Gateway:
         self._passed = passed
         self._stop = threading.Event()
         self._troubles: dict[str, str] = {}
+        self._tidied = -1  # changes of the store when the folders were tidied last
 
     def stop(self) -> None:
         """Ends `run` after the steps that are under way."""
@@ -101,8 +105,8 @@ class Gateway:
             intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed)
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
-            analyst = Analyst(settings, Rules.load(settings.rules), client, *shared)
-            courier = Courier(settings.deliver, destination(settings.deliver), *shared)
+            analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared)
+            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
             ports = {}
             receiver = Receiver(settings.receive, intake, self._log) if settings.receive else None
             if receiver is not None:
@@ -112,19 +116,19 @@ class Gateway:
                     raise EquipoiseError(f"[receive] cannot listen: {error.strerror}; is the port taken?") from None
                 opened.callback(receiver.stop)
             ports["health"] = opened.enter_context(self._health())
+            watch = AuditWatch(settings.audit, self._log, self._metrics)
+            work = {"analysis": analysis.step, "dispatch": self._dispatch, "delivery": delivery.step}
+            timed: dict[str, tuple[float, Callable[[], object]]] = {
+                "tidying": (_TIDY, self._tidy),
+                "audit": (_AUDIT, watch.look),
+                **{source.name: (source.every, self._polling(source)) for source in self._sources(intake)},
+            }
             threads = [
-                threading.Thread(target=self._loop, args=(name, step), name=name)
-                for name, step in (
-                    ("analysis", analyst.step),
-                    ("dispatch", self._dispatch),
-                    ("delivery", courier.step),
-                    ("tidying", _every(_TIDY, self._tidy)),
-                    ("audit", _every(_AUDIT, journal.Watch(settings.audit, self._log, self._metrics).look)),
-                    *((source.name, _every(source.every, self._polling(source))) for source in self._sources(intake)),
-                )
+                *(threading.Thread(target=self._work, args=each, name=each[0]) for each in work.items()),
+                *(threading.Thread(target=self._repeat, args=(name, *each), name=name) for name, each in timed.items()),
             ]
             for thread in threads:
-                self._metrics.failures.labels(thread.name)  # told as 0: a counter's first step is seen by nobody
+                self._metrics.failures.labels(thread.name)  # exists as 0: an alert does not see a counter's first value
                 thread.start()
             self._log.info("ready", ports=ports)
             ready(ports)
@@ -132,7 +136,7 @@ class Gateway:
             self._log.info("stopping")
             if receiver is not None:
                 receiver.stop()
-            self._store.ring()
+            self._store.wake()
             for thread in threads:
                 thread.join()
         self._log.info("stopped")
@@ -151,68 +155,83 @@ class Gateway:
         return poll
 
     def _sweep(self) -> None:
-        """Removes what was written but never told to the store: its sender got no answer, its analysis is repeated."""
+        """Removes files that a crash left without their row: no sender got an answer, and the analysis is repeated."""
         store, spool = self._store, self._spool
-        instances = {spool.instance(study, uid) for study, uid in store.instances()}
-        count = spool.sweep(instances, {case.key for case in store.cases()}, set(store.aside()))
+        instances = {spool.instance(study, uid) for study, uid in store.studies.instances()}
+        count = spool.sweep(instances, {case.key for case in store.cases.all()}, set(store.studies.aside()))
         if count:
-            self._log.info("swept", files=count)
+            self._log.info("unfinished files removed", files=count)
 
-    def _loop(self, name: str, step: Callable[[], float]) -> None:
+    def _work(self, name: str, step: Callable[[], float]) -> None:
+        """Takes steps while there is something to do; `step` returns seconds until there is, if nothing changes."""
         while not self._stop.is_set():
             seen = self._store.changes
-            try:
-                pause = step()
-                self._troubles.pop(name, None)
-            except OutOfRoom:
-                pause = self._trouble(name, "no room", _FULL)
-            except SourceAway as error:
-                self._metrics.reachable.labels(name).set(0)
-                pause = self._trouble(name, type(error).__name__, _TROUBLE)
-            except Exception as error:  # noqa: BLE001 (one part's trouble must not end the service)
-                self._log.failure("trouble", error, part=name)
-                self._metrics.failures.labels(name).inc()
-                pause = self._trouble(name, type(error).__name__, _TROUBLE)
-            else:
-                if pause > 0:
-                    self._store.wait(seen, min(pause, _IDLE))
-                continue
-            self._stop.wait(pause)
+            pause = self._attempt(name, step)
+            if pause is not None and pause > 0 and not self._stop.is_set():
+                self._store.wait(seen, min(pause, _LONGEST))
 
-    def _trouble(self, name: str, what: str, pause: float) -> float:
+    def _repeat(self, name: str, seconds: float, step: Callable[[], object]) -> None:
+        """Takes a step at intervals."""
+        while not self._stop.is_set():
+            self._attempt(name, step)
+            self._stop.wait(seconds)
+
+    def _attempt(self, name: str, step: Callable[[], T]) -> T | None:
+        """The result of a step. An error does not end the service: it is logged, and the part pauses; then None."""
+        try:
+            result = step()
+        except OutOfRoom:
+            self._trouble(name, "no room", _FULL)
+        except SourceAway as error:
+            self._metrics.reachable.labels(name).set(0)
+            self._trouble(name, type(error).__name__, _TROUBLE)
+        except Exception as error:  # noqa: BLE001 (one part's error must not end the service)
+            self._log.failure("unexpected error", error, part=name)
+            self._metrics.failures.labels(name).inc()
+            self._trouble(name, type(error).__name__, _TROUBLE)
+        else:
+            self._troubles.pop(name, None)
+            return result
+        return None
+
+    def _trouble(self, name: str, what: str, pause: float) -> None:
         if self._troubles.get(name) != what:
-            self._log.warning("waits", part=name, why=what)
+            self._log.warning("part waits", part=name, why=what, seconds=pause)
         self._troubles[name] = what
-        return pause
+        self._stop.wait(pause)
 
     def _dispatch(self) -> float:
-        """Decisions and verdicts into the audit log, then logged decisions on their way."""
-        journal.write_out(self._store, self._settings.audit, self._passed)
+        """Writes decisions and verdicts to the audit log, then sends logged decisions on their way."""
+        self._store.notice()
+        write_out(self._store, self._settings.audit, self._passed)
         deliver = self._settings.deliver
         handling = {"accept": deliver.accept.value, "review": deliver.review.value, "reject": deliver.reject.value}
-        for case in self._store.dispatch(handling):
-            self._log.info("dispatched", case=case.key, state=case.state)
+        for case in self._store.cases.dispatch(handling):
+            self._log.info("case dispatched", case=case.key, state=case.state)
             self._passed("dispatched")
-        return _IDLE
+        return _FOREIGN
 
     def _tidy(self) -> None:
-        """Deletes what nobody needs any more."""
-        shown = {case.key for case in self._store.worklist()}
-        for folder in (self._settings.directory / "outbox").iterdir():
-            if self._finished(folder.name):
-                self._spool.remove(folder)
-        for picture in (self._settings.directory / "pictures").iterdir():
-            if self._finished(picture.stem) and picture.stem not in shown:
-                self._spool.remove(picture)
+        """Deletes files that are no longer needed."""
+        changes = self._store.changes
+        if changes != self._tidied:
+            shown = {case.key for case in self._store.cases.worklist()}
+            for folder in (self._settings.directory / "outbox").iterdir():
+                if self._finished(folder.name):
+                    self._spool.remove(folder)
+            for picture in (self._settings.directory / "pictures").iterdir():
+                if self._finished(picture.stem) and picture.stem not in shown:
+                    self._spool.remove(picture)
+            self._tidied = changes
         expired = time() - self._settings.keep_input_hours * 3600.0
-        for study in self._store.expired(expired):
+        for study in self._store.studies.expired(expired):
             self._intake.forget(study)
         self._intake.forget_aside(expired)
         self._passed("tidied")
 
     def _finished(self, key: str) -> bool:
         """False also where the store does not know the case yet: its files are written first."""
-        case = self._store.case(key)
+        case = self._store.cases.get(key)
         return case is not None and case.state in FINISHED
 
     def health(self) -> dict[str, Any]:
@@ -221,9 +240,9 @@ class Gateway:
         return {
             "accepting": room and not self._stop.is_set(),
             "trouble": dict(self._troubles),
-            "oldest_waiting_seconds": round(self._store.oldest(), 1),
+            "oldest_waiting_seconds": round(self._store.studies.oldest(), 1),
             **self._store.counts(),
-            "worklist": len(self._store.worklist()),
+            "worklist": len(self._store.cases.worklist()),
         }
 
     def exposition(self) -> bytes:
@@ -233,8 +252,8 @@ class Gateway:
             gauge = metrics.studies if table == "studies" else metrics.cases
             for state, count in states.items():
                 gauge.labels(state).set(count)
-        metrics.oldest.set(self._store.oldest())
-        metrics.worklist.set(len(self._store.worklist()))
+        metrics.oldest.set(self._store.studies.oldest())
+        metrics.worklist.set(len(self._store.cases.worklist()))
         metrics.free.set(self._spool.free)
         return generate_latest(metrics.registry)
 
@@ -259,7 +278,7 @@ class Gateway:
             server = QuietServer((settings.host, settings.port), Handler)
         except OSError as error:
             raise EquipoiseError(f"[health] cannot listen: {error.strerror}; is the port taken?") from None
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="health")
+        thread = threading.Thread(target=server.serve_forever, name="health")
         thread.start()
         try:
             yield int(server.server_address[1])
@@ -285,22 +304,6 @@ def until_signalled(gateway: Gateway) -> None:
     """SIGTERM and SIGINT end `gateway.run` in an orderly way."""
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: gateway.stop())
-
-
-def _every(seconds: float, step: Callable[[], object]) -> Callable[[], float]:
-    """A step for `_loop` that is done at intervals, however often it is woken."""
-    due = 0.0
-
-    def timed() -> float:
-        nonlocal due
-        left = due - monotonic()
-        if left > 0:
-            return left
-        step()
-        due = monotonic() + seconds
-        return seconds
-
-    return timed
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files of the gateway. Written beside, synced, renamed: a file that has its name is whole, whatever happened."""
+"""Files of the gateway. Each is written under a temporary name, synced, and renamed: a file with its name is whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class OutOfRoom(EquipoiseError):
-    """The disk is full, or fuller than the configured reserve allows. Passes when there is room again."""
+    """The disk is full, or fuller than the configured reserve allows. Work goes on when there is room again."""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from equipoise_client.errors import EquipoiseError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..audit.command import Verdict
+from ..audit import Verdict
 from ..gateway.observe import QuietServer
 from ..gateway.settings import Review
 from ..gateway.spool import OutOfRoom

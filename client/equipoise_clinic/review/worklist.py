@@ -8,12 +8,11 @@ from pathlib import Path
 from time import time
 from urllib.parse import quote
 
-from ..audit import AuditError
-from ..audit.command import Verdict
-from ..gateway import journal
+from ..audit import AuditError, Verdict, end
+from ..gateway.audit_log import write_out
 from ..gateway.settings import Settings
 from ..gateway.spool import OutOfRoom
-from ..gateway.store import Case, Store
+from ..gateway.store import Store, StoredCase
 
 _DELIVERY = {
     "analysed": "not sent yet",
@@ -71,11 +70,11 @@ class Worklist:
         self._settings, self._store = settings, store
 
     def rows(self) -> list[Row]:
-        return [self._row(case) for case in self._store.worklist()]
+        return [self._row(case) for case in self._store.cases.worklist()]
 
     def failed(self) -> list[Failed]:
         """Rejected and given-up studies, youngest first."""
-        studies = [*self._store.studies("rejected"), *self._store.studies("dead")]
+        studies = [*self._store.studies.all("rejected"), *self._store.studies.all("dead")]
         return [
             Failed(each.key, each.state, each.reason, age(time() - each.heard), self._viewer(each.uid))
             for each in sorted(studies, key=lambda study: -study.heard)
@@ -83,21 +82,21 @@ class Worklist:
 
     def picture(self, case: str) -> bytes | None:
         """PNG; None where there is none."""
-        if self._store.case(case) is None:  # also keeps anything but a key from becoming a path
+        if self._store.cases.get(case) is None:  # also keeps anything but a key from becoming a path
             return None
         path: Path = self._settings.directory / "pictures" / f"{case}.png"
         return path.read_bytes() if path.exists() else None
 
     def judge(self, case: str, fingerprint: str, verdict: Verdict, reviewer: str) -> bool:
         """False: somebody was faster, or the result is another one by now."""
-        start = journal.size(self._settings.audit)
-        if not self._store.judge(case, fingerprint, verdict.value, reviewer, start):
+        start = end(self._settings.audit)
+        if not self._store.cases.judge(case, fingerprint, verdict.value, reviewer, start):
             return False
         with suppress(OutOfRoom, AuditError):  # noted durably; the gateway writes it, and sends nothing before
-            journal.write_out(self._store, self._settings.audit)
+            write_out(self._store, self._settings.audit)
         return True
 
-    def _row(self, case: Case) -> Row:
+    def _row(self, case: StoredCase) -> Row:
         return Row(
             key=case.key,
             fingerprint=case.fingerprint,
@@ -110,7 +109,7 @@ class Worklist:
             version=case.version[:12],
             delivery=_DELIVERY[case.state],
             trouble=case.reason,
-            viewer=self._viewer(self._store.study(case.study).uid),
+            viewer=self._viewer(self._store.studies.get(case.study).uid),
             picture=(self._settings.directory / "pictures" / f"{case.key}.png").exists(),
         )
 

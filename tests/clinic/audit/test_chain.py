@@ -7,8 +7,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from equipoise_clinic.audit import AuditError, Kind, append, head, redact, verify
-from equipoise_clinic.audit.chain import parse_anchor
+from equipoise_clinic.audit import AuditError, Kind, append, head, parse_anchor, redact, verify
 
 START = datetime(2025, 1, 1, tzinfo=timezone.utc)
 KEY = b"a key kept elsewhere"
@@ -24,27 +23,27 @@ def log(tmp_path):
     return path
 
 
-def findings(path, anchor=None):
-    return [finding.line for finding in verify(path, anchor)]
+def faults(path, anchor=None):
+    return [fault.line for fault in verify(path, anchor)]
 
 
-def test_a_whole_log_has_no_findings(log):
+def test_a_whole_log_has_no_faults(log):
     """Also against its own anchor, and against an earlier one after it grew."""
     anchor = head(log)
-    assert findings(log, anchor) == []
+    assert faults(log, anchor) == []
     append(log, Kind.DECISION, {"route": "review"})
-    assert findings(log, anchor) == []
+    assert faults(log, anchor) == []
     assert anchor.entries == 6
 
 
 def test_every_one_byte_change_is_found_where_it_is(log):
-    """Each byte of the file is changed in turn; the finding names its line, or the next where lines were joined."""
+    """Each byte of the file is changed in turn; the fault names its line, or the next where lines were joined."""
     original = log.read_bytes()
     anchor = head(log)
     for place, byte in enumerate(original):
         log.write_bytes(original[:place] + bytes([byte ^ 1]) + original[place + 1 :])
         line = original[:place].count(b"\n") + 1
-        found = findings(log, anchor)
+        found = faults(log, anchor)
         assert found and found[0] == line, (place, line, found)
 
 
@@ -54,7 +53,7 @@ def test_every_removed_byte_is_found(log):
     anchor = head(log)
     for place in range(len(original) - 1):
         log.write_bytes(original[:place] + original[place + 1 :])
-        assert findings(log, anchor)[:1] == [original[:place].count(b"\n") + 1]
+        assert faults(log, anchor)[:1] == [original[:place].count(b"\n") + 1]
 
 
 @pytest.mark.parametrize("line", range(1, 6))
@@ -62,11 +61,11 @@ def test_removed_and_moved_lines_are_located(log, line):
     """The line that now stands there does not continue the one before."""
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[: line - 1] + lines[line:]))
-    assert findings(log)[0] == line
+    assert faults(log)[0] == line
     swapped = [*lines]
     swapped[line - 1], swapped[line] = swapped[line], swapped[line - 1]
     log.write_bytes(b"".join(swapped))
-    assert findings(log)[0] == line
+    assert faults(log)[0] == line
 
 
 @pytest.mark.parametrize("kept", range(6))
@@ -75,8 +74,8 @@ def test_a_cut_off_end_is_found_by_the_anchor_only(log, kept):
     anchor = head(log)
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:kept]))
-    assert findings(log) == []
-    assert findings(log, anchor) == [kept + 1]
+    assert faults(log) == []
+    assert faults(log, anchor) == [kept + 1]
 
 
 def test_a_log_rewritten_from_scratch_is_found_by_the_anchor(log, tmp_path):
@@ -86,8 +85,8 @@ def test_a_log_rewritten_from_scratch_is_found_by_the_anchor(log, tmp_path):
     for line in log.read_text().splitlines():
         entry = json.loads(line)
         append(forged, Kind(entry["kind"]), {**entry["body"], "route": "review"}, datetime.fromisoformat(entry["at"]))
-    assert findings(forged) == []
-    assert findings(forged, anchor) == [6]
+    assert faults(forged) == []
+    assert faults(forged, anchor) == [6]
 
 
 def test_an_anchor_is_signed(log):
@@ -108,7 +107,7 @@ def test_deletion_keeps_the_chain_verifiable(log):
     assert deletion.body == {"sequences": [1, 2], "reason": "retention of 2 days"}
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["body"] is None for line in lines] == [True, True, *[False] * 5]
-    assert findings(log, anchor) == []
+    assert faults(log, anchor) == []
     assert redact(log, START, "again") is None
 
 
@@ -117,7 +116,7 @@ def test_a_silent_deletion_is_found(log):
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines[2]["body"] = None
     log.write_text("".join(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n" for line in lines))
-    assert findings(log) == [3]
+    assert faults(log) == [3]
 
 
 WRITE_A_PART = """
@@ -140,22 +139,22 @@ append(Path(sys.argv[1]), Kind.DECISION, {"route": "accept"})
 
 @pytest.mark.parametrize("part", [1, 100])
 def test_a_line_that_a_crash_tore_is_set_aside(log, part):
-    """Nobody was told of it: the log goes on where it was, whole, and the fragment is kept beside it."""
+    """It was never confirmed: the log goes on where it was, whole, and the fragment is kept beside it."""
     anchor, before = head(log), log.read_bytes()
     died = subprocess.run([sys.executable, "-c", WRITE_A_PART, str(log), str(part)], capture_output=True, text=True)
     assert died.returncode == 9, died.stderr
-    assert log.read_bytes() == before + log.read_bytes()[-part:] and findings(log) == [7]
+    assert log.read_bytes() == before + log.read_bytes()[-part:] and faults(log) == [7]
     assert append(log, Kind.DECISION, {"route": "review"}).sequence == 7
-    assert findings(log, anchor) == []
+    assert faults(log, anchor) == []
     assert log.read_bytes().startswith(before) and log.read_bytes().count(b"\n") == 7
     (torn,) = log.parent.glob(f"{log.name}.torn-*")
     assert len(torn.read_bytes()) == part
 
 
-def test_a_last_line_without_its_end_is_a_finding(log):
+def test_a_last_line_without_its_end_is_a_fault(log):
     """Nothing can be appended to it, so it is not called whole."""
     log.write_bytes(log.read_bytes()[:-1])
-    assert findings(log) == [6]
+    assert faults(log) == [6]
 
 
 def test_a_deletion_reaches_what_a_link_leads_to_and_keeps_its_owner(log):
@@ -167,10 +166,10 @@ def test_a_deletion_reaches_what_a_link_leads_to_and_keeps_its_owner(log):
         shutil.chown(log, "nobody")
     owner = log.stat()
     assert redact(link, START + timedelta(days=3), "retention") is not None
-    assert link.is_symlink() and '"score":0.1' not in log.read_text() and findings(link) == []
+    assert link.is_symlink() and '"score":0.1' not in log.read_text() and faults(link) == []
     assert (log.stat().st_uid, log.stat().st_mode) == (owner.st_uid, owner.st_mode)
     append(link, Kind.DECISION, {"route": "review"})
-    assert findings(log) == [] and not link.with_name("link.jsonl.lock").exists()
+    assert faults(log) == [] and not link.with_name("link.jsonl.lock").exists()
 
 
 def test_a_line_is_on_the_disk_before_it_is_said(log, monkeypatch):

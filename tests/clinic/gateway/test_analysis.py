@@ -8,8 +8,8 @@ import pytest
 from equipoise_client import ModelDied, ServerUnavailable
 from equipoise_client.images.rejections import ImagesDeleted
 from equipoise_clinic.dicom.study import Rules
-from equipoise_clinic.gateway import analysis as analyst
-from equipoise_clinic.gateway.analysis import ATTEMPTS, Analyst
+from equipoise_clinic.gateway import analysis as analysis_module
+from equipoise_clinic.gateway.analysis import ATTEMPTS, AnalysisWorker
 from equipoise_clinic.gateway.settings import Triton
 
 from ...support.studies import read, study
@@ -17,8 +17,8 @@ from ...support.studies import read, study
 HOUR = 3600.0
 
 
-class Failing(Analyst):
-    """Its server fails as it is told to."""
+class Failing(AnalysisWorker):
+    """Its server fails with the next of `errors`."""
 
     def __init__(self, desk) -> None:
         settings = SimpleNamespace(triton=Triton(first_seconds=1e-6, longest_seconds=1e-6, give_up_hours=24.0))
@@ -37,12 +37,12 @@ class Failing(Analyst):
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(analyst, "monotonic", lambda: now[0])
+    monkeypatch.setattr(analysis_module, "monotonic", lambda: now[0])
     return now
 
 
 def state(desk, received) -> str:
-    return desk.store.study(received.key).state
+    return desk.store.studies.get(received.key).state
 
 
 def test_an_outage_between_two_failures_does_not_count_as_failing(desk, clock):
@@ -82,16 +82,17 @@ def test_what_is_left_of_a_series_is_not_analysed_as_if_it_were_whole(desk, monk
     """Its earlier images were deleted, and one more came; once all are there again, it is asked for."""
     images = study()
     received = desk.received(images[:-1])
-    desk.store.end_study(received, "analysed")
-    assert desk.intake.forget(desk.store.study(received.key))
+    desk.store.studies.end(received, "analysed")
+    assert desk.intake.forget(desk.store.studies.get(received.key))
     partial = desk.received(images[-1:])
     asked = []
-    monkeypatch.setattr(Analyst, "_one", lambda self, study, series: asked.append(series.series.uid))
-    worker = Analyst(
-        None, Rules.for_model("tiny"), None, desk.spool, desk.store, desk.log, desk.metrics, lambda _: None
+    monkeypatch.setattr(AnalysisWorker, "_one", lambda self, study, series: asked.append(series.series.uid))
+    settings = SimpleNamespace(triton=Triton())
+    worker = AnalysisWorker(
+        settings, Rules.for_model("tiny"), None, desk.spool, desk.store, desk.log, desk.metrics, lambda _: None
     )
     worker.step()
-    assert asked == [] and desk.store.study(partial.key).reason == ImagesDeleted.reason
+    assert asked == [] and desk.store.studies.get(partial.key).reason == ImagesDeleted.reason
     desk.received(images)
     worker.step()
     assert asked == [str(read(images[0]).SeriesInstanceUID)] and state(desk, received) == "analysed"

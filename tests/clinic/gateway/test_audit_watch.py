@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
 import pytest
-from equipoise_clinic.audit.chain import Kind, append
-from equipoise_clinic.gateway.journal import Watch
+from equipoise_clinic.audit import Kind, append, redact
+from equipoise_clinic.audit.monitor import monitor
+from equipoise_clinic.gateway.audit_log import AuditWatch
 
 from ...support.desk import Desk
 
@@ -23,35 +27,76 @@ def judged(desk, verdicts, first=0):
             append(desk.audit, Kind.VERDICT, {"decision": decision.sequence, "by": "dr.who", "verdict": verdict})
 
 
-def told(desk, name):
-    """The metric's value for the one policy; None where it is not told."""
+def reported(desk, name):
+    """The metric's value for the one policy; None where it is not reported."""
     labels = {} if name == "audit_readable" else {"model": "m", "policy": "ab" * 6}
     return desk.metrics.registry.get_sample_value(f"equipoise_gateway_{name}", labels)
 
 
 def test_verdicts_become_metrics_and_too_many_wrong_ones_an_alarm(desk):
     """Two of three judged, one of them wrong: no alarm. Thirty wrong ones: an alarm."""
-    watch = Watch(desk.audit, desk.log, desk.metrics)
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics)
     watch.look()
-    assert told(desk, "audit_readable") == 1.0 and told(desk, "audit_alarm") is None
+    assert reported(desk, "audit_readable") == 1.0 and reported(desk, "audit_alarm") is None
     judged(desk, ["accept", "correct", None])
     watch.look()
     names = ("audit_judged", "audit_wrong", "audit_waiting", "audit_alarm")
-    assert [told(desk, name) for name in names] == [2.0, 1.0, 1.0, 0.0]
+    assert [reported(desk, name) for name in names] == [2.0, 1.0, 1.0, 0.0]
     judged(desk, ["correct"] * 30, first=3)
     watch.look()
-    assert told(desk, "audit_alarm") == 1.0 and told(desk, "audit_evidence") >= 1000.0
+    assert reported(desk, "audit_alarm") == 1.0 and reported(desk, "audit_evidence") >= 1000.0
 
 
-def test_a_damaged_log_is_told_until_it_is_whole_again(desk):
+def test_a_damaged_log_is_reported_until_it_is_whole_again(desk):
     """And nothing of its content gets into the gateway's own log."""
     judged(desk, ["accept"])
     whole = desk.audit.read_bytes()
-    watch = Watch(desk.audit, desk.log, desk.metrics)
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics)
     desk.audit.write_bytes(whole.replace(b"dr.who", b"dr.xxx"))
     watch.look()
-    assert told(desk, "audit_readable") == 0.0
-    assert "dr.xxx" not in desk.text.getvalue() and desk.lines()[-1]["event"] == "audit log"
+    assert reported(desk, "audit_readable") == 0.0
+    assert "dr.xxx" not in desk.text.getvalue() and desk.lines()[-1]["event"] == "audit log cannot be read"
     desk.audit.write_bytes(whole)
     watch.look()
-    assert told(desk, "audit_readable") == 1.0 and told(desk, "audit_judged") == 1.0
+    assert reported(desk, "audit_readable") == 1.0 and reported(desk, "audit_judged") == 1.0
+
+
+def test_a_look_at_the_log_reads_what_is_new(desk):
+    """Counted in bytes, after many decisions with large records; the numbers are those of `equipoise audit monitor`."""
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics)
+    append(desk.audit, Kind.DECISION, {"more": "x" * 5_000_000})
+    judged(desk, ["accept", "correct", None])
+    watch.look()
+    judged(desk, ["correct", None], first=3)
+    before = read_bytes()
+    watch.look()
+    assert read_bytes() - before < 500_000
+    (status,) = monitor(desk.audit)
+    assert (status.judged, status.wrong, status.waiting) == (3, 2, 2)
+    assert [reported(desk, f"audit_{name}") for name in ("judged", "wrong", "waiting")] == [3.0, 2.0, 2.0]
+    assert reported(desk, "audit_evidence") == status.evidence
+
+
+def read_bytes() -> int:
+    """By this process so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_line_that_cannot_be_counted_is_reported_at_every_look(desk):
+    """A verdict that nobody knows, as a foreign program may have written it, is not passed over."""
+    judged(desk, [None])
+    append(desk.audit, Kind.VERDICT, {"decision": 1, "by": "dr.who", "verdict": "perhaps"})
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics)
+    for _ in range(2):
+        watch.look()
+        assert reported(desk, "audit_readable") == 0.0
+
+
+def test_decisions_whose_content_was_deleted_wait_no_longer(desk):
+    judged(desk, ["accept", None, None])
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics)
+    watch.look()
+    assert (reported(desk, "audit_judged"), reported(desk, "audit_waiting")) == (1.0, 2.0)
+    redact(desk.audit, datetime.now(timezone.utc) + timedelta(days=1), "retention")
+    watch.look()
+    assert (reported(desk, "audit_judged"), reported(desk, "audit_waiting")) == (1.0, 0.0)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from equipoise_clinic.gateway.delivery import Away, Courier, CStore, Refused, Stow, destination
+from equipoise_clinic.gateway.delivery import Away, CStore, DeliveryWorker, Refused, Stow, destination
 from equipoise_clinic.gateway.settings import Deliver
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
@@ -30,8 +30,8 @@ def settings_of(pacs, way: str) -> Deliver:
     return Deliver(host=pacs.host, port=pacs.dicom_port, aet=pacs.aet, **patient)
 
 
-def courier(desk, settings: Deliver, passed=lambda point: None) -> Courier:
-    return Courier(settings, destination(settings), desk.spool, desk.store, desk.log, desk.metrics, passed)
+def delivery_worker(desk, settings: Deliver, passed=lambda point: None) -> DeliveryWorker:
+    return DeliveryWorker(settings, destination(settings), desk.spool, desk.store, desk.log, desk.metrics, passed)
 
 
 def waiting(desk, case: str = "c" * 16, **changes):
@@ -45,10 +45,10 @@ def waiting(desk, case: str = "c" * 16, **changes):
 @pytest.mark.parametrize("way", ["stow", "c-store"])
 def test_all_objects_arrive_as_they_were_and_once(desk, pacs, way):
     objects = waiting(desk)
-    sender = courier(desk, settings_of(pacs, way))
-    while desk.store.cases()[0].state == "delivering":
+    sender = delivery_worker(desk, settings_of(pacs, way))
+    while desk.store.cases.all()[0].state == "delivering":
         desk.store.wait(desk.store.changes, sender.step())
-    assert [case.state for case in desk.store.cases()] == ["delivered"]
+    assert [case.state for case in desk.store.cases.all()] == ["delivered"]
     stored = pacs.instances()
     for each in map(read, objects):
         there = read(pacs.file(stored[str(each.SOPInstanceUID)]["ID"]))
@@ -67,9 +67,9 @@ def test_what_is_sent_again_after_a_crash_is_stored_once(desk, pacs, way):
 
     before = len(pacs.instances())
     with pytest.raises(Killed):
-        courier(desk, settings_of(pacs, way), die).step()
-    sender = courier(desk, settings_of(pacs, way))
-    while desk.store.cases()[0].state == "delivering":
+        delivery_worker(desk, settings_of(pacs, way), die).step()
+    sender = delivery_worker(desk, settings_of(pacs, way))
+    while desk.store.cases.all()[0].state == "delivering":
         desk.store.wait(desk.store.changes, sender.step())
     assert len(pacs.instances()) == before + len(objects)
 
@@ -80,20 +80,20 @@ def test_an_archive_that_is_away_costs_no_attempt_and_gets_everything_later(desk
     with orthanc(tmp_path / "pacs") as site:
         settings = settings_of(site, way)
         waiting(desk)
-        sender = courier(desk, settings)
+        sender = delivery_worker(desk, settings)
         site.stop()
         missed = 0
         while missed < settings.attempts + 3:
-            parcel, pause = desk.store.next_parcel()
-            if parcel is None:
+            item, pause = desk.store.outbox.next()
+            if item is None:
                 desk.store.wait(desk.store.changes, pause)
                 continue
-            assert (parcel.number, parcel.attempts) == (1, 0)
+            assert (item.number, item.attempts) == (1, 0)
             sender.step()
             missed += 1
-        assert [case.state for case in desk.store.cases()] == ["delivering"]
+        assert [case.state for case in desk.store.cases.all()] == ["delivering"]
         site.start()
-        while [case.state for case in desk.store.cases()] != ["delivered"]:
+        while [case.state for case in desk.store.cases.all()] != ["delivered"]:
             desk.store.wait(desk.store.changes, sender.step())
         assert len(site.instances()) == 3
 
@@ -101,10 +101,10 @@ def test_an_archive_that_is_away_costs_no_attempt_and_gets_everything_later(desk
 def test_an_archive_that_stays_away_leaves_dead_letters(desk, pacs):
     settings = replace(settings_of(pacs, "stow"), stow_url="http://127.0.0.1:9/dicom-web", away_hours=0.0)
     waiting(desk)
-    sender = courier(desk, settings)
-    while desk.store.cases()[0].state == "delivering":
+    sender = delivery_worker(desk, settings)
+    while desk.store.cases.all()[0].state == "delivering":
         desk.store.wait(desk.store.changes, sender.step())
-    (case,) = desk.store.cases()
+    (case,) = desk.store.cases.all()
     assert case.state == "dead" and "away for 0 hours" in case.reason
 
 
@@ -133,14 +133,14 @@ def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
         host="127.0.0.1", port=port, aet="CHOOSY", attempts=3, first_seconds=0.001, longest_seconds=0.002
     )
     objects = waiting(desk)
-    sender = courier(desk, settings)
-    while desk.store.cases()[0].state == "delivering":
+    sender = delivery_worker(desk, settings)
+    while desk.store.cases.all()[0].state == "delivering":
         desk.store.wait(desk.store.changes, sender.step())
-    (case,) = desk.store.cases()
+    (case,) = desk.store.cases.all()
     assert (case.state, case.reason) == ("dead", "object 2 was refused 3 times: status 0xa900")
     assert taken == [read(objects[0]).SOPInstanceUID], "the rest must not go without what it refers to"
     events = [line["event"] for line in desk.lines()]
-    assert events.count("refused by destination") == 2 and events.count("dead letter") == 1
+    assert events.count("object refused by destination") == 2 and events.count("dead letter") == 1
     assert (desk.spool.outbox(case.key) / "2.dcm").exists()
     assert not any(value in desk.text.getvalue() for value in PLANTED.values())
 
@@ -172,29 +172,29 @@ def uids(objects: list[bytes]) -> set[str]:
 def test_an_archive_that_can_store_nothing_costs_no_result(desk, full):
     settings, unwelcome, taken = full
     unwelcome |= uids(waiting(desk, "a" * 16)) | uids(waiting(desk, "b" * 16))
-    sender = courier(desk, settings)
+    sender = delivery_worker(desk, settings)
     for _ in range(20):
         desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
-    assert {case.state for case in desk.store.cases()} == {"delivering"}
+    assert {case.state for case in desk.store.cases.all()} == {"delivering"}
     wanted = set(unwelcome)
     unwelcome.clear()
-    while "delivering" in [case.state for case in desk.store.cases()]:
+    while "delivering" in [case.state for case in desk.store.cases.all()]:
         desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
-    assert {case.state for case in desk.store.cases()} == {"delivered"} and taken == wanted
+    assert {case.state for case in desk.store.cases.all()} == {"delivered"} and taken == wanted
 
 
 def test_an_object_that_an_archive_cannot_store_does_not_hold_up_the_others(desk, full):
     """Others keep coming and arrive, and so it is known in the end that the fault is the object's."""
     settings, unwelcome, taken = full
     unwelcome |= uids(waiting(desk, "a" * 16))
-    sender = courier(desk, settings)
+    sender = delivery_worker(desk, settings)
     for number in range(10):
         other = uids(waiting(desk, f"{number:016x}"))
         while not other <= taken:
             desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
         for _ in range(3):  # nothing else is left: its turn
             desk.store.wait(desk.store.changes, min(sender.step(), 0.01))
-    assert desk.store.case("a" * 16).reason == "object 1 was refused 2 times: status 0xa700"
+    assert desk.store.cases.get("a" * 16).reason == "object 1 was refused 2 times: status 0xa700"
 
 
 def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
@@ -204,13 +204,13 @@ def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
     objects = waiting(desk, "c" * 16)
     (desk.spool.outbox("a" * 16) / "1.dcm").unlink()
     (desk.spool.outbox("b" * 16) / "1.dcm").write_bytes(b"no DICOM")
-    sender = courier(desk, settings)
-    while "delivering" in [case.state for case in desk.store.cases()]:
+    sender = delivery_worker(desk, settings)
+    while "delivering" in [case.state for case in desk.store.cases.all()]:
         desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
-    told = {case.key[0]: (case.state, case.reason) for case in desk.store.cases()}
-    assert told["a"] == ("dead", "object 1 is not in the outbox any more")
-    assert told["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
-    assert told["c"][0] == "delivered"
+    ended = {case.key[0]: (case.state, case.reason) for case in desk.store.cases.all()}
+    assert ended["a"] == ("dead", "object 1 is not in the outbox any more")
+    assert ended["b"] == ("dead", "object 1 was refused 2 times: InvalidDicomError")
+    assert ended["c"][0] == "delivered"
     assert {str(read(each).SOPInstanceUID) for each in objects} <= set(pacs.instances())
 
 

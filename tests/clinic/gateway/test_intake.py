@@ -28,9 +28,9 @@ def test_an_image_lies_in_the_spool_as_it_was_sent(desk):
 def test_results_that_come_back_set_nothing_off(desk, sop_class):
     images = study()
     received = desk.received(images)
-    desk.store.end_study(received, "analysed")
+    desk.store.studies.end(received, "analysed")
     assert desk.intake.take(report(received.uid, sop_class), 0.0, "test") is Outcome.IGNORED
-    assert desk.store.study(received.key).state == "analysed"
+    assert desk.store.studies.get(received.key).state == "analysed"
 
 
 def _cut(image: bytes) -> bytes:
@@ -71,27 +71,27 @@ def test_a_malformed_object_is_set_aside_with_a_reason_and_the_others_go_on(desk
     assert desk.intake.take(good[0], 0.0, "test") is Outcome.TAKEN
     assert desk.intake.take(spoil(good[1]), 0.0, "test") is Outcome.ASIDE
     assert desk.intake.take(good[2], 0.0, "test") is Outcome.TAKEN
-    (reason,) = desk.store.aside().values()
+    (reason,) = desk.store.studies.aside().values()
     assert reason and not any(value in reason for value in PLANTED.values())
     assert len(list((desk.directory / "aside").iterdir())) == 1
     assert desk.intake.take(good[1], 0.0, "test") is Outcome.TAKEN, "a whole copy must be able to follow"
-    (received,) = desk.store.studies()
+    (received,) = desk.store.studies.all()
     assert received.revision == 3
 
 
 def test_a_malformed_object_that_comes_again_and_again_is_kept_once_and_not_for_ever(desk):
     broken = _cut(study(count=1)[0])
     assert {desk.intake.take(broken, 0.0, "test") for _ in range(3)} == {Outcome.ASIDE}
-    assert len(desk.store.aside()) == len(list((desk.directory / "aside").iterdir())) == 1
+    assert len(desk.store.studies.aside()) == len(list((desk.directory / "aside").iterdir())) == 1
     desk.intake.forget_aside(before=time() + 1)
-    assert not desk.store.aside() and not list((desk.directory / "aside").iterdir())
+    assert not desk.store.studies.aside() and not list((desk.directory / "aside").iterdir())
 
 
 def test_the_reserve_is_left_alone(tmp_path):
     desk = Desk(tmp_path / "gateway", reserve=1 << 62)
     with pytest.raises(OutOfRoom):
         desk.intake.take(study(count=1)[0], 0.0, "test")
-    assert desk.store.studies() == [] and not list((desk.directory / "incoming").iterdir())
+    assert desk.store.studies.all() == [] and not list((desk.directory / "incoming").iterdir())
     desk.store.close()
 
 
@@ -113,24 +113,24 @@ def test_a_full_disk_refuses_loses_nothing_and_recovers(small_disk):
     assert not list((desk.directory / "temporary").iterdir())
     files = {file.read_bytes() for file in (desk.directory / "incoming").glob("*/*")}
     assert files == set(taken)
-    (received,) = desk.store.studies()
-    assert len(desk.store.known(received.uid)) == len(taken)
+    (received,) = desk.store.studies.all()
+    assert len(desk.store.studies.known(received.uid)) == len(taken)
     desk.spool.remove(desk.spool.incoming(received.key))  # stands for: somebody made room
     assert desk.intake.take(images[len(taken)], 0.0, "test") is Outcome.TAKEN
     desk.store.close()
 
 
-def test_what_was_written_but_never_told_to_the_store_is_swept(desk):
+def test_files_that_the_store_does_not_know_are_removed(desk):
     received = desk.received()
     desk.decided(received)
-    known = {desk.spool.instance(*each) for each in desk.store.instances()}
+    known = {desk.spool.instance(*each) for each in desk.store.studies.instances()}
     orphans = [
         desk.spool.root / name for name in ("incoming/x/1.dcm", "outbox/y/1.dcm", "pictures/z.png", "temporary/t")
     ]
     for orphan in orphans:
         orphan.parent.mkdir(exist_ok=True)
         orphan.write_bytes(b"left by a crash")
-    assert desk.spool.sweep(known, {case.key for case in desk.store.cases()}, set()) == len(orphans)
+    assert desk.spool.sweep(known, {case.key for case in desk.store.cases.all()}, set()) == len(orphans)
     assert not any(orphan.exists() for orphan in orphans)
     assert all(file.exists() for file in known) and (desk.spool.outbox("c" * 16) / "3.dcm").exists()
 
@@ -155,4 +155,4 @@ def test_what_comes_while_the_gateway_stops_is_refused(desk):
     desk.intake.close()
     with pytest.raises(OutOfRoom):
         desk.intake.take(study(count=1)[0], 0.0, "test")
-    assert desk.store.studies() == []
+    assert desk.store.studies.all() == []

@@ -38,8 +38,8 @@ def test_a_stable_study_is_taken_whole_once_and_at_once(desk, pacs):
     images = study(count=4)
     uid = stable(pacs, [*images, report(str(read(images[0]).StudyInstanceUID))])
     assert source(desk, pacs).poll() >= 4
-    assert desk.store.known(uid) == {str(read(each).SOPInstanceUID) for each in images}
-    assert desk.store.next_study()[0] is not None, "it is complete: nothing more to wait for"
+    assert desk.store.studies.known(uid) == {str(read(each).SOPInstanceUID) for each in images}
+    assert desk.store.studies.next()[0] is not None, "it is complete: nothing more to wait for"
     assert source(desk, pacs).poll() == 0, "the position is durable"
 
 
@@ -50,7 +50,7 @@ def test_an_orthanc_that_was_set_up_anew_is_read_from_its_start(desk, pacs, posi
     reader = source(desk, pacs)
     desk.store.remember(f"orthanc {pacs.http_url}", position)
     reader.poll()
-    assert desk.store.study_key(uid) is not None
+    assert desk.store.studies.key_of(uid) is not None
     assert int(desk.store.cursor(f"orthanc {pacs.http_url}")) == pacs.get("/changes?last")["Last"]
 
 
@@ -66,7 +66,7 @@ def test_an_image_that_the_archive_has_lost_ends_its_study_and_stops_no_other(de
         other = stable(site, study(count=2))
         reader = source(desk, site)
         reader.poll()
-        states = {each.uid: (each.state, each.reason) for each in desk.store.studies()}
+        states = {each.uid: (each.state, each.reason) for each in desk.store.studies.all()}
         assert states[lost] == ("rejected", "an image cannot be fetched from the archive")
         assert states[other][0] == "receiving"
 
@@ -79,7 +79,7 @@ def test_what_is_no_use_is_fetched_once(desk, pacs):
     uid = stable(pacs, [encoded(broken)])
     reader = Web(WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1), desk.intake, desk.store)
     assert [reader.poll() for _ in range(3)] == [0, 0, 0]
-    assert [line["event"] for line in desk.lines()] == ["set aside"]
+    assert [line["event"] for line in desk.lines()] == ["object set aside"]
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_dicomweb_takes_what_a_query_finds_and_nothing_else(desk, pacs):
     uid = str(read(wanted[0]).StudyInstanceUID)
     settings = WebSource(pacs.dicomweb_url, {"StudyInstanceUID": uid}, days=-1)
     assert [Web(settings, desk.intake, desk.store).poll() for _ in range(2)] == [2, 0]
-    assert [each.uid for each in desk.store.studies()] == [uid]
+    assert [each.uid for each in desk.store.studies.all()] == [uid]
 
 
 def test_an_archive_that_is_not_there_is_said_to_be_away(desk):
@@ -126,7 +126,7 @@ def test_the_receiver_answers_success_for_what_is_on_disk(desk, receiver):
     datasets[0].SOPInstanceUID, datasets[0].PixelData = "1.2.3", b"\0\0"
     assert association.send_c_store(datasets[0]).Status == 0xC000
     association.release()
-    assert len(desk.store.aside()) == 1
+    assert len(desk.store.studies.aside()) == 1
 
 
 @pytest.mark.parametrize(("aet", "caller"), [("OTHER", "MODALITY"), ("EQUIPOISE", "STRANGER")])

@@ -91,9 +91,9 @@ def test_the_command_prints_the_example_and_checks_a_file(tmp_path):
 def test_the_command_counts_what_there_is(tmp_path, desk):
     desk.decided(desk.received(), route="accept")
     desk.dispatched()
-    desk.store.give_up(desk.store.next_parcel()[0], "refused")
+    desk.store.outbox.give_up(desk.store.outbox.next()[0], "refused")
     path = tmp_path / "gateway.toml"
     path.write_text(GOOD.replace('"state"', '"gateway"'))
     assert json.loads(command(str(path), "--status").stdout)["cases"]["dead"] == 1
     assert "1 tried again" in command(str(path), "--retry-dead").stdout
-    assert [case.state for case in desk.store.cases()] == ["delivering"]
+    assert [case.state for case in desk.store.cases.all()] == ["delivering"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from equipoise_clinic.audit import verify
-from equipoise_clinic.gateway import journal
+from equipoise_clinic.gateway.audit_log import write_out
 from equipoise_clinic.gateway.intake import Intake
 from equipoise_clinic.gateway.observe import Log
 from equipoise_clinic.gateway.store import Kept, Store
@@ -28,18 +28,18 @@ def test_a_study_is_not_due_before_it_has_been_quiet(desk):
     images = study(count=2)
     for image in images:
         desk.intake.take(image, 1000.0, "test")
-    found, waits = desk.store.next_study()
+    found, waits = desk.store.studies.next()
     assert found is None and 990 < waits <= 1000
-    desk.store.settle(str(read(images[0]).StudyInstanceUID))
-    assert desk.store.next_study()[0] is not None
+    desk.store.studies.settle(str(read(images[0]).StudyInstanceUID))
+    assert desk.store.studies.next()[0] is not None
 
 
 def test_an_analysis_does_not_count_when_images_came_meanwhile(desk):
     images = study()
     seen = desk.received(images[:-1])
     desk.received(images[-1:])
-    assert not desk.store.end_study(seen, "analysed")
-    found, _ = desk.store.next_study()
+    assert not desk.store.studies.end(seen, "analysed")
+    found, _ = desk.store.studies.next()
     assert found is not None and found.revision == len(images)
 
 
@@ -49,7 +49,7 @@ def test_a_result_of_fewer_images_than_there_are_is_not_kept(desk):
     seen = desk.received(images[:-1])
     whole = desk.received(images[-1:])
     assert desk.decided(seen, route="accept") is Kept.STALE
-    assert desk.store.cases() == [] and desk.dispatched() == []
+    assert desk.store.cases.all() == [] and desk.dispatched() == []
     assert desk.decided(whole, case="d" * 16, route="accept") is Kept.NEW
     assert desk.dispatched() == ["delivering"]
 
@@ -57,14 +57,14 @@ def test_a_result_of_fewer_images_than_there_are_is_not_kept(desk):
 def test_a_line_that_a_crash_tore_is_written_again(desk):
     """However much of it was there: the fragment is set aside, and the decision gets its line."""
     desk.decided(desk.received())
-    (note,) = desk.store.to_log()
-    journal.write_out(desk.store, desk.audit)
+    (note,) = desk.store.journal.pending()
+    write_out(desk.store, desk.audit)
     line = desk.audit.read_bytes()
     for cut in range(1, len(line), 7):
         desk.audit.write_bytes(line[:-cut])
         desk.audit.with_name(f"{desk.audit.name}.lock").write_bytes(b"0")  # where a line was being written
-        desk.store._db.execute("UPDATE journal SET written = 0, sequence = NULL")
-        assert journal.write_out(desk.store, desk.audit) == 1
+        desk.store._connection.execute("UPDATE journal SET written = 0, sequence = NULL")
+        assert write_out(desk.store, desk.audit) == 1
         assert not list(verify(desk.audit))
         assert [json.loads(each)["body"]["entry"] for each in desk.audit.read_text().splitlines()] == [note.entry]
 
@@ -73,17 +73,17 @@ def test_a_log_that_cannot_be_written_ends_nothing():
     """On a full disk behind `2>>`, or after its reader has gone, the gateway's parts go on."""
     full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
     for _ in range(3):
-        Log(full).warning("waits", part="analysis")
+        Log(full).warning("part waits", part="analysis")
     with pytest.raises(OSError, match="No space"):
         full.close()
-    Log(full).warning("waits", part="analysis")
+    Log(full).warning("part waits", part="analysis")
 
 
 def test_the_same_result_twice_is_one(desk):
     received, objects = desk.received(), study(count=3)
     assert desk.decided(received, objects) is Kept.NEW
     assert desk.decided(received, objects, case="d" * 16) is Kept.SAME
-    assert len(desk.store.cases()) == 1
+    assert len(desk.store.cases.all()) == 1
 
 
 def test_another_version_of_the_model_gives_another_result(desk):
@@ -104,21 +104,21 @@ def test_routes_go_where_the_configuration_says(desk, route, handling, state):
 
 def test_nothing_leaves_before_the_audit_log_has_the_decision(desk):
     desk.decided(desk.received(), route="accept")
-    assert desk.store.dispatch({"accept": "send"}) == []
-    assert desk.store.next_parcel()[0] is None
+    assert desk.store.cases.dispatch({"accept": "send"}) == []
+    assert desk.store.outbox.next()[0] is None
     assert desk.dispatched() == ["delivering"]
-    assert desk.store.next_parcel()[0] is not None
+    assert desk.store.outbox.next()[0] is not None
 
 
 def test_objects_leave_in_order_and_the_last_completes_the_case(desk):
     desk.decided(desk.received(), route="accept")
     desk.dispatched()
     numbers, complete = [], []
-    while (parcel := desk.store.next_parcel()[0]) is not None:
-        numbers.append(parcel.number)
-        complete.append(desk.store.sent(parcel))
+    while (item := desk.store.outbox.next()[0]) is not None:
+        numbers.append(item.number)
+        complete.append(desk.store.outbox.sent(item))
     assert (numbers, complete) == ([1, 2, 3], [False, False, True])
-    assert [case.state for case in desk.store.cases()] == ["delivered"]
+    assert [case.state for case in desk.store.cases.all()] == ["delivered"]
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_objects_leave_in_order_and_the_last_completes_the_case(desk):
 def test_a_verdict_releases_or_withholds_and_is_logged_once(desk, verdict, state):
     desk.decided(desk.received())
     desk.dispatched()
-    (case,) = desk.store.worklist()
-    assert desk.store.judge(case.key, case.fingerprint, verdict, "dr.who", 0)
-    assert not desk.store.judge(case.key, case.fingerprint, "accept", "dr.no", 0)
-    assert desk.store.next_parcel()[0] is None, "released before the verdict was in the audit log"
-    journal.write_out(desk.store, desk.audit)
-    assert (desk.store.next_parcel()[0] is not None) == (state == "delivering")
-    (after,) = desk.store.cases()
-    assert (after.state, desk.store.worklist()) == (state, [])
+    (case,) = desk.store.cases.worklist()
+    assert desk.store.cases.judge(case.key, case.fingerprint, verdict, "dr.who", 0)
+    assert not desk.store.cases.judge(case.key, case.fingerprint, "accept", "dr.no", 0)
+    assert desk.store.outbox.next()[0] is None, "released before the verdict was in the audit log"
+    write_out(desk.store, desk.audit)
+    assert (desk.store.outbox.next()[0] is not None) == (state == "delivering")
+    (after,) = desk.store.cases.all()
+    assert (after.state, desk.store.cases.worklist()) == (state, [])
     *_, last = [json.loads(line) for line in desk.audit.read_text().splitlines()]
     assert last["kind"] == "verdict"
     assert {key: last["body"][key] for key in ("by", "decision", "verdict")} == {
@@ -145,8 +145,8 @@ def test_a_verdict_releases_or_withholds_and_is_logged_once(desk, verdict, state
 def test_a_verdict_is_for_the_result_that_was_seen(desk):
     desk.decided(desk.received())
     desk.dispatched()
-    assert not desk.store.judge("c" * 16, "0" * 64, "accept", "dr.who", 0)
-    assert desk.store.worklist()
+    assert not desk.store.cases.judge("c" * 16, "0" * 64, "accept", "dr.who", 0)
+    assert desk.store.cases.worklist()
 
 
 def test_a_line_that_was_appended_before_a_crash_is_not_appended_again(desk):
@@ -160,12 +160,12 @@ def test_a_line_that_was_appended_before_a_crash_is_not_appended_again(desk):
             raise Killed
 
     with pytest.raises(Killed):
-        journal.write_out(desk.store, desk.audit, die)
-    assert journal.write_out(desk.store, desk.audit) == 1
-    assert journal.write_out(desk.store, desk.audit) == 0
+        write_out(desk.store, desk.audit, die)
+    assert write_out(desk.store, desk.audit) == 1
+    assert write_out(desk.store, desk.audit) == 0
     assert len(desk.audit.read_text().splitlines()) == 1
     assert not list(verify(desk.audit))
-    assert desk.store.decision("c" * 16) == 1
+    assert desk.store.journal.decision("c" * 16) == 1
 
 
 def test_late_images_replace_what_was_not_sent(desk):
@@ -173,21 +173,21 @@ def test_late_images_replace_what_was_not_sent(desk):
     desk.decided(received)
     desk.dispatched()
     assert desk.decided(received, case="d" * 16) is Kept.REPLACED
-    states = {case.key: case.state for case in desk.store.cases()}
+    states = {case.key: case.state for case in desk.store.cases.all()}
     assert states == {"c" * 16: "rejected", "d" * 16: "analysed"}
     assert desk.dispatched() == ["review"]
-    assert [case.key for case in desk.store.worklist()] == ["d" * 16]
+    assert [case.key for case in desk.store.cases.worklist()] == ["d" * 16]
 
 
 def test_late_images_leave_what_was_sent_and_call_a_person(desk):
     received = desk.received()
     desk.decided(received, route="accept")
     desk.dispatched()
-    while (parcel := desk.store.next_parcel()[0]) is not None:
-        desk.store.sent(parcel)
-    assert desk.store.worklist() == []
+    while (item := desk.store.outbox.next()[0]) is not None:
+        desk.store.outbox.sent(item)
+    assert desk.store.cases.worklist() == []
     assert desk.decided(received, case="d" * 16) is Kept.LATE
-    (case,) = desk.store.worklist()
+    (case,) = desk.store.cases.worklist()
     assert (case.key, case.late, case.state) == ("c" * 16, True, "delivered")
 
 
@@ -195,39 +195,39 @@ def test_a_study_that_is_rejected_later_takes_its_unsent_result_along(desk):
     images = study()
     received = desk.received(images[:-1])
     desk.decided(received)
-    desk.store.end_study(received, "analysed")
+    desk.store.studies.end(received, "analysed")
     later = desk.received(images[-1:])
     assert later.state == "receiving"
-    desk.store.end_study(later, "rejected", "several slices lie at one position")
-    assert [case.state for case in desk.store.cases()] == ["rejected"]
-    assert desk.store.next_parcel()[0] is None
+    desk.store.studies.end(later, "rejected", "several slices lie at one position")
+    assert [case.state for case in desk.store.cases.all()] == ["rejected"]
+    assert desk.store.outbox.next()[0] is None
 
 
 def test_a_study_that_cannot_be_taken_whole_is_not_analysed_until_more_comes(desk):
     images = study()
     received = desk.received(images[:2])
-    desk.store.refuse("x" * 16, received.uid, "an image cannot be fetched from the archive")
-    assert desk.store.next_study()[0] is None
-    assert desk.store.study(received.key).reason.startswith("an image")
-    desk.store.refuse("y" * 16, "1.2.3.4", "an image cannot be fetched from the archive")
-    assert sorted(each.state for each in desk.store.studies()) == ["rejected", "rejected"]
+    desk.store.studies.refuse("x" * 16, received.uid, "an image cannot be fetched from the archive")
+    assert desk.store.studies.next()[0] is None
+    assert desk.store.studies.get(received.key).reason.startswith("an image")
+    desk.store.studies.refuse("y" * 16, "1.2.3.4", "an image cannot be fetched from the archive")
+    assert sorted(each.state for each in desk.store.studies.all()) == ["rejected", "rejected"]
     assert desk.received(images).state == "receiving"
 
 
 def test_images_that_were_deleted_can_be_taken_again_once_more_of_their_study_comes(desk):
     images = study()
     received = desk.received(images[:-1])
-    desk.store.end_study(received, "analysed")
-    (expired,) = desk.store.expired(before=received.heard + 1)
+    desk.store.studies.end(received, "analysed")
+    (expired,) = desk.store.studies.expired(before=received.heard + 1)
     assert desk.intake.forget(expired)
     assert not (desk.directory / "incoming" / received.key).exists()
     assert desk.received(images[:-1]).state == "analysed", "a second push changes nothing"
     partial, series = desk.received(images[-1:]), str(read(images[0]).SeriesInstanceUID)
     assert partial.state == "receiving"
-    assert desk.store.deleted(partial, series) == len(images) - 1
-    assert desk.store.deleted(partial, "1.2.3") == 0, "another series is whole without them"
+    assert desk.store.studies.deleted(partial, series) == len(images) - 1
+    assert desk.store.studies.deleted(partial, "1.2.3") == 0, "another series is whole without them"
     whole = desk.received(images)
-    assert desk.store.deleted(whole, series) == 0
+    assert desk.store.studies.deleted(whole, series) == 0
     assert len(list((desk.directory / "incoming" / received.key).iterdir())) == len(images)
 
 
@@ -235,50 +235,52 @@ def test_images_of_a_database_of_an_earlier_version_may_be_of_any_series(desk):
     """Which they were of was not noted then."""
     images = study()
     received = desk.received(images[:-1])
-    desk.store.end_study(received, "analysed")
+    desk.store.studies.end(received, "analysed")
     desk.store.close()
     with sqlite3.connect(desk.directory / "gateway.db") as old:
         for column in ("series", "deleted"):
             old.execute(f"ALTER TABLE instances DROP COLUMN {column}")
+        old.execute("PRAGMA user_version = 0")
     old.close()
     desk.store = Store(desk.directory / "gateway.db")
     desk.intake = Intake(desk.spool, desk.store, desk.log, desk.metrics, lambda point: None)
     assert desk.received(images[:-1]) == replace(received, state="analysed")
-    assert desk.intake.forget(desk.store.study(received.key))
+    assert desk.intake.forget(desk.store.studies.get(received.key))
     partial = desk.received(images[-1:])
-    assert desk.store.deleted(partial, str(read(images[0]).SeriesInstanceUID)) == len(images) - 1
+    assert desk.store.studies.deleted(partial, str(read(images[0]).SeriesInstanceUID)) == len(images) - 1
 
 
 def test_the_images_of_a_study_that_still_waits_are_not_deleted(desk):
     received = desk.received()
-    assert desk.store.expired(before=received.heard + 1) == []
+    assert desk.store.studies.expired(before=received.heard + 1) == []
     assert not desk.intake.forget(received)
 
 
 def test_the_worklist_has_the_most_uncertain_first_and_what_has_no_score_before_all(desk):
     for number, score in enumerate([0.1, 0.9, None, 0.5]):
         desk.decided(desk.received(study()), study(count=1), case=f"{number:016x}", score=score)
-    assert [case.score for case in desk.store.worklist()] == [None, 0.9, 0.5, 0.1]
+    assert [case.score for case in desk.store.cases.worklist()] == [None, 0.9, 0.5, 0.1]
 
 
 @pytest.mark.parametrize(("marked", "listed"), [(True, 1), (False, 0)])
 def test_accepted_cases_are_listed_where_they_are_drawn_for_an_audit(desk, marked, listed):
     desk.decided(desk.received(), route="accept", marked=marked)
-    assert len(desk.store.worklist()) == listed
+    assert len(desk.store.cases.worklist()) == listed
 
 
 def test_what_is_held_is_always_listed(desk):
     """Also what was accepted, where the configuration holds that: else nobody would ever release it."""
     desk.decided(desk.received(), route="accept")
     assert desk.dispatched(accept="hold") == ["review"]
-    assert len(desk.store.worklist()) == 1
+    assert len(desk.store.cases.worklist()) == 1
 
 
 def test_everything_is_there_after_a_restart(desk):
     desk.decided(desk.received())
     other = Store(desk.directory / "gateway.db")
     try:
-        assert other.cases() == desk.store.cases() and other.studies() == desk.store.studies()
+        assert other.cases.all() == desk.store.cases.all()
+        assert other.studies.all() == desk.store.studies.all()
         assert other.counts() == desk.store.counts()
     finally:
         other.close()
@@ -287,12 +289,12 @@ def test_everything_is_there_after_a_restart(desk):
 def test_dead_letters_are_kept_until_somebody_says_so(desk):
     desk.decided(desk.received(), route="accept")
     desk.dispatched()
-    parcel, _ = desk.store.next_parcel()
-    desk.store.give_up(parcel, "object 1 was refused 8 times: status 0xa900")
-    assert desk.store.next_parcel()[0] is None
-    assert [case.reason for case in desk.store.worklist()] == ["object 1 was refused 8 times: status 0xa900"]
+    item, _ = desk.store.outbox.next()
+    desk.store.outbox.give_up(item, "object 1 was refused 8 times: status 0xa900")
+    assert desk.store.outbox.next()[0] is None
+    assert [case.reason for case in desk.store.cases.worklist()] == ["object 1 was refused 8 times: status 0xa900"]
     assert desk.store.revive() == 1
-    assert desk.store.next_parcel()[0].number == 1
+    assert desk.store.outbox.next()[0].number == 1
 
 
 def test_no_personal_data_is_in_the_database(desk):

@@ -37,7 +37,7 @@ def test_the_most_uncertain_case_is_first_and_says_what_it_is(tab, started):
     text = first.inner_text()
     for told in ("review", "0.700", "reason <b>1</b>", "1.50 mL (1.20 to 1.80 mL)", "ffffffffffff", "held until"):
         assert told in text
-    study = started.desk.store.study(started.desk.store.case("b" * 16).study).uid
+    study = started.desk.store.studies.get(started.desk.store.cases.get("b" * 16).study).uid
     assert first.get_by_text("Open in viewer").get_attribute("href").endswith(f"StudyInstanceUIDs={study}")
     assert "slices are missing" in tab.locator("table").inner_text()
     assert tab.problems == []
@@ -60,7 +60,7 @@ def test_a_verdict_by_mouse(tab, started):
     assert listed(tab) == ["c" * 16, "a" * 16]
     (verdict,) = verdicts(started)
     assert (verdict["by"], verdict["verdict"], verdict["case"]) == ("dr.who", "accept", "b" * 16)
-    assert started.desk.store.case("b" * 16).state == "delivering"
+    assert started.desk.store.cases.get("b" * 16).state == "delivering"
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("Reject", "reject"), ("Needs correction", "correct")])
@@ -75,7 +75,7 @@ def test_a_verdict_by_keyboard(tab, started, name, verdict):
     tab.keyboard.press("Enter")
     tab.get_by_role("status").wait_for()
     assert [(each["case"], each["verdict"]) for each in verdicts(started)] == [("b" * 16, verdict)]
-    assert started.desk.store.case("b" * 16).state == "withheld"
+    assert started.desk.store.cases.get("b" * 16).state == "withheld"
 
 
 def test_a_form_of_another_site_is_refused(tab, started, tmp_path):

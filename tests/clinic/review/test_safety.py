@@ -34,12 +34,12 @@ def entered(page) -> tuple[dict[str, str], dict[str, str]]:
     good = {"Origin": origin, "Cookie": headers["Set-Cookie"].split(";")[0]}
     _, _, text = ask(page.url, "GET", "/", **good)
     csrf = text.split('name="csrf" value="')[1].split('"')[0]
-    fingerprint = page.desk.store.case("b" * 16).fingerprint
+    fingerprint = page.desk.store.cases.get("b" * 16).fingerprint
     return good, {"csrf": csrf, "fingerprint": fingerprint, "verdict": "accept"}
 
 
 def undecided(page) -> bool:
-    return page.desk.store.case("b" * 16).verdict is None
+    return page.desk.store.cases.get("b" * 16).verdict is None
 
 
 def test_only_a_form_of_the_page_itself_is_taken(served):
@@ -125,7 +125,7 @@ def test_the_proxys_name_is_in_the_verdict(filled):
         named = {"X-Remote-User": "dr.jones", "Origin": page.url.rstrip("/")}
         _, _, text = ask(page.url, "GET", "/", **named)
         csrf = text.split('name="csrf" value="')[1].split('"')[0]
-        form = {"csrf": csrf, "fingerprint": filled.store.case("b" * 16).fingerprint, "verdict": "reject"}
+        form = {"csrf": csrf, "fingerprint": filled.store.cases.get("b" * 16).fingerprint, "verdict": "reject"}
         assert ask(page.url, "POST", TARGET, form, **{**named, "X-Remote-User": "dr.no"})[0] == 403
         assert ask(page.url, "POST", TARGET, form, **named)[0] == 303
         assert '"by":"dr.jones"' in filled.audit.read_text()

@@ -1,0 +1,39 @@
+"""What becomes of earlier results when more images of their study come."""
+
+from __future__ import annotations
+
+import sqlite3
+
+SENT_LATE = "images arrived after this result was sent: it does not cover them"
+REPLACED = "more images of the study came before it was sent: they are analysed together"
+
+
+def anything_sent(db: sqlite3.Connection, case: str) -> bool:
+    """Also what may have been sent: an attempt may have arrived although no answer came back."""
+    row = db.execute("SELECT state FROM cases WHERE key = ?", (case,)).fetchone()
+    if row["state"] in ("delivering", "delivered"):
+        return True
+    sent = db.execute(
+        "SELECT 1 FROM parcels WHERE owner = ? AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)", (case,)
+    )
+    return sent.fetchone() is not None
+
+
+def end_cases(db: sqlite3.Connection, study: str) -> None:
+    """Nothing can be said about the whole study: unsent results are withdrawn, sent ones go to the worklist."""
+    for row in db.execute("SELECT key FROM cases WHERE study = ? AND state <> 'rejected'", (study,)).fetchall():
+        if anything_sent(db, row["key"]):
+            mark_late(db, row["key"])
+        else:
+            withdraw(db, row["key"])
+
+
+def withdraw(db: sqlite3.Connection, case: str) -> None:
+    """Nothing of it was sent, and nothing will be. The decision stays in the audit log."""
+    db.execute("DELETE FROM parcels WHERE owner = ?", (case,))
+    db.execute("UPDATE cases SET state = 'rejected', reason = ? WHERE key = ?", (REPLACED, case))
+
+
+def mark_late(db: sqlite3.Connection, case: str) -> None:
+    """It was sent, and stays; a person decides what to do about it."""
+    db.execute("UPDATE cases SET late = 1, reason = ?, verdict = NULL WHERE key = ?", (SENT_LATE, case))

@@ -1,0 +1,216 @@
+"""Studies as they come in, the images that are there of each, and objects that were set aside.
+
+    receiving ─ no image for a while ─▶ analysed, rejected(reason) or dead(reason)
+        ▲                                   │
+        └────────── another image ──────────┘
+
+A dead study is one whose analysis failed too often; `Store.revive` makes it receiving again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from time import time
+
+from .database import Database
+from .late import end_cases
+
+STATES = ("receiving", "analysed", "rejected", "dead")
+
+
+@dataclass(frozen=True)
+class Study:
+    """An input.
+
+    Attributes:
+        key: random; the only name that logs see.
+        revision: number of images taken so far; an analysis counts only for the revision that it saw.
+        heard: when the last image came, seconds since 1970.
+        kept: whether the images are still in the spool.
+    """
+
+    key: str
+    uid: str
+    state: str
+    reason: str
+    revision: int
+    attempts: int
+    heard: float
+    due: float
+    kept: bool
+
+
+class Studies:
+    """Inputs, and what happens to each."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def key_of(self, uid: str) -> str | None:
+        """None: nothing of it came yet."""
+        rows = self._database.rows("SELECT key FROM studies WHERE uid = ?", uid)
+        return rows[0]["key"] if rows else None
+
+    def get(self, key: str) -> Study:
+        return _study(self._database.rows("SELECT * FROM studies WHERE key = ?", key)[0])
+
+    def all(self, state: str | None = None) -> list[Study]:
+        return [
+            _study(row) for row in self._database.rows("SELECT * FROM studies WHERE ?1 IS NULL OR state = ?1", state)
+        ]
+
+    def known(self, study_uid: str) -> set[str]:
+        """SOP Instance UIDs of a study: images that need not be taken again, and results that were made here."""
+        rows = self._database.rows(
+            "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ?1 AND i.deleted = 0"
+            " UNION SELECT p.uid FROM parcels p JOIN cases c ON c.key = p.owner JOIN studies s ON s.key = c.study"
+            " WHERE s.uid = ?1",
+            study_uid,
+        )
+        return {row["uid"] for row in rows}
+
+    def instances(self) -> list[tuple[str, str]]:
+        """(study key, SOP Instance UID) of all images that lie in the spool."""
+        rows = self._database.rows(
+            "SELECT i.study, i.uid FROM instances i JOIN studies s ON s.key = i.study"
+            " WHERE s.kept = 1 AND i.deleted = 0"
+        )
+        return [(row["study"], row["uid"]) for row in rows]
+
+    def deleted(self, study: Study, series: str) -> int:
+        """How many images of a series came once, were deleted, and have not come again."""
+        query = "SELECT COUNT(*) AS n FROM instances WHERE study = ? AND series IN (?, '') AND deleted = 1"
+        return int(self._database.rows(query, study.key, series)[0]["n"])
+
+    def take(self, key: str, study_uid: str, series: str, uid: str, quiet: float) -> bool:
+        """An image has come; its study waits for `quiet` seconds from now. False: it was here already.
+
+        Args:
+            key: a fresh one, used where the study is new.
+            series: its Series Instance UID.
+        """
+        now = time()
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT INTO studies (key, uid, state, heard, due) VALUES (?, ?, 'receiving', ?, ?)"
+                " ON CONFLICT (uid) DO NOTHING",
+                (key, study_uid, now, now + quiet),
+            )
+            study, kept = db.execute("SELECT key, kept FROM studies WHERE uid = ?", (study_uid,)).fetchone()
+            if not kept:  # from now on what was deleted can be taken again
+                db.execute("UPDATE instances SET deleted = 1 WHERE study = ?", (study,))
+            taken = db.execute(
+                "INSERT INTO instances (study, uid, series) VALUES (?, ?, ?)"
+                " ON CONFLICT (study, uid) DO UPDATE SET series = excluded.series, deleted = 0 WHERE deleted = 1",
+                (study, uid, series),
+            )
+            if not taken.rowcount:
+                return False
+            db.execute(
+                "UPDATE studies SET state = 'receiving', reason = '', attempts = 0, revision = revision + 1,"
+                " heard = ?, due = ?, kept = 1 WHERE key = ?",
+                (now, now + quiet, study),
+            )
+        return True
+
+    def settle(self, study_uid: str) -> None:
+        """Its source says that the study is complete: no need to wait for quiet."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0 AND due > 0",
+                (study_uid,),
+            )
+
+    def refuse(self, key: str, study_uid: str, reason: str) -> None:
+        """It could not be taken whole, so it is not analysed; images that come later open it again.
+
+        Args:
+            key: a fresh one, used where the study is new.
+        """
+        now = time()
+        with self._database.transaction() as db:
+            db.execute(
+                "INSERT INTO studies (key, uid, state, reason, heard, due) VALUES (?1, ?2, 'rejected', ?3, ?4, ?4)"
+                " ON CONFLICT (uid) DO UPDATE SET state = 'rejected', reason = ?3",
+                (key, study_uid, reason, now),
+            )
+            end_cases(db, db.execute("SELECT key FROM studies WHERE uid = ?", (study_uid,)).fetchone()["key"])
+
+    def put_aside(self, key: str, reason: str) -> None:
+        """A malformed object; its file lies aside under `key`."""
+        with self._database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO aside VALUES (?, ?, ?)", (key, reason, time()))
+
+    def aside(self) -> dict[str, str]:
+        """Key → reason."""
+        return {row["key"]: row["reason"] for row in self._database.rows("SELECT key, reason FROM aside")}
+
+    def forget_aside(self, before: float) -> list[str]:
+        """Keys of malformed objects that were set aside before that time, and are forgotten now."""
+        if not self._database.rows("SELECT 1 FROM aside WHERE at < ? LIMIT 1", before):
+            return []
+        with self._database.transaction() as db:
+            rows = db.execute("DELETE FROM aside WHERE at < ? RETURNING key", (before,)).fetchall()
+        return [row["key"] for row in rows]
+
+    def next(self) -> tuple[Study | None, float]:
+        """The one that is due longest; or None, and seconds until one will be (infinite: none waits)."""
+        now = time()
+        rows = self._database.rows("SELECT * FROM studies WHERE state = 'receiving' ORDER BY due LIMIT 1")
+        if not rows:
+            return None, float("inf")
+        waits = rows[0]["due"] - now
+        return (_study(rows[0]), 0.0) if waits <= 0 or waits > self._database.patience else (None, waits)
+
+    def postpone(self, study: Study, seconds: float, counted: bool) -> None:
+        """Tried in vain; again after `seconds`, unless new images set another time meanwhile."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE studies SET due = ?, attempts = attempts + ? WHERE key = ? AND revision = ?",
+                (time() + seconds, int(counted), study.key, study.revision),
+            )
+
+    def end(self, study: Study, state: str, reason: str = "") -> bool:
+        """`analysed`, `rejected` or `dead`; False where new images came meanwhile: it is `receiving` again.
+
+        A study that ends without a result takes along what an earlier revision produced: what was not sent is
+        rejected, what was sent is marked late.
+        """
+        with self._database.transaction() as db:
+            done = db.execute(
+                "UPDATE studies SET state = ?, reason = ? WHERE key = ? AND revision = ? AND state = 'receiving'",
+                (state, reason, study.key, study.revision),
+            ).rowcount
+            if done and state != "analysed":
+                end_cases(db, study.key)
+        return bool(done)
+
+    def expired(self, before: float) -> list[Study]:
+        """Those done with since `before` whose images still lie in the spool."""
+        return [
+            _study(row)
+            for row in self._database.rows(
+                "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving' AND heard < ?", before
+            )
+        ]
+
+    def forget_images(self, study: Study) -> bool:
+        """Its images are about to be deleted; False where new ones came meanwhile."""
+        with self._database.transaction() as db:
+            return bool(
+                db.execute(
+                    "UPDATE studies SET kept = 0 WHERE key = ? AND revision = ? AND state <> 'receiving'",
+                    (study.key, study.revision),
+                ).rowcount
+            )
+
+    def oldest(self) -> float:
+        """Seconds since the last image of the study that has waited longest; 0: none waits."""
+        rows = self._database.rows("SELECT MIN(heard) AS first FROM studies WHERE state = 'receiving'")
+        return max(0.0, time() - rows[0]["first"]) if rows[0]["first"] is not None else 0.0
+
+
+def _study(row: sqlite3.Row) -> Study:
+    values = dict(row)
+    return Study(**{**values, "kept": bool(values["kept"])})
