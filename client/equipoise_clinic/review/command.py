@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +32,7 @@ def review(
     """Show what the service was unsure of, most uncertain first, and take an expert's verdict."""
     from ..gateway.store import Store
     from .identity import Doorkeeper, Reviewers
-    from .server import serving
+    from .server import address, listen, server
     from .worklist import Worklist
 
     settings = load_settings(configuration)
@@ -47,11 +46,11 @@ def review(
     settings = replace(settings, review=page)
     store = Store(settings.directory / "gateway.db")
     try:
-        with serving(page, Worklist(settings, store), Doorkeeper(page, reviewers)) as server:
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, lambda *_: threading.Thread(target=server.shutdown).start())
-            host_name = f"[{page.host}]" if ":" in page.host else page.host
-            typer.echo(f"http://{host_name}:{server.server_address[1]}/")
-            server.serve_forever(poll_interval=0.1)
+        with listen(page) as listening:
+            worklist = server(page, Worklist(settings, store), Doorkeeper(page, reviewers), listening)
+            for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on to this handler when it has ended
+                signal.signal(name, lambda *_: setattr(worklist, "should_exit", True))
+            typer.echo(f"{address(listening)}/")
+            worklist.run(sockets=[listening])
     finally:
         store.close()
