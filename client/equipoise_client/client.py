@@ -121,22 +121,6 @@ class _Dialogue:
             return False
         return bool(answer)
 
-    def sampler_runs(self, name: str, *, timeout: float | None = None) -> Operation[int]:
-        """How often the model's samplers have been run on an image (or a window of one) since the server began.
-
-        From Triton's statistics, for all clients together; `watching` makes a progress bar of it.
-        """
-        deadline, runs = self._deadline(timeout), 0
-        for sampler in (yield from self._contract(name, deadline)).samplers:
-            runs += yield from self._runs(sampler.name, deadline)
-        return runs
-
-    def _runs(self, sampler: str, deadline: Deadline) -> Operation[int]:
-        call = {"model_name": sampler, "headers": self._headers or None}
-        about, method = self._about(sampler), "get_inference_statistics"
-        answer = yield from repeated(about, method, lambda _: call, deadline, Tries())
-        return sum(each.inference_count for each in answer.model_stats)
-
     def _predict(
         self,
         contract: Contract,
@@ -264,7 +248,6 @@ class UncertaintyClient:
     predict_batch = _blocking(_Dialogue.predict_batch)
     contract = _blocking(_Dialogue.contract)
     ready = _blocking(_Dialogue.ready)
-    sampler_runs = _blocking(_Dialogue.sampler_runs)
 
     def close(self) -> None:
         self._connection.close()
@@ -301,7 +284,6 @@ class AsyncUncertaintyClient:
     predict_batch = _awaited(_Dialogue.predict_batch)
     contract = _awaited(_Dialogue.contract)
     ready = _awaited(_Dialogue.ready)
-    sampler_runs = _awaited(_Dialogue.sampler_runs)
 
     async def close(self) -> None:
         await self._connect().close()

@@ -18,7 +18,7 @@ from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..client import UncertaintyClient
@@ -27,7 +27,6 @@ from ..extras import needs
 from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
-from ..progress import watching
 from ..transport import Tls
 
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
@@ -224,7 +223,7 @@ def _cases(
             if out is not None and contract.task is Task.SEGMENTATION:
                 wanted = ("labels", "epistemic")
             millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
-            with _windows_shown(client, contract, prepared, options["samples"]):
+            with _elapsed_shown(contract, prepared):
                 answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
             case = replace(case, prediction=prepared.judge(answer))
             if out is not None:
@@ -238,18 +237,15 @@ def _cases(
 
 
 @contextmanager
-def _windows_shown(
-    client: UncertaintyClient, contract: Contract, prepared: Prepared, samples: int | None
-) -> Iterator[None]:
-    """A progress bar on stderr while the windows of a large image are run, where somebody looks."""
-    size = prepared.pixels.shape[1:]
-    if not (sys.stderr.isatty() and contract.in_windows(size)):
+def _elapsed_shown(contract: Contract, prepared: Prepared) -> Iterator[None]:
+    """The elapsed time on stderr while a large image is answered, on a terminal: no answer says how far it is."""
+    if not (sys.stderr.isatty() and contract.in_windows(prepared.pixels.shape[1:])):
         yield
         return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"windows of {prepared.source.kind.value} image", total=1.0)
-        with watching(client, contract, size, samples, lambda share: progress.update(task, completed=share)):
-            yield
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("waiting for the answer for a large image", total=None)
+        yield
 
 
 def _series() -> Any:
