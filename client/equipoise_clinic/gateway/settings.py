@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from equipoise_client.errors import EquipoiseError
+from equipoise_client.errors import EquipoiseError, InvalidInput
 from equipoise_client.transport import Tls
+from msgspec import Meta
+from msgspec.structs import replace
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-T = TypeVar("T")
+from ..toml_file import Strict, read_toml
 
 EXAMPLE = Path(__file__).with_name("example.toml")
 
@@ -36,8 +30,7 @@ class Handling(str, Enum):
     HOLD = "hold"
 
 
-@dataclass(frozen=True)
-class Triton:
+class Triton(Strict, frozen=True):
     """The server that is asked.
 
     Attributes:
@@ -59,8 +52,7 @@ class Triton:
         return Tls(self.tls_root, self.tls_cert, self.tls_key) if self.tls_root or self.tls_cert else None
 
 
-@dataclass(frozen=True)
-class Receive:
+class Receive(Strict, frozen=True):
     """A C-STORE receiver.
 
     Attributes:
@@ -76,8 +68,7 @@ class Receive:
     associations: int = 10
 
 
-@dataclass(frozen=True)
-class OrthancSource:
+class OrthancSource(Strict, frozen=True):
     """An Orthanc whose stable studies are taken."""
 
     url: str
@@ -86,8 +77,7 @@ class OrthancSource:
     every_seconds: float = 2.0
 
 
-@dataclass(frozen=True)
-class WebSource:
+class WebSource(Strict, frozen=True):
     """A DICOMweb archive that is asked at intervals (QIDO-RS, WADO-RS).
 
     Attributes:
@@ -97,7 +87,7 @@ class WebSource:
     """
 
     url: str
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = {}
     days: int = 1
     limit: int = 100
     every_seconds: float = 30.0
@@ -106,8 +96,7 @@ class WebSource:
     password_file: Path | None = None
 
 
-@dataclass(frozen=True)
-class Deliver:
+class Deliver(Strict, frozen=True):
     """Where results go, and which of them go by themselves.
 
     Attributes:
@@ -127,23 +116,21 @@ class Deliver:
     accept: Handling = Handling.SEND
     review: Handling = Handling.HOLD
     reject: Handling = Handling.HOLD
-    attempts: int = 8
+    attempts: Annotated[int, Meta(ge=1)] = 8
     away_hours: float = 96.0
-    first_seconds: float = 2.0
+    first_seconds: Annotated[float, Meta(gt=0)] = 2.0
     longest_seconds: float = 300.0
     timeout_seconds: float = 60.0
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(Strict, frozen=True):
     """Where health and metrics are served."""
 
     host: str = "127.0.0.1"
     port: int = 8046
 
 
-@dataclass(frozen=True)
-class Review:
+class Review(Strict, frozen=True):
     """The worklist page.
 
     Attributes:
@@ -162,8 +149,7 @@ class Review:
     session_hours: float = 10.0
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Strict, frozen=True):
     """All of it.
 
     Attributes:
@@ -176,7 +162,7 @@ class Settings:
 
     directory: Path
     rules: Path
-    audit: Path
+    audit: Path = Path()
     triton: Triton = Triton()
     receive: Receive | None = None
     orthanc: OrthancSource | None = None
@@ -191,14 +177,11 @@ class Settings:
 def load_settings(path: Path) -> Settings:
     """Reads `path`; relative paths in it are relative to it. Raises BadSettings."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadSettings(
-            f"{path}: cannot be read as TOML: {error}; `equipoise gateway --example` prints one"
-        ) from None
-    if isinstance(document.get("directory"), str):
-        document.setdefault("audit", str(Path(document["directory"]) / "decisions.jsonl"))
-    settings = _build(Settings, document, path.parent, "")
+        settings = read_toml(path, Settings)
+    except InvalidInput as error:
+        raise BadSettings(f"{error}; `equipoise gateway --example` explains every key") from None
+    if settings.audit == Path():
+        settings = replace(settings, audit=settings.directory / "decisions.jsonl")
     _check(settings)
     return settings
 
@@ -218,8 +201,6 @@ def _check(settings: Settings) -> None:
         raise BadSettings("nothing to listen to; expected at least one of [receive], [orthanc], [dicomweb]")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):
         raise BadSettings("[deliver]: expected either stow_url or host (with port and aet)")
-    if settings.deliver.attempts < 1 or settings.deliver.first_seconds <= 0:
-        raise BadSettings("[deliver]: expected attempts ≥ 1 and first_seconds > 0")
     try:
         local = settings.review.host == "localhost" or ipaddress.ip_address(settings.review.host).is_loopback
     except ValueError:
@@ -237,40 +218,3 @@ def _check(settings: Settings) -> None:
             ipaddress.ip_network(address)
         except ValueError:
             raise BadSettings(f"[review] trusted_proxies: {address!r} is no address or network") from None
-
-
-def _build(kind: type[T], table: Mapping[str, Any], base: Path, where: str) -> T:
-    hints = get_type_hints(kind)
-    known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in table:
-        if name not in known:
-            raise BadSettings(f"{where}{name}: no such key; expected one of {', '.join(known)}")
-    for name, each in known.items():
-        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if required and name not in table:
-            raise BadSettings(f"{where}{name} is missing; `equipoise gateway --example` explains it")
-    values = {name: _value(hints[name], value, base, f"{where}{name}") for name, value in table.items()}
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, base: Path, where: str) -> Any:
-    options = [each for each in get_args(hint) if each is not type(None)] if type(None) in get_args(hint) else [hint]
-    kind = options[0]
-    origin = getattr(kind, "__origin__", None)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        return _build(kind, value, base, f"{where}.")
-    if kind is Path and isinstance(value, str) and value:
-        return base / Path(value).expanduser()
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        if value in [each.value for each in kind]:
-            return kind(value)
-        raise BadSettings(f"{where} is {value!r}; expected one of {', '.join(str(each.value) for each in kind)}")
-    if origin is tuple and isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return tuple(value)
-    if origin is not tuple and origin is not None and isinstance(value, dict):
-        return {str(name): str(each) for name, each in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str) and type(value) is kind:
-        return value
-    raise BadSettings(f"{where} is {value!r}; expected {getattr(kind, '__name__', kind)}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from ..gateway.settings import load_settings
 
@@ -42,7 +42,7 @@ def review(
         typer.echo(reviewers.add(new_reviewer))
         return
     chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    page = replace(settings.review, **chosen)  # type: ignore[arg-type]
+    page = replace(settings.review, **chosen)
     settings = replace(settings, review=page)
     store = Store(settings.directory / "gateway.db")
     try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
+import msgspec
 from equipoise_client.errors import EquipoiseError
 
 from ..gateway.settings import Review
@@ -71,8 +72,8 @@ class Reviewers:
         if not self._path.exists():
             return {}
         try:
-            return {str(name): str(digest) for name, digest in json.loads(self._path.read_text("utf-8")).items()}
-        except (OSError, ValueError, AttributeError):
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
             raise BadReviewer(f"{self._path}: the list of reviewers cannot be read") from None
 
 
