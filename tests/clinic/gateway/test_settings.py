@@ -36,15 +36,7 @@ def test_the_example_says_what_the_defaults_are():
 def test_the_example_names_every_key():
     text = EXAMPLE.read_text()
     settings = load_settings(EXAMPLE)
-    parts = (
-        settings,
-        settings.receive,
-        settings.orthanc,
-        settings.deliver,
-        settings.health,
-        settings.review,
-        settings.triton,
-    )
+    tables = (settings.receive, settings.orthanc, settings.triton, settings.deliver, settings.health, settings.review)
     names = {field.name for table in (settings, *tables) for field in fields(table)}
     assert [name for name in sorted(names - {"associations", "timeout_seconds"}) if name not in text] == []
 
