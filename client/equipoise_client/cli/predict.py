@@ -56,7 +56,7 @@ class PriorityName(str, Enum):
 
 
 @dataclass(frozen=True)
-class Case:
+class PredictedFile:
     """What became of one file; without a prediction it goes to review, with the error as the reason."""
 
     file: Path
@@ -174,12 +174,12 @@ def predict(
         "timeout": timeout,
     }
     with client:
-        cases = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
+        outcomes = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
     if as_json:
-        typer.echo(json.dumps([case.document() for case in cases], indent=1, allow_nan=False))
+        typer.echo(json.dumps([outcome.document() for outcome in outcomes], indent=1, allow_nan=False))
     else:
-        wide_console().print(_table(name, cases))
-    if any(case.error for case in cases):
+        wide_console().print(_table(name, outcomes))
+    if any(outcome.error for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -205,18 +205,18 @@ def _cases(
     out: Path | None,
     rules: Any,
     options: dict[str, Any],
-) -> Iterator[Case]:
+) -> Iterator[PredictedFile]:
     try:
         contract = client.contract(name)
     except EquipoiseError as error:
-        yield from (Case(file, name, error=str(error)) for file in files)
+        yield from (PredictedFile(file, name, error=str(error)) for file in files)
         return
     taken: set[Path] = set()
     for file in files:
-        case = Case(file, name, contract)
+        outcome = PredictedFile(file, name, contract)
         try:
             if file.is_dir():
-                yield _study(case, client, rules, None if out is None else free_place(out, file, taken), options)
+                yield _study(outcome, client, rules, None if out is None else free_place(out, file, taken), options)
                 continue
             prepared = fit(with_spacing(read_image(file), spacing), contract)
             wanted = ("mean", "variance") if contract.task is Task.CLASSIFICATION else ()
@@ -225,15 +225,17 @@ def _cases(
             millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
             with _elapsed_shown(contract, prepared):
                 answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
-            case = replace(case, prediction=prepared.judge(answer))
+            outcome = replace(outcome, prediction=prepared.judge(answer))
             if out is not None:
-                case = _with_results(case, prepared, free_place(out, file, taken))
+                outcome = _with_results(outcome, prepared, free_place(out, file, taken))
         except EquipoiseError as error:
-            case = _failed(case, str(error))
+            outcome = _failed(outcome, str(error))
         except Exception as error:  # noqa: BLE001 (one file must not take the others with it; nothing is accepted)
             # Only the kind of error is shown: a library's message may quote what stands in the file.
-            case = _failed(case, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it")
-        yield case
+            outcome = _failed(
+                outcome, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it"
+            )
+        yield outcome
 
 
 @contextmanager
@@ -256,23 +258,25 @@ def _series() -> Any:
     raise InvalidInput("a folder was given, and nothing is installed that reads DICOM series: reinstall equipoise")
 
 
-def _study(case: Case, client: UncertaintyClient, rules: Any, place: Path | None, options: Any) -> Case:
+def _study(
+    outcome: PredictedFile, client: UncertaintyClient, rules: Any, place: Path | None, options: Any
+) -> PredictedFile:
     """A folder with a DICOM series: its decision, and the objects that a PACS stores."""
     series = _series()
-    found = series.analysed(case.file, case.model, client, rules, **options)
-    case = replace(case, prediction=found.prediction)
+    found = series.analysed(outcome.file, outcome.model, client, rules, **options)
+    outcome = replace(outcome, prediction=found.prediction)
     if place is None:
-        return case
+        return outcome
     try:
-        written = series.write(found, case.file, place, case.model)
+        written = series.write(found, outcome.file, place, outcome.model)
     except OSError as error:
-        return _failed(case, f"{place.name}: its results cannot be written: {error}")
-    return replace(case, written=written)
+        return _failed(outcome, f"{place.name}: its results cannot be written: {error}")
+    return replace(outcome, written=written)
 
 
-def _failed(case: Case, message: str) -> Case:
-    held = None if case.prediction is None else case.prediction.at_most_review("its results could not be written")
-    return replace(case, prediction=held, error=message)
+def _failed(outcome: PredictedFile, message: str) -> PredictedFile:
+    held = None if outcome.prediction is None else outcome.prediction.at_most_review("its results could not be written")
+    return replace(outcome, prediction=held, error=message)
 
 
 def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
@@ -287,53 +291,53 @@ def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
     return place
 
 
-def _with_results(case: Case, prepared: Prepared, place: Path) -> Case:
+def _with_results(outcome: PredictedFile, prepared: Prepared, place: Path) -> PredictedFile:
     """Writes the picture, and for a NIfTI segmentation its maps in the file's own grid."""
-    assert case.prediction is not None and case.contract is not None
+    assert outcome.prediction is not None and outcome.contract is not None
     from ..figure import write_figure
     from ..images import nifti
 
-    prediction, segmentation = case.prediction, case.contract.task is Task.SEGMENTATION
+    prediction, segmentation = outcome.prediction, outcome.contract.task is Task.SEGMENTATION
     maps = []
     try:
-        picture = place.with_name(f"{place.name}.{case.model}.png")
-        write_figure(picture, case.file.name, case.contract, prepared, prediction)
+        picture = place.with_name(f"{place.name}.{outcome.model}.png")
+        write_figure(picture, outcome.file.name, outcome.contract, prepared, prediction)
         if segmentation and prepared.source.kind is Kind.NIFTI:
             for name, values in (("labels", prediction.labels), ("epistemic", prediction.epistemic)):
-                maps.append(place.with_name(f"{place.name}.{case.model}.{name}.nii.gz"))
+                maps.append(place.with_name(f"{place.name}.{outcome.model}.{name}.nii.gz"))
                 nifti.write(maps[-1], prepared.to_source(values), prepared.source)
     except OSError as error:
-        return _failed(case, f"{place.name}: its results cannot be written: {error}")
-    return replace(case, written=(picture, *maps))
+        return _failed(outcome, f"{place.name}: its results cannot be written: {error}")
+    return replace(outcome, written=(picture, *maps))
 
 
-def _table(model: str, cases: list[Case]) -> Table:
-    table = Table(title=f"{model}: {len(cases)} file{'s' if len(cases) != 1 else ''}", title_justify="left")
+def _table(model: str, outcomes: list[PredictedFile]) -> Table:
+    table = Table(title=f"{model}: {len(outcomes)} file{'s' if len(outcomes) != 1 else ''}", title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("route", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    for case in cases:
-        prediction = case.prediction
+    for outcome in outcomes:
+        prediction = outcome.prediction
         table.add_row(
-            escape(str(case.file)),
-            f"[bold {ROUTE_COLOUR[case.route]}]{case.route.value}[/]",
+            escape(str(outcome.file)),
+            f"[bold {ROUTE_COLOUR[outcome.route]}]{outcome.route.value}[/]",
             "–" if prediction is None else f"{prediction.case_score:.4f}",
-            "\n".join(_results(case)),
+            "\n".join(_results(outcome)),
             "–" if prediction is None else str(prediction.samples_used),
-            escape("; ".join(part for part in (prediction.reason if prediction else "", case.error or "") if part)),
+            escape("; ".join(part for part in (prediction.reason if prediction else "", outcome.error or "") if part)),
         )
     return table
 
 
-def _results(case: Case) -> Iterator[str]:
+def _results(outcome: PredictedFile) -> Iterator[str]:
     """Volumes with their interval, or the probability of each class with its standard deviation."""
-    for name, probability in case.probabilities().items():
+    for name, probability in outcome.probabilities().items():
         yield f"{escape(name)} {probability['mean']:.3f} ± {probability['sd']:.3f}"
-    volume = case.prediction.volume if case.prediction else None
-    if volume is not None and case.contract is not None and case.contract.spacing is not None:
+    volume = outcome.prediction.volume if outcome.prediction else None
+    if volume is not None and outcome.contract is not None and outcome.contract.spacing is not None:
         parts = volume.classes.items() if len(volume.classes) > 1 else ()
         for name, estimate in (*parts, ("total", volume.total)):
             yield f"{escape(name)} {_millilitres(estimate)}"

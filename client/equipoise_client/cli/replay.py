@@ -48,7 +48,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Question:
+class RecordedRequest:
     """What has to be asked again; None where the caller had named nothing."""
 
     model: str
@@ -73,22 +73,22 @@ def replay(
     """Asks the server again and compares route and numbers with the record."""
     recorded = read_record(record, entry)
     encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
-    question = asked(recorded)
+    request = asked(recorded)
     with UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None) as client:
-        contract = client.contract(question.model)
-        prepared = fit(with_spacing(read_image(image), question.spacing), contract)
+        contract = client.contract(request.model)
+        prepared = fit(with_spacing(read_image(image), request.spacing), contract)
         digest = input_digest(prepared.pixels)
-        if digest != question.input_digest:
+        if digest != request.input_digest:
             raise InvalidInput(
                 f"{image.name} is not the image of this record: its digest is {digest[:12]}, the record says "
-                f"{question.input_digest[:12]}"
+                f"{request.input_digest[:12]}"
             )
         again = client.predict(
-            question.model,
+            request.model,
             prepared.pixels,
-            samples=question.samples,
-            seed=question.seed,
-            spacing=question.spacing,
+            samples=request.samples,
+            seed=request.seed,
+            spacing=request.spacing,
             outputs=(),
         ).record
     found = list(differences(recorded, again))
@@ -125,7 +125,7 @@ def read_record(path: Path, entry: int = 0) -> Mapping[str, Any]:
     return record
 
 
-def asked(recorded: Mapping[str, Any]) -> Question:
+def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
     """What the record says was asked. Raises InvalidInput where it does not say, or says what cannot be."""
     try:
         spacing, samples, seed = recorded["spacing"], recorded["samples_asked"], int(recorded["seed"])
@@ -139,7 +139,7 @@ def asked(recorded: Mapping[str, Any]) -> Question:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"the record is incomplete or malformed: {type(error).__name__}: {error}") from error
     model, digest = texts
-    return Question(model, digest, millimetres, samples if named[0] else None, seed if named[1] else None)
+    return RecordedRequest(model, digest, millimetres, samples if named[0] else None, seed if named[1] else None)
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Difference]:

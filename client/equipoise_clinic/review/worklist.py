@@ -26,7 +26,7 @@ _DELIVERY = {
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeLine:
     """One line of volumes, ready to read: `1.83 mL (1.60 to 2.10)`."""
 
     name: str
@@ -43,7 +43,7 @@ class Row:
     route: str
     why: str
     score: str
-    volumes: tuple[Volume, ...]
+    volumes: tuple[VolumeLine, ...]
     age: str
     model: str
     version: str
@@ -126,10 +126,10 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def _volume(name: str, estimate: object) -> Volume:
+def _volume(name: str, estimate: object) -> VolumeLine:
     assert isinstance(estimate, dict)
     mean, low, high = (estimate.get(key) for key in ("mean", "low", "high"))
     known = None not in (low, high)
-    return Volume(
+    return VolumeLine(
         name, "–" if mean is None else f"{mean:.2f} mL", f"{low:.2f} to {high:.2f} mL" if known else "no interval"
     )

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from . import pseudo
 from .order import CANDIDATES, Ranked, Unlabelled, rank_images
-from .survey import Answer, Failure, Question, image_files, known_score, survey
+from .survey import FailedImage, SurveyedImage, SurveyRequest, image_files, known_score, survey
 
 EPILOG = """[bold]Examples[/]
 
@@ -172,10 +172,10 @@ def rank(
             chosen = known_score(contract, score)
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from error
-        question = Question(chosen, fallback, () if pseudo_labels is None else pseudo.OUTPUTS, timeout)
+        request = SurveyRequest(chosen, fallback, () if pseudo_labels is None else pseudo.OUTPUTS, timeout)
         every = [*known, *unlabelled]
         places = [*(None for _ in known), *_places(pseudo_labels, unlabelled)]
-        answers = zip(_shown(survey(client, contract, every, question), len(every), as_json), places, strict=True)
+        answers = zip(_shown(survey(client, contract, every, request), len(every), as_json), places, strict=True)
         taken = [_take(contract, answer, confidence, place) for answer, place in answers]
     reference, found = _parted(taken[: len(known)]), _parted(taken[len(known) :])
     rows = _rows(found, reference[0], count, candidates, include_rejected)
@@ -205,7 +205,9 @@ def rank(
         raise typer.Exit(1)
 
 
-def _shown(answers: Iterator[Answer | Failure], total: int, quiet: bool) -> Iterator[Answer | Failure]:
+def _shown(
+    answers: Iterator[SurveyedImage | FailedImage], total: int, quiet: bool
+) -> Iterator[SurveyedImage | FailedImage]:
     """The answers, with a progress bar on stderr where somebody looks."""
     with Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
         yield from progress.track(answers, total=total, description="asking")
@@ -217,27 +219,29 @@ def _places(folder: Path | None, files: Sequence[Path]) -> list[Path | None]:
     return [None if folder is None else free_place(folder, file, taken) for file in files]
 
 
-def _take(contract: Contract, answer: Answer | Failure, confidence: float, place: Path | None) -> Seen | Failure:
+def _take(
+    contract: Contract, answer: SurveyedImage | FailedImage, confidence: float, place: Path | None
+) -> Seen | FailedImage:
     """What is kept of an answer; an accepted one leaves its pseudo-label at `place`."""
-    if isinstance(answer, Failure):
+    if isinstance(answer, FailedImage):
         return answer
     prediction, label = answer.prediction, None
     if place is not None and prediction.route is Route.ACCEPT and not pseudo.obstacle(contract, prediction.record):
         try:
             label = pseudo.pseudo_label(contract, answer, confidence, place)
         except (OSError, EquipoiseError) as error:
-            return Failure(answer.file, f"{answer.file.name}: its pseudo-label cannot be written: {error}")
+            return FailedImage(answer.file, f"{answer.file.name}: its pseudo-label cannot be written: {error}")
     stated = {name: prediction.record.get(name) for name in pseudo.STATED}
     return Seen(answer.file, answer.score, answer.features, prediction.route, prediction.reason, stated, label)
 
 
-def _parted(taken: Sequence[Seen | Failure]) -> tuple[list[Seen], list[Failure]]:
+def _parted(taken: Sequence[Seen | FailedImage]) -> tuple[list[Seen], list[FailedImage]]:
     seen = [each for each in taken if isinstance(each, Seen)]
-    return seen, [each for each in taken if isinstance(each, Failure)]
+    return seen, [each for each in taken if isinstance(each, FailedImage)]
 
 
 def _rows(
-    found: tuple[list[Seen], list[Failure]],
+    found: tuple[list[Seen], list[FailedImage]],
     labelled: Sequence[Seen],
     count: int,
     candidates: int | None,

@@ -12,9 +12,9 @@ from equipoise_client import InvalidInput, ServerUnavailable
 from equipoise_client.cli.main import main
 from equipoise_clinic.dicom import archive
 
-from ...support.findings import find, written
 from ...support.orthanc import Site, orthanc
 from ...support.phantom import NAME, PATIENT, SLICES, compressed, phantom
+from ...support.result_sources import find, written
 
 STUDY = "1.2.826.0.1.3680043.10.99.1"
 

@@ -236,7 +236,7 @@ class TestFolder:
 
     def test_results_are_no_source(self, folder: Path, head, brain) -> None:
         """A study that holds our own results gives the same choice again."""
-        from ...support.findings import find, written
+        from ...support.result_sources import find, written
 
         written(find(phantom().datasets, head), folder / "results")
         (chosen,) = select(folder, ANY)
