@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.cli.options import Encrypt, Json, TlsCert, TlsKey, TlsRoot, Url, encryption
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import InvalidInput, ServerUnavailable
-from equipoise_client.transport import Retry, Tls
+from equipoise_client.transport import Retry
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -40,7 +41,7 @@ EPILOG = """[bold]Examples[/]
 
 equipoise load pneumonia --rate 50 --duration 60 --image xray.dcm --slo p99=250ms,errors=0.1%
 
-equipoise load hippocampus=1 pneumonia=4 --rate 20 --urgent 0.1 --json run.json --html run.html
+equipoise load hippocampus=1 pneumonia=4 --rate 20 --urgent 0.1 --out run.json --html run.html
 
 equipoise load pneumonia --arrivals closed --concurrency 8 --samples 5 --samples 20
 
@@ -57,7 +58,7 @@ def load(
     models: Annotated[
         list[str] | None, typer.Argument(help="Public models; NAME=WEIGHT for a mix.", show_default=False)
     ] = None,
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second, all models together.")] = 10.0,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds that are measured.")] = 30.0,
     warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before, sent but not counted.")] = 3.0,
@@ -84,7 +85,8 @@ def load(
     metrics: Annotated[
         str | None, typer.Option(help="Triton's metrics; default http://HOST:8002/metrics, where there are any.")
     ] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write the report here; - for stdout.")] = None,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report as JSON; for --compare.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report with plots here.")] = None,
     analyzer: Annotated[
         Path | None, typer.Option("--perf-analyzer", help="Write the same load for perf_analyzer into this folder.")
@@ -92,12 +94,13 @@ def load(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two reports (JSON) to put side by side; sends nothing.")
     ] = None,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust; encrypts.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Load-test a server, with latencies counted from when each request was due."""
-    console = Console(stderr=as_json is not None and str(as_json) == "-")
+    console = Console(stderr=as_json)
     if compare is not None:
         first, second = compare
         console.print(comparison(read_report(first), read_report(second), (first.name, second.name)))
@@ -106,9 +109,19 @@ def load(
         raise typer.BadParameter("name at least one public model, as in `equipoise load pneumonia`")
     try:
         objectives = complete(parse_slo(slo or ""))
-        tls = Tls(tls_root, tls_cert, tls_key) if tls_root or tls_cert else None
+        encrypted = encryption(tls, tls_root, tls_cert, tls_key)
         plan = Plan(
-            url, arrivals, rate, concurrency, warmup, duration, timeout, Retry(tries), connections, seed=seed, tls=tls
+            url,
+            arrivals,
+            rate,
+            concurrency,
+            warmup,
+            duration,
+            timeout,
+            Retry(tries),
+            connections,
+            seed=seed,
+            tls=encrypted,
         )
         wish = Wish(
             weights(models), tuple(image or ()), tuple(samples or ()), urgent, tuple(output or ()), timeout, per_request
@@ -117,7 +130,7 @@ def load(
         raise typer.BadParameter(str(error)) from error
     if capacity and (not objectives or arrivals is Arrivals.CLOSED):
         raise typer.BadParameter("--find-capacity needs --slo and an open loop (--arrivals poisson or constant)")
-    with UncertaintyClient(url, timeout=timeout, tls=tls) as client:
+    with UncertaintyClient(url, timeout=timeout, tls=encrypted) as client:
         payloads = build_mix(client, wish)
     if analyzer is not None:
         console.print("for perf_analyzer:", " ".join(write_analyzer(plan, payloads, analyzer)), soft_wrap=True)
@@ -139,9 +152,11 @@ def load(
         console.print(verdicts(objectives, report))
     if html is not None:
         write_page(report, html)
-    if as_json is not None:
-        text = json.dumps(report, indent=1, allow_nan=False)
-        print(text) if str(as_json) == "-" else as_json.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, allow_nan=False)
+    if out is not None:
+        out.write_text(f"{text}\n", encoding="utf-8")
+    if as_json:
+        typer.echo(text)
     if not kept:
         raise typer.Exit(MISSED)
 
@@ -167,7 +182,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {type(error).__name__}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise InvalidInput(f"{path} is no report of `equipoise load --json` (format {FORMAT})")
+        raise InvalidInput(f"{path} is no report of `equipoise load --out` (format {FORMAT})")
     return report
 
 

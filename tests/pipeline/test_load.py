@@ -15,7 +15,7 @@ pytestmark = pytest.mark.pipeline
 def loaded(capsys, server, *words: str, warmup: float = 0.2) -> tuple[int, dict]:
     """Exit code and report."""
     with pytest.raises(SystemExit) as ended:
-        main(["load", *words, "--url", server.grpc_url, "--warmup", str(warmup), "--json", "-"])
+        main(["load", *words, "--url", server.grpc_url, "--warmup", str(warmup), "--json"])
     return ended.value.code or 0, json.loads(capsys.readouterr().out)
 
 

@@ -52,7 +52,7 @@ def _application(verbs: Mapping[str, Verb], called: str) -> typer.Typer:
             function, epilog = verb.load()
             application.command(name, epilog=epilog)(function)
         else:
-            application.command(name, help=verb.help)(_unloaded)
+            application.command(name, help=verb.help, rich_help_panel=verb.package.capitalize())(_unloaded)
     return application
 
 

@@ -27,7 +27,7 @@ from ..extras import needs
 from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
-from ..transport import Tls
+from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing
 
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
@@ -104,19 +104,6 @@ _UNDECIDED: dict[str, Any] = {
 }
 
 
-def parse_spacing(text: str | None) -> tuple[float, ...] | None:
-    """`"1,1,1.2"` → mm. Raises typer.BadParameter."""
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}; expected millimetres with commas, as in 1,1,1.2") from error
-    if not all(0.0 < mm < float("inf") for mm in numbers):
-        raise typer.BadParameter(f"{text!r}; expected millimetres above 0")
-    return numbers
-
-
 def predict(
     name: Annotated[str, typer.Argument(help="The public model.", show_default=False)],
     files: Annotated[
@@ -126,16 +113,14 @@ def predict(
             show_default=False,
         ),
     ],
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples per image; for study, the route is then at most review.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="Seed; for study, the route is then at most review.")
     ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="Voxel spacing in mm for files that do not state their own, as in 1,1,1.2.")
-    ] = None,
+    spacing: Spacing = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per file.")] = False,
     out: Annotated[
         Path | None,
@@ -147,12 +132,12 @@ def predict(
     rules: Annotated[
         Path | None, typer.Option(dir_okay=False, help="TOML file that says which series of a DICOM folder to take.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds per file.")] = 60.0,
+    timeout: FileTimeout = 60.0,
     priority: Annotated[PriorityName | None, typer.Option(help="Place in the server's queue.")] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Ask a server about image files, and where each case should go.
 
@@ -160,9 +145,8 @@ def predict(
     """
     fallback = parse_spacing(spacing)
     try:
-        encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
         chosen = None if rules is None else _series().rules_for(rules, name)
-        client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
+        client = UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
     except (InvalidInput, OSError) as error:

@@ -18,7 +18,7 @@ from ..client import UncertaintyClient
 from ..errors import InvalidInput
 from ..images import fit, read_image
 from ..images.prepare import with_spacing
-from ..transport import Tls
+from .options import Encrypt, FileTimeout, Json, TlsCert, TlsKey, TlsRoot, Url, encryption
 
 TOLERANCE = 1e-5
 """Absolute for numbers below 1, relative above: what one model on one kind of machine keeps (DESIGN, invariant 1)."""
@@ -61,20 +61,19 @@ class RecordedRequest:
 def replay(
     record: Annotated[Path, typer.Argument(help="JSON: a record, or what `equipoise predict --json` printed.")],
     image: Annotated[Path, typer.Argument(help="The image that was decided on.")],
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     entry: Annotated[int, typer.Option(min=0, help="Which entry, where the file holds several.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 60.0,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    timeout: FileTimeout = 60.0,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    as_json: Json = False,
 ) -> None:
     """Asks the server again and compares route and numbers with the record."""
     recorded = read_record(record, entry)
-    encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
     request = asked(recorded)
-    with UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None) as client:
+    with UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key)) as client:
         contract = client.contract(request.model)
         prepared = fit(with_spacing(read_image(image), request.spacing), contract)
         digest = input_digest(prepared.pixels)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot
 from equipoise_client.errors import ServerFailure
 
 from .send_command import AUTHORIZATION, shown
@@ -31,10 +32,10 @@ def fetch(
     query: Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE as in QIDO-RS; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for the files.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most studies that a query may bring.")] = 100,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer.")] = 60.0,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    timeout: PacsTimeout = 60.0,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per study.")] = False,
 ) -> None:
     """Bring studies over DICOMweb, by UID or by a query, each instance as it is stored."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot
 from equipoise_client.errors import EquipoiseError, UnreadableImage
 from rich.console import Console
 from rich.progress import Progress
@@ -32,10 +33,10 @@ def send(
     files: Annotated[list[Path], typer.Argument(help="DICOM files, or folders with such.", show_default=False)],
     to: Annotated[str, typer.Option(help="https://host/dicom-web (STOW-RS) or dicom://AET@host:port (C-STORE).")],
     calling_aet: Annotated[str, typer.Option(help="This machine's AE title, for C-STORE.")] = "EQUIPOISE",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer.")] = 60.0,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    timeout: PacsTimeout = 60.0,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per instance.")] = False,
 ) -> None:
     """Store DICOM files in a PACS, one by one; what one is refused for does not keep back the others."""

@@ -11,11 +11,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from equipoise_client.cli.predict import ROUTE_COLOUR, free_place, parse_spacing, wide_console
+from equipoise_client.cli.options import (
+    Encrypt,
+    FileTimeout,
+    Json,
+    Spacing,
+    TlsCert,
+    TlsKey,
+    TlsRoot,
+    Url,
+    encryption,
+    parse_spacing,
+)
+from equipoise_client.cli.predict import ROUTE_COLOUR, free_place, wide_console
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import EquipoiseError, InvalidInput
 from equipoise_client.prediction import number
-from equipoise_client.transport import Tls
 from equipoise_core.contract import Contract
 from equipoise_core.decision import Route
 from rich.console import Console
@@ -115,7 +126,7 @@ def rank(
             help="Unlabelled images, and folders of them (searched by the files' endings).", show_default=False
         ),
     ],
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     count: Annotated[int, typer.Option(min=1, help="How many images to propose.")] = 20,
     candidates: Annotated[
         int | None,
@@ -140,15 +151,13 @@ def rank(
     confidence: Annotated[
         float, typer.Option(min=0.5, max=1.0, help="Pseudo-labels less probable than this are to be ignored (255).")
     ] = 0.9,
-    spacing: Annotated[
-        str | None, typer.Option(help="Voxel spacing in mm for files that do not state their own, as in 1,1,1.2.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds per file.")] = 60.0,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    spacing: Spacing = None,
+    as_json: Json = False,
+    timeout: FileTimeout = 60.0,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Say which images an expert should label first (active learning).
 
@@ -157,11 +166,10 @@ def rank(
     """
     fallback = parse_spacing(spacing)
     try:
-        encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
         unlabelled, known = image_files(files), image_files(labelled or [])
         if candidates is not None and candidates < count:
             raise InvalidInput(f"--candidates {candidates} is fewer than --count {count}")
-        client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
+        client = UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key))
         if pseudo_labels is not None:
             pseudo.new_folder(pseudo_labels)
     except (InvalidInput, OSError) as error:
