@@ -32,7 +32,7 @@ from .tally import Tally, report_of
 
 FORMAT = "equipoise-load/1"
 MISSED = 3
-"""Exit code where a promise was broken."""
+"""Exit code where an objective was missed."""
 
 SETTLING = 3.0
 """Seconds after the last answer within which a server has counted it."""
@@ -51,7 +51,7 @@ equipoise load pneumonia --find-capacity --slo p99=250ms,errors=0%,achieved=95% 
 
 equipoise load --compare before.json after.json
 
-Exit code: 0 done and every promise kept, 1 it failed, 2 wrong usage, 3 a promise was broken."""
+Exit code: 0 done and every objective met, 1 failed, 2 wrong usage, 3 an objective was missed."""
 
 
 def load(
@@ -60,30 +60,30 @@ def load(
     ] = None,
     url: Url = "localhost:8001",
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second, all models together.")] = 10.0,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds that are measured.")] = 30.0,
-    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before, sent but not counted.")] = 3.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Measured time in seconds.")] = 30.0,
+    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before that, sent but not counted.")] = 3.0,
     arrivals: Annotated[
         Arrivals, typer.Option(help="Open loop (poisson, constant), or closed: the next one after an answer.")
     ] = Arrivals.POISSON,
     concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests in flight.")] = 1,
     image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
-    samples: Annotated[list[int] | None, typer.Option(min=1, help="T; several are mixed. Default: policy's.")] = None,
-    per_request: Annotated[int, typer.Option("--images-per-request", min=1, help="They are sampled together.")] = 1,
+    samples: Annotated[list[int] | None, typer.Option(min=1, help="T; several: a mix. Default: the policy's.")] = None,
+    per_request: Annotated[int, typer.Option("--images-per-request", min=1, help="Sampled together.")] = 1,
     urgent: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of urgent requests.")] = 0.0,
     output: Annotated[list[str] | None, typer.Option(help="Arrays to ask for, as mean; default: none.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one request, all tries included.")] = 10.0,
-    tries: Annotated[int, typer.Option(min=1, help="Times to send a request that the server is too busy for.")] = 1,
+    tries: Annotated[int, typer.Option(min=1, help="How often to send a request if the server is too busy.")] = 1,
     connections: Annotated[int, typer.Option(min=1, help="TCP connections.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of arrivals and mix.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of arrivals and mix.")] = 0,
     slo: Annotated[
         str | None,
-        typer.Option(help="Promises, as p99=250ms,errors=0.1%,achieved=95% (errors=1% where a time stands alone)."),
+        typer.Option(help="Objectives, as p99=250ms,errors=0.1%,achieved=95%; a time alone implies errors=1%."),
     ] = None,
     capacity: Annotated[
-        bool, typer.Option("--find-capacity", help="Search the highest rate that keeps --slo, from --rate on.")
+        bool, typer.Option("--find-capacity", help="Search for the highest rate that meets --slo, starting at --rate.")
     ] = False,
     metrics: Annotated[
-        str | None, typer.Option(help="Triton's metrics; default http://HOST:8002/metrics, where there are any.")
+        str | None, typer.Option(help="Triton's metrics; default http://HOST:8002/metrics, if that answers.")
     ] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report as JSON; for --compare.")] = None,
@@ -182,7 +182,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {type(error).__name__}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise InvalidInput(f"{path} is no report of `equipoise load --out` (format {FORMAT})")
+        raise InvalidInput(f"{path} is not a report of `equipoise load --out` (format {FORMAT})")
     return report
 
 
@@ -230,15 +230,15 @@ def measure(
 def _settled(metrics: str, before: Account, payloads: Sequence[Payload], answered: int) -> Account | None:
     """The counters once the last answers are among them: Triton counts a request after it has answered it.
 
-    None where the server died of the load. Behind a proxy one replica never counts them all: no more than
+    None where the server died under the load. Behind a proxy one replica never counts them all: no more than
     `SETTLING` seconds are waited for.
     """
     models = {payload.model for payload in payloads}
     until = time.monotonic() + SETTLING
     while True:
         after = _account(metrics, wanted=False)
-        told = {} if after is None else between(before, after)
-        counted = sum(told[model]["requests"] for model in models & told.keys())
+        counts = {} if after is None else between(before, after)
+        counted = sum(counts[model]["requests"] for model in models & counts.keys())
         if after is None or counted >= answered or time.monotonic() > until:
             return after
         time.sleep(0.05)
@@ -254,7 +254,7 @@ def _account(metrics: str, wanted: bool) -> Account | None:
 
 
 def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally:
-    """The run, with a line on stderr that tells how it goes where somebody looks."""
+    """The run, with a line of progress on stderr, on a terminal."""
     if not sys.stderr.isatty():
         return run(plan, payloads)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -265,8 +265,8 @@ def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally
         def show(elapsed: float, tally: Tally, in_flight: int) -> None:
             p99 = tally.latency.get_value_at_percentile(99.0) / 1e3
             failed = tally.total - tally.answered
-            told = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
-            progress.update(task, completed=min(elapsed, whole), description=told if tally.total else "warming up")
+            line = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
+            progress.update(task, completed=min(elapsed, whole), description=line if tally.total else "warming up")
 
         return run(plan, payloads, show)
 
@@ -285,10 +285,10 @@ def _best(found: Capacity) -> dict[str, Any]:
 
 
 def _show_capacity(found: Capacity, console: Console) -> None:
-    table = Table("requests per second", "p99 ms", "errors", "kept", title="search for capacity")
+    table = Table("requests per second", "p99 ms", "errors", "met", title="search for capacity")
     for rate, held, report in found.trials:
         p99 = report["latency_ms"].get("p99")
         shown = ("–" if p99 is None else f"{p99:.4g}", f"{report['requests']['error_share']:.2%}")
         table.add_row(f"{rate:.4g}", *shown, "[green]yes[/]" if held else "[red]no[/]")
     console.print(table)
-    console.print(f"capacity: {found.rate:.4g} requests per second" if found.rate else "no rate kept the promise")
+    console.print(f"capacity: {found.rate:.4g} requests per second" if found.rate else "no rate met the objectives")

@@ -27,7 +27,7 @@ def head(brain: Contract) -> Contract:
     return replace(brain, name="head", spacing=((0.5, 3.0),) * 3)
 
 
-def told(contract: Contract, prepared: Prepared, **changes: Any) -> Prediction:
+def predicted(contract: Contract, prepared: Prepared, **changes: Any) -> Prediction:
     """Labels by the phantom's thresholds; epistemic as the stored value, aleatoric as what is left of the limit."""
     values = prepared.pixels
     share = (values / 65535.0 * LIMIT).astype(np.float32)
@@ -54,7 +54,9 @@ def find(given: Any, contract: Contract, rule: Rule | None = None, **changes: An
     (group,) = read(given)
     series = volume_of(group)
     prepared = fit(series.image(), contract)
-    return result_source(series, rule or Rule(contract.name), contract, prepared, told(contract, prepared, **changes))
+    return result_source(
+        series, rule or Rule(contract.name), contract, prepared, predicted(contract, prepared, **changes)
+    )
 
 
 def written(source: ResultSource, folder: Path) -> dict[str, Path]:

@@ -45,7 +45,7 @@ equipoise predict hippocampus study/ --rules rules.toml --out results   [dim]# w
 
 equipoise predict nuclei cells.png --url triton.hospital:443 --tls-root ca.pem --tls-cert me.pem --tls-key me.key
 
-Exit code: 0 every file has a decision, 1 at least one has not (it goes to review), 2 wrong usage."""
+Exit code: 0 every file has a decision, 1 at least one has none (it goes to review), 2 wrong usage."""
 
 
 class PriorityName(str, Enum):
@@ -57,7 +57,7 @@ class PriorityName(str, Enum):
 
 @dataclass(frozen=True)
 class PredictedFile:
-    """What became of one file; without a prediction it goes to review, with the error as the reason."""
+    """The outcome for one file; without a prediction it goes to review, with the error as the reason."""
 
     file: Path
     model: str
@@ -139,7 +139,7 @@ def predict(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
 ) -> None:
-    """Ask a server about image files, and where each case should go.
+    """Ask a server about image files: results, uncertainty and a route for each.
 
     A file that cannot be read or answered goes to review and does not stop the others.
     """
@@ -173,7 +173,7 @@ def wide_console() -> Console:
 
 
 def _shown(files: list[Path], quiet: bool) -> Iterator[Path]:
-    """The files, with a progress bar on stderr where there are several and somebody looks."""
+    """The files, with a progress bar on stderr where there are several, on a terminal."""
     if quiet or len(files) < 2 or not sys.stderr.isatty():
         yield from files
         return
@@ -235,7 +235,7 @@ def _elapsed_shown(contract: Contract, prepared: Prepared) -> Iterator[None]:
 
 
 def _series() -> Any:
-    """What reads folders with a DICOM series: see `equipoise_clinic.dicom.predicting`. Raises InvalidInput."""
+    """The reader of folders with a DICOM series: see `equipoise_clinic.dicom.predicting`. Raises InvalidInput."""
     for entry in entry_points(group="equipoise.series", name="dicom"):
         with needs("clinic", "reading DICOM series"):
             return entry.load()

@@ -1,4 +1,4 @@
-"""The verb `equipoise replay`: does the service still decide as this record says?"""
+"""The verb `equipoise replay`: does the service still make the decision of this record?"""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from ..images.prepare import with_spacing
 from .options import Encrypt, FileTimeout, Json, TlsCert, TlsKey, TlsRoot, Url, encryption
 
 TOLERANCE = 1e-5
-"""Absolute for numbers below 1, relative above: what one model on one kind of machine keeps (DESIGN, invariant 1)."""
+"""Absolute for numbers below 1, relative above. One model on one kind of machine stays within it."""
 
 BINDING = ("model_digest", "policy_digest", "code_digest")
-"""What must be the same for a replay to mean anything; another code may still decide alike, and it is said."""
+"""What must be the same for a replay to mean anything. Other code may decide alike; the difference is still shown."""
 
 _DECIDED = ("seed", "samples", "stopped", "score", "route", "reason", "threshold")
 _CIRCUMSTANCES = ("software", "problems")
-"""May differ without another decision; everything else that a record says is held against the replay."""
+"""May differ without another decision. Everything else in a record is compared."""
 _MEASURED = ("case_score", "scores", "statistics", "strangeness", "volume_ml")
 
 EPILOG = """[bold]Example[/]
 
 equipoise predict hippocampus brain.nii.gz --json > decision.json; equipoise replay decision.json brain.nii.gz
 
-Exit code: 0 the same route and numbers, 1 not."""
+Exit code: 0 the same route and numbers, 1 not the same or it failed, 2 wrong usage."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """What has to be asked again; None where the caller had named nothing."""
+    """The request to repeat; None where the caller had named nothing."""
 
     model: str
     input_digest: str
@@ -70,7 +70,7 @@ def replay(
     tls_key: TlsKey = None,
     as_json: Json = False,
 ) -> None:
-    """Asks the server again and compares route and numbers with the record."""
+    """Decide a recorded case again, and compare route and numbers with the record."""
     recorded = read_record(record, entry)
     request = asked(recorded)
     with UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key)) as client:
@@ -99,11 +99,11 @@ def replay(
             table.add_row(each.what, str(each.recorded), str(each.replayed))
         Console().print(table)
         if recorded.get("problems"):
-            Console().print("the record notes trouble while sampling, which a replay does not repeat")
+            Console().print("the record notes problems during sampling, which a replay does not repeat")
     else:
         score = recorded["case_score"]  # null where sampling gave none
-        told = "without a score" if score is None else f"{recorded['score']} {score:.6g}"
-        Console().print(f"[green]the same[/]: {recorded['route']}, {told}")
+        stated = "without a score" if score is None else f"{recorded['score']} {score:.6g}"
+        Console().print(f"[green]the same[/]: {recorded['route']}, {stated}")
     if found:
         raise typer.Exit(1)
 
@@ -125,7 +125,7 @@ def read_record(path: Path, entry: int = 0) -> Mapping[str, Any]:
 
 
 def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
-    """What the record says was asked. Raises InvalidInput where it does not say, or says what cannot be."""
+    """The request that the record describes. Raises InvalidInput where that is missing or impossible."""
     try:
         spacing, samples, seed = recorded["spacing"], recorded["samples_asked"], int(recorded["seed"])
         named = [recorded[name] for name in ("samples_named", "seed_named")]

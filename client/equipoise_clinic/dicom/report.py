@@ -150,9 +150,9 @@ def _probabilities(source: ResultSource) -> Iterator[Any]:
 
 
 def _volumes(estimate: Estimate | None) -> list[Any]:
-    """Volume as mean with the distances to its interval's ends, and its standard deviation; mL. None where not known.
+    """Mean volume with the distances to its interval's ends, and its standard deviation, mL; empty where not known.
 
-    A mean outside its interval has no such distances: then there are none.
+    Distances are left out where the mean lies outside its interval.
     """
     from highdicom.sr import Measurement, MeasurementProperties
 

@@ -11,7 +11,7 @@
     [segments.hippocampus]       # codes of the classes, where there are better ones than "anatomical structure"
     anterior = { scheme = "SCT", value = "5366008", meaning = "Hippocampus" }
 
-Of several rules for one model the first that fits a series is taken; each model gets at most one series of a study.
+Of several rules for one model the first that fits a series is used. Each model gets at most one series of a study.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Entry(Strict, frozen=True):
         try:
             re.compile(self.description)
         except re.error as error:
-            raise InvalidInput(f"description = {self.description!r} is no regular expression: {error}") from error
+            raise InvalidInput(f"description = {self.description!r} is not a regular expression: {error}") from error
 
     def describes(self, description: str) -> bool:
         """Whether a Series Description fits."""
@@ -68,7 +68,7 @@ class _Entry(Strict, frozen=True):
 
 
 class Rule(_Entry, frozen=True):
-    """What a series has to be for a model; empty fields ask for nothing.
+    """Conditions that a series must meet for a model; an empty field is no condition.
 
     Attributes:
         segments: class → its code.

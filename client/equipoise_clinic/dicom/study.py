@@ -146,7 +146,7 @@ def select(given: Path | Iterable[Any], rules: Rules) -> list[ChosenSeries]:
 
 
 _CLOSENESS = (NoSeriesFits, WrongModality, WrongPlane, TooFewSlices)
-"""What is told where nothing fits: the reason of what came closest."""
+"""Where no series fits, the reason of the closest one is given; later ones are closer."""
 
 
 def _misfit(group: Group, rule: Rule) -> NoSeriesFits | None:

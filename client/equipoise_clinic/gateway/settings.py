@@ -24,18 +24,18 @@ class BadSettings(EquipoiseError, ValueError):
 
 
 class Handling(str, Enum):
-    """What happens to the objects of a route: sent at once, or held until a verdict."""
+    """Whether the objects of a route are sent at once, or held until a verdict."""
 
     SEND = "send"
     HOLD = "hold"
 
 
 class Triton(Strict, frozen=True):
-    """The server that is asked.
+    """The Triton server that analyses the studies.
 
     Attributes:
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
-        give_up_hours: a study on which a server that is there fails for so long is given up.
+        give_up_hours: a study is given up when a reachable server fails on it for this long.
     """
 
     url: str = "localhost:8001"
@@ -57,7 +57,7 @@ class Receive(Strict, frozen=True):
 
     Attributes:
         callers: AE titles that may send; empty: any.
-        quiet_seconds: a study is complete when nothing of it came for so long.
+        quiet_seconds: a study is complete when nothing of it has arrived for this long.
     """
 
     aet: str = "EQUIPOISE"
@@ -69,7 +69,7 @@ class Receive(Strict, frozen=True):
 
 
 class OrthancSource(Strict, frozen=True):
-    """An Orthanc whose stable studies are taken."""
+    """An Orthanc whose stable studies are analysed."""
 
     url: str
     user: str = ""
@@ -78,12 +78,12 @@ class OrthancSource(Strict, frozen=True):
 
 
 class WebSource(Strict, frozen=True):
-    """A DICOMweb archive that is asked at intervals (QIDO-RS, WADO-RS).
+    """A DICOMweb archive that is queried at intervals (QIDO-RS, WADO-RS).
 
     Attributes:
         query: attribute → value, as `ModalitiesInStudy = "MR"`.
-        days: only studies of today and so many days before; 0: today; -1: whatever the query finds.
-        quiet_seconds: a study is complete when no look found anything new of it for so long.
+        days: only studies of today and this many days before; 0: today; -1: all that the query finds.
+        quiet_seconds: a study is complete when queries have found nothing new of it for this long.
     """
 
     url: str
@@ -97,12 +97,12 @@ class WebSource(Strict, frozen=True):
 
 
 class Deliver(Strict, frozen=True):
-    """Where results go, and which of them go by themselves.
+    """Where results are sent, and which are sent without a verdict.
 
     Attributes:
         stow_url: DICOMweb root; else `host`, `port`, `aet` name a C-STORE receiver.
-        attempts: refusals of one object until it is a dead letter.
-        away_hours: a destination that is not there is waited for so long before its results are dead letters.
+        attempts: refusals of one object after which it becomes a dead letter.
+        away_hours: results become dead letters when the destination cannot be reached for this long.
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
     """
 
@@ -153,11 +153,11 @@ class Settings(Strict, frozen=True):
     """All of it.
 
     Attributes:
-        directory: database, spool, outbox and pictures: patient data, so an encrypted disk and nobody else's.
+        directory: database, spool, outbox and pictures: patient data: on an encrypted disk, private to this user.
         rules: which series goes to which model (`equipoise_clinic.dicom.study.Rules`).
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
-        reserve_megabytes: with less free disk new input is refused, so that what was taken can be finished.
-        keep_input_hours: received images are deleted so long after their study was analysed.
+        reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
+        keep_input_hours: received images are deleted this long after their study was analysed.
     """
 
     directory: Path
@@ -198,7 +198,7 @@ def password(file: Path | None) -> str:
 
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
-        raise BadSettings("nothing to listen to; expected at least one of [receive], [orthanc], [dicomweb]")
+        raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):
         raise BadSettings("[deliver]: expected either stow_url or host (with port and aet)")
     try:
@@ -217,4 +217,4 @@ def _check(settings: Settings) -> None:
         try:
             ipaddress.ip_network(address)
         except ValueError:
-            raise BadSettings(f"[review] trusted_proxies: {address!r} is no address or network") from None
+            raise BadSettings(f"[review] trusted_proxies: {address!r} is not an address or network") from None

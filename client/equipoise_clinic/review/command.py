@@ -19,17 +19,19 @@ equipoise review gateway.toml   [dim]# the worklist of that gateway, on http://1
 
 equipoise review gateway.toml --port 0 --host 127.0.0.1
 
-Reachable from this machine only, unless the configuration says otherwise; for others put a proxy with TLS and
-authentication before it (proxy_header). Verdicts go to the audit log, see `equipoise audit monitor`."""
+By default it can be reached from this machine only. For other machines put a proxy with TLS and authentication
+in front of it (origin, proxy_header). Verdicts are written to the audit log, see `equipoise audit monitor`."""
 
 
 def review(
     configuration: Annotated[Path, typer.Argument(help="The gateway's TOML file.", show_default=False)],
-    new_reviewer: Annotated[str | None, typer.Option(help="Make a token for this name, print it, and end.")] = None,
+    new_reviewer: Annotated[str | None, typer.Option(help="Print a new token for this name, and exit.")] = None,
     host: Annotated[str | None, typer.Option(help="Instead of the configured address.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the configured one; 0: any.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Instead of the configured port; 0: any free one.")
+    ] = None,
 ) -> None:
-    """Show what the service was unsure of, most uncertain first, and take an expert's verdict."""
+    """Show the cases that need an expert, most uncertain first, and record verdicts."""
     from ..gateway.store import Store
     from .identity import Doorkeeper, Reviewers
     from .server import address, listen, server

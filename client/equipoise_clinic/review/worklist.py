@@ -1,4 +1,4 @@
-"""What the page shows of a case, and what a verdict does."""
+"""What the page shows of a case, and how a verdict is recorded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VolumeLine:
 
 @dataclass(frozen=True)
 class Row:
-    """A case as it is read."""
+    """A case, as text for the page."""
 
     key: str
     fingerprint: str
@@ -74,7 +74,7 @@ class Worklist:
         return [self._row(case) for case in self._store.worklist()]
 
     def failed(self) -> list[Failed]:
-        """Rejected and given-up studies, youngest first."""
+        """Rejected and given-up studies, newest first."""
         studies = [*self._store.studies("rejected"), *self._store.studies("dead")]
         return [
             Failed(each.key, each.state, each.reason, age(time() - each.heard), self._viewer(each.uid))
@@ -83,17 +83,17 @@ class Worklist:
 
     def picture(self, case: str) -> bytes | None:
         """PNG; None where there is none."""
-        if self._store.case(case) is None:  # also keeps anything but a key from becoming a path
+        if self._store.case(case) is None:  # only a known key becomes a path
             return None
         path: Path = self._settings.directory / "pictures" / f"{case}.png"
         return path.read_bytes() if path.exists() else None
 
     def judge(self, case: str, fingerprint: str, verdict: Verdict, reviewer: str) -> bool:
-        """False: somebody was faster, or the result is another one by now."""
+        """Records a verdict. False: the case was judged already, or has another result by now."""
         start = journal.size(self._settings.audit)
         if not self._store.judge(case, fingerprint, verdict.value, reviewer, start):
             return False
-        with suppress(OutOfRoom, AuditError):  # noted durably; the gateway writes it, and sends nothing before
+        with suppress(OutOfRoom, AuditError):  # it is stored; the gateway logs it before it sends anything
             journal.write_out(self._store, self._settings.audit)
         return True
 

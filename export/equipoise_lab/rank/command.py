@@ -1,4 +1,4 @@
-"""The verb `equipoise rank`: which unlabelled images are worth an expert's time."""
+"""The verb `equipoise rank`: which unlabelled images an expert should label first."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ EPILOG = """[bold]Examples[/]
 
 equipoise rank nuclei unlabelled/ --count 20 --out ranking.csv
 
-equipoise rank hippocampus scans/*.nii.gz --labelled training/   [dim]# nothing like what is labelled already[/]
+equipoise rank hippocampus scans/*.nii.gz --labelled training/   [dim]# unlike what is labelled already[/]
 
-equipoise rank nuclei unlabelled/ --pseudo-labels guessed/   [dim]# labels of what is accepted, for self-training[/]
+equipoise rank nuclei unlabelled/ --pseudo-labels guessed/   [dim]# labels of accepted images, for self-training[/]
 
 equipoise rank pneumonia xrays/ --score predictive_entropy --json > ranking.json
 
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of an answer: no pixels.
+    """An answer without its pixels.
 
     Attributes:
         stated: what the record says of model and policy.
@@ -101,7 +101,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Guessed:
-    """What became of `--pseudo-labels`.
+    """The outcome of `--pseudo-labels`.
 
     Attributes:
         manifest: None where none was written.
@@ -131,15 +131,17 @@ def rank(
     candidates: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Choose them from so many of the most uncertain; {CANDIDATES} × count; count: no diversity."
+            min=1,
+            help=f"Choose from this many of the most uncertain ({CANDIDATES} × --count); --count: no diversity.",
         ),
     ] = None,
     score: Annotated[
-        str | None, typer.Option(help="Case score to go by; rim_epistemic (segmentation), mutual_information.")
+        str | None,
+        typer.Option(help="Case score to rank by; default rim_epistemic (segmentation) or mutual_information."),
     ] = None,
     labelled: Annotated[
         list[Path] | None,
-        typer.Option(help="Image or folder of images that are labelled already: nothing like them. May be repeated."),
+        typer.Option(help="Image or folder of images that are labelled already: similar ones rank lower."),
     ] = None,
     include_rejected: Annotated[
         bool, typer.Option("--include-rejected", help="Rank images that the model rejects as unsuitable, too.")
@@ -149,7 +151,7 @@ def rank(
         Path | None, typer.Option(file_okay=False, help="New folder for the model's own labels of what it accepts.")
     ] = None,
     confidence: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Pseudo-labels less probable than this are to be ignored (255).")
+        float, typer.Option(min=0.5, max=1.0, help="Less probable pseudo-labels are marked as ignored (255).")
     ] = 0.9,
     spacing: Spacing = None,
     as_json: Json = False,
@@ -161,8 +163,8 @@ def rank(
 ) -> None:
     """Say which images an expert should label first (active learning).
 
-    First the image that the model knows least about, then of the most uncertain ones always the one most unlike those
-    that are labelled or chosen already; copies are proposed once. Rejected images are listed and not proposed.
+    The most uncertain image comes first. Each next one is, of the most uncertain ones, the least similar to those that
+    are labelled or chosen already; copies are proposed once. Rejected images are listed and not proposed.
     """
     fallback = parse_spacing(spacing)
     try:
@@ -216,7 +218,7 @@ def rank(
 def _shown(
     answers: Iterator[SurveyedImage | FailedImage], total: int, quiet: bool
 ) -> Iterator[SurveyedImage | FailedImage]:
-    """The answers, with a progress bar on stderr where somebody looks."""
+    """The answers, with a progress bar on stderr, on a terminal."""
     with Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
         yield from progress.track(answers, total=total, description="asking")
 

@@ -27,7 +27,7 @@ from .survey import SurveyedImage
 FORMAT = "equipoise-pseudo-labels/1"
 
 IGNORE = 255
-"""Label of a voxel that no one is to learn from; the usual `ignore_index`."""
+"""Label of a voxel to be left out of training; the usual `ignore_index`."""
 
 OUTPUTS = ("labels", "calibrated")
 """Arrays that a pseudo-label is made from."""

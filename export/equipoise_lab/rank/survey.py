@@ -1,4 +1,4 @@
-"""What the server says of each image: its route, how little the model knows of it, and what kind of image it is."""
+"""The server's answer for each image: route, uncertainty, and features of the image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from equipoise_core.decision import Route
 from equipoise_core.scores import SCORES
 
 EPISTEMIC: Mapping[Task, str] = {Task.SEGMENTATION: "rim_epistemic", Task.CLASSIFICATION: "mutual_information"}
-"""The score that says what a label would teach the model, and not how noisy the image is."""
+"""The score of what the model could learn from a label; the noise of the image is not in it."""
 
 
 @dataclass(frozen=True)
 class SurveyRequest:
-    """What is asked about every image.
+    """What is requested for every image.
 
     Attributes:
         score: one of the task's case scores.
@@ -42,7 +42,7 @@ class SurveyRequest:
 
 @dataclass(frozen=True)
 class SurveyedImage:
-    """One image as the server sees it.
+    """The server's answer for one image.
 
     Attributes:
         prediction: by the model's own number of samples; its route is the one that counts.
@@ -116,7 +116,7 @@ def survey(
             answer = _ask(client, contract, file, request)
             decided_by = [answer.prediction.record.get(name) for name in ("model_digest", "policy_digest")]
             if model not in (None, decided_by):
-                raise BadAnswer(f"{contract.name}: model or policy was replaced in the middle of this; start again")
+                raise BadAnswer(f"{contract.name}: model or policy was replaced during the ranking; start again")
             model = decided_by
             yield answer
         except EquipoiseError as error:
@@ -153,5 +153,5 @@ def _numbers(contract: Contract, record: Mapping[str, Any], entry: str, name: st
     found = {} if not isinstance(found, Mapping) else found if name is None else {name: found.get(name)}
     if not found or not all(isinstance(value, float | int) and math.isfinite(value) for value in found.values()):
         wrong = sorted(key for key, value in found.items() if not isinstance(value, float | int)) or [entry]
-        raise BadAnswer(f"{contract.name}: its record says no number for {', '.join(wrong)}: it cannot be ranked")
+        raise BadAnswer(f"{contract.name}: its record has no number for {', '.join(wrong)}; the image cannot be ranked")
     return {str(key): float(value) for key, value in found.items()}

@@ -19,7 +19,7 @@ from equipoise_clinic.dicom.series import read, volume_of
 
 from ...support import validators
 from ...support.phantom import FIRST, GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
-from ...support.result_sources import LIMIT, find, told, written
+from ...support.result_sources import LIMIT, find, predicted, written
 
 POSES = {
     "axial": (17.0, -11.0, 8.0),
@@ -90,7 +90,7 @@ class TestPlaces:
         series = volume_of(group)
         prepared = fit(series.image(), brain)
         assert prepared.pixels.shape[1:] != source.values.shape[::-1]
-        answer = told(brain, prepared)
+        answer = predicted(brain, prepared)
         halfway = (prepared.pixels >= (FIRST + 5_000) / 2).astype(np.uint8)  # between background and structure
         made_of = result_source(
             series, Rule("brain"), brain, prepared, replace(answer, arrays={**answer.arrays, "labels": halfway})
@@ -173,7 +173,7 @@ class TestValidators:
         dataset = next(each for each in source.datasets if each.InstanceNumber == 3)
         series = volume_of(read([dataset])[0])
         prepared = fit(series.image(), cells)
-        answer = told(cells, prepared)
+        answer = predicted(cells, prepared)
         arrays = {**answer.arrays, "labels": (prepared.pixels >= 40_000).astype(np.uint8)}
         made_of = result_source(series, Rule("cells"), cells, prepared, replace(answer, volume=None, arrays=arrays))
         files = written(made_of, tmp_path)
@@ -205,7 +205,7 @@ class TestValidators:
         (group,) = read(phantom().datasets)
         series = volume_of(group)
         prepared = fit(series.image(), head)
-        answer = told(head, prepared)
+        answer = predicted(head, prepared)
         full = np.full_like(answer.labels, 0 if labels == "nothing" else 1)
         answer = replace(answer, arrays={**answer.arrays, "labels": full})
         files = written(result_source(series, Rule("head"), head, prepared, answer), tmp_path)
@@ -232,7 +232,7 @@ class TestValidators:
         (group,) = read(phantom().datasets)
         series = volume_of(group)
         prepared = fit(series.image(), head)
-        answer = told(head, prepared)
+        answer = predicted(head, prepared)
         spoilt = answer.epistemic.copy()
         spoilt[0, 2, 2, 2] = np.nan
         answer = replace(answer, arrays={**answer.arrays, "epistemic": spoilt})

@@ -62,7 +62,7 @@ def test_everything_listens_on_loopback_unless_told_otherwise(tmp_path):
     ("text", "says"),
     [
         (GOOD.replace("[receive]", "[recieve]"), "recieve: no such key"),
-        (GOOD.replace("[receive]\n", ""), "nothing to listen to"),
+        (GOOD.replace("[receive]\n", ""), "no source of studies"),
         (GOOD.replace('directory = "state"\n', ""), "directory is missing"),
         (GOOD + 'review = "sned"\n', "expected one of send, hold"),
         (GOOD + 'host = "pacs"\n', "either stow_url or host"),
@@ -78,7 +78,7 @@ def test_everything_listens_on_loopback_unless_told_otherwise(tmp_path):
             "query.ModalitiesInStudy is 3; expected s",
         ),
         (GOOD + '[review]\nhost = "0.0.0.0"\n', "reachable from elsewhere"),
-        (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "no address"),
+        (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "not an address"),
         (GOOD + '[review]\norigin = "https://example.org/worklist"\n', "no path"),
         ("directory = ", "cannot be read as TOML"),
     ],
