@@ -64,7 +64,7 @@ class ServerUnavailable(EquipoiseError):
 
     Attributes:
         busy: the server was reached and had no room in its queue.
-        lost: the connection was lost with the request under way: a model may have started on it, and died because of it.
+        lost: the connection was lost during the request: a model may have started on it, and died because of it.
         retry_after: seconds after which it asks to be asked again; 0 where it did not say.
     """
 

@@ -359,7 +359,7 @@ class TestRulesFile:
                 r"series\[1\]\.slices: no such key; expected one of model, modality",
             ),
             ('[[series]]\nmodel = "a"\nplane = "oblique"', "expected one of sagittal"),
-            ('[[series]]\nmodel = "a"\ndescription = "("', "no regular expression"),
+            ('[[series]]\nmodel = "a"\ndescription = "("', "not a regular expression"),
             ('[[series]]\nmodel = "a"\nminimum_slices = 0', "expected 1 or more"),
             ('[[series]]\nmodel = "a"\nminimum_slices = true', "minimum_slices is True; expected int"),
             ('[[series]]\nmodel = "../a"', "name of a public model"),
