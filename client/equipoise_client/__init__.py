@@ -1,4 +1,12 @@
-"""Client of an Equipoise server: predictions that know when to ask a doctor."""
+"""Client of an Equipoise server: predictions with their uncertainty, and a route for each case.
+
+>>> from equipoise_client import UncertaintyClient
+>>> client = UncertaintyClient("localhost:8001")
+>>> prediction = client.predict("pneumonia", image)  # doctest: +SKIP
+
+`prediction.route` is `accept`, `review` or `reject`, `prediction.reason` says why, `prediction.mean` and
+`prediction.variance` are arrays. All errors are EquipoiseErrors; see `equipoise_client.errors`.
+"""
 
 from equipoise_core.decision import Route
 

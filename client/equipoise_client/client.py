@@ -1,4 +1,4 @@
-"""`UncertaintyClient` and its asyncio twin: two ways to carry out one description (`_Dialogue`)."""
+"""`UncertaintyClient` and its asyncio twin: both carry out the operations of `_Dialogue`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ DEFAULT_RETRY = Retry()
 
 REPLACED = "the model was replaced since the image was prepared for it"
 _TURNS = (0.0, 0.1, 0.2, 0.4, 0.8)
-"""Seconds before each look for the description of a model that has just been replaced."""
+"""Seconds before each request for the contract of a model that has just been replaced."""
 
 
 class _Dialogue:
-    """What a client says to a server, without knowing whether anybody blocks meanwhile."""
+    """The operations of a client, whether blocking or asynchronous."""
 
     def __init__(self, url: str, timeout: float, retry: Retry, headers: Mapping[str, str] | None) -> None:
         self._url = check_url(url)
@@ -77,6 +77,12 @@ class _Dialogue:
             outputs: the arrays to send back; `()` asks for the decision alone and is cheapest.
             priority: `Priority.URGENT` overtakes what waits in the queue.
             timeout: seconds, instead of the client's.
+
+        Raises:
+            InvalidInput: the image or an option does not fit the contract; nothing was decided.
+            UnknownModel, NotPermitted: of the server.
+            ServerUnavailable, DeadlineExceeded: trying again later is safe.
+            ServerFailure: the server failed, or its answer breaks the contract (BadAnswer).
         """
         deadline = self._deadline(timeout)
         contract = yield from self._contract(name, deadline)
@@ -98,20 +104,24 @@ class _Dialogue:
     ) -> Operation[tuple[Prediction, ...]]:
         """The answers for N images of one size `[N, C, *S]`, in one request; each has its own decision.
 
-        They are sampled together, which is quicker than one by one, the more so the smaller the network is.
+        They are sampled together, which is faster than one by one, most of all for small networks.
 
-        Args are those of `predict`, but for `seeds`, one per image, and `spacing`, `[rank]` for all or `[N, rank]`.
+        Arguments and errors are those of `predict`, but for `seeds`, one per image, and `spacing`, mm, `[rank]` for all
+        images or `[N, rank]`.
         """
         deadline = self._deadline(timeout)
         contract = yield from self._contract(name, deadline)
         return (yield from self._predict(contract, images, samples, seeds, spacing, outputs, priority, deadline))
 
     def contract(self, name: str, *, timeout: float | None = None) -> Operation[Contract]:
-        """What the model takes and gives; asked once, then remembered until the model is seen to have changed."""
+        """The model's contract: sizes, classes, units, digest. Cached until an answer shows that the model changed.
+
+        Raises as `predict` does.
+        """
         return (yield from self._contract(name, self._deadline(timeout)))
 
     def ready(self, name: str, *, timeout: float | None = None) -> Operation[bool]:
-        """Whether the server says that it serves this model; False where it cannot be reached."""
+        """Whether the server serves this model now; False where it cannot be reached in time. Raises NotPermitted."""
         call = {"model_name": name, "headers": self._headers or None}
         try:
             answer = yield from repeated(
@@ -120,22 +130,6 @@ class _Dialogue:
         except (ServerUnavailable, UnknownModel, DeadlineExceeded):
             return False
         return bool(answer)
-
-    def sampler_runs(self, name: str, *, timeout: float | None = None) -> Operation[int]:
-        """How often the model's samplers have been run on an image (or a window of one) since the server began.
-
-        From Triton's statistics, for all clients together; `watching` makes a progress bar of it.
-        """
-        deadline, runs = self._deadline(timeout), 0
-        for sampler in (yield from self._contract(name, deadline)).samplers:
-            runs += yield from self._runs(sampler.name, deadline)
-        return runs
-
-    def _runs(self, sampler: str, deadline: Deadline) -> Operation[int]:
-        call = {"model_name": sampler, "headers": self._headers or None}
-        about, method = self._about(sampler), "get_inference_statistics"
-        answer = yield from repeated(about, method, lambda _: call, deadline, Tries())
-        return sum(each.inference_count for each in answer.model_stats)
 
     def _predict(
         self,
@@ -233,7 +227,7 @@ def _awaited(
 
 
 class UncertaintyClient:
-    """Asks a server for predictions with their uncertainty; blocking, and safe to share between threads.
+    """Predictions with their uncertainty, from a server. Blocking; threads may share one client.
 
     >>> with UncertaintyClient("localhost:8001") as client:  # doctest: +SKIP
     ...     prediction = client.predict("hippocampus", image, spacing=(1.0, 1.0, 1.0))
@@ -243,8 +237,8 @@ class UncertaintyClient:
     Args:
         url: `host:port` of Triton's gRPC service.
         timeout: seconds for one call, all its tries included.
-        tls: how to encrypt; None: not at all, for loopback only.
-        retry: `Retry(attempts=1)` never tries again.
+        tls: how to encrypt; None: no encryption, for loopback only.
+        retry: when to try again; `Retry(attempts=1)`: never.
         headers: gRPC metadata for every call, such as a proxy's access token; names in lower case.
     """
 
@@ -264,9 +258,9 @@ class UncertaintyClient:
     predict_batch = _blocking(_Dialogue.predict_batch)
     contract = _blocking(_Dialogue.contract)
     ready = _blocking(_Dialogue.ready)
-    sampler_runs = _blocking(_Dialogue.sampler_runs)
 
     def close(self) -> None:
+        """Closes the connection; `with` does it too."""
         self._connection.close()
 
     def __enter__(self) -> UncertaintyClient:
@@ -279,10 +273,11 @@ class UncertaintyClient:
 
 
 class AsyncUncertaintyClient:
-    """The same for asyncio: `await client.predict(…)`. Belongs to the event loop that first uses it.
+    """`UncertaintyClient` for asyncio: `await client.predict(…)`. Belongs to the event loop that first uses it.
 
-    Cancelling the task cancels the call on the wire, which tells the server to stop drawing samples.
-    Args are those of `UncertaintyClient`.
+    Cancelling the task cancels the call on the wire, and the server stops drawing samples.
+
+    Arguments are those of `UncertaintyClient`.
     """
 
     def __init__(
@@ -301,9 +296,9 @@ class AsyncUncertaintyClient:
     predict_batch = _awaited(_Dialogue.predict_batch)
     contract = _awaited(_Dialogue.contract)
     ready = _awaited(_Dialogue.ready)
-    sampler_runs = _awaited(_Dialogue.sampler_runs)
 
     async def close(self) -> None:
+        """Closes the connection; `async with` does it too."""
         await self._connect().close()
 
     async def __aenter__(self) -> AsyncUncertaintyClient:

@@ -3,15 +3,15 @@
 EquipoiseError
 ├── InvalidInput            what you gave cannot be used; the message says what is expected (also a ValueError)
 │   ├── UnreadableImage     a file is not the image it should be
-│   └── StudyRejected       a DICOM study cannot be used, for good; `dicom.rejections` has one for each reason
+│   └── StudyRejected       a DICOM study cannot be used, at any time; `images.rejections` has one for each reason
 ├── UnknownModel            no such model, or one that was not published by Equipoise
 ├── NotPermitted            the server, or a proxy before it, does not let this caller in
 ├── ServerUnavailable       not reachable, queue full, or timed out in the queue: trying again later is safe
 ├── DeadlineExceeded        no answer within the time that was given (also a TimeoutError)
-├── Cancelled               the call was given up before the answer came
-├── ServerFailure           the server failed on a request that was fine as far as can be told
+├── Cancelled               the call was cancelled before the answer came
+├── ServerFailure           the server failed on a request that seems valid
 │   ├── BadAnswer           it answered, but not what the contract promises
-│   └── ModelDied           a process of the model died, or the server was lost, of this request or one before it
+│   └── ModelDied           a process of the model died, by this request or an earlier one
 └── MissingExtra            an optional part of Equipoise is not installed (also an ImportError)
 """
 
@@ -41,8 +41,8 @@ class StudyRejected(InvalidInput):
     """A DICOM study cannot be used, and trying again changes nothing.
 
     Attributes:
-        reason: one stable text per class, fit for logs and worklists: nothing of the patient stands in it. The message
-            adds sizes and distances.
+        reason: one stable text per class, for logs and worklists; no patient data. The message adds sizes and
+            distances.
     """
 
     reason = "the study cannot be used"
@@ -64,7 +64,7 @@ class ServerUnavailable(EquipoiseError):
 
     Attributes:
         busy: the server was reached and had no room in its queue.
-        lost: the connection was lost with the request under way: a model may have begun to work on it, and died of it.
+        lost: the connection was lost during the request: a model may have started on it, and died because of it.
         retry_after: seconds after which it asks to be asked again; 0 where it did not say.
     """
 
@@ -78,11 +78,11 @@ class DeadlineExceeded(EquipoiseError, TimeoutError):
 
 
 class Cancelled(EquipoiseError):
-    """The call was given up before the answer came."""
+    """The call was cancelled before the answer came."""
 
 
 class ServerFailure(EquipoiseError):
-    """The server failed on a request that was fine as far as can be told."""
+    """The server failed on a request that seems valid."""
 
 
 class BadAnswer(ServerFailure):
@@ -90,7 +90,7 @@ class BadAnswer(ServerFailure):
 
 
 class ModelDied(ServerFailure):
-    """A process of the model died, or the server was lost, of this request or of one before it: nobody can tell."""
+    """A process of the model died, or the connection was lost; this request may be the cause, or an earlier one."""
 
 
 class MissingExtra(EquipoiseError, ImportError):

@@ -1,4 +1,4 @@
-"""What comes back for one image."""
+"""The answer for one image."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class Prediction:
 
     Attributes:
         model: the public model's name.
-        route: what the service decided; never more than `review` where anything is in doubt.
+        route: the service's decision; at most `review` where anything is in doubt.
         reason: why, in words.
-        case_score: the one number that routing looks at; higher is more uncertain.
+        case_score: the number that the route depends on; higher is more uncertain. NaN where sampling gave none.
         samples_used: T that was drawn.
         volume: None for classification.
         record: what is needed to replay the decision, as the server gave it.
@@ -98,12 +98,12 @@ class Prediction:
 
     @property
     def aleatoric(self) -> NDArray[np.float32]:
-        """Mean entropy of the samples `[E, *S]`, nats: what the image leaves open."""
+        """Mean entropy of the samples `[E, *S]`, nats: the part that lies in the image."""
         return self._array("aleatoric")
 
     @property
     def epistemic(self) -> NDArray[np.float32]:
-        """Mutual information of prediction and network `[E, *S]`, nats: what the network does not know."""
+        """Mutual information of prediction and network `[E, *S]`, nats: the part that lies in the network."""
         return self._array("epistemic")
 
     @property

@@ -62,7 +62,7 @@ class Retry:
     drawn between half and all of min(longest, first · 2ⁿ⁻¹) seconds, so that clients which failed together don't come
     back together. The one more time after a death comes `recovery` seconds later still, or half of the time that is
     left if that is less: sent at once, it would meet the same dying server again. `equipoise serve` says within 1.5 s
-    that it does not serve, and a front asks it twice a second.
+    that it does not serve, and a reverse proxy asks it twice a second.
     """
 
     attempts: int = 5

@@ -165,7 +165,7 @@ def _checked_priority(priority: Priority | int) -> int:
 
 
 def arguments_of(contract: Contract, request: Request, headers: Mapping[str, str], seconds: float) -> dict[str, Any]:
-    """tritonclient's arguments for `infer`; `seconds` are left, and the server's queue is told so too."""
+    """tritonclient's arguments for `infer`; `seconds` are left, for the client and for the server's queue."""
     inputs = [_tensor("image", request.images, "FP32")]
     optional = (("samples", request.samples, "INT32"), ("seed", request.seeds, "UINT64"))
     for name, values, datatype in (*optional, ("spacing", request.spacing, "FP32")):

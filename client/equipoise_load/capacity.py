@@ -1,4 +1,4 @@
-"""The highest rate that keeps the promise."""
+"""The highest rate that meets the objectives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Trial = Callable[[float], tuple[bool, dict[str, Any]]]
-"""Requests per second → whether the promise was kept, and the report."""
+"""Requests per second → whether the objectives were met, and the report."""
 
 CLOSE_ENOUGH = 1.05
 """The search ends when the lowest rate that failed is less than 5 % above the highest that held."""

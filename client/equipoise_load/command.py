@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.cli.options import Encrypt, Json, TlsCert, TlsKey, TlsRoot, Url, encryption
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import InvalidInput, ServerUnavailable
-from equipoise_client.transport import Retry, Tls
+from equipoise_client.transport import Retry
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -31,7 +32,7 @@ from .tally import Tally, report_of
 
 FORMAT = "equipoise-load/1"
 MISSED = 3
-"""Exit code where a promise was broken."""
+"""Exit code where an objective was missed."""
 
 SETTLING = 3.0
 """Seconds after the last answer within which a server has counted it."""
@@ -40,7 +41,7 @@ EPILOG = """[bold]Examples[/]
 
 equipoise load pneumonia --rate 50 --duration 60 --image xray.dcm --slo p99=250ms,errors=0.1%
 
-equipoise load hippocampus=1 pneumonia=4 --rate 20 --urgent 0.1 --json run.json --html run.html
+equipoise load hippocampus=1 pneumonia=4 --rate 20 --urgent 0.1 --out run.json --html run.html
 
 equipoise load pneumonia --arrivals closed --concurrency 8 --samples 5 --samples 20
 
@@ -50,41 +51,42 @@ equipoise load pneumonia --find-capacity --slo p99=250ms,errors=0%,achieved=95% 
 
 equipoise load --compare before.json after.json
 
-Exit code: 0 done and every promise kept, 1 it failed, 2 wrong usage, 3 a promise was broken."""
+Exit code: 0 done and every objective met, 1 failed, 2 wrong usage, 3 an objective was missed."""
 
 
 def load(
     models: Annotated[
         list[str] | None, typer.Argument(help="Public models; NAME=WEIGHT for a mix.", show_default=False)
     ] = None,
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     rate: Annotated[float, typer.Option(min=0.001, help="Requests per second, all models together.")] = 10.0,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds that are measured.")] = 30.0,
-    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before, sent but not counted.")] = 3.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Measured time in seconds.")] = 30.0,
+    warmup: Annotated[float, typer.Option(min=0.0, help="Seconds before that, sent but not counted.")] = 3.0,
     arrivals: Annotated[
         Arrivals, typer.Option(help="Open loop (poisson, constant), or closed: the next one after an answer.")
     ] = Arrivals.POISSON,
     concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests in flight.")] = 1,
     image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
-    samples: Annotated[list[int] | None, typer.Option(min=1, help="T; several are mixed. Default: policy's.")] = None,
-    per_request: Annotated[int, typer.Option("--images-per-request", min=1, help="They are sampled together.")] = 1,
+    samples: Annotated[list[int] | None, typer.Option(min=1, help="T; several: a mix. Default: the policy's.")] = None,
+    per_request: Annotated[int, typer.Option("--images-per-request", min=1, help="Sampled together.")] = 1,
     urgent: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of urgent requests.")] = 0.0,
     output: Annotated[list[str] | None, typer.Option(help="Arrays to ask for, as mean; default: none.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one request, all tries included.")] = 10.0,
-    tries: Annotated[int, typer.Option(min=1, help="Times to send a request that the server is too busy for.")] = 1,
+    tries: Annotated[int, typer.Option(min=1, help="How often to send a request if the server is too busy.")] = 1,
     connections: Annotated[int, typer.Option(min=1, help="TCP connections.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of arrivals and mix.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of arrivals and mix.")] = 0,
     slo: Annotated[
         str | None,
-        typer.Option(help="Promises, as p99=250ms,errors=0.1%,achieved=95% (errors=1% where a time stands alone)."),
+        typer.Option(help="Objectives, as p99=250ms,errors=0.1%,achieved=95%; a time alone implies errors=1%."),
     ] = None,
     capacity: Annotated[
-        bool, typer.Option("--find-capacity", help="Search the highest rate that keeps --slo, from --rate on.")
+        bool, typer.Option("--find-capacity", help="Search for the highest rate that meets --slo, starting at --rate.")
     ] = False,
     metrics: Annotated[
-        str | None, typer.Option(help="Triton's metrics; default http://HOST:8002/metrics, where there are any.")
+        str | None, typer.Option(help="Triton's metrics; default http://HOST:8002/metrics, if that answers.")
     ] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write the report here; - for stdout.")] = None,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report as JSON; for --compare.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report with plots here.")] = None,
     analyzer: Annotated[
         Path | None, typer.Option("--perf-analyzer", help="Write the same load for perf_analyzer into this folder.")
@@ -92,12 +94,13 @@ def load(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two reports (JSON) to put side by side; sends nothing.")
     ] = None,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust; encrypts.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Load-test a server, with latencies counted from when each request was due."""
-    console = Console(stderr=as_json is not None and str(as_json) == "-")
+    console = Console(stderr=as_json)
     if compare is not None:
         first, second = compare
         console.print(comparison(read_report(first), read_report(second), (first.name, second.name)))
@@ -106,9 +109,19 @@ def load(
         raise typer.BadParameter("name at least one public model, as in `equipoise load pneumonia`")
     try:
         objectives = complete(parse_slo(slo or ""))
-        tls = Tls(tls_root, tls_cert, tls_key) if tls_root or tls_cert else None
+        encrypted = encryption(tls, tls_root, tls_cert, tls_key)
         plan = Plan(
-            url, arrivals, rate, concurrency, warmup, duration, timeout, Retry(tries), connections, seed=seed, tls=tls
+            url,
+            arrivals,
+            rate,
+            concurrency,
+            warmup,
+            duration,
+            timeout,
+            Retry(tries),
+            connections,
+            seed=seed,
+            tls=encrypted,
         )
         wish = Wish(
             weights(models), tuple(image or ()), tuple(samples or ()), urgent, tuple(output or ()), timeout, per_request
@@ -117,7 +130,7 @@ def load(
         raise typer.BadParameter(str(error)) from error
     if capacity and (not objectives or arrivals is Arrivals.CLOSED):
         raise typer.BadParameter("--find-capacity needs --slo and an open loop (--arrivals poisson or constant)")
-    with UncertaintyClient(url, timeout=timeout, tls=tls) as client:
+    with UncertaintyClient(url, timeout=timeout, tls=encrypted) as client:
         payloads = build_mix(client, wish)
     if analyzer is not None:
         console.print("for perf_analyzer:", " ".join(write_analyzer(plan, payloads, analyzer)), soft_wrap=True)
@@ -139,9 +152,11 @@ def load(
         console.print(verdicts(objectives, report))
     if html is not None:
         write_page(report, html)
-    if as_json is not None:
-        text = json.dumps(report, indent=1, allow_nan=False)
-        print(text) if str(as_json) == "-" else as_json.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=1, allow_nan=False)
+    if out is not None:
+        out.write_text(f"{text}\n", encoding="utf-8")
+    if as_json:
+        typer.echo(text)
     if not kept:
         raise typer.Exit(MISSED)
 
@@ -167,7 +182,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} cannot be read as JSON: {type(error).__name__}") from error
     if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise InvalidInput(f"{path} is no report of `equipoise load --json` (format {FORMAT})")
+        raise InvalidInput(f"{path} is not a report of `equipoise load --out` (format {FORMAT})")
     return report
 
 
@@ -215,15 +230,15 @@ def measure(
 def _settled(metrics: str, before: Account, payloads: Sequence[Payload], answered: int) -> Account | None:
     """The counters once the last answers are among them: Triton counts a request after it has answered it.
 
-    None where the server died of the load. Behind a proxy one replica never counts them all: no more than
+    None where the server died under the load. Behind a proxy one replica never counts them all: no more than
     `SETTLING` seconds are waited for.
     """
     models = {payload.model for payload in payloads}
     until = time.monotonic() + SETTLING
     while True:
         after = _account(metrics, wanted=False)
-        told = {} if after is None else between(before, after)
-        counted = sum(told[model]["requests"] for model in models & told.keys())
+        counts = {} if after is None else between(before, after)
+        counted = sum(counts[model]["requests"] for model in models & counts.keys())
         if after is None or counted >= answered or time.monotonic() > until:
             return after
         time.sleep(0.05)
@@ -239,7 +254,7 @@ def _account(metrics: str, wanted: bool) -> Account | None:
 
 
 def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally:
-    """The run, with a line on stderr that tells how it goes where somebody looks."""
+    """The run, with a line of progress on stderr, on a terminal."""
     if not sys.stderr.isatty():
         return run(plan, payloads)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -250,8 +265,8 @@ def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally
         def show(elapsed: float, tally: Tally, in_flight: int) -> None:
             p99 = tally.latency.get_value_at_percentile(99.0) / 1e3
             failed = tally.total - tally.answered
-            told = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
-            progress.update(task, completed=min(elapsed, whole), description=told if tally.total else "warming up")
+            line = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
+            progress.update(task, completed=min(elapsed, whole), description=line if tally.total else "warming up")
 
         return run(plan, payloads, show)
 
@@ -270,10 +285,10 @@ def _best(found: Capacity) -> dict[str, Any]:
 
 
 def _show_capacity(found: Capacity, console: Console) -> None:
-    table = Table("requests per second", "p99 ms", "errors", "kept", title="search for capacity")
+    table = Table("requests per second", "p99 ms", "errors", "met", title="search for capacity")
     for rate, held, report in found.trials:
         p99 = report["latency_ms"].get("p99")
         shown = ("–" if p99 is None else f"{p99:.4g}", f"{report['requests']['error_share']:.2%}")
         table.add_row(f"{rate:.4g}", *shown, "[green]yes[/]" if held else "[red]no[/]")
     console.print(table)
-    console.print(f"capacity: {found.rate:.4g} requests per second" if found.rate else "no rate kept the promise")
+    console.print(f"capacity: {found.rate:.4g} requests per second" if found.rate else "no rate met the objectives")

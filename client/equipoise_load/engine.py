@@ -68,7 +68,7 @@ Progress = Callable[[float, Tally, int], None]
 
 def run(plan: Plan, payloads: Sequence[Payload], progress: Progress | None = None) -> Tally:
     """Carries the plan out, and waits for the last answer: at most `plan.timeout` after the last request."""
-    # epoll, asyncio's default here, rounds every wait up to whole milliseconds; select waits as long as it is told.
+    # epoll, asyncio's default here, rounds every wait up to whole milliseconds; select waits exactly.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:
         return loop.run_until_complete(_run(plan, payloads, progress))
@@ -124,7 +124,7 @@ class _Sender:
         self.in_flight = 0
 
     async def open(self, begin: float) -> None:
-        """Each request at its time, whatever became of the others."""
+        """Each request at its time, whatever the outcome of the others."""
         plan, tasks = self._plan, set[asyncio.Task[None]]()
         for offset in due_times(plan.arrivals, plan.rate, plan.warmup + plan.duration, plan.seed):
             due = begin + offset
@@ -141,7 +141,7 @@ class _Sender:
         await asyncio.gather(*tasks)
 
     async def closed(self, begin: float) -> None:
-        """So many callers, each of whom asks again as soon as it is answered."""
+        """`concurrency` callers, each of which sends its next request after an answer."""
         end = begin + self._plan.warmup + self._plan.duration
 
         async def caller() -> None:

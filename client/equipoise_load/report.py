@@ -16,7 +16,7 @@ from .slo import PERCENTILES, Objective
 _STEADY = {
     True: "yes",
     False: "no: the halves of the run differ; run longer or offer less",
-    None: "unknown: too few answers to tell",
+    None: "unknown: too few answers",
 }
 COLUMNS = ("mean", *PERCENTILES, "max")
 
@@ -41,9 +41,9 @@ def tables(report: Mapping[str, Any]) -> Group:
             "total ms",
             title="server's account, warm-up included",
         )
-        for model, told in report["server"].items():
-            figures = (told["requests_per_execution"], told["queue_ms"], told["compute_ms"], told["total_ms"])
-            server.add_row(model, str(told["requests"]), *(_number(figure) for figure in figures))
+        for model, stated in report["server"].items():
+            figures = (stated["requests_per_execution"], stated["queue_ms"], stated["compute_ms"], stated["total_ms"])
+            server.add_row(model, str(stated["requests"]), *(_number(figure) for figure in figures))
         parts.append(server)
     return Group(*parts)
 
@@ -65,7 +65,7 @@ def _counts(report: Mapping[str, Any]) -> Table:
 
 
 def verdicts(objectives: Sequence[Objective], report: Mapping[str, Any]) -> Table:
-    """Which promises were kept."""
+    """Which objectives were met."""
     table = Table("promise", "measured", "kept", title="objectives")
     for objective in objectives:
         kept = objective.met(report)

@@ -1,4 +1,4 @@
-"""What a service promised: `p99=250ms,errors=0.1%`."""
+"""Service level objectives: `p99=250ms,errors=0.1%`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORM = "expected objectives such as p99=250ms,errors=0.1%,achieved=95%"
 
 @dataclass(frozen=True)
 class Objective:
-    """One promise.
+    """One objective.
 
     Attributes:
         name: `p50` … `p99.9`, `max` or `mean` of the latency in ms (at most), `errors` as a share of the requests (at
@@ -56,7 +56,7 @@ def parse_slo(text: str) -> tuple[Objective, ...]:
 
 
 def complete(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
-    """Where latencies are promised and nothing is said of errors, at most 1 % of them are promised, too.
+    """Where latencies have an objective and errors have none, `errors ≤ 1 %` is added.
 
     Percentiles hold what was answered; without a word about the rest, a server that refuses nearly everybody at once
     would keep its promise.

@@ -16,7 +16,7 @@ _LONGEST = 3_600_000_000  # µs that a histogram can hold: an hour
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of one request. Times in seconds of the monotonic clock.
+    """The outcome of one request. Times in seconds of the monotonic clock.
 
     Attributes:
         kind: index of the payload.
@@ -182,14 +182,14 @@ STEADY, ENOUGH = 1.25, 20
 def steady(halves: Sequence[tuple[HdrHistogram, HdrHistogram]]) -> bool | None:
     """Whether the run had settled: an overloaded server's queue grows, a cold one's answers quicken.
 
-    Per kind of request, since a mix has several medians. None where no kind has enough answers to tell.
+    Per kind of request, since a mix has several medians. None where no kind has enough answers.
     """
-    told = []
+    steady = []
     for pair in halves:
         if all(half.get_total_count() >= ENOUGH for half in pair):
             low, high = sorted(half.get_value_at_percentile(50.0) for half in pair)
-            told.append(high <= STEADY * low or high - low <= 1_000)
-    return all(told) if told else None
+            steady.append(high <= STEADY * low or high - low <= 1_000)
+    return all(steady) if steady else None
 
 
 def _few(measured: HdrHistogram) -> dict[str, float | None]:

@@ -30,7 +30,6 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 from equipoise_client import UncertaintyClient  # noqa: E402
 from equipoise_client.images.synthetic import synthetic_image  # noqa: E402
-from equipoise_client.progress import watching  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
 from equipoise_deploy.serving.readiness import check_readiness  # noqa: E402
 from equipoise_deploy.serving.server import TritonServer  # noqa: E402
@@ -132,15 +131,12 @@ def one(size: tuple[int, ...], samples: int) -> dict[str, float]:
     with (
         TritonServer(ROOT / "model_repository", ports=Ports(0, 0, 0), settings=settings) as server,
         UncertaintyClient(server.grpc_url, timeout=6 * 3600.0) as client,
-        Progress(console=CONSOLE, transient=True) as progress,
         SharedPeak() as files,
     ):
         check_readiness(server.grpc_url, server.models)
-        contract = client.contract("hippocampus")
         image = np.random.default_rng(0).normal(100.0, 30.0, (1, *size)).astype(np.float32)
         before, begun = high_water(), time.perf_counter()
-        task = progress.add_task(f"windows, T = {samples}", total=1.0)
-        with watching(client, contract, size, samples, lambda share: progress.update(task, completed=share)):
+        with CONSOLE.status(f"{size}, T = {samples}"):
             answer = client.predict("hippocampus", image, samples=samples, spacing=(1.0, 1.0, 1.0), outputs=("labels",))
         seconds = time.perf_counter() - begun
         assert answer.labels.shape == (1, *size) and answer.samples_used == samples

@@ -1,4 +1,4 @@
-"""The load generator's arithmetic: arrivals, promises, the search for capacity, what a report says."""
+"""The load generator's arithmetic: arrivals, objectives, the search for capacity, what a report says."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_constant_arrivals_do_not_drift():
         ("achieved=95%, max=900us", (Objective("achieved", 0.95), Objective("max", 0.9))),
     ],
 )
-def test_promises_are_read(text, expected):
+def test_objectives_are_read(text, expected):
     assert parse_slo(text) == expected
 
 
@@ -94,7 +94,7 @@ def test_a_run_whose_queue_grows_has_not_settled():
     assert report([20.0] * 10)["steady"] is None
 
 
-def test_promises_are_kept_or_not():
+def test_objectives_are_met_or_missed():
     """No answer at all keeps none of them."""
     good, none = report([20.0] * 100), report([], failed=3)
     for text, kept in (("p99=21ms", True), ("p99=19ms", False), ("errors=0%", True), ("achieved=99%", True)):

@@ -66,31 +66,33 @@ def test_a_dead_server_is_an_error_not_a_wait():
     with exact(0.0) as url:
         pass
     dead = plan(url, 50.0, duration=0.5, timeout=5.0, retry=Retry(2, 0.01, 0.01), warmup=0.0)
-    told = report_of(run(dead, [ONE]), ["one"], [1.0], True)
-    assert told["requests"]["by_code"] == {"UNAVAILABLE": 25}
-    assert told["requests"]["tries"] > 25
-    assert told["latency_ms"] == {}
+    report = report_of(run(dead, [ONE]), ["one"], [1.0], True)
+    assert report["requests"]["by_code"] == {"UNAVAILABLE": 25}
+    assert report["requests"]["tries"] > 25
+    assert report["latency_ms"] == {}
 
 
 def test_deadlines_are_kept():
     """An answer that takes longer than the deadline is an error, and the run does not wait for it."""
     with exact(30.0) as url:
-        told = report_of(run(plan(url, 20.0, duration=0.5, timeout=0.3), [ONE]), ["one"], [1.0], True)
-    assert set(told["requests"]["by_code"]) == {"DEADLINE_EXCEEDED"}
+        report = report_of(run(plan(url, 20.0, duration=0.5, timeout=0.3), [ONE]), ["one"], [1.0], True)
+    assert set(report["requests"]["by_code"]) == {"DEADLINE_EXCEEDED"}
 
 
 def test_memory_is_bounded_when_nothing_is_answered():
     """Beyond the limit of requests without an answer none is sent any more; each counts as failed."""
     with exact(30.0) as url:
-        told = report_of(run(plan(url, 100.0, duration=0.5, timeout=1.0, outstanding=10), [ONE]), ["one"], [1.0], True)
-    assert told["requests"]["by_code"][OVERDRAWN] > 30
-    assert sum(told["requests"]["by_code"].values()) == 50
+        report = report_of(
+            run(plan(url, 100.0, duration=0.5, timeout=1.0, outstanding=10), [ONE]), ["one"], [1.0], True
+        )
+    assert report["requests"]["by_code"][OVERDRAWN] > 30
+    assert sum(report["requests"]["by_code"].values()) == 50
 
 
 def test_the_closed_loop_keeps_so_many_in_flight():
     """Eight callers against 100 ms: at most eighty a second."""
     with exact(0.1) as url:
-        told = report_of(run(plan(url, 1.0, arrivals=Arrivals.CLOSED, concurrency=8), [ONE]), ["one"], [1.0], False)
-    assert told["latency_ms"]["p50"] >= 100.0
-    assert 0 < told["requests"]["answered"] <= 8 * 3.1 / 0.1
-    assert told["offered_per_second"] is None
+        report = report_of(run(plan(url, 1.0, arrivals=Arrivals.CLOSED, concurrency=8), [ONE]), ["one"], [1.0], False)
+    assert report["latency_ms"]["p50"] >= 100.0
+    assert 0 < report["requests"]["answered"] <= 8 * 3.1 / 0.1
+    assert report["offered_per_second"] is None

@@ -7,19 +7,17 @@ import json
 
 import numpy as np
 import pytest
-from equipoise_client import AsyncUncertaintyClient, UncertaintyClient
-from equipoise_client.progress import expected_runs, watching
+from equipoise_client import AsyncUncertaintyClient
 from equipoise_core.case import Case
+from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
 from equipoise_core.sampling import assess
-from equipoise_deploy.ports import Ports
-from equipoise_deploy.serving.server import TritonServer
+from equipoise_core.tiling import Tiling
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.repository import publish_pair
+from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from ..support.asking import ask, case, poll, settled, text
-from ..support.repositories import closed, gated
 
 pytestmark = pytest.mark.pipeline
 
@@ -42,54 +40,48 @@ def test_a_large_image_is_answered_as_a_whole(grpc_client, repository, name, siz
     assert json.loads(text(served["record"]))["shape"] == [1, *size]
 
 
-@pytest.mark.slow
-def test_the_client_sees_how_far_it_is(tiny_segmentation, tmp_path):
-    """Shares grow up to 1; what a request runs is what was expected of it, and a small image is not watched.
-
-    The sampler is held until somebody has looked: else a client that stalls would find the image answered.
-    """
-    gate = tmp_path / "gate"
-    gated(publish_pair(tiny_segmentation, tmp_path / "models").with_name("tinyseg_sampler"), gate)
-    image = np.random.default_rng(0).normal(100, 30, (1, 500, 400)).astype(np.float32)
-    shares: list[float] = []
-
-    def told(share: float) -> None:
-        shares.append(share)
-        (gate / "open").touch()
-
-    with (
-        TritonServer(tmp_path / "models", ports=Ports(0, 0, 0)) as server,
-        UncertaintyClient(server.grpc_url) as client,
-    ):
-        contract = client.contract("tinyseg")
-        with closed(gate), watching(client, contract, image.shape[1:], 60, told):
-            client.predict("tinyseg", image, samples=60, outputs=())
-        expected = expected_runs(contract, image.shape[1:], 60)
-        poll(lambda: client.sampler_runs("tinyseg") >= expected, "all windows are counted")
-        assert settled(lambda: client.sampler_runs("tinyseg")) == expected
-        assert expected_runs(contract, (24, 24)) == 0
-    assert shares and shares == sorted(shares) and all(0.0 <= share <= 1.0 for share in shares)
+def windows(contract: Contract, size: tuple[int, ...]) -> int:
+    """How many windows the model sees an image of this size in."""
+    window = contract.window(size)
+    return len(Tiling(contract.preprocessing.padded(size, window), window).starts)
 
 
-def test_a_large_image_can_be_called_off(server):
+def runs(client: InferenceServerClient) -> int:
+    """How often the sampler of `tinyseg` has been run, for all clients, since the server started."""
+    return sum(each.inference_count for each in client.get_inference_statistics("tinyseg_sampler").model_stats)
+
+
+def test_each_window_is_run_once_for_each_sample(grpc_client, repository):
+    """Nothing is run twice, and nothing is left out."""
+    contract = load_model(repository / "tinyseg" / "1").contract
+    image = np.random.default_rng(0).normal(100, 30, (1, 100, 150)).astype(np.float32)
+    expected = settled(lambda: runs(grpc_client)) + 7 * windows(contract, (100, 150))
+    ask(grpc_client, "tinyseg", case(image, samples=7), ["samples_used"])
+    poll(lambda: runs(grpc_client) >= expected, "all windows are counted")
+    assert settled(lambda: runs(grpc_client)) == expected
+
+
+def test_a_large_image_can_be_called_off(server, grpc_client):
     """Cancelled in the middle, its windows are not run to the end."""
     image = np.random.default_rng(0).normal(100, 30, (1, 900, 900)).astype(np.float32)
 
+    async def count() -> int:
+        return await asyncio.to_thread(runs, grpc_client)
+
     async def ask_and_leave() -> tuple[int, int]:
         async with AsyncUncertaintyClient(server.grpc_url, timeout=120.0) as client:
-            contract = await client.contract("tinyseg")
-            whole = expected_runs(contract, image.shape[1:], 1000)
-            before = await client.sampler_runs("tinyseg")
+            whole = 1000 * windows(await client.contract("tinyseg"), image.shape[1:])
+            before = await count()
             asked = asyncio.create_task(client.predict("tinyseg", image, samples=1000, outputs=()))
-            while await client.sampler_runs("tinyseg") == before:
+            while await count() == before:
                 assert not asked.done()
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
             while True:  # until two looks a while apart see the same: nobody else asks this model meanwhile
-                seen = await client.sampler_runs("tinyseg")
+                seen = await count()
                 await client.predict("tinyseg", image[:, :24, :24], samples=20, outputs=())
-                if await client.sampler_runs("tinyseg") <= seen + 1:
+                if await count() <= seen + 1:
                     return seen - before, whole
 
     run, whole = asyncio.run(asyncio.wait_for(ask_and_leave(), 120))

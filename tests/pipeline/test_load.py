@@ -15,7 +15,7 @@ pytestmark = pytest.mark.pipeline
 def loaded(capsys, server, *words: str, warmup: float = 0.2) -> tuple[int, dict]:
     """Exit code and report."""
     with pytest.raises(SystemExit) as ended:
-        main(["load", *words, "--url", server.grpc_url, "--warmup", str(warmup), "--json", "-"])
+        main(["load", *words, "--url", server.grpc_url, "--warmup", str(warmup), "--json"])
     return ended.value.code or 0, json.loads(capsys.readouterr().out)
 
 
@@ -50,7 +50,7 @@ def test_several_images_a_request_are_counted_each(capsys, server):
 
 
 def test_a_broken_promise_is_an_exit_code(capsys, server):
-    """For scripts: 3 where a promise was broken."""
+    """For scripts: 3 where an objective was missed."""
     code, report = loaded(capsys, server, "pneumonia", "--rate", "5", "--duration", "1", "--slo", "p50=1us")
     assert code == 3
     assert report["objectives"][0]["kept"] is False

@@ -18,7 +18,7 @@ from equipoise_clinic.dicom.study import Slice
 from equipoise_clinic.gateway.picture import draw
 from equipoise_clinic.gateway.settings import load_settings
 from equipoise_clinic.review.identity import Doorkeeper, Reviewers
-from equipoise_clinic.review.server import serving
+from equipoise_clinic.review.server import address, listen, server
 from equipoise_clinic.review.worklist import Worklist
 from playwright.sync_api import sync_playwright
 
@@ -102,12 +102,15 @@ def reviewing(desk: Desk, **options: object) -> Iterator[Page]:
     reviewers = Reviewers(desk.directory / "reviewers.json")
     token = reviewers.add("dr.who")
     door = Doorkeeper(settings.review, reviewers)
-    with serving(settings.review, Worklist(settings, desk.store), door) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    with listen(settings.review) as listening:
+        worklist = server(settings.review, Worklist(settings, desk.store), door, listening)
+        thread = threading.Thread(target=worklist.run, kwargs={"sockets": [listening]})
         thread.start()
-        yield Page(f"http://127.0.0.1:{server.server_address[1]}/", token, desk)
-        server.shutdown()
-        thread.join()
+        try:
+            yield Page(f"{address(listening)}/", token, desk)
+        finally:
+            worklist.should_exit = True
+            thread.join()
 
 
 @pytest.fixture

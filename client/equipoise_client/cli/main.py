@@ -18,10 +18,10 @@ from .verbs import Verb, registered
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line. Exit codes: 0 done, 1 it failed, 2 it was called wrongly."""
+    """Runs the command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be text, nor terminals speak UTF-8
+            stream.reconfigure(errors="backslashreplace")  # neither file names nor terminals need be UTF-8
     words = list(sys.argv[1:] if arguments is None else arguments)
     called = next((word for word in words if not word.startswith("-")), "")
     verbs = registered()
@@ -43,16 +43,18 @@ def _application(verbs: Mapping[str, Verb], called: str) -> typer.Typer:
 
     @application.callback()
     def root(
-        version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show it.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")
+        ] = False,
     ) -> None:
-        """Serves networks trained with dropout, so that a clinic learns when they are not sure."""
+        """Serves networks trained with dropout; every answer has its uncertainty and a route."""
 
     for name, verb in verbs.items():
         if name == called:
             function, epilog = verb.load()
             application.command(name, epilog=epilog)(function)
         else:
-            application.command(name, help=verb.help)(_unloaded)
+            application.command(name, help=verb.help, rich_help_panel=verb.package.capitalize())(_unloaded)
     return application
 
 

@@ -18,7 +18,7 @@ from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..client import UncertaintyClient
@@ -27,8 +27,7 @@ from ..extras import needs
 from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
-from ..progress import watching
-from ..transport import Tls
+from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing
 
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
@@ -46,7 +45,7 @@ equipoise predict hippocampus study/ --rules rules.toml --out results   [dim]# w
 
 equipoise predict nuclei cells.png --url triton.hospital:443 --tls-root ca.pem --tls-cert me.pem --tls-key me.key
 
-Exit code: 0 every file has a decision, 1 at least one has not (it goes to review), 2 wrong usage."""
+Exit code: 0 every file has a decision, 1 at least one has none (it goes to review), 2 wrong usage."""
 
 
 class PriorityName(str, Enum):
@@ -57,8 +56,8 @@ class PriorityName(str, Enum):
 
 
 @dataclass(frozen=True)
-class Case:
-    """What became of one file; without a prediction it goes to review, with the error as the reason."""
+class PredictedFile:
+    """The outcome for one file; without a prediction it goes to review, with the error as the reason."""
 
     file: Path
     model: str
@@ -105,19 +104,6 @@ _UNDECIDED: dict[str, Any] = {
 }
 
 
-def parse_spacing(text: str | None) -> tuple[float, ...] | None:
-    """`"1,1,1.2"` → mm. Raises typer.BadParameter."""
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r}; expected millimetres with commas, as in 1,1,1.2") from error
-    if not all(0.0 < mm < float("inf") for mm in numbers):
-        raise typer.BadParameter(f"{text!r}; expected millimetres above 0")
-    return numbers
-
-
 def predict(
     name: Annotated[str, typer.Argument(help="The public model.", show_default=False)],
     files: Annotated[
@@ -127,16 +113,14 @@ def predict(
             show_default=False,
         ),
     ],
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples per image; for study, the route is then at most review.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="Seed; for study, the route is then at most review.")
     ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="Voxel spacing in mm for files that do not state their own, as in 1,1,1.2.")
-    ] = None,
+    spacing: Spacing = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per file.")] = False,
     out: Annotated[
         Path | None,
@@ -148,22 +132,21 @@ def predict(
     rules: Annotated[
         Path | None, typer.Option(dir_okay=False, help="TOML file that says which series of a DICOM folder to take.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds per file.")] = 60.0,
+    timeout: FileTimeout = 60.0,
     priority: Annotated[PriorityName | None, typer.Option(help="Place in the server's queue.")] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
-    """Ask a server about image files, and where each case should go.
+    """Ask a server about image files: results, uncertainty and a route for each.
 
     A file that cannot be read or answered goes to review and does not stop the others.
     """
     fallback = parse_spacing(spacing)
     try:
-        encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
         chosen = None if rules is None else _series().rules_for(rules, name)
-        client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
+        client = UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
     except (InvalidInput, OSError) as error:
@@ -175,12 +158,12 @@ def predict(
         "timeout": timeout,
     }
     with client:
-        cases = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
+        outcomes = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
     if as_json:
-        typer.echo(json.dumps([case.document() for case in cases], indent=1, allow_nan=False))
+        typer.echo(json.dumps([outcome.document() for outcome in outcomes], indent=1, allow_nan=False))
     else:
-        wide_console().print(_table(name, cases))
-    if any(case.error for case in cases):
+        wide_console().print(_table(name, outcomes))
+    if any(outcome.error for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -190,7 +173,7 @@ def wide_console() -> Console:
 
 
 def _shown(files: list[Path], quiet: bool) -> Iterator[Path]:
-    """The files, with a progress bar on stderr where there are several and somebody looks."""
+    """The files, with a progress bar on stderr where there are several, on a terminal."""
     if quiet or len(files) < 2 or not sys.stderr.isatty():
         yield from files
         return
@@ -206,77 +189,78 @@ def _cases(
     out: Path | None,
     rules: Any,
     options: dict[str, Any],
-) -> Iterator[Case]:
+) -> Iterator[PredictedFile]:
     try:
         contract = client.contract(name)
     except EquipoiseError as error:
-        yield from (Case(file, name, error=str(error)) for file in files)
+        yield from (PredictedFile(file, name, error=str(error)) for file in files)
         return
     taken: set[Path] = set()
     for file in files:
-        case = Case(file, name, contract)
+        outcome = PredictedFile(file, name, contract)
         try:
             if file.is_dir():
-                yield _study(case, client, rules, None if out is None else free_place(out, file, taken), options)
+                yield _study(outcome, client, rules, None if out is None else free_place(out, file, taken), options)
                 continue
             prepared = fit(with_spacing(read_image(file), spacing), contract)
             wanted = ("mean", "variance") if contract.task is Task.CLASSIFICATION else ()
             if out is not None and contract.task is Task.SEGMENTATION:
                 wanted = ("labels", "epistemic")
             millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
-            with _windows_shown(client, contract, prepared, options["samples"]):
+            with _elapsed_shown(contract, prepared):
                 answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
-            case = replace(case, prediction=prepared.judge(answer))
+            outcome = replace(outcome, prediction=prepared.judge(answer))
             if out is not None:
-                case = _with_results(case, prepared, free_place(out, file, taken))
+                outcome = _with_results(outcome, prepared, free_place(out, file, taken))
         except EquipoiseError as error:
-            case = _failed(case, str(error))
+            outcome = _failed(outcome, str(error))
         except Exception as error:  # noqa: BLE001 (one file must not take the others with it; nothing is accepted)
             # Only the kind of error is shown: a library's message may quote what stands in the file.
-            case = _failed(case, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it")
-        yield case
+            outcome = _failed(
+                outcome, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it"
+            )
+        yield outcome
 
 
 @contextmanager
-def _windows_shown(
-    client: UncertaintyClient, contract: Contract, prepared: Prepared, samples: int | None
-) -> Iterator[None]:
-    """A progress bar on stderr while the windows of a large image are run, where somebody looks."""
-    size = prepared.pixels.shape[1:]
-    if not (sys.stderr.isatty() and contract.in_windows(size)):
+def _elapsed_shown(contract: Contract, prepared: Prepared) -> Iterator[None]:
+    """The elapsed time on stderr while a large image is answered, on a terminal: no answer says how far it is."""
+    if not (sys.stderr.isatty() and contract.in_windows(prepared.pixels.shape[1:])):
         yield
         return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(f"windows of {prepared.source.kind.value} image", total=1.0)
-        with watching(client, contract, size, samples, lambda share: progress.update(task, completed=share)):
-            yield
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task("waiting for the answer for a large image", total=None)
+        yield
 
 
 def _series() -> Any:
-    """What reads folders with a DICOM series: see `equipoise_clinic.dicom.predicting`. Raises InvalidInput."""
+    """The reader of folders with a DICOM series: see `equipoise_clinic.dicom.predicting`. Raises InvalidInput."""
     for entry in entry_points(group="equipoise.series", name="dicom"):
         with needs("clinic", "reading DICOM series"):
             return entry.load()
     raise InvalidInput("a folder was given, and nothing is installed that reads DICOM series: reinstall equipoise")
 
 
-def _study(case: Case, client: UncertaintyClient, rules: Any, place: Path | None, options: Any) -> Case:
+def _study(
+    outcome: PredictedFile, client: UncertaintyClient, rules: Any, place: Path | None, options: Any
+) -> PredictedFile:
     """A folder with a DICOM series: its decision, and the objects that a PACS stores."""
     series = _series()
-    found = series.analysed(case.file, case.model, client, rules, **options)
-    case = replace(case, prediction=found.prediction)
+    found = series.analysed(outcome.file, outcome.model, client, rules, **options)
+    outcome = replace(outcome, prediction=found.prediction)
     if place is None:
-        return case
+        return outcome
     try:
-        written = series.write(found, case.file, place, case.model)
+        written = series.write(found, outcome.file, place, outcome.model)
     except OSError as error:
-        return _failed(case, f"{place.name}: its results cannot be written: {error}")
-    return replace(case, written=written)
+        return _failed(outcome, f"{place.name}: its results cannot be written: {error}")
+    return replace(outcome, written=written)
 
 
-def _failed(case: Case, message: str) -> Case:
-    held = None if case.prediction is None else case.prediction.at_most_review("its results could not be written")
-    return replace(case, prediction=held, error=message)
+def _failed(outcome: PredictedFile, message: str) -> PredictedFile:
+    held = None if outcome.prediction is None else outcome.prediction.at_most_review("its results could not be written")
+    return replace(outcome, prediction=held, error=message)
 
 
 def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
@@ -291,53 +275,53 @@ def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
     return place
 
 
-def _with_results(case: Case, prepared: Prepared, place: Path) -> Case:
+def _with_results(outcome: PredictedFile, prepared: Prepared, place: Path) -> PredictedFile:
     """Writes the picture, and for a NIfTI segmentation its maps in the file's own grid."""
-    assert case.prediction is not None and case.contract is not None
+    assert outcome.prediction is not None and outcome.contract is not None
     from ..figure import write_figure
     from ..images import nifti
 
-    prediction, segmentation = case.prediction, case.contract.task is Task.SEGMENTATION
+    prediction, segmentation = outcome.prediction, outcome.contract.task is Task.SEGMENTATION
     maps = []
     try:
-        picture = place.with_name(f"{place.name}.{case.model}.png")
-        write_figure(picture, case.file.name, case.contract, prepared, prediction)
+        picture = place.with_name(f"{place.name}.{outcome.model}.png")
+        write_figure(picture, outcome.file.name, outcome.contract, prepared, prediction)
         if segmentation and prepared.source.kind is Kind.NIFTI:
             for name, values in (("labels", prediction.labels), ("epistemic", prediction.epistemic)):
-                maps.append(place.with_name(f"{place.name}.{case.model}.{name}.nii.gz"))
+                maps.append(place.with_name(f"{place.name}.{outcome.model}.{name}.nii.gz"))
                 nifti.write(maps[-1], prepared.to_source(values), prepared.source)
     except OSError as error:
-        return _failed(case, f"{place.name}: its results cannot be written: {error}")
-    return replace(case, written=(picture, *maps))
+        return _failed(outcome, f"{place.name}: its results cannot be written: {error}")
+    return replace(outcome, written=(picture, *maps))
 
 
-def _table(model: str, cases: list[Case]) -> Table:
-    table = Table(title=f"{model}: {len(cases)} file{'s' if len(cases) != 1 else ''}", title_justify="left")
+def _table(model: str, outcomes: list[PredictedFile]) -> Table:
+    table = Table(title=f"{model}: {len(outcomes)} file{'s' if len(outcomes) != 1 else ''}", title_justify="left")
     table.add_column("file", overflow="fold")
     table.add_column("route", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    for case in cases:
-        prediction = case.prediction
+    for outcome in outcomes:
+        prediction = outcome.prediction
         table.add_row(
-            escape(str(case.file)),
-            f"[bold {ROUTE_COLOUR[case.route]}]{case.route.value}[/]",
+            escape(str(outcome.file)),
+            f"[bold {ROUTE_COLOUR[outcome.route]}]{outcome.route.value}[/]",
             "–" if prediction is None else f"{prediction.case_score:.4f}",
-            "\n".join(_results(case)),
+            "\n".join(_results(outcome)),
             "–" if prediction is None else str(prediction.samples_used),
-            escape("; ".join(part for part in (prediction.reason if prediction else "", case.error or "") if part)),
+            escape("; ".join(part for part in (prediction.reason if prediction else "", outcome.error or "") if part)),
         )
     return table
 
 
-def _results(case: Case) -> Iterator[str]:
+def _results(outcome: PredictedFile) -> Iterator[str]:
     """Volumes with their interval, or the probability of each class with its standard deviation."""
-    for name, probability in case.probabilities().items():
+    for name, probability in outcome.probabilities().items():
         yield f"{escape(name)} {probability['mean']:.3f} ± {probability['sd']:.3f}"
-    volume = case.prediction.volume if case.prediction else None
-    if volume is not None and case.contract is not None and case.contract.spacing is not None:
+    volume = outcome.prediction.volume if outcome.prediction else None
+    if volume is not None and outcome.contract is not None and outcome.contract.spacing is not None:
         parts = volume.classes.items() if len(volume.classes) > 1 else ()
         for name, estimate in (*parts, ("total", volume.total)):
             yield f"{escape(name)} {_millilitres(estimate)}"

@@ -1,4 +1,4 @@
-"""The verb `equipoise replay`: does the service still decide as this record says?"""
+"""The verb `equipoise replay`: does the service still make the decision of this record?"""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ..client import UncertaintyClient
 from ..errors import InvalidInput
 from ..images import fit, read_image
 from ..images.prepare import with_spacing
-from ..transport import Tls
+from .options import Encrypt, FileTimeout, Json, TlsCert, TlsKey, TlsRoot, Url, encryption
 
 TOLERANCE = 1e-5
-"""Absolute for numbers below 1, relative above: what one model on one kind of machine keeps (DESIGN, invariant 1)."""
+"""Absolute for numbers below 1, relative above. One model on one kind of machine stays within it."""
 
 BINDING = ("model_digest", "policy_digest", "code_digest")
-"""What must be the same for a replay to mean anything; another code may still decide alike, and it is said."""
+"""What must be the same for a replay to mean anything. Other code may decide alike; the difference is still shown."""
 
 _DECIDED = ("seed", "samples", "stopped", "score", "route", "reason", "threshold")
 _CIRCUMSTANCES = ("software", "problems")
-"""May differ without another decision; everything else that a record says is held against the replay."""
+"""May differ without another decision. Everything else in a record is compared."""
 _MEASURED = ("case_score", "scores", "statistics", "strangeness", "volume_ml")
 
 EPILOG = """[bold]Example[/]
 
 equipoise predict hippocampus brain.nii.gz --json > decision.json; equipoise replay decision.json brain.nii.gz
 
-Exit code: 0 the same route and numbers, 1 not."""
+Exit code: 0 the same route and numbers, 1 not the same or it failed, 2 wrong usage."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What has to be asked again; None where the caller had named nothing."""
+class RecordedRequest:
+    """The request to repeat; None where the caller had named nothing."""
 
     model: str
     input_digest: str
@@ -61,34 +61,33 @@ class Question:
 def replay(
     record: Annotated[Path, typer.Argument(help="JSON: a record, or what `equipoise predict --json` printed.")],
     image: Annotated[Path, typer.Argument(help="The image that was decided on.")],
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     entry: Annotated[int, typer.Option(min=0, help="Which entry, where the file holds several.")] = 0,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds.")] = 60.0,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    timeout: FileTimeout = 60.0,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    as_json: Json = False,
 ) -> None:
-    """Asks the server again and compares route and numbers with the record."""
+    """Decide a recorded case again, and compare route and numbers with the record."""
     recorded = read_record(record, entry)
-    encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
-    question = asked(recorded)
-    with UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None) as client:
-        contract = client.contract(question.model)
-        prepared = fit(with_spacing(read_image(image), question.spacing), contract)
+    request = asked(recorded)
+    with UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key)) as client:
+        contract = client.contract(request.model)
+        prepared = fit(with_spacing(read_image(image), request.spacing), contract)
         digest = input_digest(prepared.pixels)
-        if digest != question.input_digest:
+        if digest != request.input_digest:
             raise InvalidInput(
                 f"{image.name} is not the image of this record: its digest is {digest[:12]}, the record says "
-                f"{question.input_digest[:12]}"
+                f"{request.input_digest[:12]}"
             )
         again = client.predict(
-            question.model,
+            request.model,
             prepared.pixels,
-            samples=question.samples,
-            seed=question.seed,
-            spacing=question.spacing,
+            samples=request.samples,
+            seed=request.seed,
+            spacing=request.spacing,
             outputs=(),
         ).record
     found = list(differences(recorded, again))
@@ -100,11 +99,11 @@ def replay(
             table.add_row(each.what, str(each.recorded), str(each.replayed))
         Console().print(table)
         if recorded.get("problems"):
-            Console().print("the record notes trouble while sampling, which a replay does not repeat")
+            Console().print("the record notes problems during sampling, which a replay does not repeat")
     else:
         score = recorded["case_score"]  # null where sampling gave none
-        told = "without a score" if score is None else f"{recorded['score']} {score:.6g}"
-        Console().print(f"[green]the same[/]: {recorded['route']}, {told}")
+        stated = "without a score" if score is None else f"{recorded['score']} {score:.6g}"
+        Console().print(f"[green]the same[/]: {recorded['route']}, {stated}")
     if found:
         raise typer.Exit(1)
 
@@ -125,8 +124,8 @@ def read_record(path: Path, entry: int = 0) -> Mapping[str, Any]:
     return record
 
 
-def asked(recorded: Mapping[str, Any]) -> Question:
-    """What the record says was asked. Raises InvalidInput where it does not say, or says what cannot be."""
+def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
+    """The request that the record describes. Raises InvalidInput where that is missing or impossible."""
     try:
         spacing, samples, seed = recorded["spacing"], recorded["samples_asked"], int(recorded["seed"])
         named = [recorded[name] for name in ("samples_named", "seed_named")]
@@ -139,7 +138,7 @@ def asked(recorded: Mapping[str, Any]) -> Question:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"the record is incomplete or malformed: {type(error).__name__}: {error}") from error
     model, digest = texts
-    return Question(model, digest, millimetres, samples if named[0] else None, seed if named[1] else None)
+    return RecordedRequest(model, digest, millimetres, samples if named[0] else None, seed if named[1] else None)
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Difference]:

@@ -7,7 +7,7 @@ heavy: all of them are loaded for `equipoise --help`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -21,12 +21,16 @@ GROUP = "equipoise.verbs"
 class Verb:
     """Where a verb lives, what it needs installed, and its line in `equipoise --help`.
 
-    The target is a function, or a Typer application with one command.
+    Attributes:
+        target: `module:name` of a function, or of a Typer application with one command.
+        extra: the extra of the distribution that installs what it needs.
+        package: of those that registered verbs; `equipoise --help` has a panel for each.
     """
 
     target: str
     extra: str
     help: str
+    package: str = ""
 
     def load(self) -> tuple[Callable[..., Any], str | None]:
         """The verb's function, and what its help ends with."""
@@ -50,5 +54,5 @@ def registered() -> dict[str, Verb]:
     """The verbs of all installed packages, by name."""
     found: dict[str, Verb] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        found.update(entry.load())
+        found |= {name: replace(verb, package=entry.name) for name, verb in entry.load().items()}
     return found

@@ -16,7 +16,7 @@ from .source import Kind, SourceImage, check_size
 
 
 def read_npy(path: Path) -> SourceImage:
-    """An array that is already as the model takes it: `[C, *S]`, or `[*S]` for one channel (`fit` tells them apart)."""
+    """An array as the model takes it: `[C, *S]`, or `[*S]` for one channel (`fit` distinguishes them)."""
     with path.open("rb") as file:
         return SourceImage(_array(path, file), Kind.ARRAY)
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SECONDS = 300.0
-"""After so long a decoder hangs: 500 MB of JPEG 2000 take a tenth of it."""
+"""After this time a decoder counts as hung: 500 MB of JPEG 2000 take a tenth of it."""
 
 _NEEDED = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
@@ -30,7 +30,7 @@ _NEEDED = (
 
 
 class DecoderDied(Exception):
-    """The pixels ended the process that unpacked them, twice: it may have ended of something else before they came."""
+    """The process that unpacked these pixels died twice: once alone could have another cause."""
 
 
 class DecoderHung(DecoderDied):
@@ -91,7 +91,7 @@ class Decoder:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             # Isolated: modules of its folder or of the current one must not pass for the library's. That leaves out a
-            # user's own packages (`pip install --user`) as well, so it is told where else to look.
+            # user's own packages (`pip install --user`) as well, so the path to them is passed.
             paths = [path for path in sys.path if path]
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(Path(__file__).with_name("unpacker.py")), *paths],

@@ -78,7 +78,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def checked(path: Path, dataset: Any) -> int:
-    """Number of frames, after what can be told without decoding was looked at."""
+    """Number of frames, after the checks that need no decoding."""
     if "PixelData" not in dataset:
         raise UnreadableImage(f"{path.name}: DICOM without pixels, or cut off before them; expected an image")
     frames = int(dataset.get("NumberOfFrames", 1) or 1)

@@ -24,7 +24,7 @@ def read(path: Path) -> SourceImage:
     """
     with needs("client", "reading NIfTI files"):
         import nibabel
-    log = logging.getLogger("nibabel.global")  # it prints what it mends in a damaged header
+    log = logging.getLogger("nibabel.global")  # it prints what it repairs in a damaged header
     log.propagate, log.handlers = False, [logging.NullHandler()]
     try:
         with warnings.catch_warnings():

@@ -41,7 +41,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Access:
-    """How to be let in, and how long to wait. C-STORE has no way in but the AE title.
+    """Credentials and time limit. C-STORE knows no credentials but the AE title.
 
     Attributes:
         authorization: value of the Authorization header, such as "Bearer …".
@@ -60,13 +60,13 @@ class Access:
 def send(
     instances: Iterable[Any], to: str, *, access: Access | None = None, calling_aet: str = CALLING_AET
 ) -> Iterator[Stored]:
-    """Stores datasets one by one, and says of each what became of it.
+    """Stores datasets one by one and reports the outcome of each.
 
     Args:
         to: `https://pacs/dicom-web` for STOW-RS, or `dicom://AET@host:port` for C-STORE.
 
     Raises ServerUnavailable or NotPermitted where the archive cannot be talked to at all; instances that came before
-    are stored then. InvalidInput for an address or AE title that is none.
+    are stored then. InvalidInput for an invalid address or AE title.
     """
     if to.startswith(("http://", "https://")):
         return _stow(instances, to, access or Access())
@@ -74,13 +74,13 @@ def send(
     if address is None or not 0 < int(address["port"]) < 65536:
         raise InvalidInput(f"{to!r}; expected https://host/dicom-web or dicom://AET@host:port")
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", calling_aet) or not calling_aet.strip():
-        raise InvalidInput(f"{calling_aet!r} is no AE title; expected 1 to 16 characters of ASCII without backslash")
+        raise InvalidInput(f"{calling_aet!r} is not an AE title; expected 1 to 16 ASCII characters without backslash")
     peer = (address["host"].strip("[]"), int(address["port"]), address["aet"])
     return _c_store(instances, *peer, calling_aet, (access or Access()).timeout)
 
 
 def fetch(url: str, study: str, *, access: Access | None = None) -> Iterator[Any]:
-    """All instances of a study, as they are stored. Raises as `send` does; InvalidInput for a study that is not there.
+    """All instances of a study, as they are stored. Raises as `send` does; InvalidInput for an unknown study.
 
     One by one, so that memory holds one at a time, whatever the archive makes of a large answer.
     """
@@ -103,7 +103,7 @@ def find(url: str, filters: Mapping[str, str], *, limit: int = 100, access: Acce
         client = _client(url, access or Access())
     for name in filters:
         if tag_for_keyword(name) is None:
-            raise InvalidInput(f"{name!r} is no attribute's keyword; expected such as StudyDate or ModalitiesInStudy")
+            raise InvalidInput(f"{name!r} is not an attribute's keyword, such as StudyDate or ModalitiesInStudy")
     with _translated(url):
         found = client.search_for_studies(search_filters=dict(filters), limit=limit)
     return [str(study["0020000D"]["Value"][0]) for study in found]
@@ -155,7 +155,7 @@ def _client(url: str, access: Access) -> Any:
     try:
         client = DICOMwebClient(url, session=session, headers=headers, timeout=access.timeout)
     except ValueError as error:
-        raise InvalidInput(f"{url!r} is no address of a DICOMweb service: {error}") from error
+        raise InvalidInput(f"{url!r} is not the address of a DICOMweb service: {error}") from error
     client.set_http_retry_params(retry=False)
     return client
 
@@ -202,7 +202,7 @@ def _c_store(
             if association.rejected_contexts:
                 yield Stored(*about, f"{aet} takes no {dataset.SOPClassUID.name} in {stored.name}")
                 continue
-            raise ServerUnavailable(f"{aet} at {host}:{port} cannot be reached, or speaks no DICOM")
+            raise ServerUnavailable(f"{aet} at {host}:{port} cannot be reached, or is not a DICOM service")
         try:
             status = association.send_c_store(dataset)
         except ValueError as error:  # no accepted context, or a dataset that cannot be encoded
@@ -211,7 +211,7 @@ def _c_store(
         finally:
             association.release()
         if "Status" not in status:
-            raise ServerUnavailable(f"{aet} at {host}:{port} broke off without an answer")
+            raise ServerUnavailable(f"{aet} at {host}:{port} closed the association without an answer")
         code = int(status.Status)
         if code >> 8 == 0xA7:  # out of resources: no fault of the instance
             raise ServerUnavailable(f"{aet} at {host}:{port} has no room (status 0x{code:04x})")

@@ -68,7 +68,7 @@ _PROCEDURES: Mapping[str, Code] = MappingProxyType(
 
 
 def region(body_part: str) -> Code:
-    """Anatomic region of a Body Part Examined; the least that can be said where it is not known."""
+    """Anatomic region of a Body Part Examined; the most general one where it is not known."""
     return _BODY_PARTS.get(body_part.strip().upper(), BODY_STRUCTURE)
 
 

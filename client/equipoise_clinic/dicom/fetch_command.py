@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot
 from equipoise_client.errors import ServerFailure
 
 from .send_command import AUTHORIZATION, shown
@@ -30,14 +31,14 @@ def fetch(
     study: Annotated[list[str] | None, typer.Option(help="Study Instance UID; may be repeated.")] = None,
     query: Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE as in QIDO-RS; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for the files.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most studies that a query may bring.")] = 100,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer.")] = 60.0,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Largest number of studies that a query may return.")] = 100,
+    timeout: PacsTimeout = 60.0,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per study.")] = False,
 ) -> None:
-    """Bring studies over DICOMweb, by UID or by a query, each instance as it is stored."""
+    """Fetch studies over DICOMweb, by UID or by a query, each instance as it is stored."""
     from .archive import Access, find
 
     if bool(study) == bool(query):
@@ -63,7 +64,7 @@ def fetch(
 
 
 def _fetched(url: str, uid: str, out: Path, access: Any) -> list[Path]:
-    """The study's instances as files. What was there under that name is replaced when the new file is complete."""
+    """The study's instances as files. An existing file is replaced once the new one is complete."""
     from equipoise_client.images.dicom import silence
 
     from .archive import fetch as instances
@@ -71,10 +72,10 @@ def _fetched(url: str, uid: str, out: Path, access: Any) -> list[Path]:
     files = []
     with silence():
         for dataset in instances(url, uid, access=access):
-            # An archive's word: a UID that is none could lead out of the folder.
+            # The archive is not trusted: an invalid UID could lead out of the folder.
             parts = [str(dataset[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
             if not all(part and set(part) <= set("0123456789.") and set(part) != {"."} for part in parts):
-                raise ServerFailure("the archive sent an instance whose UIDs are none")
+                raise ServerFailure("the archive sent an instance with invalid UIDs")
             file = out.joinpath(*parts[:2], f"{parts[2]}.dcm")
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".part")

@@ -45,18 +45,27 @@ def uid_of(*what: str) -> str:
 def identity_of(series: Series, prediction: Prediction) -> Identity:
     """The identity of a decision; the record says all of it that is not in the series' UIDs."""
     record = prediction.record
-    told = {name: record.get(name) for name in _TELLING}
+    stated = {name: record.get(name) for name in _DECISIVE}
     instances = sorted(str(dataset.SOPInstanceUID) for dataset in series.datasets)
     decided = [prediction.route.value, prediction.reason]
-    text = json.dumps([LAYOUT, series.study_uid, series.uid, instances, told, decided], sort_keys=True)
+    text = json.dumps([LAYOUT, series.study_uid, series.uid, instances, stated, decided], sort_keys=True)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), *_moment(series.first))
 
 
-_TELLING = ("model", "model_digest", "policy_digest", "code_digest", "input_digest", "seed", "samples", "samples_asked")
+_DECISIVE = (
+    "model",
+    "model_digest",
+    "policy_digest",
+    "code_digest",
+    "input_digest",
+    "seed",
+    "samples",
+    "samples_asked",
+)
 
 
 def _moment(dataset: Any) -> tuple[str, str]:
-    """Date and time of the source, the most telling that are there; 1900-01-01 where it has none."""
+    """Date and time of the source, the most specific that are there; 1900-01-01 where it has none."""
     for kind in ("Series", "Acquisition", "Content", "Study"):
         date = str(dataset.get(f"{kind}Date", "") or "")
         if len(date) == 8 and date.isdigit():

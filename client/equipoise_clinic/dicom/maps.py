@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import codes
-from .finding import STATEMENT, Finding
+from .result_source import STATEMENT, ResultSource
 from .source import CHARACTERS, ascending, finished, headers, in_file_order
 
 
-def segmentation(finding: Finding) -> Any:
+def segmentation(source: ResultSource) -> Any:
     """BINARY Segmentation, one segment for each foreground class. Empty frames are left out, unless all are.
 
     Not LABELMAP, which Orthanc 1.10 refuses, and not FRACTIONAL, which OHIF refuses.
@@ -20,11 +20,11 @@ def segmentation(finding: Finding) -> Any:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 
-    assert finding.masks is not None
+    assert source.masks is not None
     algorithm = AlgorithmIdentificationSequence(
-        name=f"Equipoise {finding.contract.name}"[:64],
+        name=f"Equipoise {source.contract.name}"[:64],
         family=codes.ARTIFICIAL_INTELLIGENCE,
-        version=str(finding.contract.model_digest),
+        version=str(source.contract.model_digest),
         source="Equipoise",
     )
     descriptions = [
@@ -32,18 +32,18 @@ def segmentation(finding: Finding) -> Any:
             segment_number=number,
             segment_label=name[:64],
             segmented_property_category=codes.ANATOMICAL_STRUCTURE,
-            segmented_property_type=property_type(finding, name),
+            segmented_property_type=property_type(source, name),
             algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
-            tracking_uid=finding.identity.uid("segment", name),
+            tracking_uid=source.identity.uid("segment", name),
             tracking_id=name[:64],
-            anatomic_regions=[codes.region(finding.body_part)],
+            anatomic_regions=[codes.region(source.body_part)],
         )
-        for number, name in enumerate(finding.class_names, start=1)
+        for number, name in enumerate(source.class_names, start=1)
     ]
-    masks = in_file_order(finding.series, np.moveaxis(finding.masks, 0, -1)).astype(np.uint8)
+    masks = in_file_order(source.series, np.moveaxis(source.masks, 0, -1)).astype(np.uint8)
     result = Segmentation(
-        source_images=headers(finding.series),
+        source_images=headers(source.series),
         pixel_array=masks,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
@@ -52,28 +52,30 @@ def segmentation(finding: Finding) -> Any:
         content_description=STATEMENT,
         specific_character_set=CHARACTERS,
         coding_schemes=[codes.scheme()],
-        **finding.equipment("segmentation", 8001),
+        **source.equipment("segmentation", 8001),
     )
     result.ContentCreatorName = ""
-    return finished(result, finding.series, finding.identity)
+    return finished(result, source.series, source.identity)
 
 
-def uncertainty_maps(finding: Finding) -> tuple[Any, Any]:
+def uncertainty_maps(source: ResultSource) -> tuple[Any, Any]:
     """Parametric Maps of epistemic and aleatoric uncertainty, float32, nats, on every voxel of the source."""
-    assert finding.epistemic is not None and finding.aleatoric is not None
+    assert source.epistemic is not None and source.aleatoric is not None
     return (
-        _map(finding, finding.epistemic, "epistemic", "mutual information, nats", codes.EPISTEMIC, 8002),
-        _map(finding, finding.aleatoric, "aleatoric", "expected entropy, nats", codes.ALEATORIC, 8003),
+        _map(source, source.epistemic, "epistemic", "mutual information, nats", codes.EPISTEMIC, 8002),
+        _map(source, source.aleatoric, "aleatoric", "expected entropy, nats", codes.ALEATORIC, 8003),
     )
 
 
-def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: str, quantity: Any, number: int) -> Any:
+def _map(
+    source: ResultSource, values: NDArray[np.float32], name: str, explanation: str, quantity: Any, number: int
+) -> Any:
     from highdicom import VOILUTTransformation
     from highdicom.pm import ParametricMap, RealWorldValueMapping
 
     if not np.isfinite(values).all():
         raise ValueError(f"the {name} map holds values that are not finite")  # NaN would pass every validator
-    limit = finding.limit
+    limit = source.limit
     mapping = RealWorldValueMapping(
         lut_label=name.upper()[:16],
         lut_explanation=explanation,
@@ -84,8 +86,8 @@ def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: 
         quantity_definition=quantity,
     )
     result = ParametricMap(
-        source_images=headers(finding.series),
-        pixel_array=in_file_order(finding.series, values).astype(np.float32),
+        source_images=headers(source.series),
+        pixel_array=in_file_order(source.series, values).astype(np.float32),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         # Exactly linear: the standard's other function takes no window narrower than 1, and ln 2 is.
@@ -94,32 +96,32 @@ def _map(finding: Finding, values: NDArray[np.float32], name: str, explanation: 
         content_description=STATEMENT,
         specific_character_set=CHARACTERS,
         coding_schemes=[codes.scheme()],
-        **finding.equipment(f"{name} uncertainty", number),
+        **source.equipment(f"{name} uncertainty", number),
     )
     ascending(result, "FloatPixelData")
     result.ContentCreatorName = ""
-    if finding.body_part:
-        result.BodyPartExamined = finding.body_part
+    if source.body_part:
+        result.BodyPartExamined = source.body_part
     shared = result.SharedFunctionalGroupsSequence[0]
     if "FrameAnatomySequence" not in shared:  # dcmqi's reader crashes without it
-        shared.FrameAnatomySequence = [_anatomy(finding)]
-    return finished(result, finding.series, finding.identity)
+        shared.FrameAnatomySequence = [_anatomy(source)]
+    return finished(result, source.series, source.identity)
 
 
-def property_type(finding: Finding, name: str) -> Any:
+def property_type(source: ResultSource, name: str) -> Any:
     """What a class is, in a code: the rules file's, else no more than "anatomical structure"."""
     from pydicom.sr.coding import Code
 
-    code = finding.rule.segments.get(name)
+    code = source.rule.segments.get(name)
     return codes.ANATOMICAL_STRUCTURE if code is None else Code(code.value, code.scheme, code.meaning)
 
 
-def _anatomy(finding: Finding) -> Any:
+def _anatomy(source: ResultSource) -> Any:
     from highdicom.sr import CodedConcept
     from pydicom.dataset import Dataset
 
     anatomy = Dataset()
-    region = codes.region(finding.body_part)
+    region = codes.region(source.body_part)
     anatomy.AnatomicRegionSequence = [CodedConcept(region.value, region.scheme_designator, region.meaning)]
-    anatomy.FrameLaterality = str(finding.series.first.get("Laterality", "") or "U")
+    anatomy.FrameLaterality = str(source.series.first.get("Laterality", "") or "U")
     return anatomy

@@ -1,6 +1,6 @@
 """A folder with a DICOM series, for `equipoise predict`: registered as the entry point `dicom` of `equipoise.series`.
 
-So the client's command, which knows nothing above it, takes DICOM folders where the clinic is installed.
+The client's command must not import the clinic; through the entry point it still reads DICOM folders.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def rules_for(path: Path, model: str) -> Rules:
 
 
 def analysed(folder: Path, model: str, client: UncertaintyClient, rules: Rules | None, **options: Any) -> Analysis:
-    """What the model says of the folder's series. Raises EquipoiseError."""
+    """The model's answer for the folder's series. Raises EquipoiseError."""
     (chosen,) = select(folder, rules or Rules.for_model(model))
     return analyse(chosen, client, **options)
 

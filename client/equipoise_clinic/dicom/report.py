@@ -15,13 +15,13 @@ from equipoise_client.prediction import Estimate
 from equipoise_core.contract import Task
 
 from . import codes
-from .finding import STATEMENT, Finding
 from .identity import uid_of
 from .maps import property_type
+from .result_source import STATEMENT, ResultSource
 from .source import CHARACTERS, finished, headers
 
 
-def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...] = ()) -> Any:
+def report(source: ResultSource, segmentation: Any | None, evidence: tuple[Any, ...] = ()) -> Any:
     """The SR; `segmentation` is the SEG whose segments the volumes are of, `evidence` what else was made of it."""
     from highdicom.sr import (
         Comprehensive3DSR,
@@ -35,20 +35,20 @@ def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...]
     device = ObserverContext(
         observer_type=standard.DCM.Device,
         observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-            uid=uid_of("device", finding.contract.model_digest),
-            name=f"Equipoise {finding.contract.name}",
+            uid=uid_of("device", source.contract.model_digest),
+            name=f"Equipoise {source.contract.name}",
             manufacturer_name="Equipoise",
-            model_name=finding.contract.name,
-            serial_number=str(finding.contract.model_digest),
+            model_name=source.contract.name,
+            serial_number=str(source.contract.model_digest),
         ),
     )
-    groups = [_case(finding)]
+    groups = [_case(source)]
     if segmentation is not None:
-        groups = [*_segments(finding, segmentation), *groups]
-    sources = headers(finding.series)
+        groups = [*_segments(source, segmentation), *groups]
+    sources = headers(source.series)
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=device),
-        procedure_reported=codes.procedure(str(finding.series.first.get("Modality", ""))),
+        procedure_reported=codes.procedure(str(source.series.first.get("Modality", ""))),
         imaging_measurements=groups,
         title=codes.IMAGING_REPORT,
     )
@@ -60,12 +60,12 @@ def report(finding: Finding, segmentation: Any | None, evidence: tuple[Any, ...]
         is_verified=False,
         specific_character_set=CHARACTERS,
         coding_schemes=[codes.scheme()],
-        **finding.equipment("report", 8004),
+        **source.equipment("report", 8004),
     )
-    return finished(result, finding.series, finding.identity)
+    return finished(result, source.series, source.identity)
 
 
-def _segments(finding: Finding, segmentation: Any) -> Iterator[Any]:
+def _segments(source: ResultSource, segmentation: Any) -> Iterator[Any]:
     """One TID 1411 group for each segment."""
     from highdicom.sr import (
         FindingSite,
@@ -75,25 +75,25 @@ def _segments(finding: Finding, segmentation: Any) -> Iterator[Any]:
         VolumetricROIMeasurementsAndQualitativeEvaluations,
     )
 
-    volume = finding.prediction.volume
-    for number, name in enumerate(finding.class_names, start=1):
+    volume = source.prediction.volume
+    for number, name in enumerate(source.class_names, start=1):
         segment = ReferencedSegment(
             sop_class_uid=str(segmentation.SOPClassUID),
             sop_instance_uid=str(segmentation.SOPInstanceUID),
             segment_number=number,
-            source_series=SourceSeriesForSegmentation(finding.series.uid),
+            source_series=SourceSeriesForSegmentation(source.series.uid),
         )
         yield VolumetricROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=TrackingIdentifier(finding.identity.uid("segment", name), name),
+            tracking_identifier=TrackingIdentifier(source.identity.uid("segment", name), name),
             referenced_segment=segment,
-            finding_type=_concept(property_type(finding, name)),
-            finding_sites=[FindingSite(anatomic_location=codes.region(finding.body_part))],
-            algorithm_id=_algorithm(finding),
+            finding_type=_concept(property_type(source, name)),
+            finding_sites=[FindingSite(anatomic_location=codes.region(source.body_part))],
+            algorithm_id=_algorithm(source),
             measurements=_volumes(None if volume is None else volume.classes.get(name)) or None,
         )
 
 
-def _case(finding: Finding) -> Any:
+def _case(source: ResultSource) -> Any:
     """The TID 1501 group for the whole case."""
     from highdicom.sr import (
         Measurement,
@@ -104,19 +104,19 @@ def _case(finding: Finding) -> Any:
         TrackingIdentifier,
     )
 
-    prediction, contract = finding.prediction, finding.contract
+    prediction, contract = source.prediction, source.contract
     measurements, evaluations = [], []
     if math.isfinite(prediction.case_score):
         measurements.append(Measurement(name=codes.CASE_SCORE, value=_ds(prediction.case_score), unit=codes.NO_UNITS))
-    if contract.task is Task.SEGMENTATION and prediction.volume is not None and len(finding.class_names) > 1:
+    if contract.task is Task.SEGMENTATION and prediction.volume is not None and len(source.class_names) > 1:
         measurements.extend(_volumes(prediction.volume.total))
     if contract.task is Task.CLASSIFICATION:
-        measurements.extend(_probabilities(finding))
+        measurements.extend(_probabilities(source))
     evaluations.append(QualitativeEvaluation(name=codes.ROUTE, value=codes.ROUTES[prediction.route.value]))
     group = MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(finding.identity.uid("case"), "Whole case"),
+        tracking_identifier=TrackingIdentifier(source.identity.uid("case"), "Whole case"),
         finding_type=_concept(codes.WHOLE_CASE),
-        algorithm_id=_algorithm(finding),
+        algorithm_id=_algorithm(source),
         measurements=measurements or None,
         qualitative_evaluations=evaluations,
     )
@@ -129,12 +129,12 @@ def _case(finding: Finding) -> Any:
     return group
 
 
-def _probabilities(finding: Finding) -> Iterator[Any]:
+def _probabilities(source: ResultSource) -> Iterator[Any]:
     """Of each class, as mean and standard deviation over samples. The class is the method's code: it is the model's."""
     from highdicom.sr import Measurement, TrackingIdentifier
 
-    prediction = finding.prediction
-    for k, name in enumerate(finding.contract.classes):
+    prediction = source.prediction
+    for k, name in enumerate(source.contract.classes):
         mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
         for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
             yield Measurement(
@@ -143,16 +143,16 @@ def _probabilities(finding: Finding) -> Iterator[Any]:
                 unit=codes.NO_UNITS,
                 derivation=derivation,
                 tracking_identifier=TrackingIdentifier(
-                    finding.identity.uid("probability", name), f"Probability of {name}"
+                    source.identity.uid("probability", name), f"Probability of {name}"
                 ),
                 method=_concept(codes.class_code(name)),
             )
 
 
 def _volumes(estimate: Estimate | None) -> list[Any]:
-    """Volume as mean with the distances to its interval's ends, and its standard deviation; mL. None where not known.
+    """Mean volume with the distances to its interval's ends, and its standard deviation, mL; empty where not known.
 
-    A mean outside its interval has no such distances: then there are none.
+    Distances are left out where the mean lies outside its interval.
     """
     from highdicom.sr import Measurement, MeasurementProperties
 
@@ -187,21 +187,21 @@ def _volumes(estimate: Estimate | None) -> list[Any]:
     return found
 
 
-def _algorithm(finding: Finding) -> Any:
+def _algorithm(source: ResultSource) -> Any:
     from highdicom.sr import AlgorithmIdentification
 
-    record, prediction = finding.prediction.record, finding.prediction
+    record, prediction = source.prediction.record, source.prediction
     parameters = [
-        f"model digest (SHA-256): {finding.contract.model_digest}",
+        f"model digest (SHA-256): {source.contract.model_digest}",
         f"policy digest (SHA-256): {record.get('policy_digest') or 'no policy'}",
         f"samples: {prediction.samples_used}",
         f"seed: {record.get('seed')}",
         f"client: Equipoise {__version__}",
     ]
-    if finding.contract.task is Task.SEGMENTATION:
+    if source.contract.task is Task.SEGMENTATION:
         parameters.append(f"interval of volumes: {_interval(record)}")
     return AlgorithmIdentification(
-        name=f"Equipoise {finding.contract.name}", version=str(finding.contract.model_digest), parameters=parameters
+        name=f"Equipoise {source.contract.name}", version=str(source.contract.model_digest), parameters=parameters
     )
 
 

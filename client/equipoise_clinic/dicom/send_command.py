@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot
 from equipoise_client.errors import EquipoiseError, UnreadableImage
 from rich.console import Console
 from rich.progress import Progress
 
 AUTHORIZATION = "EQUIPOISE_DICOMWEB_AUTHORIZATION"
-"""Environment variable with the value of the Authorization header: a command line can be read by everybody."""
+"""Environment variable that holds the Authorization header. Every user of the machine can read a command line."""
 
 EPILOG = f"""[bold]Examples[/]
 
@@ -29,16 +30,16 @@ Exit code: 0 all are stored, 1 at least one is not, 2 wrong usage."""
 
 
 def send(
-    files: Annotated[list[Path], typer.Argument(help="DICOM files, or folders with such.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="DICOM files, or folders of them.", show_default=False)],
     to: Annotated[str, typer.Option(help="https://host/dicom-web (STOW-RS) or dicom://AET@host:port (C-STORE).")],
     calling_aet: Annotated[str, typer.Option(help="This machine's AE title, for C-STORE.")] = "EQUIPOISE",
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without an answer.")] = 60.0,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    timeout: PacsTimeout = 60.0,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per instance.")] = False,
 ) -> None:
-    """Store DICOM files in a PACS, one by one; what one is refused for does not keep back the others."""
+    """Store DICOM files in a PACS, one by one. A refused file does not stop the others."""
     from .archive import Access
     from .archive import send as store
 
@@ -51,9 +52,9 @@ def send(
     try:
         for stored in store(datasets, to, access=access, calling_aet=calling_aet):
             found[-1] |= {"sop_instance_uid": stored.sop_instance, "stored": stored.done, "reason": stored.reason}
-    except EquipoiseError as error:  # what was stored until then is told all the same
+    except EquipoiseError as error:  # what was stored before it is reported all the same
         stopped = error
-        found.extend(_outcome(path, "it was not tried") for path in paths[len(found) :])
+        found.extend(_outcome(path, "it was not sent") for path in paths[len(found) :])
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
@@ -75,7 +76,7 @@ _NAMED = ("SOPClassUID", "SOPInstanceUID")
 
 
 def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
-    """Every file read; one that is no DICOM is noted in `found` and left out."""
+    """Every file read; one that is not DICOM is noted in `found` and left out."""
     from equipoise_client.images.dicom import quiet
     from pydicom import dcmread
 
@@ -85,16 +86,16 @@ def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
             with quiet(path.name):
                 dataset = dcmread(path)
         except (UnreadableImage, OSError):
-            found[-1]["reason"] = "it is no DICOM file that can be read"
+            found[-1]["reason"] = "it is not a readable DICOM file"
             continue
         if "TransferSyntaxUID" not in dataset.file_meta or not all(dataset.get(name) for name in _NAMED):
-            found[-1]["reason"] = "it is no instance: a DICOMDIR, or without its identifiers"
+            found[-1]["reason"] = "it is not an instance: a DICOMDIR, or an object without identifiers"
             continue
         yield dataset
 
 
 def shown(items: Iterator[Any], total: int | None, what: str, quiet: bool) -> Iterator[Any]:
-    """The items, with a progress bar on stderr where somebody looks."""
+    """The items, with a progress bar on stderr, on a terminal."""
     if quiet or not sys.stderr.isatty():
         yield from items
         return

@@ -63,7 +63,7 @@ class Group:
 
     @cached_property
     def plane(self) -> str:
-        """One of `PLANES`, or "" where the images do not say, or say nonsense."""
+        """One of `PLANES`, or "" where the images do not state a valid one."""
         try:
             with _damage():
                 first = pixels.planes_of(self.datasets[0], _frames(self.datasets[0]))
@@ -138,7 +138,7 @@ _SIZES = ("Rows", "Columns", "SamplesPerPixel")
 def read(given: Path | Iterable[Any]) -> list[Group]:
     """The image series among datasets, or in all files of a folder and the folders in it.
 
-    What is no image (results, reports, DICOMDIR) is left out, and so are files of other formats.
+    Objects without an image (results, reports, DICOMDIR) and files of other formats are left out.
     Raises NothingReadable, DamagedInstance, MixedStudies.
     """
     with needs("clinic", "reading DICOM series"):
@@ -234,7 +234,7 @@ def _files(folder: Path) -> Iterator[Any]:
 
 @contextmanager
 def _damage() -> Iterator[None]:
-    """Whatever malformed data makes pydicom raise becomes DamagedInstance, without a word of what stands there."""
+    """Whatever malformed data makes pydicom raise becomes DamagedInstance, whose message quotes nothing of the file."""
     try:
         with pixels.quiet("an instance"):
             yield

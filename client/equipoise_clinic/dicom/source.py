@@ -1,4 +1,4 @@
-"""Between source and results: what highdicom is handed, and what its objects lack when it is done."""
+"""What highdicom needs of the source, and what is added to the objects that it makes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _thickness(dataset: Any) -> float:
 
 
 def finished(result: Any, series: Series, identity: Identity) -> Any:
-    """The object with patient and study as in the source, and nothing left of this moment or of chance."""
+    """The object with patient and study as in the source, without times of writing and random UIDs."""
     for element in _quoted(series.first):
         result.add(element)
     for name in _TYPE_2:

@@ -32,15 +32,15 @@ from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from numpy.typing import NDArray
 
-from .finding import Finding, finding_of
+from .result_source import ResultSource, result_source
 from .rules import Rule, Rules
 from .series import Group, Series, read, volume_of
 
-__all__ = ["Analysis", "Chosen", "Rule", "Rules", "Slice", "StudyRejected", "analyse", "select"]
+__all__ = ["Analysis", "ChosenSeries", "Rule", "Rules", "Slice", "StudyRejected", "analyse", "select"]
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class ChosenSeries:
     """A series that goes to a model; its geometry is checked."""
 
     series: Series
@@ -121,7 +121,7 @@ class Analysis:
         return self.prediction.volume
 
 
-def select(given: Path | Iterable[Any], rules: Rules) -> list[Chosen]:
+def select(given: Path | Iterable[Any], rules: Rules) -> list[ChosenSeries]:
     """Which series of one study go to which model.
 
     Args:
@@ -138,7 +138,7 @@ def select(given: Path | Iterable[Any], rules: Rules) -> list[Chosen]:
                 if len(fitting) > 1:
                     raise SeveralSeriesFit(f"{len(fitting)} series fit the rule for {rule.model}; make it narrower")
                 taken.add(rule.model)
-                chosen.append(Chosen(volume_of(fitting[0]), rule))
+                chosen.append(ChosenSeries(volume_of(fitting[0]), rule))
     if not chosen:
         misfits = [_misfit(group, rule) for rule in rules.series for group in groups]
         raise max((each for each in misfits if each is not None), key=lambda each: _CLOSENESS.index(type(each)))
@@ -146,7 +146,7 @@ def select(given: Path | Iterable[Any], rules: Rules) -> list[Chosen]:
 
 
 _CLOSENESS = (NoSeriesFits, WrongModality, WrongPlane, TooFewSlices)
-"""What is told where nothing fits: the reason of what came closest."""
+"""Where no series fits, the reason of the closest one is given; later ones are closer."""
 
 
 def _misfit(group: Group, rule: Rule) -> NoSeriesFits | None:
@@ -163,7 +163,7 @@ def _misfit(group: Group, rule: Rule) -> NoSeriesFits | None:
 
 
 def analyse(
-    chosen: Chosen,
+    chosen: ChosenSeries,
     client: UncertaintyClient,
     *,
     samples: int | None = None,
@@ -203,10 +203,10 @@ def analyse(
         # Its results would name classes and model as the one before; the client knows the new one by now.
         raise ServerUnavailable(f"{chosen.model} was replaced while it was asked; ask again")
     prediction = prepared.judge(answer)
-    finding = finding_of(series, chosen.rule, contract, prepared, prediction)
+    source = result_source(series, chosen.rule, contract, prepared, prediction)
     try:
         with pixels.silence():
-            objects = objects_of(finding)
+            objects = objects_of(source)
     except (MissingExtra, MemoryError):
         raise
     except Exception as error:  # highdicom checks what the source says, and raises many kinds
@@ -214,34 +214,34 @@ def analyse(
     return Analysis(
         objects,
         prediction,
-        _most_uncertain(finding, prepared.source),
+        _most_uncertain(source, prepared.source),
         contract,
         prepared,
         series.study_uid,
         series.uid,
-        finding.identity.digest,
+        source.identity.digest,
     )
 
 
-def _most_uncertain(finding: Finding, image: SourceImage) -> Slice:
+def _most_uncertain(source: ResultSource, image: SourceImage) -> Slice:
     """The slice with the largest sum of epistemic uncertainty."""
     stack = _volume(image.pixels.mean(axis=0))
-    index = 0 if finding.epistemic is None else int(np.argmax(finding.epistemic.sum(axis=(1, 2))))
+    index = 0 if source.epistemic is None else int(np.argmax(source.epistemic.sum(axis=(1, 2))))
     low, high = np.percentile(stack, [1.0, 99.0])
     grey = np.clip((stack[index] - low) / max(float(high - low), 1e-12), 0.0, 1.0)
     mask = None
-    if finding.masks is not None:
+    if source.masks is not None:
         mask = np.zeros(grey.shape, np.uint8)
-        for number, each in enumerate(finding.masks[:, index], start=1):
+        for number, each in enumerate(source.masks[:, index], start=1):
             mask[each] = number
     return Slice(
         index,
-        finding.series.instance_uid(index),
+        source.series.instance_uid(index),
         np.rint(grey * 255).astype(np.uint8),
         mask,
-        None if finding.epistemic is None else finding.epistemic[index],
-        finding.limit,
-        finding.series.plane_spacing,
+        None if source.epistemic is None else source.epistemic[index],
+        source.limit,
+        source.series.plane_spacing,
     )
 
 

@@ -25,7 +25,7 @@ from equipoise_client.prediction import Estimate, number
 from equipoise_core.decision import Route
 
 from ..audit import end
-from ..dicom.study import Analysis, Chosen, Rules, StudyRejected, analyse, select
+from ..dicom.study import Analysis, ChosenSeries, Rules, StudyRejected, analyse, select
 from .observe import Log, Metrics
 from .picture import draw
 from .settings import Settings
@@ -128,7 +128,7 @@ class AnalysisWorker:
             self._log.info("study analysed", study=study.key, series=len(chosen))
         self._passed("analysis.ended")
 
-    def _one(self, study: Study, series: Chosen) -> None:
+    def _one(self, study: Study, series: ChosenSeries) -> None:
         analysis = analyse(series, self._client)
         self._failures = 0
         self._successes += 1

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from equipoise_client.errors import EquipoiseError
+from equipoise_client.errors import EquipoiseError, InvalidInput
 from equipoise_client.transport import Tls
+from msgspec import Meta
+from msgspec.structs import replace
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-T = TypeVar("T")
+from ..toml_file import Strict, read_toml
 
 EXAMPLE = Path(__file__).with_name("example.toml")
 
@@ -30,19 +24,18 @@ class BadSettings(EquipoiseError, ValueError):
 
 
 class Handling(str, Enum):
-    """What happens to the objects of a route: sent at once, or held until a verdict."""
+    """Whether the objects of a route are sent at once, or held until a verdict."""
 
     SEND = "send"
     HOLD = "hold"
 
 
-@dataclass(frozen=True)
-class Triton:
-    """The server that is asked.
+class Triton(Strict, frozen=True):
+    """The Triton server that analyses the studies.
 
     Attributes:
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
-        give_up_hours: a study on which a server that is there fails for so long is given up.
+        give_up_hours: a study is given up when a reachable server fails on it for this long.
     """
 
     url: str = "localhost:8001"
@@ -59,13 +52,12 @@ class Triton:
         return Tls(self.tls_root, self.tls_cert, self.tls_key) if self.tls_root or self.tls_cert else None
 
 
-@dataclass(frozen=True)
-class Receive:
+class Receive(Strict, frozen=True):
     """A C-STORE receiver.
 
     Attributes:
         callers: AE titles that may send; empty: any.
-        quiet_seconds: a study is complete when nothing of it came for so long.
+        quiet_seconds: a study is complete when nothing of it has arrived for this long.
     """
 
     aet: str = "EQUIPOISE"
@@ -76,9 +68,8 @@ class Receive:
     associations: int = 10
 
 
-@dataclass(frozen=True)
-class OrthancSource:
-    """An Orthanc whose stable studies are taken."""
+class OrthancSource(Strict, frozen=True):
+    """An Orthanc whose stable studies are analysed."""
 
     url: str
     user: str = ""
@@ -86,18 +77,17 @@ class OrthancSource:
     every_seconds: float = 2.0
 
 
-@dataclass(frozen=True)
-class WebSource:
-    """A DICOMweb archive that is asked at intervals (QIDO-RS, WADO-RS).
+class WebSource(Strict, frozen=True):
+    """A DICOMweb archive that is queried at intervals (QIDO-RS, WADO-RS).
 
     Attributes:
         query: attribute → value, as `ModalitiesInStudy = "MR"`.
-        days: only studies of today and so many days before; 0: today; -1: whatever the query finds.
-        quiet_seconds: a study is complete when no look found anything new of it for so long.
+        days: only studies of today and this many days before; 0: today; -1: all that the query finds.
+        quiet_seconds: a study is complete when queries have found nothing new of it for this long.
     """
 
     url: str
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = {}
     days: int = 1
     limit: int = 100
     every_seconds: float = 30.0
@@ -106,14 +96,13 @@ class WebSource:
     password_file: Path | None = None
 
 
-@dataclass(frozen=True)
-class Deliver:
-    """Where results go, and which of them go by themselves.
+class Deliver(Strict, frozen=True):
+    """Where results are sent, and which are sent without a verdict.
 
     Attributes:
         stow_url: DICOMweb root; else `host`, `port`, `aet` name a C-STORE receiver.
-        attempts: refusals of one object until it is a dead letter.
-        away_hours: a destination that is not there is waited for so long before its results are dead letters.
+        attempts: refusals of one object after which it becomes a dead letter.
+        away_hours: results become dead letters when the destination cannot be reached for this long.
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
     """
 
@@ -127,23 +116,21 @@ class Deliver:
     accept: Handling = Handling.SEND
     review: Handling = Handling.HOLD
     reject: Handling = Handling.HOLD
-    attempts: int = 8
+    attempts: Annotated[int, Meta(ge=1)] = 8
     away_hours: float = 96.0
-    first_seconds: float = 2.0
+    first_seconds: Annotated[float, Meta(gt=0)] = 2.0
     longest_seconds: float = 300.0
     timeout_seconds: float = 60.0
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(Strict, frozen=True):
     """Where health and metrics are served."""
 
     host: str = "127.0.0.1"
     port: int = 8046
 
 
-@dataclass(frozen=True)
-class Review:
+class Review(Strict, frozen=True):
     """The worklist page.
 
     Attributes:
@@ -162,21 +149,20 @@ class Review:
     session_hours: float = 10.0
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Strict, frozen=True):
     """All of it.
 
     Attributes:
-        directory: database, spool, outbox and pictures: patient data, so an encrypted disk and nobody else's.
+        directory: database, spool, outbox and pictures: patient data: on an encrypted disk, private to this user.
         rules: which series goes to which model (`equipoise_clinic.dicom.study.Rules`).
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
-        reserve_megabytes: with less free disk new input is refused, so that what was taken can be finished.
-        keep_input_hours: received images are deleted so long after their study was analysed.
+        reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
+        keep_input_hours: received images are deleted this long after their study was analysed.
     """
 
     directory: Path
     rules: Path
-    audit: Path
+    audit: Path = Path()
     triton: Triton = Triton()
     receive: Receive | None = None
     orthanc: OrthancSource | None = None
@@ -191,14 +177,11 @@ class Settings:
 def load_settings(path: Path) -> Settings:
     """Reads `path`; relative paths in it are relative to it. Raises BadSettings."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadSettings(
-            f"{path}: cannot be read as TOML: {error}; `equipoise gateway --example` prints one"
-        ) from None
-    if isinstance(document.get("directory"), str):
-        document.setdefault("audit", str(Path(document["directory"]) / "decisions.jsonl"))
-    settings = _build(Settings, document, path.parent, "")
+        settings = read_toml(path, Settings)
+    except InvalidInput as error:
+        raise BadSettings(f"{error}; `equipoise gateway --example` explains every key") from None
+    if settings.audit == Path():
+        settings = replace(settings, audit=settings.directory / "decisions.jsonl")
     _check(settings)
     return settings
 
@@ -215,11 +198,9 @@ def password(file: Path | None) -> str:
 
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
-        raise BadSettings("nothing to listen to; expected at least one of [receive], [orthanc], [dicomweb]")
+        raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):
         raise BadSettings("[deliver]: expected either stow_url or host (with port and aet)")
-    if settings.deliver.attempts < 1 or settings.deliver.first_seconds <= 0:
-        raise BadSettings("[deliver]: expected attempts ≥ 1 and first_seconds > 0")
     try:
         local = settings.review.host == "localhost" or ipaddress.ip_address(settings.review.host).is_loopback
     except ValueError:
@@ -236,41 +217,4 @@ def _check(settings: Settings) -> None:
         try:
             ipaddress.ip_network(address)
         except ValueError:
-            raise BadSettings(f"[review] trusted_proxies: {address!r} is no address or network") from None
-
-
-def _build(kind: type[T], table: Mapping[str, Any], base: Path, where: str) -> T:
-    hints = get_type_hints(kind)
-    known = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in table:
-        if name not in known:
-            raise BadSettings(f"{where}{name}: no such key; expected one of {', '.join(known)}")
-    for name, each in known.items():
-        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if required and name not in table:
-            raise BadSettings(f"{where}{name} is missing; `equipoise gateway --example` explains it")
-    values = {name: _value(hints[name], value, base, f"{where}{name}") for name, value in table.items()}
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, base: Path, where: str) -> Any:
-    options = [each for each in get_args(hint) if each is not type(None)] if type(None) in get_args(hint) else [hint]
-    kind = options[0]
-    origin = getattr(kind, "__origin__", None)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        return _build(kind, value, base, f"{where}.")
-    if kind is Path and isinstance(value, str) and value:
-        return base / Path(value).expanduser()
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        if value in [each.value for each in kind]:
-            return kind(value)
-        raise BadSettings(f"{where} is {value!r}; expected one of {', '.join(str(each.value) for each in kind)}")
-    if origin is tuple and isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return tuple(value)
-    if origin is not tuple and origin is not None and isinstance(value, dict):
-        return {str(name): str(each) for name, each in value.items()}
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str) and type(value) is kind:
-        return value
-    raise BadSettings(f"{where} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+            raise BadSettings(f"[review] trusted_proxies: {address!r} is not an address or network") from None

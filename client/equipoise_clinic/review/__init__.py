@@ -1,1 +1,1 @@
-"""The worklist: one page on which an expert sees what the service was unsure of, and says what it is."""
+"""The worklist: one page with the cases that the service was unsure of, where an expert gives a verdict on each."""

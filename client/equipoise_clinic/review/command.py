@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from ..gateway.settings import load_settings
 
@@ -20,20 +19,22 @@ equipoise review gateway.toml   [dim]# the worklist of that gateway, on http://1
 
 equipoise review gateway.toml --port 0 --host 127.0.0.1
 
-Reachable from this machine only, unless the configuration says otherwise; for others put a proxy with TLS and
-authentication before it (proxy_header). Verdicts go to the audit log, see `equipoise audit monitor`."""
+By default it can be reached from this machine only. For other machines put a proxy with TLS and authentication
+in front of it (origin, proxy_header). Verdicts are written to the audit log, see `equipoise audit monitor`."""
 
 
 def review(
     configuration: Annotated[Path, typer.Argument(help="The gateway's TOML file.", show_default=False)],
-    new_reviewer: Annotated[str | None, typer.Option(help="Make a token for this name, print it, and end.")] = None,
+    new_reviewer: Annotated[str | None, typer.Option(help="Print a new token for this name, and exit.")] = None,
     host: Annotated[str | None, typer.Option(help="Instead of the configured address.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Instead of the configured one; 0: any.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Instead of the configured port; 0: any free one.")
+    ] = None,
 ) -> None:
-    """Show what the service was unsure of, most uncertain first, and take an expert's verdict."""
+    """Show the cases that need an expert, most uncertain first, and record verdicts."""
     from ..gateway.store import Store
     from .identity import Doorkeeper, Reviewers
-    from .server import serving
+    from .server import address, listen, server
     from .worklist import Worklist
 
     settings = load_settings(configuration)
@@ -43,15 +44,15 @@ def review(
         typer.echo(reviewers.add(new_reviewer))
         return
     chosen = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    page = replace(settings.review, **chosen)  # type: ignore[arg-type]
+    page = replace(settings.review, **chosen)
     settings = replace(settings, review=page)
     store = Store(settings.directory / "gateway.db")
     try:
-        with serving(page, Worklist(settings, store), Doorkeeper(page, reviewers)) as server:
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, lambda *_: threading.Thread(target=server.shutdown).start())
-            host_name = f"[{page.host}]" if ":" in page.host else page.host
-            typer.echo(f"http://{host_name}:{server.server_address[1]}/")
-            server.serve_forever(poll_interval=0.1)
+        with listen(page) as listening:
+            worklist = server(page, Worklist(settings, store), Doorkeeper(page, reviewers), listening)
+            for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on to this handler when it has ended
+                signal.signal(name, lambda *_: setattr(worklist, "should_exit", True))
+            typer.echo(f"{address(listening)}/")
+            worklist.run(sockets=[listening])
     finally:
         store.close()

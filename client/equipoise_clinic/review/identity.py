@@ -1,6 +1,6 @@
-"""Who is looking: named by an authenticating proxy, or by a token that was handed to one person.
+"""Who the reviewer is: named by an authenticating proxy, or known by a token that one person was given.
 
-A name that somebody types is no identity: local tokens are made for a name, and only their digests are kept.
+A typed name proves nothing. A local token is made for one name, and only its digest is stored.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import time
 
+import msgspec
 from equipoise_client.errors import EquipoiseError
 
 from ..gateway.settings import Review
@@ -26,12 +27,12 @@ _NAME = re.compile(r"[\w.@ -]{1,64}")
 
 
 class BadReviewer(EquipoiseError, ValueError):
-    """This cannot be a reviewer's name, or the list of reviewers cannot be read."""
+    """The name is not allowed, or the list of reviewers cannot be read."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """One reviewer's visit. `csrf`: what every form has to send back."""
+    """One reviewer's session. `csrf`: the token that every form has to send back."""
 
     reviewer: str
     csrf: str
@@ -45,7 +46,7 @@ class Reviewers:
         self._path = path
 
     def add(self, name: str) -> str:
-        """A new token for `name`; its former one ends. It is shown once and stored nowhere."""
+        """A new token for `name`, which replaces the old one. Only its digest is stored."""
         if not _NAME.fullmatch(name):
             raise BadReviewer(f"{name!r}: expected up to 64 letters, digits, or any of . @ - _ and blanks")
         token = secrets.token_urlsafe(24)
@@ -60,7 +61,7 @@ class Reviewers:
         return token
 
     def named(self, token: str) -> str | None:
-        """Whose token it is."""
+        """The name that the token was made for; None: unknown."""
         given, found = _digest(token.strip()), None
         for name, digest in self._read().items():
             if hmac.compare_digest(given, digest):
@@ -71,19 +72,19 @@ class Reviewers:
         if not self._path.exists():
             return {}
         try:
-            return {str(name): str(digest) for name, digest in json.loads(self._path.read_text("utf-8")).items()}
-        except (OSError, ValueError, AttributeError):
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
             raise BadReviewer(f"{self._path}: the list of reviewers cannot be read") from None
 
 
 class Doorkeeper:
-    """Decides who a request comes from.
+    """Decides which reviewer a request comes from.
 
     Args:
         secret: signs the forms' tokens; lives as long as the process.
     """
 
-    TRIES, MINUTE = 10, 60.0  # wrong tokens that are answered at once, and for how long no more are then
+    TRIES, MINUTE = 10, 60.0  # wrong tokens within so many seconds; then all are refused
 
     def __init__(self, settings: Review, reviewers: Reviewers) -> None:
         self._settings, self._reviewers = settings, reviewers
@@ -98,7 +99,7 @@ class Doorkeeper:
         return bool(self._settings.proxy_header)
 
     def session(self, peer: str, header: Callable[[str], Sequence[str]], cookie: str | None) -> Session | None:
-        """The visit that a request belongs to; None: nobody is known.
+        """The session that a request belongs to; None: no known reviewer.
 
         Args:
             peer: the address that the connection comes from.
@@ -112,7 +113,7 @@ class Doorkeeper:
         address = ipaddress.ip_address(peer.split("%")[0])
         trusted = any(address in network for network in self._trusted)
         if not trusted or len(names) != 1 or not _NAME.fullmatch(names[0]):
-            return None  # two names: one of them was sent by the browser
+            return None  # two names: the browser sent one of them
         return Session(names[0], hmac.new(self._secret, names[0].encode(), hashlib.sha256).hexdigest())
 
     def enter(self, token: str) -> tuple[str, Session] | None:

@@ -7,22 +7,31 @@ session's token. Any one missing: 403, and nothing happened.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+import socket
+from asyncio import BaseTransport
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import uvicorn
 from equipoise_client.errors import EquipoiseError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..audit import Verdict
-from ..gateway.observe import QuietServer
+from ..gateway.observe import Log
 from ..gateway.settings import Review
 from ..gateway.spool import OutOfRoom
 from .identity import Doorkeeper, Session
@@ -31,6 +40,7 @@ from .worklist import Worklist
 _COOKIE = "equipoise_session"
 _LONGEST = 4096  # bytes of a form
 _MOST = 100  # cases on the page; the next ones come up when these are judged
+_PATIENCE = 30.0  # seconds for a request to arrive, and for requests in progress at a stop
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
@@ -40,162 +50,247 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
+    "Connection": "close",  # a refused body may be left unread, and a silent client holds nothing open
 }
 _MESSAGES = {
     "accept": "Accepted.",
     "correct": "Noted as needing correction; nothing more of this result is sent.",
     "reject": "Rejected; nothing more of this result is sent.",
-    "gone": "Nothing was changed: the case was judged meanwhile, or its result is another one now. Look again.",
-    "wrong": "This token is not known. Too many wrong ones, and none is looked at for a minute.",
+    "gone": "Nothing was changed: the case was judged meanwhile, or it has another result now. Check it again.",
+    "wrong": "This token is not known. After too many wrong tokens, all tokens are refused for a minute.",
 }
-_VERDICT = re.compile(r"/cases/([0-9a-f]{16})/verdict")
-_PICTURE = re.compile(r"/pictures/([0-9a-f]{16})\.png")
 
 _FOLDER = Path(__file__).parent
 
+Form = Mapping[str, str]
 
-@contextmanager
-def serving(settings: Review, worklist: Worklist, door: Doorkeeper) -> Iterator[QuietServer]:
-    """A server that is bound and has yet to be run (`serve_forever`). Raises EquipoiseError where the port is taken."""
-    pages = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
-    template = pages.get_template("page.html.jinja")
 
-    class Handler(_Handler):
-        def page(self, session: Session | None, message: str) -> str:
-            rows = worklist.rows() if session else []
-            failed = worklist.failed() if session else []
-            shown = {"rows": rows[:_MOST], "failed": failed[:_MOST], "count": len(rows)}
-            return template.render(session=session, message=message, by_proxy=door.by_proxy, **shown)
-
-    Handler.settings, Handler.worklist, Handler.door = settings, worklist, door
+def listen(settings: Review) -> socket.socket:
+    """The bound socket. Raises EquipoiseError where the port is taken."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        server = QuietServer((settings.host, settings.port), Handler)
+        return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
         raise EquipoiseError(f"[review] cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    with server:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        Handler.origin = settings.origin.rstrip("/") or f"http://{host}:{server.server_address[1]}"
-        yield server
 
 
-class _Handler(BaseHTTPRequestHandler):
-    settings: Review
-    worklist: Worklist
-    door: Doorkeeper
-    origin: str
-    server_version, sys_version = "equipoise", ""
-    timeout = 30
+def address(listening: socket.socket) -> str:
+    """`http://host:port` of a bound socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def page(self, session: Session | None, message: str) -> str:
-        raise NotImplementedError
 
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        if not self._host_is_ours():
-            return self._say(HTTPStatus.MISDIRECTED_REQUEST, "another host name is expected here")
-        if url.path == "/style.css":
-            return self._send(HTTPStatus.OK, "text/css", (_FOLDER / "style.css").read_bytes())
-        session = self._session()
-        if session is None and self.door.by_proxy:
-            return self._say(HTTPStatus.FORBIDDEN, "no reviewer was named by a trusted proxy")
-        if url.path == "/":
-            message = _MESSAGES.get(parse_qs(url.query).get("m", [""])[0], "")
-            return self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.page(session, message).encode())
-        picture = _PICTURE.fullmatch(url.path)
-        if picture and session is not None:
-            content = self.worklist.picture(picture[1])
-            if content is not None:
-                return self._send(HTTPStatus.OK, "image/png", content)
-        return self._say(HTTPStatus.NOT_FOUND, "there is nothing here")
+def server(settings: Review, worklist: Worklist, door: Doorkeeper, listening: socket.socket) -> uvicorn.Server:
+    """To be run on the socket; `should_exit = True` ends it after the requests in progress."""
+    page = Page(settings, worklist, door, settings.origin.rstrip("/") or address(listening))
+    return uvicorn.Server(
+        uvicorn.Config(
+            page.application(),
+            http=_Connection,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            proxy_headers=False,  # who is a trusted proxy is judged by the address of the connection itself
+            server_header=False,
+            log_config=None,
+            log_level=logging.CRITICAL + 1,  # its tracebacks quote values, which may be a patient's
+            access_log=False,
+            timeout_graceful_shutdown=int(_PATIENCE),
+        )
+    )
 
-    def do_POST(self) -> None:
-        path = urlsplit(self.path).path
-        if not self._host_is_ours() or not self._from_here():
-            return self._say(HTTPStatus.FORBIDDEN, "refused: this form was not sent from the worklist's own page")
-        form = self._form()
-        if form is None:
-            return self._say(HTTPStatus.BAD_REQUEST, "this is no form of the worklist")
-        if path == "/enter" and not self.door.by_proxy:
-            entered = self.door.enter(form.get("token", ""))
-            if entered is None:
-                return self._go("wrong")
-            return self._go("", self._cookie(entered[0]))
-        session = self._session()
-        if session is None or not hmac.compare_digest(form.get("csrf", "").encode(), session.csrf.encode()):
-            return self._say(HTTPStatus.FORBIDDEN, "refused: sign in, and use the form of the page")
-        if path == "/leave":
-            self.door.leave(self._cookie_value())
-            return self._go("", self._cookie("", ended=True))
-        judged = _VERDICT.fullmatch(path)
-        if judged is None or form.get("verdict") not in [each.value for each in Verdict]:
-            return self._say(HTTPStatus.BAD_REQUEST, "expected a verdict on a case: accept, correct or reject")
-        verdict = Verdict(form["verdict"])
-        try:
-            done = self.worklist.judge(judged[1], form.get("fingerprint", ""), verdict, session.reviewer)
-        except OutOfRoom:
-            return self._say(HTTPStatus.INSUFFICIENT_STORAGE, "the disk is full: nothing was changed, try again later")
-        return self._go(verdict.value if done else "gone")
 
-    def _host_is_ours(self) -> bool:
-        """A foreign name that resolves to this address (DNS rebinding) is not ours."""
-        expected = urlsplit(self.origin).netloc
-        hosts = self.headers.get_all("Host") or []
-        local = f"localhost:{expected.rpartition(':')[2]}"
-        return len(hosts) == 1 and (hosts[0] == expected or (not self.settings.origin and hosts[0] == local))
+class _Connection(H11Protocol):
+    """Closes a connection on which no request arrives: uvicorn alone would wait for ever."""
 
-    def _from_here(self) -> bool:
-        origins = self.headers.get_all("Origin") or []
-        host = self.headers.get("Host", "")
-        own = {self.origin} if self.settings.origin else {self.origin, f"http://{host}"}
-        site = self.headers.get("Sec-Fetch-Site", "same-origin")
-        return len(origins) == 1 and origins[0] in own and site == "same-origin"
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.loop.call_later(_PATIENCE, self._close_if_silent)
 
-    def _session(self) -> Session | None:
-        return self.door.session(
-            str(self.client_address[0]), lambda name: self.headers.get_all(name) or [], self._cookie_value()
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
+
+
+class Page:
+    """The worklist page.
+
+    Args:
+        origin: scheme and host as browsers see them.
+    """
+
+    def __init__(self, settings: Review, worklist: Worklist, door: Doorkeeper, origin: str) -> None:
+        self._settings, self._worklist, self._door, self._origin = settings, worklist, door, origin
+        pages = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+        self._template = pages.get_template("page.html.jinja")
+
+    def application(self) -> ASGIApp:
+        """The routes, with the protecting headers on every answer."""
+        application = Starlette(
+            routes=[
+                Route("/", self._known(self._show)),
+                Route("/style.css", lambda _: FileResponse(_FOLDER / "style.css")),
+                Route("/pictures/{case}.png", self._known(self._picture)),
+                Route("/enter", self._posted(self._enter), methods=["POST"]),
+                Route("/leave", self._posted(self._signed(self._leave)), methods=["POST"]),
+                Route("/cases/{case}/verdict", self._posted(self._signed(self._judge)), methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: _refused, Exception: _failed},
         )
 
-    def _cookie_value(self) -> str | None:
-        try:
-            found = SimpleCookie(self.headers.get("Cookie", "")).get(_COOKIE)
-        except CookieError:
-            return None
-        return found.value if found else None
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def protected(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message).update(_HEADERS)
+                await send(message)
 
-    def _cookie(self, value: str, ended: bool = False) -> str:
-        secure = "; Secure" if self.origin.startswith("https:") else ""
-        age = 0 if ended else int(self.settings.session_hours * 3600)
-        return f"{_COOKIE}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={age}{secure}"
+            answer: ASGIApp = application
+            if not self._host_is_ours(Request(scope)):
+                status = HTTPStatus.FORBIDDEN if scope["method"] == "POST" else HTTPStatus.MISDIRECTED_REQUEST
+                answer = PlainTextResponse("another host name is expected here\n", status)
+            await answer(scope, receive, protected)
 
-    def _form(self) -> dict[str, str] | None:
-        length = self.headers.get("Content-Length", "")
-        kind = self.headers.get_content_type()
-        if kind != "application/x-www-form-urlencoded" or not length.isdigit() or int(length) > _LONGEST:
-            return None
+        return guarded
+
+    def _known(self, show: Callable[[Request, Session | None], Response]) -> Callable[[Request], Response]:
+        """A page for a reviewer, or for somebody who may sign in here."""
+
+        def endpoint(request: Request) -> Response:
+            session = self._session(request)
+            if session is None and self._door.by_proxy:
+                raise HTTPException(HTTPStatus.FORBIDDEN, "no trusted proxy has named a reviewer")
+            return show(request, session)
+
+        return endpoint
+
+    def _posted(self, act: Callable[[Request, Form], Response]) -> Callable[[Request], object]:
+        """An action of a form that was sent from the page itself."""
+
+        async def endpoint(request: Request) -> Response:
+            if not self._from_here(request):
+                raise HTTPException(HTTPStatus.FORBIDDEN, "refused: this form was not sent from the worklist's page")
+            form = await _form(request)
+            if form is None:
+                raise HTTPException(HTTPStatus.BAD_REQUEST, "this is no form of the worklist")
+            return await run_in_threadpool(act, request, form)
+
+        return endpoint
+
+    def _signed(self, act: Callable[[Request, Form, Session], Response]) -> Callable[[Request, Form], Response]:
+        """An action of a reviewer, whose form carries the session's token."""
+
+        def signed(request: Request, form: Form) -> Response:
+            session = self._session(request)
+            if session is None or not hmac.compare_digest(form.get("csrf", "").encode(), session.csrf.encode()):
+                raise HTTPException(HTTPStatus.FORBIDDEN, "refused: sign in, and use the form of the page")
+            return act(request, form, session)
+
+        return signed
+
+    def _show(self, request: Request, session: Session | None) -> Response:
+        rows = self._worklist.rows() if session else []
+        failed = self._worklist.failed() if session else []
+        return HTMLResponse(
+            self._template.render(
+                session=session,
+                message=_MESSAGES.get(request.query_params.get("m", ""), ""),
+                by_proxy=self._door.by_proxy,
+                rows=rows[:_MOST],
+                failed=failed[:_MOST],
+                count=len(rows),
+            )
+        )
+
+    def _picture(self, request: Request, session: Session | None) -> Response:
+        content = self._worklist.picture(request.path_params["case"]) if session else None
+        if content is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        return Response(content, media_type="image/png")
+
+    def _enter(self, request: Request, form: Form) -> Response:
+        if self._door.by_proxy:
+            raise HTTPException(HTTPStatus.FORBIDDEN, "refused: the proxy names the reviewer")
+        entered = self._door.enter(form.get("token", ""))
+        if entered is None:
+            return self._go("wrong")
+        return self._with_cookie(self._go(), entered[0], int(self._settings.session_hours * 3600))
+
+    def _leave(self, request: Request, form: Form, session: Session) -> Response:
+        self._door.leave(request.cookies.get(_COOKIE))
+        return self._with_cookie(self._go(), "", 0)
+
+    def _judge(self, request: Request, form: Form, session: Session) -> Response:
         try:
-            fields = parse_qs(self.rfile.read(int(length)).decode(), max_num_fields=10)
+            verdict = Verdict(form.get("verdict"))
         except ValueError:
-            return None
-        return {name: values[0] for name, values in fields.items() if len(values) == 1}
+            raise HTTPException(HTTPStatus.BAD_REQUEST, "expected a verdict: accept, correct or reject") from None
+        try:
+            done = self._worklist.judge(
+                request.path_params["case"], form.get("fingerprint", ""), verdict, session.reviewer
+            )
+        except OutOfRoom:
+            raise HTTPException(
+                HTTPStatus.INSUFFICIENT_STORAGE, "the disk is full: nothing was changed, try again later"
+            ) from None
+        return self._go(verdict.value if done else "gone")
 
-    def _go(self, message: str, cookie: str | None = None) -> None:
-        headers = {"Location": f"{self.origin}/?m={message}" if message else f"{self.origin}/"}
-        if not self.settings.origin:
-            headers["Location"] = f"/?m={message}" if message else "/"
-        self._send(HTTPStatus.SEE_OTHER, "text/plain", b"", {**headers, **({"Set-Cookie": cookie} if cookie else {})})
+    def _host_is_ours(self, request: Request) -> bool:
+        """A foreign name that resolves to this address (DNS rebinding) is not ours."""
+        expected = urlsplit(self._origin).netloc
+        hosts = request.headers.getlist("host")
+        local = f"localhost:{expected.rpartition(':')[2]}"
+        return hosts == [expected] or (not self._settings.origin and hosts == [local])
 
-    def _say(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # a body may be left unread
-        self._send(status, "text/plain; charset=utf-8", f"{text}\n".encode())
+    def _from_here(self, request: Request) -> bool:
+        own = {self._origin} if self._settings.origin else {self._origin, f"http://{request.headers['host']}"}
+        origins = request.headers.getlist("origin")
+        site = request.headers.get("sec-fetch-site", "same-origin")
+        return len(origins) == 1 and origins[0] in own and site == "same-origin"
 
-    def _send(self, status: HTTPStatus, kind: str, body: bytes, more: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**_HEADERS, **(more or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    def _session(self, request: Request) -> Session | None:
+        assert request.client is not None
+        return self._door.session(request.client.host, request.headers.getlist, request.cookies.get(_COOKIE))
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Verdicts are in the audit log; who looked at what page is not recorded here."""
+    def _go(self, message: str = "") -> Response:
+        place = f"{self._origin if self._settings.origin else ''}/{f'?m={message}' if message else ''}"
+        return RedirectResponse(place, HTTPStatus.SEE_OTHER)
+
+    def _with_cookie(self, response: Response, value: str, seconds: int) -> Response:
+        secure = self._origin.startswith("https:")
+        response.set_cookie(_COOKIE, value, seconds, secure=secure, httponly=True, samesite="strict")
+        return response
+
+
+async def _form(request: Request) -> Form | None:
+    """The fields that are there once; None: not a form, too long, or not sent in time."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        return None
+    try:
+        body = await asyncio.wait_for(_body(request), _PATIENCE)
+        fields = parse_qs(body.decode(), max_num_fields=10)
+    except (ValueError, ClientDisconnect, asyncio.TimeoutError):
+        return None
+    return {name: values[0] for name, values in fields.items() if len(values) == 1}
+
+
+async def _body(request: Request) -> bytes:
+    """Raises ValueError as soon as it is longer than a form may be."""
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _LONGEST:
+            raise ValueError
+    return body
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    """An error of ours: where it happened is logged, never its message, which may quote a patient's data."""
+    Log().failure("the review page failed", error)
+    text = "the worklist failed: load the page again to see what was changed\n"
+    return PlainTextResponse(text, HTTPStatus.INTERNAL_SERVER_ERROR)

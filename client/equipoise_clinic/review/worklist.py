@@ -1,4 +1,4 @@
-"""What the page shows of a case, and what a verdict does."""
+"""What the page shows of a case, and how a verdict is recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DELIVERY = {
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeLine:
     """One line of volumes, ready to read: `1.83 mL (1.60 to 2.10)`."""
 
     name: str
@@ -35,14 +35,14 @@ class Volume:
 
 @dataclass(frozen=True)
 class Row:
-    """A case as it is read."""
+    """A case, as text for the page."""
 
     key: str
     fingerprint: str
     route: str
     why: str
     score: str
-    volumes: tuple[Volume, ...]
+    volumes: tuple[VolumeLine, ...]
     age: str
     model: str
     version: str
@@ -73,7 +73,7 @@ class Worklist:
         return [self._row(case) for case in self._store.cases.worklist()]
 
     def failed(self) -> list[Failed]:
-        """Rejected and given-up studies, youngest first."""
+        """Rejected and given-up studies, newest first."""
         studies = [*self._store.studies.all("rejected"), *self._store.studies.all("dead")]
         return [
             Failed(each.key, each.state, each.reason, age(time() - each.heard), self._viewer(each.uid))
@@ -82,17 +82,17 @@ class Worklist:
 
     def picture(self, case: str) -> bytes | None:
         """PNG; None where there is none."""
-        if self._store.cases.get(case) is None:  # also keeps anything but a key from becoming a path
+        if self._store.cases.get(case) is None:  # only a known key becomes a path
             return None
         path: Path = self._settings.directory / "pictures" / f"{case}.png"
         return path.read_bytes() if path.exists() else None
 
     def judge(self, case: str, fingerprint: str, verdict: Verdict, reviewer: str) -> bool:
-        """False: somebody was faster, or the result is another one by now."""
+        """Records a verdict. False: the case was judged already, or has another result by now."""
         start = end(self._settings.audit)
         if not self._store.cases.judge(case, fingerprint, verdict.value, reviewer, start):
             return False
-        with suppress(OutOfRoom, AuditError):  # noted durably; the gateway writes it, and sends nothing before
+        with suppress(OutOfRoom, AuditError):  # it is stored; the gateway logs it before it sends anything
             write_out(self._store, self._settings.audit)
         return True
 
@@ -125,10 +125,10 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def _volume(name: str, estimate: object) -> Volume:
+def _volume(name: str, estimate: object) -> VolumeLine:
     assert isinstance(estimate, dict)
     mean, low, high = (estimate.get(key) for key in ("mean", "low", "high"))
     known = None not in (low, high)
-    return Volume(
+    return VolumeLine(
         name, "–" if mean is None else f"{mean:.2f} mL", f"{low:.2f} to {high:.2f} mL" if known else "no interval"
     )

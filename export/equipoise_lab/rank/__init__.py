@@ -1,1 +1,1 @@
-"""Active learning: which unlabelled images an expert should label first, and labels that the model may suggest."""
+"""Active learning: which unlabelled images an expert should label first, and pseudo-labels."""

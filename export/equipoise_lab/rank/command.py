@@ -1,4 +1,4 @@
-"""The verb `equipoise rank`: which unlabelled images are worth an expert's time."""
+"""The verb `equipoise rank`: which unlabelled images an expert should label first."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from equipoise_client.cli.predict import ROUTE_COLOUR, free_place, parse_spacing, wide_console
+from equipoise_client.cli.options import (
+    Encrypt,
+    FileTimeout,
+    Json,
+    Spacing,
+    TlsCert,
+    TlsKey,
+    TlsRoot,
+    Url,
+    encryption,
+    parse_spacing,
+)
+from equipoise_client.cli.predict import ROUTE_COLOUR, free_place, wide_console
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import EquipoiseError, InvalidInput
 from equipoise_client.prediction import number
-from equipoise_client.transport import Tls
 from equipoise_core.contract import Contract
 from equipoise_core.decision import Route
 from rich.console import Console
@@ -25,15 +36,15 @@ from rich.table import Table
 
 from . import pseudo
 from .order import CANDIDATES, Ranked, Unlabelled, rank_images
-from .survey import Answer, Failure, Question, image_files, known_score, survey
+from .survey import FailedImage, SurveyedImage, SurveyRequest, image_files, known_score, survey
 
 EPILOG = """[bold]Examples[/]
 
 equipoise rank nuclei unlabelled/ --count 20 --out ranking.csv
 
-equipoise rank hippocampus scans/*.nii.gz --labelled training/   [dim]# nothing like what is labelled already[/]
+equipoise rank hippocampus scans/*.nii.gz --labelled training/   [dim]# unlike what is labelled already[/]
 
-equipoise rank nuclei unlabelled/ --pseudo-labels guessed/   [dim]# labels of what is accepted, for self-training[/]
+equipoise rank nuclei unlabelled/ --pseudo-labels guessed/   [dim]# labels of accepted images, for self-training[/]
 
 equipoise rank pneumonia xrays/ --score predictive_entropy --json > ranking.json
 
@@ -72,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of an answer: no pixels.
+    """An answer without its pixels.
 
     Attributes:
         stated: what the record says of model and policy.
@@ -90,7 +101,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Guessed:
-    """What became of `--pseudo-labels`.
+    """The outcome of `--pseudo-labels`.
 
     Attributes:
         manifest: None where none was written.
@@ -115,20 +126,22 @@ def rank(
             help="Unlabelled images, and folders of them (searched by the files' endings).", show_default=False
         ),
     ],
-    url: Annotated[str, typer.Option(help="host:port of the server's gRPC service.")] = "localhost:8001",
+    url: Url = "localhost:8001",
     count: Annotated[int, typer.Option(min=1, help="How many images to propose.")] = 20,
     candidates: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Choose them from so many of the most uncertain; {CANDIDATES} × count; count: no diversity."
+            min=1,
+            help=f"Choose from this many of the most uncertain ({CANDIDATES} × --count); --count: no diversity.",
         ),
     ] = None,
     score: Annotated[
-        str | None, typer.Option(help="Case score to go by; rim_epistemic (segmentation), mutual_information.")
+        str | None,
+        typer.Option(help="Case score to rank by; default rim_epistemic (segmentation) or mutual_information."),
     ] = None,
     labelled: Annotated[
         list[Path] | None,
-        typer.Option(help="Image or folder of images that are labelled already: nothing like them. May be repeated."),
+        typer.Option(help="Image or folder of images that are labelled already: similar ones rank lower."),
     ] = None,
     include_rejected: Annotated[
         bool, typer.Option("--include-rejected", help="Rank images that the model rejects as unsuitable, too.")
@@ -138,30 +151,27 @@ def rank(
         Path | None, typer.Option(file_okay=False, help="New folder for the model's own labels of what it accepts.")
     ] = None,
     confidence: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Pseudo-labels less probable than this are to be ignored (255).")
+        float, typer.Option(min=0.5, max=1.0, help="Less probable pseudo-labels are marked as ignored (255).")
     ] = 0.9,
-    spacing: Annotated[
-        str | None, typer.Option(help="Voxel spacing in mm for files that do not state their own, as in 1,1,1.2.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds per file.")] = 60.0,
-    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")] = False,
-    tls_root: Annotated[Path | None, typer.Option(help="PEM file of the authority to trust.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of this client's certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    spacing: Spacing = None,
+    as_json: Json = False,
+    timeout: FileTimeout = 60.0,
+    tls: Encrypt = False,
+    tls_root: TlsRoot = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
 ) -> None:
     """Say which images an expert should label first (active learning).
 
-    First the image that the model knows least about, then of the most uncertain ones always the one most unlike those
-    that are labelled or chosen already; copies are proposed once. Rejected images are listed and not proposed.
+    The most uncertain image comes first. Each next one is, of the most uncertain ones, the least similar to those that
+    are labelled or chosen already; copies are proposed once. Rejected images are listed and not proposed.
     """
     fallback = parse_spacing(spacing)
     try:
-        encrypted = tls or tls_root is not None or tls_cert is not None or tls_key is not None
         unlabelled, known = image_files(files), image_files(labelled or [])
         if candidates is not None and candidates < count:
             raise InvalidInput(f"--candidates {candidates} is fewer than --count {count}")
-        client = UncertaintyClient(url, timeout=timeout, tls=Tls(tls_root, tls_cert, tls_key) if encrypted else None)
+        client = UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key))
         if pseudo_labels is not None:
             pseudo.new_folder(pseudo_labels)
     except (InvalidInput, OSError) as error:
@@ -172,10 +182,10 @@ def rank(
             chosen = known_score(contract, score)
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from error
-        question = Question(chosen, fallback, () if pseudo_labels is None else pseudo.OUTPUTS, timeout)
+        request = SurveyRequest(chosen, fallback, () if pseudo_labels is None else pseudo.OUTPUTS, timeout)
         every = [*known, *unlabelled]
         places = [*(None for _ in known), *_places(pseudo_labels, unlabelled)]
-        answers = zip(_shown(survey(client, contract, every, question), len(every), as_json), places, strict=True)
+        answers = zip(_shown(survey(client, contract, every, request), len(every), as_json), places, strict=True)
         taken = [_take(contract, answer, confidence, place) for answer, place in answers]
     reference, found = _parted(taken[: len(known)]), _parted(taken[len(known) :])
     rows = _rows(found, reference[0], count, candidates, include_rejected)
@@ -205,8 +215,10 @@ def rank(
         raise typer.Exit(1)
 
 
-def _shown(answers: Iterator[Answer | Failure], total: int, quiet: bool) -> Iterator[Answer | Failure]:
-    """The answers, with a progress bar on stderr where somebody looks."""
+def _shown(
+    answers: Iterator[SurveyedImage | FailedImage], total: int, quiet: bool
+) -> Iterator[SurveyedImage | FailedImage]:
+    """The answers, with a progress bar on stderr, on a terminal."""
     with Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as progress:
         yield from progress.track(answers, total=total, description="asking")
 
@@ -217,27 +229,29 @@ def _places(folder: Path | None, files: Sequence[Path]) -> list[Path | None]:
     return [None if folder is None else free_place(folder, file, taken) for file in files]
 
 
-def _take(contract: Contract, answer: Answer | Failure, confidence: float, place: Path | None) -> Seen | Failure:
+def _take(
+    contract: Contract, answer: SurveyedImage | FailedImage, confidence: float, place: Path | None
+) -> Seen | FailedImage:
     """What is kept of an answer; an accepted one leaves its pseudo-label at `place`."""
-    if isinstance(answer, Failure):
+    if isinstance(answer, FailedImage):
         return answer
     prediction, label = answer.prediction, None
     if place is not None and prediction.route is Route.ACCEPT and not pseudo.obstacle(contract, prediction.record):
         try:
             label = pseudo.pseudo_label(contract, answer, confidence, place)
         except (OSError, EquipoiseError) as error:
-            return Failure(answer.file, f"{answer.file.name}: its pseudo-label cannot be written: {error}")
+            return FailedImage(answer.file, f"{answer.file.name}: its pseudo-label cannot be written: {error}")
     stated = {name: prediction.record.get(name) for name in pseudo.STATED}
     return Seen(answer.file, answer.score, answer.features, prediction.route, prediction.reason, stated, label)
 
 
-def _parted(taken: Sequence[Seen | Failure]) -> tuple[list[Seen], list[Failure]]:
+def _parted(taken: Sequence[Seen | FailedImage]) -> tuple[list[Seen], list[FailedImage]]:
     seen = [each for each in taken if isinstance(each, Seen)]
-    return seen, [each for each in taken if isinstance(each, Failure)]
+    return seen, [each for each in taken if isinstance(each, FailedImage)]
 
 
 def _rows(
-    found: tuple[list[Seen], list[Failure]],
+    found: tuple[list[Seen], list[FailedImage]],
     labelled: Sequence[Seen],
     count: int,
     candidates: int | None,

@@ -1,4 +1,4 @@
-"""Which images to label first: the most uncertain ones, but not the same one twice.
+"""Which images to label first: uncertain ones that differ from each other.
 
 Uncertainty sampling by the epistemic part (BALD, Houlsby et al. 2011, arXiv 1112.5745), and among the most uncertain
 images greedy k-centre (Sener & Savarese 2018, arXiv 1708.00489), which spreads what is chosen over what there is.
@@ -23,7 +23,7 @@ class Unlabelled:
     """An image that could be labelled.
 
     Attributes:
-        name: tells it from all others; ties are broken by it.
+        name: unique; breaks ties.
         score: finite, higher is more uncertain.
         features: finite numbers by name, which say what kind of image it is; the same names for every image.
     """
@@ -101,7 +101,7 @@ def _table(
     names = sorted(images[0])
     every = [*images, *labelled]
     if not names:
-        raise InvalidInput("the images have no features; diversity cannot tell them apart")
+        raise InvalidInput("the images have no features; diversity needs some")
     if any(set(names) != set(features) for features in every):
         raise InvalidInput("the images have different features: they were not all answered by the same model")
     table = np.array([[features[name] for name in names] for features in every], np.float64)

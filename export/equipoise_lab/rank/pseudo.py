@@ -22,12 +22,12 @@ from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.decision import Route
 from numpy.typing import NDArray
 
-from .survey import Answer
+from .survey import SurveyedImage
 
 FORMAT = "equipoise-pseudo-labels/1"
 
 IGNORE = 255
-"""Label of a voxel that no one is to learn from; the usual `ignore_index`."""
+"""Label of a voxel to be left out of training; the usual `ignore_index`."""
 
 OUTPUTS = ("labels", "calibrated")
 """Arrays that a pseudo-label is made from."""
@@ -84,7 +84,7 @@ def obstacle(contract: Contract, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def pseudo_label(contract: Contract, answer: Answer, confidence: float, place: Path) -> PseudoLabel:
+def pseudo_label(contract: Contract, answer: SurveyedImage, confidence: float, place: Path) -> PseudoLabel:
     """The label of an accepted image; for a segmentation it is written to `place` with the ending of its kind.
 
     What is less probable than `confidence`, by the policy's recalibrated mean, is left to be ignored. NIfTI files get
@@ -115,7 +115,7 @@ def _classes(contract: Contract, labels: NDArray[np.uint8]) -> str:
     return ";".join(name for name, there in zip(contract.classes, labels.reshape(-1), strict=True) if there)
 
 
-def _write(place: Path, answer: Answer, labels: NDArray[np.uint8]) -> Path:
+def _write(place: Path, answer: SurveyedImage, labels: NDArray[np.uint8]) -> Path:
     """`[E, *S]` in the source's grid; E = 1 has no axis of its own in the file."""
     source = answer.prepared.source
     plain = labels[0] if len(labels) == 1 else labels

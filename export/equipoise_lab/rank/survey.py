@@ -1,4 +1,4 @@
-"""What the server says of each image: its route, how little the model knows of it, and what kind of image it is."""
+"""The server's answer for each image: route, uncertainty, and features of the image."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from equipoise_core.decision import Route
 from equipoise_core.scores import SCORES
 
 EPISTEMIC: Mapping[Task, str] = {Task.SEGMENTATION: "rim_epistemic", Task.CLASSIFICATION: "mutual_information"}
-"""The score that says what a label would teach the model, and not how noisy the image is."""
+"""The score of what the model could learn from a label; the noise of the image is not in it."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked about every image.
+class SurveyRequest:
+    """What is requested for every image.
 
     Attributes:
         score: one of the task's case scores.
@@ -41,8 +41,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One image as the server sees it.
+class SurveyedImage:
+    """The server's answer for one image.
 
     Attributes:
         prediction: by the model's own number of samples; its route is the one that counts.
@@ -58,7 +58,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedImage:
     """An image without an answer; it goes to review."""
 
     file: Path
@@ -104,8 +104,8 @@ def known_score(contract: Contract, wanted: str | None) -> str:
 
 
 def survey(
-    client: UncertaintyClient, contract: Contract, files: Sequence[Path], question: Question
-) -> Iterator[Answer | Failure]:
+    client: UncertaintyClient, contract: Contract, files: Sequence[Path], request: SurveyRequest
+) -> Iterator[SurveyedImage | FailedImage]:
     """One answer or failure for each file, in their order.
 
     Scores compare only within one model under one policy: where either is replaced meanwhile, later files fail.
@@ -113,36 +113,36 @@ def survey(
     model: Any = None
     for file in files:
         try:
-            answer = _ask(client, contract, file, question)
+            answer = _ask(client, contract, file, request)
             decided_by = [answer.prediction.record.get(name) for name in ("model_digest", "policy_digest")]
             if model not in (None, decided_by):
-                raise BadAnswer(f"{contract.name}: model or policy was replaced in the middle of this; start again")
+                raise BadAnswer(f"{contract.name}: model or policy was replaced during the ranking; start again")
             model = decided_by
             yield answer
         except EquipoiseError as error:
-            yield Failure(file, str(error))
+            yield FailedImage(file, str(error))
         except Exception as error:  # noqa: BLE001 (one file must not take the others with it)
             # Only the kind of error is shown: a library's message may quote what stands in the file.
             kind = type(error).__name__
-            yield Failure(file, f"{file.name}: {kind}: this is a fault of Equipoise, please report it")
+            yield FailedImage(file, f"{file.name}: {kind}: this is a fault of Equipoise, please report it")
 
 
-def _ask(client: UncertaintyClient, contract: Contract, file: Path, question: Question) -> Answer:
-    prepared = fit(with_spacing(read_image(file), question.spacing), contract)
+def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: SurveyRequest) -> SurveyedImage:
+    prepared = fit(with_spacing(read_image(file), request.spacing), contract)
     spacing = prepared.spacing if contract.task is Task.SEGMENTATION else None
-    options: dict[str, Any] = {"spacing": spacing, "timeout": question.timeout}
-    prediction = client.predict(contract.name, prepared.pixels, outputs=question.outputs, **options)
+    options: dict[str, Any] = {"spacing": spacing, "timeout": request.timeout}
+    prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)
     record = prediction.record
     if record.get("samples") != record.get("samples_asked"):
         # Mutual information of few samples is too low: scores are compared at the same T, whatever stopped early.
         record = client.predict(
             contract.name, prepared.pixels, samples=record.get("samples_asked"), outputs=(), **options
         ).record
-    return Answer(
+    return SurveyedImage(
         file,
         prepared,
         prepared.judge(prediction),
-        _numbers(contract, record, "scores", question.score)[question.score],
+        _numbers(contract, record, "scores", request.score)[request.score],
         _numbers(contract, record, "statistics"),
     )
 
@@ -153,5 +153,5 @@ def _numbers(contract: Contract, record: Mapping[str, Any], entry: str, name: st
     found = {} if not isinstance(found, Mapping) else found if name is None else {name: found.get(name)}
     if not found or not all(isinstance(value, float | int) and math.isfinite(value) for value in found.values()):
         wrong = sorted(key for key, value in found.items() if not isinstance(value, float | int)) or [entry]
-        raise BadAnswer(f"{contract.name}: its record says no number for {', '.join(wrong)}: it cannot be ranked")
+        raise BadAnswer(f"{contract.name}: its record has no number for {', '.join(wrong)}; the image cannot be ranked")
     return {str(key): float(value) for key, value in found.items()}

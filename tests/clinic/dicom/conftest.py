@@ -1,3 +1,3 @@
 """What results are made of."""
 
-from ...support.findings import head  # noqa: F401 (fixtures)
+from ...support.result_sources import head  # noqa: F401 (fixtures)

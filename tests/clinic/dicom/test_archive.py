@@ -12,9 +12,9 @@ from equipoise_client import InvalidInput, ServerUnavailable
 from equipoise_client.cli.main import main
 from equipoise_clinic.dicom import archive
 
-from ...support.findings import find, written
 from ...support.orthanc import Site, orthanc
 from ...support.phantom import NAME, PATIENT, SLICES, compressed, phantom
+from ...support.result_sources import find, written
 
 STUDY = "1.2.826.0.1.3680043.10.99.1"
 
@@ -90,8 +90,8 @@ def test_one_that_is_refused_keeps_back_no_other(capsys, pacs, files, tmp_path, 
         (tmp_path / f"b-{file.name}").write_bytes(file.read_bytes())
     code, out, _ = run(capsys, "send", tmp_path, "--to", address(pacs, way), "--json")
     bad, listing, *good = json.loads(out)
-    assert code == 1 and not bad["stored"] and "no DICOM" in bad["reason"]
-    assert not listing["stored"] and "no instance" in listing["reason"]
+    assert code == 1 and not bad["stored"] and "not a readable DICOM file" in bad["reason"]
+    assert not listing["stored"] and "not an instance" in listing["reason"]
     assert len(good) == 4 and all(each["stored"] for each in good)
 
 
@@ -120,11 +120,11 @@ def test_a_query_that_matches_nothing(capsys, pacs) -> None:
     [
         (("fetch", "URL"), "expected --study UID or --query"),
         (("fetch", "URL", "--query", "StudyDate"), "expected KEYWORD=VALUE"),
-        (("fetch", "URL", "--query", "Study=1"), "no attribute's keyword"),
+        (("fetch", "URL", "--query", "Study=1"), "not an attribute's keyword"),
         (("fetch", "URL", "--study", "1.2.3.4"), "expected --out FOLDER"),
         (("fetch", "URL", "--study", "1.2.3.4", "--out", "/tmp/none"), "no study of that UID"),
         (("fetch", "URL/none", "--study", "1.2.3.4", "--out", "/tmp/none"), "HTTP 404"),
-        (("fetch", "nowhere", "--study", "1.2.3.4", "--out", "/tmp/none"), "no address"),
+        (("fetch", "nowhere", "--study", "1.2.3.4", "--out", "/tmp/none"), "not the address"),
         (("send", ".", "--to", "pacs:104"), "dicom://AET@host:port"),
         (("send", ".", "--to", "dicom://PACS@host:0"), "dicom://AET@host:port"),
     ],
@@ -157,7 +157,7 @@ def test_what_was_stored_before_is_told(capsys, files, pacs) -> None:
         pacs.start()
     found = json.loads(out)
     assert code == 1 and "cannot be reached" in err and len(found) == 4
-    assert not any(each["stored"] for each in found) and found[-1]["reason"] == "it was not tried"
+    assert not any(each["stored"] for each in found) and found[-1]["reason"] == "it was not sent"
 
 
 def test_addresses() -> None:
@@ -165,7 +165,7 @@ def test_addresses() -> None:
         with pytest.raises(InvalidInput):
             archive.send([], to)
     for aet in ("", "   ", "A" * 17, "A\\B", "Ä"):
-        with pytest.raises(InvalidInput, match="no AE title"):
+        with pytest.raises(InvalidInput, match="not an AE title"):
             archive.send([], "dicom://PACS@host:104", calling_aet=aet)
 
 

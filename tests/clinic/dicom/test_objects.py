@@ -12,14 +12,14 @@ import pydicom
 import pytest
 from equipoise_client import Estimate, Prediction, Route, Volume
 from equipoise_client.images import fit
-from equipoise_clinic.dicom.finding import STATEMENT, finding_of
+from equipoise_clinic.dicom.result_source import STATEMENT, result_source
 from equipoise_clinic.dicom.results import objects_of
 from equipoise_clinic.dicom.rules import Code, Rule
 from equipoise_clinic.dicom.series import read, volume_of
 
 from ...support import validators
-from ...support.findings import LIMIT, find, told, written
 from ...support.phantom import FIRST, GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
+from ...support.result_sources import LIMIT, find, predicted, written
 
 POSES = {
     "axial": (17.0, -11.0, 8.0),
@@ -90,12 +90,12 @@ class TestPlaces:
         series = volume_of(group)
         prepared = fit(series.image(), brain)
         assert prepared.pixels.shape[1:] != source.values.shape[::-1]
-        answer = told(brain, prepared)
+        answer = predicted(brain, prepared)
         halfway = (prepared.pixels >= (FIRST + 5_000) / 2).astype(np.uint8)  # between background and structure
-        finding = finding_of(
+        made_of = result_source(
             series, Rule("brain"), brain, prepared, replace(answer, arrays={**answer.arrays, "labels": halfway})
         )
-        files = written(finding, tmp_path)
+        files = written(made_of, tmp_path)
         (first, *_) = validators.segments(files["seg"], tmp_path / "seg")
         mask, truth = validators.at(first, source.points) > 0, source.labels >= 1
         overlap = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
@@ -173,10 +173,10 @@ class TestValidators:
         dataset = next(each for each in source.datasets if each.InstanceNumber == 3)
         series = volume_of(read([dataset])[0])
         prepared = fit(series.image(), cells)
-        answer = told(cells, prepared)
+        answer = predicted(cells, prepared)
         arrays = {**answer.arrays, "labels": (prepared.pixels >= 40_000).astype(np.uint8)}
-        finding = finding_of(series, Rule("cells"), cells, prepared, replace(answer, volume=None, arrays=arrays))
-        files = written(finding, tmp_path)
+        made_of = result_source(series, Rule("cells"), cells, prepared, replace(answer, volume=None, arrays=arrays))
+        files = written(made_of, tmp_path)
         for file in files.values():
             validators.dciodvfy(file)
         (group, _) = validators.tid1500(files["sr"], tmp_path)["Measurements"]
@@ -205,10 +205,10 @@ class TestValidators:
         (group,) = read(phantom().datasets)
         series = volume_of(group)
         prepared = fit(series.image(), head)
-        answer = told(head, prepared)
+        answer = predicted(head, prepared)
         full = np.full_like(answer.labels, 0 if labels == "nothing" else 1)
         answer = replace(answer, arrays={**answer.arrays, "labels": full})
-        files = written(finding_of(series, Rule("head"), head, prepared, answer), tmp_path)
+        files = written(result_source(series, Rule("head"), head, prepared, answer), tmp_path)
         validators.dciodvfy(files["seg"])
         found = pydicom.dcmread(files["seg"]).pixel_array
         assert found.any() == (labels == "everything")
@@ -232,12 +232,12 @@ class TestValidators:
         (group,) = read(phantom().datasets)
         series = volume_of(group)
         prepared = fit(series.image(), head)
-        answer = told(head, prepared)
+        answer = predicted(head, prepared)
         spoilt = answer.epistemic.copy()
         spoilt[0, 2, 2, 2] = np.nan
         answer = replace(answer, arrays={**answer.arrays, "epistemic": spoilt})
         with pytest.raises(ValueError, match="not finite"):
-            objects_of(finding_of(series, Rule("head"), head, prepared, answer))
+            objects_of(result_source(series, Rule("head"), head, prepared, answer))
 
     def test_codes_of_the_rules_file(self, tmp_path, head) -> None:
         """A segment is called what the site calls it."""
@@ -255,7 +255,7 @@ SPREAD = ("Standard Deviation", "0.125")
 class TestClassification:
     def test_a_report_alone(self, tmp_path, chest) -> None:
         """Probabilities with their standard deviation, route and reason; a radiograph has no geometry."""
-        files = written(self.finding(chest), tmp_path)
+        files = written(self.made_of(chest), tmp_path)
         assert list(files) == ["sr"]
         validators.dciodvfy(files["sr"])
         assert "Review: an expert has to look at it" in validators.dsr2html(files["sr"])
@@ -264,7 +264,7 @@ class TestClassification:
         assert found == [(kind, value) for mean in ("0.25", "0.75") for kind, value in (("Mean", mean), SPREAD)]
 
     @staticmethod
-    def finding(chest: Any) -> Any:
+    def made_of(chest: Any) -> Any:
         dataset = header()
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.3680043.10.99.6"
@@ -278,7 +278,7 @@ class TestClassification:
             chest.name, Route.REVIEW, "why", 0.1, 20, None, {},
             {"mean": np.array([0.25, 0.75], np.float32), "variance": np.array([1 / 64, 1 / 64], np.float32)},
         )  # fmt: skip
-        return finding_of(series, Rule("chest"), chest, prepared, answer)
+        return result_source(series, Rule("chest"), chest, prepared, answer)
 
 
 class TestRepeat:
@@ -307,7 +307,7 @@ class TestRepeat:
         record = {**before.prediction.record, changed: "other"}
         after = find(datasets, head, record=record)
         assert before.identity.digest != after.identity.digest
-        uids = [{each.SOPInstanceUID for each in objects_of(finding)} for finding in (before, after)]
+        uids = [{each.SOPInstanceUID for each in objects_of(source)} for source in (before, after)]
         assert not uids[0] & uids[1]
 
     def test_uids_are_well_formed(self, head) -> None:

@@ -236,7 +236,7 @@ class TestFolder:
 
     def test_results_are_no_source(self, folder: Path, head, brain) -> None:
         """A study that holds our own results gives the same choice again."""
-        from ...support.findings import find, written
+        from ...support.result_sources import find, written
 
         written(find(phantom().datasets, head), folder / "results")
         (chosen,) = select(folder, ANY)
@@ -353,25 +353,28 @@ class TestRulesFile:
         ("text", "words"),
         [
             ("", "no rule"),
-            ("[[series]]\nmodel = 3", "expected a str"),
-            ('[[series]]\nmodel = "a"\nslices = 3', "unknown key 'slices'"),
+            ("[[series]]\nmodel = 3", r"series\[1\]\.model is 3; expected str"),
+            (
+                '[[series]]\nmodel = "a"\nslices = 3',
+                r"series\[1\]\.slices: no such key; expected one of model, modality",
+            ),
             ('[[series]]\nmodel = "a"\nplane = "oblique"', "expected one of sagittal"),
-            ('[[series]]\nmodel = "a"\ndescription = "("', "no regular expression"),
+            ('[[series]]\nmodel = "a"\ndescription = "("', "not a regular expression"),
             ('[[series]]\nmodel = "a"\nminimum_slices = 0', "expected 1 or more"),
-            ('[[series]]\nmodel = "a"\nminimum_slices = true', "expected a int"),
+            ('[[series]]\nmodel = "a"\nminimum_slices = true', "minimum_slices is True; expected int"),
             ('[[series]]\nmodel = "../a"', "name of a public model"),
             ('[[series]]\nmodality = "MR"', "model"),
             ('[[series]]\nmodel = "a"\n[segments.b]\nx = { scheme = "SCT", value = "1", meaning = "x" }', "segments.b"),
-            ('[[series]]\nmodel = "a"\n[segments.a]\nx = { scheme = "SCT" }', "expected { scheme = TEXT"),
+            ('[[series]]\nmodel = "a"\n[segments.a]\nx = { scheme = "SCT" }', "segments.a.x.value is missing"),
             (
                 '[[series]]\nmodel = "a"\n[segments.a]\nx = { scheme = "SCT", value = 1, meaning = "x" }',
-                "expected { scheme = TEXT",
+                "segments.a.x.value is 1; expected str",
             ),
-            ('[[series]]\nmodel = "a"\n[segments]\na = 3', "expected .segments.MODEL"),
-            ('segments = 3\n[[series]]\nmodel = "a"', "expected .segments.MODEL"),
+            ('[[series]]\nmodel = "a"\n[segments]\na = 3', "segments.a is 3; expected a table"),
+            ('segments = 3\n[[series]]\nmodel = "a"', "segments is 3; expected a table"),
             ('[series]\nmodel = "a"', "in double brackets"),
-            ("series = [3]", "in double brackets"),
-            ("[[rules]]", "unknown tables"),
+            ("series = [3]", r"series\[1\] is 3; expected a table"),
+            ("[[rules]]", "rules: no such key; expected one of series, segments"),
             ("[[series", "cannot be read as TOML"),
         ],
     )

@@ -10,9 +10,9 @@ import pydicom
 import pytest
 from equipoise_clinic.dicom import archive
 
-from ...support.findings import LIMIT, find, written
 from ...support.orthanc import orthanc
 from ...support.phantom import phantom
+from ...support.result_sources import LIMIT, find, written
 from ...support.viewer import viewer
 
 pytestmark = pytest.mark.slow

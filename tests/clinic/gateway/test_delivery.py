@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 from equipoise_clinic.gateway.delivery import Away, CStore, DeliveryWorker, Refused, Stow, destination
 from equipoise_clinic.gateway.settings import Deliver
+from msgspec.structs import replace
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from pynetdicom import AE, evt
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from equipoise_clinic.gateway.settings import EXAMPLE, BadSettings, Handling, load_settings
+from msgspec.structs import fields
 
 GOOD = 'directory = "state"\nrules = "rules.toml"\n[receive]\n[deliver]\nstow_url = "http://127.0.0.1:8042/dicom-web"\n'
 
@@ -32,13 +34,18 @@ def test_the_example_says_what_the_defaults_are():
 
 
 def test_the_example_names_every_key():
-    import dataclasses
-
     text = EXAMPLE.read_text()
     settings = load_settings(EXAMPLE)
-    parts = (settings, settings.receive, settings.orthanc, settings.deliver, settings.health, settings.review)
-    names = {field.name for part in parts for field in dataclasses.fields(part)}
+    tables = (settings.receive, settings.orthanc, settings.triton, settings.deliver, settings.health, settings.review)
+    names = {field.name for table in (settings, *tables) for field in fields(table)}
     assert [name for name in sorted(names - {"associations", "timeout_seconds"}) if name not in text] == []
+
+
+def test_what_the_example_comments_out_can_be_used_too(tmp_path):
+    text = re.sub(r"(?m)^# (?=\[|\w+ = )", "", EXAMPLE.read_text())
+    settings = read(tmp_path, re.sub("(?m)^stow_url.*$", "", text))
+    assert settings.dicomweb is not None and settings.dicomweb.query == {"ModalitiesInStudy": "MR"}
+    assert settings.triton.tls_key == tmp_path / "gateway.key" and settings.deliver.host == "pacs.example.org"
 
 
 def test_paths_are_relative_to_the_file(tmp_path):
@@ -55,15 +62,23 @@ def test_everything_listens_on_loopback_unless_told_otherwise(tmp_path):
     ("text", "says"),
     [
         (GOOD.replace("[receive]", "[recieve]"), "recieve: no such key"),
-        (GOOD.replace("[receive]\n", ""), "nothing to listen to"),
+        (GOOD.replace("[receive]\n", ""), "no source of studies"),
         (GOOD.replace('directory = "state"\n', ""), "directory is missing"),
         (GOOD + 'review = "sned"\n', "expected one of send, hold"),
         (GOOD + 'host = "pacs"\n', "either stow_url or host"),
-        (GOOD + "attempts = 0\n", "attempts ≥ 1"),
+        (GOOD + "attempts = 0\n", "deliver.attempts is 0; expected int >= 1"),
         (GOOD + 'attempts = "8"\n', "deliver.attempts is '8'; expected int"),
         (GOOD + "attempts = true\n", "expected int"),
+        (GOOD + "first_seconds = 0\n", "deliver.first_seconds is 0; expected float > 0"),
+        (GOOD + "password_file = 3\n", "deliver.password_file: 3; expected a path"),
+        (GOOD.replace("[receive]", "receive = 3"), "receive is 3; expected a table"),
+        (GOOD.replace("[receive]", "[receive]\ncallers = ['A', 3]"), r"receive.callers\[2\] is 3; expected str"),
+        (
+            GOOD + '[dicomweb]\nurl = "x"\nquery = { ModalitiesInStudy = 3 }\n',
+            "query.ModalitiesInStudy is 3; expected s",
+        ),
         (GOOD + '[review]\nhost = "0.0.0.0"\n', "reachable from elsewhere"),
-        (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "no address"),
+        (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "not an address"),
         (GOOD + '[review]\norigin = "https://example.org/worklist"\n', "no path"),
         ("directory = ", "cannot be read as TOML"),
     ],

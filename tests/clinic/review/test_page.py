@@ -35,8 +35,8 @@ def test_the_most_uncertain_case_is_first_and_says_what_it_is(tab, started):
     assert listed(tab) == sorted(SCORES, key=SCORES.get, reverse=True)
     first = tab.locator("article").first
     text = first.inner_text()
-    for told in ("review", "0.700", "reason <b>1</b>", "1.50 mL (1.20 to 1.80 mL)", "ffffffffffff", "held until"):
-        assert told in text
+    for shown in ("review", "0.700", "reason <b>1</b>", "1.50 mL (1.20 to 1.80 mL)", "ffffffffffff", "held until"):
+        assert shown in text
     study = started.desk.store.studies.get(started.desk.store.cases.get("b" * 16).study).uid
     assert first.get_by_text("Open in viewer").get_attribute("href").endswith(f"StudyInstanceUIDs={study}")
     assert "slices are missing" in tab.locator("table").inner_text()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import socket
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -69,15 +71,68 @@ def test_nothing_is_shown_to_whom_nobody_knows(served):
 
 
 def test_every_answer_carries_the_protecting_headers(served):
-    for path in ("/", "/style.css", "/nothing"):
-        _, headers, _ = ask(served.url, "GET", path)
+    for method, path in (("GET", "/"), ("GET", "/style.css"), ("GET", "/nothing"), ("PUT", "/"), ("POST", TARGET)):
+        _, headers, _ = ask(served.url, method, path)
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
     origin = served.url.rstrip("/")
     _, headers, _ = ask(served.url, "POST", "/enter", {"token": served.token}, Origin=origin)
-    assert {"HttpOnly", "SameSite=Strict"} <= set(headers["Set-Cookie"].split("; "))
+    assert {"httponly", "samesite=strict"} <= set(headers["Set-Cookie"].lower().split("; "))
+
+
+def test_head_gives_the_headers_alone(served):
+    status, headers, text = ask(served.url, "HEAD", "/")
+    assert status == 200 and text == "" and "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+def test_a_form_that_is_too_long_is_refused(served):
+    """However its length is announced, or not."""
+    good, form = entered(served)
+    assert ask(served.url, "POST", TARGET, {**form, "more": "x" * 5000}, **good)[0] == 400
+    connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=30)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    endless = (b"x" * 1000 for _ in range(6))
+    connection.request("POST", TARGET, endless, {**good, **kind}, encode_chunked=True)
+    assert connection.getresponse().status == 400
+    connection.close()
+    assert undecided(served)
+
+
+def test_a_connection_on_which_nothing_arrives_is_closed(filled, monkeypatch):
+    """Neither a silent client nor half a form keeps anything open."""
+    monkeypatch.setattr("equipoise_clinic.review.server._PATIENCE", 0.5)
+    with reviewing(filled) as page:
+        place = urlsplit(page.url)
+        for sent in (b"", b"GET / HTTP/1.1\r\nHost:", _half_a_form(page.url)):
+            with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+                connection.sendall(sent)
+                received = connection.makefile("rb").read()
+            assert b"POST" not in sent or received.startswith(b"HTTP/1.1 400 ")
+
+
+def _half_a_form(url: str) -> bytes:
+    place = urlsplit(url)
+    lines = (f"POST /enter HTTP/1.1|Host: {place.netloc}|Origin: {url.rstrip('/')}|Content-Length: 100|"
+             "Content-Type: application/x-www-form-urlencoded||token=")  # fmt: skip
+    return lines.replace("|", "\r\n").encode()
+
+
+def test_an_error_is_logged_by_its_place_alone(filled, monkeypatch, capfd):
+    """Its message may quote a patient's data."""
+
+    def fails(*_: object) -> None:
+        raise ValueError("DOE^JANE")
+
+    monkeypatch.setattr(filled.store, "judge", fails)
+    with reviewing(filled) as page:
+        good, form = entered(page)
+        status, headers, text = ask(page.url, "POST", TARGET, form, **good)
+    logged = capfd.readouterr().err
+    assert status == 500 and "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "DOE" not in text + logged
+    assert json.loads(logged)["error"] == "ValueError"
 
 
 def test_tokens_cannot_be_guessed_at_leisure(served):
@@ -118,6 +173,13 @@ def test_a_proxy_is_believed_only_from_its_address(filled, trusted, names, shown
         connection.close()
         assert (answer.status, "Signed in as" in text) == ((200, True) if shown else (403, False))
         assert ask(page.url, "POST", "/enter", {"token": page.token}, Origin=page.url.rstrip("/"))[0] == 403
+
+
+def test_a_forwarded_address_does_not_make_a_trusted_proxy(filled):
+    """What a client claims about where it comes from is not believed."""
+    with reviewing(filled, proxy_header="X-Remote-User", trusted_proxies=["10.1.2.3"]) as page:
+        claimed = {"X-Forwarded-For": "10.1.2.3", "Forwarded": "for=10.1.2.3", "X-Real-IP": "10.1.2.3"}
+        assert ask(page.url, "GET", "/", **{"X-Remote-User": "dr.jones", **claimed})[0] == 403
 
 
 def test_the_proxys_name_is_in_the_verdict(filled):

@@ -12,7 +12,7 @@ import pytest
 from equipoise_client import InvalidInput, UncertaintyClient
 from equipoise_client.cli.main import main
 from equipoise_lab.rank.command import COLUMNS
-from equipoise_lab.rank.survey import Answer, Failure, Question, image_files, survey
+from equipoise_lab.rank.survey import FailedImage, SurveyedImage, SurveyRequest, image_files, survey
 
 
 def run(capsys: Any, triton: Any, *words: object) -> tuple[int, str, str]:
@@ -149,11 +149,11 @@ def test_scores_of_two_models_are_never_mixed(triton, chest, pool):
     """A policy that is replaced in the middle: what comes after has no place."""
     files = image_files([pool])
     with UncertaintyClient(triton.url) as client:
-        answers = survey(client, chest, files[:3], Question("mutual_information"))
-        assert isinstance(next(answers), Answer)
+        answers = survey(client, chest, files[:3], SurveyRequest("mutual_information"))
+        assert isinstance(next(answers), SurveyedImage)
         override(triton, chest, policy_digest="another")
         later = list(answers)
-    assert [type(each) for each in later] == [Failure, Failure]
+    assert [type(each) for each in later] == [FailedImage, FailedImage]
     assert "replaced" in later[0].error
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from equipoise_client import Estimate, Prediction, Route, Volume
 from equipoise_client.images import Prepared, fit
-from equipoise_clinic.dicom.finding import Finding, finding_of
+from equipoise_clinic.dicom.result_source import ResultSource, result_source
 from equipoise_clinic.dicom.results import objects_of
 from equipoise_clinic.dicom.rules import Rule
 from equipoise_clinic.dicom.series import read, volume_of
@@ -27,7 +27,7 @@ def head(brain: Contract) -> Contract:
     return replace(brain, name="head", spacing=((0.5, 3.0),) * 3)
 
 
-def told(contract: Contract, prepared: Prepared, **changes: Any) -> Prediction:
+def predicted(contract: Contract, prepared: Prepared, **changes: Any) -> Prediction:
     """Labels by the phantom's thresholds; epistemic as the stored value, aleatoric as what is left of the limit."""
     values = prepared.pixels
     share = (values / 65535.0 * LIMIT).astype(np.float32)
@@ -49,20 +49,22 @@ def told(contract: Contract, prepared: Prepared, **changes: Any) -> Prediction:
     return Prediction(**{**fields, **changes})
 
 
-def find(given: Any, contract: Contract, rule: Rule | None = None, **changes: Any) -> Finding:
-    """The finding about a study with one series."""
+def find(given: Any, contract: Contract, rule: Rule | None = None, **changes: Any) -> ResultSource:
+    """What the result objects of a study with one series are made of."""
     (group,) = read(given)
     series = volume_of(group)
     prepared = fit(series.image(), contract)
-    return finding_of(series, rule or Rule(contract.name), contract, prepared, told(contract, prepared, **changes))
+    return result_source(
+        series, rule or Rule(contract.name), contract, prepared, predicted(contract, prepared, **changes)
+    )
 
 
-def written(finding: Finding, folder: Path) -> dict[str, Path]:
-    """The finding's objects as files, by kind."""
+def written(source: ResultSource, folder: Path) -> dict[str, Path]:
+    """The result objects as files, by kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = ("seg", "epistemic", "aleatoric", "sr") if finding.masks is not None else ("sr",)
+    kinds = ("seg", "epistemic", "aleatoric", "sr") if source.masks is not None else ("sr",)
     files = {}
-    for kind, dataset in zip(kinds, objects_of(finding), strict=True):
+    for kind, dataset in zip(kinds, objects_of(source), strict=True):
         files[kind] = folder / f"{kind}.dcm"
         dataset.save_as(files[kind], enforce_file_format=True)
     return files

@@ -22,7 +22,7 @@ STATEMENT = "Preliminary, unverified; research only, not a medical device"
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class ResultSource:
     """One decision about one series.
 
     Attributes:
@@ -76,18 +76,20 @@ class Finding:
         }
 
 
-def finding_of(series: Series, rule: Rule, contract: Contract, prepared: Prepared, prediction: Prediction) -> Finding:
+def result_source(
+    series: Series, rule: Rule, contract: Contract, prepared: Prepared, prediction: Prediction
+) -> ResultSource:
     """Brings the answer's maps back to the source's voxels."""
     identity = identity_of(series, prediction)
     if contract.task is Task.CLASSIFICATION:
-        return Finding(series, rule, contract, prediction, identity, None, None, None)
+        return ResultSource(series, rule, contract, prediction, identity, None, None, None)
     labels = _slices(prepared.to_source(prediction.labels))
     if contract.activation is Activation.SOFTMAX:
         masks = np.stack([labels[0] == k for k in contract.foreground])
     else:
         masks = labels[list(contract.foreground)] > 0
     maps = (_slices(prepared.to_source(each)).max(axis=0) for each in (prediction.epistemic, prediction.aleatoric))
-    return Finding(series, rule, contract, prediction, identity, masks, *maps)
+    return ResultSource(series, rule, contract, prediction, identity, masks, *maps)
 
 
 def _slices(values: NDArray[Any]) -> NDArray[Any]:
