@@ -123,6 +123,8 @@ def test_every_snippet_is_run_or_says_why_not(page):
         assert snippet.language in {"bash", "python", "toml", "mermaid"}, f"{page}, block {snippet.number}"
         if snippet.excuse is not None:
             assert len(snippet.excuse.split()) >= 3, f"{page}, block {snippet.number}: {snippet.excuse}"
+            named = re.findall(r"tests/[\w/]+(?:\.py)?", snippet.excuse)
+            assert all((ROOT / path).exists() for path in named), f"{page}, block {snippet.number}: {snippet.excuse}"
     indented = re.findall(r"^ {4,}(?:\$ )?(?:equipoise|make|pip|python3?) .*$", prose(page), re.MULTILINE)
     assert not indented
     assert text(page).count("\n```") == 2 * len(snippets(page)), f"{page}: a fence is not closed"
