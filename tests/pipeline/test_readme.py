@@ -25,7 +25,7 @@ from ..support.asking import picture
 from ..support.documents import ROOT, Snippet, readmes, snippets
 from ..support.studies import study
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 ASKS = ("predict", "replay", "load")
 """Verbs that ask the server at `localhost:8001` unless told otherwise."""
