@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from equipoise_client.cli.verbs import registered
 
 from .support.documents import (
     OPTION,
@@ -52,7 +53,7 @@ def test_every_link_leads_somewhere(page):
     """To a file here, and to a heading of it where one is named."""
     for path, anchor in links(page):
         target = (ROOT / page).parent / path if path else ROOT / page
-        assert target.exists(), f"{page} links to {path}"
+        assert target.exists() or path in BEFORE_A_RUN, f"{page} links to {path}"
         if anchor:
             assert anchor in anchors(str(target.resolve().relative_to(ROOT))), f"{page} links to {path}#{anchor}"
 
@@ -114,6 +115,23 @@ def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z-]+)", text(page), re.MULTILINE))
     assert named <= targets
+
+
+def test_every_extra_is_explained_with_its_verbs():
+    """The table of extras is complete, and names every verb where its extra is."""
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", project, re.MULTILINE | re.DOTALL)
+    assert extras
+    table = {
+        extra: set(re.findall(r"`([a-z]+)`", explained))
+        for named, explained in re.findall(
+            r"^\| (`[a-z]+`(?:, `[a-z]+`)*) \| (.+) \|$", text("README.md"), re.MULTILINE
+        )
+        for extra in re.findall(r"`([a-z]+)`", named)
+    }
+    assert set(re.findall(r"^([a-z]+) = \[", extras[1], re.MULTILINE)) <= set(table)
+    for name, verb in registered().items():
+        assert name in table[verb.extra], f"{name} needs the extra {verb.extra}"
 
 
 @README
