@@ -193,7 +193,7 @@ def test_a_stranger_gets_there_in_three_hops(target, needle):
         frontier = {
             str(((ROOT / page).parent / path).resolve().relative_to(ROOT))
             for page in frontier
-            if page.endswith(".md")
+            if page in pages()
             for path, _ in links(page)
             if path
         } - reached
