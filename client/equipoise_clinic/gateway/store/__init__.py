@@ -27,8 +27,7 @@ from .outbox import Outbox, OutboxItem
 from .studies import Studies, Study
 
 __all__ = [
-    "FINISHED", "Cases", "Database", "Journal", "JournalLine", "Kept", "NewCase", "Outbox", "OutboxItem", "Store",
-    "StoredCase", "Studies", "Study", "fingerprint_of",
+    "FINISHED", "JournalLine", "Kept", "NewCase", "OutboxItem", "Store", "StoredCase", "Study", "fingerprint_of",
 ]  # fmt: skip
 
 
