@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,26 +107,27 @@ def unpack(bundle: Path, into: Path | None = None, trust: Path | None = None) ->
 
     Raises TamperedError that names the entry; then nothing that was unpacked may be used.
     """
-    entries = read_archive(bundle)
-    head = next(entries, None)
-    if head is None or head.name != MANIFEST:
-        raise ReleaseError(f"{bundle} is no bundle: it does not begin with {MANIFEST}; give what `bundle make` wrote")
-    content = _whole(head)
-    manifest, signature, seen = parse_manifest(content), b"", set[str]()
-    following = next(entries, None)
-    if following is not None and following.name == SIGNATURE:
-        signature = _whole(following)
+    with read_archive(bundle) as entries:
+        head = next(entries, None)
+        if head is None or head.name != MANIFEST:
+            raise ReleaseError(f"{bundle} is not a bundle: it does not begin with {MANIFEST}")
+        content, signature = _whole(head), b""
+        manifest = parse_manifest(content)
         following = next(entries, None)
-    _check_signature(bundle, content, signature, trust)
-    if into is not None:
-        (into / MANIFEST).write_bytes(content)
-        if signature:
-            (into / SIGNATURE).write_bytes(signature)
-    for entry in chain([following] if following else [], entries):
-        if entry.name in seen:
-            raise TamperedError(f"{bundle} holds {entry.name} twice; fetch it again")
-        _check_entry(bundle, entry, manifest, into)
-        seen.add(entry.name)
+        if following is not None and following.name == SIGNATURE:
+            signature = _whole(following)
+            following = next(entries, None)
+        _check_signature(bundle, content, signature, trust)
+        if into is not None:
+            (into / MANIFEST).write_bytes(content)
+            if signature:
+                (into / SIGNATURE).write_bytes(signature)
+        seen = {MANIFEST, SIGNATURE}
+        for entry in chain([following] if following else [], entries):
+            if entry.name in seen:
+                raise TamperedError(f"{bundle} holds {entry.name} twice; fetch it again")
+            _check_entry(bundle, entry, manifest, into)
+            seen.add(entry.name)
     if missing := sorted(set(manifest.files) - seen):
         raise TamperedError(f"{bundle} lacks {missing[0]}, which its manifest lists; fetch it again")
     return Verified(manifest, bool(signature), trust is not None)
@@ -150,22 +152,26 @@ def _check_entry(bundle: Path, entry: Entry, manifest: Manifest, into: Path | No
     expected = manifest.files.get(entry.name)
     if expected is None:
         raise TamperedError(f"{bundle} holds {entry.name}, which its manifest does not list; fetch it again")
+    if entry.size != expected.bytes:  # before anything is written: an archive cannot fill the disk
+        raise TamperedError(
+            f"{bundle}: {entry.name} was changed: it has {entry.size} bytes, expected {expected.bytes}; fetch the "
+            "bundle again"
+        )
+    target = Path(os.devnull) if into is None else into / entry.name
+    target.parent.mkdir(parents=True, exist_ok=True)
     sha = hashlib.sha256()
-    target = None if into is None else into / entry.name
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with (target or Path("/dev/null")).open("wb") as file:
+    with target.open("wb") as file:
         for chunk in entry.chunks():
             sha.update(chunk)
             file.write(chunk)
-    if (sha.hexdigest(), entry.size) != (expected.sha256, expected.bytes):
+    if sha.hexdigest() != expected.sha256:
         raise TamperedError(
-            f"{bundle}: {entry.name} was changed: it has {entry.size} bytes with SHA-256 {sha.hexdigest()}, expected "
-            f"{expected.bytes} with {expected.sha256}; fetch the bundle again"
+            f"{bundle}: {entry.name} was changed: it has SHA-256 {sha.hexdigest()}, expected {expected.sha256}; fetch "
+            "the bundle again"
         )
 
 
 def _whole(entry: Entry) -> bytes:
     if entry.size > _LARGEST:
         raise TamperedError(f"{entry.name} states {entry.size} bytes, which it cannot have; fetch the bundle again")
-    return b"".join(entry.chunks())
+    return entry.content.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -133,26 +134,41 @@ def test_long_names_and_odd_sizes_survive(tmp_path):
     """A wheel's name can be longer than a tar's head has room for."""
     contents = {"m": b"", "d/" + "x" * 140: b"1" * 511, "d/y": b"2" * 512, "e": b"3" * 513}
     write_archive(tmp_path / "a.tar", contents, ("m",))
-    assert {entry.name: b"".join(entry.chunks()) for entry in read_archive(tmp_path / "a.tar")} == contents
+    with read_archive(tmp_path / "a.tar") as entries:
+        assert {entry.name: b"".join(entry.chunks()) for entry in entries} == contents
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "./a"])
-def test_no_entry_leads_out_of_the_folder(tmp_path, name):
+def _refused(archive: Path, message: str) -> None:
+    with pytest.raises(TamperedError, match=message), read_archive(archive) as entries:
+        list(entries)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a/../b", "./a", "a//b"])
+def test_no_entry_leads_out_of_the_folder_or_has_a_second_spelling(tmp_path, name):
     """Whoever made the archive."""
     write_archive(tmp_path / "a.tar", {name: b"x"}, ())
-    with pytest.raises(TamperedError, match="changed at byte 0"):
-        list(read_archive(tmp_path / "a.tar"))
+    _refused(tmp_path / "a.tar", "outside the destination|not a plain file below its root")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
-def test_nothing_but_files_is_taken(tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE]
+)
+@pytest.mark.parametrize("target", ["/etc/passwd", "beside"])
+def test_nothing_but_files_is_taken(tmp_path, kind, target):
     """A link in an archive is a way out of it."""
     info = tarfile.TarInfo("link")
-    info.type, info.linkname = kind, "/etc/passwd"
+    info.type, info.linkname = kind, target
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(info)
-    with pytest.raises(TamperedError):
-        list(read_archive(tmp_path / "a.tar"))
+    _refused(tmp_path / "a.tar", "is refused: .*link")
+
+
+@pytest.mark.parametrize("compression", ["gz", "xz"])
+def test_a_compressed_archive_is_not_a_bundle(tmp_path, compression):
+    """It could unpack to any size."""
+    with tarfile.open(tmp_path / "a.tar", f"w:{compression}") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    _refused(tmp_path / "a.tar", "damaged or not a bundle")
 
 
 def test_a_bundle_without_a_signature_is_refused_where_one_is_asked_for(tmp_path, wheels, bundle, keys):
@@ -176,11 +192,29 @@ def test_entries_that_are_not_listed_or_come_twice_are_refused(tmp_path, bundle)
     write_archive(tmp_path / "more.tar", {**contents, "zzz": b"new"}, (MANIFEST, SIGNATURE))
     with pytest.raises(TamperedError, match="zzz, which its manifest does not list"):
         unpack(tmp_path / "more.tar")
-    with pytest.raises(ReleaseError, match="no bundle"):
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        for name in (MANIFEST, *2 * ["images.json"]):
+            info = tarfile.TarInfo(name)
+            info.size = len(contents[name])
+            archive.addfile(info, io.BytesIO(contents[name]))
+    with pytest.raises(TamperedError, match=r"images\.json twice"):
+        unpack(tmp_path / "more.tar")
+    with pytest.raises(ReleaseError, match="not a bundle"):
         write_archive(tmp_path / "other.tar", {"a": b""}, ())
         unpack(tmp_path / "other.tar")
     with pytest.raises(ReleaseError, match="cannot be read"):
         unpack(tmp_path / "absent.tar")
+
+
+def test_no_more_is_written_than_the_manifest_states(tmp_path, bundle):
+    """An entry that states another size is refused before its first byte."""
+    contents = {MANIFEST: _content(bundle, MANIFEST), "images.json": b"[" * 10_000_000}
+    write_archive(tmp_path / "large.tar", contents, (MANIFEST,))
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(TamperedError, match=r"images\.json was changed: it has 10000000 bytes"):
+        unpack(tmp_path / "large.tar", into)
+    assert [path.name for path in into.iterdir()] == [MANIFEST]
 
 
 def test_a_store_travels_with_its_releases_and_signatures(tmp_path, store, wheels, keys):
