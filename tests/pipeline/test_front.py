@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from equipoise_client import InvalidInput, NotPermitted, Retry, ServerUnavailable, Tls, UncertaintyClient
 from equipoise_client.errors import ours
 from equipoise_client.progress import watching
@@ -151,6 +154,36 @@ ALERTS = {
 }
 
 
+def _authority(pems: Path) -> tuple[x509.Certificate, Any]:
+    """Certificate and key."""
+    certificate = x509.load_pem_x509_certificate((pems / "ca.pem").read_bytes())
+    return certificate, serialization.load_pem_private_key((pems / "ca.key").read_bytes(), None)
+
+
+def _for_a_server(pems: Path, into: Path) -> tuple[Path, Path]:
+    """A certificate of that authority that no client may use, as a hospital issues it (`equipoise certs` does not)."""
+    authority, signer = _authority(pems)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clinic")]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem, private = into / "server.pem", into / "server.key"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return pem, private
+
+
 @pytest.mark.parametrize("kind", ALERTS)
 def test_without_a_good_certificate_nobody_gets_in(fronted, pems, tmp_path, kind):
     """No certificate, one of another authority, one that has ended, one made for a server: the right TLS alert."""
@@ -166,7 +199,7 @@ def test_without_a_good_certificate_nobody_gets_in(fronted, pems, tmp_path, kind
         make_certificates(stranger, [], ["late"], days=1, now=past)
         tls = Tls(pems / "ca.pem", stranger / "clients/late.pem", stranger / "clients/late.key")
     else:
-        tls = Tls(pems / "ca.pem", pems / "server.pem", pems / "server.key")
+        tls = Tls(pems / "ca.pem", *_for_a_server(pems, tmp_path))
     with (
         pytest.raises(ssl.SSLError) as refused,
         connected(fronted, tls) as secure,
@@ -185,8 +218,7 @@ def test_without_a_good_certificate_nobody_gets_in(fronted, pems, tmp_path, kind
 
 def test_a_withdrawn_certificate_lets_nobody_in(replica, pems, tmp_path):
     """It is good but for the authority's list; another client of the same authority goes on."""
-    authority = x509.load_pem_x509_certificate((pems / "ca.pem").read_bytes())
-    key = serialization.load_pem_private_key((pems / "ca.key").read_bytes(), None)
+    authority, key = _authority(pems)
     withdrawn = x509.load_pem_x509_certificate((pems / "clients" / "gateway.pem").read_bytes())
     now = datetime.now(timezone.utc)
     entry = x509.RevokedCertificateBuilder().serial_number(withdrawn.serial_number).revocation_date(now).build()
