@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from dataclasses import replace
@@ -17,13 +18,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from equipoise_client.cli.main import main
 from equipoise_clinic.audit import Kind, append
-from equipoise_deploy.doctor import known, live, machine, models, network, software
+from equipoise_deploy.bundle.making import SBOM
+from equipoise_deploy.doctor import live, machine, models, network, software
 from equipoise_deploy.doctor.checks import LIVE, STANDING
 from equipoise_deploy.doctor.findings import Status, Subject, examine
 from equipoise_deploy.ports import Ports, listeners
 from equipoise_deploy.promotion.promotion import Wish, promote
 from equipoise_deploy.releases.publishing import publish
 from equipoise_deploy.releases.store import Store
+from equipoise_deploy.serving.container import IMAGE
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.publish.repository import publish as publish_pair
 
@@ -31,6 +34,7 @@ from ...support.ports import free_port
 from ...support.releases import give_policy, make_keys, overwrite, proven
 
 NOW = datetime.now(timezone.utc)
+DEPLOY = Path(__file__).parents[3] / "deploy"
 
 
 @pytest.fixture
@@ -221,42 +225,45 @@ def test_the_machine_is_looked_at(subject):
 
 
 @pytest.mark.parametrize(
-    ("release", "missing"), [("26.07", 0), ("26.06", 1), ("24.10", 58), ("25.07", 39), ("26.12", 0)]
-)
-def test_a_release_of_triton_misses_what_was_fixed_later(subject, release, missing):
-    """Counted from NVIDIA's bulletins; a fix that is there is not asked for."""
+    ("release", "status"),
+    [("26.07", Status.OK), ("26.12", Status.OK), ("27.01", Status.OK), ("26.06", Status.FAILURE),
+     ("25.12", Status.FAILURE), ("24.10", Status.FAILURE)],
+)  # fmt: skip
+def test_a_triton_that_is_older_than_the_safe_one_is_a_failure(subject, release, status):
+    """A newer year counts more than a later month."""
     (finding,) = software.triton_version(replace(subject, triton_release=release))
-    assert finding.status is (Status.FAILURE if missing else Status.OK)
-    assert not missing or f"fixes of {missing} vulnerabilities" in finding.found
+    assert finding.status is status
+    assert (f"NGC image {software.SAFE_TRITON} or newer" in finding.remedy) is (status is Status.FAILURE)
 
 
-def test_what_is_known_is_in_order():
-    """Releases are year and month; each CVE is listed once; Triton's own version leads to a container's."""
-    cves = [cve for advisory in known.TRITON for cve in advisory.cves]
-    assert len(set(cves)) == len(cves)
-    assert known.SAFE_TRITON == "26.07"
-    assert [known.CONTAINER_OF[v] for v in ("2.42", "2.46", "2.51", "2.53", "2.59")] == [
+def test_the_embedded_triton_is_for_development_only(subject):
+    """It is older than any safe release: a warning, since doctor cannot know what this machine is for."""
+    (finding,) = software.triton_version(subject)
+    assert finding.status is Status.WARNING and "development on loopback only" in finding.remedy
+
+
+def test_what_this_repository_deploys_is_not_older_than_the_safe_triton(subject):
+    """The image of `equipoise serve --engine container`, of the Dockerfile and of compose."""
+    release = IMAGE.rpartition(":")[2].removesuffix("-py3")
+    (finding,) = software.triton_version(replace(subject, triton_release=release))
+    assert finding.status is Status.OK
+    for name in ("Dockerfile", "compose.yaml"):
+        (version,) = re.findall(r"TRITON_VERSION(?:=|: \$\{TRITON_VERSION:-)([\d.]+)", (DEPLOY / name).read_text())
+        (finding,) = software.triton_version(replace(subject, triton_release=version))
+        assert finding.status is Status.OK, name
+
+
+def test_tritons_own_version_leads_to_the_containers():
+    """As far as the two keep step."""
+    assert [software.CONTAINER_OF[v] for v in ("2.42", "2.46", "2.51", "2.53", "2.59")] == [
         "24.01", "24.05", "24.10", "24.12", "25.06",
     ]  # fmt: skip
 
 
-def test_a_package_below_the_fix_is_a_failure_where_it_is_used(subject, monkeypatch):
-    """And a warning where the vulnerable part is not."""
-    installed = {"pillow": "12.1.1", "pydicom": "3.0.1", "pynetdicom": "3.0.4", "urllib3": "2.8.0"}
-
-    def version(name):
-        if name not in installed:
-            raise software.metadata.PackageNotFoundError(name)
-        return installed[name]
-
-    monkeypatch.setattr(software.metadata, "version", version)
-    found = {finding.found.split()[0]: finding.status for finding in software.packages(subject)}
-    assert found == {"pillow": Status.FAILURE, "pydicom": Status.WARNING, "pynetdicom": Status.WARNING}
-
-
-def test_nothing_that_serving_uses_has_a_known_vulnerability(subject):
-    """Of what is installed here, by the table's own date."""
-    assert _worst(software.packages(subject)) in (Status.OK, Status.WARNING)
+def test_packages_are_scanned_by_a_scanner(subject):
+    """A table in a release would grow old; what doctor has not looked at it does not call well."""
+    (finding,) = software.packages(subject)
+    assert finding.status is Status.SKIPPED and f"grype sbom:{SBOM}" in finding.remedy
 
 
 def test_a_check_that_breaks_stops_no_other(subject):
