@@ -19,6 +19,7 @@ import grpc
 import tritonclient.grpc
 import tritonclient.grpc.aio
 
+from .backoff import Backoff
 from .errors import DeadlineExceeded, EquipoiseError, InvalidInput, ModelDied, ServerUnavailable, translated
 
 T = TypeVar("T")
@@ -77,9 +78,9 @@ class Retry:
 
     def pauses(self, source: random.Random) -> Iterator[float]:
         """Seconds to wait before the second, third, … try."""
+        backoff = Backoff(self.first, self.longest, jitter=0.5)
         for failed in range(self.attempts - 1):
-            ceiling = min(self.longest, self.first * 2.0**failed)
-            yield source.uniform(ceiling / 2.0, ceiling)
+            yield backoff.pause(failed, source)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 import pydicom
+from equipoise_client.backoff import Backoff
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import (
     Cancelled,
@@ -60,6 +61,7 @@ class Analyst:
         passed: Callable[[str], None],
     ) -> None:
         self._settings, self._rules, self._client = settings, rules, client
+        self._backoff = Backoff(settings.triton.first_seconds, settings.triton.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._failures = 0  # in a row, to get an answer from the server
         self._successes = 0
@@ -78,7 +80,7 @@ class Analyst:
                 self._log.warning("rejected", study=study.key, reason=rejected.reason)
         except _AWAY as error:
             self._metrics.reachable.labels("triton").set(0)
-            pause = self._pause(self._failures)
+            pause = self._backoff.pause(self._failures)
             self._failures += 1
             if study.key in self._before:  # who is away does not fail: the hours begin anew, what it failed at stays
                 self._before[study.key] = (self._before[study.key][0], monotonic())
@@ -92,21 +94,17 @@ class Analyst:
             self._metrics.analysis.observe(monotonic() - began)
         return 0.0
 
-    def _pause(self, failures: int) -> float:
-        triton = self._settings.triton
-        return min(triton.longest_seconds, triton.first_seconds * 2.0 ** min(failures, 16))
-
     def _failed(self, study: Study, error: Exception) -> None:
         self._log.failure("analysis failed", error, study=study.key)
         self._metrics.failures.labels("analysis").inc()
         kind = type(error).__name__  # a message may have file names and numbers
-        counted, pause, lasted = True, self._pause(study.attempts), 0.0
+        counted, pause, lasted = True, self._backoff.pause(study.attempts), 0.0
         if isinstance(error, _SICK):
             successes, since = self._before.get(study.key, (self._successes, monotonic()))
             self._before[study.key] = (self._successes, since)
             counted = self._successes > successes
             lasted = monotonic() - since
-            pause = self._pause(self._failures)
+            pause = self._backoff.pause(self._failures)
             self._failures += 1
         hours = self._settings.triton.give_up_hours
         if counted and study.attempts + 1 >= ATTEMPTS:

@@ -10,6 +10,7 @@ from typing import Protocol
 import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
+from equipoise_client.backoff import Backoff
 from equipoise_client.errors import EquipoiseError
 from pynetdicom import AE
 
@@ -142,6 +143,7 @@ class Courier:
         passed: Callable[[str], None],
     ) -> None:
         self._settings, self._to = settings, to
+        self._backoff = Backoff(settings.first_seconds, settings.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._away = 0  # failures in a row to reach the destination
         self._sent = 0
@@ -186,7 +188,7 @@ class Courier:
             self._log.info("delivered", case=parcel.case)
 
     def _missed(self, parcel: Parcel, why: str, everything: bool) -> None:
-        pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0 ** min(self._away, 16))
+        pause = self._backoff.pause(self._away)
         self._away += 1
         self._metrics.reachable.labels("destination").set(0)
         self._metrics.deliveries.labels("away").inc()
@@ -203,7 +205,7 @@ class Courier:
         if parcel.attempts + 1 >= self._settings.attempts:
             self._give_up(parcel, f"object {parcel.number} was refused {parcel.attempts + 1} times: {why}")
             return
-        pause = min(self._settings.longest_seconds, self._settings.first_seconds * 2.0**parcel.attempts)
+        pause = self._backoff.pause(parcel.attempts)
         self._log.warning("refused by destination", case=parcel.case, object=parcel.number, why=why, seconds=pause)
         self._store.refused(parcel, pause)
 

@@ -87,8 +87,9 @@ def test_what_is_left_of_a_series_is_not_analysed_as_if_it_were_whole(desk, monk
     partial = desk.received(images[-1:])
     asked = []
     monkeypatch.setattr(Analyst, "_one", lambda self, study, series: asked.append(series.series.uid))
+    settings = SimpleNamespace(triton=Triton())
     worker = Analyst(
-        None, Rules.for_model("tiny"), None, desk.spool, desk.store, desk.log, desk.metrics, lambda _: None
+        settings, Rules.for_model("tiny"), None, desk.spool, desk.store, desk.log, desk.metrics, lambda _: None
     )
     worker.step()
     assert asked == [] and desk.store.study(partial.key).reason == ImagesDeleted.reason
