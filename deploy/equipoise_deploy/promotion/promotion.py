@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from ..errors import ReleaseError
 from ..releases.release import Release, verify_release
@@ -139,14 +140,16 @@ def reload(server: str) -> str:
         if not server.isdigit():
             subprocess.run(["systemctl", "reload", server], check=True, capture_output=True, text=True)
             return f"unit {server} was asked to reload"
-        words = (Path("/proc") / server / "cmdline").read_bytes().split(b"\0")
-        if b"serve" not in words:
-            raise ReleaseError(f"process {server} is no `equipoise serve`; the release is switched, reload it yourself")
-        os.kill(int(server), signal.SIGHUP)
-    except (OSError, subprocess.CalledProcessError) as error:
+        process = psutil.Process(int(server))
+        if "serve" not in process.cmdline():
+            raise ReleaseError(
+                f"process {server} is not `equipoise serve`; the release is in place, reload the server yourself"
+            )
+        process.send_signal(signal.SIGHUP)
+    except (OSError, psutil.Error, subprocess.CalledProcessError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         raise ReleaseError(
-            f"{server} could not be told: {said}; the release is switched, reload it yourself"
+            f"{server} cannot be asked to reload: {said}; the release is in place, reload the server yourself"
         ) from error
     return f"process {server} was asked to reload"
 

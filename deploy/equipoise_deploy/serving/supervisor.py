@@ -18,7 +18,7 @@ from ..repository import public_models
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
 from .readiness import Probe, check_readiness
-from .restarting import Budget
+from .restarting import RestartBudget
 from .server import TritonServer
 from .settings import NONE, Settings
 from .staging import link_pinned, pinned
@@ -59,7 +59,7 @@ class Supervisor:
         self, plan: Plan, health: HealthServer, on_log: Callable[[str], None], tell: Callable[[str], None]
     ) -> None:
         self.plan, self._health, self._on_log, self._tell = plan, health, on_log, tell
-        self._budget = Budget(plan.restarts)
+        self._budget = RestartBudget(plan.restarts)
         self._ports = plan.ports
         self._models: Mapping[str, Path] = {}
         self._server: TritonServer | None = None
@@ -176,7 +176,7 @@ class Supervisor:
         while True:
             pause = self._budget.take(reason)
             if pause:
-                self._tell(f"restart {self._budget.told} in {pause:g} s")
+                self._tell(f"restart {self._budget} in {pause:g} s")
                 time.sleep(pause)
             begin = time.monotonic()
             try:
@@ -185,7 +185,7 @@ class Supervisor:
                 reason = f"the restart failed: {_first_line(error)}"
                 self._tell(reason)
                 continue
-            self._tell(f"serving again after {time.monotonic() - begin:.1f} s (restart {self._budget.told})")
+            self._tell(f"serving again after {time.monotonic() - begin:.1f} s (restart {self._budget})")
             self._say_serving()
             return
 

@@ -19,12 +19,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from equipoise_client import EquipoiseError, InvalidInput, ModelDied, Retry, ServerUnavailable, UncertaintyClient
+from equipoise_client.backoff import Backoff
 from equipoise_client.transport import Tries
 from equipoise_core.contract import Contract
 from equipoise_deploy.errors import GaveUp
 from equipoise_deploy.serving.health import STALE, HealthServer, ModelHealth, Snapshot, State
 from equipoise_deploy.serving.processes import glance, server_processes
-from equipoise_deploy.serving.restarting import Budget
+from equipoise_deploy.serving.restarting import RestartBudget
 from equipoise_deploy.serving.watch import LOOK_EVERY, STOPPED, Account, Asked, Watch
 from equipoise_load.arrivals import Arrivals
 from equipoise_load.engine import Plan, run
@@ -126,7 +127,7 @@ def test_what_died_or_stands_still_is_restarted(repository, tmp_path, number, vi
         poll(lambda: (now := server.health())[0] == 200 and now[1]["restarts"], "it serves again", PATIENCE)
         assert server.health()[1]["restarts"] == 1
         np.testing.assert_array_equal(answer(server), before)
-        guardian_and_server = {each for each in old if each[0] != server.process.pid}
+        guardian_and_server = {each for each in old if each.pid != server.process.pid}
         poll(lambda: not alive(guardian_and_server), "the old server is gone", PATIENCE)
         said = stopped(server)
     assert re.search(word, said) and "serving again" in said, said
@@ -278,7 +279,7 @@ def test_what_cannot_be_kept_is_given_up(copy, tmp_path):
         poison.touch()
         _, said = server.process.communicate(timeout=PATIENCE)
         assert server.process.returncode == 3, said
-        assert "given up" in said and "restart 2 of 2" in said, said
+        assert "no further restart" in said and "restart 2 of 2" in said, said
         poll(lambda: not server.remains(), "nothing is left", PATIENCE)
 
 
@@ -453,7 +454,7 @@ def test_after_a_stall_the_watch_gets_a_moment_to_look_again(monkeypatch):
 def test_the_first_restart_is_at_once_and_the_budget_ends():
     """Then they wait twice as long each time, up to a ceiling; old ones are forgotten."""
     now = [0.0]
-    budget = Budget(most=5, within=600.0, first=1.0, longest=3.0, clock=lambda: now[0])
+    budget = RestartBudget(most=5, within=600.0, backoff=Backoff(1.0, longest=3.0), clock=lambda: now[0])
     assert [budget.take("it died") for _ in range(5)] == [0.0, 1.0, 2.0, 3.0, 3.0]
     with pytest.raises(GaveUp, match="5 times within 600 s"):
         budget.take("it died")
