@@ -1,4 +1,4 @@
-"""The three ports of a server, on loopback."""
+"""The ports of a server, on loopback, and who listens on a port."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from equipoise_clinic.audit.chain import Kind, append
 from tritonclient.utils import InferenceServerException
 
 from ..support.asking import MODELS, SMALL, ask, case, picture, poll
-from ..support.front import certificates, front
 from ..support.gateways import Running, configuration, gateway, send
 from ..support.ports import closed_port
 from ..support.processes import serving
+from ..support.reverse_proxy import certificates, reverse_proxy
 from ..support.studies import study
 from ..support.watching import PROMETHEUS, Prometheus, prometheus
 
@@ -114,7 +114,7 @@ def watched(repository, contracts, tmp_path_factory) -> Iterator[tuple[Prometheu
         running: Running = opened.enter_context(gateway(settings))
         authority = certificates(folder / "certificates")
         health = urlsplit(urls["health"]).port
-        proxy = opened.enter_context(front(authority, [(urls["grpc"], health)]))
+        proxy = opened.enter_context(reverse_proxy(authority, [(urls["grpc"], health)]))
         targets = {
             "equipoise-triton": urlsplit(urls["metrics"]).netloc,
             "equipoise-haproxy": urlsplit(proxy.statistics).netloc,

@@ -1,4 +1,4 @@
-"""What a bundle says about itself, and whether that is true."""
+"""The manifest of a bundle, and its verification."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .archive import Entry, read_archive
 FORMAT = "equipoise-bundle/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-_LARGEST = 1 << 26  # bytes of either of the two: what comes before anything is verified is not trusted with memory
+_LARGEST = 1 << 26  # bytes of either of the two, which are read into memory before anything is verified
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds.
+    """The content of a bundle.
 
     Attributes:
-        equipoise: version of our own package.
+        equipoise: version of the package `equipoise`.
         python: `3.11`: the interpreter that its wheels are for.
         machine: `x86_64`.
-        extras: of our own package, that are installed.
+        extras: of that package, which are installed.
         serves: `models` (a plain repository) or `store` (releases).
-        files: name of each other entry → what it has to be.
+        files: name of each other entry → its digest and size.
     """
 
     equipoise: str
@@ -63,11 +63,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that is what it says.
+    """A verified bundle.
 
     Attributes:
         signed: it has a signature.
-        trusted: and that is by the key that was given.
+        trusted: the signature is by the given key.
     """
 
     manifest: Manifest
@@ -99,13 +99,13 @@ def parse_manifest(content: bytes) -> Manifest:
 def unpack(bundle: Path, into: Path | None = None, trust: Path | None = None) -> Verified:
     """Reads a bundle once: the manifest and its signature first, then every entry against the manifest.
 
-    What is written was verified in the same pass: nobody can change it in between.
+    Each entry is verified in the pass that writes it: nobody can change it in between.
 
     Args:
         into: an empty folder to unpack into; None: nothing is written.
         trust: public key that the manifest must be signed with.
 
-    Raises TamperedError that names the entry; then nothing that was unpacked may be used.
+    Raises TamperedError that names the entry; then do not use anything that was unpacked.
     """
     with read_archive(bundle) as entries:
         head = next(entries, None)
@@ -137,7 +137,7 @@ def _check_signature(bundle: Path, manifest: bytes, signature: bytes, trust: Pat
     if trust is None:
         return
     if not signature:
-        raise TamperedError(f"{bundle} is not signed, but --trust {trust} asks for it; take one that is")
+        raise TamperedError(f"{bundle} is not signed, but --trust {trust} requires it; take a signed one")
     with tempfile.TemporaryDirectory() as scratch:
         what, signed = Path(scratch) / MANIFEST, Path(scratch) / SIGNATURE
         what.write_bytes(manifest)
@@ -173,5 +173,5 @@ def _check_entry(bundle: Path, entry: Entry, manifest: Manifest, into: Path | No
 
 def _whole(entry: Entry) -> bytes:
     if entry.size > _LARGEST:
-        raise TamperedError(f"{entry.name} states {entry.size} bytes, which it cannot have; fetch the bundle again")
+        raise TamperedError(f"{entry.name} states {entry.size} bytes, which is too many; fetch the bundle again")
     return entry.content.read()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from ..ports import listeners
-from .findings import Finding, Subject, failure, ok, skipped, warning
+from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 SAFE_TRITON = "26.07"
 """The oldest container release (year.month) that has the fix of everything in NVIDIA's security bulletins up to 5875 of
@@ -31,12 +31,12 @@ TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
 
 
-def triton_version(subject: Subject) -> Iterator[Finding]:
+def triton_version(subject: Subject) -> Iterator[CheckResult]:
     """Triton's release against the oldest safe one."""
     release, seen, embedded = _release(subject)
     if release is None:
         yield skipped(
-            "Triton", f"{seen}: its release is unknown", "name the container's with --triton-release, as 26.07"
+            "Triton", f"{seen}: its release is unknown", "give the container's with --triton-release, as in 26.07"
         )
         return
     if _number(release) >= _number(SAFE_TRITON):
@@ -53,7 +53,7 @@ def triton_version(subject: Subject) -> Iterator[Finding]:
         yield failure("Triton", found, f"move to the NGC image {SAFE_TRITON} or newer")
 
 
-def packages(subject: Subject) -> Iterator[Finding]:
+def packages(subject: Subject) -> Iterator[CheckResult]:
     """Vulnerabilities of Python packages: a scanner with a fresh database knows them, this program does not."""
     yield skipped(
         "packages",
@@ -63,21 +63,21 @@ def packages(subject: Subject) -> Iterator[Finding]:
     )
 
 
-def telemetry(subject: Subject) -> Iterator[Finding]:
-    """ONNX Runtime 1.29 and later reports to its maker unless told not to."""
+def telemetry(subject: Subject) -> Iterator[CheckResult]:
+    """ONNX Runtime 1.29 and later reports to its maker unless a variable forbids it."""
     marks = [path for path in _device_ids() if path.exists()]
     if marks:
         yield warning(
             "telemetry",
-            f"{marks[0]} holds a device id: ONNX Runtime ran here without {TELEMETRY}=1 at some time",
-            f"set {TELEMETRY}=1 for whoever ran it, and remove the folder",
+            f"{marks[0]} has a device id: ONNX Runtime once ran here without {TELEMETRY}=1",
+            f"set {TELEMETRY}=1 for the user who ran it, and remove the folder",
         )
     if not subject.live:
         yield ok("telemetry", f"`equipoise serve` starts Triton with {TELEMETRY}=1, whatever the environment says")
         return
     processes = _processes(subject)
     if not processes:
-        yield skipped("telemetry", "the running Triton was not found on this machine", "name it with --pid")
+        yield skipped("telemetry", "the running Triton was not found on this machine", "give its process with --pid")
         return
     loud, unknown = [], 0
     for process in processes:

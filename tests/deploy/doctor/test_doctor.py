@@ -20,11 +20,11 @@ from equipoise_client.cli.main import main
 from equipoise_clinic.audit import Kind, append
 from equipoise_deploy.bundle.making import SBOM
 from equipoise_deploy.doctor import live, machine, models, network, software
-from equipoise_deploy.doctor.checks import LIVE, STANDING
-from equipoise_deploy.doctor.findings import Status, Subject, examine
+from equipoise_deploy.doctor.checks import MACHINE_CHECKS, SERVER_CHECKS
+from equipoise_deploy.doctor.results import Status, Subject, examine
 from equipoise_deploy.ports import Ports, listeners
-from equipoise_deploy.promotion.promotion import Wish, promote
-from equipoise_deploy.releases.publishing import publish
+from equipoise_deploy.promotion.promotion import PromotionRequest, promote
+from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.store import Store
 from equipoise_deploy.serving.container import IMAGE
 from equipoise_deploy.serving.server import TritonServer
@@ -95,8 +95,8 @@ def test_a_key_that_others_read_or_that_belongs_elsewhere_is_a_failure(tmp_path,
     other = make_keys(tmp_path).private
     other.chmod(0o600)
     assert "does not belong" in list(network.certificate(replace(mine, key=other)))[1].found
-    assert "no private key" in list(network.certificate(replace(mine, key=certificate)))[1].found
-    assert "no certificate" in next(network.certificate(replace(mine, certificate=key))).found
+    assert "not a private key" in list(network.certificate(replace(mine, key=certificate)))[1].found
+    assert "not a certificate" in next(network.certificate(replace(mine, certificate=key))).found
 
 
 def test_a_taken_port_is_named_with_who_has_it(subject):
@@ -162,27 +162,27 @@ def test_policies_are_missing_foreign_or_its_own(subject, pairs):
     (pairs / "tinycls/1/policy.json").write_text(replace(policy, model_digest="0" * 64).dumps())
     assert _worst(models.policies(subject)) is Status.FAILURE
     overwrite(pairs / "tinycls_sampler/1/model.onnx", b"nothing")
-    assert "would not load" in next(models.policies(subject)).found
+    assert "does not load" in next(models.policies(subject)).found
 
 
 def test_a_store_is_held_to_its_signatures_and_to_its_log(tmp_path, pairs):
     """Changed files, a missing signature, a version that the log does not know."""
     give_policy(pairs / "tinycls")
     keys, store = make_keys(tmp_path), Store(tmp_path / "store")
-    publish(pairs, "tinycls", store, keys.private)
+    make_release(pairs, "tinycls", store, keys.private)
     promote(store, "tinycls")
     mine = Subject(store.current, trust=keys.public)
     assert [finding.status for finding in models.release(mine)] == [Status.OK, Status.OK]
     other = make_keys(tmp_path, "other")
     assert "release.sig does not hold" in next(models.release(replace(mine, trust=other.public))).found
     give_policy(pairs / "tinycls", 0.1)
-    publish(pairs, "tinycls", store, keys.private)
+    make_release(pairs, "tinycls", store, keys.private)
     with store.locked():
-        store.switch({"tinycls": store.chosen("tinycls", 2, ())})
+        store.switch({"tinycls": store.served_release("tinycls", 2, ())})
     findings = list(models.release(mine))
     assert findings[0].status is Status.OK and findings[1].status is Status.FAILURE
-    assert "not what the log says" in findings[1].found
-    promote(store, "tinycls@1", Wish(accept_changes="a test"))
+    assert "not the version that the log has as promoted" in findings[1].found
+    promote(store, "tinycls@1", PromotionRequest(accept_changes="a test"))
     assert _worst(models.release(mine)) is Status.OK
     overwrite(store.folder("tinycls", 1) / "tinycls/1/model.py", b"import os")
     assert "was changed" in next(models.release(mine)).found
@@ -288,7 +288,7 @@ def test_exit_codes_and_json(pairs, capsys):
     code = call("--json")
     document = json.loads(capsys.readouterr().out)
     assert code == (1 if document["counts"]["failure"] else 0)
-    assert {finding["check"] for finding in document["findings"]} == {name for name, _ in STANDING}
+    assert {finding["check"] for finding in document["findings"]} == {name for name, _ in MACHINE_CHECKS}
     assert call("--strict") == 1, "there is no policy, which is a warning"
     assert call("--baseline", str(pairs / "tinycls/1/contract.json")) == 2
     assert call("--url", "nowhere") == 2
@@ -304,7 +304,7 @@ def test_a_running_server_is_examined(tmp_path, pairs, capsys):
     with TritonServer(pairs, ports=Ports(0, 0, 0)) as server:
         metrics = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
         mine = Subject(pairs, grpc=server.grpc_url, http=server.http_url, metrics=metrics, record=baseline)
-        findings = list(examine(mine, (*STANDING, *LIVE)))
+        findings = list(examine(mine, (*MACHINE_CHECKS, *SERVER_CHECKS)))
         told = {finding.check: finding for finding in findings}
         assert told["inference"].status is Status.OK and told["baseline"].status is Status.OK
         assert [f.status for f in findings if f.check == "ports"] == [Status.OK] * 3

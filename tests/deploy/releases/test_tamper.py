@@ -18,12 +18,12 @@ from equipoise_core.case import Case
 from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 from equipoise_core.sampling import assess
-from equipoise_deploy.bundle.making import make
+from equipoise_deploy.bundle.making import make_bundle
 from equipoise_deploy.bundle.manifest import MANIFEST, SIGNATURE, unpack
 from equipoise_deploy.errors import ReleaseError, TamperedError
-from equipoise_deploy.promotion.promotion import Wish, promote
+from equipoise_deploy.promotion.promotion import PromotionRequest, promote
 from equipoise_deploy.releases.loading import verified_copy
-from equipoise_deploy.releases.publishing import publish
+from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.release import digests, read_release, verify_release
 from equipoise_deploy.releases.store import Store, read_generation
 from equipoise_export.graph.session import published_samplers
@@ -61,8 +61,8 @@ def keys(tmp_path_factory) -> Keys:
 def store(tmp_path_factory, keys) -> Store:
     """The real pneumonia model, published, signed and in service; every file can be written for the test."""
     store = Store(tmp_path_factory.mktemp("tamper") / "store")
-    publish(REPOSITORY, "pneumonia", store, keys.private)
-    promote(store, "pneumonia", Wish(trust=keys.public))
+    make_release(REPOSITORY, "pneumonia", store, keys.private)
+    promote(store, "pneumonia", PromotionRequest(trust=keys.public))
     for path in store.path.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return store
@@ -258,7 +258,7 @@ def bundle(tmp_path_factory, store, keys) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     for name in ("equipoise", "something"):
         write_wheel(folder / "wheels", name, "1.0")
-    make(folder / "equipoise.tar", store.path, folder / "wheels", keys.private)
+    make_bundle(folder / "equipoise.tar", store.path, folder / "wheels", keys.private)
     return folder / "equipoise.tar"
 
 
