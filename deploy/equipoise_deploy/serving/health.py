@@ -28,7 +28,7 @@ PATH = "/healthz"
 STALE = 5.0
 """Seconds after which a snapshot counts as unhealthy."""
 
-_MOMENT = 0.5
+SNAPSHOT_WAIT = 0.5
 """Seconds to wait for a new snapshot where the last is old: after a stall of the machine all threads wake at once."""
 
 _AT_ONCE = 64  # connections; more are closed unanswered
@@ -123,7 +123,7 @@ class HealthServer:
 
     def current_snapshot(self) -> Snapshot:
         """The snapshot; an old one only where no new one arrives in time."""
-        ends = time.monotonic() + _MOMENT
+        ends = time.monotonic() + SNAPSHOT_WAIT
         while (found := self.snapshot).state is State.SERVING and found.at + STALE < time.monotonic() < ends:
             time.sleep(0.02)
         return found

@@ -38,7 +38,7 @@ class Glance:
     """A process at one moment.
 
     Attributes:
-        stopped: it was told to pause (SIGSTOP, a debugger) and computes nothing.
+        stopped: paused (SIGSTOP, a debugger); it computes nothing.
         seconds: of processor time so far.
         waited: seconds that its main thread could have computed and had no processor, so far; 0 where the kernel does
             not say.

@@ -96,7 +96,7 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
             if error is not None:
                 raise NotReadyError(f"{model} does not answer a synthetic image: {error}") from error
             arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
-            probes.append(Probe(model, time.monotonic() - begin, _plausible(contracts[model], arrays)))
+            probes.append(Probe(model, time.monotonic() - begin, plausible_variance(contracts[model], arrays)))
     return tuple(sorted(probes, key=lambda probe: probe.model))
 
 
@@ -131,7 +131,7 @@ class Prober:
             try:
                 if error is None:
                     arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
-                    _plausible(self.contracts[model], arrays)
+                    plausible_variance(self.contracts[model], arrays)
             except NotReadyError as implausible:
                 error = implausible
             yield model, error
@@ -162,7 +162,7 @@ def _receive(answers: queue.SimpleQueue[Any], model: str, result: Any, error: Ex
     answers.put((model, result, error))
 
 
-def _plausible(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
+def plausible_variance(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
     """The largest variance. Raises NotReadyError where the answer cannot be right."""
     for name, array in arrays.items():
         if array is None or array.size == 0 or not np.isfinite(array).all():

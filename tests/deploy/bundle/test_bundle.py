@@ -283,7 +283,7 @@ def test_what_is_there_is_not_overwritten_and_what_fails_leaves_nothing(tmp_path
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_another_python_is_told_so(tmp_path, bundle, keys):
+def test_another_python_is_refused(tmp_path, bundle, keys):
     """Wheels are for one version."""
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho 3.9\n")

@@ -120,7 +120,7 @@ def test_a_taken_port_is_named_with_who_has_it(subject):
     ],
 )
 def test_a_server_that_the_network_reaches_is_a_failure(subject, family, address, status):
-    """Triton binds every address unless it is told otherwise."""
+    """Triton binds every address unless an option forbids it."""
     with socket.socket(family) as held:
         try:
             held.bind((address, free_port()))
@@ -305,13 +305,13 @@ def test_a_running_server_is_examined(tmp_path, pairs, capsys):
         metrics = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
         mine = Subject(pairs, grpc=server.grpc_url, http=server.http_url, metrics=metrics, record=baseline)
         findings = list(examine(mine, (*MACHINE_CHECKS, *SERVER_CHECKS)))
-        told = {finding.check: finding for finding in findings}
-        assert told["inference"].status is Status.OK and told["baseline"].status is Status.OK
+        results = {finding.check: finding for finding in findings}
+        assert results["inference"].status is Status.OK and results["baseline"].status is Status.OK
         assert [f.status for f in findings if f.check == "ports"] == [Status.OK] * 3
         phones = [f for f in findings if f.check == "telemetry" and "device id" not in f.found]
         assert [f.status for f in phones] == [Status.OK] and "running processes" in phones[0].found
-        assert told["counters"].status is Status.OK and "route" in told["counters"].found
-        assert "Triton 2.51" in told["Triton"].found
+        assert results["counters"].status is Status.OK and "route" in results["counters"].found
+        assert "Triton 2.51" in results["Triton"].found
 
         before = json.loads(baseline.read_text())
         mine = replace(mine, record=None, baseline=baseline)

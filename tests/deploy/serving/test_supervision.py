@@ -35,6 +35,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ...support.asking import metric, poll
+from ...support.ports import closed_port
 from ...support.processes import Serving, alive, serving
 from ...support.repositories import with_policy
 
@@ -172,19 +173,23 @@ def test_a_hang_is_noticed_within_ten_seconds(monkeypatch, tiny_segmentation, la
     contract = tiny_segmentation.contract
     prober = StandInProber(contract)
     monkeypatch.setattr("equipoise_deploy.serving.monitor.Prober", lambda *_: prober)
-    monkeypatch.setattr("equipoise_deploy.serving.monitor._counted", lambda _: {})
-    server = SimpleNamespace(
-        grpc_url="", metrics_url="", models=(contract.name,), processes=lambda: (), exit_code=lambda: None
-    )
     now = [0.0]
-    monitor = ServerMonitor(server, clock=lambda: now[0])
-    while now[0] < 60.0 + late:
-        assert monitor.check() is None
-        now[0] += CHECK_EVERY
-    prober.answering, hangs = False, now[0]
-    while (trouble := monitor.check()) is None:
-        now[0] += CHECK_EVERY
-        assert now[0] - hangs < DETECTED
+    with closed_port() as port:  # no metrics: nobody can tell progress from them
+        server = SimpleNamespace(
+            grpc_url="",
+            metrics_url=f"http://127.0.0.1:{port}/metrics",
+            models=(contract.name,),
+            processes=lambda: (),
+            exit_code=lambda: None,
+        )
+        monitor = ServerMonitor(server, clock=lambda: now[0])
+        while now[0] < 60.0 + late:
+            assert monitor.check() is None
+            now[0] += CHECK_EVERY
+        prober.answering, hangs = False, now[0]
+        while (trouble := monitor.check()) is None:
+            now[0] += CHECK_EVERY
+            assert now[0] - hangs < DETECTED
     assert "neither answered nor made progress" in trouble.reason
     assert monitor.models[contract.name].problem(now[0]), "the health port does not say so"
 
@@ -443,7 +448,7 @@ def test_after_a_stall_the_health_port_waits_for_a_new_snapshot(monkeypatch):
         health.snapshot = Snapshot(State.SERVING, at=old)
         waking = threading.Timer(0.1, lambda: setattr(health, "snapshot", Snapshot(State.SERVING)))
         with monkeypatch.context() as long:  # this test may stand still as well
-            long.setattr("equipoise_deploy.serving.health._MOMENT", 30.0)
+            long.setattr("equipoise_deploy.serving.health.SNAPSHOT_WAIT", 30.0)
             waking.start()
             assert health.current_snapshot().status()[0]
             waking.join()

@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 DOCKERFILES = ("Dockerfile", "gateway.Dockerfile")
 APP = Typer()
 APP.command()(serve_command)
