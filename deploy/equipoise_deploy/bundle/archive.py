@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,6 +78,10 @@ def read_archive(archive: Path) -> Iterator[Iterator[Entry]]:
 
     Names, sizes and contents are checked no further: the manifest decides about them.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise ReleaseError(
+            f"Python {sys.version.split()[0]} cannot unpack archives safely; use 3.10.12, 3.11.4, 3.12 or newer patches"
+        )
     try:
         file = archive.open("rb")
     except OSError as error:

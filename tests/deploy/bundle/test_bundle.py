@@ -163,6 +163,14 @@ def test_nothing_but_files_is_taken(tmp_path, kind, target):
     _refused(tmp_path / "a.tar", "is refused: .*link")
 
 
+def test_a_python_without_the_data_filter_is_refused(tmp_path, monkeypatch):
+    """As in Debian's first 3.11."""
+    write_archive(tmp_path / "a.tar", {"a": b"x"}, ())
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(ReleaseError, match="cannot unpack archives safely"), read_archive(tmp_path / "a.tar"):
+        pass
+
+
 @pytest.mark.parametrize("compression", ["gz", "xz"])
 def test_a_compressed_archive_is_not_a_bundle(tmp_path, compression):
     """It could unpack to any size."""
