@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the system packages that the project needs and this machine lacks (Debian, Ubuntu; as root).
-# Elsewhere it names them and goes on: whoever lacks one is told by the part that needs it.
+# On other systems it lists them and continues: each part reports what it lacks.
 #
 #     system-packages.sh [base]      base: only what an environment and the demo need
 set -euo pipefail
@@ -13,7 +13,7 @@ declare -A wanted=(   # program → Debian packages that have it, and who needs 
     [dsr2html]=dcmtk      # tests: reads reports, compresses and sends
     [dciodvfy]=dicom3tools  # tests: attributes as the standard has them
     [nginx]=nginx         # tests and trials: serves the viewer beside the PACS
-    [haproxy]=haproxy     # tests: the front with mutual TLS
+    [haproxy]=haproxy     # tests: the reverse proxy with mutual TLS
     [prometheus]=prometheus  # tests: rules, alerts and dashboard on real measurements; brings promtool
     [curl]=curl           # the install page
     [openssl]=openssl     # the install page: the releases' keys

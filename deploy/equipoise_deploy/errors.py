@@ -6,9 +6,9 @@ DeployError
 ├── PortTakenError     another process listens there
 ├── StartError         Triton ended before it was ready; carries its log
 ├── NotReadyError      Triton runs, but a model does not answer as it should
-├── GaveUp             it was restarted as often as is allowed, and fails still
-└── ReleaseError       a release, store or bundle is not there, or cannot be used as asked
-    └── TamperedError  it is not what was published: a file was changed, added or lost, or a signature does not hold
+├── GaveUp             the server used up its restarts and still fails
+└── ReleaseError       a release, store or bundle is missing or unusable for the request
+    └── TamperedError  it is not as published: a file was changed, added or lost, or a signature does not hold
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class NotReadyError(DeployError):
 
 
 class GaveUp(DeployError):
-    """The server was restarted as often as is allowed, and fails still."""
+    """The server used up its restarts and still fails."""
 
 
 class ReleaseError(DeployError):
-    """A release, store or bundle is not there, or cannot be used as asked."""
+    """A release, store or bundle is missing or unusable for the request."""
 
 
 class TamperedError(ReleaseError):
-    """It is not what was published: a file was changed, added or lost, or a signature does not hold."""
+    """It is not as published: a file was changed, added or lost, or a signature does not hold."""

@@ -1,18 +1,17 @@
-"""The three ports of a server, on loopback."""
+"""The ports of a server, on loopback, and who listens on a port."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from pathlib import Path
+
+import psutil
 
 from .errors import PortTakenError
 
 LOOPBACK = "127.0.0.1"
-_LISTEN = "0A"  # state in /proc/net/tcp
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def reached_at(address: str) -> str:
 
 @dataclass(frozen=True)
 class Listener:
-    """A process that listens, as far as /proc tells.
+    """A process that listens.
 
     Attributes:
         address: as in `127.0.0.1` or `::`.
@@ -63,38 +62,31 @@ class Listener:
 
     address: str
     pid: int | None
-    name: str = ""
+
+    def __str__(self) -> str:
+        """`NAME (process N)`"""
+        try:
+            return f"{psutil.Process(self.pid).name()} (process {self.pid})"
+        except psutil.NoSuchProcess:
+            return f"process {self.pid}"
 
 
 def listeners(port: int) -> tuple[Listener, ...]:
     """Who listens on a TCP port of this machine (of this network namespace)."""
-    found: dict[str, str] = {}
-    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
-        for line in table.read_text().splitlines()[1:] if table.is_file() else []:
-            entries = line.split()
-            address, _, number = entries[1].rpartition(":")
-            if int(number, 16) == port and entries[3] == _LISTEN:
-                found[f"socket:[{entries[9]}]"] = _spelled(address)
-    holders: dict[str, tuple[int, str]] = {}
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if found else ():
-        try:
-            if (held := str(descriptor.readlink())) in found:
-                process = descriptor.parents[1]
-                holders.setdefault(held, (int(process.name), (process / "comm").read_text(errors="replace").strip()))
-        except OSError:
-            continue  # closed meanwhile, or another user's
-    return tuple(Listener(address, *holders.get(held, (None, ""))) for held, address in found.items())
+    return tuple(
+        Listener(_plain(each.laddr.ip), each.pid)
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
+    )
 
 
-def _spelled(words: str) -> str:
-    """/proc has addresses as 32-bit words in the machine's own byte order."""
-    packed = b"".join(int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
-    address = ipaddress.ip_address(packed)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None  # as gRPC binds 127.0.0.1
-    return str(mapped or address)
+def _plain(text: str) -> str:
+    """gRPC binds 127.0.0.1 as `::ffff:127.0.0.1`."""
+    address = ipaddress.ip_address(text)
+    return str((address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address)
 
 
 def _holder(port: int) -> str:
-    """` by NAME (process N)` where /proc tells, else nothing."""
+    """` by NAME (process N)` where the kernel tells, else nothing."""
     known = [listener for listener in listeners(port) if listener.pid is not None]
-    return f" by {known[0].name} (process {known[0].pid})" if known else ""
+    return f" by {known[0]}" if known else ""

@@ -1,4 +1,4 @@
-"""What lies in a model repository: its models, which of them are public, and the contracts that they carry."""
+"""The content of a model repository: its models, which of them are public, and the contracts that they carry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def models_in(repository: Path) -> tuple[str, ...]:
 
 
 def models_of(repository: Path, model: str) -> tuple[str, ...]:
-    """The folders that belong together: the public model's own, and those of its samplers and its screen."""
+    """The folders of one public model: its own, and those of its samplers and its screen."""
     return (model, *samplers_of(repository / model))
 
 
@@ -37,7 +37,9 @@ def samplers_of(model: Path) -> list[str]:
     contract = carried_contract(model)
     names = [each.name for each in (*contract.samplers, *([contract.screen] if contract.screen else []))]
     if odd := [name for name in names if Path(name).name != name or name.startswith(".")]:
-        raise RepositoryError(f"{model / 'config.pbtxt'} names the sampler {odd[0]!r}, which is no name of a folder")
+        raise RepositoryError(
+            f"{model / 'config.pbtxt'} names the sampler {odd[0]!r}, which is not the name of a folder"
+        )
     return names
 
 
@@ -47,9 +49,7 @@ def carried_contract(model: Path) -> Contract:
     try:
         contract = parse_contract(json.loads(parse_configuration(path).parameters[CONTRACT_PARAMETER].string_value))
     except (ContractError, ValueError, RecursionError) as error:
-        raise RepositoryError(
-            f"{path} carries no contract that can be read: {error}; export the model again"
-        ) from error
+        raise RepositoryError(f"{path} carries no readable contract: {error}; export the model again") from error
     if not contract.samplers:
         raise RepositoryError(f"{path} carries a contract that names no sampler; export the model again")
     return contract
@@ -80,7 +80,7 @@ def model_folders(repository: Path) -> list[Path]:
         raise RepositoryError(f"{repository} is not a folder; give the model repository that `equipoise export` wrote")
     models = sorted(path.parent for path in repository.glob("*/config.pbtxt") if not path.parent.name.startswith("."))
     if not models:
-        raise RepositoryError(f"{repository} holds no model (no folder with a config.pbtxt); publish one into it first")
+        raise RepositoryError(f"{repository} has no model (no folder with a config.pbtxt); publish one into it first")
     return models
 
 

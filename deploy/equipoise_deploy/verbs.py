@@ -23,8 +23,6 @@ VERBS: Mapping[str, Verb] = {
     "bundle": Verb(
         "equipoise_deploy.bundle.command:bundle", "operate", "Everything for a machine without a network, in one file."
     ),
-    "certs": Verb(
-        "equipoise_deploy.certs_command:certs_command", "operate", "Make certificates to try mutual TLS with."
-    ),
+    "certs": Verb("equipoise_deploy.certs:certs_command", "operate", "Make certificates to try mutual TLS with."),
     "demo": Verb("equipoise_deploy.demo.command:demo", "demo", "Serve the reference models, decide on real images."),
 }

@@ -20,7 +20,7 @@ bash "$here/fetch.sh" "$root/build/viewer"
 run=$(mktemp -d)
 mkdir -p "$storage"
 
-# Orthanc 1.10 listens on every interface, whatever it is told. So it answers HTTP from this machine alone
+# Orthanc 1.10 listens on every interface, whatever its configuration says. So it answers HTTP from this machine alone
 # (RemoteAccessAllowed), and over DICOM it knows nobody but this machine.
 cat > "$run/orthanc.json" <<EOF
 {

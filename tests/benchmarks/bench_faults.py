@@ -67,7 +67,8 @@ def _versions(folder: Path) -> tuple[Path, Path]:
 def _show(report: dict) -> None:
     times = ", ".join(f"{name} after {value:.1f} s" for name, value in report["seconds"].items())
     p99 = " / ".join(f"{report[f'ms {part}'].get('p99', float('nan')):.0f}" for part in ("before", "during", "after"))
-    again = f"{report['sent again by the client']} by the client, {report['sent again by the front']} by the front"
+    proxy = report["sent again by the reverse proxy"]
+    again = f"{report['sent again by the client']} by the client, {proxy} by the reverse proxy"
     bad = f"{len(report['lost'])} lost, {report['wrong']} wrong, {report['accepted wrongly']} accepted wrongly"
     print(f"{report['fault']:30} {report['requests']} requests: {bad}; sent again {again}")
     print(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 from equipoise_export.publish.repository import publish_pair
 
@@ -23,17 +23,9 @@ class Traces:
     def now(cls, temporary: Path, caller: int) -> Traces:
         """Of servers that `caller` (process id) started with their run directories in `temporary`."""
 
-        def command_lines() -> Iterator[str]:
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                except OSError:
-                    continue  # it has ended meanwhile
-                if str(temporary) in command:
-                    yield f"{process.name} {command}"
-
+        commands = {each.pid: " ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])}
         return cls(
-            frozenset(command_lines()),
+            frozenset(f"{pid} {command}" for pid, command in commands.items() if str(temporary) in command),
             frozenset(path.name for path in Path("/dev/shm").glob(f"equipoise_{caller}_*")),
             frozenset(str(path) for path in temporary.glob("equipoise-*")),
         )

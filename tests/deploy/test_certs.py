@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import NameOID
 from equipoise_client.cli.main import main
 from equipoise_deploy.certs import CertificateError, make_certificates
 
@@ -20,22 +20,44 @@ def _certificate(path):
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def test_each_is_for_one_purpose_and_by_the_same_authority(tmp_path):
-    """A client's certificate cannot be a server's, neither can sign others, and the hosts stand in the server's."""
-    made = {(each.role, each.name): each for each in make_certificates(tmp_path, ["front.example", "10.0.0.7"], ["a"])}
+def test_all_are_by_the_same_authority_and_sign_no_others(tmp_path):
+    """The hosts stand in the server's certificate; each name is the common name, which the audit log shows."""
+    made = {(each.role, each.name): each for each in make_certificates(tmp_path, ["proxy.example", "10.0.0.7"], ["a"])}
     assert list(made) == [
         ("authority", "Equipoise test authority - not for production"),
-        ("server", "front.example"),
+        ("server", "proxy.example"),
         ("client", "a"),
     ]
     authority, server, client = (_certificate(each.certificate) for each in made.values())
-    for leaf, purpose in ((server, ExtendedKeyUsageOID.SERVER_AUTH), (client, ExtendedKeyUsageOID.CLIENT_AUTH)):
+    for leaf, name in ((server, "proxy.example"), (client, "a")):
         leaf.verify_directly_issued_by(authority)
-        assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [purpose]
         assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert [each.value for each in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)] == [name]
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["front.example"]
+    assert names.get_values_for_type(x509.DNSName) == ["proxy.example"]
     assert [str(each) for each in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
+
+
+@pytest.mark.parametrize(("pair", "accepted"), [("server", True), ("clients/localhost", False)])
+def test_a_clients_certificate_cannot_be_a_servers(tmp_path, pair, accepted):
+    """Not even that of a client who is named as the host is: TLS looks for hosts among the alternative names."""
+    make_certificates(tmp_path, ["localhost"], ["localhost"])
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / f"{pair}.pem", tmp_path / f"{pair}.key")
+    client = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    inbound, outbound = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(inbound, outbound, server_hostname="localhost")
+    theirs = server.wrap_bio(outbound, inbound, server_side=True)
+    for end in (ours, theirs):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    if accepted:
+        ours.do_handshake()
+    else:
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"Hostname mismatch|hostname"):
+            ours.do_handshake()
 
 
 def test_keys_are_their_owners_alone_and_fit(tmp_path):
@@ -50,12 +72,11 @@ def test_keys_are_their_owners_alone_and_fit(tmp_path):
     context.load_cert_chain(tmp_path / "server.bundle.pem")
 
 
-@pytest.mark.parametrize(("days", "lasts"), [(None, 90), (7, 7)])
-def test_they_end(tmp_path, days, lasts):
-    """A quarter of a year unless said otherwise, the authority a year; a clock that is a little slow takes them."""
-    made = {each.role: each for each in make_certificates(tmp_path, ["localhost"], ["a"], days, now=NOW)}
+@pytest.mark.parametrize(("options", "lasts"), [({}, 90), ({"days": 7}, 7)])
+def test_they_end(tmp_path, options, lasts):
+    """A quarter of a year unless said otherwise; a clock that is a little slow takes them."""
+    made = {each.role: each for each in make_certificates(tmp_path, ["localhost"], ["a"], now=NOW, **options)}
     assert made["server"].expires == made["client"].expires == NOW + timedelta(days=lasts)
-    assert made["authority"].expires == NOW + timedelta(days=365)
     assert _certificate(made["client"].certificate).not_valid_before_utc == NOW - timedelta(minutes=5)
 
 
@@ -71,11 +92,11 @@ def test_a_further_client_is_of_the_same_authority(tmp_path):
 @pytest.mark.parametrize(
     ("hosts", "clients", "says"),
     [
-        (["localhost"], [], "server.pem is already there"),
-        ([], ["a"], "a.pem is already there"),
-        ([], ["../a"], "cannot be a client's name"),
-        ([], ["b", "b"], "each client once"),
-        (["not a host"], [], "already there"),
+        (["localhost"], [], "server.pem already exists"),
+        ([], ["a"], "a.pem already exists"),
+        ([], ["../a"], "not a valid client name"),
+        ([], ["b", "b"], "name each client once"),
+        (["not a host"], [], "already exists"),
         ([], [], "nothing to make"),
     ],
 )
@@ -93,13 +114,22 @@ def test_half_an_authority_is_not_made_whole(tmp_path, damage):
     """Another key under the old name would cut off every client without a word."""
     make_certificates(tmp_path, ["localhost"], [])
     (tmp_path / damage).unlink()
-    with pytest.raises(CertificateError, match="no whole authority"):
+    with pytest.raises(CertificateError, match="no complete authority"):
         make_certificates(tmp_path, [], ["a"])
 
 
-@pytest.mark.parametrize("host", ["a host", "a/b", "", "x" * 70])
+def test_another_authoritys_key_is_refused(tmp_path):
+    """It would issue certificates that nobody trusts."""
+    make_certificates(tmp_path / "one", ["localhost"], [])
+    make_certificates(tmp_path / "two", ["localhost"], [])
+    (tmp_path / "two/ca.key").replace(tmp_path / "one/ca.key")
+    with pytest.raises(CertificateError, match="no complete authority"):
+        make_certificates(tmp_path / "one", [], ["a"])
+
+
+@pytest.mark.parametrize("host", ["a host", "a/b", "10.0.0.0/8", "a@b.example", "", "x" * 70])
 def test_a_host_that_is_none_is_refused(tmp_path, host):
-    with pytest.raises(CertificateError, match=r"neither an address nor a host|cannot stand"):
+    with pytest.raises(CertificateError, match=r"not a host name or address|cannot stand in a certificate"):
         make_certificates(tmp_path, [host], [])
     assert not list(tmp_path.iterdir())
 
@@ -110,13 +140,13 @@ def test_the_command_says_what_it_is_for(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["for_tests_only"] is True
-    assert [each["role"] for each in told["made"]] == ["authority", "server", "client"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["for_tests_only"] is True
+    assert [each["role"] for each in printed["made"]] == ["authority", "server", "client"]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 1
-    assert "already there" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["certs", "--help"])
     assert "TESTS AND TRIALS" in capsys.readouterr().out

@@ -43,7 +43,7 @@ def test_every_option_on_the_page_exists():
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin"), reason="HAProxy is not there")
 def test_the_page_works_as_it_stands(tmp_path):
-    """Fresh clone, empty home: keys, releases, bundle, offline installation, server, front, first decision, stop."""
+    """Fresh clone, empty home: keys, releases, bundle, offline installation, server, proxy, first decision, stop."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     home = tmp_path / "home"

@@ -1,4 +1,4 @@
-"""The front as it is shipped, in a real HAProxy: who is not let in, and with which code; others never notice."""
+"""The reverse proxy as it is shipped, in a real HAProxy: who is refused, with which code; others never notice."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from equipoise_client import InvalidInput, Retry, ServerUnavailable, Tls, UncertaintyClient
 from equipoise_client.errors import ours
 from equipoise_deploy.certs import make_certificates
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ..support.asking import poll
-from ..support.front import Front, certificates, check, front
 from ..support.processes import Serving, serving
+from ..support.reverse_proxy import ReverseProxy, certificates, check, reverse_proxy
 
 pytestmark = pytest.mark.pipeline
 
@@ -59,9 +62,9 @@ def health_port(server: Serving) -> int:
 
 
 @pytest.fixture
-def fronted(request, replica, pems) -> Iterator[Front]:
+def fronted(request, replica, pems) -> Iterator[ReverseProxy]:
     """With limits that a test can reach; the time for a request to arrive is the test's parameter."""
-    with front(
+    with reverse_proxy(
         pems,
         [(replica.urls["grpc"], health_port(replica))],
         message_limit=LIMIT,
@@ -74,10 +77,10 @@ def fronted(request, replica, pems) -> Iterator[Front]:
         assert running.process.poll() is None, running.other
 
 
-def asked(running: Front, name: str = "clinic"):
+def asked(running: ReverseProxy, name: str = "clinic"):
     """One answer for a client that is as it should be.
 
-    Asked again only while the front has no replica: on a machine that stands still it may be out for a moment.
+    Asked again only while the proxy has no replica: on a machine that stands still it may be out for a moment.
     """
     with UncertaintyClient(running.url, tls=running.tls(name), retry=ONCE, timeout=20) as client:
 
@@ -90,10 +93,10 @@ def asked(running: Front, name: str = "clinic"):
             threading.Event().wait(PAUSE)
             return None
 
-        return poll(answer, "the front has a replica")
+        return poll(answer, "the proxy has a replica")
 
 
-def stub_of(running: Front) -> tuple[grpc.Channel, service_pb2_grpc.GRPCInferenceServiceStub]:
+def stub_of(running: ReverseProxy) -> tuple[grpc.Channel, service_pb2_grpc.GRPCInferenceServiceStub]:
     channel = grpc.secure_channel(
         running.url, running.tls().credentials(), options=[("grpc.max_send_message_length", -1)]
     )
@@ -101,7 +104,7 @@ def stub_of(running: Front) -> tuple[grpc.Channel, service_pb2_grpc.GRPCInferenc
 
 
 @contextlib.contextmanager
-def connected(running: Front, tls: Tls | None = None) -> Iterator[ssl.SSLSocket]:
+def connected(running: ReverseProxy, tls: Tls | None = None) -> Iterator[ssl.SSLSocket]:
     """A TLS connection made by hand."""
     own = tls or running.tls()
     context = ssl.create_default_context(cafile=own.root)
@@ -126,14 +129,14 @@ def test_the_configuration_is_clean(pems, tmp_path, replicas, crl):
 
 
 def test_a_request_goes_through_and_leaves_one_line(fronted, replica):
-    """The same answer as without the front; the line names client, method, replica, time, and nothing of the image."""
+    """The same answer as without the proxy; the line names client, method, replica, time, and nothing of the image."""
     through = asked(fronted)
     with UncertaintyClient(replica.urls["grpc"]) as client:
         straight = client.predict("tinyseg", IMAGE, outputs=("mean",))
     np.testing.assert_array_equal(through.mean, straight.mean)
     assert through.record["model_digest"] == straight.record["model_digest"]
-    poll(lambda: fronted.said(method="/inference.GRPCInferenceService/ModelInfer"), "it is in the audit log")
-    (line,) = fronted.said(method="/inference.GRPCInferenceService/ModelInfer")
+    poll(lambda: fronted.logged(method="/inference.GRPCInferenceService/ModelInfer"), "it is in the audit log")
+    (line,) = fronted.logged(method="/inference.GRPCInferenceService/ModelInfer")
     assert line["client"] == "clinic" and line["status"] == 200 and line["replica"] == "r1"
     assert line["bytes_in"] > IMAGE.nbytes and line["ms"] >= 0 and line["refused"] == "-"
     assert set(line) == {
@@ -148,6 +151,36 @@ ALERTS = {
     "expired": "CERTIFICATE_EXPIRED",
     "server": "UNSUPPORTED_CERTIFICATE",
 }
+
+
+def _authority(pems: Path) -> tuple[x509.Certificate, Any]:
+    """Certificate and key."""
+    certificate = x509.load_pem_x509_certificate((pems / "ca.pem").read_bytes())
+    return certificate, serialization.load_pem_private_key((pems / "ca.key").read_bytes(), None)
+
+
+def _for_a_server(pems: Path, into: Path) -> tuple[Path, Path]:
+    """A certificate of that authority that no client may use, as a hospital issues it (`equipoise certs` does not)."""
+    authority, signer = _authority(pems)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "clinic")]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem, private = into / "server.pem", into / "server.key"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return pem, private
 
 
 @pytest.mark.parametrize("kind", ALERTS)
@@ -165,7 +198,7 @@ def test_without_a_good_certificate_nobody_gets_in(fronted, pems, tmp_path, kind
         make_certificates(stranger, [], ["late"], days=1, now=past)
         tls = Tls(pems / "ca.pem", stranger / "clients/late.pem", stranger / "clients/late.key")
     else:
-        tls = Tls(pems / "ca.pem", pems / "server.pem", pems / "server.key")
+        tls = Tls(pems / "ca.pem", *_for_a_server(pems, tmp_path))
     with (
         pytest.raises(ssl.SSLError) as refused,
         connected(fronted, tls) as secure,
@@ -178,14 +211,13 @@ def test_without_a_good_certificate_nobody_gets_in(fronted, pems, tmp_path, kind
     with UncertaintyClient(fronted.url, tls=tls, retry=ONCE, timeout=10) as client, pytest.raises(ServerUnavailable):
         client.predict("tinyseg", IMAGE)
     poll(lambda: any("handshake" in line for line in fronted.lines), "the refused handshake is in the log")
-    assert not fronted.said(method="/inference.GRPCInferenceService/ModelInfer")
+    assert not fronted.logged(method="/inference.GRPCInferenceService/ModelInfer")
     assert asked(fronted).samples_used
 
 
 def test_a_withdrawn_certificate_lets_nobody_in(replica, pems, tmp_path):
     """It is good but for the authority's list; another client of the same authority goes on."""
-    authority = x509.load_pem_x509_certificate((pems / "ca.pem").read_bytes())
-    key = serialization.load_pem_private_key((pems / "ca.key").read_bytes(), None)
+    authority, key = _authority(pems)
     withdrawn = x509.load_pem_x509_certificate((pems / "clients" / "gateway.pem").read_bytes())
     now = datetime.now(timezone.utc)
     entry = x509.RevokedCertificateBuilder().serial_number(withdrawn.serial_number).revocation_date(now).build()
@@ -199,7 +231,7 @@ def test_a_withdrawn_certificate_lets_nobody_in(replica, pems, tmp_path):
     )
     crl = tmp_path / "withdrawn.pem"
     crl.write_bytes(listed.public_bytes(serialization.Encoding.PEM))
-    with front(pems, [(replica.urls["grpc"], health_port(replica))], client_crl=crl) as running:
+    with reverse_proxy(pems, [(replica.urls["grpc"], health_port(replica))], client_crl=crl) as running:
         poll(running.up, "the replica is healthy")
         with pytest.raises(ssl.SSLError, match=r"(?i)revoked"), connected(running, running.tls("gateway")) as secure:
             with contextlib.suppress(ConnectionError):  # hung up already: the alert is still to be read
@@ -223,7 +255,7 @@ def test_what_would_end_this_triton_is_refused(fronted, kind, options):
     with channel, pytest.raises(grpc.RpcError) as refused:
         stub.ModelInfer(request, timeout=20, **options)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    poll(lambda: fronted.said(refused=kind), "it is in the audit log")
+    poll(lambda: fronted.logged(refused=kind), "it is in the audit log")
     assert asked(fronted).samples_used
 
 
@@ -256,7 +288,8 @@ def test_other_methods_are_refused(fronted, method):
     with channel, pytest.raises(grpc.RpcError) as refused:
         getattr(stub, method)(getattr(service_pb2, f"{method}Request")(), timeout=20)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    poll(lambda: fronted.said(method=f"/inference.GRPCInferenceService/{method}", status=403), "it is in the audit log")
+    path = f"/inference.GRPCInferenceService/{method}"
+    poll(lambda: fronted.logged(method=path, status=403), "it is in the audit log")
     assert asked(fronted).samples_used
 
 
@@ -289,7 +322,7 @@ def test_an_oversize_message_is_refused_before_it_is_through(fronted, size):
         pytest.raises(InvalidInput, match="too large"),
     ):
         client.predict("tinyseg", image, outputs=())
-    poll(lambda: fronted.said(refused="size", status=413, replica="<NOSRV>"), "it is in the audit log")
+    poll(lambda: fronted.logged(refused="size", status=413, replica="<NOSRV>"), "it is in the audit log")
     assert asked(fronted).samples_used
 
 
@@ -300,7 +333,7 @@ def test_too_many_requests_of_one_client_are_not_another_clients_fault(fronted):
         calls = [stub.ServerLive.future(service_pb2.ServerLiveRequest(), timeout=20) for _ in range(RATE + 20)]
         codes = [call.code() for call in calls]  # waits for it
     assert grpc.StatusCode.UNAVAILABLE in codes and set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
-    poll(lambda: fronted.said(refused="rate", status=429, client="clinic"), "it is in the audit log")
+    poll(lambda: fronted.logged(refused="rate", status=429, client="clinic"), "it is in the audit log")
     assert asked(fronted, "gateway").samples_used
 
 
@@ -314,7 +347,7 @@ def test_a_slow_client_is_put_out(fronted):
         with contextlib.suppress(ssl.SSLError, ConnectionError):
             while b"408" not in received and (block := secure.recv(4096)):
                 received += block
-    poll(lambda: fronted.said(status=408, replica="<NOSRV>"), "it is in the audit log")
+    poll(lambda: fronted.logged(status=408, replica="<NOSRV>"), "it is in the audit log")
     assert asked(fronted).samples_used
 
 
@@ -448,7 +481,7 @@ def test_what_may_have_killed_a_replica_is_not_sent_to_another(pems, replicas, c
         mortals = [Mortal(comes_back) for _ in range(replicas)]
         for mortal in mortals:
             stack.callback(mortal.close)
-        running = stack.enter_context(front(pems, [mortal.addresses for mortal in mortals]))
+        running = stack.enter_context(reverse_proxy(pems, [mortal.addresses for mortal in mortals]))
         poll(lambda: running.up() == replicas, "the replicas are healthy")
         channel, stub = stub_of(running)
         request = service_pb2.ModelInferRequest(model_name="tinyseg", id=Mortal.POISON.decode())

@@ -29,9 +29,9 @@ from equipoise_load.arrivals import Arrivals, due_times
 from equipoise_load.tally import histogram, record, summary
 
 from .asking import poll
-from .front import Front, certificates, front
 from .orthanc import Network, network
 from .processes import Serving, serving
+from .reverse_proxy import ReverseProxy, certificates, reverse_proxy
 
 MODEL = "tinycls"
 IMAGES = tuple(np.random.default_rng(number).normal(size=(1, 4, 4)).astype(np.float32) for number in range(6))
@@ -76,7 +76,7 @@ class Counted(Retry):
 
 @dataclass
 class Load:
-    """Requests of our asyncio client at Poisson times, over several connections, until told to stop."""
+    """Requests of our asyncio client at Poisson times, over several connections, until it is left."""
 
     url: str
     tls: Any
@@ -137,10 +137,10 @@ class Load:
         except Exception as error:  # noqa: BLE001 (whatever it is: the request is lost)
             self.outcomes.append(Outcome(question, due, self.now(), error=f"{type(error).__name__}: {error}"))
         else:
-            self.outcomes.append(Outcome(question, due, self.now(), told(answer), version_of(answer)))
+            self.outcomes.append(Outcome(question, due, self.now(), compared(answer), version_of(answer)))
 
 
-def told(answer: Prediction) -> tuple[str, str, float]:
+def compared(answer: Prediction) -> tuple[str, str, float]:
     """Route, mean and case score of an answer, as they are compared: bit by bit."""
     return answer.route.value, np.asarray(answer.mean).tobytes().hex(), float(answer.case_score)
 
@@ -156,15 +156,15 @@ def known(url: str) -> dict[tuple[int, str], tuple[str, str, float]]:
         for number in range(len(IMAGES) * len(SEEDS)):
             image, seed = IMAGES[number // len(SEEDS)], SEEDS[number % len(SEEDS)]
             answer = client.predict(MODEL, image, seed=seed, outputs=("mean",))
-            found[number, version_of(answer)] = told(answer)
+            found[number, version_of(answer)] = compared(answer)
     return found
 
 
 @dataclass
 class Fleet:
-    """Two replicas and their front. `replicas[1]` is in a network namespace of its own where there is a `cable`."""
+    """Two replicas and their reverse proxy. With a `cable`, `replicas[1]` is in a network namespace of its own."""
 
-    front: Front
+    proxy: ReverseProxy
     replicas: Sequence[Serving]
     link: Path
     versions: Sequence[Path]
@@ -183,7 +183,7 @@ class Fleet:
         return next(each.pid for each in self.replicas[replica].processes() if each.model == model)
 
     def whole(self) -> bool:
-        return self.front.up() == len(self.replicas)
+        return self.proxy.up() == len(self.replicas)
 
     def cut(self, whole: bool) -> None:
         """Pulls the cable, or plugs it in again."""
@@ -196,7 +196,7 @@ class Fleet:
 
 @contextmanager
 def fleet(versions: Sequence[Path], folder: Path, apart: bool = False) -> Iterator[Fleet]:
-    """Both healthy at the front.
+    """Both healthy at the reverse proxy.
 
     Args:
         versions: repositories; the first is served.
@@ -212,9 +212,9 @@ def fleet(versions: Sequence[Path], folder: Path, apart: bool = False) -> Iterat
             stack.enter_context(serving(link, folder / f"run{i}", os.environ, options[i], inside[i])) for i in range(2)
         ]
         addresses = [(each.urls["grpc"], int(each.urls["health"].split(":")[2].partition("/")[0])) for each in replicas]
-        running = stack.enter_context(front(certificates(folder / "certificates"), addresses))
+        running = stack.enter_context(reverse_proxy(certificates(folder / "certificates"), addresses))
         made = Fleet(running, replicas, link, versions, cable)
-        poll(made.whole, "both replicas are healthy at the front")
+        poll(made.whole, "both replicas are healthy at the reverse proxy")
         yield made
 
 
@@ -268,7 +268,7 @@ def _reloaded(made: Fleet, replica: int) -> float:
     made.replicas[replica].process.send_signal(signal.SIGHUP)
     done = lambda: made.replicas[replica].health()[1].get("generation") == before + 1  # noqa: E731
     poll(lambda: done() and made.replicas[replica].health()[0] == 200, "it has reloaded", PATIENCE)
-    poll(made.whole, "the front sees it", PATIENCE)
+    poll(made.whole, "the reverse proxy sees it", PATIENCE)
     return time.monotonic() - begin
 
 
@@ -284,7 +284,7 @@ def _swapped(made: Fleet, load: Load) -> Mapping[str, float]:
 def _cut_off(made: Fleet, load: Load) -> Mapping[str, float]:
     begin = time.monotonic()
     made.cut(whole=False)
-    poll(lambda: made.front.up() == 1, "the front notices", DETECTED)
+    poll(lambda: made.proxy.up() == 1, "the reverse proxy notices", DETECTED)
     noticed = time.monotonic() - begin
     until = load.now() + 8.0  # longer than a connection that says nothing is held
     poll(lambda: load.now() > until, "some time passes", PATIENCE)
@@ -311,7 +311,7 @@ def suffered(made: Fleet, name: str, rate: float, calm: float = 3.0) -> dict[str
     """One fault under load: `calm` seconds before it and after all is as before; what became of every request."""
     answers = known(made.replicas[0].urls["grpc"])
     assert known(made.replicas[1].urls["grpc"]) == answers
-    with Load(made.front.url, made.front.tls(), rate) as load:
+    with Load(made.proxy.url, made.proxy.tls(), rate) as load:
         poll(lambda: load.now() > calm, "calm before")
         begin = load.now()
         times = FAULTS[name](made, load)
@@ -332,8 +332,8 @@ def suffered(made: Fleet, name: str, rate: float, calm: float = 3.0) -> dict[str
         "versions": len({each.version for each in answered}),
         "routes": sorted({each.answer[0] for each in answered if each.answer}),
         "sent again by the client": load.resent,
-        "sent again by the front": sum(
-            int(line["retries"].lstrip("+")) for line in made.front.said() if "retries" in line
+        "sent again by the reverse proxy": sum(
+            int(line["retries"].lstrip("+")) for line in made.proxy.logged() if "retries" in line
         ),
         "seconds": {key: round(value, 2) for key, value in times.items()},
         "ms before": _latency(each for each in answered if each.due < begin),
@@ -346,5 +346,5 @@ def _latency(outcomes: Iterator[Outcome]) -> dict[str, float]:
     measured = histogram()
     for each in outcomes:
         record(measured, each.done - each.due)
-    told = summary(measured)
-    return {name: round(told[name], 1) for name in ("p50", "p99", "max") if name in told}
+    figures = summary(measured)
+    return {name: round(figures[name], 1) for name in ("p50", "p99", "max") if name in figures}

@@ -13,41 +13,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from equipoise_deploy.serving.processes import Process, server_processes
 
-Identity = tuple[int, str]
-"""Process id and start time: together they never come back, a process id alone does."""
 
-
-def descendants(pid: int) -> set[Identity]:
+def descendants(pid: int) -> set[psutil.Process]:
     """All that `pid` started, directly or not, and itself."""
-    children: dict[int, list[int]] = {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        found = _stat(int(directory.name))
-        if found is not None:
-            children.setdefault(int(found[1]), []).append(int(directory.name))
-    family, waiting = set(), [pid]
-    while waiting:
-        one = waiting.pop()
-        found = _stat(one)
-        if found is not None:
-            family.add((one, found[19]))
-        waiting += children.get(one, [])
-    return family
+    process = psutil.Process(pid)
+    return {process, *process.children(recursive=True)}
 
 
-def alive(processes: set[Identity]) -> set[Identity]:
+def alive(processes: set[psutil.Process]) -> set[psutil.Process]:
     """Those that still run; one that has ended and only waits to be asked for its exit code does not."""
-    stats = {process: _stat(process[0]) for process in processes}
-    return {process for process, found in stats.items() if found and found[19] == process[1] and found[0] != "Z"}
+    return {process for process in processes if _runs(process)}
 
 
-def _stat(pid: int) -> list[str] | None:
-    """/proc/PID/stat from the state on: [0] state, [1] parent, [19] start time; None: no such process."""
+def _runs(process: psutil.Process) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @dataclass
@@ -64,7 +49,7 @@ class Serving:
     process: subprocess.Popen[str]
     urls: Mapping[str, Any]
     temporary: Path
-    family: set[Identity] = field(default_factory=set)
+    family: set[psutil.Process] = field(default_factory=set)
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """What its health port says: HTTP status and details; (0, {}) where nobody answers."""
@@ -79,16 +64,14 @@ class Serving:
 
     def processes(self) -> tuple[Process, ...]:
         """Triton and its stubs as they are now."""
-        guardians = [
-            pid for pid, _ in descendants(self.process.pid) if (_stat(pid) or ["", ""])[1] == str(self.process.pid)
-        ]
-        return tuple(each for pid in guardians for each in server_processes(pid))
+        guardians = psutil.Process(self.process.pid).children()
+        return tuple(each for guardian in guardians for each in server_processes(guardian.pid))
 
     def remains(self) -> dict[str, list[str]]:
         """What is left of it, by kind; empty: nothing."""
-        others = {process for process in self.family if process[0] != self.process.pid}
+        others = {process for process in self.family if process.pid != self.process.pid}
         left = {
-            "processes": [str(pid) for pid, _ in alive(others)],
+            "processes": [str(process.pid) for process in alive(others)],
             "shared memory": [path.name for path in Path("/dev/shm").glob(f"equipoise_{self.process.pid}_*")],
             "directories": [path.name for path in self.temporary.iterdir()],
         }

@@ -8,6 +8,8 @@
     sbom.cdx.json        CycloneDX bill of materials: every package and every model with digests
     wheels/…             every Python package, our own included, for one platform
 
-The archive is a plain tar without any freedom left: entries are sorted, and times, owners, modes and padding are fixed.
-So the same content is the same file, and one changed bit anywhere in it is found.
+The archive is a plain tar. Entries are sorted; times, owners and modes are fixed: the same content is the same file.
+The manifest decides what is taken out of it: each entry is listed there once, with its name, size and SHA-256, and
+nothing else is unpacked. So one changed bit in anything that is installed is found. Bits that nobody reads are not
+checked: the padding of the tar between entries and after the last one.
 """

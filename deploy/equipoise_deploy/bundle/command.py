@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import DeployError
-from .installing import install
-from .making import EXTRAS, make
+from .installing import install_bundle
+from .making import EXTRAS, make_bundle
 from .manifest import unpack
 
 EPILOG = """[bold]Examples[/]
@@ -45,15 +45,15 @@ def bundle(
     action: Annotated[Action, typer.Argument(show_default=False)],
     archive: Annotated[Path, typer.Argument(help="The archive, a tar.", dir_okay=False, show_default=False)],
     repository: Annotated[
-        Path, typer.Option(help="make: a model repository, or a store of releases; of it, what is in service.")
+        Path, typer.Option(help="make: a model repository, or a store: its releases in service.")
     ] = Path("model_repository"),
     sign: Annotated[Path | None, typer.Option(help="make: private key (PEM).")] = None,
     wheels: Annotated[
         Path | None, typer.Option(help="make: folder with all wheels. Default: fetched as deploy/locks pins them.")
     ] = None,
-    extras: Annotated[str, typer.Option(help="make: of Equipoise, which to bundle.")] = ",".join(EXTRAS),
+    extras: Annotated[str, typer.Option(help="make: extras of Equipoise to bundle.")] = ",".join(EXTRAS),
     trust: Annotated[
-        Path | None, typer.Option(help="Public key (PEM) that it, or a store, must be signed with.")
+        Path | None, typer.Option(help="Public key (PEM) that the bundle, or a store, must be signed with.")
     ] = None,
     into: Annotated[Path | None, typer.Option(help="install: a new folder.")] = None,
     unsigned: Annotated[
@@ -69,26 +69,26 @@ def bundle(
         raise typer.BadParameter("install needs --trust PUBLIC_KEY; or --unsigned, if you know where it comes from")
     try:
         if action is Action.MAKE:
-            told = _made(archive, repository, wheels, sign, extras, trust)
+            report = _made(archive, repository, wheels, sign, extras, trust)
         elif action is Action.VERIFY:
-            told = _verified(archive, trust)
+            report = _verified(archive, trust)
         else:
             assert into is not None
-            told = _installed(archive, into, trust, python)
+            report = _installed(archive, into, trust, python)
     except (DeployError, OSError) as error:  # a full disk, a folder of somebody else's
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(report, indent=1))
     else:
-        for key, value in told.items():
+        for key, value in report.items():
             typer.echo(f"{key}: {value}")
 
 
 def _made(
     archive: Path, repository: Path, wheels: Path | None, sign: Path | None, extras: str, trust: Path | None
 ) -> dict[str, Any]:
-    made = make(archive, repository, wheels, sign, tuple(filter(None, extras.split(","))), trust)
+    made = make_bundle(archive, repository, wheels, sign, tuple(filter(None, extras.split(","))), trust)
     return {
         "bundle": str(made.path),
         "sha256": made.sha256,
@@ -108,16 +108,16 @@ def _verified(archive: Path, trust: Path | None) -> dict[str, Any]:
         "entries": len(manifest.files),
         "equipoise": manifest.equipoise,
         "made for": f"Python {manifest.python} on {manifest.machine}",
-        "signature": "holds" if verified.trusted else "not looked at (--trust)" if verified.signed else "none",
+        "signature": "holds" if verified.trusted else "not checked (--trust)" if verified.signed else "none",
     }
 
 
 def _installed(archive: Path, into: Path, trust: Path | None, python: Path | None) -> dict[str, Any]:
-    done = install(archive, into, trust, python)
+    done = install_bundle(archive, into, trust, python)
     return {
         "installed": str(done.folder),
         "packages": done.packages,
         "as listed in": str(done.folder / "sbom.cdx.json"),
-        "signature": "holds" if done.verified.trusted else "not looked at",
+        "signature": "holds" if done.verified.trusted else "not checked",
         "start": f"{done.python.with_name('equipoise')} serve {done.serve}",
     }

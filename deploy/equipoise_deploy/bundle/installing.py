@@ -24,13 +24,13 @@ from .sbom import listed_packages
 
 
 @dataclass(frozen=True)
-class Installed:
-    """What `install` left in its folder.
+class InstalledBundle:
+    """What an installation left in its folder.
 
     Attributes:
         python: interpreter of the new environment.
-        serve: what `equipoise serve` is to be given.
-        packages: how many there are, each of which the bill of materials lists.
+        serve: the repository to give to `equipoise serve`.
+        packages: their number; the bill of materials lists each.
     """
 
     folder: Path
@@ -40,20 +40,18 @@ class Installed:
     verified: Verified
 
 
-def install(bundle: Path, into: Path, trust: Path | None = None, python: Path | None = None) -> Installed:
-    """Verifies, unpacks and installs; pip is told of no index, and every wheel was verified before it sees it.
+def install_bundle(bundle: Path, into: Path, trust: Path | None = None, python: Path | None = None) -> InstalledBundle:
+    """Verifies, unpacks and installs. pip gets no index, and only verified wheels.
 
     Args:
         into: a folder that does not exist, or is empty.
-        trust: public key; None only where the operator said that it need not be signed.
-        python: interpreter to use; by default this one. It has to be of the version that the wheels are for.
+        trust: public key; None only where the operator accepts an unsigned bundle.
+        python: interpreter to use, of the version that the wheels are for; by default this one.
 
-    Raises TamperedError before anything of the bundle is run; whatever goes wrong, `into` is empty again.
+    Raises TamperedError before anything of the bundle runs. After any error `into` is empty again.
     """
     if into.exists() and any(into.iterdir()):
-        raise ReleaseError(
-            f"{into} is not empty; install into a new folder, and switch to it when it has proved itself"
-        )
+        raise ReleaseError(f"{into} is not empty; install into a new folder, and switch to it after a test")
     into.mkdir(parents=True, exist_ok=True)
     try:
         return _install(bundle, into, trust, python or Path(sys.executable))
@@ -63,7 +61,7 @@ def install(bundle: Path, into: Path, trust: Path | None = None, python: Path | 
         raise
 
 
-def _install(bundle: Path, into: Path, trust: Path | None, python: Path) -> Installed:
+def _install(bundle: Path, into: Path, trust: Path | None, python: Path) -> InstalledBundle:
     content = into / "bundle"
     content.mkdir(mode=0o700)
     verified = unpack(bundle, content, trust)
@@ -89,22 +87,22 @@ def _install(bundle: Path, into: Path, trust: Path | None, python: Path) -> Inst
     for name in (SBOM, IMAGES, MANIFEST):
         shutil.copyfile(content / name, into / name)
     shutil.rmtree(content)
-    return Installed(into, interpreter, serve, len(found), verified)
+    return InstalledBundle(into, interpreter, serve, len(found), verified)
 
 
 def _fits(verified: Verified, python: Path) -> None:
     """Wheels are for one version of Python and one kind of machine."""
-    told = _run([str(python), "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
+    version = _run([str(python), "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
     manifest = verified.manifest
-    if (told, platform.machine()) != (manifest.python, manifest.machine):
+    if (version, platform.machine()) != (manifest.python, manifest.machine):
         raise ReleaseError(
-            f"the bundle is for Python {manifest.python} on {manifest.machine}; {python} is {told} on "
+            f"the bundle is for Python {manifest.python} on {manifest.machine}; {python} is {version} on "
             f"{platform.machine()}: name another interpreter with --python, or make a bundle on such a machine"
         )
 
 
 def place_models(content: Path, into: Path, verified: Verified) -> Path:
-    """Moves what is served out of an unpacked bundle; a store gets its first generation. Returns what to serve."""
+    """Moves the models out of an unpacked bundle; a store gets its first generation. Returns what to serve."""
     if verified.manifest.serves == "models":
         shutil.move(content / "models", into / "models")
         return into / "models"
@@ -113,25 +111,25 @@ def place_models(content: Path, into: Path, verified: Verified) -> Path:
     generation = read_generation(store.path)
     (store.path / GENERATION).unlink()
     with store.locked():
-        for name, chosen in generation.models.items():
-            folder = store.folder(name, chosen.version)
+        for name, served in generation.models.items():
+            folder = store.folder(name, served.version)
             release = verify_release(folder)
-            if release.digest != chosen.release:
+            if release.digest != served.release:
                 raise TamperedError(f"{folder / RELEASE} is not the release that the bundle's {GENERATION} names")
-            store.note(
+            store.log_decision(
                 {
-                    "action": "install", "model": name, "version": chosen.version, "before": None,
+                    "action": "install", "model": name, "version": served.version, "before": None,
                     "release": release.digest, "model_digest": release.model_digest,
                     "policy_digest": release.policy_digest, "reason": "installed from a bundle",
                 }
             )  # fmt: skip
-        models = {name: store.chosen(name, chosen.version, ()) for name, chosen in generation.models.items()}
+        models = {name: store.served_release(name, served.version, ()) for name, served in generation.models.items()}
         store.switch(models)
     return store.current
 
 
 def _run(command: list[str]) -> str:
-    """Standard output. Nothing of this process's Python settings reaches the new environment."""
+    """Standard output. The new environment gets none of this process's Python settings."""
     unwanted = ("PYTHONPATH", "PYTHONHOME", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONSTRAINT")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted}
     run = subprocess.run(

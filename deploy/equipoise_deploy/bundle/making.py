@@ -27,22 +27,22 @@ from ..repository import models_in
 from ..serving import container
 from .archive import Content, write_archive
 from .manifest import MANIFEST, SIGNATURE, Manifest
-from .sbom import bill
+from .sbom import bill_of_materials
 
 SBOM = "sbom.cdx.json"
 IMAGES = "images.json"
 EXTRAS = ("operate", "clinic", "load", "demo")
-"""What a hospital's server runs. No torch: models come exported."""
+"""What a hospital's server runs. No torch: models are exported already."""
 
 INSTALLERS = ("pip", "setuptools")
-"""What a fresh virtual environment holds already: pinned and listed like everything else."""
+"""Already in a new virtual environment; pinned and listed like everything else."""
 
 PROJECT = Path(__file__).resolve().parents[3]
 _EPOCH = "315532800"  # 1980-01-01, the earliest that a wheel can say
 
 
 @dataclass(frozen=True)
-class Made:
+class WrittenBundle:
     """A bundle that was written."""
 
     path: Path
@@ -51,19 +51,19 @@ class Made:
     signed: bool
 
 
-def make(
+def make_bundle(
     target: Path,
     repository: Path,
     wheels: Path | None = None,
     key: Path | None = None,
     extras: Sequence[str] = EXTRAS,
     trust: Path | None = None,
-) -> Made:
+) -> WrittenBundle:
     """Writes the bundle `target`.
 
     Args:
-        repository: a model repository, or a store: then the releases in service go in, with their signatures.
-        wheels: folder with every wheel, our own included; None: they are fetched as the lock file pins them.
+        repository: a model repository, or a store: its releases in service, with their signatures.
+        wheels: folder with every wheel, our own included; None: fetched as the lock file pins them.
         key: private key to sign with.
         trust: public key that the store's releases must be signed with.
 
@@ -80,7 +80,7 @@ def make(
         images = _images()
         contents[IMAGES] = (json.dumps(images, indent=1) + "\n").encode()
         files = {name: _described(content) for name, content in contents.items()}
-        document = bill(_own_version(packages), packages, files, _public(contents), images).encode()
+        document = bill_of_materials(_own_version(packages), packages, files, _public(contents), images).encode()
         contents[SBOM], files[SBOM] = document, _described(document)
         manifest = Manifest(
             _own_version(packages),
@@ -94,7 +94,7 @@ def make(
         if key is not None:
             contents[SIGNATURE] = _signed(Path(scratch), manifest, key)
         first = (MANIFEST, *([SIGNATURE] if key is not None else []))
-        return Made(target, write_archive(target, contents, first), manifest, key is not None)
+        return WrittenBundle(target, write_archive(target, contents, first), manifest, key is not None)
 
 
 def fetch_wheels(into: Path, extras: Sequence[str] = EXTRAS, project: Path = PROJECT) -> Path:
@@ -104,7 +104,7 @@ def fetch_wheels(into: Path, extras: Sequence[str] = EXTRAS, project: Path = PRO
     """
     lock = project / "deploy" / "locks" / "constraints.txt"
     if not (project / "pyproject.toml").is_file() or not lock.is_file():
-        raise ReleaseError(f"{project} is no source tree of Equipoise; run this in a clone, or give --wheels DIR")
+        raise ReleaseError(f"{project} is not a source tree of Equipoise; run this in a clone, or give --wheels DIR")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(into), "--constraint", str(lock)]
     command += [f"{project}[{','.join(extras)}]", *INSTALLERS]
     run = subprocess.run(
@@ -116,7 +116,7 @@ def fetch_wheels(into: Path, extras: Sequence[str] = EXTRAS, project: Path = PRO
 
 
 def _plain(repository: Path) -> Iterator[tuple[str, Path]]:
-    """A model repository, links replaced by what they lead to."""
+    """A model repository, links replaced by their targets."""
     for model in models_in(repository):
         for path in sorted((repository / model).rglob("*")):
             yield from _below(path, f"models/{path.relative_to(repository).as_posix()}")
@@ -132,14 +132,14 @@ def _below(path: Path, name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _releases(store: Store, scratch: Path, trust: Path | None) -> Iterator[tuple[str, Content]]:
-    """The releases in service, from verified copies, and which they are."""
+    """The releases in service, from verified copies, and the generation that names them."""
     copy = verified_copy(store.current, scratch, trust)
     generation = store.generation()
-    for name, chosen in sorted(generation.models.items()):
+    for name, served in sorted(generation.models.items()):
         folder = (copy / name).resolve().parent
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                yield f"store/models/{name}/{chosen.version}/{path.relative_to(folder).as_posix()}", path
+                yield f"store/models/{name}/{served.version}/{path.relative_to(folder).as_posix()}", path
     yield f"store/{GENERATION}", generation.dumps().encode()
 
 
@@ -174,7 +174,7 @@ def _signed(scratch: Path, manifest: Manifest, key: Path) -> bytes:
 
 
 def _deployment(project: Path = PROJECT) -> Iterator[tuple[str, Path]]:
-    """Chart, proxy, units, rules, dashboards, images' recipes: what a source tree has beside the code."""
+    """Chart, proxy, units, rules, dashboards and Dockerfiles of a source tree."""
     root = project / "deploy"
     for path in sorted(root.rglob("*")) if (project / "pyproject.toml").is_file() else ():
         parts = path.relative_to(root).parts
@@ -183,7 +183,7 @@ def _deployment(project: Path = PROJECT) -> Iterator[tuple[str, Path]]:
 
 
 def _images(project: Path = PROJECT) -> list[str]:
-    """Container images as the deployment names them, variables and defaults included. They are not in the bundle."""
+    """Container images as the deployment names them, with variables and defaults. They are not in the bundle."""
     found = {container.IMAGE}
     for file in sorted((project / "deploy").glob("compose*.yaml")) if (project / "deploy").is_dir() else ():
         found |= set(re.findall(r"^\s*image:\s*[\"']?([^\s\"'#]+)", file.read_text(encoding="utf-8"), re.MULTILINE))

@@ -1,9 +1,10 @@
-"""What a bundle says about itself, and whether that is true."""
+"""The manifest of a bundle, and its verification."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +20,20 @@ from .archive import Entry, read_archive
 FORMAT = "equipoise-bundle/1"
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
-_LARGEST = 1 << 26  # bytes of either of the two: what comes before anything is verified is not trusted with memory
+_LARGEST = 1 << 26  # bytes of either of the two, which are read into memory before anything is verified
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds.
+    """The content of a bundle.
 
     Attributes:
-        equipoise: version of our own package.
+        equipoise: version of the package `equipoise`.
         python: `3.11`: the interpreter that its wheels are for.
         machine: `x86_64`.
-        extras: of our own package, that are installed.
+        extras: of that package, which are installed.
         serves: `models` (a plain repository) or `store` (releases).
-        files: name of each other entry → what it has to be.
+        files: name of each other entry → its digest and size.
     """
 
     equipoise: str
@@ -62,11 +63,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that is what it says.
+    """A verified bundle.
 
     Attributes:
         signed: it has a signature.
-        trusted: and that is by the key that was given.
+        trusted: the signature is by the given key.
     """
 
     manifest: Manifest
@@ -98,34 +99,35 @@ def parse_manifest(content: bytes) -> Manifest:
 def unpack(bundle: Path, into: Path | None = None, trust: Path | None = None) -> Verified:
     """Reads a bundle once: the manifest and its signature first, then every entry against the manifest.
 
-    What is written was verified in the same pass: nobody can change it in between.
+    Each entry is verified in the pass that writes it: nobody can change it in between.
 
     Args:
         into: an empty folder to unpack into; None: nothing is written.
         trust: public key that the manifest must be signed with.
 
-    Raises TamperedError that names the entry; then nothing that was unpacked may be used.
+    Raises TamperedError that names the entry; then do not use anything that was unpacked.
     """
-    entries = read_archive(bundle)
-    head = next(entries, None)
-    if head is None or head.name != MANIFEST:
-        raise ReleaseError(f"{bundle} is no bundle: it does not begin with {MANIFEST}; give what `bundle make` wrote")
-    content = _whole(head)
-    manifest, signature, seen = parse_manifest(content), b"", set[str]()
-    following = next(entries, None)
-    if following is not None and following.name == SIGNATURE:
-        signature = _whole(following)
+    with read_archive(bundle) as entries:
+        head = next(entries, None)
+        if head is None or head.name != MANIFEST:
+            raise ReleaseError(f"{bundle} is not a bundle: it does not begin with {MANIFEST}")
+        content, signature = _whole(head), b""
+        manifest = parse_manifest(content)
         following = next(entries, None)
-    _check_signature(bundle, content, signature, trust)
-    if into is not None:
-        (into / MANIFEST).write_bytes(content)
-        if signature:
-            (into / SIGNATURE).write_bytes(signature)
-    for entry in chain([following] if following else [], entries):
-        if entry.name in seen:
-            raise TamperedError(f"{bundle} holds {entry.name} twice; fetch it again")
-        _check_entry(bundle, entry, manifest, into)
-        seen.add(entry.name)
+        if following is not None and following.name == SIGNATURE:
+            signature = _whole(following)
+            following = next(entries, None)
+        _check_signature(bundle, content, signature, trust)
+        if into is not None:
+            (into / MANIFEST).write_bytes(content)
+            if signature:
+                (into / SIGNATURE).write_bytes(signature)
+        seen = {MANIFEST, SIGNATURE}
+        for entry in chain([following] if following else [], entries):
+            if entry.name in seen:
+                raise TamperedError(f"{bundle} holds {entry.name} twice; fetch it again")
+            _check_entry(bundle, entry, manifest, into)
+            seen.add(entry.name)
     if missing := sorted(set(manifest.files) - seen):
         raise TamperedError(f"{bundle} lacks {missing[0]}, which its manifest lists; fetch it again")
     return Verified(manifest, bool(signature), trust is not None)
@@ -135,7 +137,7 @@ def _check_signature(bundle: Path, manifest: bytes, signature: bytes, trust: Pat
     if trust is None:
         return
     if not signature:
-        raise TamperedError(f"{bundle} is not signed, but --trust {trust} asks for it; take one that is")
+        raise TamperedError(f"{bundle} is not signed, but --trust {trust} requires it; take a signed one")
     with tempfile.TemporaryDirectory() as scratch:
         what, signed = Path(scratch) / MANIFEST, Path(scratch) / SIGNATURE
         what.write_bytes(manifest)
@@ -150,22 +152,26 @@ def _check_entry(bundle: Path, entry: Entry, manifest: Manifest, into: Path | No
     expected = manifest.files.get(entry.name)
     if expected is None:
         raise TamperedError(f"{bundle} holds {entry.name}, which its manifest does not list; fetch it again")
+    if entry.size != expected.bytes:  # before anything is written: an archive cannot fill the disk
+        raise TamperedError(
+            f"{bundle}: {entry.name} was changed: it has {entry.size} bytes, expected {expected.bytes}; fetch the "
+            "bundle again"
+        )
+    target = Path(os.devnull) if into is None else into / entry.name
+    target.parent.mkdir(parents=True, exist_ok=True)
     sha = hashlib.sha256()
-    target = None if into is None else into / entry.name
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with (target or Path("/dev/null")).open("wb") as file:
+    with target.open("wb") as file:
         for chunk in entry.chunks():
             sha.update(chunk)
             file.write(chunk)
-    if (sha.hexdigest(), entry.size) != (expected.sha256, expected.bytes):
+    if sha.hexdigest() != expected.sha256:
         raise TamperedError(
-            f"{bundle}: {entry.name} was changed: it has {entry.size} bytes with SHA-256 {sha.hexdigest()}, expected "
-            f"{expected.bytes} with {expected.sha256}; fetch the bundle again"
+            f"{bundle}: {entry.name} was changed: it has SHA-256 {sha.hexdigest()}, expected {expected.sha256}; fetch "
+            "the bundle again"
         )
 
 
 def _whole(entry: Entry) -> bytes:
     if entry.size > _LARGEST:
-        raise TamperedError(f"{entry.name} states {entry.size} bytes, which it cannot have; fetch the bundle again")
-    return b"".join(entry.chunks())
+        raise TamperedError(f"{entry.name} states {entry.size} bytes, which is too many; fetch the bundle again")
+    return entry.content.read()

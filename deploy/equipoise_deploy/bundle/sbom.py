@@ -1,4 +1,4 @@
-"""The bill of materials: CycloneDX 1.6, every package, model and container image that a bundle stands on."""
+"""The bill of materials: CycloneDX 1.6, every package, model and container image that a bundle needs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..errors import ReleaseError
 from ..releases.release import File
 
 WRITTEN = datetime(1980, 1, 1, tzinfo=timezone.utc)
-"""Not when: the same content is the same document."""
+"""A fixed time: the same content is the same document."""
 
 
-def bill(
+def bill_of_materials(
     version: str, wheels: Sequence[Path], files: Mapping[str, File], models: Mapping[str, Path], images: Sequence[str]
 ) -> str:
     """The document, as JSON.
@@ -38,8 +38,8 @@ def bill(
         version: of Equipoise.
         wheels: every package, in files.
         files: entry of the bundle → its digest.
-        models: where in the bundle a public model lies (`models/NAME`, `store/models/NAME/VERSION/NAME`) → its folder.
-        images: container images by name, with tag and digest as far as they are known.
+        models: path of a public model in the bundle (`models/NAME`, `store/models/NAME/VERSION/NAME`) → its folder.
+        images: names of container images, with tag and digest where known.
     """
     whole = Component(name="equipoise-bundle", version=version, type=ComponentType.APPLICATION, bom_ref="bundle")
     parts = [
@@ -91,20 +91,20 @@ def _package(wheel: Path, file: File) -> Component:
 
 
 def _license(wheel: Path) -> str:
-    """What the package says of its terms in one line, or nothing."""
+    """The package's licence in one line, or nothing."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             metadata = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA") and n.count("/") == 1)
             headers = HeaderParser().parsestr(archive.read(metadata).decode(errors="replace"))
     except (OSError, zipfile.BadZipFile, StopIteration) as error:
-        raise ReleaseError(f"{wheel} is no wheel: {error}") from error
+        raise ReleaseError(f"{wheel} is not a wheel: {error}") from error
     stated = headers.get("License-Expression") or headers.get("License") or ""
     lines = str(stated).strip().splitlines()
     return lines[0][:100] if lines and lines[0] != "UNKNOWN" else ""
 
 
 def _model(place: str, folder: Path, files: Mapping[str, File]) -> Component:
-    """A public model with its samplers' files: whatever of the bundle lies beside it and belongs to it."""
+    """A public model with the files of its own and of its samplers in the bundle."""
     contract = load_contract(folder / "1" / "contract.json")
     home = place.rpartition("/")[0]
     folders = [contract.name, *(s.name for s in (*contract.samplers, *([contract.screen] if contract.screen else [])))]

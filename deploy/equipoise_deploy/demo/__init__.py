@@ -1,1 +1,1 @@
-"""`make demo`: the three reference models on real images that come with registry packages."""
+"""`equipoise demo`: the three reference models on real images that come with registry packages."""

@@ -1,4 +1,4 @@
-"""What must hold for the demo to have shown what it says."""
+"""What must hold for the demo to pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ATLAS_TOLERANCE = 0.35
 
 
 def failed_checks(decisions: Sequence[dict[str, Any]]) -> list[str]:
-    """In words, what does not hold; empty: all is well."""
+    """The checks that do not hold, in words."""
     return list(_failures(decisions))
 
 

@@ -1,4 +1,4 @@
 """`equipoise doctor`: is this machine fit to go live, and is the server that runs on it well?
 
-Each check is a function of the `Subject` that yields findings; `checks.STANDING` and `checks.LIVE` list them.
+Each check is a function of the `Subject` that yields results; `checks` lists them.
 """

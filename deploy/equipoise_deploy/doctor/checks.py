@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .findings import Check
 from .live import counters, inference
 from .machine import clock, driver, memory, shared_memory
 from .models import audit_log, permissions, policies, release
 from .network import certificate, ports
+from .results import Check
 from .software import packages, telemetry, triton_version
 
-STANDING: tuple[tuple[str, Check], ...] = (
+MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (
     ("driver", driver),
     ("memory", memory),
     ("shared memory", shared_memory),
@@ -26,7 +26,7 @@ STANDING: tuple[tuple[str, Check], ...] = (
 )
 """Before going live, and afterwards as well."""
 
-LIVE: tuple[tuple[str, Check], ...] = (
+SERVER_CHECKS: tuple[tuple[str, Check], ...] = (
     ("inference", inference),
     ("counters", counters),
 )

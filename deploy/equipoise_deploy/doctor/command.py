@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..ports import USUAL_PORTS, Ports
-from .checks import LIVE, STANDING
-from .findings import Finding, Status, Subject, as_document, examine
+from .checks import MACHINE_CHECKS, SERVER_CHECKS
+from .results import CheckResult, Status, Subject, as_document, examine
 
 EPILOG = """[bold]Examples[/]
 
@@ -21,12 +21,12 @@ equipoise doctor --repository /srv/equipoise/current --trust release.pub   [dim]
 
 equipoise doctor --repository /srv/equipoise/current --user equipoise --tls-cert proxy.pem --tls-key proxy.key
 
-equipoise doctor --url localhost:8001 --record-baseline baseline.json   [dim]# while all is well[/]
+equipoise doctor --url localhost:8001 --record-baseline baseline.json   [dim]# in good health[/]
 
 equipoise doctor --url localhost:8001 --http localhost:8000 --metrics localhost:8002 --baseline baseline.json --json
 
-Exit code: 0 no failure (warnings are for a person to judge), 1 a failure, or with --strict a warning, 2 wrong usage.
-It asks Triton itself, on the server's machine, and sends nothing anywhere else."""
+Exit code: 0 no failure (a person judges warnings), 1 a failure, or with --strict a warning, 2 wrong usage.
+It contacts Triton on the server's machine and nothing else."""
 
 _COLOUR = {Status.OK: "green", Status.SKIPPED: "dim", Status.WARNING: "yellow", Status.FAILURE: "bold red"}
 
@@ -38,7 +38,7 @@ def doctor(
     ] = None,
     http: Annotated[str | None, typer.Option(help="Its HTTP service, host:port.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Its metrics, host:port.")] = None,
-    pid: Annotated[int | None, typer.Option(help="Its process, where it is not found by its ports.")] = None,
+    pid: Annotated[int | None, typer.Option(help="Its process, where its ports do not show it.")] = None,
     baseline: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Compare latency and variance with this file.")
     ] = None,
@@ -52,7 +52,7 @@ def doctor(
     user: Annotated[str | None, typer.Option(help="User that the service runs as.")] = None,
     audit_log: Annotated[Path | None, typer.Option(help="Where decisions are recorded.")] = None,
     triton_release: Annotated[
-        str | None, typer.Option(metavar="YY.MM", help="The container's release, where it cannot be seen from here.")
+        str | None, typer.Option(metavar="YY.MM", help="The container's release, where it is not visible from here.")
     ] = None,
     grpc_port: Annotated[int, typer.Option(help="That the server will listen on.")] = USUAL_PORTS.grpc,
     http_port: Annotated[int, typer.Option(help="That the server will listen on.")] = USUAL_PORTS.http,
@@ -75,23 +75,23 @@ def doctor(
         repository, Ports(grpc_port, http_port, metrics_port), trust, tls_cert, tls_key, user, audit_log, url, http,
         metrics, pid, triton_release, baseline, record_baseline,
     )  # fmt: skip
-    findings = list(examine(subject, (*STANDING, *LIVE) if subject.live else STANDING))
+    results = list(examine(subject, (*MACHINE_CHECKS, *SERVER_CHECKS) if subject.live else MACHINE_CHECKS))
     if as_json:
-        typer.echo(json.dumps(as_document(findings), indent=1))
+        typer.echo(json.dumps(as_document(results), indent=1))
     else:
-        _show(findings)
+        _show(results)
     bad = {Status.FAILURE, Status.WARNING} if strict else {Status.FAILURE}
-    if any(finding.status in bad for finding in findings):
+    if any(result.status in bad for result in results):
         raise typer.Exit(1)
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(results: list[CheckResult]) -> None:
     table = Table(title="Examination", title_justify="left")
     for heading in ("check", "", "found", "what to do"):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("check", ""))
-    for each in findings:
+    for each in results:
         state = f"[{_COLOUR[each.status]}]{each.status.value}[/]"
         table.add_row(each.check, state, escape(each.found), escape(each.remedy))
-    counts = as_document(findings)["counts"]
+    counts = as_document(results)["counts"]
     table.caption = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
     Console(width=None if Console().is_terminal else 160).print(table)

@@ -1,4 +1,4 @@
-"""What a running server answers: synthetic inference, plausible variance, latency against a recorded baseline."""
+"""A running server: inference on a synthetic image, plausible variance, latency against a recorded baseline."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from equipoise_client.images.synthetic import synthetic_image
 from ..errors import DeployError
 from ..repository import public_models
 from ..serving.readiness import Probe, check_readiness
-from .findings import Finding, Subject, failure, ok, skipped, warning
+from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 FORMAT = "equipoise-baseline/1"
-ASKED = 11  # times; the first is not counted
+REQUESTS = 11  # the first is not counted
 SLOW, TOO_SLOW = 1.5, 3.0
-"""Times the recorded median from which it is worth a look, and a fault."""
+"""Ratios to the recorded median: a warning, and a failure."""
 SAME = 1e-3
 """Relative: the synthetic image and its masks are always the same, and so is its variance on one kind of machine."""
 _COUNTER = re.compile(r"^(equipoise_failures_total|equipoise_routes_total)\{(.*)\} (\S+)$", re.MULTILINE)
 
 
-def inference(subject: Subject) -> Iterator[Finding]:
-    """Every model answers a synthetic image, its samples vary, as much as they did when the baseline was recorded."""
+def inference(subject: Subject) -> Iterator[CheckResult]:
+    """Every model answers a synthetic image, and its samples vary as they did when the baseline was recorded."""
     assert subject.grpc is not None
     try:
         names = public_models(subject.repository)
@@ -45,13 +45,13 @@ def inference(subject: Subject) -> Iterator[Finding]:
         then = before.get(name)
         if not 0.0 <= now["variance"] <= 0.25:
             yield failure(
-                "inference", f"{name}: a variance of {now['variance']:.3g} of probabilities cannot be", "restart it"
+                "inference", f"{name}: {now['variance']:.3g} is no possible variance of probabilities", "restart it"
             )
         elif then and then["model_digest"] == now["model_digest"] and not _same(then["variance"], now["variance"]):
             yield failure(
                 "inference",
                 f"{name}: {varies}; it was {then['variance']:.3g} for the same image and masks",
-                "another machine, library or damaged memory answers: compare versions, and replay a record",
+                "the machine or a library changed, or memory is damaged: compare versions, and replay a record",
             )
         else:
             yield ok("inference", f"{name} answers a synthetic image, {varies}")
@@ -61,16 +61,16 @@ def inference(subject: Subject) -> Iterator[Finding]:
         yield ok("baseline", f"recorded in {subject.record}")
 
 
-def counters(subject: Subject) -> Iterator[Finding]:
-    """What Triton's own metrics say has gone wrong since it began."""
+def counters(subject: Subject) -> Iterator[CheckResult]:
+    """Failures since the start, by Triton's own metrics."""
     if subject.metrics is None:
-        yield skipped("counters", "no metrics were named", "name them with --metrics")
+        yield skipped("counters", "no address of metrics was given", "give it with --metrics")
         return
     try:
         with urllib.request.urlopen(f"http://{subject.metrics}/metrics", timeout=10) as page:
             text = page.read().decode(errors="replace")
     except (OSError, ValueError) as error:
-        yield failure("counters", f"{subject.metrics} does not answer: {error}", "see whether metrics are switched on")
+        yield failure("counters", f"{subject.metrics} does not answer: {error}", "check that metrics are switched on")
         return
     found: dict[str, float] = {}
     for name, labels, value in _COUNTER.findall(text):
@@ -78,23 +78,23 @@ def counters(subject: Subject) -> Iterator[Finding]:
         key = f"{'failure' if 'failures' in name else 'route'} {kind[1] if kind else '?'}"
         found[key] = found.get(key, 0.0) + float(value)
     if not found:
-        yield failure("counters", "there are none of Equipoise among the metrics", "is this the right server?")
+        yield failure("counters", "the metrics have no counter of Equipoise", "check that this is the right server")
         return
-    told = ", ".join(f"{key} {value:.0f}" for key, value in sorted(found.items()))
+    listed = ", ".join(f"{key} {value:.0f}" for key, value in sorted(found.items()))
     if found.get("failure Internal") or found.get("failure SamplerFailure"):
-        yield warning("counters", told, "look into Triton's log for the cases that failed")
+        yield warning("counters", listed, "look in Triton's log for the failed cases")
     else:
-        yield ok("counters", told)
+        yield ok("counters", listed)
 
 
 def _measure(address: str, probe: Probe) -> dict[str, Any]:
-    """Latencies in ms of single requests, one after the other, the decision alone asked for."""
+    """Latencies in ms of single requests, one after the other, that ask for the decision only."""
     with UncertaintyClient(address) as client:
         contract = client.contract(probe.model)
         image = synthetic_image(contract)[0]
         spacing = None if contract.spacing is None else tuple((low + high) / 2 for low, high in contract.spacing)
         took = []
-        for _ in range(ASKED):
+        for _ in range(REQUESTS):
             begun = time.perf_counter()
             client.predict(probe.model, image, spacing=spacing, outputs=())
             took.append(1000.0 * (time.perf_counter() - begun))
@@ -106,10 +106,10 @@ def _measure(address: str, probe: Probe) -> dict[str, Any]:
     }
 
 
-def _latency(name: str, now: dict[str, Any], then: dict[str, Any] | None, subject: Subject) -> Finding:
-    found = f"{name}: median {now['median_ms']:.1f} ms, slowest {now['slowest_ms']:.1f} ms of {ASKED - 1}"
+def _latency(name: str, now: dict[str, Any], then: dict[str, Any] | None, subject: Subject) -> CheckResult:
+    found = f"{name}: median {now['median_ms']:.1f} ms, slowest {now['slowest_ms']:.1f} ms of {REQUESTS - 1}"
     if then is None:
-        how = "record one while all is well: --record-baseline FILE; then give it with --baseline"
+        how = "record one while the server is in good health, --record-baseline FILE, and give it with --baseline"
         if subject.record is not None:
             return ok("latency", found)
         return skipped("latency", f"{found}; there is no baseline of it", how)
@@ -143,5 +143,5 @@ def _read(path: Path) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeployError(
-            f"{path} is no baseline of format {FORMAT}: {error}; record one with --record-baseline"
+            f"{path} is not a baseline of format {FORMAT}: {error}; record one with --record-baseline"
         ) from error

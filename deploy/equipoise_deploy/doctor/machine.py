@@ -13,9 +13,9 @@ import psutil
 
 from ..errors import DeployError
 from ..repository import models_in, public_models
-from ..serving.server import _SHARED_MEMORY_BYTES
+from ..serving.server import SHARED_MEMORY_BYTES
 from ..serving.staging import aggregator_instances, available_cores
-from .findings import Finding, Subject, failure, ok, skipped, warning
+from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 GIB = 1 << 30
 LEAST_MEMORY, COMFORTABLE_MEMORY = 2 * GIB, 4 * GIB
@@ -28,18 +28,18 @@ _QUERY = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader
 _UNSYNCHRONISED = 0x40  # STA_UNSYNC, adjtimex(2)
 
 
-def driver(subject: Subject) -> Iterator[Finding]:
+def driver(subject: Subject) -> Iterator[CheckResult]:
     """A GPU and its driver, if there is one."""
     program = shutil.which("nvidia-smi")
     if program is None and not any(path.exists() for path in _NVIDIA):
         yield warning(
             "driver",
-            "no GPU: neither nvidia-smi nor an NVIDIA device is here; models run on the processor",
-            "where a GPU is meant to be used, install its driver and the NVIDIA container toolkit",
+            "no GPU: neither nvidia-smi nor an NVIDIA device was found; models run on the processor",
+            "to use a GPU, install its driver and the NVIDIA container toolkit",
         )
         return
     if program is None:
-        yield failure("driver", "an NVIDIA device is here, but nvidia-smi is not", "install the driver's utilities")
+        yield failure("driver", "there is an NVIDIA device, but no nvidia-smi", "install the driver's utilities")
         return
     run = subprocess.run([program, *_QUERY], capture_output=True, text=True, timeout=30, check=False)
     if run.returncode or not run.stdout.strip():
@@ -52,8 +52,8 @@ def driver(subject: Subject) -> Iterator[Finding]:
         yield ok("driver", line)
 
 
-def memory(subject: Subject) -> Iterator[Finding]:
-    """What is available, within the control group's limit."""
+def memory(subject: Subject) -> Iterator[CheckResult]:
+    """Available memory, within the control group's limit."""
     available = psutil.virtual_memory().available
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
     bounded = min(available, int(limit)) if limit.isdigit() else available
@@ -68,7 +68,7 @@ def memory(subject: Subject) -> Iterator[Finding]:
         yield ok("memory", found)
 
 
-def shared_memory(subject: Subject) -> Iterator[Finding]:
+def shared_memory(subject: Subject) -> Iterator[CheckResult]:
     """`/dev/shm` holds a region for each Python process of the models; a container's default of 64 MB is too little."""
     try:
         public, everything = len(public_models(subject.repository)), len(models_in(subject.repository.resolve()))
@@ -76,7 +76,7 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
         yield skipped("shared memory", f"the models cannot be counted: {error}")
         return
     stubs = public * aggregator_instances(available_cores()) + everything - public
-    needed = stubs * _SHARED_MEMORY_BYTES
+    needed = stubs * SHARED_MEMORY_BYTES
     disk = shutil.disk_usage(_SHARED_MEMORY)
     has = disk.total if subject.live else disk.free  # live, the models hold theirs already
     found = f"{_SHARED_MEMORY} has {has / GIB:.2f} GiB, {stubs} Python processes begin with {needed / GIB:.2f} GiB"
@@ -92,23 +92,27 @@ def shared_memory(subject: Subject) -> Iterator[Finding]:
         yield ok("shared memory", found)
 
 
-def clock(subject: Subject) -> Iterator[Finding]:
+def clock(subject: Subject) -> Iterator[CheckResult]:
     """Records, certificates and audit lines carry the time."""
     now, installed = time.time(), Path(__file__).stat().st_mtime
     if now < installed - 86400:
         yield failure(
-            "clock", f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}, before this was installed", "set it"
+            "clock",
+            f"it shows {time.strftime('%Y-%m-%d', time.gmtime(now))}, before this was installed",
+            "set the clock",
         )
         return
     state = _kernel_clock()
     if state is None:
-        yield skipped("clock", "the kernel does not say whether it is synchronised")
+        yield skipped("clock", "the kernel does not report whether it is synchronised")
     elif state & _UNSYNCHRONISED:
         yield warning(
-            "clock", "not synchronised, says the kernel", "run chrony or systemd-timesyncd (a container: on its host)"
+            "clock",
+            "not synchronised, by the kernel's report",
+            "run chrony or systemd-timesyncd (a container: on its host)",
         )
     else:
-        yield ok("clock", "synchronised, says the kernel")
+        yield ok("clock", "synchronised, by the kernel's report")
 
 
 def _kernel_clock() -> int | None:

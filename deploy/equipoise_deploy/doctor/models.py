@@ -1,4 +1,4 @@
-"""What would be served: who can change it, whether it is what was published, whether its policies count."""
+"""The models to be served: who can change them, whether they are as published, whether their policies are in force."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ..releases.loading import verified_copy
 from ..releases.release import DOCUMENT
 from ..releases.store import Store
 from ..repository import models_in, public_models
-from .findings import Finding, Subject, failure, ok, skipped, warning
+from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 
-def permissions(subject: Subject) -> Iterator[Finding]:
+def permissions(subject: Subject) -> Iterator[CheckResult]:
     """Nobody but an administrator should be able to change what decides about patients."""
     try:
         root = subject.repository.resolve()
         folders = {root, *((root / model).resolve() for model in models_in(root))}
         user = None if subject.user is None else pwd.getpwnam(subject.user)
     except DeployError as error:
-        yield failure("permissions", str(error), "name what is served with --repository")
+        yield failure("permissions", str(error), "give what is served with --repository")
         return
     except KeyError:
-        yield failure("permissions", f"there is no user {subject.user!r} here", "name the user of the service")
+        yield failure("permissions", f"there is no user {subject.user!r} here", "give the user of the service")
         return
     anybody, group, service = [], [], []
     groups = set() if user is None else set(os.getgrouplist(user.pw_name, user.pw_gid))
-    # Whoever can write above can put another folder there, or point STORE/current at an older release.
+    # Write access above is enough to put another folder here, or to point STORE/current at an older release.
     above = {parent for folder in folders for parent in folder.parents} | set(subject.repository.absolute().parents)
     for path in sorted({*above, *(path for folder in folders for path in (folder, *folder.rglob("*")))}):
-        status = path.stat()  # of what a link leads to: that is what is loaded
+        status = path.stat()  # of a link's target: Triton loads that
         if path in above and status.st_mode & stat.S_ISVTX:
-            continue  # as in /tmp nobody can rename what is somebody else's
+            continue  # as in /tmp: nobody can rename another user's entries
         if status.st_mode & stat.S_IWOTH and not (path.is_dir() and status.st_mode & stat.S_ISVTX):
             anybody.append(path)
         elif user is not None and user.pw_uid and _may_write(status, user.pw_uid, groups):
@@ -58,65 +58,63 @@ def permissions(subject: Subject) -> Iterator[Finding]:
         )
     if group:
         yield warning(
-            "permissions", f"a group can change {_some(group)}", f"chmod -R g-w {root}, unless it is meant so"
+            "permissions", f"a group can change {_some(group)}", f"chmod -R g-w {root}, unless that is intended"
         )
     if not (anybody or service or group):
         yield ok("permissions", f"only its owner can change {root}")
 
 
-def release(subject: Subject) -> Iterator[Finding]:
-    """Every file is what was published, and signed where a key is trusted."""
+def release(subject: Subject) -> Iterator[CheckResult]:
+    """Every file is as published, and signed where a key is given."""
     try:
         root = subject.repository.resolve()
         released = [model for model in models_in(root) if ((root / model).resolve().parent / DOCUMENT).exists()]
         if not released and subject.trust is None:
             yield warning(
                 "release",
-                "a plain repository: nothing says what its files should be",
+                "a plain repository: no digests of its files to compare with",
                 "`equipoise publish` and `promote` its models, and serve STORE/current",
             )
             return
         with tempfile.TemporaryDirectory() as scratch:
             verified_copy(subject.repository, Path(scratch) / "copy", subject.trust)
     except DeployError as error:
-        yield failure("release", str(error), "serve nothing of it before it is restored")
+        yield failure("release", str(error), "do not serve it before it is restored")
         return
-    signed = (
-        f"signed by the key of {subject.trust}" if subject.trust else "its signatures were not asked about (--trust)"
-    )
-    yield ok("release", f"every file of {len(released)} models is what was published; {signed}")
+    signed = f"signed by the key of {subject.trust}" if subject.trust else "signatures were not checked (--trust)"
+    yield ok("release", f"every file of {len(released)} models is as published; {signed}")
     yield from _log(subject.repository)
 
 
-def policies(subject: Subject) -> Iterator[Finding]:
+def policies(subject: Subject) -> Iterator[CheckResult]:
     """Each model loads, and has a policy of its own."""
     try:
         names = public_models(subject.repository)
     except DeployError as error:
-        yield failure("policy", str(error), "name what is served with --repository")
+        yield failure("policy", str(error), "give what is served with --repository")
         return
     for name in names:
         try:
             model = load_model(subject.repository / name / "1")
         except (ContractError, OSError) as error:
-            yield failure("policy", f"{name} would not load: {error}", "publish it again")
+            yield failure("policy", f"{name} does not load: {error}", "publish it again")
             continue
         if model.policy is None:
             yield warning(
                 "policy", f"{name}: {model.why_no_policy}; everything goes to review", "`equipoise calibrate` it"
             )
         elif model.in_force is None:
-            yield failure("policy", f"{name}: its policy was made for another model", "calibrate this one")
+            yield failure("policy", f"{name}: its policy was made for another model", "calibrate this model")
         elif model.policy.accept is None:
-            yield ok("policy", f"{name}: its own; it accepts nothing")
+            yield ok("policy", f"{name}: for this model; it accepts nothing")
         else:
             rule = model.policy.accept
             promise = "nothing is guaranteed" if rule.alpha is None else f"error ≤ {rule.alpha:g}"
-            yield ok("policy", f"{name}: its own, from {rule.cases} cases; {promise}")
+            yield ok("policy", f"{name}: for this model, from {rule.cases} cases; {promise}")
 
 
-def _log(repository: Path) -> Iterator[Finding]:
-    """Of a store: the log is whole, and says of each model in service that it was promoted."""
+def _log(repository: Path) -> Iterator[CheckResult]:
+    """Of a store: the log is intact and has the promotion of each model in service."""
     store = Store(repository.absolute().parent)
     if repository.name != "current" or not store.log.exists():
         yield skipped("release log", "not a STORE/current: there is no log to compare with")
@@ -134,18 +132,18 @@ def _log(repository: Path) -> Iterator[Finding]:
     if odd:
         yield failure(
             "release log",
-            f"{', '.join(odd)} in service is not what the log says was promoted",
-            "find out who switched it; promote the right version",
+            f"{', '.join(odd)} in service is not the version that the log has as promoted",
+            "find out who changed it; promote the right version",
         )
     else:
-        yield ok("release log", f"{store.log} is whole and names every model in service")
+        yield ok("release log", f"{store.log} is intact and has every model in service")
 
 
-def audit_log(subject: Subject) -> Iterator[Finding]:
-    """It can be written, has room, and is whole."""
+def audit_log(subject: Subject) -> Iterator[CheckResult]:
+    """It can be written, has room, and is intact."""
     path = subject.audit_log
     if path is None:
-        yield skipped("audit log", "none was named", "name it with --audit-log")
+        yield skipped("audit log", "no file was given", "give it with --audit-log")
         return
     try:
         if not path.parent.is_dir():
@@ -169,12 +167,14 @@ def audit_log(subject: Subject) -> Iterator[Finding]:
         )
     elif free < 1 << 30:
         yield warning(
-            "audit log", f"{path}: {free / (1 << 20):.0f} MiB are left on its disk", "make room: a full disk stops it"
+            "audit log",
+            f"{path}: {free / (1 << 20):.0f} MiB are left on its disk",
+            "make room: with a full disk nothing is decided",
         )
     else:
         yield ok(
             "audit log",
-            f"{path} can be written, {free / (1 << 30):.1f} GiB are left, {'whole' if path.exists() else 'new'}",
+            f"{path} can be written, {free / (1 << 30):.1f} GiB are left, {'intact' if path.exists() else 'new'}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the server listens, and the certificate in front of it."""
+"""Where the server listens, and the certificate of the reverse proxy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives import serialization
 
 from ..errors import PortTakenError
 from ..ports import Ports, listeners
-from .findings import Finding, Subject, failure, ok, skipped, warning
+from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 SOON = timedelta(days=30)
 
 
-def ports(subject: Subject) -> Iterator[Finding]:
+def ports(subject: Subject) -> Iterator[CheckResult]:
     """Free before going live; on loopback only afterwards."""
     if not subject.live:
         for name, number in asdict(subject.ports).items():
@@ -33,31 +33,37 @@ def ports(subject: Subject) -> Iterator[Finding]:
         host, _, text = address.rpartition(":")
         here = [listener.address for listener in listeners(int(text))]
         if not here:
-            yield skipped("ports", f"{name}: nothing listens on port {text} of this machine; is {host} another one?")
+            yield skipped(
+                "ports", f"{name}: nothing listens on port {text} of this machine; is {host} another machine?"
+            )
         elif odd := [each for each in here if not ipaddress.ip_address(each).is_loopback]:
             yield failure(
                 "ports",
                 f"{name}: port {text} listens on {', '.join(odd)}, reachable from outside",
-                f"bind Triton to loopback (--{name}-address=127.0.0.1) and put the proxy with mTLS in front of it",
+                f"bind Triton to loopback (--{name}-address=127.0.0.1) and put the reverse proxy with mTLS before it",
             )
         else:
             yield ok("ports", f"{name}: port {text} listens on {', '.join(sorted(set(here)))} only")
 
 
-def certificate(subject: Subject) -> Iterator[Finding]:
-    """Of the proxy: valid for long enough, and its key nobody else's."""
+def certificate(subject: Subject) -> Iterator[CheckResult]:
+    """Of the reverse proxy: valid for long enough, with a key that only its owner can read."""
     if subject.certificate is None:
-        yield skipped("certificate", "none was named", "name the proxy's with --tls-cert and --tls-key")
+        yield skipped("certificate", "no certificate was given", "give the proxy's with --tls-cert and --tls-key")
         return
     try:
         certificate = x509.load_pem_x509_certificate(subject.certificate.read_bytes())
     except (OSError, ValueError) as error:
-        yield failure("certificate", f"{subject.certificate} is no certificate in PEM: {error}", "name the right file")
+        yield failure(
+            "certificate", f"{subject.certificate} is not a certificate in PEM: {error}", "give the right file"
+        )
         return
     now, begins, ends = datetime.now(timezone.utc), certificate.not_valid_before_utc, certificate.not_valid_after_utc
     found = f"{certificate.subject.rfc4514_string()} is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
     if not begins <= now < ends:
-        yield failure("certificate", f"{found}: not now", "have a new one issued (a test one: `equipoise certs`)")
+        yield failure(
+            "certificate", f"{found}: not valid now", "have a new one issued (for a trial: `equipoise certs`)"
+        )
     elif ends - now < SOON:
         yield warning("certificate", f"{found}: {(ends - now).days} days left", "have a new one issued")
     else:
@@ -69,15 +75,17 @@ def certificate(subject: Subject) -> Iterator[Finding]:
         key = serialization.load_pem_private_key(subject.key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         yield failure(
-            "certificate", f"{subject.key} is no private key in PEM without a password: {error}", "name the right file"
+            "certificate",
+            f"{subject.key} is not a private key in PEM without a password: {error}",
+            "give the right file",
         )
         return
     plain = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*plain) != certificate.public_key().public_bytes(*plain):
         yield failure(
-            "certificate", f"{subject.key} does not belong to {subject.certificate}", "name the key of this certificate"
+            "certificate", f"{subject.key} does not belong to {subject.certificate}", "give the key of this certificate"
         )
     elif mode & 0o077:
         yield failure("certificate", f"{subject.key} can be read by others (mode {mode:o})", f"chmod 600 {subject.key}")
     else:
-        yield ok("certificate", f"{subject.key} belongs to it, and nobody else reads it (mode {mode:o})")
+        yield ok("certificate", f"{subject.key} belongs to it, and only its owner can read it (mode {mode:o})")

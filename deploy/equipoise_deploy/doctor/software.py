@@ -1,4 +1,4 @@
-"""Versions with known vulnerabilities, and whether anything phones home."""
+"""How old Triton is, how to scan the packages, and whether anything phones home."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from importlib import metadata
 from pathlib import Path
 
 import psutil
-from packaging.version import InvalidVersion, Version
 
 from ..ports import listeners
-from .findings import Finding, Subject, failure, ok, skipped, warning
-from .known import AS_OF, CONTAINER_OF, PYTHON, SAFE_TRITON, TRITON
+from .results import CheckResult, Subject, failure, ok, skipped, warning
+
+SAFE_TRITON = "26.07"
+"""The oldest container release (year.month) that has the fix of everything in NVIDIA's security bulletins up to 5875 of
+8 September 2026 (github.com/NVIDIA/product-security). Move it when a bulletin names a later one.
+"""
+
+CONTAINER_OF = {f"2.{42 + month}": f"{24 + month // 12}.{month % 12 + 1:02d}" for month in range(18)}
+"""Triton's own version → the container's release: 2.42 is 24.01, 2.51 is 24.10, 2.59 is 25.06. Later versions do not
+keep step.
+"""
 
 EMBEDDED_TRITON = "2.51"
 """What the pinned nvidia-pytriton wheel carries."""
@@ -23,70 +31,53 @@ TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
 
 
-def triton_version(subject: Subject) -> Iterator[Finding]:
-    """Triton's release against NVIDIA's bulletins."""
+def triton_version(subject: Subject) -> Iterator[CheckResult]:
+    """Triton's release against the oldest safe one."""
     release, seen, embedded = _release(subject)
     if release is None:
         yield skipped(
-            "Triton", f"{seen}: its release cannot be told", "name the container's with --triton-release, as 26.07"
+            "Triton", f"{seen}: its release is unknown", "give the container's with --triton-release, as in 26.07"
         )
         return
-    missing = [each for each in TRITON if _number(release) < _number(each.fixed)]
-    if not missing:
-        yield ok("Triton", f"{seen}: no vulnerability known as of {AS_OF}")
+    if _number(release) >= _number(SAFE_TRITON):
+        yield ok("Triton", f"{seen}: not older than {SAFE_TRITON}, the oldest safe release; read newer bulletins too")
         return
-    cves = sum(len(each.cves) for each in missing)
-    worst = max(missing, key=lambda each: each.worst)
-    bulletins = ", ".join(dict.fromkeys(each.bulletin for each in missing))
-    found = (
-        f"{seen}: misses the fixes of {cves} vulnerabilities (NVIDIA bulletins {bulletins}; the worst has CVSS "
-        f"{worst.worst}, in {worst.bulletin})"
-    )
+    found = f"{seen}: older than {SAFE_TRITON}, it lacks fixes of published vulnerabilities"
     if embedded:
         yield warning(
             "Triton",
             found,
-            f"this server is for development and demos on loopback; production: NGC image {SAFE_TRITON} or newer",
+            f"use this server for development on loopback only; in production: NGC image {SAFE_TRITON} or newer",
         )
     else:
         yield failure("Triton", found, f"move to the NGC image {SAFE_TRITON} or newer")
 
 
-def packages(subject: Subject) -> Iterator[Finding]:
-    """Installed Python packages against what is known."""
-    bad = False
-    for each in PYTHON:
-        try:
-            version = Version(metadata.version(each.package))
-        except (metadata.PackageNotFoundError, InvalidVersion):
-            continue
-        if version >= Version(each.fixed) if each.fixed else version > Version(each.last):
-            continue
-        bad = True
-        found = f"{each.package} {version}: {', '.join(each.cves)} ({each.reach})"
-        remedy = f"install {each.package} {each.fixed} or newer" if each.fixed else "no fixed version is known"
-        yield (failure if each.used and each.fixed else warning)("packages", found, remedy)
-    if not bad:
-        yield ok(
-            "packages", f"{len(PYTHON)} packages with known vulnerabilities are absent or new enough, as of {AS_OF}"
-        )
+def packages(subject: Subject) -> Iterator[CheckResult]:
+    """Vulnerabilities of Python packages: a scanner with a fresh database knows them, this program does not."""
+    yield skipped(
+        "packages",
+        "known vulnerabilities of Python packages are not looked up here",
+        "scan the bill of materials of an installed bundle, `grype sbom:sbom.cdx.json`; of a clone, "
+        "`pip-audit -r deploy/locks/constraints.txt`",
+    )
 
 
-def telemetry(subject: Subject) -> Iterator[Finding]:
-    """ONNX Runtime 1.29 and later reports to its maker unless told not to."""
+def telemetry(subject: Subject) -> Iterator[CheckResult]:
+    """ONNX Runtime 1.29 and later reports to its maker unless a variable forbids it."""
     marks = [path for path in _device_ids() if path.exists()]
     if marks:
         yield warning(
             "telemetry",
-            f"{marks[0]} holds a device id: ONNX Runtime ran here without {TELEMETRY}=1 at some time",
-            f"set {TELEMETRY}=1 for whoever ran it, and remove the folder",
+            f"{marks[0]} has a device id: ONNX Runtime once ran here without {TELEMETRY}=1",
+            f"set {TELEMETRY}=1 for the user who ran it, and remove the folder",
         )
     if not subject.live:
         yield ok("telemetry", f"`equipoise serve` starts Triton with {TELEMETRY}=1, whatever the environment says")
         return
     processes = _processes(subject)
     if not processes:
-        yield skipped("telemetry", "the running Triton was not found on this machine", "name it with --pid")
+        yield skipped("telemetry", "the running Triton was not found on this machine", "give its process with --pid")
         return
     loud, unknown = [], 0
     for process in processes:

@@ -12,14 +12,14 @@ from rich.table import Table
 
 from ..releases.command import ByOption, JsonOption, StoreOption, TrustOption, carry_out
 from ..releases.store import Store
-from .promotion import Outcome, Wish, reload
+from .promotion import Outcome, PromotionRequest, reload
 from .promotion import promote as put_into_service
 from .promotion import rollback as put_back
 from .shadow import largest_shift
 
 ReloadOption = Annotated[
     str | None,
-    typer.Option("--reload", help="Process id or systemd unit of an `equipoise serve` that is to take it up."),
+    typer.Option("--reload", help="Process id or systemd unit of an `equipoise serve` that is to reload."),
 ]
 
 
@@ -40,13 +40,11 @@ Exit code: 0 in service, 1 refused or failed, 2 wrong usage."""
 def promote(
     model: Annotated[str, typer.Argument(help="NAME for its newest release, or NAME@VERSION.", show_default=False)],
     store: StoreOption,
-    cases: Annotated[
-        Path | None, typer.Option(help="Folder of recent cases: both versions are served and compared on them.")
-    ] = None,
+    cases: Annotated[Path | None, typer.Option(help="Folder of recent cases, to compare both versions on.")] = None,
     spacing: Annotated[str | None, typer.Option(help="mm of cases that do not state their own, as in 1,1,1.")] = None,
     at_most: Annotated[int, typer.Option(min=0, help="Cases that may go from review to accept.")] = 0,
     accept_changes: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Why more may, or why nothing is compared; it is logged.")
+        str | None, typer.Option(metavar="REASON", help="Why more may, or why nothing is compared; logged.")
     ] = None,
     without_policy: Annotated[
         bool, typer.Option("--without-policy", help="Promote a model without a policy: everything goes to review.")
@@ -60,8 +58,8 @@ def promote(
 
     One rename switches STORE/current, NAME and its samplers together. STORE/log.jsonl has every decision.
     """
-    wish = Wish(trust, cases, spacing, at_most, accept_changes, without_policy, by)
-    carry_out(lambda: _told(put_into_service(Store(store), model, wish), server), _show_outcome, as_json)
+    request = PromotionRequest(trust, cases, spacing, at_most, accept_changes, without_policy, by)
+    carry_out(lambda: _report(put_into_service(Store(store), model, request), server), _show_outcome, as_json)
 
 
 rollback_verb = typer.Typer()
@@ -75,19 +73,19 @@ equipoise rollback hippocampus --store /srv/equipoise --reason "flipped labels i
 def rollback(
     name: Annotated[str, typer.Argument(help="The public model.", show_default=False)],
     store: StoreOption,
-    reason: Annotated[str | None, typer.Option(help="Why; it is logged.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; logged.")] = None,
     trust: TrustOption = None,
     by: ByOption = None,
     server: ReloadOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put the version back that was in service before this one. A second time goes back further."""
-    wish = Wish(trust=trust, accept_changes=reason, by=by)
-    carry_out(lambda: _told(put_back(Store(store), name, wish), server), _show_outcome, as_json)
+    request = PromotionRequest(trust=trust, accept_changes=reason, by=by)
+    carry_out(lambda: _report(put_back(Store(store), name, request), server), _show_outcome, as_json)
 
 
-def _told(outcome: Outcome, server: str | None) -> dict[str, Any]:
-    told = reload(server) if server is not None and outcome.generation is not None else None
+def _report(outcome: Outcome, server: str | None) -> dict[str, Any]:
+    reloaded = reload(server) if server is not None and outcome.generation is not None else None
     return {
         "model": outcome.name,
         "version": outcome.version,
@@ -99,7 +97,7 @@ def _told(outcome: Outcome, server: str | None) -> dict[str, Any]:
         if outcome.comparison
         else None,
         "largest_shift": dict(largest_shift(outcome.comparison.pairs)) if outcome.comparison else None,
-        "reload": told,
+        "reload": reloaded,
     }
 
 
@@ -117,7 +115,7 @@ def _show_outcome(done: dict[str, Any]) -> None:
                 pair["after"] if pair["before"] == pair["after"] else f"{pair['before']} → {pair['after']}",
                 _both(pair["score_before"], pair["score_after"]),
                 _both(pair["volume_before"], pair["volume_after"]),
-                "[bold red]nobody would look at it any more[/]" if pair["loosened"] else "",
+                "[bold red]no expert would see it any more[/]" if pair["loosened"] else "",
             )
         console.print(table)
     for check in done["checks"]:
@@ -135,7 +133,7 @@ def _show_outcome(done: dict[str, Any]) -> None:
         console.print(
             f"{done['model']} {done['version']} is current (generation {done['generation']})", highlight=False
         )
-        console.print(done["reload"] or "a running server takes it up when it is reloaded (SIGHUP)", highlight=False)
+        console.print(done["reload"] or "reload a running server (SIGHUP) to serve it", highlight=False)
 
 
 def _both(before: float | None, after: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a release has to show before it may be put into service: a list of checks, all of them run."""
+"""The checks that a release must pass before it is put into service; all of them run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..releases.release import REPORT, Release
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check of the gate.
 
     Attributes:
         found: what there is.
         remedy: what to do where it did not pass.
-        waived: it did not pass, and an operator took that on themselves, saying why.
+        waived: it did not pass, and an operator accepted that; the reason.
     """
 
     name: str
@@ -43,26 +43,26 @@ def inspect(folder: Path, release: Release, without_policy: bool) -> Iterator[Ch
     """Proof and policy of a verified release.
 
     Args:
-        without_policy: a model without a policy may go into service: everything it says goes to review.
+        without_policy: a model without a policy may go into service; all its cases go to review.
     """
     model = load_model(folder / release.name / "1")
     yield _proof(folder, model.contract)
     if model.in_force is not None:
         yield _policy(model.in_force, (folder / REPORT).is_file())
         return
-    stranger = "it was made for another model" if model.policy else model.why_no_policy
+    why = "it was made for another model" if model.policy else model.why_no_policy
     yield Check(
         "policy",
         False,
-        f"none that counts: {stranger}",
+        f"none in force: {why}",
         "calibrate it (`equipoise calibrate`) and publish again, or promote it --without-policy (all goes to review)",
-        "asked for with --without-policy: everything goes to review" if without_policy else "",
+        "accepted with --without-policy: everything goes to review" if without_policy else "",
     )
 
 
 def _proof(folder: Path, contract: Contract) -> Check:
-    """Each sampler's `proof.json` is there, is about this sampler's file, and every property in it passed."""
-    remedy = "export the model again with this version of Equipoise, which proves it and says of which file"
+    """Each sampler has a `proof.json` about its own file in which every property passed."""
+    remedy = "export the model again with this version of Equipoise, which writes a proof about this file"
     properties = 0
     for sampler in (*contract.samplers, *([contract.screen] if contract.screen else [])):
         path = folder / sampler.name / "1" / "proof.json"
@@ -73,8 +73,10 @@ def _proof(folder: Path, contract: Contract) -> Check:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Check("export proof", False, f"{sampler.name}: {path.name} cannot be read: {error}", remedy)
         if about != sampler.digest:
-            said = f"is about {about}" if about else "does not say of which model.onnx"
-            return Check("export proof", False, f"{sampler.name}: the proof {said}, expected {sampler.digest}", remedy)
+            subject = f"is about {about}" if about else "does not name its model.onnx"
+            return Check(
+                "export proof", False, f"{sampler.name}: the proof {subject}, expected {sampler.digest}", remedy
+            )
         if failed or not checks:
             return Check("export proof", False, f"{sampler.name}: not proven: {', '.join(failed) or 'nothing'}", remedy)
         properties += len(checks)
@@ -84,16 +86,16 @@ def _proof(folder: Path, contract: Contract) -> Check:
 
 
 def _policy(policy: Policy, report: bool) -> Check:
-    """The policy's own figures are there and can be true."""
+    """The policy has figures, and they are possible."""
     rule = policy.accept
-    kept = "report kept with it" if report else "no report kept with it (`equipoise publish --report`)"
+    kept = "with a report" if report else "without a report (`equipoise publish --report`)"
     if rule is None:
         return Check("policy", True, f"for this model; it accepts nothing; {kept}")
     if not (0 <= rule.errors <= rule.accepted <= rule.cases and rule.cases > 0 and rule.rule):
         return Check(
             "policy",
             False,
-            f"figures that cannot be true: {rule.errors} errors among {rule.accepted} accepted of {rule.cases} cases",
+            f"impossible figures: {rule.errors} errors among {rule.accepted} accepted of {rule.cases} cases",
             "calibrate the model again",
         )
     promise = (

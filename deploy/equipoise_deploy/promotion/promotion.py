@@ -1,13 +1,14 @@
-"""`equipoise promote` and `rollback`: which release is in service, decided, logged, switched."""
+"""`equipoise promote` and `rollback`: decide which release is in service, log the decision, switch."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from ..errors import ReleaseError
 from ..releases.release import Release, verify_release
@@ -19,15 +20,15 @@ Compare = Callable[[str, Path, Path, Path, str | None], Comparison]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What an operator asks for and takes on themselves.
+class PromotionRequest:
+    """What an operator asks for and takes responsibility for.
 
     Attributes:
         trust: public key that the release must be signed with, or None.
         cases: folder of recent cases to compare both versions on.
         spacing: mm of cases that do not state their own.
-        at_most: so many cases may go from review to accept.
-        accept_changes: why more may, or why nothing is compared.
+        at_most: number of cases that may go from review to accept.
+        accept_changes: the reason why more may, or why nothing is compared.
         without_policy: a model without a policy may be promoted.
         by: who; by default the user of this machine.
     """
@@ -76,37 +77,39 @@ def find_version(store: Store, wanted: str) -> tuple[str, int]:
     return name, int(version)
 
 
-def promote(store: Store, wanted: str, wish: Wish = Wish(), run: Compare = compare) -> Outcome:
-    """Puts a release into service if it is fit; the decision is in the log either way.
+def promote(
+    store: Store, wanted: str, request: PromotionRequest = PromotionRequest(), run: Compare = compare
+) -> Outcome:
+    """Puts a release into service if its checks hold; the log has the decision either way.
 
-    Returns an outcome without a generation where it is not fit, or is in service already. Raises TamperedError where it
-    is not what was published.
+    Returns an outcome without a generation where a check fails, or the release is in service already. Raises
+    TamperedError where it is not as published.
     """
     name, version = find_version(store, wanted)
     folder = store.folder(name, version)
-    release = verify_release(folder, wish.trust)
+    release = verify_release(folder, request.trust)
     in_service = store.generation().models.get(name)
     before = in_service.version if in_service else None
     if before == version:
         return Outcome(name, version, before, (), None, None)
-    checks, comparison = tuple(inspect(folder, release, wish.without_policy)), None
+    checks, comparison = tuple(inspect(folder, release, request.without_policy)), None
     if before is not None:
         earlier = store.folder(name, before)
-        verify_release(earlier, wish.trust)
-        if wish.cases is not None and all(check.holds for check in checks):
-            comparison = run(name, earlier, folder, wish.cases, wish.spacing)
-        checks += (_shadow(comparison, wish),)
+        verify_release(earlier, request.trust)
+        if request.cases is not None and all(check.holds for check in checks):
+            comparison = run(name, earlier, folder, request.cases, request.spacing)
+        checks += (_shadow(comparison, request),)
     else:
         checks += (
             Check("shadow comparison", True, "the first version of this model: there is nothing to compare with"),
         )
-    return _decide(store, Outcome(name, version, before, checks, comparison, None), release, wish)
+    return _decide(store, Outcome(name, version, before, checks, comparison, None), release, request)
 
 
-def rollback(store: Store, name: str, wish: Wish = Wish()) -> Outcome:
-    """Puts the version back that was in service before this one; it passed the gate then.
+def rollback(store: Store, name: str, request: PromotionRequest = PromotionRequest()) -> Outcome:
+    """Puts the version back that was in service before this one; it has passed the gate before.
 
-    A second rollback goes back further, never forth again. Raises ReleaseError where there is no earlier one.
+    A second rollback goes back further, never forward. Raises ReleaseError where there is no earlier one.
     """
     with store.locked():
         generation = store.generation()
@@ -116,66 +119,68 @@ def rollback(store: Store, name: str, wish: Wish = Wish()) -> Outcome:
         if not chosen.history:
             raise ReleaseError(f"{name} {chosen.version} is the first version that was in service; promote another one")
         *history, version = chosen.history
-        release = verify_release(store.folder(name, version), wish.trust)
-        store.note(
+        release = verify_release(store.folder(name, version), request.trust)
+        store.log_decision(
             {
                 "action": "rollback", "model": name, "version": version, "before": chosen.version,
                 "release": release.digest, "model_digest": release.model_digest, "policy_digest": release.policy_digest,
-                "reason": wish.accept_changes,
+                "reason": request.accept_changes,
             },
-            wish.by,
+            request.by,
         )  # fmt: skip
-        models = {**generation.models, name: store.chosen(name, version, tuple(history))}
+        models = {**generation.models, name: store.served_release(name, version, tuple(history))}
         done = store.switch(models)
     return Outcome(name, version, chosen.version, (), None, done)
 
 
 def reload(server: str) -> str:
-    """Tells a running `equipoise serve` to take up what is current: process id, or name of a systemd unit.
+    """Makes a running `equipoise serve` reload STORE/current: process id, or name of a systemd unit.
 
-    It drains, starts what STORE/current names, and goes back to the old version where the new one cannot prove itself.
+    It drains, starts the releases in STORE/current, and returns to the old ones where these fail their first check.
     """
     try:
         if not server.isdigit():
             subprocess.run(["systemctl", "reload", server], check=True, capture_output=True, text=True)
             return f"unit {server} was asked to reload"
-        words = (Path("/proc") / server / "cmdline").read_bytes().split(b"\0")
-        if b"serve" not in words:
-            raise ReleaseError(f"process {server} is no `equipoise serve`; the release is switched, reload it yourself")
-        os.kill(int(server), signal.SIGHUP)
-    except (OSError, subprocess.CalledProcessError) as error:
+        process = psutil.Process(int(server))
+        if "serve" not in process.cmdline():
+            raise ReleaseError(
+                f"process {server} is not `equipoise serve`; the release is in place, reload the server yourself"
+            )
+        process.send_signal(signal.SIGHUP)
+    except (OSError, psutil.Error, subprocess.CalledProcessError) as error:
         said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         raise ReleaseError(
-            f"{server} could not be told: {said}; the release is switched, reload it yourself"
+            f"{server} cannot be asked to reload: {said}; the release is in place, reload the server yourself"
         ) from error
     return f"process {server} was asked to reload"
 
 
-def _shadow(comparison: Comparison | None, wish: Wish) -> Check:
+def _shadow(comparison: Comparison | None, request: PromotionRequest) -> Check:
     if comparison is None:
         return Check(
             "shadow comparison",
             False,
             "not done: both versions have to be compared on recent cases",
             "give --cases DIR, or say with --accept-changes REASON why it need not be",
-            wish.accept_changes or "",
+            request.accept_changes or "",
         )
     found = (
         f"{len(comparison.pairs)} cases, {comparison.changed} routes changed, {comparison.loosened} of them to accept "
-        f"(at most {wish.at_most})"
+        f"(at most {request.at_most})"
     )
-    fine = comparison.loosened <= wish.at_most
+    fine = comparison.loosened <= request.at_most
     remedy = "have an expert look at these cases; then raise --at-most, or give --accept-changes REASON"
-    return Check("shadow comparison", fine, found, "" if fine else remedy, "" if fine else wish.accept_changes or "")
+    return Check("shadow comparison", fine, found, "" if fine else remedy, "" if fine else request.accept_changes or "")
 
 
-def _decide(store: Store, outcome: Outcome, release: Release, wish: Wish) -> Outcome:
+def _decide(store: Store, outcome: Outcome, release: Release, request: PromotionRequest) -> Outcome:
     with store.locked():
         generation = store.generation()
         now = generation.models.get(outcome.name)
         if (now.version if now else None) != outcome.before:
             raise ReleaseError(f"meanwhile somebody else promoted {outcome.name}; look at it and promote again")
-        store.note(
+        store.log_decision(
             {
                 "action": "promote" if outcome.passed else "refused",
                 "model": outcome.name,
@@ -186,14 +191,14 @@ def _decide(store: Store, outcome: Outcome, release: Release, wish: Wish) -> Out
                 "policy_digest": release.policy_digest,
                 "checks": [check.document() for check in outcome.checks],
                 "shadow": outcome.comparison.summary() if outcome.comparison else None,
-                "reason": wish.accept_changes,
+                "reason": request.accept_changes,
             },
-            wish.by,
+            request.by,
         )
         if not outcome.passed:
             return outcome
         history = () if now is None else (*now.history, now.version)
-        chosen = store.chosen(outcome.name, outcome.version, history)
+        chosen = store.served_release(outcome.name, outcome.version, history)
         done = store.switch({**generation.models, outcome.name: chosen})
     return replace(outcome, generation=done)
 

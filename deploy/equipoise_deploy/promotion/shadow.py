@@ -20,11 +20,11 @@ ACCEPT = "accept"
 
 @dataclass(frozen=True)
 class Pair:
-    """One case as both versions see it. Figures are None where there is no decision.
+    """One case under both versions. Figures are None where there is no decision.
 
     Attributes:
-        case: the file, or folder with a series, as it is called in the folder of cases.
-        image: digest of what the model was shown (records carry it), or "".
+        case: name of the file, or of the folder with a series.
+        image: digest of the model's input, from the record, or "".
         before, after: routes; no decision is `review`.
         score_before, score_after: case scores.
         volume_before, volume_after: total foreground, mL.
@@ -41,7 +41,7 @@ class Pair:
 
     @property
     def loosened(self) -> bool:
-        """An expert would have seen it before, and would not any more."""
+        """An expert saw it before, and would not see it now."""
         return self.after == ACCEPT and self.before != ACCEPT
 
 
@@ -60,7 +60,7 @@ class Comparison:
         return sum(pair.before != pair.after for pair in self.pairs)
 
     def summary(self) -> dict[str, Any]:
-        """For the log: no name of a file, which could be a patient's."""
+        """For the log: without names of files, which could be a patient's."""
         return {
             "cases": len(self.pairs),
             "routes_changed": self.changed,
@@ -82,20 +82,20 @@ def compare(name: str, before: Path, after: Path, cases: Path, spacing: str | No
     files = _cases(cases)
     earlier, later = (_answers(name, folder, files, spacing) for folder in (before, after))
     undecided = [b["error"] for a, b in zip(earlier, later, strict=True) if b.get("error") and not a.get("error")]
-    if undecided:  # it would look as if they went to review
+    if undecided:  # they would count as review
         raise ReleaseError(
-            f"{len(undecided)} of {len(files)} cases that the version before decides get no decision by the new one; "
-            f"the first says: {undecided[0]}"
+            f"{len(undecided)} of {len(files)} cases with a decision by the earlier version have none by the new one; "
+            f"the first error: {undecided[0]}"
         )
     return Comparison(tuple(_pair(file, a, b) for file, a, b in zip(files, earlier, later, strict=True)))
 
 
 def _cases(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
-        raise ReleaseError(f"{folder} is no folder; give one with recent cases as `equipoise predict` takes them")
+        raise ReleaseError(f"{folder} is not a folder; give one with recent cases as `equipoise predict` takes them")
     found = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     if not found:
-        raise ReleaseError(f"{folder} holds no case; give a folder of images as `equipoise predict` takes them")
+        raise ReleaseError(f"{folder} has no case; give a folder of images as `equipoise predict` takes them")
     return found
 
 
@@ -112,14 +112,14 @@ def _answers(name: str, repository: Path, files: Sequence[Path], spacing: str | 
     command += ["--spacing", spacing] if spacing else []
     with TritonServer(repository, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)
-        # Exit code 1 says that a file has no decision: it counts as review.
+        # Exit code 1: a file has no decision. It counts as review.
         run = subprocess.run([*command, "--url", server.grpc_url], capture_output=True, text=True, check=False)
     try:
         answers: list[dict[str, Any]] = json.loads(run.stdout)
     except ValueError as error:
-        raise ReleaseError(f"the cases could not be asked about: {run.stderr.strip()[-500:]}") from error
+        raise ReleaseError(f"the cases could not be sent: {run.stderr.strip()[-500:]}") from error
     if all(answer.get("error") for answer in answers):
-        raise ReleaseError(f"no case could be decided; the first says: {answers[0]['error']}")
+        raise ReleaseError(f"no case got a decision; the first error: {answers[0]['error']}")
     return answers
 
 

@@ -5,5 +5,5 @@
     STORE/current                  the generation in service; one rename switches all of it
     STORE/log.jsonl                every decision, hash-chained (`equipoise audit verify`)
 
-`equipoise serve STORE/current` copies what it serves, verifies the copy, and lets Triton read nothing else.
+`equipoise serve STORE/current` copies the releases in service, verifies the copy, and lets Triton read only that.
 """

@@ -15,13 +15,12 @@ from rich.table import Table
 
 from ..errors import DeployError, ReleaseError
 from .loading import verified_copy
-from .publishing import find_pair
-from .publishing import publish as make_release
+from .publishing import find_pair, make_release
 from .release import SIGNATURE, read_release
 from .signing import NEW_KEY
 from .store import Store
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of releases; made where it is not there.")]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of releases; made if it does not exist.")]
 TrustOption = Annotated[Path | None, typer.Option(help="Public key (PEM) that a release must be signed with.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 ByOption = Annotated[str | None, typer.Option(help="Who decides, for the log. Default: user and host.")]
@@ -44,12 +43,12 @@ def publish(
     store: StoreOption,
     sign: Annotated[Path | None, typer.Option(help="Private key (PEM) to sign the release with.")] = None,
     report: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Calibration report, to be kept with it.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Calibration report, kept with the release.")
     ] = None,
     by: ByOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a release of a model: an unchangeable copy of it and its samplers, with the digest of every file.
+    """Make a release of a model: a read-only copy of it and its samplers, with the digest of every file.
 
     It is not in service yet: see `equipoise promote`.
     """
@@ -89,23 +88,23 @@ def releases(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the releases of a store and what is in service; verify it, or hand a verified copy to another server."""
+    """List the releases of a store and those in service; verify them, or make a verified copy for another server."""
 
     def run() -> dict[str, Any]:
         place = Store(store)
         if not store.is_dir():
-            raise ReleaseError(f"{store} is not there; `equipoise publish` makes a store")
+            raise ReleaseError(f"{store} does not exist; `equipoise publish` makes a store")
         generation = place.generation()
         listed = []
         for name in place.names():
-            chosen = generation.models.get(name)
+            served = generation.models.get(name)
             for version in place.versions(name):
                 release = read_release(place.folder(name, version))
                 listed.append(
                     {
                         "name": name,
                         "version": version,
-                        "in_service": chosen is not None and chosen.version == version,
+                        "in_service": served is not None and served.version == version,
                         "signed": _signed(place.folder(name, version)),
                         "model_digest": release.model_digest,
                         "policy_digest": release.policy_digest,
@@ -115,7 +114,7 @@ def releases(
                 )
         if stage is not None:
             if stage.exists():
-                raise ReleaseError(f"{stage} is there already; name a folder that is not, nothing is overwritten")
+                raise ReleaseError(f"{stage} already exists and is not overwritten; give a new folder")
             verified_copy(place.current, stage, trust)
         elif verify or trust is not None:
             with tempfile.TemporaryDirectory() as scratch:
@@ -155,9 +154,7 @@ def _show_releases(done: dict[str, Any]) -> None:
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 160).print(table)
     if done["verified"]:
-        typer.echo(
-            f"every file in service is what was published{'; copied to ' + done['staged'] if done['staged'] else ''}"
-        )
+        typer.echo(f"every file in service is as published{'; copied to ' + done['staged'] if done['staged'] else ''}")
 
 
 def _signed(folder: Path) -> bool:

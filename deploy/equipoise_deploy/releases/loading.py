@@ -1,8 +1,8 @@
-"""What a server may load: a private copy of the releases, verified after it was made.
+"""What a server may load: a private copy of the releases, verified after copying.
 
-The copy is verified and not the store, since Triton opens the files seconds later, and stubs open them again whenever
-they start: a file that is changed in the store in between, or while it is being served, reaches nobody. Whoever can
-write into the server's own run directory (its user, and root) could change the server's memory as well.
+Verifying the store itself would not be enough. Triton opens the files seconds later, and stubs open them again whenever
+they start; a file that is changed in the store meanwhile has no effect on the copy. Only the server's own user and root
+can write into its run directory, and they could change the server's memory as well.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .store import read_generation
 
 
 def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Path:
-    """The folder to serve: `repository` itself where it holds no release, else links to verified copies of all of it.
+    """The folder to serve: `repository` itself where it has no release, else links to verified copies of all of it.
 
     Args:
         repository: `STORE/current`, a release's folder, or a plain model repository.
-        into: a folder that does not exist yet and that nobody else can write to.
+        into: a new folder that no other user can write to.
         trust: public key that every model must be signed with; a plain repository is then refused.
 
-    Raises TamperedError that names the first file that is not what was published, ReleaseError where there is no
-    release although there should be one.
+    Raises TamperedError that names the first file that is not as published, ReleaseError where a release is required
+    and there is none.
     """
     root = repository.resolve()  # once: `current` may be switched while this runs
     models = models_in(root)
@@ -39,7 +39,7 @@ def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Pa
     for model in models:
         if model not in released and (generation is not None or trust is not None):
             raise ReleaseError(
-                f"{root / model} is no part of a release ({DOCUMENT} is not there), so nothing says what it should be; "
+                f"{root / model} is not part of a release (it has no {DOCUMENT}), so it cannot be verified; "
                 "publish and promote it (`equipoise publish`, `equipoise promote`), and serve STORE/current"
             )
     copies = into / ".releases"
@@ -48,7 +48,7 @@ def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Pa
     for number, home in enumerate(sorted(set(released.values()))):
         try:
             _copy(home, copies / str(number))
-        except OSError as error:  # no permission, no room: this server cannot start
+        except OSError as error:  # no permission, no room
             raise ReleaseError(
                 f"{home} cannot be copied: {error}; look at its permissions and at {into}'s disk"
             ) from error
@@ -59,12 +59,12 @@ def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Pa
         if model not in released:
             (into / model).symlink_to(homes[model] / (root / model).resolve().name)
     if generation is not None:
-        stated = {name: chosen.release for name, chosen in generation.models.items()}
+        stated = {name: served.release for name, served in generation.models.items()}
         found = {release.name: release.digest for release in verified.values()}
         if stated != found:
             odd = sorted(name for name in {*stated, *found} if stated.get(name) != found.get(name))
             raise TamperedError(
-                f"{root / GENERATION} names others of {', '.join(odd)} than its links lead to: promote them again"
+                f"{root / GENERATION} and its links disagree about {', '.join(odd)}: promote them again"
             )
     return into
 
@@ -72,12 +72,12 @@ def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Pa
 def _verified(home: Path, copy: Path, trust: Path | None) -> Release:
     try:
         return verify_release(copy, trust)
-    except ReleaseError as error:  # names the copy, which is gone by the time somebody reads it
+    except ReleaseError as error:  # it names the copy, which is removed before anybody reads the message
         raise type(error)(str(error).replace(str(copy), str(home))) from error
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Files are copied, links stay links (verifying refuses them); nothing else is opened."""
+    """Files are copied, links stay links (the verification refuses them); nothing else is opened."""
     target.mkdir()
     for entry in source.iterdir():
         mode, copy = entry.lstat().st_mode, target / entry.name
@@ -88,4 +88,4 @@ def _copy(source: Path, target: Path) -> None:
         elif stat.S_ISLNK(mode):
             copy.symlink_to(entry.readlink())
         else:
-            raise TamperedError(f"{entry} is a device or a pipe; it does not belong to a release. Remove it")
+            raise TamperedError(f"{entry} is a device or a pipe, which a release cannot have; remove it")

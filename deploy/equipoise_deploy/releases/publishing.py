@@ -25,10 +25,10 @@ def find_pair(pair: str) -> tuple[Path, str]:
     repository, _, name = pair.rpartition(":")
     if repository and (Path(repository) / name / "config.pbtxt").is_file():
         return Path(repository), name
-    raise ReleaseError(f"{pair} is no published model; give its folder, or REPOSITORY:NAME")
+    raise ReleaseError(f"{pair} is not a published model; give its folder, or REPOSITORY:NAME")
 
 
-def publish(
+def make_release(
     repository: Path,
     name: str,
     store: Store,
@@ -38,13 +38,13 @@ def publish(
 ) -> Release:
     """Copies NAME and its samplers into the store, with digests and, given a key, a signature.
 
-    The same content again is the release that is there already. Links are replaced by what they point to.
+    For content that is already released it returns that release. Links are replaced by their targets.
 
     Args:
-        report: the calibration report, to be kept with it.
+        report: the calibration report, kept with the release.
         by: who publishes; by default the user of this machine.
 
-    Raises ReleaseError where the pair does not hold together.
+    Raises ReleaseError where the pair is incomplete or contradicts itself.
     """
     with store.locked():
         home = store.path / "models" / _checked(name)
@@ -57,7 +57,7 @@ def publish(
             if report is not None:
                 shutil.copyfile(report, draft / REPORT)
             release = _describe(draft, name, store, by)
-            same = _same(store, release)
+            same = _identical(store, release)
             if same is not None:
                 if key is not None and not (same / SIGNATURE).exists():
                     sign(same, same / SIGNATURE, key)
@@ -73,10 +73,10 @@ def publish(
 
 
 def _copy(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
-    """Files and folders, links replaced by what they lead to. Raises ReleaseError for what is neither."""
+    """Files and folders, links replaced by their targets. Raises ReleaseError for anything else."""
     real = source.resolve()
     if not source.is_dir() or real in above:
-        raise ReleaseError(f"{source} is no folder, or leads to one that it lies in itself; restore it")
+        raise ReleaseError(f"{source} is not a folder, or links to a folder above itself; restore it")
     target.mkdir()
     for entry in sorted(source.iterdir()):
         if entry.is_dir():
@@ -85,22 +85,22 @@ def _copy(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
         elif entry.is_file():
             shutil.copyfile(entry, target / entry.name)
         else:
-            raise ReleaseError(f"{entry} is no file (a link to nowhere, or a device); restore or remove it")
+            raise ReleaseError(f"{entry} is not a file (a dangling link, or a device); restore or remove it")
 
 
 def _checked(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise ReleaseError(f"{name!r} cannot name a release; use letters, digits, '.', '_' and '-'")
+        raise ReleaseError(f"{name!r} is not a valid name of a release; use letters, digits, '.', '_' and '-'")
     return name
 
 
 def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:
-    """The release of what lies in `draft`. Raises ReleaseError where it would not load, or contradicts itself."""
+    """The release of the content of `draft`. Raises ReleaseError where it does not load, or contradicts itself."""
     try:
         model = load_model(draft / name / "1")
         carried = carried_contract(draft / name)
     except (ContractError, RepositoryError, OSError, ValueError) as error:
-        raise ReleaseError(f"{name} would not load: {error}") from error
+        raise ReleaseError(f"{name} does not load: {error}") from error
     contract = model.contract
     if contract.name != name:
         raise ReleaseError(f"the folder {name} holds the contract of {contract.name}; publish it under its own name")
@@ -121,7 +121,7 @@ def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:
     )
 
 
-def _same(store: Store, release: Release) -> Path | None:
+def _identical(store: Store, release: Release) -> Path | None:
     """The folder of an earlier release with the same files."""
     for version in reversed(store.versions(release.name)):
         folder = store.folder(release.name, version)
@@ -131,7 +131,7 @@ def _same(store: Store, release: Release) -> Path | None:
 
 
 def _freeze(folder: Path) -> None:
-    """Read-only, and on the disk."""
+    """Makes it read-only, and writes it to the disk."""
     for path in sorted(folder.rglob("*"), reverse=True):
         path.chmod(0o555 if path.is_dir() else 0o444)
         sync(path)

@@ -19,12 +19,12 @@ FORMAT = "equipoise-release/1"
 DOCUMENT = "release.json"
 SIGNATURE = "release.sig"
 REPORT = "report.html"
-_ADVICE = "Serve nothing of it: publish it again from its source, or restore the folder from a backup"
+_ADVICE = "Do not serve it: publish it again from its source, or restore the folder from a backup"
 
 
 @dataclass(frozen=True)
 class File:
-    """What one file has to be."""
+    """Digest and size that one file must have."""
 
     sha256: str
     bytes: int
@@ -36,14 +36,14 @@ class Release:
 
     Attributes:
         name, version: the public model, and which release of it, from 1.
-        files: path below the release's folder, with `/` → what lies there; all files but `release.json` and its
+        files: path below the release's folder, with `/` → digest and size; all files but `release.json` and its
             signature.
         contract_digest, model_digest: `Contract.digest` and `Contract.model_digest`.
         policy_digest: `Policy.digest`, or None: everything goes to review.
-        code_digest: of the code that decides, as records name it.
+        code_digest: of the code that decides, as in records.
         published_at: UTC, ISO 8601.
-        published_by: who, as the publisher says.
-        previous: the release that was the newest one before, or None.
+        published_by: who, by the publisher's own statement.
+        previous: the newest release before this one, or None.
     """
 
     name: str
@@ -85,7 +85,7 @@ def read_release(folder: Path) -> Release:
     """What `release.json` in `folder` says. Raises ReleaseError (there is none), TamperedError (not as written)."""
     path = folder / DOCUMENT
     if not path.is_file():
-        raise ReleaseError(f"{folder} holds no {DOCUMENT}; make a release of a model with `equipoise publish`")
+        raise ReleaseError(f"{folder} has no {DOCUMENT}; make a release of a model with `equipoise publish`")
     try:
         content = path.read_bytes()
         document = json.loads(content)
@@ -118,7 +118,7 @@ def verify_release(folder: Path, trust: Path | None = None) -> Release:
 
     Args:
         folder: `STORE/models/NAME/VERSION`, or a copy of it.
-        trust: public key, PEM; None: digests alone are checked, which shows damage but not a forger.
+        trust: public key, PEM; None: only digests are checked, which shows damage but not forgery.
 
     Raises TamperedError that names the file, what was expected and what to do.
     """
@@ -130,7 +130,7 @@ def verify_release(folder: Path, trust: Path | None = None) -> Release:
                 f"{folder / path} is missing; release {release.name} {release.version} has it. {_ADVICE}"
             )
         if not found[path]:
-            raise TamperedError(f"{folder / path} is a link or a device, expected a file. {_ADVICE}")
+            raise TamperedError(f"{folder / path} is a link or a device, not a file. {_ADVICE}")
         file = folder / path
         size, digest = file.stat().st_size, digest_of_file(file)
         if (size, digest) != (expected.bytes, expected.sha256):
@@ -146,7 +146,7 @@ def verify_release(folder: Path, trust: Path | None = None) -> Release:
 
 
 def digests(folder: Path) -> dict[str, File]:
-    """Of every file in a folder that is to become a release. Raises ReleaseError for a link or a device."""
+    """Of every file in a folder that becomes a release. Raises ReleaseError for a link or a device."""
     files = {}
     for path, plain in _files(folder):
         if not plain:

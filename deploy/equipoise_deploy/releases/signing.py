@@ -1,7 +1,7 @@
 """Signatures of files and folders by an elliptic-curve key, in the format of the `model-signing` library (OMS).
 
-The library can do more: what is used here touches no network and no service. Anybody can check a signature with its
-own command, `model_signing verify key FOLDER --signature FOLDER/release.sig --public_key release.pub`.
+Only the parts of the library without network and services are used. Anybody can check a signature with its own
+command, `model_signing verify key FOLDER --signature FOLDER/release.sig --public_key release.pub`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEW_KEY = (
     "openssl ecparam -name prime256v1 -genkey -noout -out release.key; "
     "openssl ec -in release.key -pubout -out release.pub"
 )
-"""How an operator makes a pair."""
+"""How an operator makes a pair of keys."""
 
 
 def sign(what: Path, signature: Path, key: Path) -> None:
@@ -31,7 +31,7 @@ def sign(what: Path, signature: Path, key: Path) -> None:
     """
     from model_signing import signing
 
-    what, signature = what.resolve(), signature.resolve()  # the library writes down a relative path as it is
+    what, signature = what.resolve(), signature.resolve()  # the library records relative paths unchanged
     with _quiet(), _key_problems(key, "private"):
         signer = signing.Config().set_hashing_config(_hashing(signature)).use_elliptic_key_signer(private_key=key)
     with _quiet():
@@ -45,8 +45,8 @@ def verify_signature(what: Path, signature: Path, trust: Path) -> None:
 
     if not signature.is_file():
         raise TamperedError(
-            f"{signature.name} is missing in {signature.parent}: it is not signed, but --trust {trust} asks for a "
-            "signature; publish it with --sign, or take the copy that was signed"
+            f"{signature.name} is missing in {signature.parent}: it is not signed, but --trust {trust} requires a "
+            "signature; publish it with --sign, or take a signed copy"
         )
     with _quiet(), _key_problems(trust, "public"):
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=trust)
@@ -60,7 +60,7 @@ def verify_signature(what: Path, signature: Path, trust: Path) -> None:
     except Exception as error:
         raise TamperedError(
             f"{signature} does not hold for {what} and the key {trust}: {type(error).__name__}: {str(error)[:300]}. "
-            "Serve nothing of it; publish it again from its source, or restore it from the bundle it came in"
+            "Do not serve it; publish it again from its source, or restore it from its bundle"
         ) from error
 
 
@@ -72,7 +72,7 @@ def _hashing(signature: Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The library prints warnings to stdout, where ours is JSON."""
+    """The library prints warnings to stdout, which is for our JSON."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 

@@ -28,13 +28,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """One model of a generation.
+class ServedRelease:
+    """The release of one model in a generation.
 
     Attributes:
         version: of the release.
         release: its digest.
-        history: versions that were in service before and to which `rollback` goes, the latest last.
+        history: versions in service before, to which `rollback` returns, the latest last.
     """
 
     version: int
@@ -47,13 +47,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Generation:
-    """What is served together. Number 0: nothing yet."""
+    """The releases that are served together. Number 0: none yet."""
 
     number: int
-    models: Mapping[str, Chosen]
+    models: Mapping[str, ServedRelease]
 
     def dumps(self) -> str:
-        models = {name: chosen.document() for name, chosen in sorted(self.models.items())}
+        models = {name: served.document() for name, served in sorted(self.models.items())}
         document = {"format": FORMAT, "number": self.number, "models": models}
         return json.dumps({**document, "digest": digest_of(document)}, indent=1) + "\n"
 
@@ -70,12 +70,12 @@ def read_generation(folder: Path) -> Generation:
         generation = Generation(
             int(document["number"]),
             {
-                str(name): Chosen(int(c["version"]), str(c["release"]), tuple(int(v) for v in c["history"]))
+                str(name): ServedRelease(int(c["version"]), str(c["release"]), tuple(int(v) for v in c["history"]))
                 for name, c in document["models"].items()
             },
         )
         if generation.dumps().encode() != content:
-            raise ValueError("it is not as it was written")
+            raise ValueError("it is not as this program writes it")
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise TamperedError(
             f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}. Promote a model again, which makes a "
@@ -86,13 +86,13 @@ def read_generation(folder: Path) -> Generation:
 
 @dataclass(frozen=True)
 class Store:
-    """Where releases are kept; see the package's own words for the layout."""
+    """The folder of releases; the package's docstring shows its layout."""
 
     path: Path
 
     @property
     def current(self) -> Path:
-        """What `equipoise serve` is given."""
+        """What to give to `equipoise serve`."""
         return self.path / "current"
 
     @property
@@ -122,25 +122,29 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One writer at a time, across processes. The folder is made where it is not there."""
+        """One writer at a time, across processes. Makes the folder if it does not exist."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def note(self, body: Mapping[str, Any], by: str | None = None) -> None:
-        """One line in the log, on the disk before this returns. Raises ReleaseError where the log is broken."""
+    def log_decision(self, body: Mapping[str, Any], by: str | None = None) -> None:
+        """Adds one line to the log, on the disk before this returns. Raises ReleaseError where the log is damaged."""
         try:
             append(self.log, Kind.RELEASE, {**body, "by": by or somebody()})
         except AuditError as error:
-            raise ReleaseError(f"{error}; see `equipoise audit verify {self.log}`. Nothing was switched") from error
+            raise ReleaseError(
+                f"{error}; see `equipoise audit verify {self.log}`. The releases in service are unchanged"
+            ) from error
         except (OSError, EquipoiseError) as error:
-            raise ReleaseError(f"{self.log} cannot be written: {error}. Nothing was switched") from error
+            raise ReleaseError(
+                f"{self.log} cannot be written: {error}. The releases in service are unchanged"
+            ) from error
 
-    def switch(self, models: Mapping[str, Chosen]) -> Generation:
+    def switch(self, models: Mapping[str, ServedRelease]) -> Generation:
         """Makes a generation of these releases and puts it into service by one rename. Call it `locked`.
 
-        Whoever resolves `current` sees all of the old generation or all of the new one.
+        A reader of `current` sees all of the old generation or all of the new one.
         """
         generations = self.path / "generations"
         generations.mkdir(exist_ok=True)
@@ -149,12 +153,14 @@ class Store:
         folder, draft = generations / str(generation.number), generations / ".draft"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        for name, chosen in models.items():
-            release = self.folder(name, chosen.version)
+        for name, served in models.items():
+            release = self.folder(name, served.version)
             for part in sorted(entry.name for entry in release.iterdir() if (entry / "config.pbtxt").is_file()):
                 if (draft / part).is_symlink():
-                    raise ReleaseError(f"{name} brings a model {part}, but another one in service has that name")
-                (draft / part).symlink_to(Path("../../models") / name / str(chosen.version) / part)
+                    raise ReleaseError(
+                        f"{name} has a model {part}, but another release in service has a model of that name"
+                    )
+                (draft / part).symlink_to(Path("../../models") / name / str(served.version) / part)
         (draft / DOCUMENT).write_text(generation.dumps(), encoding="utf-8")
         draft.rename(folder)
         link = self.path / ".current"
@@ -165,12 +171,12 @@ class Store:
         sync(self.path)
         return generation
 
-    def chosen(self, name: str, version: int, history: tuple[int, ...]) -> Chosen:
-        return Chosen(version, read_release(self.folder(name, version)).digest, history)
+    def served_release(self, name: str, version: int, history: tuple[int, ...]) -> ServedRelease:
+        return ServedRelease(version, read_release(self.folder(name, version)).digest, history)
 
 
 def sync(*paths: Path) -> None:
-    """Has the disk hold what was written; a power cut then leaves the old or the new, nothing between."""
+    """Writes through to the disk; a power cut then leaves the old or the new state, nothing between."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -180,7 +186,7 @@ def sync(*paths: Path) -> None:
 
 
 def somebody() -> str:
-    """`user@host`, as far as the machine knows."""
+    """`user@host`, as far as the machine has names."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as containers have

@@ -17,10 +17,10 @@ from ..errors import DeployError, GaveUp
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from .container import IMAGE, find_container_engine
 from .health import USUAL_PORT
+from .monitor import HUNG_AFTER
 from .serve import Listening, serve, serve_in_container
 from .settings import NONE, load_settings
 from .supervisor import Plan
-from .watch import QUIET
 
 GAVE_UP = 3
 """Exit code of a server that was restarted as often as is allowed: whatever started it decides what then."""
@@ -40,19 +40,21 @@ def serve_command(
     http_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.http,
     metrics_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.metrics,
     health_port: Annotated[
-        int, typer.Option(help="GET /healthz there says whether every model answers; 0 picks a free one.")
+        int, typer.Option(help="GET /healthz there: does every model answer? 0 picks a free one.")
     ] = USUAL_PORT,
     address: Annotated[
-        str, typer.Option(help="Where gRPC, metrics and health listen; without encryption, so mind who reaches it.")
+        str, typer.Option(help="Where gRPC, metrics and health listen. It is not encrypted: restrict who can reach it.")
     ] = LOOPBACK,
     drain_seconds: Annotated[
-        float, typer.Option(min=0.0, help="From saying 503 on the health port until stopping, for a proxy to notice.")
+        float, typer.Option(min=0.0, help="Between 503 on the health port and the stop, for a proxy to notice.")
     ] = 2.0,
-    restarts: Annotated[int, typer.Option(min=0, help="Of a server that fails, within ten minutes; then exit 3.")] = 5,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Restarts of a failing server within ten minutes; then exit 3.")
+    ] = 5,
     quiet_seconds: Annotated[
         float,
-        typer.Option(min=1.0, help="A model that neither answers nor computes for so long is taken for hung."),
-    ] = QUIET,
+        typer.Option(min=1.0, help="A model that neither answers nor makes progress for so long counts as hung."),
+    ] = HUNG_AFTER,
     engine: Annotated[
         EngineChoice,
         typer.Option(
@@ -71,12 +73,12 @@ def serve_command(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to stdout.")] = False,
-    quiet: Annotated[bool, typer.Option(help="Keep Triton's log to yourself; failures still show it.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Do not print Triton's log; failures still show it.")] = False,
 ) -> None:
     """Serve the models of REPOSITORY on this machine's loopback until SIGINT or SIGTERM.
 
-    It is ready when every model has answered a synthetic image. Each is asked again every two seconds; a server that
-    has died or hangs is restarted. SIGHUP takes what REPOSITORY holds then into service. Production: see deploy/.
+    It is ready when every model has answered a health probe, a synthetic image. A probe follows every two seconds. Dead
+    or hung processes are restarted. On SIGHUP it serves what REPOSITORY holds then. Production: see deploy/.
     """
     out, err = Console(), Console(stderr=True)
 
@@ -84,7 +86,7 @@ def serve_command(
         if not quiet:
             err.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         err.print(f"equipoise: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def on_ready(listening: Listening) -> None:
@@ -110,7 +112,7 @@ def serve_command(
             raise DeployError("no GPU with a container engine (docker, podman) here; use --engine embedded")
         else:
             plan = Plan(repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust)
-            serve(plan, health_port, on_log, on_ready, tell)
+            serve(plan, health_port, on_log, on_ready, report)
     except DeployError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(GAVE_UP if isinstance(error, GaveUp) else 1) from error

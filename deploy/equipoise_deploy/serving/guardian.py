@@ -1,14 +1,13 @@
-"""Stands between `equipoise serve` and Triton, and outlives both for a moment to clean up after them.
+"""The process between `equipoise serve` and Triton; it outlives both for a moment to clean up after them.
 
 Whatever ends first (the caller by any signal, even SIGKILL, or Triton itself), afterwards no process of the server, no
-shared-memory file and no run directory is left. Run as a script, with the standard library only, so that it starts in
-a few milliseconds. Closing its standard input, or SIGTERM, asks it to stop the server; its exit code is Triton's, or
-128 and the number of the signal that ended it. A Triton that cannot stop in order (a dead process of a model holds
-that up for half a minute) is stopped by SIGUSR1, which gives what still can be answered a few seconds, or by SIGUSR2,
-at once.
+shared-memory file and no run directory is left. It runs as a script with the standard library only, so that it starts
+in a few milliseconds. Closing its standard input, or SIGTERM, asks it to stop the server; its exit code is Triton's, or
+128 plus the number of the signal that ended it. Where Triton cannot stop in order (a dead process of a model delays
+that by half a minute), SIGUSR1 stops it within a few seconds and SIGUSR2 at once.
 
-From the moment it is told to stop, Triton refuses the sampler to the public models, so that all they had accepted
-would fail. Therefore it is told only after they have answered that (`Drain`).
+A Triton that is stopping refuses the sampler to the public models, so that every accepted request would fail.
+Therefore it gets its SIGTERM only after these are answered (`Drain`).
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 STOPPING_FILE = "stopping"
-"""In the run directory: while it is there, the public models refuse what comes."""
+"""In the run directory: while it exists, the public models refuse new requests."""
 
 BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
-_HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer what was accepted, before everything is killed
+_HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
 _LOOK_EVERY = 0.05  # seconds between two looks at the metrics
-_INSTANCES = 16  # at most so many requests per model have left its queue and are not yet counted as begun
-_UNSEEN = 5.0  # seconds that a request which is known and neither seen nor answered is waited for
+_INSTANCES = 16  # at most so many requests per model are between its queue and the count of those begun
+_UNSEEN = 5.0  # seconds to wait for an accepted request that is neither queued nor running nor answered
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 
 
@@ -52,7 +51,7 @@ def main() -> int:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # a Ctrl-C in the terminal is for the caller, who then stops the server in order
+        start_new_session=True,  # Ctrl-C in the terminal reaches the caller only, which stops the server in order
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
     )
     try:
@@ -110,10 +109,10 @@ class _Load:
 
 
 class Drain:
-    """Whether everything that was accepted before the stop has been answered, from Triton's own metrics.
+    """Whether every request that was accepted before the stop is answered, by Triton's own metrics.
 
-    Queues are first-in-first-out: once as many requests have begun as were waiting at the stop, those that come are
-    refused (the file `flag` tells the public models so), and the last ones only have to finish.
+    Queues are first-in-first-out: once as many requests have begun as were waiting at the stop, the file `flag` makes
+    the public models refuse new ones, and the last accepted ones only have to finish.
 
     Between its model's queue and its model's process a request is counted nowhere, on a machine that stands still for
     as long as that lasts. So a model is idle when it has answered as many as it is known to have accepted. As Triton
@@ -136,27 +135,27 @@ class Drain:
         self._quiet_looks = 0
 
     def done(self) -> bool:
-        """One look; True as well where nobody listens any more, since then there is nothing to wait for."""
+        """Checks once; also True where nobody listens any more, since then there is nothing to wait for."""
         try:
             before, loads = self._loads(), self._loads()
-        except TimeoutError:  # busy; the caller's deadline ends it
+        except TimeoutError:  # busy; the caller's deadline limits this
             self._quiet_looks = 0
             return False
         except OSError:
             return True
         for name, load in loads.items():
             self._targets.setdefault(name, load.begun + load.queued + _INSTANCES)
-            # Of two pages: a request moves on between two numbers of one, and would count twice. Answers, which a page
-            # tells first, then what runs, then what waits: so it can only be missed.
+            # From two pages: within one page a request can move on between two numbers and count twice. A page lists
+            # answered, running and waiting requests in this order, so over two pages it can only be missed.
             known = before[name].begun + load.queued if name in before else 0.0
             self._known[name] = max(self._known.get(name, 0.0), known)
         idle = {name for name, load in loads.items() if self._idle(name, load)}
         quiet = not any(load.running for load in loads.values()) if self._refusing else len(idle) == len(loads)
-        # Twice in a row: what was accepted the moment before may be on its way, and no look has seen it yet.
+        # Twice in a row: a request that was just accepted may not be in any number yet.
         self._quiet_looks = self._quiet_looks + 1 if quiet else 0
         begun = all(name in idle or load.begun >= self._targets[name] for name, load in loads.items())
         if begun and not quiet and not self._refusing:
-            with contextlib.suppress(OSError):  # no room, or somebody has tidied it up: answers go on
+            with contextlib.suppress(OSError):  # no room, or the directory is gone: answers go on
                 self._flag.touch()
             self._refusing = True
         return self._quiet_looks >= 2
@@ -170,7 +169,7 @@ class Drain:
         return load.answered >= self._known[name] or self._clock() - since >= _UNSEEN
 
     def _loads(self) -> dict[str, _Load]:
-        """Of the public models: those that say how many requests they are answering."""
+        """Of the public models: those that report how many requests they are answering."""
         loads: dict[str, _Load] = {}
         public = set()
         for name, model, value in re.findall(
@@ -200,10 +199,10 @@ class Drain:
 
 
 def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience: float, grace: float) -> None:
-    """Passes the log on until Triton has ended, by itself or because it was asked to.
+    """Passes the log on until Triton has ended, by itself or on request.
 
-    Asked to stop, Triton gets `patience` seconds to answer what it accepted, is then told to end, and is killed when
-    that takes longer than `grace` seconds. Asked to hurry, before or after that, it gets less and is killed.
+    On a request to stop, Triton gets `patience` seconds to answer what it accepted, then SIGTERM, and is killed when
+    ending takes longer than `grace` seconds. On a request to hurry, before or after that, it gets less and is killed.
     """
     assert server.stdout is not None
     log = server.stdout.fileno()
@@ -212,7 +211,7 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
     for descriptor in (sys.stdin.fileno(), signals, log, ended):
         selector.register(descriptor, selectors.EVENT_READ)
     deadline: float | None = None  # of draining, then of ending
-    look: float | None = None  # when to look next whether it has drained
+    look: float | None = None  # when to check next whether it has drained
     while True:
         next_event = look if look is not None else deadline
         timeout = None if next_event is None else max(0.0, next_event - time.monotonic())

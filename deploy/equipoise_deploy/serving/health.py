@@ -1,10 +1,10 @@
-"""Health as a load balancer asks for it: 200 only while synthetic questions are answered.
+"""Health as a load balancer asks for it: 200 only while health probes are answered.
 
     GET /healthz          of all public models
     GET /healthz/NAME     of one
 
-The body is one line of JSON with the reason. What is served is a snapshot that the supervisor replaces a few times a
-second; one that has grown old is not believed, since then nobody watches.
+The body is one line of JSON with the reason, from a snapshot that the supervisor replaces a few times a second. An old
+snapshot counts as unhealthy: the supervisor does not monitor the server any more.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..ports import LOOPBACK, reached_at
 USUAL_PORT = 8003
 PATH = "/healthz"
 STALE = 5.0
-"""Seconds after which a snapshot is not believed any more."""
+"""Seconds after which a snapshot counts as unhealthy."""
 
-_MOMENT = 0.5
-"""Seconds that a new snapshot is waited for where the last is old: after a stall of the machine all wake at once."""
+SNAPSHOT_WAIT = 0.5
+"""Seconds to wait for a new snapshot where the last is old: after a stall of the machine all threads wake at once."""
 
 _AT_ONCE = 64  # connections; more are closed unanswered
-_PATIENCE = 2.0  # seconds for a caller to send its question
+_PATIENCE = 2.0  # seconds for a caller to send its request
 
 
 class State(str, Enum):
@@ -49,8 +49,8 @@ class ModelHealth:
     """Of one public model.
 
     Attributes:
-        answered: seconds since it last answered a synthetic question as it should.
-        reason: what is wrong, where it is not fine.
+        answered: seconds since its last correct answer to a health probe.
+        reason: what is wrong; empty where it is fine.
     """
 
     fine: bool
@@ -76,19 +76,19 @@ class Snapshot:
     fell_back: str = ""
     at: float = field(default_factory=time.monotonic)
 
-    def told(self, model: str = "", now: float | None = None) -> tuple[bool, str]:
+    def status(self, model: str = "", now: float | None = None) -> tuple[bool, str]:
         """Whether requests may be sent, for one model or for all, and one line that says why not."""
         if self.state is not State.SERVING:
             return False, f"{self.state.value}: {self.reason}" if self.reason else self.state.value
         if (age := (time.monotonic() if now is None else now) - self.at) > STALE:
-            return False, f"nobody has looked for {age:.0f} s"
-        asked = {model: self.models[model]} if model else self.models
-        wrong = [f"{name}: {each.reason}" for name, each in asked.items() if not each.fine]
+            return False, f"the supervisor has not checked for {age:.0f} s"
+        chosen = {model: self.models[model]} if model else self.models
+        wrong = [f"{name}: {each.reason}" for name, each in chosen.items() if not each.fine]
         return not wrong, "; ".join(wrong)
 
     def document(self, model: str = "") -> tuple[bool, str]:
         """The same with the details, as one line of JSON."""
-        healthy, reason = self.told(model)
+        healthy, reason = self.status(model)
         shown = {name: asdict(each) for name, each in self.models.items() if not model or name == model}
         document = {
             "healthy": healthy,
@@ -103,7 +103,7 @@ class Snapshot:
 
 
 class HealthServer:
-    """Context manager around the endpoint; set `snapshot` to change what it says.
+    """Context manager around the endpoint; set `snapshot` to change its answer.
 
     Args:
         port: 0 picks a free one. Raises PortTakenError.
@@ -121,9 +121,9 @@ class HealthServer:
         self.url = f"http://{reached_at(address)}:{self._server.server_port}{PATH}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
 
-    def seen(self) -> Snapshot:
-        """The snapshot; an old one only where no new one comes within a moment."""
-        ends = time.monotonic() + _MOMENT
+    def current_snapshot(self) -> Snapshot:
+        """The snapshot; an old one only where no new one arrives in time."""
+        ends = time.monotonic() + SNAPSHOT_WAIT
         while (found := self.snapshot).state is State.SERVING and found.at + STALE < time.monotonic() < ends:
             time.sleep(0.02)
         return found
@@ -165,7 +165,7 @@ class _Server(ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A caller that went away is nobody's concern."""
+        """A caller that went away is not an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "equipoise", ""
 
     def do_GET(self) -> None:
-        snapshot = self.server.health.seen()
+        snapshot = self.server.health.current_snapshot()
         path, _, model = self.path.removeprefix("/").partition("/")
         if f"/{path}" != PATH or (model and model not in snapshot.models and snapshot.state is State.SERVING):
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -192,4 +192,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 (the base class's name)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: this is asked several times a second."""
+        """Nothing: this is called several times a second."""

@@ -1,4 +1,4 @@
-"""Ready means that every public model answers: Triton says so even when a model's process is dead.
+"""Ready means that every public model answers: Triton itself says that it is ready even when a model's process is dead.
 
 Each model gets one synthetic image through the public gRPC interface; its answer has to be finite and, where the model
 draws samples, to vary between them.
@@ -29,7 +29,7 @@ from ..ports import LOOPBACK
 from ..repository import CONTRACT_PARAMETER
 
 PROBE_ID = "equipoise-probe"
-"""Request id of synthetic questions while serving; `model.py` knows it too."""
+"""Request id of health probes; `model.py` knows it too."""
 
 _SAMPLES = 2  # the fewest that can differ
 _OUTPUTS = ("mean", "variance")
@@ -72,7 +72,7 @@ def _answers_ok(address: str, port: int, path: str) -> bool:
 
 
 def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0) -> tuple[Probe, ...]:
-    """Asks every public model at once. Raises NotReadyError that names the first one that does not answer as it should.
+    """Probes all public models at once. Raises NotReadyError that names the first one whose answer is wrong.
 
     Args:
         timeout: seconds for all of them together.
@@ -96,28 +96,28 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
             if error is not None:
                 raise NotReadyError(f"{model} does not answer a synthetic image: {error}") from error
             arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
-            probes.append(Probe(model, time.monotonic() - begin, _plausible(contracts[model], arrays)))
+            probes.append(Probe(model, time.monotonic() - begin, plausible_variance(contracts[model], arrays)))
     return tuple(sorted(probes, key=lambda probe: probe.model))
 
 
 class Prober:
-    """Asks public models the synthetic image again and again, each once at a time; nothing here waits.
+    """Sends health probes to public models, at most one at a time to each; no call here waits.
 
-    The questions are urgent ones: they pass what waits in a queue, but not what runs. They name `samples`, so none can
-    be accepted, and carry `PROBE_ID`, by which the models leave them out of their own counts of cases.
+    Probes are urgent: they overtake requests in a queue, not those that run. They name `samples`, so none can be
+    accepted, and carry `PROBE_ID`, by which the models leave them out of their counts of cases.
     """
 
     def __init__(self, grpc_url: str, models: Sequence[str]) -> None:
         self._client = connect(grpc_url, None)
         self._answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
         self.contracts = {model: _contract(self._client, model) for model in models}
-        self._questions = {model: _inputs(contract) for model, contract in self.contracts.items()}
+        self._inputs = {model: _inputs(contract) for model, contract in self.contracts.items()}
 
-    def ask(self, model: str) -> None:
-        """The answer will be among `answers`, whenever it comes."""
+    def send(self, model: str) -> None:
+        """The answer appears in `answers` when it arrives."""
         self._client.async_infer(
             model,
-            self._questions[model],
+            self._inputs[model],
             partial(_receive, self._answers, model),
             outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
             priority=int(Priority.URGENT),
@@ -131,13 +131,13 @@ class Prober:
             try:
                 if error is None:
                     arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
-                    _plausible(self.contracts[model], arrays)
+                    plausible_variance(self.contracts[model], arrays)
             except NotReadyError as implausible:
                 error = implausible
             yield model, error
 
     def close(self) -> None:
-        """What was asked and not answered yet is given up."""
+        """Open probes are abandoned."""
         self._client.close()
 
 
@@ -153,7 +153,7 @@ def _inputs(contract: Contract) -> list[triton.InferInput]:
     image = synthetic_image(contract)
     inputs = [triton.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)]
     if contract.stochastic:
-        samples = np.full((1, 1), max(_SAMPLES, len(contract.samplers)), np.int32)  # every member speaks
+        samples = np.full((1, 1), max(_SAMPLES, len(contract.samplers)), np.int32)  # every member is sampled
         inputs.append(triton.InferInput("samples", samples.shape, "INT32").set_data_from_numpy(samples))
     return inputs
 
@@ -162,15 +162,15 @@ def _receive(answers: queue.SimpleQueue[Any], model: str, result: Any, error: Ex
     answers.put((model, result, error))
 
 
-def _plausible(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
-    """The largest variance, if the answer can be true."""
+def plausible_variance(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
+    """The largest variance. Raises NotReadyError where the answer cannot be right."""
     for name, array in arrays.items():
         if array is None or array.size == 0 or not np.isfinite(array).all():
             raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
     largest = float(arrays["variance"].max())
     if contract.varies and not largest > 0.0:
         raise NotReadyError(
-            f"{contract.name} answers with the same output for every sample (variance 0): its masks do not act, "
-            "or its members are one; export it again"
+            f"{contract.name} answers with the same output for every sample (variance 0): its masks have no effect, "
+            "or its members are identical; export it again"
         )
     return largest

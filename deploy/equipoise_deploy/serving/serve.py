@@ -1,4 +1,4 @@
-"""`equipoise serve`, without its command line: start, prove, watch, restart or reload, stop."""
+"""`equipoise serve`, without its command line: start, prove, monitor, restart or reload, stop."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..repository import public_models
 from .container import container_command
 from .health import USUAL_PORT, HealthServer
 from .readiness import Probe, answers_ready, check_readiness
-from .supervisor import Plan, Supervisor, watch_until
+from .supervisor import Plan, Supervisor, monitor_until
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; like KeyboardInterrupt a wish, not an error."""
+    """SIGINT or SIGTERM arrived; like KeyboardInterrupt a request, not an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -30,8 +30,8 @@ class Stopped(BaseException):
 
 
 @dataclass
-class Wishes:
-    """What signals asked for and nobody has seen to yet.
+class PendingSignals:
+    """What signals asked for and was not carried out yet.
 
     Attributes:
         reload: SIGHUP arrived.
@@ -59,10 +59,10 @@ class Listening:
 
 
 @contextmanager
-def signals() -> Iterator[Wishes]:
-    """Inside, the first SIGINT or SIGTERM raises Stopped, further ones cannot disturb the cleaning up after it, and
-    SIGHUP is a wish to reload."""
-    wishes = Wishes()
+def signals() -> Iterator[PendingSignals]:
+    """Inside, the first SIGINT or SIGTERM raises Stopped, further ones cannot disturb the clean-up, and SIGHUP asks
+    for a reload."""
+    pending = PendingSignals()
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in before:
@@ -70,14 +70,14 @@ def signals() -> Iterator[Wishes]:
         raise Stopped(number)
 
     def reload(number: int, frame: FrameType | None) -> None:
-        wishes.reload = True
+        pending.reload = True
 
     handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload}
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
         signal.signal(number, handler)
     try:
-        yield wishes
+        yield pending
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
@@ -88,27 +88,27 @@ def serve(
     health_port: int = USUAL_PORT,
     on_log: Callable[[str], None] = lambda line: None,
     on_ready: Callable[[Listening], None] = lambda listening: None,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; SIGHUP takes what the repository holds then into service.
+    """Serves until SIGINT or SIGTERM; on SIGHUP it serves what the repository holds then.
 
     Raises DeployError when the server cannot start, GaveUp when it cannot be kept.
     """
     begin = time.monotonic()
-    with signals() as wishes, HealthServer(health_port, plan.address) as health:
-        supervisor = Supervisor(plan, health, on_log, tell)
+    with signals() as pending, HealthServer(health_port, plan.address) as health:
+        supervisor = Supervisor(plan, health, on_log, report)
         try:
             probes = supervisor.start()
             on_ready(_listening(supervisor, health, probes, time.monotonic() - begin))
             while True:
-                trouble = watch_until(supervisor, lambda: wishes.reload)
+                trouble = monitor_until(supervisor, lambda: pending.reload)
                 if trouble is not None:
                     supervisor.restart(trouble)
                 else:
-                    wishes.reload = False
+                    pending.reload = False
                     supervisor.reload()
         except Stopped as stopped:
-            if stopped.number != signal.SIGINT:  # whoever presses Ctrl-C does not wait for a proxy
+            if stopped.number != signal.SIGINT:  # Ctrl-C does not wait for a proxy
                 supervisor.drain("stopping")
         finally:
             supervisor.stop("stopping")

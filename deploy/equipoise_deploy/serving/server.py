@@ -1,4 +1,4 @@
-"""A Triton of our own: started on loopback, ready when it says so, gone without a trace when it is stopped."""
+"""A Triton of our own: started on loopback; after the stop no process, file or shared memory of it is left."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ HARDENING = (
 """Triton's options wherever it runs, container or not."""
 
 CLOSED = "shared-memory,model-repository,trace,logging"
-"""APIs that nobody here needs. By the first anybody could read and write the memory through which the stubs talk, by
-the others have pixels written to a log. Newer servers have `--allow-client-shm=false` besides (Dockerfile)."""
+"""APIs that nobody here needs. The first would let any client read and write the memory of the stubs, the others write
+pixels to a log. Newer servers have `--allow-client-shm=false` besides (Dockerfile)."""
 
 STOPPING_VARIABLE = "EQUIPOISE_STOPPING"
-"""Tells the public models where to look for the file that the guardian creates when they should refuse what comes."""
+"""Names the file that the guardian creates when the public models should refuse new requests."""
 
-_SHARED_MEMORY_BYTES = 16 << 20  # per stub, to begin with: an image with its maps, so that it need not grow at once
+SHARED_MEMORY_BYTES = 16 << 20
+"""Of each stub at its start: enough for an image with its maps."""
+
 _LOG_LINES_KEPT = 400
 _PATIENCE = 5.0  # seconds beyond Triton's own exit timeout before its processes are killed
 _ATTEMPTS = 3
@@ -51,7 +53,7 @@ _BY_SIGNAL = 128
 """Exit codes from here on: a crash. While its Python backend starts its processes a Triton now and then aborts with
 `boost::interprocess::lock_exception` (2.51; later ones as well, see triton-inference-server/server issue 8882). Four
 starts of one evening on a busy machine ended without a reason in the log, the one whose end was seen in that way; none
-on an idle machine. The next attempt may do."""
+on an idle machine. The next attempt may succeed."""
 
 
 class TritonServer:
@@ -66,7 +68,7 @@ class TritonServer:
         exit_timeout: seconds that requests in flight have to finish after `stop`.
         settings: public model's name → how this machine runs it.
         address: where gRPC and metrics listen; HTTP stays on loopback, where only `start` needs it.
-        pinned: what `repository` held when it was looked at (`staging.pinned`), served instead of what it holds now.
+        pinned: earlier content of `repository` (`staging.pinned`), served instead of its present one.
         trust: public key that every model must be signed with; None: releases are held to their digests alone.
     """
 
@@ -117,14 +119,14 @@ class TritonServer:
 
     @property
     def ports(self) -> Ports:
-        """Where it listens, or listened last."""
+        """Where it listens, or did before it was stopped."""
         return self._ports
 
     @property
     def relevant_log(self) -> str:
         """What explains a failure: Triton's error lines and its reasons per model, else its last lines."""
-        telling = ("UNAVAILABLE", "rror:", "terminate called", "what():")
-        lines = [line for line in self._log if line[:1] == "E" or any(word in line for word in telling)]
+        marks = ("UNAVAILABLE", "rror:", "terminate called", "what():")
+        lines = [line for line in self._log if line[:1] == "E" or any(word in line for word in marks)]
         return "\n".join(dict.fromkeys(lines) if lines else list(self._log)[-20:])
 
     def __enter__(self) -> TritonServer:
@@ -136,7 +138,7 @@ class TritonServer:
         self.stop()
 
     def start(self) -> TritonServer:
-        """Returns when every model is loaded. Raises StartError with Triton's own words when it ends before that."""
+        """Returns when every model is loaded. Raises StartError with Triton's log where it ends before that."""
         for attempt in range(_ATTEMPTS):
             self._ports = self._wanted.chosen()
             try:
@@ -187,7 +189,7 @@ class TritonServer:
         return self._guardian.wait()
 
     def _by_chance(self) -> bool:
-        """Whether the next attempt may well do: a port that was picked can be taken before Triton binds it."""
+        """Whether the next attempt may succeed: another process can take a picked port before Triton binds it."""
         picked = 0 in (self._wanted.grpc, self._wanted.http, self._wanted.metrics)
         return self._crashed or (picked and any("already in use" in line for line in self._log))
 
@@ -241,10 +243,10 @@ class TritonServer:
         while not (answers_ready(self._ports.http) and answers_metrics(reached_at(self._address), self._ports.metrics)):
             if self._ended.wait(0.02):
                 self._crashed = self.wait() >= _BY_SIGNAL
-                raise StartError(f"Triton ended before it was ready. It said:\n{self.relevant_log}")
+                raise StartError(f"Triton ended before it was ready. Its log:\n{self.relevant_log}")
             if time.monotonic() > deadline:
                 raise StartError(
-                    f"Triton was not ready within {self._start_timeout:g} s. It said:\n{self.relevant_log}"
+                    f"Triton was not ready within {self._start_timeout:g} s. Its log:\n{self.relevant_log}"
                 )
 
 
@@ -257,9 +259,9 @@ def triton_command(
     exit_timeout: int,
     address: str = LOOPBACK,
 ) -> list[str]:
-    """The command line: loopback unless told otherwise, nothing guessed, nothing loaded or unloaded later, no cache."""
+    """The command line: loopback unless an address is given, nothing guessed, no model control, no cache."""
     configuration = [f"--model-config-name={engine.configuration}"] if engine.configuration else []
-    password = secrets.token_hex(16)  # known to nobody
+    password = secrets.token_hex(16)  # nobody knows it
     return [
         str(engine.binary),
         f"--model-repository={models}",
@@ -275,12 +277,12 @@ def triton_command(
         f"--http-port={ports.http}",
         f"--metrics-address={address}",
         f"--metrics-port={ports.metrics}",
-        # Several models, each with several stubs: their Python imports are what a start waits for.
+        # Several models, each with several stubs: a start mostly waits for their Python imports.
         "--model-load-thread-count=16",
         "--pinned-memory-pool-byte-size=0",
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
-        f"--backend-config=python,shm-default-byte-size={_SHARED_MEMORY_BYTES}",
-        f"--backend-config=python,shm-growth-byte-size={_SHARED_MEMORY_BYTES}",
+        f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHARED_MEMORY_BYTES}",
         *engine.options,
     ]
 

@@ -23,12 +23,12 @@ FORMAT = "equipoise-settings/1"
 
 _THREADS = "intra_op_thread_count"  # the native ONNX Runtime backend's own name for it; the stand-in reads the same
 _CHUNK = "chunk"
-_LANES = "lanes"  # how many sampler requests of one request are worth making at the same time
+_SAMPLER_INSTANCES = "lanes"  # how many sampler requests of one request to send at the same time
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One model's settings; None leaves what its configuration, or `equipoise serve`, says by itself.
+    """One model's settings; None keeps the default of its configuration, or of `equipoise serve`.
 
     Attributes:
         aggregators: processes of the public model: requests that are worked on at a time.
@@ -55,7 +55,7 @@ class Settings:
                 raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}, or nothing")
 
     def overlaid(self, by: Settings) -> Settings:
-        """These, but what `by` names is as `by` has it."""
+        """These settings, overridden by those that `by` has."""
         return replace(self, **{name: value for name, value in asdict(by).items() if value is not None})
 
     def configure_aggregator(self, config: ModelConfig) -> None:
@@ -65,7 +65,7 @@ class Settings:
         if self.chunk is not None:
             config.parameters[_CHUNK].string_value = str(self.chunk)
         if self.samplers is not None:
-            config.parameters[_LANES].string_value = str(self.samplers)
+            config.parameters[_SAMPLER_INSTANCES].string_value = str(self.samplers)
         if self.retry_after is not None:
             config.parameters[RETRY_AFTER_PARAMETER].string_value = str(self.retry_after)
         if self.queue is not None:
@@ -89,13 +89,13 @@ class Settings:
             config.dynamic_batching.max_queue_delay_microseconds = self.delay
         samplers = self.samplers or 1
         if samplers > 1 and any(group.kind == ModelInstanceGroup.KIND_CPU for group in config.instance_group):
-            # Lanes that met in one batch would leave another sampler idle, and how often they meet would tell how much
-            # memory a large image takes.
+            # Requests that meet in one batch would leave another sampler instance idle, and the memory of a large image
+            # would depend on how often they meet.
             config.max_batch_size = min(config.max_batch_size, ceil(at_once / samplers))
 
     @classmethod
     def stated(cls, aggregator: ModelConfig, sampler: ModelConfig) -> Settings:
-        """What two configurations say of speed; `threads` and `chunk` only where they say it."""
+        """The settings in two configurations; `threads` and `chunk` only where they are there."""
         threads, chunk = (
             config.parameters[name].string_value if name in config.parameters else ""
             for config, name in ((sampler, _THREADS), (aggregator, _CHUNK))
@@ -140,6 +140,6 @@ def load_settings(path: Path) -> tuple[Mapping[str, Settings], Mapping[str, Any]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         known = ", ".join(field.name for field in fields(Settings))
         raise RepositoryError(
-            f"{path} holds no settings ({error}); `equipoise tune` writes such a file, whose models take {known}"
+            f"{path} has no valid settings ({error}); `equipoise tune` writes such a file, whose models take {known}"
         ) from error
     return MappingProxyType(found), MappingProxyType(figures)

@@ -91,7 +91,7 @@ def stage_repository(
 
 
 def pinned(repository: Path) -> dict[str, Path]:
-    """Every entry's name → where its links lead: what is served now, though a link be switched later.
+    """Every entry's name → where its links lead: what is served now, even if a link is switched later.
 
     Raises RepositoryError where nothing is servable.
     """
@@ -132,12 +132,12 @@ def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple
         compiled: Python file → its bytecode, of those that were compiled before.
         above: the real folders that this one lies in.
 
-    Raises RepositoryError for a link to nowhere or to a folder above, and for what is no file.
+    Raises RepositoryError for a dangling link, a link to a folder above, and anything else that is not a file.
     """
     target.mkdir()
     real = source.resolve()
     if real in above:
-        raise RepositoryError(f"{source} leads to {real}, which it lies in itself; remove the link")
+        raise RepositoryError(f"{source} links to {real}, a folder above itself; remove the link")
     for entry in source.iterdir():
         if entry.name == "__pycache__":
             continue
@@ -146,7 +146,7 @@ def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple
             _mirror(entry, staged, compiled, (*above, real))
             continue
         if not entry.is_file():
-            raise RepositoryError(f"{entry} is no file (a link to nowhere, or a device); restore or remove it")
+            raise RepositoryError(f"{entry} is not a file (a dangling link, or a device); restore or remove it")
         file = entry.resolve()
         staged.symlink_to(file)
         if file.suffix == ".py":

@@ -1,4 +1,4 @@
-"""Keeps one Triton serving: starts and proves it, watches it, restarts it, takes a new repository into service."""
+"""Keeps one Triton serving: starts, proves, monitors and restarts it, and takes a new repository into service."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..releases.loading import verified_copy
 from ..repository import public_models
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
+from .monitor import CHECK_EVERY, HUNG_AFTER, ServerMonitor, Trouble
 from .readiness import Probe, check_readiness
-from .restarting import Budget
+from .restarting import RestartBudget
 from .server import TritonServer
 from .settings import NONE, Settings
 from .staging import link_pinned, pinned
-from .watch import LOOK_EVERY, QUIET, Trouble, Watch
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Plan:
     Attributes:
         repository: folder of published models, or a link to one; its links are resolved when it is taken into service.
         address: where gRPC, metrics and health listen.
-        drain: seconds between saying "no more" on the health port and stopping, so that a proxy notices.
+        drain: seconds between 503 on the health port and the stop, so that a proxy notices.
         restarts: of a Triton that does not serve, within ten minutes.
-        quiet: see `watch.QUIET`.
+        hung_after: see `monitor.HUNG_AFTER`.
         trust: public key that every model must be signed with.
     """
 
@@ -44,7 +44,7 @@ class Plan:
     address: str = LOOPBACK
     drain: float = 2.0
     restarts: int = 5
-    quiet: float = QUIET
+    hung_after: float = HUNG_AFTER
     trust: Path | None = None
 
 
@@ -52,18 +52,18 @@ class Supervisor:
     """One Triton and what is known of it.
 
     Args:
-        tell: called with one line whenever something happens that an operator should know; nothing of a case is in it.
+        report: called with one line whenever something happens that an operator should know; never with case data.
     """
 
     def __init__(
-        self, plan: Plan, health: HealthServer, on_log: Callable[[str], None], tell: Callable[[str], None]
+        self, plan: Plan, health: HealthServer, on_log: Callable[[str], None], report: Callable[[str], None]
     ) -> None:
-        self.plan, self._health, self._on_log, self._tell = plan, health, on_log, tell
-        self._budget = Budget(plan.restarts)
+        self.plan, self._health, self._on_log, self._report = plan, health, on_log, report
+        self._budget = RestartBudget(plan.restarts)
         self._ports = plan.ports
         self._models: Mapping[str, Path] = {}
         self._server: TritonServer | None = None
-        self._watch: Watch | None = None
+        self._monitor: ServerMonitor | None = None
         self._generation, self._fell_back = 0, ""
 
     @property
@@ -74,53 +74,53 @@ class Supervisor:
     def start(self) -> tuple[Probe, ...]:
         """What the repository holds now, served and proved. Raises DeployError."""
         self._models = pinned(self.plan.repository)
-        probes = self._begin()
+        probes = self._start_server()
         self._generation = 1
-        self._say_serving()
+        self._publish_health()
         return probes
 
-    def look(self) -> Trouble | None:
-        """Looks once, and says on the health port what it saw."""
-        assert self._watch is not None
-        trouble = self._watch.look()
+    def check(self) -> Trouble | None:
+        """Checks once, and shows the result on the health port."""
+        assert self._monitor is not None
+        trouble = self._monitor.check()
         if trouble is None:
-            self._say_serving()
+            self._publish_health()
         return trouble
 
     def restart(self, trouble: Trouble) -> None:
-        """Ends what does not serve and starts it again, as often as the budget allows. Raises GaveUp."""
-        self._say(State.RESTARTING, trouble.reason)
-        self._tell(f"{trouble.reason}: Triton is restarted")
-        self._end(trouble)
-        self._come_back(trouble.reason)
+        """Stops a server that does not serve and starts it again, within the budget. Raises GaveUp."""
+        self._set_state(State.RESTARTING, trouble.reason)
+        self._report(f"{trouble.reason}: restarting Triton")
+        self._stop_server(trouble)
+        self._recover(trouble.reason)
 
     def reload(self) -> None:
-        """Takes what the repository holds now into service; where that cannot serve, what was served before stays."""
+        """Serves what the repository holds now; where that fails, the models from before stay in service."""
         try:
             fresh = pinned(self.plan.repository)
             self._examine(fresh)
         except (DeployError, ContractError, OSError, ValueError) as error:
             self._refuse_reload(error)
-            self._say_serving()
+            self._publish_health()
             return
         before = self._models
-        self._tell(f"reload: draining, then serving {len(fresh)} models anew from {self.plan.repository}")
+        self._report(f"reload: draining, then serving {len(fresh)} models from {self.plan.repository}")
         self.drain("reload")
-        self._end()
+        self._stop_server()
         self._models, self._fell_back = fresh, ""
         try:
-            self._begin()
+            self._start_server()
             self._generation += 1
         except DeployError as error:
             self._models = before
             self._refuse_reload(error)
-            self._begin_or_come_back()
+            self._start_or_recover()
         else:
-            self._tell(f"reloaded: generation {self._generation} is served")
-            self._say_serving()
+            self._report(f"reloaded: serving generation {self._generation}")
+            self._publish_health()
 
     def _examine(self, models: Mapping[str, Path]) -> None:
-        """Raises where these cannot be served as far as reading tells, before what serves is ended for them.
+        """Raises where reading shows that these cannot be served, before the running server is stopped for them.
 
         What was served before need not be there any more: a plain repository may have been changed in place.
         """
@@ -131,17 +131,17 @@ class Supervisor:
                 load_model(found / name / "1")
 
     def drain(self, reason: str) -> None:
-        """Says that no new requests should come, and gives a proxy the time to notice."""
-        self._say(State.DRAINING, reason)
+        """Answers 503 on the health port, and gives a proxy the time to notice."""
+        self._set_state(State.DRAINING, reason)
         time.sleep(self.plan.drain)
 
     def stop(self, reason: str) -> None:
-        """Answers what was accepted, and ends."""
-        self._say(State.DRAINING, reason)
-        self._end()
+        """Answers the accepted requests, then ends."""
+        self._set_state(State.DRAINING, reason)
+        self._stop_server()
 
-    def _begin(self) -> tuple[Probe, ...]:
-        """Starts and proves; afterwards it is watched."""
+    def _start_server(self) -> tuple[Probe, ...]:
+        """Starts Triton, proves it and begins to monitor it."""
         self._server = TritonServer(
             self.plan.repository,
             ports=self._ports,
@@ -154,76 +154,77 @@ class Supervisor:
         try:
             self._server.start()
             probes = check_readiness(self._server.grpc_url, self._server.models)
-            self._watch = Watch(self._server, self.plan.quiet)
+            self._monitor = ServerMonitor(self._server, self.plan.hung_after)
         except DeployError:
-            self._server.stop(BRIEFLY)  # in good order it would take half a minute where a process of a model is dead
+            self._server.stop(BRIEFLY)  # an orderly stop takes half a minute where a process of a model is dead
             raise
-        except Exception as error:  # a repository can be damaged in unforeseen ways; what was served before must stay
+        except Exception as error:  # unforeseen damage to a repository: the models from before must stay in service
             self._server.stop(BRIEFLY)
-            raise NotReadyError(f"it cannot be proved: {type(error).__name__}: {error}") from error
-        self._ports = self._server.ports  # whoever asks knows these: a restart keeps them
+            raise NotReadyError(f"the server failed its first check: {type(error).__name__}: {error}") from error
+        self._ports = self._server.ports  # clients know these: a restart keeps them
         return probes
 
-    def _begin_or_come_back(self) -> None:
+    def _start_or_recover(self) -> None:
         try:
-            self._begin()
+            self._start_server()
         except DeployError as error:
-            self._come_back(_first_line(error))
+            self._recover(_first_line(error))
         else:
-            self._say_serving()
+            self._publish_health()
 
-    def _come_back(self, reason: str) -> None:
+    def _recover(self, reason: str) -> None:
         while True:
             pause = self._budget.take(reason)
             if pause:
-                self._tell(f"restart {self._budget.told} in {pause:g} s")
+                self._report(f"restart {self._budget} in {pause:g} s")
                 time.sleep(pause)
             begin = time.monotonic()
             try:
-                self._begin()
+                self._start_server()
             except DeployError as error:
                 reason = f"the restart failed: {_first_line(error)}"
-                self._tell(reason)
+                self._report(reason)
                 continue
-            self._tell(f"serving again after {time.monotonic() - begin:.1f} s (restart {self._budget.told})")
-            self._say_serving()
+            self._report(f"serving again after {time.monotonic() - begin:.1f} s (restart {self._budget})")
+            self._publish_health()
             return
 
-    def _end(self, trouble: Trouble | None = None) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+    def _stop_server(self, trouble: Trouble | None = None) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
         if self._server is not None:
             self._server.stop(trouble.hurry if trouble else None)
 
     def _refuse_reload(self, error: Exception) -> None:
         self._fell_back = _first_line(error)
-        self._tell(f"THE RELOAD WAS REFUSED, the models from before it are served: {error}")
+        self._report(f"THE RELOAD WAS REFUSED, the models from before it stay in service: {error}")
 
-    def _say(self, state: State, reason: str) -> None:
-        told = self._health.snapshot
+    def _set_state(self, state: State, reason: str) -> None:
         self._health.snapshot = replace(
-            told, state=state, reason=reason, restarts=self._budget.total, at=time.monotonic()
+            self._health.snapshot, state=state, reason=reason, restarts=self._budget.total, at=time.monotonic()
         )
 
-    def _say_serving(self) -> None:
-        assert self._watch is not None
+    def _publish_health(self) -> None:
+        assert self._monitor is not None
         now = time.monotonic()
         models = {
-            name: ModelHealth(not (amiss := asked.amiss(now, self.plan.quiet)), round(now - asked.answered, 2), amiss)
-            for name, asked in self._watch.models.items()
+            name: ModelHealth(
+                not (problem := state.problem(now, self.plan.hung_after)), round(now - state.answered, 2), problem
+            )
+            for name, state in self._monitor.models.items()
         }
         self._health.snapshot = Snapshot(
             State.SERVING, "", models, self._generation, self._budget.total, self._fell_back, now
         )
 
 
-def watch_until(supervisor: Supervisor, interrupted: Callable[[], bool]) -> Trouble | None:
+def monitor_until(supervisor: Supervisor, interrupted: Callable[[], bool]) -> Trouble | None:
     """Blocks until something is wrong with the server; None: until `interrupted`."""
     while not interrupted():
-        if trouble := supervisor.look():
+        if trouble := supervisor.check():
             return trouble
-        time.sleep(LOOK_EVERY)
+        time.sleep(CHECK_EVERY)
     return None
 
 

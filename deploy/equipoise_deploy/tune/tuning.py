@@ -1,7 +1,7 @@
-"""What runs a model fastest on this machine: one knob after the other, each candidate against the best so far.
+"""Which settings run a model fastest on this machine: one after the other, each candidate against the best so far.
 
-The servers of one comparison run side by side and are asked in turn, round after round, so that a noisy machine slows
-them alike; what counts is the ratio within a round. A candidate has to win by `WORTH` and in most rounds.
+The servers of one comparison run side by side and are measured in turn, round after round, so that a noisy machine
+slows them alike; only the ratio within a round counts. A candidate has to win by `WORTH` and in most rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..serving.settings import Settings
 from ..serving.staging import aggregator_instances
 
 WORTH = 1.03
-"""A candidate is taken where it is better by this factor at least; less is noise."""
+"""A candidate must be better by this factor at least; less is noise."""
 
 MOST_ROUNDS = 0.75
 """Share of the rounds that it has to win."""
@@ -36,7 +36,7 @@ _PATIENCE = 120.0  # seconds for one request
 
 @dataclass(frozen=True)
 class Speed:
-    """What one server did in one round.
+    """The speed of one server in one round.
 
     Attributes:
         alone: ms, the median latency of a single client.
@@ -114,7 +114,7 @@ class Bench:
                     servers.append((settings, None, str(error).splitlines()[0]))
             speeds: list[list[Speed]] = [[] for _ in servers]
             for number in range(self.rounds + 1):  # the first one warms up
-                # Each time another one begins, so that nobody always runs after the same neighbour.
+                # Each round starts with another server, so that none always runs after the same neighbour.
                 order = [(number + i) % len(servers) for i in range(len(servers))]
                 for i in order:
                     settings, running, _ = servers[i]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -19,14 +20,14 @@ from cyclonedx.validation.json import JsonStrictValidator
 from equipoise_client.cli.main import main
 from equipoise_clinic.audit.chain import entries
 from equipoise_deploy.bundle.archive import read_archive, write_archive
-from equipoise_deploy.bundle.installing import install, place_models
-from equipoise_deploy.bundle.making import EXTRAS, SBOM, fetch_wheels, make
+from equipoise_deploy.bundle.installing import install_bundle, place_models
+from equipoise_deploy.bundle.making import EXTRAS, SBOM, fetch_wheels, make_bundle
 from equipoise_deploy.bundle.manifest import MANIFEST, SIGNATURE, unpack
 from equipoise_deploy.bundle.sbom import listed_models, listed_packages
 from equipoise_deploy.errors import ReleaseError, TamperedError
 from equipoise_deploy.promotion.promotion import promote
 from equipoise_deploy.releases.loading import verified_copy
-from equipoise_deploy.releases.publishing import publish
+from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.store import Store
 from equipoise_export.publish.repository import publish_pair
 from packaging.utils import canonicalize_name
@@ -68,7 +69,7 @@ def keys(tmp_path_factory):
 def bundle(tmp_path_factory, wheels, keys) -> Path:
     """Small packages, the real reference models."""
     target = tmp_path_factory.mktemp("bundle") / "equipoise.tar"
-    make(target, REPOSITORY, wheels, keys.private)
+    make_bundle(target, REPOSITORY, wheels, keys.private)
     return target
 
 
@@ -77,7 +78,7 @@ def store(tmp_path, tiny_classifier, keys) -> Store:
     publish_pair(proven(tiny_classifier), tmp_path / "pairs")
     give_policy(tmp_path / "pairs/tinycls")
     store = Store(tmp_path / "store")
-    publish(tmp_path / "pairs", "tinycls", store, keys.private)
+    make_release(tmp_path / "pairs", "tinycls", store, keys.private)
     promote(store, "tinycls")
     return store
 
@@ -107,9 +108,9 @@ def test_any_tar_reads_it_and_everything_is_in_the_manifest(bundle, keys):
 
 def test_the_same_content_is_the_same_file(tmp_path, wheels, bundle, keys):
     """Unsigned to the byte; a signature has a random part, and nothing else differs."""
-    first, second = (make(tmp_path / name, REPOSITORY, wheels).sha256 for name in ("a.tar", "b.tar"))
+    first, second = (make_bundle(tmp_path / name, REPOSITORY, wheels).sha256 for name in ("a.tar", "b.tar"))
     assert first == second == hashlib.sha256((tmp_path / "a.tar").read_bytes()).hexdigest()
-    signed = make(tmp_path / "c.tar", REPOSITORY, wheels, keys.private)
+    signed = make_bundle(tmp_path / "c.tar", REPOSITORY, wheels, keys.private)
     assert signed.manifest == unpack(bundle).manifest == unpack(tmp_path / "a.tar").manifest
 
 
@@ -133,31 +134,54 @@ def test_long_names_and_odd_sizes_survive(tmp_path):
     """A wheel's name can be longer than a tar's head has room for."""
     contents = {"m": b"", "d/" + "x" * 140: b"1" * 511, "d/y": b"2" * 512, "e": b"3" * 513}
     write_archive(tmp_path / "a.tar", contents, ("m",))
-    assert {entry.name: b"".join(entry.chunks()) for entry in read_archive(tmp_path / "a.tar")} == contents
+    with read_archive(tmp_path / "a.tar") as entries:
+        assert {entry.name: b"".join(entry.chunks()) for entry in entries} == contents
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "./a"])
-def test_no_entry_leads_out_of_the_folder(tmp_path, name):
+def _refused(archive: Path, message: str) -> None:
+    with pytest.raises(TamperedError, match=message), read_archive(archive) as entries:
+        list(entries)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a/../b", "./a", "a//b"])
+def test_no_entry_leads_out_of_the_folder_or_has_a_second_spelling(tmp_path, name):
     """Whoever made the archive."""
     write_archive(tmp_path / "a.tar", {name: b"x"}, ())
-    with pytest.raises(TamperedError, match="changed at byte 0"):
-        list(read_archive(tmp_path / "a.tar"))
+    _refused(tmp_path / "a.tar", "outside the destination|not a plain file below its root")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
-def test_nothing_but_files_is_taken(tmp_path, kind):
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE]
+)
+@pytest.mark.parametrize("target", ["/etc/passwd", "beside"])
+def test_nothing_but_files_is_taken(tmp_path, kind, target):
     """A link in an archive is a way out of it."""
     info = tarfile.TarInfo("link")
-    info.type, info.linkname = kind, "/etc/passwd"
+    info.type, info.linkname = kind, target
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(info)
-    with pytest.raises(TamperedError):
-        list(read_archive(tmp_path / "a.tar"))
+    _refused(tmp_path / "a.tar", "is refused: .*link")
+
+
+def test_a_python_without_the_data_filter_is_refused(tmp_path, monkeypatch):
+    """As in Debian's first 3.11."""
+    write_archive(tmp_path / "a.tar", {"a": b"x"}, ())
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(ReleaseError, match="cannot unpack archives safely"), read_archive(tmp_path / "a.tar"):
+        pass
+
+
+@pytest.mark.parametrize("compression", ["gz", "xz"])
+def test_a_compressed_archive_is_not_a_bundle(tmp_path, compression):
+    """It could unpack to any size."""
+    with tarfile.open(tmp_path / "a.tar", f"w:{compression}") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+    _refused(tmp_path / "a.tar", "damaged or not a bundle")
 
 
 def test_a_bundle_without_a_signature_is_refused_where_one_is_asked_for(tmp_path, wheels, bundle, keys):
     """And one by somebody else, and one with nothing in it but a manifest."""
-    make(tmp_path / "a.tar", REPOSITORY, wheels)
+    make_bundle(tmp_path / "a.tar", REPOSITORY, wheels)
     with pytest.raises(TamperedError, match="not signed"):
         unpack(tmp_path / "a.tar", trust=keys.public)
     with pytest.raises(TamperedError, match=r"manifest.sig does not hold"):
@@ -176,16 +200,34 @@ def test_entries_that_are_not_listed_or_come_twice_are_refused(tmp_path, bundle)
     write_archive(tmp_path / "more.tar", {**contents, "zzz": b"new"}, (MANIFEST, SIGNATURE))
     with pytest.raises(TamperedError, match="zzz, which its manifest does not list"):
         unpack(tmp_path / "more.tar")
-    with pytest.raises(ReleaseError, match="no bundle"):
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        for name in (MANIFEST, *2 * ["images.json"]):
+            info = tarfile.TarInfo(name)
+            info.size = len(contents[name])
+            archive.addfile(info, io.BytesIO(contents[name]))
+    with pytest.raises(TamperedError, match=r"images\.json twice"):
+        unpack(tmp_path / "more.tar")
+    with pytest.raises(ReleaseError, match="not a bundle"):
         write_archive(tmp_path / "other.tar", {"a": b""}, ())
         unpack(tmp_path / "other.tar")
     with pytest.raises(ReleaseError, match="cannot be read"):
         unpack(tmp_path / "absent.tar")
 
 
+def test_no_more_is_written_than_the_manifest_states(tmp_path, bundle):
+    """An entry that states another size is refused before its first byte."""
+    contents = {MANIFEST: _content(bundle, MANIFEST), "images.json": b"[" * 10_000_000}
+    write_archive(tmp_path / "large.tar", contents, (MANIFEST,))
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(TamperedError, match=r"images\.json was changed: it has 10000000 bytes"):
+        unpack(tmp_path / "large.tar", into)
+    assert [path.name for path in into.iterdir()] == [MANIFEST]
+
+
 def test_a_store_travels_with_its_releases_and_signatures(tmp_path, store, wheels, keys):
     """What was in service is in the bundle, as it was published."""
-    make(tmp_path / "a.tar", store.path, wheels, keys.private, trust=keys.public)
+    make_bundle(tmp_path / "a.tar", store.path, wheels, keys.private, trust=keys.public)
     manifest = unpack(tmp_path / "a.tar", trust=keys.public).manifest
     assert manifest.serves == "store"
     assert {
@@ -198,7 +240,7 @@ def test_a_store_travels_with_its_releases_and_signatures(tmp_path, store, wheel
 
 def test_a_store_out_of_a_bundle_is_in_service_with_a_log_of_its_own(tmp_path, store, wheels, keys):
     """The version is the one that was promoted where the bundle was made, and signed as it was there."""
-    make(tmp_path / "a.tar", store.path, wheels, keys.private)
+    make_bundle(tmp_path / "a.tar", store.path, wheels, keys.private)
     content, into = tmp_path / "content", tmp_path / "into"
     content.mkdir()
     into.mkdir()
@@ -215,7 +257,7 @@ def test_no_bundle_without_our_own_wheel(tmp_path):
     """It could not be installed."""
     write_wheel(tmp_path / "w", "something", "1.0")
     with pytest.raises(ReleaseError, match="no wheel of Equipoise itself"):
-        make(tmp_path / "a.tar", REPOSITORY, tmp_path / "w")
+        make_bundle(tmp_path / "a.tar", REPOSITORY, tmp_path / "w")
     assert not (tmp_path / "a.tar").exists()
 
 
@@ -229,7 +271,7 @@ def test_verbs_have_their_options_and_exit_codes(tmp_path, bundle, keys, capsys)
         return capsys.readouterr().out
 
     assert json.loads(call(0, "verify", str(bundle), "--trust", str(keys.public), "--json"))["signature"] == "holds"
-    assert "not looked at" in call(0, "verify", str(bundle))
+    assert "not checked" in call(0, "verify", str(bundle))
     call(1, "verify", str(tmp_path / "absent.tar"))
     call(2, "install", str(bundle), "--into", str(tmp_path / "x"))
     call(2, "install", str(bundle), "--trust", str(keys.public))
@@ -243,19 +285,19 @@ def test_what_is_there_is_not_overwritten_and_what_fails_leaves_nothing(tmp_path
     full.mkdir()
     (full / "mine").write_text("x")
     with pytest.raises(ReleaseError, match="is not empty"):
-        install(bundle, full, keys.public)
+        install_bundle(bundle, full, keys.public)
     with pytest.raises(ReleaseError, match="installed and listed packages differ"):
-        install(bundle, tmp_path / "new", keys.public)  # its wheels lack the pip of a new environment
+        install_bundle(bundle, tmp_path / "new", keys.public)  # its wheels lack the pip of a new environment
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_another_python_is_told_so(tmp_path, bundle, keys):
+def test_another_python_is_refused(tmp_path, bundle, keys):
     """Wheels are for one version."""
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho 3.9\n")
     fake.chmod(0o755)
     with pytest.raises(ReleaseError, match=f"for Python {sys.version_info.major}.{sys.version_info.minor} on"):
-        install(bundle, tmp_path / "new", keys.public, fake)
+        install_bundle(bundle, tmp_path / "new", keys.public, fake)
 
 
 @pytest.mark.slow
@@ -269,7 +311,7 @@ def test_installed_and_run_without_any_network(tmp_path, keys):
     """
     assert platform.system() == "Linux"
     archive, target, out = tmp_path / "equipoise.tar", tmp_path / "opt", tmp_path / "demo"
-    made = make(archive, REPOSITORY, fetch_wheels(tmp_path / "wheels"), keys.private)
+    made = make_bundle(archive, REPOSITORY, fetch_wheels(tmp_path / "wheels"), keys.private)
     assert made.manifest.extras == EXTRAS and not any("torch" in name for name in made.manifest.files)
     command = f"{sys.executable} -m equipoise_client.cli.main"
     script = f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from dataclasses import replace
@@ -17,13 +18,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from equipoise_client.cli.main import main
 from equipoise_clinic.audit import Kind, append
-from equipoise_deploy.doctor import known, live, machine, models, network, software
-from equipoise_deploy.doctor.checks import LIVE, STANDING
-from equipoise_deploy.doctor.findings import Status, Subject, examine
+from equipoise_deploy.bundle.making import SBOM
+from equipoise_deploy.doctor import live, machine, models, network, software
+from equipoise_deploy.doctor.checks import MACHINE_CHECKS, SERVER_CHECKS
+from equipoise_deploy.doctor.results import Status, Subject, examine
 from equipoise_deploy.ports import Ports, listeners
-from equipoise_deploy.promotion.promotion import Wish, promote
-from equipoise_deploy.releases.publishing import publish
+from equipoise_deploy.promotion.promotion import PromotionRequest, promote
+from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.store import Store
+from equipoise_deploy.serving.container import IMAGE
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.publish.repository import publish_pair
 
@@ -31,6 +34,7 @@ from ...support.ports import free_port
 from ...support.releases import give_policy, make_keys, overwrite, proven
 
 NOW = datetime.now(timezone.utc)
+DEPLOY = Path(__file__).parents[3] / "deploy"
 
 
 @pytest.fixture
@@ -91,8 +95,8 @@ def test_a_key_that_others_read_or_that_belongs_elsewhere_is_a_failure(tmp_path,
     other = make_keys(tmp_path).private
     other.chmod(0o600)
     assert "does not belong" in list(network.certificate(replace(mine, key=other)))[1].found
-    assert "no private key" in list(network.certificate(replace(mine, key=certificate)))[1].found
-    assert "no certificate" in next(network.certificate(replace(mine, certificate=key))).found
+    assert "not a private key" in list(network.certificate(replace(mine, key=certificate)))[1].found
+    assert "not a certificate" in next(network.certificate(replace(mine, certificate=key))).found
 
 
 def test_a_taken_port_is_named_with_who_has_it(subject):
@@ -116,7 +120,7 @@ def test_a_taken_port_is_named_with_who_has_it(subject):
     ],
 )
 def test_a_server_that_the_network_reaches_is_a_failure(subject, family, address, status):
-    """Triton binds every address unless it is told otherwise."""
+    """Triton binds every address unless an option forbids it."""
     with socket.socket(family) as held:
         try:
             held.bind((address, free_port()))
@@ -158,27 +162,27 @@ def test_policies_are_missing_foreign_or_its_own(subject, pairs):
     (pairs / "tinycls/1/policy.json").write_text(replace(policy, model_digest="0" * 64).dumps())
     assert _worst(models.policies(subject)) is Status.FAILURE
     overwrite(pairs / "tinycls_sampler/1/model.onnx", b"nothing")
-    assert "would not load" in next(models.policies(subject)).found
+    assert "does not load" in next(models.policies(subject)).found
 
 
 def test_a_store_is_held_to_its_signatures_and_to_its_log(tmp_path, pairs):
     """Changed files, a missing signature, a version that the log does not know."""
     give_policy(pairs / "tinycls")
     keys, store = make_keys(tmp_path), Store(tmp_path / "store")
-    publish(pairs, "tinycls", store, keys.private)
+    make_release(pairs, "tinycls", store, keys.private)
     promote(store, "tinycls")
     mine = Subject(store.current, trust=keys.public)
     assert [finding.status for finding in models.release(mine)] == [Status.OK, Status.OK]
     other = make_keys(tmp_path, "other")
     assert "release.sig does not hold" in next(models.release(replace(mine, trust=other.public))).found
     give_policy(pairs / "tinycls", 0.1)
-    publish(pairs, "tinycls", store, keys.private)
+    make_release(pairs, "tinycls", store, keys.private)
     with store.locked():
-        store.switch({"tinycls": store.chosen("tinycls", 2, ())})
+        store.switch({"tinycls": store.served_release("tinycls", 2, ())})
     findings = list(models.release(mine))
     assert findings[0].status is Status.OK and findings[1].status is Status.FAILURE
-    assert "not what the log says" in findings[1].found
-    promote(store, "tinycls@1", Wish(accept_changes="a test"))
+    assert "not the version that the log has as promoted" in findings[1].found
+    promote(store, "tinycls@1", PromotionRequest(accept_changes="a test"))
     assert _worst(models.release(mine)) is Status.OK
     overwrite(store.folder("tinycls", 1) / "tinycls/1/model.py", b"import os")
     assert "was changed" in next(models.release(mine)).found
@@ -221,42 +225,45 @@ def test_the_machine_is_looked_at(subject):
 
 
 @pytest.mark.parametrize(
-    ("release", "missing"), [("26.07", 0), ("26.06", 1), ("24.10", 58), ("25.07", 39), ("26.12", 0)]
-)
-def test_a_release_of_triton_misses_what_was_fixed_later(subject, release, missing):
-    """Counted from NVIDIA's bulletins; a fix that is there is not asked for."""
+    ("release", "status"),
+    [("26.07", Status.OK), ("26.12", Status.OK), ("27.01", Status.OK), ("26.06", Status.FAILURE),
+     ("25.12", Status.FAILURE), ("24.10", Status.FAILURE)],
+)  # fmt: skip
+def test_a_triton_that_is_older_than_the_safe_one_is_a_failure(subject, release, status):
+    """A newer year counts more than a later month."""
     (finding,) = software.triton_version(replace(subject, triton_release=release))
-    assert finding.status is (Status.FAILURE if missing else Status.OK)
-    assert not missing or f"fixes of {missing} vulnerabilities" in finding.found
+    assert finding.status is status
+    assert (f"NGC image {software.SAFE_TRITON} or newer" in finding.remedy) is (status is Status.FAILURE)
 
 
-def test_what_is_known_is_in_order():
-    """Releases are year and month; each CVE is listed once; Triton's own version leads to a container's."""
-    cves = [cve for advisory in known.TRITON for cve in advisory.cves]
-    assert len(set(cves)) == len(cves)
-    assert known.SAFE_TRITON == "26.07"
-    assert [known.CONTAINER_OF[v] for v in ("2.42", "2.46", "2.51", "2.53", "2.59")] == [
+def test_the_embedded_triton_is_for_development_only(subject):
+    """It is older than any safe release: a warning, since doctor cannot know what this machine is for."""
+    (finding,) = software.triton_version(subject)
+    assert finding.status is Status.WARNING and "development on loopback only" in finding.remedy
+
+
+def test_what_this_repository_deploys_is_not_older_than_the_safe_triton(subject):
+    """The image of `equipoise serve --engine container`, of the Dockerfile and of compose."""
+    release = IMAGE.rpartition(":")[2].removesuffix("-py3")
+    (finding,) = software.triton_version(replace(subject, triton_release=release))
+    assert finding.status is Status.OK
+    for name in ("Dockerfile", "compose.yaml"):
+        (version,) = re.findall(r"TRITON_VERSION(?:=|: \$\{TRITON_VERSION:-)([\d.]+)", (DEPLOY / name).read_text())
+        (finding,) = software.triton_version(replace(subject, triton_release=version))
+        assert finding.status is Status.OK, name
+
+
+def test_tritons_own_version_leads_to_the_containers():
+    """As far as the two keep step."""
+    assert [software.CONTAINER_OF[v] for v in ("2.42", "2.46", "2.51", "2.53", "2.59")] == [
         "24.01", "24.05", "24.10", "24.12", "25.06",
     ]  # fmt: skip
 
 
-def test_a_package_below_the_fix_is_a_failure_where_it_is_used(subject, monkeypatch):
-    """And a warning where the vulnerable part is not."""
-    installed = {"pillow": "12.1.1", "pydicom": "3.0.1", "pynetdicom": "3.0.4", "urllib3": "2.8.0"}
-
-    def version(name):
-        if name not in installed:
-            raise software.metadata.PackageNotFoundError(name)
-        return installed[name]
-
-    monkeypatch.setattr(software.metadata, "version", version)
-    found = {finding.found.split()[0]: finding.status for finding in software.packages(subject)}
-    assert found == {"pillow": Status.FAILURE, "pydicom": Status.WARNING, "pynetdicom": Status.WARNING}
-
-
-def test_nothing_that_serving_uses_has_a_known_vulnerability(subject):
-    """Of what is installed here, by the table's own date."""
-    assert _worst(software.packages(subject)) in (Status.OK, Status.WARNING)
+def test_packages_are_scanned_by_a_scanner(subject):
+    """A table in a release would grow old; what doctor has not looked at it does not call well."""
+    (finding,) = software.packages(subject)
+    assert finding.status is Status.SKIPPED and f"grype sbom:{SBOM}" in finding.remedy
 
 
 def test_a_check_that_breaks_stops_no_other(subject):
@@ -281,7 +288,7 @@ def test_exit_codes_and_json(pairs, capsys):
     code = call("--json")
     document = json.loads(capsys.readouterr().out)
     assert code == (1 if document["counts"]["failure"] else 0)
-    assert {finding["check"] for finding in document["findings"]} == {name for name, _ in STANDING}
+    assert {finding["check"] for finding in document["findings"]} == {name for name, _ in MACHINE_CHECKS}
     assert call("--strict") == 1, "there is no policy, which is a warning"
     assert call("--baseline", str(pairs / "tinycls/1/contract.json")) == 2
     assert call("--url", "nowhere") == 2
@@ -297,14 +304,14 @@ def test_a_running_server_is_examined(tmp_path, pairs, capsys):
     with TritonServer(pairs, ports=Ports(0, 0, 0)) as server:
         metrics = server.metrics_url.removeprefix("http://").removesuffix("/metrics")
         mine = Subject(pairs, grpc=server.grpc_url, http=server.http_url, metrics=metrics, record=baseline)
-        findings = list(examine(mine, (*STANDING, *LIVE)))
-        told = {finding.check: finding for finding in findings}
-        assert told["inference"].status is Status.OK and told["baseline"].status is Status.OK
+        findings = list(examine(mine, (*MACHINE_CHECKS, *SERVER_CHECKS)))
+        results = {finding.check: finding for finding in findings}
+        assert results["inference"].status is Status.OK and results["baseline"].status is Status.OK
         assert [f.status for f in findings if f.check == "ports"] == [Status.OK] * 3
         phones = [f for f in findings if f.check == "telemetry" and "device id" not in f.found]
         assert [f.status for f in phones] == [Status.OK] and "running processes" in phones[0].found
-        assert told["counters"].status is Status.OK and "route" in told["counters"].found
-        assert "Triton 2.51" in told["Triton"].found
+        assert results["counters"].status is Status.OK and "route" in results["counters"].found
+        assert "Triton 2.51" in results["Triton"].found
 
         before = json.loads(baseline.read_text())
         mine = replace(mine, record=None, baseline=baseline)

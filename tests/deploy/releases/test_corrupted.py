@@ -27,7 +27,7 @@ from equipoise_core.policy import PolicyError, load_policy
 from equipoise_core.sampling import assess
 from equipoise_deploy.errors import DeployError
 from equipoise_deploy.releases.loading import verified_copy
-from equipoise_deploy.releases.publishing import publish
+from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.store import Store
 from equipoise_deploy.repository import public_models
 from equipoise_deploy.serving.staging import stage_repository
@@ -226,9 +226,7 @@ def _spoil(tree: Path, chance: random.Random) -> str:
         file.unlink()
         file.symlink_to(file.name)
     elif fault == 5:
-        loop = (path if path.is_dir() else path.parent) / "loop"
-        if not loop.is_symlink():  # a tree may get the same fault twice
-            loop.symlink_to(tree)
+        (path if path.is_dir() else path.parent).joinpath(f"loop{chance.random()}").symlink_to(tree)
     elif fault == 6:
         file.unlink()
         os.mkfifo(file)
@@ -291,7 +289,7 @@ def test_a_corrupted_pair_is_not_published(tmp_path, pairs):
     store = Store(tmp_path / "store")
     for tree, fault in _trees(tmp_path / "trees", pairs, "publish"):
         try:
-            publish(tree, "tinycls", store)
+            make_release(tree, "tinycls", store)
         except DeployError as error:
             assert str(error), fault
         except Exception as error:
@@ -304,7 +302,7 @@ def test_a_corrupted_pair_is_not_published(tmp_path, pairs):
 def test_a_corrupted_release_is_never_served(tmp_path, pairs):
     """Not one of them: each file of a release is known."""
     store = Store(tmp_path / "store")
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     source = store.folder("tinycls", 1)
     for path in (source, *source.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

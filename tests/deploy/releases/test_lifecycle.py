@@ -17,10 +17,10 @@ from equipoise_clinic.audit import verify
 from equipoise_clinic.audit.chain import entries
 from equipoise_deploy.errors import ReleaseError, StartError, TamperedError
 from equipoise_deploy.ports import Ports
-from equipoise_deploy.promotion.promotion import Wish, promote, reload, rollback
+from equipoise_deploy.promotion.promotion import PromotionRequest, promote, reload, rollback
 from equipoise_deploy.promotion.shadow import Comparison, Pair
 from equipoise_deploy.releases.loading import verified_copy
-from equipoise_deploy.releases.publishing import find_pair, publish
+from equipoise_deploy.releases.publishing import find_pair, make_release
 from equipoise_deploy.releases.release import read_release, verify_release
 from equipoise_deploy.releases.store import Store
 from equipoise_deploy.serving.readiness import check_readiness
@@ -32,7 +32,7 @@ from ...support.disks import small_disk
 from ...support.processes import Serving, serving
 from ...support.releases import edit, give_policy, make_keys, proven
 
-WHY = Wish(accept_changes="a test")
+WHY = PromotionRequest(accept_changes="a test")
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def test_a_store_may_be_named_from_where_one_stands(pairs, tmp_path, monkeypatch
     keys = make_keys(tmp_path)
     monkeypatch.chdir(tmp_path)
     near = Store(Path("near"))
-    release = publish(pairs, "tinycls", near, keys.private)
+    release = make_release(pairs, "tinycls", near, keys.private)
     assert verify_release(near.folder("tinycls", 1), keys.public) == release
 
 
 def test_a_release_is_a_copy_that_stands_alone(pairs, store):
     """Links are replaced, digests are those of the contract, and nothing of it can be written by chance."""
-    release = publish(pairs, "tinycls", store)
+    release = make_release(pairs, "tinycls", store)
     folder = store.folder("tinycls", 1)
     assert verify_release(folder) == release == read_release(folder)
     assert not any(path.is_symlink() for path in folder.rglob("*"))
@@ -79,18 +79,18 @@ def test_a_release_is_a_copy_that_stands_alone(pairs, store):
 
 def test_the_same_again_is_the_same_release(pairs, store, tmp_path):
     """Publishing twice is no second version; another policy is."""
-    publish(pairs, "tinycls", store)
-    assert publish(pairs, "tinycls", store, make_keys(tmp_path).private).version == 1
+    make_release(pairs, "tinycls", store)
+    assert make_release(pairs, "tinycls", store, make_keys(tmp_path).private).version == 1
     assert (store.folder("tinycls", 1) / "release.sig").is_file(), "signed later"
     _next_version(pairs, 0.4)
-    second = publish(pairs, "tinycls", store)
+    second = make_release(pairs, "tinycls", store)
     assert (second.version, second.previous) == (2, 1)
 
 
 def test_a_pair_is_named_by_its_folder_or_within_its_repository(pairs):
     """Both spellings of the command line."""
     assert find_pair(str(pairs / "tinycls")) == find_pair(f"{pairs}:tinycls") == (pairs, "tinycls")
-    with pytest.raises(ReleaseError, match="no published model"):
+    with pytest.raises(ReleaseError, match="is not a published model"):
         find_pair(f"{pairs}:absent")
 
 
@@ -98,14 +98,14 @@ def test_what_would_not_load_is_not_published(pairs, store):
     """Half a model is found out before it is a release, and leaves nothing behind."""
     shutil.rmtree(pairs / "tinycls_sampler")
     (pairs / "tinycls_sampler").mkdir()
-    with pytest.raises(ReleaseError, match="would not load"):
-        publish(pairs, "tinycls", store)
+    with pytest.raises(ReleaseError, match="does not load"):
+        make_release(pairs, "tinycls", store)
     assert store.versions("tinycls") == ()
 
 
 def test_promotion_switches_the_model_and_its_samplers_with_one_link(pairs, store):
     """`current` is a link to a generation that holds both."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     done = promote(store, "tinycls")
     assert done.passed and done.generation.number == 1
     assert store.current.is_symlink() and str(store.current.readlink()) == "generations/1"
@@ -128,7 +128,7 @@ def test_without_a_proof_of_this_file_nothing_is_promoted(tmp_path, tiny_classif
         edit(proof, checks=[])
     elif spoil == "unreadable":
         proof.write_text('{"checks": [1]}')
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     done = promote(store, "tinycls", WHY)
     assert not done.passed and done.generation is None and not store.current.exists()
     assert [check.name for check in done.checks if not check.holds] == ["export proof"]
@@ -149,20 +149,20 @@ def test_a_model_without_a_policy_needs_a_word(tmp_path, tiny_classifier, store,
             from equipoise_core.policy import Policy
 
             policy.write_text(Policy("0" * 64, "0" * 64, 20).dumps())
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     assert not promote(store, "tinycls", WHY).passed
-    done = promote(store, "tinycls", Wish(without_policy=True))
+    done = promote(store, "tinycls", PromotionRequest(without_policy=True))
     assert done.generation is not None and any("review" in check.waived for check in done.checks)
 
 
 def test_another_version_has_to_be_compared_first(pairs, store):
     """Without cases it takes a reason, and the reason is on record."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     _next_version(pairs, 0.4)
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     assert not promote(store, "tinycls").passed
-    assert promote(store, "tinycls", Wish(accept_changes="only the report changed")).generation.number == 2
+    assert promote(store, "tinycls", PromotionRequest(accept_changes="only the report changed")).generation.number == 2
     last = list(entries(store.log))[-1].body
     assert last["action"] == "promote" and last["reason"] == "only the report changed" and last["by"]
 
@@ -179,12 +179,12 @@ def test_another_version_has_to_be_compared_first(pairs, store):
 )
 def test_cases_that_nobody_would_look_at_any_more_stop_it(pairs, store, tmp_path, routes, at_most, why, passes):
     """From review to accept is the direction that hurts; the other one is work."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     _next_version(pairs, 0.4)
-    publish(pairs, "tinycls", store)
-    wish = Wish(cases=tmp_path, at_most=at_most, accept_changes=why)
-    done = promote(store, "tinycls", wish, run=lambda *_: _routes(*routes))
+    make_release(pairs, "tinycls", store)
+    request = PromotionRequest(cases=tmp_path, at_most=at_most, accept_changes=why)
+    done = promote(store, "tinycls", request, run=lambda *_: _routes(*routes))
     assert (done.generation is not None) is passes
     assert store.generation().models["tinycls"].version == (2 if passes else 1)
     logged = list(entries(store.log))[-1].body
@@ -193,17 +193,17 @@ def test_cases_that_nobody_would_look_at_any_more_stop_it(pairs, store, tmp_path
 
 def test_the_log_is_a_chain_and_names_no_file(pairs, store, tmp_path):
     """A file's name can be a patient's."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     _next_version(pairs, 0.4)
-    publish(pairs, "tinycls", store)
-    promote(store, "tinycls", Wish(cases=tmp_path), run=lambda *_: _routes(("review", "review")))
+    make_release(pairs, "tinycls", store)
+    promote(store, "tinycls", PromotionRequest(cases=tmp_path), run=lambda *_: _routes(("review", "review")))
     assert list(verify(store.log)) == []
     assert "0.npy" not in store.log.read_text()
     changed = store.log.read_text().replace('"version":2', '"version":3')
     store.log.write_text(changed)
     assert list(verify(store.log))
-    with pytest.raises(ReleaseError, match="Nothing was switched"):
+    with pytest.raises(ReleaseError, match="releases in service are unchanged"):
         rollback(store, "tinycls")
 
 
@@ -211,7 +211,7 @@ def test_rollback_goes_back_and_never_forth(pairs, store):
     """Twice after two promotions is the first version; a third has nowhere to go."""
     for number, threshold in enumerate((0.5, 0.4, 0.3), start=1):
         _next_version(pairs, threshold)
-        publish(pairs, "tinycls", store)
+        make_release(pairs, "tinycls", store)
         assert promote(store, "tinycls", WHY).generation.number == number
     assert [rollback(store, "tinycls").version for _ in range(2)] == [2, 1]
     with pytest.raises(ReleaseError, match="first version"):
@@ -225,10 +225,10 @@ def test_a_rollback_leaves_other_models_alone(pairs, store, tiny_segmentation):
     """A generation holds all models that are served together."""
     publish_pair(proven(tiny_segmentation), pairs)
     for name in ("tinycls", "tinyseg"):
-        publish(pairs, name, store)
-        promote(store, name, Wish(without_policy=True))
+        make_release(pairs, name, store)
+        promote(store, name, PromotionRequest(without_policy=True))
     _next_version(pairs, 0.4)
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls", WHY)
     rollback(store, "tinycls")
     assert {name: chosen.version for name, chosen in store.generation().models.items()} == {"tinycls": 1, "tinyseg": 1}
@@ -236,10 +236,10 @@ def test_a_rollback_leaves_other_models_alone(pairs, store, tiny_segmentation):
 
 def test_a_crash_before_the_switch_changes_nothing(pairs, store, monkeypatch):
     """All is written beside; the rename comes last."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     _next_version(pairs, 0.4)
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     before = store.current.readlink()
 
     def fail(self, target):
@@ -255,7 +255,7 @@ def test_a_crash_before_the_switch_changes_nothing(pairs, store, monkeypatch):
 
 def test_only_a_serving_process_is_signalled(tmp_path):
     """SIGHUP ends most other programs."""
-    with pytest.raises(ReleaseError, match="no `equipoise serve`"):
+    with pytest.raises(ReleaseError, match="is not `equipoise serve`"):
         reload(str(os.getpid()))
     waiting = "import signal, sys; signal.signal(1, lambda *_: sys.exit(7)); print('on', flush=True); signal.pause()"
     process = subprocess.Popen([sys.executable, "-c", waiting, "serve"], stdout=subprocess.PIPE)
@@ -268,7 +268,7 @@ def test_only_a_serving_process_is_signalled(tmp_path):
 def test_a_plain_repository_is_served_as_it_lies(pairs, tmp_path):
     """Without a release there is nothing to hold it to; with --trust that is refused."""
     assert verified_copy(pairs, tmp_path / "copy") == pairs
-    with pytest.raises(ReleaseError, match="no part of a release"):
+    with pytest.raises(ReleaseError, match="is not part of a release"):
         verified_copy(pairs, tmp_path / "copy", make_keys(tmp_path).public)
 
 
@@ -286,30 +286,30 @@ def test_serve_starts_nothing_that_is_not_signed(pairs, tmp_path, capsys):
 
 def test_a_release_whose_description_was_removed_is_refused(pairs, store, tmp_path):
     """Otherwise removing `release.json` would switch verification off."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     (store.folder("tinycls", 1) / "release.json").unlink()
-    with pytest.raises(ReleaseError, match="no part of a release"):
+    with pytest.raises(ReleaseError, match="is not part of a release"):
         verified_copy(store.current, tmp_path / "copy")
 
 
 def test_links_that_lead_elsewhere_than_the_generation_says_are_refused(pairs, store, tmp_path):
     """Another release of the same model is a real release too."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     _next_version(pairs, 0.4)
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     for part in ("tinycls", "tinycls_sampler"):
         link = store.path / "generations/1" / part
         link.unlink()
         link.symlink_to(store.folder("tinycls", 2) / part)
-    with pytest.raises(TamperedError, match="names others of tinycls"):
+    with pytest.raises(TamperedError, match="disagree about tinycls"):
         verified_copy(store.current, tmp_path / "copy")
 
 
 def test_a_copy_is_served_and_not_the_store(pairs, store, tmp_path):
     """What changes in the store afterwards reaches nobody."""
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     served = verified_copy(store.current, tmp_path / "copy")
     inside = (served / "tinycls_sampler/1/model.onnx").resolve()
@@ -350,7 +350,7 @@ def test_verbs_say_what_they_did(pairs, store, capsys):
     assert "is current (generation 2)" in call(0, "promote", "tinycls", "--accept-changes", "a test")
     assert json.loads(call(0, "rollback", "tinycls", "--json"))["version"] == 1
     staged = store.path.parent / "staged"
-    assert "every file in service is what was published" in call(0, "releases", "--stage", str(staged))
+    assert "every file in service is as published" in call(0, "releases", "--stage", str(staged))
     assert (staged / "tinycls_sampler/1/model.onnx").is_file()
     call(1, "releases", "--stage", str(staged))
     listed = json.loads(call(0, "releases", "--verify", "--json"))
@@ -366,16 +366,16 @@ def test_both_versions_are_served_on_the_cases_and_compared(pairs, store, tmp_pa
     for number, level in enumerate((-3.0, 0.0, 3.0)):
         np.save(cases / f"{number}.npy", np.full((4, 4), level, np.float32) + np.eye(4, dtype=np.float32))
     _next_version(pairs, 0.0)
-    publish(pairs, "tinycls", store)
+    make_release(pairs, "tinycls", store)
     promote(store, "tinycls")
     _next_version(pairs, 0.9)
-    publish(pairs, "tinycls", store)
-    refused = promote(store, "tinycls", Wish(cases=cases))
+    make_release(pairs, "tinycls", store)
+    refused = promote(store, "tinycls", PromotionRequest(cases=cases))
     assert not refused.passed and refused.comparison.loosened == 3 and len(refused.comparison.pairs) == 3
     for pair in refused.comparison.pairs:
         assert (pair.before, pair.after) == ("review", "accept")
         assert pair.score_before == pytest.approx(pair.score_after, abs=1e-6)
-    assert promote(store, "tinycls", Wish(cases=cases, at_most=3)).generation.number == 2
+    assert promote(store, "tinycls", PromotionRequest(cases=cases, at_most=3)).generation.number == 2
 
 
 @pytest.mark.slow
@@ -383,8 +383,8 @@ def test_both_versions_are_served_on_the_cases_and_compared(pairs, store, tmp_pa
 def test_a_signed_store_is_served_and_a_changed_one_is_not(pairs, store, tmp_path):
     """A real Triton answers from `STORE/current`; after one changed byte the same call refuses and names the file."""
     keys = make_keys(tmp_path)
-    publish(pairs, "tinycls", store, keys.private)
-    promote(store, "tinycls", Wish(trust=keys.public))
+    make_release(pairs, "tinycls", store, keys.private)
+    promote(store, "tinycls", PromotionRequest(trust=keys.public))
     image = np.eye(4, dtype=np.float32)[None]
     with TritonServer(store.current, ports=Ports(0, 0, 0), trust=keys.public) as server:
         check_readiness(server.grpc_url, server.models)
@@ -414,13 +414,13 @@ def test_a_running_server_takes_up_what_is_promoted_and_nothing_that_was_changed
     def published(version: int) -> str | None:
         return read_release(store.folder("tinycls", version)).policy_digest
 
-    publish(pairs, "tinycls", store, keys.private)
-    promote(store, "tinycls", Wish(trust=keys.public))
+    make_release(pairs, "tinycls", store, keys.private)
+    promote(store, "tinycls", PromotionRequest(trust=keys.public))
     options = ("--drain-seconds=0.1", f"--trust={keys.public}")
     with serving(store.current, tmp_path / "run", os.environ, options) as server:
         assert in_force(server) == published(1)
         _next_version(pairs, 0.4)
-        publish(pairs, "tinycls", store, keys.private)
+        make_release(pairs, "tinycls", store, keys.private)
         promote(store, "tinycls", WHY)
         assert in_force(server) == published(1), "nothing changes before it is asked to"
         reload(str(server.process.pid))
@@ -428,7 +428,7 @@ def test_a_running_server_takes_up_what_is_promoted_and_nothing_that_was_changed
         assert in_force(server) == published(2)
 
         _next_version(pairs, 0.3)
-        publish(pairs, "tinycls", store, keys.private)
+        make_release(pairs, "tinycls", store, keys.private)
         promote(store, "tinycls", WHY)
         policy = store.folder("tinycls", 3) / "tinycls/1/policy.json"
         policy.chmod(0o644)
@@ -437,7 +437,7 @@ def test_a_running_server_takes_up_what_is_promoted_and_nothing_that_was_changed
         poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", 90.0)
         poll(lambda: server.health()[0] == 200, "it serves", 90.0)
         assert in_force(server) == published(2)
-        rollback(store, "tinycls", Wish(trust=keys.public))
+        rollback(store, "tinycls", PromotionRequest(trust=keys.public))
         reload(str(server.process.pid))
         poll(lambda: server.health()[1].get("generation") == 3, "it serves what was rolled back to", 90.0)
         assert in_force(server) == published(2)

@@ -1,4 +1,4 @@
-"""When all that was accepted before a stop has been answered, as far as Triton's metrics tell."""
+"""When all that was accepted before a stop has been answered, by Triton's metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...support.asking import poll
 from ...support.ports import closed_port, free_port
 
 
-def told(queued: int, running: int, answered: int) -> str:
+def metrics_page(queued: int, running: int, answered: int) -> str:
     """A metrics page about one model, and its sampler."""
     return (
         f'nv_inference_request_success{{model="m",version="1"}} {answered}\n'
@@ -35,7 +35,7 @@ class Shown(Drain):
 
     def sees(self, *loads: tuple[int, int, int]) -> bool:
         """One look at the two pages that it takes, or at one that stays: queued, running, answered."""
-        self.pages = [told(*(loads * 2)[number]) for number in range(2)]
+        self.pages = [metrics_page(*(loads * 2)[number]) for number in range(2)]
         return self.done()
 
     def _page(self) -> str:
@@ -52,7 +52,7 @@ def test_waits_for_what_waits_and_runs(drain, tmp_path):
     assert not drain.sees((3, 4, 10))
     assert not drain.sees((0, 4, 13))
     assert not drain.sees((0, 1, 16))
-    assert not drain.sees((0, 0, 17)), "a request may be between queue and process: one look does not tell"
+    assert not drain.sees((0, 0, 17)), "a request may be between queue and process: one look is not enough"
     assert drain.sees((0, 0, 17))
     assert not (tmp_path / STOPPING_FILE).exists(), "nobody else asked, so nobody had to be refused"
 
@@ -97,7 +97,7 @@ def test_refuses_once_all_that_waited_has_begun(drain, tmp_path):
 
 def test_reads_the_page_where_triton_tells_it(tmp_path):
     """Over HTTP; one that comes late is asked for again."""
-    body = told(0, 0, 3).encode()
+    body = metrics_page(0, 0, 3).encode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

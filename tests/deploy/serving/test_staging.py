@@ -71,7 +71,7 @@ def test_hidden_folders_are_not_models(repository, tmp_path):
 
 def test_folder_without_models_is_refused(tmp_path):
     """An empty repository is a mistake of the path, most of the time."""
-    with pytest.raises(RepositoryError, match="holds no model"):
+    with pytest.raises(RepositoryError, match="has no model"):
         stage_repository(tmp_path, tmp_path / "staged", "embedded", 2)
     with pytest.raises(RepositoryError, match="is not a folder"):
         stage_repository(tmp_path / "absent", tmp_path / "staged", "embedded", 2)

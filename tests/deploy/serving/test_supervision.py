@@ -19,13 +19,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from equipoise_client import EquipoiseError, InvalidInput, ModelDied, Retry, ServerUnavailable, UncertaintyClient
+from equipoise_client.backoff import Backoff
 from equipoise_client.transport import Tries
 from equipoise_core.contract import Contract
 from equipoise_deploy.errors import GaveUp
 from equipoise_deploy.serving.health import STALE, HealthServer, ModelHealth, Snapshot, State
+from equipoise_deploy.serving.monitor import CHECK_EVERY, STOPPED, Activity, ProbeState, ServerMonitor
 from equipoise_deploy.serving.processes import glance, server_processes
-from equipoise_deploy.serving.restarting import Budget
-from equipoise_deploy.serving.watch import LOOK_EVERY, STOPPED, Account, Asked, Watch
+from equipoise_deploy.serving.restarting import RestartBudget
 from equipoise_load.arrivals import Arrivals
 from equipoise_load.engine import Plan, run
 from equipoise_load.mix import Wish, build_mix
@@ -34,6 +35,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ...support.asking import metric, poll
+from ...support.ports import closed_port
 from ...support.processes import Serving, alive, serving
 from ...support.repositories import with_policy
 
@@ -110,7 +112,7 @@ def stopped(server: Serving) -> str:
         (signal.SIGSTOP, "", "is stopped"),
     ],
 )
-def test_what_died_or_stands_still_is_restarted(repository, tmp_path, number, victim, word):
+def test_dead_or_stopped_processes_are_restarted(repository, tmp_path, number, victim, word):
     """Health says so within 10 s; then the same ports answer the same; of the old server nothing is left."""
     with supervised(repository, tmp_path) as server:
         before, old = answer(server), set(server.family)
@@ -118,15 +120,15 @@ def test_what_died_or_stands_still_is_restarted(repository, tmp_path, number, vi
         begin = time.monotonic()
 
         def seen() -> bool:
-            status, told = server.health()
-            return status == 503 or told.get("restarts", 0) >= 1  # who looks may miss that it said so
+            status, document = server.health()
+            return status == 503 or document.get("restarts", 0) >= 1  # a look every now and then may miss the 503
 
         poll(seen, "the fault is noticed", DETECTED)
         noticed = time.monotonic() - begin
         poll(lambda: (now := server.health())[0] == 200 and now[1]["restarts"], "it serves again", PATIENCE)
         assert server.health()[1]["restarts"] == 1
         np.testing.assert_array_equal(answer(server), before)
-        guardian_and_server = {each for each in old if each[0] != server.process.pid}
+        guardian_and_server = {each for each in old if each.pid != server.process.pid}
         poll(lambda: not alive(guardian_and_server), "the old server is gone", PATIENCE)
         said = stopped(server)
     assert re.search(word, said) and "serving again" in said, said
@@ -136,7 +138,7 @@ def test_what_died_or_stands_still_is_restarted(repository, tmp_path, number, vi
 @pytest.mark.pipeline
 @pytest.mark.slow
 def test_a_model_that_hangs_is_restarted(copy, tmp_path):
-    """Nothing died, Triton says it is ready, the queue takes requests: only the synthetic question shows it."""
+    """Nothing died, Triton says it is ready, the queue takes requests: only the health probe shows it."""
     gate = tmp_path / "closed"
     spoil(copy, f"import pathlib, time\nwhile pathlib.Path({str(gate)!r}).exists(): time.sleep(0.2)")
     with supervised(copy, tmp_path) as server:
@@ -146,17 +148,17 @@ def test_a_model_that_hangs_is_restarted(copy, tmp_path):
         gate.unlink()
         poll(lambda: server.health()[0] == 200, "it serves again", PATIENCE)
         np.testing.assert_array_equal(answer(server), before)
-        assert "neither answered nor worked" in stopped(server)
+        assert "neither answered nor made progress" in stopped(server)
 
 
-class Silent:
-    """Asks questions that one model answers, or nobody."""
+class StandInProber:
+    """Sends probes that one model answers, or nobody."""
 
     def __init__(self, contract: Contract) -> None:
         self.contracts = {contract.name: contract}
         self.answering, self.open = True, 0
 
-    def ask(self, model: str) -> None:
+    def send(self, model: str) -> None:
         self.open += 1
 
     def answers(self) -> Iterator[tuple[str, None]]:
@@ -167,33 +169,37 @@ class Silent:
 
 @pytest.mark.parametrize("late", [0.0, 0.7, 1.9, 2.3, 2.9])
 def test_a_hang_is_noticed_within_ten_seconds(monkeypatch, tiny_segmentation, late):
-    """On a machine that does not stand still itself: whenever it begins, between two questions or during one."""
+    """On a machine that does not stand still itself: whenever it begins, between two probes or during one."""
     contract = tiny_segmentation.contract
-    asker = Silent(contract)
-    monkeypatch.setattr("equipoise_deploy.serving.watch.Prober", lambda *_: asker)
-    monkeypatch.setattr("equipoise_deploy.serving.watch._counted", lambda _: {})
-    server = SimpleNamespace(
-        grpc_url="", metrics_url="", models=(contract.name,), processes=lambda: (), exit_code=lambda: None
-    )
+    prober = StandInProber(contract)
+    monkeypatch.setattr("equipoise_deploy.serving.monitor.Prober", lambda *_: prober)
     now = [0.0]
-    watch = Watch(server, clock=lambda: now[0])
-    while now[0] < 60.0 + late:
-        assert watch.look() is None
-        now[0] += LOOK_EVERY
-    asker.answering, hangs = False, now[0]
-    while (trouble := watch.look()) is None:
-        now[0] += LOOK_EVERY
-        assert now[0] - hangs < DETECTED
-    assert "neither answered nor worked" in trouble.reason
-    assert watch.models[contract.name].amiss(now[0]), "the health port does not say so"
+    with closed_port() as port:  # no metrics: nobody can tell progress from them
+        server = SimpleNamespace(
+            grpc_url="",
+            metrics_url=f"http://127.0.0.1:{port}/metrics",
+            models=(contract.name,),
+            processes=lambda: (),
+            exit_code=lambda: None,
+        )
+        monitor = ServerMonitor(server, clock=lambda: now[0])
+        while now[0] < 60.0 + late:
+            assert monitor.check() is None
+            now[0] += CHECK_EVERY
+        prober.answering, hangs = False, now[0]
+        while (trouble := monitor.check()) is None:
+            now[0] += CHECK_EVERY
+            assert now[0] - hangs < DETECTED
+    assert "neither answered nor made progress" in trouble.reason
+    assert monitor.models[contract.name].problem(now[0]), "the health port does not say so"
 
 
-def test_who_waits_for_a_processor_does_not_hang():
+def test_a_model_that_waits_for_a_processor_is_not_hung():
     """On a machine with ten times as much to do as it can, a model may not get .1 s of 4; one that hangs wants none."""
-    before = Account(5.0, 1.0, 30.0)
-    assert Account(5.0, 1.05, 33.5).shows_life_since(before)
-    assert not Account(5.0, 1.05, 30.3).shows_life_since(before)
-    assert Account(6.0, 1.0, 30.0).shows_life_since(before) and Account(5.0, 1.1, 30.0).shows_life_since(before)
+    before = Activity(5.0, 1.0, 30.0)
+    assert Activity(5.0, 1.05, 33.5).progressed_since(before)
+    assert not Activity(5.0, 1.05, 30.3).progressed_since(before)
+    assert Activity(6.0, 1.0, 30.0).progressed_since(before) and Activity(5.0, 1.1, 30.0).progressed_since(before)
 
 
 @pytest.mark.slow
@@ -231,9 +237,9 @@ def test_a_busy_model_is_left_alone(copy, tmp_path):
             asking.start()
 
             def watched() -> bool:
-                status, told = server.health()
+                status, document = server.health()
                 if status:  # 0: the machine stands still, and nobody answered
-                    seen.append((status, told["reason"]))
+                    seen.append((status, document["reason"]))
                 return time.monotonic() > ends
 
             poll(watched, "twenty seconds pass", PATIENCE)
@@ -257,9 +263,9 @@ def test_a_saturated_server_stays_healthy(repository, tmp_path):
         seen: list[tuple[int, str]] = []
 
         def over() -> bool:
-            status, told = server.health()
+            status, document = server.health()
             if status:
-                seen.append((status, told["reason"]))
+                seen.append((status, document["reason"]))
             return not loading.is_alive()
 
         poll(over, "the load ends", PATIENCE)
@@ -278,7 +284,7 @@ def test_what_cannot_be_kept_is_given_up(copy, tmp_path):
         poison.touch()
         _, said = server.process.communicate(timeout=PATIENCE)
         assert server.process.returncode == 3, said
-        assert "given up" in said and "restart 2 of 2" in said, said
+        assert "no further restart" in said and "restart 2 of 2" in said, said
         poll(lambda: not server.remains(), "nothing is left", PATIENCE)
 
 
@@ -425,35 +431,35 @@ def test_a_stop_is_said_before_it_happens(repository, tmp_path):
         assert not server.remains()
 
 
-def test_health_is_what_was_seen_and_not_long_ago():
-    """One sick model makes the whole unhealthy and itself, not the other; what grew old is not believed."""
-    models = {"a": ModelHealth(True, 0.1), "b": ModelHealth(False, 9.0, "neither answers nor works")}
+def test_health_is_the_latest_snapshot_and_an_old_one_is_unhealthy():
+    """One hung model makes itself and the whole unhealthy, not the other model."""
+    models = {"a": ModelHealth(True, 0.1), "b": ModelHealth(False, 9.0, "neither answers nor makes progress")}
     seen = Snapshot(State.SERVING, models=models, at=100.0)
-    assert seen.told(now=101.0) == (False, "b: neither answers nor works")
-    assert seen.told("a", now=101.0) == (True, "")
-    assert not seen.told("a", now=100.0 + STALE + 0.1)[0]
-    assert Snapshot(State.RESTARTING, "it died", models).told("a") == (False, "restarting: it died")
+    assert seen.status(now=101.0) == (False, "b: neither answers nor makes progress")
+    assert seen.status("a", now=101.0) == (True, "")
+    assert not seen.status("a", now=100.0 + STALE + 0.1)[0]
+    assert Snapshot(State.RESTARTING, "it died", models).status("a") == (False, "restarting: it died")
 
 
-def test_after_a_stall_the_watch_gets_a_moment_to_look_again(monkeypatch):
-    """The whole machine stood still, and whoever asks wakes as soon as whoever watches; nobody watching is told."""
+def test_after_a_stall_the_health_port_waits_for_a_new_snapshot(monkeypatch):
+    """The whole machine stood still, and the caller wakes as soon as the supervisor. A dead supervisor is unhealthy."""
     with HealthServer(0) as health:
         old = time.monotonic() - 2 * STALE
         health.snapshot = Snapshot(State.SERVING, at=old)
         waking = threading.Timer(0.1, lambda: setattr(health, "snapshot", Snapshot(State.SERVING)))
         with monkeypatch.context() as long:  # this test may stand still as well
-            long.setattr("equipoise_deploy.serving.health._MOMENT", 30.0)
+            long.setattr("equipoise_deploy.serving.health.SNAPSHOT_WAIT", 30.0)
             waking.start()
-            assert health.seen().told()[0]
+            assert health.current_snapshot().status()[0]
             waking.join()
         health.snapshot = Snapshot(State.SERVING, at=old)
-        assert "nobody has looked" in health.seen().told()[1]
+        assert "has not checked" in health.current_snapshot().status()[1]
 
 
 def test_the_first_restart_is_at_once_and_the_budget_ends():
     """Then they wait twice as long each time, up to a ceiling; old ones are forgotten."""
     now = [0.0]
-    budget = Budget(most=5, within=600.0, first=1.0, longest=3.0, clock=lambda: now[0])
+    budget = RestartBudget(most=5, within=600.0, backoff=Backoff(1.0, longest=3.0), clock=lambda: now[0])
     assert [budget.take("it died") for _ in range(5)] == [0.0, 1.0, 2.0, 3.0, 3.0]
     with pytest.raises(GaveUp, match="5 times within 600 s"):
         budget.take("it died")
@@ -462,15 +468,15 @@ def test_the_first_restart_is_at_once_and_the_budget_ends():
 
 
 def test_one_error_is_enough_to_be_unhealthy():
-    """And a model is left alone while it gives signs of life."""
-    asked = Asked(answered=0.0, due=2.0)
-    assert not asked.amiss(100.0)
-    assert asked.amiss(100.0) == ""
-    asked.life = (90.0, Account(5.0, 5.0, 0.0))
-    assert asked.amiss(91.0) == "" and asked.amiss(95.0)
-    assert asked.amiss(95.0, quiet=10.0) == "" and asked.amiss(100.0, quiet=10.0)
-    asked.errors, asked.wrong = 1, "INTERNAL"
-    assert asked.amiss(91.0) == "INTERNAL"
+    """And a model is left alone while it makes progress."""
+    state = ProbeState(answered=0.0, due=2.0)
+    assert not state.problem(100.0)
+    assert state.problem(100.0) == ""
+    state.progress = (90.0, Activity(5.0, 5.0, 0.0))
+    assert state.problem(91.0) == "" and state.problem(95.0)
+    assert state.problem(95.0, hung_after=10.0) == "" and state.problem(100.0, hung_after=10.0)
+    state.errors, state.wrong = 1, "INTERNAL"
+    assert state.problem(91.0) == "INTERNAL"
 
 
 def test_a_request_whose_model_died_is_sent_once_more_and_no_more():
@@ -484,7 +490,7 @@ def test_a_request_whose_model_died_is_sent_once_more_and_no_more():
 
 def test_the_one_more_time_after_a_death_comes_when_the_server_has_noticed():
     """Sent at once, it would meet the same dying server and be lost; a short deadline halves the wait instead."""
-    noticed = STOPPED + 2 * LOOK_EVERY + 0.5  # at the latest; the front asks every half second
+    noticed = STOPPED + 2 * CHECK_EVERY + 0.5  # at the latest; the reverse proxy asks every half second
     assert Retry().recovery > noticed
     for error, left, wait in [
         (ModelDied(), 60.0, 3.1),
@@ -498,7 +504,7 @@ def test_the_one_more_time_after_a_death_comes_when_the_server_has_noticed():
 
 
 def test_a_request_that_was_lost_under_way_counts_as_one_whose_model_died():
-    """What ends the server as a whole leaves nobody to tell of it."""
+    """A request that ends the whole server leaves nobody to report it."""
     lost = ServerUnavailable()
     lost.lost = True
     tries = Tries(iter([0.1] * 9))

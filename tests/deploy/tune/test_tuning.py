@@ -65,7 +65,7 @@ def test_settings_survive_their_file(tmp_path):
 def test_a_file_that_holds_no_settings_is_refused(tmp_path, text):
     file = tmp_path / "settings.json"
     file.write_text(text)
-    with pytest.raises(RepositoryError, match="holds no settings"):
+    with pytest.raises(RepositoryError, match="has no valid settings"):
         load_settings(file)
 
 

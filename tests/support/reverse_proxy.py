@@ -22,14 +22,14 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 
 
 @dataclass
-class Front:
+class ReverseProxy:
     """A running HAProxy.
 
     Attributes:
         url: host:port, as clients take it; it speaks mutual TLS only.
         certificates: folder of `equipoise certs`.
         lines: of its audit log so far, parsed.
-        other: whatever else it said.
+        other: the rest of its output.
     """
 
     url: str
@@ -56,13 +56,13 @@ class Front:
             for line in text.splitlines()
         )
 
-    def said(self, **fields: Any) -> list[dict[str, Any]]:
+    def logged(self, **fields: Any) -> list[dict[str, Any]]:
         """Audit lines with these fields."""
         return [line for line in list(self.lines) if all(line.get(name) == value for name, value in fields.items())]
 
 
 def environment(
-    certificates: Path, replicas: Sequence[tuple[str, int]], at: str, numbers_at: str, **settings: Any
+    certificates: Path, replicas: Sequence[tuple[str, int]], at: str, statistics_at: str, **settings: Any
 ) -> dict[str, str]:
     """What the configuration reads; `settings` are EQUIPOISE_… variables in lower case, without that word."""
     named = {f"EQUIPOISE_REPLICA_{i}": grpc for i, (grpc, _) in enumerate(replicas, start=1)}
@@ -72,7 +72,7 @@ def environment(
         "EQUIPOISE_CERTIFICATE": str(certificates / "server.bundle.pem"),
         "EQUIPOISE_CLIENT_CA": str(certificates / "ca.pem"),
         "EQUIPOISE_FRONT": at,
-        "EQUIPOISE_STATS": numbers_at,
+        "EQUIPOISE_STATS": statistics_at,
         **named,
         **{f"EQUIPOISE_{name.upper()}": str(value) for name, value in settings.items()},
     }
@@ -85,9 +85,9 @@ def certificates(into: Path) -> Path:
 
 
 @contextmanager
-def front(
+def reverse_proxy(
     certificates: Path, replicas: Sequence[tuple[str, int]], network: Sequence[str] = (), **settings: Any
-) -> Iterator[Front]:
+) -> Iterator[ReverseProxy]:
     """HAProxy before replicas (gRPC address, health port), listening.
 
     It inherits its listening sockets, so that no port has to be guessed.
@@ -113,7 +113,7 @@ def front(
         )
         for one in sockets:
             one.close()
-        running = Front(f"localhost:{ports[0]}", f"http://127.0.0.1:{ports[1]}", certificates, process)
+        running = ReverseProxy(f"localhost:{ports[0]}", f"http://127.0.0.1:{ports[1]}", certificates, process)
         reader = threading.Thread(target=_read, args=(running,))
         reader.start()
         try:
@@ -137,7 +137,7 @@ def check(certificates: Path, replicas: int = 4, **settings: Any) -> subprocess.
     )
 
 
-def _read(running: Front) -> None:
+def _read(running: ReverseProxy) -> None:
     assert running.process.stdout is not None
     with running.process.stdout as log:
         for line in log:

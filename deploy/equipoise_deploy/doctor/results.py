@@ -1,4 +1,4 @@
-"""What a check found."""
+"""What the checks of doctor found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..ports import USUAL_PORTS, Ports
 
 
 class Status(str, Enum):
-    """How much it matters. A warning is for a person to judge; a failure must be repaired before going live."""
+    """A person judges a warning; a failure must be repaired before going live."""
 
     OK = "ok"
     SKIPPED = "skipped"
@@ -21,13 +21,13 @@ class Status(str, Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
+class CheckResult:
+    """The result of one check.
 
     Attributes:
         check: its name.
         found: what there is, with figures.
-        remedy: what to do about it; empty where all is well.
+        remedy: what to do about it; empty for a good result.
     """
 
     check: str
@@ -47,13 +47,13 @@ class Subject:
         repository: what is or will be served: a model repository, or `STORE/current`.
         ports: of the server, on this machine.
         trust: public key that releases must be signed with.
-        certificate, key: of whatever ends TLS here, PEM.
-        user: who the server runs as; None: whoever asks.
+        certificate, key: of the reverse proxy, PEM.
+        user: who the server runs as; None: the present user.
         audit_log: where decisions are recorded.
-        grpc, http, metrics: addresses of a running server, `host:port`; None: it is not asked.
+        grpc, http, metrics: addresses of a running server, `host:port`; None: it is not examined.
         pid: of a running Triton, or of an `equipoise serve`.
         triton_release: the container's release, `26.07`, where it cannot be seen from here.
-        baseline: file with latencies that were recorded when all was well.
+        baseline: file with latencies of this server in good health.
         record: write such a file.
     """
 
@@ -77,35 +77,35 @@ class Subject:
         return self.grpc is not None
 
 
-Check = Callable[[Subject], Iterator[Finding]]
+Check = Callable[[Subject], Iterator[CheckResult]]
 
 
-def ok(check: str, found: str) -> Finding:
-    return Finding(check, Status.OK, found)
+def ok(check: str, found: str) -> CheckResult:
+    return CheckResult(check, Status.OK, found)
 
 
-def skipped(check: str, found: str, how: str = "") -> Finding:
-    return Finding(check, Status.SKIPPED, found, how)
+def skipped(check: str, found: str, how: str = "") -> CheckResult:
+    return CheckResult(check, Status.SKIPPED, found, how)
 
 
-def warning(check: str, found: str, remedy: str) -> Finding:
-    return Finding(check, Status.WARNING, found, remedy)
+def warning(check: str, found: str, remedy: str) -> CheckResult:
+    return CheckResult(check, Status.WARNING, found, remedy)
 
 
-def failure(check: str, found: str, remedy: str) -> Finding:
-    return Finding(check, Status.FAILURE, found, remedy)
+def failure(check: str, found: str, remedy: str) -> CheckResult:
+    return CheckResult(check, Status.FAILURE, found, remedy)
 
 
-def examine(subject: Subject, checks: tuple[tuple[str, Check], ...]) -> Iterator[Finding]:
-    """All findings, in the order of the checks. A check that breaks is a failure of its own and stops no other."""
+def examine(subject: Subject, checks: tuple[tuple[str, Check], ...]) -> Iterator[CheckResult]:
+    """All results, in the order of the checks. A check that crashes is a failure and stops no other."""
     for name, check in checks:
         try:
             yield from check(subject)
         except Exception as error:  # noqa: BLE001 (a fault of the check must not hide what the others find)
-            yield failure(name, f"the check itself broke: {type(error).__name__}: {error}", "please report it")
+            yield failure(name, f"the check itself crashed: {type(error).__name__}: {error}", "please report it")
 
 
-def as_document(findings: list[Finding]) -> dict[str, Any]:
+def as_document(results: list[CheckResult]) -> dict[str, Any]:
     """For `--json`."""
-    counts = {status.value: sum(f.status is status for f in findings) for status in Status}
-    return {"counts": counts, "findings": [finding.document() for finding in findings]}
+    counts = {status.value: sum(each.status is status for each in results) for status in Status}
+    return {"counts": counts, "findings": [each.document() for each in results]}

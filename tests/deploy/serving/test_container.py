@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.command import serve_command
 from equipoise_deploy.serving.container import container_command
 from equipoise_deploy.serving.server import HARDENING
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -22,8 +25,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 DOCKERFILES = ("Dockerfile", "gateway.Dockerfile")
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import equipoise_deploy.serving.command, model_signing.verifying
+"""
+"""Imports what `serve` needs where some packages are not installed."""
+
 APP = Typer()
 APP.command()(serve_command)
 
@@ -91,3 +105,28 @@ def test_image_has_what_its_wheel_is_built_from():
     wheel = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     for path in (*wheel["packages"], *wheel["force-include"], "LICENSE", "README.md", "deploy/locks/constraints.txt"):
         assert any(path == each or path.startswith(f"{each}/") for each in allowed), path
+
+
+def test_image_has_every_package_that_serve_imports():
+    """It installs a few packages by name and no extras; the image itself was never built here."""
+    (words,) = re.findall(r"--target /opt/equipoise (.+?) *&&", (DEPLOY / "Dockerfile").read_text().replace("\\\n", ""))
+    wheel, *named = words.split()
+    installed, waiting = set[str](), [Requirement("equipoise"), *map(Requirement, named)]
+    while waiting:
+        requirement = waiting.pop()
+        extras = ("", *requirement.extras)
+        name = canonicalize_name(requirement.name)
+        installed.add(name)
+        for line in metadata.requires(name) or ():
+            inner = Requirement(line)
+            wanted = inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in extras)
+            if wanted and canonicalize_name(inner.name) not in installed:
+                waiting.append(inner)
+    absent = sorted(
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if not installed & {canonicalize_name(package) for package in packages}
+    )
+    assert wheel == "/wheel/*.whl" and "torch" in absent and "psutil" not in absent
+    run = subprocess.run([sys.executable, "-c", WITHOUT.format(absent)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -10,7 +10,7 @@ import pytest
 from equipoise_deploy.errors import PortTakenError
 from equipoise_deploy.ports import LOOPBACK, Ports
 
-from ...support.asking import poll
+from ..support.asking import poll
 
 
 def test_zero_picks_three_different_free_ports():
