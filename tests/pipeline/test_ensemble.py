@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from ..support.asking import ask, case, text
 from ..support.networks import Classifier, UNet
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # nine exports, before the first test
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]  # nine exports, before the first test
 
 NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
 MEMBERS = 3

@@ -28,7 +28,7 @@ from ..support.asking import poll
 from ..support.front import Front, certificates, check, front
 from ..support.processes import Serving, serving
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
 LIMIT = 1 << 20

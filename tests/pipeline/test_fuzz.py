@@ -39,7 +39,7 @@ from ..support.repositories import accepting_copies
 from ..support.resources import MB, shared_memory, usage
 from ..support.studies import PLANTED
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SEED = 20261122
 SHARES = {"fields": 9000, "bytes": 4000, "calls": 1000, "json": 3500, "endpoints": 1000, "http bytes": 1500}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..support.asking import MODELS, SMALL, ask, case, picture, poll, settled, text
 from ..support.repositories import configure, copy_of
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SAMPLES = 20
 TOLERANCE = 1e-5

@@ -8,7 +8,7 @@ import pytest
 
 from ..support.soak import soak, verdicts
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 MINUTES = float(os.environ.get("EQUIPOISE_SOAK_MINUTES", "3"))
 SHARE = 0.3
