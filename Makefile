@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Nothing here phones home, whoever imports ONNX Runtime.
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export UV_SYSTEM_CERTS := 1
 
 .PHONY: help demo test test-all lint types unit rest zoo bench durations reference methods lock clean
 

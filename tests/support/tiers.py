@@ -28,6 +28,10 @@ FIXTURES = {"server": {"triton"}, "pacs": {"pacs", "root"}, "small_disk": {"root
 """Marks that a test has by using a fixture."""
 
 TORCH = ("tests/export/", "tests/lab/")
+"""Folders whose tests are marked torch."""
+
+UNMEASURED = 60.0
+"""Seconds that are assumed for ordering."""
 
 Durations = Mapping[str, tuple[float, float]]
 """Test file, from the root → seconds of its tests in the first and in the second tier."""
@@ -106,7 +110,7 @@ class Tiers:
         config.hook.pytest_deselected(items=left)
         length: dict[str, float] = defaultdict(float)
         for file, later in {(self._file(item), is_later(set(item.keywords))) for item in items}:
-            length[file] += self.durations.get(file, (60.0, 60.0))[later]
+            length[file] += self.durations.get(file, (0.0, 0.0))[later] or UNMEASURED
         chosen = set(map(id, left))
         items[:] = sorted(
             (item for item in items if id(item) not in chosen), key=lambda item: -length[self._file(item)]
