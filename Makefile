@@ -1,9 +1,10 @@
 # Two commands on a bare machine: `make demo` and `make test`. Each sets up all it needs in .venv.
-# EXTRAS of pyproject.toml land in one environment; a stamp per set remembers what is there.
+# A stamp per extra of pyproject.toml remembers what is installed there.
 
 VENV := .venv
 BIN := $(VENV)/bin
-LOCK := deploy/locks/constraints.txt
+LOCKS := deploy/locks
+LOCK := $(LOCKS)/constraints.txt
 # 3.10 to 3.12 (see pyproject.toml): the first interpreter that is one of them.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
@@ -11,26 +12,57 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Nothing here phones home, whoever imports ONNX Runtime.
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export UV_SYSTEM_CERTS := 1
 
-.PHONY: help demo test lint types unit zoo bench methods lock reference clean
+.PHONY: help demo test test-all lint types unit rest zoo bench durations reference methods lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed and was not found on PATH; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@bash deploy/system-packages.sh base
 	$(PYTHON) -m venv $(VENV)
 
+# The two that have to be quick have complete locks: nothing is resolved, and uv fetches in parallel. It reads no
+# pip.conf, so where only a mirror is reachable, pip does it.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
+define pinned
+	@$(PIP) uv || true
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python --requirement $(1) || \
+		$(PIP) --no-deps --requirement $(1)
+endef
+
+$(VENV)/.installed-demo: $(VENV)/bin/python pyproject.toml $(LOCKS)/demo.txt
+	$(call pinned,$(LOCKS)/demo.txt)
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+# torch by pip alone: where a CPU build lies among pip's `find-links`, pip takes it; PyPI's comes with CUDA.
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml $(LOCKS)/test.txt $(LOCK)
+	@bash deploy/system-packages.sh
+	$(call pinned,$(LOCKS)/test.txt)
+	$(PIP) --constraint $(LOCK) torch
+	$(PIP) --no-deps --editable .
+	@touch $@
+
 $(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml $(LOCK)
-	@case "$*" in test|bench) bash deploy/system-packages.sh;; esac
-	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[$*]'
+	@test "$*" != bench || $(MAKE) $(VENV)/.installed-test
+	$(PIP) --constraint $(LOCK) --editable '.[$*]'
+	@touch $@
+
+# Other people's networks that the exporter is tried on. Apart from the environment and without their dependencies: a
+# torchvision from PyPI would replace a CPU build of torch.
+build/zoo/.installed: $(VENV)/.installed-test $(LOCKS)/zoo.txt
+	$(PIP) --no-deps --upgrade --target build/zoo --requirement $(LOCKS)/zoo.txt
 	@touch $@
 
 demo: $(VENV)/.installed-demo  ## serve the three reference models and decide on real images
 	$(BIN)/python -m equipoise_deploy.demo
 
-test: lint types unit  ## everything CI runs
+test: lint types unit  ## lint, types and the quick tests: at most 15 minutes with installation, no root
+
+test-all: test rest  ## `make test`, then the rest: slow tests, soak, faults, PACS, viewer, ten networks of the zoo
 
 lint: $(VENV)/.installed-test  ## ruff
 	$(BIN)/ruff check .
@@ -39,25 +71,27 @@ lint: $(VENV)/.installed-test  ## ruff
 types: $(VENV)/.installed-test  ## mypy, strict on the core
 	$(BIN)/mypy
 
-# Other people's networks that the exporter is tried on. Apart from the environment and without their dependencies: a
-# torchvision from PyPI would replace a CPU build of torch.
-build/zoo/.installed: $(VENV)/.installed-test deploy/locks/zoo.txt
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/zoo --requirement deploy/locks/zoo.txt
-	@touch $@
+unit: $(VENV)/.installed-test  ## the quick tests, as a plain `.venv/bin/pytest` runs them
+	@echo "Left to \`make test-all\`: tests marked slow, root (network namespaces, file systems) or zoo."
+	@test -n "$$EQUIPOISE_DATA" || echo "EQUIPOISE_DATA is not set: tests on the reference data are skipped."
+	$(BIN)/python -m pytest
 
-unit: $(VENV)/.installed-test  ## every test, slow ones and the pipeline against the real server included
-	$(BIN)/python -m pytest -m "not zoo"
+# Who is not root runs what root is not needed for, and is told.
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo " and not root")
+rest: $(VENV)/.installed-test build/zoo/.installed  ## what `make test` leaves out (a third of it: REST="--shard 1/3")
+	@test -z "$(AS_ROOT)" || echo "You are not root: tests marked root are left out. As root: make rest"
+	$(BIN)/python -m pytest -m "(slow or root or zoo) and not exhaustive$(AS_ROOT)" $(REST)
 
-zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove some 40 networks of other people (slow)
+zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove some 50 networks of other people (slow)
 	$(BIN)/python -m pytest -m zoo -n0
 
-bench: $(VENV)/.installed-bench  ## what T samples cost, in process and served, against what people write today
-	$(BIN)/python tests/benchmarks/bench_export_cost.py
-	$(BIN)/python tests/benchmarks/bench_serving.py
-	$(BIN)/python tests/benchmarks/bench_load_generator.py
-	for what in flat large volume; do $(BIN)/python tests/benchmarks/bench_memory.py $$what || exit 1; done
-	$(BIN)/python tests/benchmarks/bench_faults.py
-	mkdir -p build && $(BIN)/python tests/benchmarks/bench_soak.py --json build/soak.json --plot build/soak.png
+# The longest files start first, and CI's shards are equally long.
+durations: $(VENV)/.installed-test build/zoo/.installed  ## measure how long each test file takes (an hour)
+	EQUIPOISE_SOAK_MINUTES=10 $(BIN)/python -m pytest -m "not exhaustive$(AS_ROOT)" --measure tests/durations.json
+
+bench: $(VENV)/.installed-bench  ## measure and write tests/benchmarks/RESULTS.md (QUICK=1: in 12 minutes)
+	$(BIN)/python -m tests.benchmarks.run $(if $(QUICK),--quick) --into build/benchmarks
+	$(BIN)/python -m tests.benchmarks.results build/benchmarks
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_lab.reference.build $(RETRAIN)
@@ -70,13 +104,21 @@ methods: $(VENV)/.installed-test  ## train every uncertainty method from scratch
 		$(BIN)/equipoise compare $(addprefix $${data}_,$(METHODS)) --repository build/methods \
 			--data reference:$$data --report build/methods/$$data.html || exit 1; \
 	done
-	$(BIN)/python tests/benchmarks/bench_methods.py
-	$(BIN)/python tests/benchmarks/bench_volumes.py
+	$(BIN)/python -m tests.benchmarks.bench_methods
+	$(BIN)/python -m tests.benchmarks.bench_volumes
 
+# The locks of demo and test leave out torch and what only torch needs: see .installed-test.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate pyproject.toml
 lock: $(VENV)/bin/python  ## pin every dependency anew
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --extra bench --no-header --no-annotate \
-		pyproject.toml --output-file $(LOCK)
+	$(PIP) uv
+	$(COMPILE) --extra bench --output-file $(LOCK)
+	echo "torch ; sys_platform == 'never'" > $(VENV)/without-torch.txt
+	for extra in demo test; do \
+		$(COMPILE) --extra $$extra --constraint $(LOCK) --override $(VENV)/without-torch.txt \
+			--output-file $(LOCKS)/$$extra.txt || exit 1; \
+	done
+	sed -i "s/ and implementation_name == 'cpython' and platform_python_implementation == 'CPython'//" \
+		$(LOCK) $(LOCKS)/demo.txt $(LOCKS)/test.txt
 
 clean:  ## remove what was built and installed
 	rm -rf $(VENV) build dist

@@ -15,16 +15,11 @@ from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
 from equipoise_core.preprocessing import Normalisation, Preprocessing
 from hypothesis import HealthCheck, settings
 
+from .support.tiers import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
+
 # An example that a busy machine holds up is no slow example.
 settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-
-FIRST = ("test_soak.py", "test_install_page.py")
-"""The longest by far: begun last, one process would wait for the other at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What choosing the images to label saves: Dice against labels, by `equipoise rank`'s order and at random.
 
-    python tests/benchmarks/bench_active_learning.py [--repeats 3] [--quick] [--json F] [--plot F]
+    python -m tests.benchmarks.bench_active_learning [--repeats 3] [--quick] [--json F] [--plot F]
 
 Nuclei, pool = the training split: a few labelled images to begin with, and more in every round. In a repeat all
 strategies share the test split, the first images, and in each round the seed of the training, which starts anew. The

@@ -1,6 +1,6 @@
 """What the committed policies do on cases that no part of them has seen: printed figures are the claims.
 
-    python tests/benchmarks/bench_decisions.py [hippocampus pneumonia nuclei] [--cases 20] [--threads 2] [--json F]
+    python -m tests.benchmarks.bench_decisions [hippocampus pneumonia nuclei] [--cases 20] [--threads 2] [--json F]
 
 Every case runs through `equipoise_core.assess` with the published policy: masks, early stopping, bounds, route. Test
 splits are used for nothing else. Exits with 1 where a claim does not hold.

@@ -1,6 +1,6 @@
 """What the sampler costs, in process: printed ratios are the claims of DESIGN's "Speed to reach".
 
-    python tests/benchmarks/bench_export_cost.py [--size 256] [--rounds 6] [--threads 2]
+    python -m tests.benchmarks.bench_export_cost [--size 256] [--rounds 6] [--threads 2] [--json F]
 
 All ways are run in turn within each round and medians compared, so that a busy machine slows them alike:
 the sampler (N = 1, T = 20), its trunk alone and its suffix alone (the same graph cut in two), ONNX Runtime on 20 image
@@ -130,11 +130,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     print(f"T = {T}, {given.size}², {given.threads} threads, medians of {given.rounds} interleaved rounds")
     print(f"{'':24}{'sampler':>10}{'of parts':>10}{'copies':>9}{'loop':>9}{'predicted':>11}{'head':>7}")
+    found: dict[str, dict[str, float]] = {}
     for name, (network, draft) in cases(given.size).items():
         network.eval()
         image = torch.randn(1, 1, given.size, given.size)
@@ -176,12 +178,21 @@ def main() -> None:
         rounds = zip(times["sampler"], times["trunk"], times["suffix"], strict=True)
         of_parts = statistics.median(whole / (trunk + suffix) for whole, trunk, suffix in rounds)
         assert compilation.cost is not None
+        each = found[name] = {
+            "sampler_ms": median["sampler"] * 1e3,
+            "of_parts": of_parts,
+            "copies": median["copies"] / median["sampler"],
+            "loop": median["loop"] / median["sampler"],
+            "predicted": compilation.cost.gain(T),
+            "head": head_share(model, feeds, given.threads),
+        }
         print(
-            f"{name:24}{median['sampler'] * 1e3:8.1f}ms{of_parts:10.2f}{median['copies'] / median['sampler']:8.1f}×"
-            f"{median['loop'] / median['sampler']:8.1f}×{compilation.cost.gain(T):10.1f}×"
-            f"{head_share(model, feeds, given.threads):7.1%}",
+            f"{name:24}{each['sampler_ms']:8.1f}ms{of_parts:10.2f}{each['copies']:8.1f}×"
+            f"{each['loop']:8.1f}×{each['predicted']:10.1f}×{each['head']:7.1%}",
             flush=True,
         )
+    if given.json:
+        given.json.write_text(json.dumps({"size": given.size, "networks": found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

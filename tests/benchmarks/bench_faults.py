@@ -1,6 +1,6 @@
 """What requests feel while something dies, hangs, is cut off or is replaced: the faults of tests/support/faults.py.
 
-    python tests/benchmarks/bench_faults.py [--rate 15] [--rounds 3] [--report faults.json] [NAME…]
+    python -m tests.benchmarks.bench_faults [--rate 15] [--rounds 3] [--json F] [NAME…]
 
 Two `equipoise serve` of a tiny model behind HAProxy with mutual TLS on this machine; latency counts from when a request
 was due. Needs root (a network namespace).
@@ -13,7 +13,6 @@ import os
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import argparse
-import importlib.util
 import json
 import sys
 import tempfile
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from equipoise_export.publish.repository import publish_pair  # noqa: E402
 
+from ..conftest import tiny_classifier  # noqa: E402
 from ..support.faults import APART, FAULTS, MODEL, fleet, suffered  # noqa: E402
 from ..support.repositories import with_policy  # noqa: E402
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of: {', '.join(FAULTS)}; default all")
     parser.add_argument("--rate", type=float, default=15.0, help="requests per second")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--report", type=Path, help="write JSON here")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     reports = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -47,19 +47,14 @@ def main() -> None:
                 with fleet(versions, folder, apart=name in APART) as made:
                     reports.append(suffered(made, name, arguments.rate))
                 _show(reports[-1])
-    if arguments.report:
-        arguments.report.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 
 
 def _versions(folder: Path) -> tuple[Path, Path]:
     """The same model with a policy and without one."""
-    spec = importlib.util.spec_from_file_location("tiny_models", ROOT / "tests" / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
     for name in ("one", "two"):
-        publish_pair(module.tiny_classifier.__wrapped__(), folder / name)
+        publish_pair(tiny_classifier.__wrapped__(), folder / name)
     with_policy(folder / "one" / MODEL)
     return folder / "one", folder / "two"
 

@@ -1,8 +1,8 @@
 """Memory: flat over thousands of requests, independent of T for large images, and what a whole CT volume takes.
 
-    python tests/benchmarks/bench_memory.py flat  [--requests 10000] [--json F]
-    python tests/benchmarks/bench_memory.py large [--json F]
-    python tests/benchmarks/bench_memory.py volume [--size 512 512 120] [--samples 4] [--json F]
+    python -m tests.benchmarks.bench_memory flat  [--requests 10000] [--json F]
+    python -m tests.benchmarks.bench_memory large [--json F]
+    python -m tests.benchmarks.bench_memory volume [--size 512 512 120] [--samples 4] [--json F]
 
 flat    sums the proportional set size of the server and all its stubs, and what lies in /dev/shm, every 1000 requests
         after a warm-up of 2000; exits with 1 where either grows by more than 2 %.

@@ -1,7 +1,7 @@
 """What single-pass methods cost, served, against a plain deterministic pass of the same network.
 
     equipoise train --into build/methods
-    python tests/benchmarks/bench_methods.py --repository build/methods [--rounds 15] [--json FILE]
+    python -m tests.benchmarks.bench_methods --repository build/methods [--rounds 15] [--json FILE]
 
 One real Triton, one client, the same image for all models of a data set, in turns; the median over rounds of the time
 of a request for mean, epistemic map, labels and route, and the median ratio to the deterministic model. Promised: at

@@ -1,6 +1,6 @@
 """Served, against what people would use instead: the same network, weights, image and T, all in one run.
 
-    python tests/benchmarks/bench_serving.py [--size 128] [--rounds 3] [--seconds 3] [--json F] [--plot F.png]
+    python -m tests.benchmarks.bench_serving [--size 128] [--rounds 3] [--seconds 3] [--json F] [--plot F.png]
 
 Every server is up the whole time. In each round the peers are asked in turn, so that a busy machine slows them alike;
 medians over rounds are compared. Peers:

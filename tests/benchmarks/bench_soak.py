@@ -1,6 +1,6 @@
 """An hour under half of what the server can do: memory, descriptors, threads and /dev/shm flat, p99 where it was.
 
-    python tests/benchmarks/bench_soak.py [--minutes 60] [--json F] [--plot F.png]
+    python -m tests.benchmarks.bench_soak [--minutes 60] [--json F] [--plot F.png]
 
 `tests/support/soak.py` says what is run, looked at and promised. The first fifth of the time is for settling.
 Compared are the medians of the first and of the last third of what is left: memory may grow by 3 %, /dev/shm not at

@@ -1,6 +1,6 @@
 """Volumes with error bars on hippocampi, after Eaton-Rosen et al. 2018: calibrated, and under artificial noise.
 
-    python tests/benchmarks/bench_volumes.py [--json FILE] [--plot FILE]
+    python -m tests.benchmarks.bench_volumes [--json FILE] [--plot FILE]
 
 The published hippocampus model, T = 20 from the test split as it is and under Rician noise. For each nominal
 level: the share of true total volumes inside the samples' own interval, and inside the one that calibration cases

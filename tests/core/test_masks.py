@@ -64,7 +64,7 @@ def test_samples_seeds_models_and_units_are_independent(segmentation):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_is_64_bits(seed):
+def test_a_seed_that_exceeds_64_bits_is_refused(seed):
     """A seed that does not fit is refused rather than wrapped round."""
     with pytest.raises(ValueError, match="seed"):
         draw_masks(_layout(), seed, DIGEST, 0, 1)

@@ -39,7 +39,7 @@ def test_every_option_on_the_page_exists():
 
 
 @pytest.mark.slow
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not shutil.which("haproxy", path=os.environ["PATH"] + ":/usr/sbin"), reason="HAProxy is not there")
 def test_the_page_works_as_it_stands(tmp_path):

@@ -1,6 +1,6 @@
 """Networks that people really have: each exports, proves itself, and samples as a PyTorch loop does.
 
-`make zoo` installs the packages they come from (see `zoo.py`) and runs these.
+`make zoo` installs the packages they come from (see `zoo.py`) and runs these; `make test-all` runs ten of them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from equipoise_export.proof.references import TorchNetwork
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from ..support.zoo import ZOO_NETWORKS, Animal, awake, torchvision_model
+from ..support.zoo import CHOSEN, ZOO_NETWORKS, Animal, awake, torchvision_model
 from .test_compile import permutation_p
 
-pytestmark = [pytest.mark.zoo, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
 
@@ -40,7 +40,10 @@ def contract_of(name: str, animal: Animal) -> Contract:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ZOO_NETWORKS)
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in CHOSEN else [pytest.mark.exhaustive]) for name in ZOO_NETWORKS]
+)
 def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
     """The proof passes; 60 samples of the sampler and 60 of Monte Carlo dropout are one distribution."""
     animal = ZOO_NETWORKS[name]
@@ -88,6 +91,8 @@ def with_random_weights(path: Path) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.zoo
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "sites"), [("squeezenet", 1), ("inception_v1", 1), ("bvlc_alexnet", 2), ("vgg19", 2)])
 def test_onnx_graphs_with_dropout_nodes_become_samplers(name: str, sites: int) -> None:
     """As many sites as Dropout nodes, proven; vgg19's 144 M weights need 6 GB."""
@@ -111,6 +116,8 @@ VENDOR = {
 }
 
 
+@pytest.mark.zoo
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "legacy"])
 @pytest.mark.parametrize("name", VENDOR)
 @pytest.mark.filterwarnings("ignore")

@@ -44,7 +44,7 @@ def test_constant_arrivals_do_not_drift():
         ("achieved=95%, max=900us", (Objective("achieved", 0.95), Objective("max", 0.9))),
     ],
 )
-def test_objectives_are_read(text, expected):
+def test_latency_promises_are_parsed(text, expected):
     assert parse_slo(text) == expected
 
 

@@ -72,7 +72,7 @@ def test_a_dead_server_is_an_error_not_a_wait():
     assert report["latency_ms"] == {}
 
 
-def test_deadlines_are_kept():
+def test_an_answer_after_the_deadline_is_an_error():
     """An answer that takes longer than the deadline is an error, and the run does not wait for it."""
     with exact(30.0) as url:
         report = report_of(run(plan(url, 20.0, duration=0.5, timeout=0.3), [ONE]), ["one"], [1.0], True)

@@ -11,7 +11,7 @@ import pytest
 from ..benchmarks.bench_load_generator import ROOT, agreement, fetch_analyzer
 from ..support.repositories import SLOW, hold
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

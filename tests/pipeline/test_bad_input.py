@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from ..support.asking import MODELS, SMALL, ask, case, inputs_of, kind_of, picture, text
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 GENERATOR = np.random.default_rng(0)
 VOLUME = GENERATOR.normal(100.0, 20.0, (1, 16, 16, 16)).astype(np.float32)

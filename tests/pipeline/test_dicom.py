@@ -23,7 +23,7 @@ from ..support.phantom import SYNTAXES, compressed
 SOURCE = Path(os.environ.get("EQUIPOISE_DATA", "")) / "dicom/study1-hippocampus-crop"
 KINDS = ("seg", "epistemic", "aleatoric", "sr")
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SOURCE.is_dir(), reason="needs EQUIPOISE_DATA")]
+pytestmark = [pytest.mark.triton, pytest.mark.skipif(not SOURCE.is_dir(), reason="needs EQUIPOISE_DATA")]
 
 
 def predict(server: Any, out: Path, *given: Path, model: str = "hippocampus") -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from ..support.asking import ask, case, text
 from ..support.networks import Classifier, UNet
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # nine exports, before the first test
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]  # nine exports, before the first test
 
 NETWORKS = Path(__file__).parents[1] / "support" / "networks.py"
 MEMBERS = 3
@@ -105,7 +105,7 @@ def test_networks_without_dropout_disagree_as_in_pytorch(client, models) -> None
     assert p.var(0).max() > 1e-4
 
 
-def test_every_member_counts(client) -> None:
+def test_every_member_of_an_ensemble_changes_the_answer(client) -> None:
     """One sample comes from the first member, two from the first two: each adds a network that answers otherwise."""
     few = [ask(client, "dropout", case(image_of("dropout"), seed=1, samples=n), ["mean"])["mean"] for n in (1, 2, 3)]
     assert not np.allclose(few[0], few[1]) and not np.allclose(few[1], few[2])

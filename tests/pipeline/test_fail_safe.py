@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from ..support.asking import ask, case, inputs_of, poll, text
 from ..support.repositories import SLOW, accepting_policy, closed, configure, copy_of, gated, hold, with_policy
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 IMAGE = np.random.default_rng(0).normal(100.0, 20.0, (1, 16, 16)).astype(np.float32)
 SPACING = (1.0, 1.0)

@@ -16,7 +16,7 @@ from equipoise_export.publish.repository import publish_pair
 from ..support.faults import APART, DETECTED, FAULTS, MODEL, fleet, suffered
 from ..support.repositories import accepting_policy, with_policy
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 RATE = 15.0
 
@@ -35,7 +35,9 @@ def versions(tmp_path_factory, tiny_classifier) -> tuple[Path, Path]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.root] if name in APART else []) for name in FAULTS]
+)
 def test_nothing_is_lost_wrong_or_wrongly_accepted(versions, tmp_path, name):
     """Two replicas behind HAProxy with mutual TLS, Poisson arrivals, our client with its own way to try again."""
     if name in APART and os.geteuid() != 0:

@@ -30,7 +30,7 @@ from ..support.asking import poll
 from ..support.processes import Serving, serving
 from ..support.reverse_proxy import ReverseProxy, certificates, check, reverse_proxy
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
 LIMIT = 1 << 20

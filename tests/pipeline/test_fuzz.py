@@ -39,7 +39,7 @@ from ..support.repositories import accepting_copies
 from ..support.resources import MB, shared_memory, usage
 from ..support.studies import PLANTED
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SEED = 20261122
 SHARES = {"fields": 9000, "bytes": 4000, "calls": 1000, "json": 3500, "endpoints": 1000, "http bytes": 1500}
@@ -453,7 +453,7 @@ def test_nobody_may_touch_memory_models_or_settings(running, method):
         asyncio.run(ask())
 
 
-def test_nor_over_http(running):
+def test_nobody_may_touch_memory_models_or_settings_over_http(running):
     """Likewise; and nothing is written where a request asked for it."""
     closed = [each for each in ENDPOINTS if re.search("sharedmemory|repository|trace|logging", each[1])]
     assert len(closed) > 12

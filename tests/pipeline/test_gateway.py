@@ -29,7 +29,7 @@ from ..support.ports import free_port
 from ..support.processes import descendants
 from ..support.studies import PLANTED, encoded, read, study
 
-pytestmark = [pytest.mark.slow, pytest.mark.pipeline]
+pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.pacs, pytest.mark.root]
 needs_data = pytest.mark.skipif(not os.environ.get("EQUIPOISE_DATA"), reason="needs EQUIPOISE_DATA")
 
 HIPPOCAMPUS = '[[series]]\nmodel = "hippocampus"\nmodality = "MR"\nminimum_slices = 20\n'

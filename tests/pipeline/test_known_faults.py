@@ -25,7 +25,7 @@ from ..support.malformed_http import as_json, post
 from ..support.processes import alive, descendants
 from ..support.repositories import accepting_copies
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 INFER = "/v2/models/pneumonia/infer"
 

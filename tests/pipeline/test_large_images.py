@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from ..support.asking import ask, case, poll, settled, text
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 
 @pytest.mark.parametrize(("name", "size"), [("tinyseg", (100, 150)), ("hippocampus", (140, 24, 17))])

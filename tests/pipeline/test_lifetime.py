@@ -35,7 +35,7 @@ from ..support.asking import MODELS, SMALL, ask, case, inputs_of, metric, pictur
 from ..support.processes import Serving, serving
 from ..support.repositories import closed, gated
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 PATIENCE = 90.0  # seconds until something that must happen counts as not happening
 WHY = ("server is stopping", "has no available versions")  # ours or Triton's, which unloads the models at its end

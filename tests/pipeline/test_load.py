@@ -9,7 +9,7 @@ from equipoise_client.cli.main import main
 
 from ..support.asking import MODELS
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 
 def loaded(capsys, server, *words: str, warmup: float = 0.2) -> tuple[int, dict]:

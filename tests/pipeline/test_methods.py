@@ -37,7 +37,7 @@ from equipoise_lab.reference.networks import UNet
 from ..support.asking import ask, case, text
 from ..support.graphs import contract
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(900)]  # eight exports, before the first test
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]  # eight exports, before the first test
 
 SAMPLES = 8
 IMAGES = 10

@@ -10,7 +10,7 @@ from equipoise_core.loading import load_model
 
 from ..support.asking import MODELS, SMALL, ask, case, picture, poll, settled
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 
 def _counts(url: str, family: str) -> dict[str, float]:

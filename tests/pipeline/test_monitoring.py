@@ -28,7 +28,7 @@ from ..support.studies import study
 from ..support.watching import PROMETHEUS, Prometheus, prometheus
 
 pytestmark = [
-    pytest.mark.pipeline,
+    pytest.mark.triton,
     pytest.mark.slow,
     pytest.mark.skipif(
         shutil.which("haproxy") is None or shutil.which("prometheus") is None,

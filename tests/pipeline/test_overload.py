@@ -23,7 +23,7 @@ from equipoise_load.mix import Wish, build_mix
 from ..support.asking import case, inputs_of, metric, poll
 from ..support.repositories import SLOW, closed, gated, hold
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 QUEUE, AGGREGATORS = 12, 4
 # Of each sampler call, and every request makes at least one: the capacity is the model's and not the machine's.

@@ -26,7 +26,7 @@ from equipoise_export.publish.repository import publish_pair
 from ..support.asking import ask, case, text
 from ..support.repositories import configure, copy_of
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 POISON = "the poisoned package decided"
 FIRST_ON_THE_PATH = "sys.path.insert(0, str(HERE))\n"

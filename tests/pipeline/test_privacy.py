@@ -125,7 +125,7 @@ def test_a_device_id_would_be_seen(environment, home):
 
 
 @pytest.mark.slow
-@pytest.mark.pipeline
+@pytest.mark.triton
 def test_serving_and_asking_stays_on_this_machine(traced, home, tmp_path):
     """`serve` the three models, `predict` a file with its picture, stop: every address is loopback, the home clean."""
     image = tmp_path / "image.npy"

@@ -12,7 +12,7 @@ from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.publish.triton_config import ROUTINE, URGENT, aggregator_config, render
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 # Holds every execution until a file of its request's name appears, so that nothing depends on the clock.
 GATED = """

@@ -19,7 +19,7 @@ from PIL import Image
 from ..support.asking import picture
 from .conftest import REFERENCE
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 needs_data = pytest.mark.skipif(not os.environ.get("EQUIPOISE_DATA"), reason="needs EQUIPOISE_DATA")
 

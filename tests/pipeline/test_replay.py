@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 
 def equipoise(*words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:

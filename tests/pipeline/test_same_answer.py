@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..support.asking import MODELS, SMALL, ask, case, picture, poll, settled, text
 from ..support.repositories import configure, copy_of
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SAMPLES = 20
 TOLERANCE = 1e-5
@@ -125,7 +125,7 @@ def test_among_sixteen_concurrent_mixed_requests(server, alone):
 
 
 @pytest.mark.slow
-def test_after_a_restart(restarted, alone, contracts):
+def test_a_restarted_server_gives_the_same_answers(restarted, alone, contracts):
     """A server that starts anew gives the same answers: nothing is kept in between."""
     for q, expected in alone.items():
         _assert_same(ask(restarted, q.model, q.tensors(contracts[q.model]), tuple(expected)), expected)
@@ -133,7 +133,7 @@ def test_after_a_restart(restarted, alone, contracts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_in_chunks(restarted, alone, contracts, chunk):
+def test_samples_drawn_in_chunks_give_the_same_answers(restarted, alone, contracts, chunk):
     """Samples drawn in several sampler requests are the samples drawn in one."""
     for q, expected in alone.items():
         _assert_same(ask(restarted, f"{q.model}_by_{chunk}", q.tensors(contracts[q.model]), tuple(expected)), expected)

@@ -8,7 +8,7 @@ import pytest
 
 from ..support.soak import soak, verdicts
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 MINUTES = float(os.environ.get("EQUIPOISE_SOAK_MINUTES", "3"))
 SHARE = 0.3
@@ -16,7 +16,7 @@ SHARE = 0.3
 
 
 @pytest.mark.timeout(60 * MINUTES + 240)
-def test_nothing_grows(tmp_path):
+def test_processes_memory_and_files_stay_flat_under_load(tmp_path):
     """Under load a server keeps its processes, memory, descriptors, threads and /dev/shm."""
     found = soak(MINUTES, 2.0 * MINUTES, tmp_path / "run", share=SHARE)
     assert found.answered > 20, found.codes

@@ -23,7 +23,7 @@ from equipoise_export.publish.repository import publish_pair
 from ..support.asking import metric, poll, settled
 from ..support.repositories import closed, gated
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 STAND_IN = Path(__file__).parents[2] / "model_repository/hippocampus_sampler/1/model.py"
 SAMPLER = "tinyseg_sampler"

@@ -28,7 +28,7 @@ from ..support.asking import MODELS, ask, picture
 from ..support.mutants import with_shared_masks, without_scaling, without_site
 from ..support.permutation import PValues, compare
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SAMPLES = 400
 CHUNK = 20

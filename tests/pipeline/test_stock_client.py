@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SCRIPT = """
 import json

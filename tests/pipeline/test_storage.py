@@ -27,7 +27,7 @@ from ..support.asking import ask, case
 from ..support.graphs import contract
 from ..support.networks import Classifier
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 16, 16)).astype(np.float32)
 

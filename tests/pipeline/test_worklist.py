@@ -18,7 +18,7 @@ from ..support.review_page import chromium, tab  # noqa: F401 (fixtures)
 from ..support.studies import PLANTED, encoded, read
 from .test_gateway import FAST, HIPPOCAMPUS, copied, crop, needs_data, results, uid_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.pipeline, needs_data]
+pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.pacs, pytest.mark.root, needs_data]
 
 VIEWER = "https://pacs.example.org/viewer?StudyInstanceUIDs={study}"
 

@@ -31,7 +31,7 @@ from ..support.asking import ask, case, text
 from ..support.constructs import LAYERS, Around
 from ..support.zoo import ZOO_NETWORKS, Animal, awake
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.triton, pytest.mark.timeout(1800)]
 
 
 def basic_unet() -> nn.Module:
@@ -62,7 +62,9 @@ NAMES = (
 )  # fmt: skip
 GROUPS = [
     pytest.param(OURS, marks=pytest.mark.slow, id="ci"),
-    pytest.param({name: ZOO_NETWORKS[name] for name in NAMES}, marks=pytest.mark.zoo, id="zoo"),
+    pytest.param(
+        {name: ZOO_NETWORKS[name] for name in NAMES}, marks=[pytest.mark.zoo, pytest.mark.exhaustive], id="zoo"
+    ),
 ]
 OUTPUTS = ["mean", "variance", "aleatoric", "epistemic", "case_score", "route", "reason"]
 

@@ -390,3 +390,19 @@ ZOO_NETWORKS: dict[str, Animal] = {
     "transformers_beit": Animal(lambda: huggingface("Beit", drop_path_rate=0.1), "classification", 3, (3, 32, 32)),
     "transformers_dinov2": Animal(lambda: huggingface("Dinov2", drop_path_rate=0.1), "classification", 3, (3, 32, 32)),
 }
+
+CHOSEN = frozenset(
+    {
+        "monai_unet_3d",  # three dimensions, sizes dynamic
+        "monai_swin_unetr_2d",  # windowed attention with three kinds of dropout
+        "monai_densenet121_2d",  # 58 sites
+        "nnunet_2d_deep_supervision",  # several outputs
+        "mobilenet_v3_small",  # squeeze and excitation; dropout in the head alone
+        "vision_transformer",  # dropout inside fused attention
+        "smp_deeplabv3plus",  # dilated pyramid, element dropout
+        "timm_efficientnet_b0",  # drop path
+        "timm_resnet18_dropblock",  # DropBlock
+        "transformers_segformer",  # a Hugging Face model with its output object
+    }
+)
+"""One of each kind: what `make test-all` runs."""

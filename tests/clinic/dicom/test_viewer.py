@@ -15,7 +15,7 @@ from ...support.phantom import phantom
 from ...support.result_sources import LIMIT, find, written
 from ...support.viewer import viewer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.pacs, pytest.mark.root, pytest.mark.browser]
 
 OHIF_FACTOR = 100.0
 """OHIF 3.13 multiplies every Parametric Map by 100, whatever its units."""

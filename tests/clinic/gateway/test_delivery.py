@@ -75,6 +75,8 @@ def test_what_is_sent_again_after_a_crash_is_stored_once(desk, pacs, way):
 
 
 @pytest.mark.slow
+@pytest.mark.pacs
+@pytest.mark.root
 @pytest.mark.parametrize("way", ["stow", "c-store"])
 def test_an_archive_that_is_away_costs_no_attempt_and_gets_everything_later(desk, tmp_path, way):
     with orthanc(tmp_path / "pacs") as site:

@@ -55,6 +55,8 @@ def test_an_orthanc_that_was_set_up_anew_is_read_from_its_start(desk, pacs, posi
 
 
 @pytest.mark.slow
+@pytest.mark.pacs
+@pytest.mark.root
 def test_an_image_that_the_archive_has_lost_ends_its_study_and_stops_no_other(desk, tmp_path):
     with orthanc(tmp_path / "pacs", MaximumStorageCacheSize=0) as site:
         images = study(count=3)

@@ -301,8 +301,9 @@ def test_another_python_is_refused(tmp_path, bundle, keys):
 
 
 @pytest.mark.slow
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.timeout(1500)
+@pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="a network namespace takes root")
 def test_installed_and_run_without_any_network(tmp_path, keys):
     """The real bundle, in a network namespace that has nothing but loopback: install, then the demo with real images.

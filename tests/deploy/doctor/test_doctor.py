@@ -296,7 +296,7 @@ def test_exit_codes_and_json(pairs, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.pipeline
+@pytest.mark.triton
 def test_a_running_server_is_examined(tmp_path, pairs, capsys):
     """A real Triton: it answers, has no telemetry, listens on loopback; slower or other numbers than recorded show."""
     give_policy(pairs / "tinycls")

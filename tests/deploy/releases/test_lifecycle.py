@@ -317,6 +317,7 @@ def test_a_copy_is_served_and_not_the_store(pairs, store, tmp_path):
     assert inside.stat().st_ino != (store.folder("tinycls", 1) / "tinycls_sampler/1/model.onnx").stat().st_ino
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system of one's own takes root")
 def test_a_full_disk_is_an_error_and_leaves_no_half_release(pairs, tmp_path, capsys):
     """Nothing is in the store that was not written whole."""
@@ -357,7 +358,7 @@ def test_verbs_say_what_they_did(pairs, store, capsys):
     assert [(each["version"], each["in_service"]) for each in listed["releases"]] == [(1, True), (2, False)]
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_both_versions_are_served_on_the_cases_and_compared(pairs, store, tmp_path):
     """A policy that accepts more is found out by the cases that it would accept; then the old one is still served."""
@@ -379,7 +380,7 @@ def test_both_versions_are_served_on_the_cases_and_compared(pairs, store, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.pipeline
+@pytest.mark.triton
 def test_a_signed_store_is_served_and_a_changed_one_is_not(pairs, store, tmp_path):
     """A real Triton answers from `STORE/current`; after one changed byte the same call refuses and names the file."""
     keys = make_keys(tmp_path)
@@ -400,7 +401,7 @@ def test_a_signed_store_is_served_and_a_changed_one_is_not(pairs, store, tmp_pat
         raise StartError("it must not start")
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_a_running_server_takes_up_what_is_promoted_and_nothing_that_was_changed(pairs, store, tmp_path):
     """Published, promoted, reloaded: the new policy decides. One changed byte later the reload is refused, and the

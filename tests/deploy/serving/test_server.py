@@ -24,7 +24,7 @@ from equipoise_deploy.serving.engine import find_engine
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer, triton_command, triton_environment
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.triton
 
 SERVE = "import typer; from equipoise_deploy.serving.command import serve_command; typer.run(serve_command)"
 ANY_PORTS = ("--engine=embedded", "--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0")

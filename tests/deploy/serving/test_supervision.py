@@ -100,7 +100,7 @@ def stopped(server: Serving) -> str:
     return said
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "victim", "word"),
@@ -135,7 +135,7 @@ def test_dead_or_stopped_processes_are_restarted(repository, tmp_path, number, v
     print(f"noticed after {noticed:.2f} s")
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_a_model_that_hangs_is_restarted(copy, tmp_path):
     """Nothing died, Triton says it is ready, the queue takes requests: only the health probe shows it."""
@@ -224,7 +224,7 @@ def test_waiting_for_a_processor_is_seen():
         assert idle < 0.5 * min(busy)
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_a_busy_model_is_left_alone(copy, tmp_path):
     """Every execution computes for 6 s, longer than a hang may last: it works, so it is healthy."""
@@ -248,7 +248,7 @@ def test_a_busy_model_is_left_alone(copy, tmp_path):
         assert server.health()[1]["restarts"] == 0
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_a_saturated_server_stays_healthy(repository, tmp_path):
     """Twelve seconds of more than it can answer, refusals included: health says 200 each time, nothing is restarted."""
@@ -274,7 +274,7 @@ def test_a_saturated_server_stays_healthy(repository, tmp_path):
         assert server.health()[1]["restarts"] == 0
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_what_cannot_be_kept_is_given_up(copy, tmp_path):
     """A model that dies on whatever it is asked: so many restarts as are allowed, then exit code 3 and the reason."""
@@ -288,7 +288,7 @@ def test_what_cannot_be_kept_is_given_up(copy, tmp_path):
         poll(lambda: not server.remains(), "nothing is left", PATIENCE)
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_poison_does_not_loop(copy, tmp_path):
     """An image that kills the sampler is sent twice and then given back as an error; others are answered afterwards."""
@@ -338,7 +338,7 @@ def policy(server: Serving) -> str | None:
         return digest
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_a_reload_takes_the_new_version_and_loses_nothing(versions, tmp_path):
     """Until SIGHUP a switched link changes nothing, restarts included; what was accepted before it is answered."""
@@ -376,7 +376,7 @@ def test_a_reload_takes_the_new_version_and_loses_nothing(versions, tmp_path):
         stopped(server)
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["the model is damaged", "its contract is another's", "there is nothing"])
 def test_a_version_that_cannot_serve_is_not_taken(versions, tmp_path, broken):
@@ -402,7 +402,7 @@ def test_a_version_that_cannot_serve_is_not_taken(versions, tmp_path, broken):
         assert "THE RELOAD WAS REFUSED" in stopped(server)
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_what_is_damaged_in_place_does_not_end_what_serves(copy, tmp_path):
     """There is no version before to go back to: the running one is the only one, and is left alone."""
@@ -417,7 +417,7 @@ def test_what_is_damaged_in_place_does_not_end_what_serves(copy, tmp_path):
         assert "THE RELOAD WAS REFUSED" in stopped(server)
 
 
-@pytest.mark.pipeline
+@pytest.mark.triton
 @pytest.mark.slow
 def test_a_stop_is_said_before_it_happens(repository, tmp_path):
     """For as long as a proxy needs to notice, health says 503 while requests are still answered."""

@@ -108,7 +108,7 @@ def test_a_queue_holds_what_is_answered_in_time(rate, wait, aggregators):
 
 
 @pytest.mark.slow
-@pytest.mark.pipeline
+@pytest.mark.triton
 def test_tune_writes_what_serve_takes(repository, tmp_path, capsys):
     """Real servers, side by side; other models' settings stay, figures are kept, and the answers do not change."""
     file = tmp_path / "settings.json"
