@@ -113,6 +113,8 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
     """How `serve` runs a public model where nothing else is asked for; None where a number is T or left to Triton."""
     aggregator = parse_configuration(configuration_of(repository / model, configuration))
     names = [sampler.name for sampler in carried_contract(repository / model).samplers]
+    if not names:
+        raise RepositoryError(f"{repository / model}'s contract names no sampler; export the model again")
     members = len(names)
     sampler = parse_configuration(configuration_of(repository / names[0], configuration))
     stated = replace(Settings.stated(aggregator, sampler), aggregators=aggregator_instances(cores))

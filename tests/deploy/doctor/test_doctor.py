@@ -323,6 +323,6 @@ def test_a_running_server_is_examined(tmp_path, pairs, capsys):
         again = {f.check: f for f in live.inference(mine)}
         assert again["latency"].status is Status.OK and again["inference"].status is Status.FAILURE
         baseline.write_text("{}")
-        assert "no baseline" in next(live.inference(mine)).found
+        assert "not a baseline" in next(live.inference(mine)).found
     stopped = next(live.inference(replace(mine, baseline=None)))
     assert stopped.status is Status.FAILURE and stopped.remedy
