@@ -184,12 +184,12 @@ def steady(halves: Sequence[tuple[HdrHistogram, HdrHistogram]]) -> bool | None:
 
     Per kind of request, since a mix has several medians. None where no kind has enough answers to tell.
     """
-    told = []
+    settled = []
     for pair in halves:
         if all(half.get_total_count() >= ENOUGH for half in pair):
             low, high = sorted(half.get_value_at_percentile(50.0) for half in pair)
-            told.append(high <= STEADY * low or high - low <= 1_000)
-    return all(told) if told else None
+            settled.append(high <= STEADY * low or high - low <= 1_000)
+    return all(settled) if settled else None
 
 
 def _few(measured: HdrHistogram) -> dict[str, float | None]:
