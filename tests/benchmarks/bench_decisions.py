@@ -241,7 +241,9 @@ def tissue(subject: Subject) -> Iterator[Claim]:
     for what, change in STAINED.items():
         images = [change(image, like) for image, like in zip(shifted.images, likes, strict=True)]
         rows.append(row(subject, what, list(zip(images, shifted.targets, strict=True))))
-        auroc = metrics.separation(own, np.array([distance(subject, image) for image in images]))
+        distances = np.r_[own, [distance(subject, image) for image in images]]
+        foreign = np.arange(len(distances)) >= len(own)
+        auroc = metrics.separation(distances, ~foreign, foreign)
         yield Claim(f"{what}: AUROC of strangeness", f"{auroc:.4f}", "≥ 0.95", auroc >= 0.95)
     yield from _accepted(rows)
 

@@ -24,19 +24,10 @@ from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
 from .metrics import area_under_risk_coverage
 from .recalibrate import fit_isotonic, fit_temperature
-from .risk import (
-    Certificate,
-    accepted_cases_needed,
-    cases_needed_for_control,
-    conformal_risk_control,
-    learn_then_test,
-)
+from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 from .strangeness import fit_strangeness
 
-EPISTEMIC = {
-    Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"),
-    Task.CLASSIFICATION: ("mutual_information",),
-}
+EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
 """The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
 not `rim_epistemic` where samples are drawn: after 8 of 20 its logarithm is still off by 1.0 (hippocampus, nuclei) of
 its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that hardly a case could stop
@@ -284,12 +275,7 @@ def choose_stopping(pilot: Sequence[Measured], names: Sequence[str]) -> Stopping
 
 
 def choose_accept(
-    contract: Contract,
-    policy: Policy,
-    score: str,
-    pilot: Sequence[Measured],
-    cases: Sequence[Measured],
-    goals: Goals,
+    contract: Contract, policy: Policy, score: str, pilot: Sequence[Measured], cases: Sequence[Measured], goals: Goals
 ) -> tuple[Policy, Certificate | None, str]:
     """Learn-then-Test over thresholds on the procedure as it is served. Returns policy, certificate, words.
 
