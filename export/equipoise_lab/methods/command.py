@@ -69,9 +69,12 @@ def train(
         _list(console, as_json)
         return
     try:
-        chosen = [_found(name) for name in methods] if methods else list(CATALOGUE)
+        by_name = {method.name: method for method in CATALOGUE}
+        if unknown := [name for name in methods or () if name not in by_name]:
+            raise TrainingError(f"there is no method {unknown[0]}; there are {', '.join(by_name)}")
+        chosen = [by_name[name] for name in methods or by_name]
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        told = []
+        published = []
         for name in on or DATA_SETS:
             if name not in DATA_SETS:
                 raise TrainingError(f"there is no data set {name} to train on; there are {', '.join(DATA_SETS)}")
@@ -81,18 +84,18 @@ def train(
             cases = data.select(reference_split(name, data.ids).train)
             workshop = Workshop(REFERENCES[name], cases, folder, seed, from_scratch, epochs)
             for method in chosen:
-                told.append(_publish(method, workshop, into))
+                published.append(_publish(method, workshop, into))
                 if calibrate:
-                    told[-1]["accept"] = _calibrated(told[-1]["name"], workshop.reference, data, into)
-                console.print(f"[bold]{told[-1]['name']}[/bold] published into {into}", highlight=False)
+                    published[-1]["accept"] = _calibrated(published[-1]["name"], workshop.reference, data, into)
+                console.print(f"[bold]{published[-1]['name']}[/bold] published into {into}", highlight=False)
     except (ExportError, TrainingError, DataMissingError, OSError) as error:
         Console(stderr=True).print(f"[red]not trained[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(published, indent=1))
         return
     shown = Table("model", "method", "training, processor s", "policy")
-    for each in told:
+    for each in published:
         shown.add_row(each["name"], each["title"], f"{each['seconds']:.0f}", each.get("accept", "none"))
     console.print(shown)
 
@@ -105,13 +108,6 @@ def _list(console: Console, as_json: bool) -> None:
     for method in CATALOGUE:
         shown.add_row(method.name, method.title, method.source)
     console.print(shown)
-
-
-def _found(name: str) -> Method:
-    for method in CATALOGUE:
-        if method.name == name:
-            return method
-    raise TrainingError(f"there is no method {name}; there are {', '.join(method.name for method in CATALOGUE)}")
 
 
 def _publish(method: Method, workshop: Workshop, into: Path) -> dict[str, Any]:
