@@ -69,7 +69,7 @@ Progress = Callable[[float, Tally, int], None]
 
 def run(plan: Plan, payloads: Sequence[Payload], progress: Progress | None = None) -> Tally:
     """Carries the plan out, and waits for the last answer: at most `plan.timeout` after the last request."""
-    # epoll, asyncio's default here, rounds every wait up to whole milliseconds; select waits as long as it is told.
+    # epoll, asyncio's default here, rounds every wait up to whole milliseconds; select does not.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     try:
         return loop.run_until_complete(_run(plan, payloads, progress))

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype
 
 DECISION = ("case_score", "samples_used", "route")
-"""What a decision alone needs back; the record is left out, nobody reads it here."""
+"""What a decision alone needs back; the record is left out, nothing here reads it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Wish:
         samples: values of T to mix; empty: the policy's.
         urgent: share of urgent requests, 0 to 1.
         outputs: the arrays to ask for, besides the decision.
-        timeout: seconds; tells the server's queue when nobody waits any more.
+        timeout: seconds, after which the server's queue drops a request: nobody waits for it any more.
         per_request: N, images of each request.
     """
 

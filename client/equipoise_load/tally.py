@@ -150,7 +150,13 @@ def report_of(tally: Tally, labels: Sequence[str], weights: Sequence[float], ope
             for label, weight, each in zip(labels, weights, tally.per_kind, strict=True)
         ],
         "series": [
-            {"second": t, "due": s.due, "failed": s.failed, **_few(s.latency)} for t, s in sorted(tally.seconds.items())
+            {
+                "second": t,
+                "due": s.due,
+                "failed": s.failed,
+                **{name: summary(s.latency).get(name) for name in ("p50", "p99")},
+            }
+            for t, s in sorted(tally.seconds.items())
         ],
     }
 
@@ -190,8 +196,3 @@ def steady(halves: Sequence[tuple[HdrHistogram, HdrHistogram]]) -> bool | None:
             low, high = sorted(half.get_value_at_percentile(50.0) for half in pair)
             settled.append(high <= STEADY * low or high - low <= 1_000)
     return all(settled) if settled else None
-
-
-def _few(measured: HdrHistogram) -> dict[str, float | None]:
-    known = summary(measured)
-    return {"p50": known.get("p50"), "p99": known.get("p99")}

@@ -1,4 +1,4 @@
-"""Fitting what makes probabilities mean what they say; applying it is the core's (`equipoise_core.recalibration`)."""
+"""Fits the recalibration of probabilities; the core applies it (`equipoise_core.recalibration`)."""
 
 from __future__ import annotations
 

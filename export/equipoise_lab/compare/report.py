@@ -47,6 +47,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
     """JSON-able, without NaN: what does not exist is null."""
     first, sets, goals = comparison.models[0].contract, comparison.sets, comparison.goals
     others, compared = len(comparison.every) - 1, [f for f in comparison.figures if f.better]
+    strangeness = [e.values for e in comparison.resampled if e.figure.name == "auroc_shifted_strangeness"]
     return {
         "format": FORMAT,
         "data": sets.title,
@@ -74,7 +75,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             {key: getattr(figure, key) for key in ("name", "title", "meaning", "better")}
             for figure in comparison.figures
         ],
-        "strangeness_equal": _strangeness_equal(comparison),
+        "strangeness_equal": bool(np.ptp(strangeness) < 1e-12) if strangeness else None,
         "models": [_model(comparison, index) for index in range(len(comparison.every))],
         "differences": [
             {
@@ -99,14 +100,6 @@ def document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _strangeness_equal(comparison: Comparison) -> bool | None:
-    """Whether all models have the same AUROC of strangeness; None where there is none."""
-    for each in comparison.resampled:
-        if each.figure.name == "auroc_shifted_strangeness":
-            return bool(abs(each.values - each.values[0]).max() < 1e-12)
-    return None
-
-
 def _model(comparison: Comparison, index: int) -> dict[str, Any]:
     model, results, time = comparison.models[index], comparison.every[index], comparison.times[index]
     accepted, wrong = int(results.accepted.sum()), int((results.accepted * results.loss).sum())
@@ -118,7 +111,7 @@ def _model(comparison: Comparison, index: int) -> dict[str, Any]:
         "dropout_sites": len(model.contract.sites),
         "score": results.chosen.score,
         "certified": certificate is not None,
-        "accept": results.why,
+        "accept": results.chosen.why,
         "accepted": {
             "cases": len(results.accepted),
             "accepted": accepted,
@@ -157,7 +150,7 @@ def render(comparison: Comparison, outcome: dict[str, Any]) -> str:
     totals = [f for f in per_class if f.name.endswith("_total")]
     return page.render(
         Path(__file__).with_name("compare.html.jinja"),
-        {"figure": show, "short": _short, "pair": _pair},
+        {"figure": show, "short": show, "pair": _pair},
         outcome=outcome,
         columns=[f for f in main if f.name not in _DECISION],
         decision=[f for f in main if f.name in _DECISION] + totals,
@@ -174,13 +167,11 @@ _DECISION = ("accepted", "error_among_accepted", "samples")
 
 def _marks(outcome: dict[str, Any]) -> dict[tuple[str, str], str]:
     """(model, figure) → `better` or `worse` than the first model, only where that is shown."""
-    better = {figure["name"]: figure["better"] for figure in outcome["figures"]}
+    lower = {figure["name"] for figure in outcome["figures"] if figure["better"] == "lower"}
+    shown = [each for each in outcome["differences"] if each["shown"]]
     return {
-        (each["model"], each["figure"]): "better"
-        if (each["value"] < 0) == (better[each["figure"]] == "lower")
-        else "worse"
-        for each in outcome["differences"]
-        if each["shown"]
+        (each["model"], each["figure"]): "better" if (each["value"] < 0) == (each["figure"] in lower) else "worse"
+        for each in shown
     }
 
 
@@ -188,12 +179,8 @@ def show(value: float | None, percent: bool = False) -> str:
     """A figure as tables give it: three digits."""
     if value is None:
         return "–"
-    return f"{100.0 * value:.1f} %" if percent else _short(value)
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "–"
+    if percent:
+        return f"{100.0 * value:.1f} %"
     text = f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return text.replace("-", "−")
 

@@ -132,7 +132,6 @@ class Results:
     """What one model answers on n test cases and m shifted ones, under its own policy, early stopping included.
 
     Attributes:
-        why: what its accept threshold guarantees, or why nothing could be certified.
         patients, shifted_patients: of each case, for resampling.
         quality: `[n]`: Dice, mean over foreground classes, or 1 for a right label.
         risk: `[n]`: 1 − quality: what is ranked.
@@ -168,10 +167,6 @@ class Results:
     @property
     def risk(self) -> Floats:
         return np.asarray(1.0 - self.quality)
-
-    @property
-    def why(self) -> str:
-        return self.chosen.why
 
 
 def results_on(
@@ -221,13 +216,10 @@ def choose(
         check_classes(contract, labelled)
         return choose_policy(contract, samples, pilot, cases, goals, typical or None)
     except CalibrationError as error:
-        nothing = Policy(
-            contract.model_digest,
-            "",
-            samples,
-            strangeness=fit_strangeness(typical or [case.statistics for case in pilot]),
-        )
-        return ChosenPolicy(contract, nothing, goals.score or choose_score(pilot), None, str(error))
+        strangeness = fit_strangeness(typical or [case.statistics for case in pilot])
+        nothing = Policy(contract.model_digest, "", samples, strangeness=strangeness)
+        score = goals.score or choose_score([case.full for case in pilot])
+        return ChosenPolicy(contract, nothing, score, None, str(error))
 
 
 def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged]) -> Results:

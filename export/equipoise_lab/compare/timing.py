@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -54,13 +53,7 @@ def milliseconds(
             _ = assess(models[which], images[image], samplers, screen=screen).decision
             took[number, image, which] = time.perf_counter() - began
     rounds = 1000.0 * took[1:].mean(axis=1)  # the first round warms up
-    fastest = rounds[:, int(np.median(rounds, axis=0).argmin())]
-    return [
-        Milliseconds(
-            statistics.median(column.tolist()),
-            float(column.min()),
-            float(column.max()),
-            statistics.median((column / fastest).tolist()),
-        )
-        for column in rounds.T
-    ]
+    fastest = rounds[:, np.median(rounds, axis=0).argmin()]
+    ratios = np.median(rounds / fastest[:, None], axis=0)
+    columns = (np.median(rounds, axis=0), rounds.min(axis=0), rounds.max(axis=0), ratios)
+    return [Milliseconds(*each) for each in np.stack(columns, axis=1).tolist()]

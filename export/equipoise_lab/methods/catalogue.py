@@ -31,7 +31,7 @@ HEAD_WIDTH = {2: 12, 3: 8}
 
 @dataclass(frozen=True)
 class Method:
-    """One way to be unsure.
+    """One uncertainty method.
 
     Attributes:
         name: joined to the data set's it is the public model's: `nuclei_mc_dropout`.

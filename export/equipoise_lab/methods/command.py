@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,12 +113,13 @@ def _publish(method: Method, workshop: Workshop, into: Path) -> dict[str, Any]:
     """Trains what is missing, publishes, and writes `training.json`; returns what it says."""
     draft = replace(workshop.draft, name=f"{workshop.reference.name}_{method.name}")
     publish_product(method.build(workshop, draft), into)
+    base = "base network trained here" if workshop.from_scratch else "base network: the reference weights, not counted"
     note = {
         "name": draft.name,
         "title": method.title,
         "source": method.source,
         "seconds": workshop.seconds(method.trainings),
-        "note": _note(workshop, method.trainings),
+        "note": f"seed {workshop.seed}, trainings {', '.join(method.trainings)}; {base}",
     }
     (into / draft.name / "training.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     return note
@@ -137,11 +137,6 @@ def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> s
     policy = choose_on_split(replace(model, policy=None), into, reference, data)
     (into / name / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     return policy.accept.rule if policy.accept else "nothing could be certified"
-
-
-def _note(workshop: Workshop, trainings: Sequence[str]) -> str:
-    base = "base network trained here" if workshop.from_scratch else "base network: the reference weights, not counted"
-    return f"seed {workshop.seed}, trainings {', '.join(trainings)}; {base}"
 
 
 if __name__ == "__main__":

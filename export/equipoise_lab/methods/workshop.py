@@ -1,4 +1,4 @@
-"""Where methods train: one data set, one folder for weights, everything that was fitted once is found there again."""
+"""Trains the methods on one data set; the weights lie in one folder, and what is there is not trained again."""
 
 from __future__ import annotations
 
@@ -152,9 +152,8 @@ class Workshop:
 
     def seconds(self, names: Sequence[str]) -> float:
         """Processor time of trainings, by the start of their names."""
-        notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*.json"))
-                 if path.stem.startswith(tuple(names))]  # fmt: skip
-        return float(sum(note["seconds"] for note in notes))
+        notes = [path for path in sorted(self.folder.glob("*.json")) if path.stem.startswith(tuple(names))]
+        return float(sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in notes))
 
     def compiled(self, network: nn.Module, draft: Contract, options: Options = DYNAMIC) -> Compiled:
         """The network as a proven sampler."""

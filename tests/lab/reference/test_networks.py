@@ -33,7 +33,7 @@ def test_nominal_shape_needs_no_padding(reference: Reference) -> None:
 
 @MODELS
 def test_each_dropout_site_alone_moves_the_output(reference: Reference) -> None:
-    """A site that changes nothing would be mask bits for nothing; with none live the network is deterministic."""
+    """A site that changes nothing would be mask bits for nothing; with none active the network is deterministic."""
     network = reference.network().eval()
     image = torch.randn(1, 1, *(2 * reference.preprocessing.multiple for _ in reference.input_shape[1:]))
     layers = dropout_layers(network)
