@@ -29,10 +29,17 @@ def write_analyzer(plan: Plan, payloads: Sequence[Payload], folder: Path) -> tup
         raise InvalidInput("perf_analyzer cannot mix requests with and without `samples`")
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "input.json"
-    data.write_text(json.dumps({"data": [_row(payload) for payload in payloads]}), encoding="utf-8")
+    rows = [
+        {name: {"content": content, "shape": shape} for name, (content, shape) in _tensors(payload).items()}
+        for payload in payloads
+    ]
+    data.write_text(json.dumps({"data": rows}), encoding="utf-8")
+    shapes = []
+    for name, (_, shape) in _tensors(payloads[0]).items():
+        shapes += ["--shape", f"{name}:{','.join(map(str, shape))}"]
     command = (
         "perf_analyzer", "-m", models[0], "-i", "grpc", "-u", plan.url,
-        "--input-data", str(data), *_shapes(payloads[0]), *_load(plan), "--percentile=50", "--max-threads", "4",
+        "--input-data", str(data), *shapes, *_load(plan), "--percentile=50", "--max-threads", "4",
     )  # fmt: skip
     script = folder / "command.sh"
     script.write_text(f"#!/bin/sh\n# What it reports is its own send-to-answer time.\n{shlex.join(command)}\n")
@@ -40,24 +47,17 @@ def write_analyzer(plan: Plan, payloads: Sequence[Payload], folder: Path) -> tup
     return command
 
 
-def _row(payload: Payload) -> dict[str, object]:
+def _tensors(payload: Payload) -> dict[str, tuple[list[float], tuple[int, ...]]]:
+    """Name → numbers and shape of each input."""
     images = len(payload.image)
-    tensors: dict[str, object] = {"image": {"content": payload.image.ravel().tolist(), "shape": [*payload.image.shape]}}
+    tensors: dict[str, tuple[list[float], tuple[int, ...]]] = {
+        "image": (payload.image.ravel().tolist(), payload.image.shape)
+    }
     if payload.spacing is not None:
-        tensors["spacing"] = {"content": [*payload.spacing] * images, "shape": [images, len(payload.spacing)]}
+        tensors["spacing"] = ([*payload.spacing] * images, (images, len(payload.spacing)))
     if payload.samples is not None:
-        tensors["samples"] = {"content": [payload.samples] * images, "shape": [images, 1]}
+        tensors["samples"] = ([payload.samples] * images, (images, 1))
     return tensors
-
-
-def _shapes(payload: Payload) -> list[str]:
-    images = len(payload.image)
-    shapes = {"image": payload.image.shape}
-    if payload.spacing is not None:
-        shapes["spacing"] = (images, len(payload.spacing))
-    if payload.samples is not None:
-        shapes["samples"] = (images, 1)
-    return [word for name, shape in shapes.items() for word in ("--shape", f"{name}:{','.join(map(str, shape))}")]
 
 
 def _load(plan: Plan) -> list[str]:

@@ -25,6 +25,11 @@ class Capacity:
     rate: float
     trials: tuple[tuple[float, bool, dict[str, Any]], ...]
 
+    @property
+    def report(self) -> dict[str, Any]:
+        """Of the highest rate that held, or of the last trial."""
+        return next((report for rate, held, report in self.trials if held and rate == self.rate), self.trials[-1][2])
+
 
 def find_capacity(trial: Trial, first: float, most: float = 100_000.0, tries: int = 16) -> Capacity:
     """Doubles the rate while it holds (or halves until it does), then bisects geometrically.

@@ -136,18 +136,18 @@ def load(
         console.print("for perf_analyzer:", " ".join(write_analyzer(plan, payloads, analyzer)), soft_wrap=True)
     source = metrics or f"http://{url.rpartition(':')[0]}:8002/metrics"
 
-    def measured(at: Plan) -> dict[str, Any]:
-        return measure(at, payloads, objectives, source, metrics is not None, console)
+    def trial(at: float) -> tuple[bool, dict[str, Any]]:
+        report = measure(replace(plan, rate=at), payloads, objectives, source, metrics is not None)
+        return all(objective.met(report) for objective in objectives), report
 
     if capacity:
-        found = find_capacity(lambda r: _trial(measured(_at(plan, r)), objectives), rate)
+        found = find_capacity(trial, rate)
         _show_capacity(found, console)
-        report = {**_best(found), "capacity_per_second": found.rate, "trials": [t[:2] for t in found.trials]}
+        report = {**found.report, "capacity_per_second": found.rate, "trials": [t[:2] for t in found.trials]}
         kept = found.rate > 0.0
     else:
-        report = measured(plan)
+        kept, report = trial(rate)
         console.print(tables(report))
-        kept = all(objective.met(report) for objective in objectives)
     if objectives:
         console.print(verdicts(objectives, report))
     if html is not None:
@@ -187,12 +187,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def measure(
-    plan: Plan,
-    payloads: Sequence[Payload],
-    objectives: Sequence[Objective],
-    metrics: str,
-    wanted: bool,
-    console: Console,
+    plan: Plan, payloads: Sequence[Payload], objectives: Sequence[Objective], metrics: str, wanted: bool
 ) -> dict[str, Any]:
     """One run and its report.
 
@@ -201,7 +196,7 @@ def measure(
     """
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
     before = _account(metrics, wanted)
-    tally = _watched(plan, payloads, console)
+    tally = _watched(plan, payloads)
     after = None if before is None else _settled(metrics, before, payloads, tally.answered)
     open_loop = plan.arrivals is not Arrivals.CLOSED
     report = report_of(tally, [p.label for p in payloads], [p.weight for p in payloads], open_loop)
@@ -253,8 +248,8 @@ def _account(metrics: str, wanted: bool) -> Account | None:
         return None
 
 
-def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally:
-    """The run, with a line of progress on stderr, on a terminal."""
+def _watched(plan: Plan, payloads: Sequence[Payload]) -> Tally:
+    """The run, with a progress line on stderr where that is a terminal."""
     if not sys.stderr.isatty():
         return run(plan, payloads)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -265,23 +260,10 @@ def _watched(plan: Plan, payloads: Sequence[Payload], console: Console) -> Tally
         def show(elapsed: float, tally: Tally, in_flight: int) -> None:
             p99 = tally.latency.get_value_at_percentile(99.0) / 1e3
             failed = tally.total - tally.answered
-            line = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
-            progress.update(task, completed=min(elapsed, whole), description=line if tally.total else "warming up")
+            words = f"{tally.answered} answered, {failed} failed, {in_flight} in flight, p99 {p99:.4g} ms"
+            progress.update(task, completed=min(elapsed, whole), description=words if tally.total else "warming up")
 
         return run(plan, payloads, show)
-
-
-def _at(plan: Plan, rate: float) -> Plan:
-    return replace(plan, rate=rate)
-
-
-def _trial(report: dict[str, Any], objectives: Sequence[Objective]) -> tuple[bool, dict[str, Any]]:
-    return all(objective.met(report) for objective in objectives), report
-
-
-def _best(found: Capacity) -> dict[str, Any]:
-    """The report of the highest rate that held, or of the last trial."""
-    return next((report for rate, held, report in found.trials if held and rate == found.rate), found.trials[-1][2])
 
 
 def _show_capacity(found: Capacity, console: Console) -> None:

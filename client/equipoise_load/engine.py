@@ -11,16 +11,17 @@ import asyncio
 import contextlib
 import random
 import selectors
-import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
 import grpc.aio
+import numpy as np
 from equipoise_client.errors import ours
 from equipoise_client.transport import Retry, Tls, Tries, channel_options
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor
 
 from .arrivals import Arrivals, due_times
 from .mix import Payload, shuffled
@@ -111,11 +112,7 @@ class _Sender:
     """Sends payloads in the order of the mix, over the connections in turn."""
 
     def __init__(
-        self,
-        plan: Plan,
-        payloads: Sequence[Payload],
-        calls: Sequence[grpc.aio.UnaryUnaryMultiCallable],
-        tally: Tally,
+        self, plan: Plan, payloads: Sequence[Payload], calls: Sequence[grpc.aio.UnaryUnaryMultiCallable], tally: Tally
     ) -> None:
         self._plan, self._payloads, self._calls, self._tally = plan, payloads, calls, tally
         self._kinds = shuffled(payloads, plan.seed)
@@ -187,15 +184,6 @@ def _decision(answer: bytes) -> tuple[int, tuple[str, ...]]:
     raw = {
         output.name: content for output, content in zip(response.outputs, response.raw_output_contents, strict=False)
     }
-    used = raw.get("samples_used", b"")
-    samples = sum(struct.unpack_from(f"<{len(used) // 4}i", used))
-    return samples, tuple(_texts(raw.get("route", b"")))
-
-
-def _texts(content: bytes) -> Iterator[str]:
-    """A tensor of strings: four bytes of length before each."""
-    at = 0
-    while at < len(content):
-        end = at + 4 + int.from_bytes(content[at : at + 4], "little")
-        yield content[at + 4 : end].decode("ascii", "replace")
-        at = end
+    routes = deserialize_bytes_tensor(raw.get("route", b""))
+    samples = np.frombuffer(raw.get("samples_used", b""), "<i4").sum()
+    return int(samples), tuple(route.decode("ascii", "replace") for route in routes)

@@ -32,18 +32,11 @@ def tables(report: Mapping[str, Any]) -> Group:
             latency.add_row(each["request"], *(_number(each["latency_ms"].get(column)) for column in COLUMNS))
     parts: list[Table] = [latency, _counts(report)]
     if report.get("server"):
-        server = Table(
-            "model",
-            "requests",
-            "per execution",
-            "queue ms",
-            "compute ms",
-            "total ms",
-            title="server's account, warm-up included",
-        )
-        for model, stated in report["server"].items():
-            figures = (stated["requests_per_execution"], stated["queue_ms"], stated["compute_ms"], stated["total_ms"])
-            server.add_row(model, str(stated["requests"]), *(_number(figure) for figure in figures))
+        columns = ("model", "requests", "per execution", "queue ms", "compute ms", "total ms")
+        server = Table(*columns, title="server's account, warm-up included")
+        for model, counts in report["server"].items():
+            figures = (counts["requests_per_execution"], counts["queue_ms"], counts["compute_ms"], counts["total_ms"])
+            server.add_row(model, str(counts["requests"]), *(_number(figure) for figure in figures))
         parts.append(server)
     return Group(*parts)
 
@@ -102,10 +95,9 @@ def _percentiles(report: Mapping[str, Any]) -> str:
     axes = figure.add_subplot(xlabel="percentile", ylabel="latency, ms")
     points = report["percentiles"]
     axes.step([1.0 - p / 100.0 for p, _ in points], [ms for _, ms in points], where="post", color="#1f5a92")
-    axes.set_xscale("log")
+    axes.set(xscale="log", ylim=(0, None))
     axes.invert_xaxis()
     axes.xaxis.set_major_formatter(lambda share, _: f"p{100.0 - 100.0 * share:.6g}")
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     return _svg(figure)
 
@@ -118,15 +110,12 @@ def _series(report: Mapping[str, Any]) -> str:
     seconds = [each["second"] for each in report["series"]]
     for name, colour in (("p99", "#b5442e"), ("p50", "#1f5a92")):
         above.plot(seconds, [each[name] for each in report["series"]], label=name, color=colour, marker=".")
-    above.set_ylabel("latency, ms")
-    above.set_ylim(bottom=0)
-    above.legend()
+    above.set(ylabel="latency, ms", ylim=(0, None))
     below.bar(seconds, [each["due"] for each in report["series"]], color="#9db7cf", label="due")
     below.bar(seconds, [each["failed"] for each in report["series"]], color="#b5442e", label="failed")
-    below.set_xlabel("seconds since the end of the warm-up, by when requests were due")
-    below.set_ylabel("requests")
-    below.legend()
+    below.set(ylabel="requests", xlabel="seconds since the end of the warm-up, by when requests were due")
     for axes in (above, below):
+        axes.legend()
         axes.grid(alpha=0.3)
     return _svg(figure)
 

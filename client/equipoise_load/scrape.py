@@ -46,16 +46,16 @@ def scrape(url: str, timeout: float = 5.0) -> Account:
 
 def between(before: Account, after: Account) -> dict[str, dict[str, Any]]:
     """What happened meanwhile, per model that had requests: counts, and means in ms per request."""
-    stated = {}
+    counted = {}
     for model, counters in sorted(after.items()):
         gone = {name: value - before.get(model, {}).get(name, 0.0) for name, value in counters.items()}
         requests = gone.get("requests", 0.0)
         if requests <= 0.0:
             continue
-        stated[model] = {
+        counted[model] = {
             "requests": int(requests),
             "failures": int(gone.get("failures", 0.0)),
             "requests_per_execution": requests / max(1.0, gone.get("executions", 0.0)),
             **{f"{part}_ms": gone.get(f"{part}_us", 0.0) / requests / 1e3 for part in ("queue", "compute", "total")},
         }
-    return stated
+    return counted

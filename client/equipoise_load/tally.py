@@ -150,7 +150,13 @@ def report_of(tally: Tally, labels: Sequence[str], weights: Sequence[float], ope
             for label, weight, each in zip(labels, weights, tally.per_kind, strict=True)
         ],
         "series": [
-            {"second": t, "due": s.due, "failed": s.failed, **_few(s.latency)} for t, s in sorted(tally.seconds.items())
+            {
+                "second": t,
+                "due": s.due,
+                "failed": s.failed,
+                **{name: summary(s.latency).get(name) for name in ("p50", "p99")},
+            }
+            for t, s in sorted(tally.seconds.items())
         ],
     }
 
@@ -184,14 +190,9 @@ def steady(halves: Sequence[tuple[HdrHistogram, HdrHistogram]]) -> bool | None:
 
     Per kind of request, since a mix has several medians. None where no kind has enough answers.
     """
-    steady = []
+    settled = []
     for pair in halves:
         if all(half.get_total_count() >= ENOUGH for half in pair):
             low, high = sorted(half.get_value_at_percentile(50.0) for half in pair)
-            steady.append(high <= STEADY * low or high - low <= 1_000)
-    return all(steady) if steady else None
-
-
-def _few(measured: HdrHistogram) -> dict[str, float | None]:
-    known = summary(measured)
-    return {"p50": known.get("p50"), "p99": known.get("p99")}
+            settled.append(high <= STEADY * low or high - low <= 1_000)
+    return all(settled) if settled else None

@@ -34,10 +34,10 @@ from equipoise_core.moments import moments_of_map  # noqa: E402
 from equipoise_core.scores import rim_epistemic  # noqa: E402
 from equipoise_core.statistics import input_statistics, prediction_statistics  # noqa: E402
 from equipoise_core.uncertainty import Uncertainty  # noqa: E402
+from equipoise_export.calibration.metrics import dice  # noqa: E402
 from equipoise_lab.rank.order import Unlabelled, rank_images  # noqa: E402
 from equipoise_lab.reference.data import load, reference_split  # noqa: E402
 from equipoise_lab.reference.evaluate import dropout_layers  # noqa: E402
-from equipoise_lab.reference.metrics import dice_per_label  # noqa: E402
 from equipoise_lab.reference.networks import UNet  # noqa: E402
 from equipoise_lab.reference.specs import NUCLEI  # noqa: E402
 from equipoise_lab.reference.training import loss_of  # noqa: E402
@@ -145,7 +145,7 @@ def dice_of(network: nn.Module, test: Images) -> list[float]:
     found = []
     for image, truth in zip(test.images, test.truth, strict=True):
         predicted = (network(torch.from_numpy(image)[None])[0, 0] >= 0).numpy().astype(np.uint8)
-        found.append(float(dice_per_label(predicted, truth, 1)[0]))
+        found.append(dice(predicted == 1, truth == 1))
     return found
 
 

@@ -63,7 +63,7 @@ def single_passes() -> dict[str, torch.nn.Module]:
         segwithu.to_class.weight *= 20
     return {
         "segwithu": segwithu.eval(),
-        "student": Student(unet(0), 2, Activation.SOFTMAX).eval(),
+        "student": Student(unet(0), Activation.SOFTMAX).eval(),
         "calibrated": CalibratedEnsemble([unet(n) for n in range(3)], tables, Activation.SOFTMAX).eval(),
     }
 
@@ -71,7 +71,7 @@ def single_passes() -> dict[str, torch.nn.Module]:
 def sampled() -> dict[str, tuple[torch.nn.Module, dict[str, str]]]:
     torch.manual_seed(0)
     return {
-        "heteroscedastic": (HeteroscedasticUNet(unet(0), 2).eval(), NOISE),
+        "heteroscedastic": (HeteroscedasticUNet(unet(0)).eval(), NOISE),
         "unetpp": (scaled(UNetPlusPlus(2, 3, (4, 8, 8), (4, 6), 0.3)), {}),
         "transunet": (scaled(TransUNet(2, 3, (4, 8, 8), (4, 6), 0.3, layers=1)), {}),
     }

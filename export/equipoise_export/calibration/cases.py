@@ -15,6 +15,7 @@ from equipoise_core.volume import voxel_volume
 from numpy.typing import NDArray
 
 from .errors import CalibrationError
+from .metrics import dice
 
 LOOKS = (4, 8, 12)
 """Numbers of samples after which a case may stop, before full T."""
@@ -136,12 +137,12 @@ def measure(
     if last.problems:
         raise CalibrationError(f"{case.name}: {'; '.join(last.problems)}: calibrate where every case can be sampled")
     scale = voxel_volume(case.spacing) if case.spacing and contract.task is Task.SEGMENTATION else None
-    names = [*(contract.classes[k] for k in contract.foreground), "total"]
+    names = [*(contract.classes[k] for k in contract.foreground), "total"] if scale else []
     probabilities, hits = _answers(contract, last, case.truth)
     screened = None
     if contract.screen is not None:
         first = screening(model, asked, screen)
-        step = _step(first, case.truth, acceptable_dice, names if scale else [])
+        step = _step(first, case.truth, acceptable_dice, names)
         screened = Screened(step, _answers(contract, first, case.truth)[0])
     return Measured(
         case.name,
@@ -149,8 +150,8 @@ def measure(
         case.group,
         last.input.digest,
         last.input.statistics,
-        tuple(_step(each, case.truth, acceptable_dice, names if scale else []) for each in running),
-        {name: float(true_region(contract, case.truth, name).sum()) * scale for name in names} if scale else {},
+        tuple(_step(each, case.truth, acceptable_dice, names) for each in running),
+        {name: float(true_region(contract, case.truth, name).sum()) * (scale or 0.0) for name in names},
         probabilities,
         hits,
         case.spacing,
@@ -206,14 +207,13 @@ def _check_truth(contract: Contract, case: Labelled) -> None:
 def _step(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float, names: Sequence[str]) -> Step:
     contract = assessment.model.contract
     segmentation = contract.task is Task.SEGMENTATION
-    dice = float(np.mean(list(dice_per_class(assessment, truth).values()))) if segmentation else float("nan")
     volumes = {name: assessment.volumes[name] for name in names}
     return Step(
         assessment.moments.samples,
         assessment.scores,
         assessment.prediction_statistics,
         float(is_wrong(assessment, truth, acceptable_dice)),
-        dice,
+        mean_dice(assessment, truth) if segmentation else float("nan"),
         {name: (volume.mean, volume.low, volume.high) for name, volume in volumes.items()},
         missed_foreground(contract, assessment.uncertainty.mean, truth) if segmentation else (),
     )
@@ -222,8 +222,13 @@ def _step(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: flo
 def is_wrong(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float) -> bool:
     """Segmentation: Dice, averaged over foreground classes, too low. Classification: any label other than the truth."""
     if assessment.model.contract.task is Task.SEGMENTATION:
-        return bool(np.mean(list(dice_per_class(assessment, truth).values())) < acceptable_dice)
+        return mean_dice(assessment, truth) < acceptable_dice
     return bool((assessment.uncertainty.labels != truth).any())
+
+
+def mean_dice(assessment: Assessment, truth: NDArray[np.uint8]) -> float:
+    """Over foreground classes, 0..1."""
+    return float(np.mean(list(dice_per_class(assessment, truth).values())))
 
 
 def dice_per_class(assessment: Assessment, truth: NDArray[np.uint8]) -> dict[str, float]:
@@ -233,9 +238,7 @@ def dice_per_class(assessment: Assessment, truth: NDArray[np.uint8]) -> dict[str
     for index in contract.foreground:
         name = contract.classes[index]
         predicted = labels[0] == index if contract.activation is Activation.SOFTMAX else labels[index] == 1
-        actual = true_region(contract, truth, name)
-        total = int(predicted.sum()) + int(actual.sum())
-        scores[name] = 2.0 * int((predicted & actual).sum()) / total if total else 1.0
+        scores[name] = dice(predicted, true_region(contract, truth, name))
     return scores
 
 

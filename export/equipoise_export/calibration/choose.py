@@ -24,19 +24,10 @@ from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
 from .metrics import area_under_risk_coverage
 from .recalibrate import fit_isotonic, fit_temperature
-from .risk import (
-    Certificate,
-    accepted_cases_needed,
-    cases_needed_for_control,
-    conformal_risk_control,
-    learn_then_test,
-)
+from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 from .strangeness import fit_strangeness
 
-EPISTEMIC = {
-    Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"),
-    Task.CLASSIFICATION: ("mutual_information",),
-}
+EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
 """The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
 not `rim_epistemic` where samples are drawn: after 8 of 20 its logarithm is still off by 1.0 (hippocampus, nuclei) of
 its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that hardly a case could stop
@@ -178,7 +169,7 @@ def choose_policy(
     """
     cases = one_each(cases)
     check_enough(contract, len(cases), goals)
-    score = goals.score or choose_score(pilot)
+    score = goals.score or choose_score([case.full for case in pilot])
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     strangeness = fit_strangeness(typical_inputs or [case.statistics for case in pilot])
     distances = np.array([strangeness.distance(case.statistics) for case in cases])
@@ -248,15 +239,11 @@ def typical_range(
     return math.exp(centre - reach), math.exp(centre + reach)
 
 
-def choose_score(pilot: Sequence[Measured]) -> str:
-    """The case score of least area under the risk-coverage curve on the pilot cases; at a tie the first.
+def choose_score(steps: Sequence[Step]) -> str:
+    """The case score of least area under the risk-coverage curve on these cases; at a tie the first.
 
     The risk is 1 − Dice where there is one (it ranks all cases, not only the wrong ones), else the loss.
     """
-    return _best_score([case.full for case in pilot])
-
-
-def _best_score(steps: Sequence[Step]) -> str:
     risk = np.array([step.loss if np.isnan(step.dice) else 1.0 - step.dice for step in steps])
     names = list(steps[0].scores)
     areas = [area_under_risk_coverage(np.array([step.scores[name] for step in steps]), risk) for name in names]
@@ -284,12 +271,7 @@ def choose_stopping(pilot: Sequence[Measured], names: Sequence[str]) -> Stopping
 
 
 def choose_accept(
-    contract: Contract,
-    policy: Policy,
-    score: str,
-    pilot: Sequence[Measured],
-    cases: Sequence[Measured],
-    goals: Goals,
+    contract: Contract, policy: Policy, score: str, pilot: Sequence[Measured], cases: Sequence[Measured], goals: Goals
 ) -> tuple[Policy, Certificate | None, str]:
     """Learn-then-Test over thresholds on the procedure as it is served. Returns policy, certificate, words.
 
@@ -299,7 +281,7 @@ def choose_accept(
     scored = [(score, [case.full for case in pilot])]
     if contract.screen is not None:
         screens = [case.screen.step for case in pilot if case.screen is not None]
-        scored.append((_best_score(screens), screens))
+        scored.append((choose_score(screens), screens))
 
     def accepting(thresholds: NDArray[np.float64], served: Sequence[Served] = (), words: str = "a candidate") -> Policy:
         rules = []

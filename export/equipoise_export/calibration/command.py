@@ -70,26 +70,11 @@ def calibrate(
     console = Console(stderr=as_json)
     try:
         found = run(
-            name,
-            data=data,
-            repository=repository,
-            test=test,
-            alpha=alpha,
-            delta=delta,
-            acceptable_dice=acceptable_dice,
-            false_alarms=false_alarms,
-            audited=audited,
-            level=level,
-            missed=missed,
-            method=method,
-            adaptive=adaptive,
-            samples=samples,
-            pilot=pilot,
-            spacing=numbers(spacing) if spacing else None,
-            sweep_p=numbers(sweep_p) if sweep_p else (),
-            report=report,
-            progress=not as_json,
-        )
+            name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
+            acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
+            method=method, adaptive=adaptive, samples=samples, pilot=pilot, report=report, progress=not as_json,
+            spacing=numbers(spacing) if spacing else None, sweep_p=numbers(sweep_p) if sweep_p else (),
+        )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
         Console(stderr=True).print(f"[red]not calibrated[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

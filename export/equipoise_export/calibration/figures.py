@@ -54,6 +54,12 @@ class Judged:
     calibrated: NDArray[np.float64]
     screened: bool = False
 
+    def widened(self, name: str) -> tuple[float, float]:
+        """The interval (low, high) of a volume as it is served, in mL."""
+        _, low, high = self.step.volumes[name]
+        widening = self.policy.volume.widening[name] if self.policy.volume else 0.0
+        return max(0.0, low - widening), max(0.0, high + widening)
+
 
 def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -> list[Judged]:
     """The cases as the policy decides them."""
@@ -127,7 +133,10 @@ def probability_figures(judged: Sequence[Judged]) -> dict[str, Any]:
     before, hits = stacked([each.case for each in judged])
     after = np.concatenate([each.calibrated for each in judged])
     if before.shape[1] == 1 or not np.allclose(hits.sum(axis=1), 1.0):
-        return {f"label {k}": _binary(before[:, k], after[:, k], hits[:, k]) for k in range(hits.shape[1])}
+        return {
+            f"label {k}": _compare(metrics.no_and_yes(p), metrics.no_and_yes(q), hit.astype(np.int64))
+            for k, (p, q, hit) in enumerate(zip(before.T, after.T, hits.T, strict=True))
+        }
     report = _compare(before, after, hits.argmax(axis=1))
     report["per_class"] = [
         {"ece": {"before": b, "after": a}}
@@ -138,11 +147,6 @@ def probability_figures(judged: Sequence[Judged]) -> dict[str, Any]:
         )
     ]
     return report
-
-
-def _binary(before: NDArray[Any], after: NDArray[Any], hit: NDArray[Any]) -> dict[str, Any]:
-    both = [np.stack([1.0 - p, p], axis=1) for p in (before, after)]
-    return _compare(both[0], both[1], hit.astype(np.int64))
 
 
 def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
@@ -162,11 +166,12 @@ def selection_figures(judged: Sequence[Judged], score: str) -> dict[str, Any]:
     """Risk-coverage and separation figures of the case score at the samples that were served."""
     scores = np.array([each.step.scores[score] for each in judged])
     losses = np.array([each.step.loss for each in judged])
+    auroc = metrics.separation(scores, losses == 0, losses > 0)
     return {
         "score": score,
         "aurc": metrics.area_under_risk_coverage(scores, losses),
         "e_aurc": metrics.excess_area_under_risk_coverage(scores, losses),
-        "auroc_errors": _or_none(metrics.separation(scores[losses == 0], scores[losses > 0])),
+        "auroc_errors": auroc if np.isfinite(auroc) else None,
         "accuracy_at": {f"{coverage:g}": metrics.accuracy_at(scores, losses, coverage) for coverage in COVERAGES},
     }
 
@@ -195,27 +200,23 @@ def sensitive_figures(judged: Sequence[Judged]) -> dict[str, float]:
     return report
 
 
+def volume_columns(judged: Sequence[Judged], name: str) -> NDArray[np.float64]:
+    """`[6, n]` in mL: mean, low, high, the truth, and low and high as they are served."""
+    return np.array([(*each.step.volumes[name], each.case.truths[name], *each.widened(name)) for each in judged]).T
+
+
 def volume_figures(judged: Sequence[Judged]) -> dict[str, Any]:
     """Per class and total: coverage before and after widening, its band, and mean width in mL."""
     report: dict[str, Any] = {}
-    measured = [(each, each.policy.volume) for each in judged]
-    for name in judged[0].step.volumes:
-        rows = np.array(
-            [
-                (*each.step.volumes[name], each.case.truths[name], rule.widening[name])
-                for each, rule in measured
-                if rule is not None
-            ]
-        )
-        if not len(rows):
-            continue
-        mean, low, high, truth, widening = rows.T
-        wide_low, wide_high = np.maximum(0.0, low - widening), np.maximum(0.0, high + widening)
-        rule = next(rule for _, rule in measured if rule is not None)
+    measured = [each for each in judged if each.policy.volume]
+    rule = measured[0].policy.volume if measured else None
+    for name in judged[0].step.volumes if rule else ():
+        mean, low, high, truth, wide_low, wide_high = volume_columns(measured, name)
+        assert rule is not None
         report[name] = {
             "raw_coverage": float(((low <= truth) & (truth <= high)).mean()),
             "coverage": float(((wide_low <= truth) & (truth <= wide_high)).mean()),
-            "band_99": list(coverage_band(rule.cases, len(rows), rule.level)),
+            "band_99": list(coverage_band(rule.cases, len(truth), rule.level)),
             "width_ml": float((wide_high - wide_low).mean()),
             "mean_error_ml": float((mean - truth).mean()),
         }
@@ -239,7 +240,3 @@ def exact_share(part: int, whole: int) -> dict[str, float | None]:
         return {"share": None, "low": None, "high": None}
     interval = binomtest(part, whole).proportion_ci(0.95)
     return {"share": part / whole, "low": float(interval.low), "high": float(interval.high)}
-
-
-def _or_none(number: float) -> float | None:
-    return number if np.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Fits the recalibration of probabilities; applying it is the core's (`equipoise_core.recalibration`)."""
+"""Fits the recalibration of probabilities; the core applies it (`equipoise_core.recalibration`)."""
 
 from __future__ import annotations
 

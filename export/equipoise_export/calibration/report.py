@@ -11,12 +11,11 @@ from equipoise_core.contract import Activation, Contract
 from equipoise_core.policy import Policy
 
 from .. import page
+from ..page import FAINT, INK, WARN
 from . import metrics
 from .choose import stacked
-from .figures import Judged
+from .figures import Judged, volume_columns
 from .sweep import Rate
-
-_INK, _FAINT, _WARN = page.INK, page.FAINT, page.WARN
 
 
 def render_report(
@@ -63,10 +62,7 @@ def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
         yield "fewer samples", policy.stopping.rule
     if policy.monitoring:
         share = policy.monitoring.audit_share
-        yield (
-            "audits",
-            f"{share:.0%} of accepted cases are marked at random, for `equipoise audit monitor`",
-        )
+        yield ("audits", f"{share:.0%} of accepted cases are marked at random, for `equipoise audit monitor`")
 
 
 def _number(value: float | None) -> str:
@@ -107,16 +103,17 @@ def _reliability(contract: Contract, judged: Sequence[Judged]) -> str:
     before, hits = stacked([each.case for each in judged])
     after = np.concatenate([each.calibrated for each in judged])
     figure, axes = page.axes()
-    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=":")
-    for p, colour, label in ((before, _FAINT, "before"), (after, _INK, "after")):
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
+    for p, colour, label in ((before, FAINT, "before"), (after, INK, "after")):
         if contract.activation is Activation.SOFTMAX:
             confidence, hit = p.max(axis=1), np.take_along_axis(hits, p.argmax(axis=1)[:, None], axis=1)[:, 0]
         else:
             confidence, hit = p.ravel(), hits.ravel()
-        bins = metrics.reliability(confidence, hit, np.linspace(0.0, 1.0, metrics.BINS + 1))
-        sizes = [10.0 + 150.0 * b.count / len(confidence) for b in bins]
-        axes.plot([b.confidence for b in bins], [b.frequency for b in bins], color=colour, label=label)
-        axes.scatter([b.confidence for b in bins], [b.frequency for b in bins], sizes, color=colour)
+        sums = metrics.bin_sums(confidence, hit, metrics.equal_widths())
+        counts, mean, frequency = sums[:, sums[0] > 0]
+        mean, frequency = mean / counts, frequency / counts
+        axes.plot(mean, frequency, color=colour, label=label)
+        axes.scatter(mean, frequency, 10.0 + 150.0 * counts / len(confidence), color=colour)
     axes.set(xlabel="probability", ylabel="frequency", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(frameon=False)
     return page.svg(figure)
@@ -126,8 +123,8 @@ def _risk_coverage(judged: Sequence[Judged], score: str) -> str:
     losses = np.array([each.step.loss for each in judged])
     figure, axes = page.axes()
     for ranking, colour, label in (
-        (np.array([each.step.scores[score] for each in judged]), _INK, score),
-        (losses, _FAINT, "best possible"),
+        (np.array([each.step.scores[score] for each in judged]), INK, score),
+        (losses, FAINT, "best possible"),
     ):
         axes.step(*metrics.risk_coverage(ranking, losses), color=colour, label=label, where="post")
     axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1), ylim=(0, None))
@@ -140,7 +137,7 @@ def _histogram(judged: Sequence[Judged], score: str, threshold: float | None) ->
     wrong = np.array([each.step.loss > 0 for each in judged])
     figure, axes = page.axes()
     edges = np.linspace(0.0, float(scores.max()) or 1.0, 31)
-    axes.hist([scores[~wrong], scores[wrong]], edges, stacked=True, color=[_INK, _WARN], label=["right", "wrong"])
+    axes.hist([scores[~wrong], scores[wrong]], edges, stacked=True, color=[INK, WARN], label=["right", "wrong"])
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1)
     axes.set(xlabel=score, ylabel="cases", yscale="symlog")
@@ -149,28 +146,22 @@ def _histogram(judged: Sequence[Judged], score: str, threshold: float | None) ->
 
 
 def _volumes(judged: Sequence[Judged], name: str) -> str:
-    rows = np.array([(*each.step.volumes[name], each.case.truths[name], _widening(each, name)) for each in judged])
-    mean, low, high, truth, widening = rows.T
-    low, high = np.maximum(0.0, low - widening), np.maximum(0.0, high + widening)
+    mean, _, _, truth, low, high = volume_columns(judged, name)
     figure, axes = page.axes()
     inside = (low <= truth) & (truth <= high)
-    for shown, colour in ((inside, _INK), (~inside, _WARN)):
+    for shown, colour in ((inside, INK), (~inside, WARN)):
         axes.vlines(truth[shown], low[shown], high[shown], color=colour, alpha=0.5)
         axes.scatter(truth[shown], mean[shown], 8, color=colour)
     ends = [float(min(truth.min(), low.min())), float(max(truth.max(), high.max()))]
-    axes.plot(ends, ends, color=_FAINT, linestyle=":")
+    axes.plot(ends, ends, color=FAINT, linestyle=":")
     axes.set(xlabel="true volume, mL", ylabel="given volume, mL")
     return page.svg(figure)
-
-
-def _widening(each: Judged, name: str) -> float:
-    return each.policy.volume.widening[name] if each.policy.volume else 0.0
 
 
 def _rates(rates: Sequence[Rate]) -> str:
     figure, axes = page.axes()
     tried = [rate for rate in rates if rate.p is not None]
-    for name, colour in (("ece", _INK), ("aurc", _WARN)):
+    for name, colour in (("ece", INK), ("aurc", WARN)):
         axes.plot([r.p for r in tried], [getattr(r, name) for r in tried], marker="o", color=colour, label=name.upper())
         axes.axhline(getattr(rates[0], name), color=colour, linewidth=1, linestyle=":")
     axes.set(xlabel="probability of dropping (dotted: the network's own)", ylim=(0, None))

@@ -7,7 +7,6 @@ else. Neither trusts the network: a bad score costs accepted cases, not the guar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ from scipy.stats import binom
 from .errors import TooFewCases
 
 Floats = NDArray[np.floating[Any]]
-PValue = Callable[[Floats, NDArray[np.integer[Any]], float], Floats]
 
 HEAD_START = 1.5
 """Testing begins where this multiple of the cases needed for any certificate is accepted, or half of all cases if that
@@ -34,30 +32,6 @@ def binomial_p_value(losses: Floats, cases: NDArray[np.integer[Any]], alpha: flo
         alpha: 0..1.
     """
     return np.asarray(binom.cdf(losses, cases, alpha))
-
-
-def hoeffding_bentkus_p_value(losses: Floats, cases: NDArray[np.integer[Any]], alpha: float) -> Floats:
-    """`min(exp(−n·h₁(min(r̂, α), α)), e·P(Bin(n, α) ≤ ⌈n·r̂⌉))` with `h₁(a, b) = a ln(a/b) + (1−a) ln((1−a)/(1−b))`.
-
-    p-value of "the mean loss exceeds α" for losses in 0..1 (Bates et al. 2021; Angelopoulos et al. 2021, arXiv
-    2110.01052). Valid for a 0/1 loss too, where `binomial_p_value` is sharper.
-
-    Args:
-        losses: sums n·r̂ of the losses, any shape.
-        cases: n, same shape; 0 gives 1.
-        alpha: 0..1, exclusive.
-    """
-    rate = np.minimum(losses / np.maximum(cases, 1), alpha)
-    hoeffding = np.exp(-cases * _relative_entropy(rate, alpha))
-    # Rounding may lift a whole number of errors just above itself.
-    bentkus = math.e * binom.cdf(np.ceil(losses - 1e-9), cases, alpha)
-    return np.minimum(np.minimum(hoeffding, bentkus), 1.0)
-
-
-def _relative_entropy(rate: Floats, alpha: float) -> Floats:
-    inside = np.maximum(rate, np.finfo(np.float64).tiny)  # 0 ln 0 = 0
-    outside = np.maximum(1.0 - rate, np.finfo(np.float64).tiny)
-    return np.asarray(rate * np.log(inside / alpha) + (1.0 - rate) * np.log(outside / (1.0 - alpha)))
 
 
 def accepted_cases_needed(alpha: float, delta: float, errors: int = 0) -> int:
@@ -80,21 +54,17 @@ class Certificate:
 
     Attributes:
         accepted: cases that it accepts.
-        losses: the sum of their losses (the number of errors, for a 0/1 loss).
+        losses: the number of errors among them.
         p_value: of "the risk among accepted cases exceeds α" at this candidate.
-        tested: candidates that were tested until the first one failed.
     """
 
     index: int
     accepted: int
     losses: float
     p_value: float
-    tested: int
 
 
-def learn_then_test(
-    accepted: NDArray[np.bool_], losses: Floats, alpha: float, delta: float, p_value: PValue = binomial_p_value
-) -> Certificate | None:
+def learn_then_test(accepted: NDArray[np.bool_], losses: Floats, alpha: float, delta: float) -> Certificate | None:
     """The most permissive candidate whose risk *among accepted cases* is at most α, with confidence 1−δ.
 
     Fixed-sequence testing (Angelopoulos et al. 2021, arXiv 2110.01052): candidates are tested one by one at level δ,
@@ -109,7 +79,7 @@ def learn_then_test(
 
     Args:
         accepted: `[n, L]`, whether candidate l accepts case i; l from the strictest to the most permissive.
-        losses: `[n]` or `[n, L]`, 0..1: what accepting case i (under candidate l) costs.
+        losses: `[n]` or `[n, L]`, 0 or 1: whether accepting case i (under candidate l) is an error.
         alpha: the largest acceptable risk, 0..1.
         delta: the chance of a certificate that does not hold, 0..1.
 
@@ -129,15 +99,13 @@ def learn_then_test(
     first = int(np.argmax(enough))
     wide = np.asarray(losses, dtype=np.float64)
     sums = (accepted * (wide if wide.ndim == 2 else wide[:, None])).sum(axis=0)
-    p_values = p_value(sums[first:], counts[first:], alpha)
+    p_values = binomial_p_value(sums[first:], counts[first:], alpha)
     failed = p_values > delta
     passed = int(np.argmax(failed)) if failed.any() else len(p_values)
     if passed == 0:
         return None
     index = first + passed - 1
-    return Certificate(
-        index, int(counts[index]), float(sums[index]), float(p_values[passed - 1]), min(passed + 1, len(p_values))
-    )
+    return Certificate(index, int(counts[index]), float(sums[index]), float(p_values[passed - 1]))
 
 
 def cases_needed_for_control(alpha: float) -> int:

@@ -1,4 +1,4 @@
-"""Fitting the distance from typical images; computing it is the core's (`equipoise_core.strangeness`)."""
+"""Fits the distance from typical images; the core computes it (`equipoise_core.strangeness`)."""
 
 from __future__ import annotations
 

@@ -96,8 +96,7 @@ def sweep(
 def _rate(p: float | None, measured: Sequence[Measured], score: str) -> Rate:
     probabilities, hits = stacked(measured)
     if probabilities.shape[1] == 1:
-        probabilities = np.concatenate([1.0 - probabilities, probabilities], axis=1)
-        hits = np.concatenate([1.0 - hits, hits], axis=1)
+        probabilities, hits = metrics.no_and_yes(probabilities[:, 0]), metrics.no_and_yes(hits[:, 0])
     labels = hits.argmax(axis=1)
     losses = np.array([case.full.loss for case in measured])
     scores = np.array([case.full.scores[score] for case in measured])

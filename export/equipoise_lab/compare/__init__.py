@@ -1,1 +1,1 @@
-"""Several published models on one data set: figures, their intervals, and which differences are shown."""
+"""Compares published models on one data set: figures, their intervals, and which differences the data show."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .answers import Answers
-from .figures import Better, Figure, Weights, ones
-from .weighted import Floats
+from .figures import Figure, Weights, ones
+from .results import Results
+from .sums import Floats
 
 LEVEL = 0.95
 CELLS = 4_000_000
@@ -96,16 +96,16 @@ class Resampled:
         return estimate(float(self.values[model] - self.values[0]), self.draws[model] - self.draws[0], level)
 
 
-def bootstrap(every: Sequence[Answers], figures: Sequence[Figure], repetitions: int, seed: int) -> list[Resampled]:
+def bootstrap(every: Sequence[Results], figures: Sequence[Figure], repetitions: int, seed: int) -> list[Resampled]:
     """All figures of all models on the same resamples."""
     first = every[0]
     blocks = [
-        np.array([[figure.of(answers, weights) for answers in every] for figure in figures])
+        np.array([[figure.of(results, weights) for results in every] for figure in figures])
         for weights in resample(first.patients, first.shifted_patients, repetitions, seed)
     ]
     draws = np.concatenate(blocks, axis=2)
     return [
-        Resampled(figure, np.array([figure.of(answers, ones(answers))[0] for answers in every]), drawn)
+        Resampled(figure, np.array([figure.of(results, ones(results))[0] for results in every]), drawn)
         for figure, drawn in zip(figures, draws, strict=True)
     ]
 
@@ -120,7 +120,7 @@ def estimate(value: float, draws: Floats, level: float) -> Estimate:
     return Estimate(value, float(low), float(high), left_out)
 
 
-def differences(every: Sequence[Answers], resampled: Sequence[Resampled]) -> list[Difference]:
+def differences(every: Sequence[Results], resampled: Sequence[Resampled]) -> list[Difference]:
     """Of every model to the first, for each figure that has a better side."""
     others = len(every) - 1
     joint_level = 1.0 - (1.0 - LEVEL) / max(others, 1)
@@ -148,11 +148,10 @@ def _words(figure: Figure, names: tuple[str, str], joint: Estimate, shown: bool)
         return f"{figure.title}: {names[0]} and {names[1]} have no figures to compare"
     if joint.low is None or joint.high is None or not shown:
         return f"{figure.title}: no difference shown between {names[0]} and {names[1]}"
-    way = Better.LOWER if joint.value < 0.0 else Better.HIGHER
     scale, unit = (100.0, " percentage points") if figure.percent else (1.0, "")
     value, low, high = (_signed(scale * number) for number in (joint.value, joint.low, joint.high))
-    article = "fewer" if way is Better.LOWER else "more"
-    what = f"takes {article} samples than" if figure.name == "samples" else f"has a {way.value} {figure.title} than"
+    few, low_high = ("fewer", "lower") if joint.value < 0.0 else ("more", "higher")
+    what = f"takes {few} samples than" if figure.name == "samples" else f"has a {low_high} {figure.title} than"
     return f"{names[0]} {what} {names[1]}: {value}{unit}, 95 % {low} to {high}"
 
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .answers import answer, check_alike, load_subject
 from .bootstrap import bootstrap, differences
+from .case_sets import gather
 from .errors import ComparisonError
 from .figures import figures
-from .material import gather
 from .report import Comparison, document, render, sentences, show
+from .results import check_alike, load_compared, results_on
 from .timing import milliseconds
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -84,60 +84,60 @@ def compare(
     console = Console(stderr=as_json)
     page = report or Path("comparison.html")
     try:
-        subjects = [load_subject(repository, name, samples) for name in models]
-        check_alike(subjects)
-        contract = subjects[0].contract
+        compared = [load_compared(repository, name, samples) for name in models]
+        check_alike(compared)
+        contract = compared[0].contract
         segmentation = contract.task is Task.SEGMENTATION
         loss = f"mean Dice below {acceptable_dice:g}" if segmentation else "wrong label"
         goals = Goals(loss, alpha, delta, method=method)
-        material = gather(data, contract, test, shifted, pilot, numbers(spacing) if spacing else None)
-        every = [answer(subject, material, goals, acceptable_dice, threads, as_json) for subject in subjects]
-        times = milliseconds(subjects, [each.chosen for each in every], material.test, threads, as_json)
+        sets = gather(data, contract, test, shifted, pilot, numbers(spacing) if spacing else None)
+        every = [results_on(each, sets, goals, acceptable_dice, threads, as_json) for each in compared]
+        times = milliseconds(compared, [each.chosen for each in every], sets.test, threads, as_json)
         resampled = bootstrap(every, figures(every, segmentation), repetitions, seed)
         found = differences(every, resampled)
-        comparison = Comparison(material, goals, subjects, every, resampled, found, times, repetitions, seed)
-        told = document(comparison)
-        page.write_text(render(comparison, told), encoding="utf-8")
+        comparison = Comparison(sets, goals, compared, every, resampled, found, times, repetitions, seed)
+        outcome = document(comparison)
+        page.write_text(render(comparison, outcome), encoding="utf-8")
     except (CalibrationError, ComparisonError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
         Console(stderr=True).print(f"[red]not compared[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps({**told, "report": str(page)}, indent=1, allow_nan=False))
+        typer.echo(json.dumps({**outcome, "report": str(page)}, indent=1, allow_nan=False))
     else:
-        _show(console, told, page)
+        _show(console, outcome, page)
 
 
-def _show(console: Console, told: dict[str, Any], page: Path) -> None:
+def _show(console: Console, outcome: dict[str, Any], page: Path) -> None:
     """Figures down, models across: with twelve models the names still stand above their columns."""
-    table = Table("", title=f"{told['data']}: {told['cases']['test']['cases']} test cases", show_lines=False)
-    for model in told["models"]:
+    table = Table("", title=f"{outcome['data']}: {outcome['cases']['test']['cases']} test cases", show_lines=False)
+    for model in outcome["models"]:
         table.add_column(model["name"], justify="right")
-    for figure in told["figures"]:
+    for figure in outcome["figures"]:
         percent = figure["name"].startswith(("coverage", "accepted", "error_among"))
         row = []
-        for model in told["models"]:
+        for model in outcome["models"]:
             of = model["figures"][figure["name"]]
             interval = f"\n[dim]{show(of['low'], percent)} – {show(of['high'], percent)}[/dim]"
             row.append(show(of["value"], percent) + ("" if of["low"] is None else interval))
         arrow = {"lower": " ↓", "higher": " ↑", None: ""}[figure["better"]]
         table.add_row(figure["title"] + arrow, *row)
-    table.add_row("ms per image", *(show(model["milliseconds"]["median"]) for model in told["models"]))
-    table.add_row("× fastest", *(f"{model['milliseconds']['ratio']:.2f}" for model in told["models"]))
+    table.add_row("ms per image", *(show(model["milliseconds"]["median"]) for model in outcome["models"]))
+    table.add_row("× fastest", *(f"{model['milliseconds']['ratio']:.2f}" for model in outcome["models"]))
     table.add_row(
         "training, s",
-        *(f"{model['training']['seconds']:.0f}" if model["training"] else "–" for model in told["models"]),
+        *(f"{model['training']['seconds']:.0f}" if model["training"] else "–" for model in outcome["models"]),
     )
     console.print(table)
-    for model in told["models"]:
+    for model in outcome["models"]:
         console.print(f"[bold]{escape(model['name'])}[/bold]: {escape(model['accept'])}", highlight=False)
-    for name, shown, others in sentences(told["differences"]):
+    for name, shown, others in sentences(outcome["differences"]):
         for words in shown:
             console.print(f"• {escape(words)}", highlight=False)
         if others:
-            title = next(figure["title"] for figure in told["figures"] if figure["name"] == name)
+            title = next(figure["title"] for figure in outcome["figures"] if figure["name"] == name)
             console.print(f"[dim]• {title}: no difference shown for {escape(', '.join(others))}[/dim]", highlight=False)
-    if told["differences"]:
+    if outcome["differences"]:
         console.print(
-            f"{told['comparisons']['made']} comparisons; {told['comparisons']['correction']}.", highlight=False
+            f"{outcome['comparisons']['made']} comparisons; {outcome['comparisons']['correction']}.", highlight=False
         )
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

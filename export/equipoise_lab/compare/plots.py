@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from equipoise_export import page
 from equipoise_export.calibration import metrics
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from .answers import Answers
 from .bootstrap import Estimate
+from .results import Results
+from .sums import CalibrationSums
 from .timing import Milliseconds
-from .weighted import CalibrationSums
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00", "#7F7F7F")
-"""Okabe & Ito's, without the yellow that is hardly seen on white: told apart by colour-blind eyes."""
+"""Okabe & Ito's, without the yellow that is hardly seen on white: outcome apart by colour-blind eyes."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
@@ -28,25 +28,14 @@ FEW = 10
 """A point of the reliability plot stands for at least so many answers."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one model is drawn."""
-
-    color: str
-    marker: str
-    linestyle: Any
-
-    @property
-    def line(self) -> Mapping[str, Any]:
-        return {"color": self.color, "marker": self.marker, "linestyle": self.linestyle, "markersize": 5}
-
-
-def look(index: int) -> Look:
-    return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+def style(index: int) -> dict[str, Any]:
+    """How a model is drawn."""
+    looks = {"color": COLOURS, "marker": MARKERS, "linestyle": DASHES}
+    return {"markersize": 5, **{name: values[index % len(values)] for name, values in looks.items()}}
 
 
 def plots(
-    every: Sequence[Answers], aurc: Sequence[Estimate], times: Sequence[Milliseconds], risk: str
+    every: Sequence[Results], aurc: Sequence[Estimate], times: Sequence[Milliseconds], risk: str
 ) -> Iterator[tuple[str, str]]:
     """(caption, SVG) of each; `risk` in words."""
     yield (
@@ -69,17 +58,17 @@ def plots(
     )
 
 
-def _risk_coverage(every: Sequence[Answers], risk: str) -> str:
+def _risk_coverage(every: Sequence[Results], risk: str) -> str:
     figure, axes = page.axes(SIZE)
     for index, each in enumerate(every):
         coverage, mean_risk = metrics.risk_coverage(each.score, each.risk)
         marks = np.unique(np.linspace(0, len(coverage) - 1, 8).astype(int) + index) % len(coverage)
-        axes.step(coverage, mean_risk, where="post", label=each.name, markevery=marks, **look(index).line)
+        axes.step(coverage, mean_risk, where="post", label=each.name, markevery=marks, **style(index))
     axes.set(xlabel="coverage", ylabel=f"mean {risk}", xlim=(0, 1.02), ylim=(0, None))
     return _with_legend(figure)
 
 
-def _reliability(every: Sequence[Answers], sums: Sequence[CalibrationSums]) -> str:
+def _reliability(every: Sequence[Results], sums: Sequence[CalibrationSums]) -> str:
     figure, axes = page.axes(SIZE)
     axes.plot([0, 1], [0, 1], color=page.FAINT, linewidth=1, linestyle=":")
     lowest = 1.0
@@ -87,14 +76,14 @@ def _reliability(every: Sequence[Answers], sums: Sequence[CalibrationSums]) -> s
         counts, confidence, hits = of.bins.sum(axis=0)
         kept = counts >= FEW
         x, y = confidence[kept] / counts[kept], hits[kept] / counts[kept]
-        axes.plot(x, y, label=each.name, **look(index).line)
+        axes.plot(x, y, label=each.name, **style(index))
         lowest = min([lowest, *x, *y])
     axes.set(xlabel="given probability of the answer", ylabel="share that comes true")
     axes.set(xlim=(max(0.0, lowest - 0.03), 1.02), ylim=(max(0.0, lowest - 0.03), 1.02))
     return _with_legend(figure)
 
 
-def _cost(every: Sequence[Answers], aurc: Sequence[Estimate], times: Sequence[Milliseconds]) -> str:
+def _cost(every: Sequence[Results], aurc: Sequence[Estimate], times: Sequence[Milliseconds]) -> str:
     figure, axes = page.axes(SIZE)
     for index, (each, area, time) in enumerate(zip(every, aurc, times, strict=True)):
         if area.value is None or area.low is None or area.high is None:
@@ -104,18 +93,15 @@ def _cost(every: Sequence[Answers], aurc: Sequence[Estimate], times: Sequence[Mi
             [area.value],
             yerr=[[max(0.0, area.value - area.low)], [max(0.0, area.high - area.value)]],
             xerr=[[time.median - time.least], [time.greatest - time.median]],
-            color=look(index).color,
-            marker=look(index).marker,
-            markersize=7,
-            linestyle="none",
+            **{**style(index), "markersize": 7, "linestyle": "none"},
             capsize=3,
             label=each.name,
         )
     axes.set(xlabel="milliseconds per image in process", ylabel="AURC", xscale="log")
     low, high = min(time.least for time in times), max(time.greatest for time in times)
     axes.set_xlim(low / 1.6, high * 1.6)
-    ticks = [m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5) if low / 1.6 <= m * 10.0**e <= high * 1.6]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     return _with_legend(figure)
 

@@ -8,16 +8,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from equipoise_core.contract import Task
 from equipoise_export import page
 from equipoise_export.calibration.choose import Goals
 from equipoise_export.calibration.figures import exact_share
 
-from .answers import Answers, Subject
 from .bootstrap import LEVEL, Difference, Resampled
+from .case_sets import CaseSets
 from .figures import Figure
-from .material import Material
 from .plots import plots
+from .results import ComparedModel, Results
 from .timing import IMAGES, ROUNDS, Milliseconds
 
 FORMAT = "equipoise-comparison/1"
@@ -27,10 +28,10 @@ FORMAT = "equipoise-comparison/1"
 class Comparison:
     """All that was measured."""
 
-    material: Material
+    sets: CaseSets
     goals: Goals
-    subjects: Sequence[Subject]
-    every: Sequence[Answers]
+    models: Sequence[ComparedModel]
+    every: Sequence[Results]
     resampled: Sequence[Resampled]
     differences: Sequence[Difference]
     times: Sequence[Milliseconds]
@@ -44,12 +45,13 @@ class Comparison:
 
 def document(comparison: Comparison) -> dict[str, Any]:
     """JSON-able, without NaN: what does not exist is null."""
-    first, material, goals = comparison.subjects[0].contract, comparison.material, comparison.goals
+    first, sets, goals = comparison.models[0].contract, comparison.sets, comparison.goals
     others, compared = len(comparison.every) - 1, [f for f in comparison.figures if f.better]
+    strangeness = [e.values for e in comparison.resampled if e.figure.name == "auroc_shifted_strangeness"]
     return {
         "format": FORMAT,
-        "data": material.title,
-        "shift": material.shift or None,
+        "data": sets.title,
+        "shift": sets.shift or None,
         "task": first.task.value,
         "classes": list(first.classes),
         "loss": goals.loss,
@@ -58,7 +60,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "volume_level": goals.level,
         "cases": {
             name: {"cases": len(cases), "patients": len({case.patient for case in cases})}
-            for name, cases in material.parts.items()
+            for name, cases in sets.parts.items()
         },
         "wrong_test_cases": {each.name: int(each.loss.sum()) for each in comparison.every},
         "bootstrap": {
@@ -68,23 +70,16 @@ def document(comparison: Comparison) -> dict[str, Any]:
             "resampled": "patients, the same resamples for all models",
             "interval": "percentile",
         },
-        "timing": {"images": min(IMAGES, len(material.test)), "rounds": ROUNDS},
+        "timing": {"images": min(IMAGES, len(sets.test)), "rounds": ROUNDS},
         "figures": [
-            {
-                "name": figure.name,
-                "title": figure.title,
-                "meaning": figure.meaning,
-                "better": figure.better.value if figure.better else None,
-            }
+            {key: getattr(figure, key) for key in ("name", "title", "meaning", "better")}
             for figure in comparison.figures
         ],
-        "strangeness_equal": _strangeness_equal(comparison),
+        "strangeness_equal": bool(np.ptp(strangeness) < 1e-12) if strangeness else None,
         "models": [_model(comparison, index) for index in range(len(comparison.every))],
         "differences": [
             {
-                "model": each.model,
-                "to": each.to,
-                "figure": each.figure,
+                **{key: getattr(each, key) for key in ("model", "to", "figure")},
                 **asdict(each.of),
                 "joint_low": each.joint.low,
                 "joint_high": each.joint.high,
@@ -105,48 +100,34 @@ def document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _strangeness_equal(comparison: Comparison) -> bool | None:
-    """Whether all models have the same AUROC of strangeness; None where there is none."""
-    for each in comparison.resampled:
-        if each.figure.name == "auroc_shifted_strangeness":
-            return bool(abs(each.values - each.values[0]).max() < 1e-12)
-    return None
-
-
 def _model(comparison: Comparison, index: int) -> dict[str, Any]:
-    subject, answers, time = comparison.subjects[index], comparison.every[index], comparison.times[index]
-    accepted, wrong = int(answers.accepted.sum()), int((answers.accepted * answers.loss).sum())
-    certificate = answers.chosen.certificate
+    model, results, time = comparison.models[index], comparison.every[index], comparison.times[index]
+    accepted, wrong = int(results.accepted.sum()), int((results.accepted * results.loss).sum())
+    certificate = results.chosen.certificate
     return {
-        "name": answers.name,
-        "model_digest": subject.contract.model_digest,
-        "samplers": len(subject.contract.samplers),
-        "dropout_sites": len(subject.contract.sites),
-        "score": answers.chosen.score,
+        "name": results.name,
+        "model_digest": model.contract.model_digest,
+        "samplers": len(model.contract.samplers),
+        "dropout_sites": len(model.contract.sites),
+        "score": results.chosen.score,
         "certified": certificate is not None,
-        "accept": answers.why,
+        "accept": results.chosen.why,
         "accepted": {
-            "cases": len(answers.accepted),
+            "cases": len(results.accepted),
             "accepted": accepted,
             "wrong": wrong,
             "error": exact_share(wrong, accepted),
         },
-        "errors": {"wrong": int(answers.loss.sum()), "right": int((answers.loss == 0).sum())},
+        "errors": {"wrong": int(results.loss.sum()), "right": int((results.loss == 0).sum())},
         "samples": {
-            "mean": float(answers.samples.mean()),
-            "median": _median(answers.samples.tolist()),
-            "full": answers.full_samples,
+            "mean": float(results.samples.mean()),
+            "median": float(np.median(results.samples)),
+            "full": results.full_samples,
         },
         "milliseconds": asdict(time),
-        "training": asdict(subject.training) if subject.training else None,
+        "training": asdict(model.training) if model.training else None,
         "figures": {each.figure.name: asdict(each.estimate(index)) for each in comparison.resampled},
     }
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
 
 
 def sentences(differences: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], list[str]]]:
@@ -158,47 +139,39 @@ def sentences(differences: Sequence[dict[str, Any]]) -> list[tuple[str, list[str
     ]
 
 
-def render(comparison: Comparison, told: dict[str, Any]) -> str:
-    """The page; `told` is the document."""
-    segmentation = comparison.subjects[0].contract.task is Task.SEGMENTATION
+def render(comparison: Comparison, outcome: dict[str, Any]) -> str:
+    """The page; `outcome` is the document."""
+    segmentation = comparison.models[0].contract.task is Task.SEGMENTATION
     aurc = next(each for each in comparison.resampled if each.figure.name == "aurc")
+    areas = [aurc.estimate(index) for index in range(len(comparison.every))]
     risk = "risk (1 − Dice)" if segmentation else "risk (share wrong)"
     main = [f for f in comparison.figures if not f.name.startswith(("coverage_", "width_ml_"))]
     per_class = [f for f in comparison.figures if f.name.startswith(("coverage_", "width_ml_"))]
     totals = [f for f in per_class if f.name.endswith("_total")]
     return page.render(
         Path(__file__).with_name("compare.html.jinja"),
-        {"figure": show, "short": _short, "pair": _pair},
-        told=told,
+        {"figure": show, "short": show, "pair": _pair},
+        outcome=outcome,
         columns=[f for f in main if f.name not in _DECISION],
         decision=[f for f in main if f.name in _DECISION] + totals,
         volumes=[f for f in per_class if f not in totals],
-        marks=_marks(told),
-        sentences=sentences(told["differences"]),
+        marks=_marks(outcome),
+        sentences=sentences(outcome["differences"]),
         titles={figure.name: figure.title for figure in comparison.figures},
-        plots=list(
-            plots(
-                comparison.every,
-                [aurc.estimate(index) for index in range(len(comparison.every))],
-                comparison.times,
-                risk,
-            )
-        ),
+        plots=list(plots(comparison.every, areas, comparison.times, risk)),
     )
 
 
 _DECISION = ("accepted", "error_among_accepted", "samples")
 
 
-def _marks(told: dict[str, Any]) -> dict[tuple[str, str], str]:
+def _marks(outcome: dict[str, Any]) -> dict[tuple[str, str], str]:
     """(model, figure) → `better` or `worse` than the first model, only where that is shown."""
-    better = {figure["name"]: figure["better"] for figure in told["figures"]}
+    lower = {figure["name"] for figure in outcome["figures"] if figure["better"] == "lower"}
+    shown = [each for each in outcome["differences"] if each["shown"]]
     return {
-        (each["model"], each["figure"]): "better"
-        if (each["value"] < 0) == (better[each["figure"]] == "lower")
-        else "worse"
-        for each in told["differences"]
-        if each["shown"]
+        (each["model"], each["figure"]): "better" if (each["value"] < 0) == (each["figure"] in lower) else "worse"
+        for each in shown
     }
 
 
@@ -206,12 +179,8 @@ def show(value: float | None, percent: bool = False) -> str:
     """A figure as tables give it: three digits."""
     if value is None:
         return "–"
-    return f"{100.0 * value:.1f} %" if percent else _short(value)
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "–"
+    if percent:
+        return f"{100.0 * value:.1f} %"
     text = f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return text.replace("-", "−")
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from equipoise_core.case import Case, Model
-from equipoise_core.sampling import RunSampler, assess
+from equipoise_core.case import Case
+from equipoise_core.sampling import assess
 from equipoise_export.calibration.cases import Labelled
 from equipoise_export.calibration.choose import ChosenPolicy
 from rich.console import Console
 from rich.progress import track
 
-from .answers import Subject
+from .results import ComparedModel
 
 IMAGES = 8
 ROUNDS = 5
@@ -33,15 +32,15 @@ class Milliseconds:
 
 
 def milliseconds(
-    subjects: Sequence[Subject],
+    compared: Sequence[ComparedModel],
     chosen: Sequence[ChosenPolicy],
     cases: Sequence[Labelled],
     threads: int = 0,
     quiet: bool = False,
 ) -> list[Milliseconds]:
     """Of `ROUNDS` rounds over `IMAGES` images, evenly spread over the cases; early stopping included."""
-    models = [replace(each.published, policy=which.policy) for each, which in zip(subjects, chosen, strict=True)]
-    run = [each.load(threads) for each in subjects]
+    models = [replace(each.published, policy=which.policy) for each, which in zip(compared, chosen, strict=True)]
+    run = [each.load(threads) for each in compared]
     spread = np.unique(np.linspace(0, len(cases) - 1, IMAGES).round().astype(int))
     images = [Case(cases[index].image, spacing=cases[index].spacing) for index in spread]
     turns = [(number, image) for number in range(ROUNDS + 1) for image in range(len(images))]
@@ -49,21 +48,12 @@ def milliseconds(
     for number, image in track(turns, "timing", console=Console(stderr=True), disable=quiet):
         for turn in range(len(models)):
             which = (turn + number + image) % len(models)
-            took[number, image, which] = _seconds(models[which], images[image], *run[which])
+            samplers, screen = run[which]
+            began = time.perf_counter()
+            _ = assess(models[which], images[image], samplers, screen=screen).decision
+            took[number, image, which] = time.perf_counter() - began
     rounds = 1000.0 * took[1:].mean(axis=1)  # the first round warms up
-    fastest = rounds[:, int(np.median(rounds, axis=0).argmin())]
-    return [
-        Milliseconds(
-            statistics.median(column.tolist()),
-            float(column.min()),
-            float(column.max()),
-            statistics.median((column / fastest).tolist()),
-        )
-        for column in rounds.T
-    ]
-
-
-def _seconds(model: Model, case: Case, run: Sequence[RunSampler], screen: RunSampler | None) -> float:
-    began = time.perf_counter()
-    _ = assess(model, case, run, screen=screen).decision
-    return time.perf_counter() - began
+    fastest = rounds[:, np.median(rounds, axis=0).argmin()]
+    ratios = np.median(rounds / fastest[:, None], axis=0)
+    columns = (np.median(rounds, axis=0), rounds.min(axis=0), rounds.max(axis=0), ratios)
+    return [Milliseconds(*each) for each in np.stack(columns, axis=1).tolist()]

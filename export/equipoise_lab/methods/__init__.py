@@ -1,1 +1,1 @@
-"""Ways to be unsure beside Monte Carlo dropout over the reference networks: `catalogue.py` is the list."""
+"""Uncertainty methods besides Monte Carlo dropout of the reference networks: `catalogue.py` lists them."""

@@ -10,6 +10,7 @@ cases set apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -117,10 +118,6 @@ class CalibratedEnsemble(nn.Module):
         return stated(p, p, nothing, own)
 
     def _probabilities(self, image: Tensor) -> Tensor:
-        p: Tensor | None = None
-        for index, member in enumerate(self.members):
-            step = self.steps[:, index].reshape(1, -1, *[1] * (image.dim() - 2))
-            part = step * votes_of(member(image), self.activation)
-            p = part if p is None else p + part
-        assert p is not None
-        return p.clamp(0, 1)
+        steps = self.steps.reshape(*self.steps.shape, *[1] * (image.dim() - 2))
+        parts = (steps[None, :, i] * votes_of(member(image), self.activation) for i, member in enumerate(self.members))
+        return reduce(torch.add, parts).clamp(0, 1)

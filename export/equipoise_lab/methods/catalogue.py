@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import nn
 
 from ..reference.data import Dataset
+from ..reference.evaluate import logits
 from . import calibrated, heteroscedastic, segwithu, student
 from .backbones import trans_unet, unet_plus_plus
 from .stated import switched_off
@@ -30,7 +31,7 @@ HEAD_WIDTH = {2: 12, 3: 8}
 
 @dataclass(frozen=True)
 class Method:
-    """One way to be unsure.
+    """One uncertainty method.
 
     Attributes:
         name: joined to the data set's it is the public model's: `nuclei_mc_dropout`.
@@ -93,16 +94,9 @@ def calibrated_ensemble(workshop: Workshop, draft: Contract) -> Product:
 
 def leaning(workshop: Workshop, name: str, shared: Callable[[], nn.Module], cases: Dataset) -> list[nn.Module]:
     """The members, one for each w, fine-tuned from a shared checkpoint."""
+    losses = {f"{name}_w{w:+d}": partial(calibrated.loss, workshop.activation, w) for w in calibrated.WEIGHTS}
     return [
-        workshop.fit(
-            f"{name}_w{w:+d}",
-            shared,
-            partial(calibrated.loss, workshop.activation, w),
-            epochs=1,
-            learning_rate=1e-3,
-            cases=cases,
-        )
-        for w in calibrated.WEIGHTS
+        workshop.fit(member, shared, loss, epochs=1, learning_rate=1e-3, cases=cases) for member, loss in losses.items()
     ]
 
 
@@ -120,11 +114,10 @@ def vote_tables(workshop: Workshop) -> list[NDArray[np.float64]]:
         held_out = workshop.cases.select([case for case in workshop.cases.ids if fold_of[case] == fold])
         shared = workshop.fit(f"calibrated_fold{fold}", epochs=6, cases=others)
         voters = leaning(workshop, f"calibrated_fold{fold}", partial(deepcopy, shared), others)
-        for image, truth in track(
-            list(zip(held_out.images, held_out.targets, strict=True)),
-            f"{workshop.reference.name}: votes of fold {fold}",
-        ):
-            marks = [calibrated.votes_of(workshop.logits(voter, image), workshop.activation)[0] for voter in voters]
+        cases = list(zip(held_out.images, held_out.targets, strict=True))
+        for image, truth in track(cases, f"{workshop.reference.name}: votes of fold {fold}"):
+            answers = [logits(workshop.reference, voter, image)[None] for voter in voters]
+            marks = [calibrated.votes_of(answer, workshop.activation)[0] for answer in answers]
             votes.append(np.sum([mark.round().numpy() for mark in marks], axis=0).astype(np.int64))
             truths.append(truth)
     tables = [
@@ -138,7 +131,7 @@ def vote_tables(workshop: Workshop) -> list[NDArray[np.float64]]:
 def heteroscedastic_network(workshop: Workshop, draft: Contract) -> Product:
     network = workshop.fit(
         "heteroscedastic",
-        lambda: heteroscedastic.HeteroscedasticUNet(workshop.base(), workshop.rank),
+        lambda: heteroscedastic.HeteroscedasticUNet(workshop.base()),
         partial(heteroscedastic.loss, workshop.activation, 0.25),
         epochs=6,
         learning_rate=1e-3,
@@ -160,7 +153,7 @@ def seg_with_u(workshop: Workshop, draft: Contract) -> Product:
 
 def distilled_student(workshop: Workshop, draft: Contract) -> Product:
     def make() -> nn.Module:
-        return student.Student(workshop.base(), workshop.rank, workshop.activation)
+        return student.Student(workshop.base(), workshop.activation)
 
     teacher = SamplerTeacher(workshop.compiled(workshop.base(), workshop.draft), TEACHER_SAMPLES)
     network = workshop.fit("student", make, partial(student.loss, teacher), epochs=6, learning_rate=1e-3)

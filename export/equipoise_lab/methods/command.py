@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,9 +68,12 @@ def train(
         _list(console, as_json)
         return
     try:
-        chosen = [_found(name) for name in methods] if methods else list(CATALOGUE)
+        by_name = {method.name: method for method in CATALOGUE}
+        if unknown := [name for name in methods or () if name not in by_name]:
+            raise TrainingError(f"there is no method {unknown[0]}; there are {', '.join(by_name)}")
+        chosen = [by_name[name] for name in methods or by_name]
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        told = []
+        published = []
         for name in on or DATA_SETS:
             if name not in DATA_SETS:
                 raise TrainingError(f"there is no data set {name} to train on; there are {', '.join(DATA_SETS)}")
@@ -81,18 +83,18 @@ def train(
             cases = data.select(reference_split(name, data.ids).train)
             workshop = Workshop(REFERENCES[name], cases, folder, seed, from_scratch, epochs)
             for method in chosen:
-                told.append(_publish(method, workshop, into))
+                published.append(_publish(method, workshop, into))
                 if calibrate:
-                    told[-1]["accept"] = _calibrated(told[-1]["name"], workshop.reference, data, into)
-                console.print(f"[bold]{told[-1]['name']}[/bold] published into {into}", highlight=False)
+                    published[-1]["accept"] = _calibrated(published[-1]["name"], workshop.reference, data, into)
+                console.print(f"[bold]{published[-1]['name']}[/bold] published into {into}", highlight=False)
     except (ExportError, TrainingError, DataMissingError, OSError) as error:
         Console(stderr=True).print(f"[red]not trained[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(published, indent=1))
         return
     shown = Table("model", "method", "training, processor s", "policy")
-    for each in told:
+    for each in published:
         shown.add_row(each["name"], each["title"], f"{each['seconds']:.0f}", each.get("accept", "none"))
     console.print(shown)
 
@@ -107,23 +109,17 @@ def _list(console: Console, as_json: bool) -> None:
     console.print(shown)
 
 
-def _found(name: str) -> Method:
-    for method in CATALOGUE:
-        if method.name == name:
-            return method
-    raise TrainingError(f"there is no method {name}; there are {', '.join(method.name for method in CATALOGUE)}")
-
-
 def _publish(method: Method, workshop: Workshop, into: Path) -> dict[str, Any]:
     """Trains what is missing, publishes, and writes `training.json`; returns what it says."""
     draft = replace(workshop.draft, name=f"{workshop.reference.name}_{method.name}")
     publish_product(method.build(workshop, draft), into)
+    base = "base network trained here" if workshop.from_scratch else "base network: the reference weights, not counted"
     note = {
         "name": draft.name,
         "title": method.title,
         "source": method.source,
         "seconds": workshop.seconds(method.trainings),
-        "note": _note(workshop, method.trainings),
+        "note": f"seed {workshop.seed}, trainings {', '.join(method.trainings)}; {base}",
     }
     (into / draft.name / "training.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     return note
@@ -141,11 +137,6 @@ def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> s
     policy = choose_on_split(replace(model, policy=None), into, reference, data)
     (into / name / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     return policy.accept.rule if policy.accept else "nothing could be certified"
-
-
-def _note(workshop: Workshop, trainings: Sequence[str]) -> str:
-    base = "base network trained here" if workshop.from_scratch else "base network: the reference weights, not counted"
-    return f"seed {workshop.seed}, trainings {', '.join(trainings)}; {base}"
 
 
 if __name__ == "__main__":

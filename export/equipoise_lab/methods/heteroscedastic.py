@@ -6,13 +6,12 @@ Kendall & Gal, "What uncertainties do we need in Bayesian deep learning for comp
 
 from __future__ import annotations
 
-import torch
 from equipoise_core.contract import Activation
 from equipoise_export.capture.answer import Place
 from equipoise_export.capture.heteroscedastic import Heteroscedastic
 from torch import Tensor, nn
 
-from ..reference.networks import CONVOLUTION, UNet
+from ..reference.networks import UNet
 from ..reference.training import loss_of, quickly
 
 LOGITS, LOG_VARIANCE = "logits", "log_variance"
@@ -25,16 +24,10 @@ class HeteroscedasticUNet(nn.Module):
         backbone: trained; its head is widened, the rest keeps its weights to start from.
     """
 
-    def __init__(self, backbone: UNet, rank: int) -> None:
+    def __init__(self, backbone: UNet) -> None:
         super().__init__()
         self.classes = backbone.head.out_channels
-        head = CONVOLUTION[rank](backbone.head.in_channels, 2 * self.classes, 1)
-        with torch.no_grad():
-            for old, new in zip(backbone.head.parameters(), head.parameters(), strict=True):
-                new.mul_(0.1)
-                new[: self.classes] = old
-            head.bias[self.classes :] = -2.0  # type: ignore[index]
-        backbone.head = head
+        backbone.widen_head(self.classes, bias=-2.0)
         self.backbone = backbone
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -133,18 +133,8 @@ class SegWithU(nn.Module):
             + weight
         )
         ranking = (1 + 0.1 * torch.tanh(self.a)) * anchor + self.b + functional.softplus(self.c) * weight
-        return Maps(
-            z,
-            z / torch.sqrt(1 + calibration),
-            delta,
-            variance,
-            epistemic,
-            residual,
-            calibration,
-            ranking,
-            anchor,
-            weight,
-        )
+        tempered = z / torch.sqrt(1 + calibration)
+        return Maps(z, tempered, delta, variance, epistemic, residual, calibration, ranking, anchor, weight)
 
     def forward(self, image: Tensor) -> Tensor:
         """`[N, 1, *S]` → `stated` moments `[N, 2K + E + 1, *S]`.

@@ -33,7 +33,7 @@ def with_shares(
 
 
 def switched_off(network: nn.Module) -> nn.Module:
-    """The network itself, with nothing left in it that drops: it answers in one pass."""
+    """Sets every dropout probability to 0, in place: the network answers in one pass."""
     for part in network.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0

@@ -14,7 +14,7 @@ from equipoise_core.contract import Activation
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..reference.networks import CONVOLUTION, UNet
+from ..reference.networks import UNet
 from ..reference.training import quickly
 from .stated import entropy_of_logits, switched_off, with_shares
 
@@ -30,18 +30,12 @@ class Student(nn.Module):
         backbone: trained; its head is widened, the rest keeps its weights to start from. Its dropout stays off.
     """
 
-    def __init__(self, backbone: UNet, rank: int, activation: Activation) -> None:
+    def __init__(self, backbone: UNet, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
         self.classes = backbone.head.out_channels
         self.entropies = 1 if activation is Activation.SOFTMAX else self.classes
-        head = CONVOLUTION[rank](backbone.head.in_channels, 2 * self.classes + self.entropies, 1)
-        with torch.no_grad():
-            for old, new in zip(backbone.head.parameters(), head.parameters(), strict=True):
-                new.mul_(0.1)
-                new[: self.classes] = old
-            head.bias[self.classes :] = -4.0  # type: ignore[index]  # little is epistemic
-        backbone.head = head
+        backbone.widen_head(self.classes + self.entropies, bias=-4.0)  # little is epistemic
         switched_off(backbone)
         self.backbone = backbone
         self.seen: Tensor  # lies in the checkpoint: a training that goes on gets the masks that it would have got
@@ -72,19 +66,15 @@ def loss(teacher: Teacher, network: nn.Module, image: Tensor, target: Tensor) ->
     logits, variance_share, entropy_share = (part.float() for part in quickly(network.raw, image))  # type: ignore[arg-type]
     p, entropy = entropy_of_logits(_logits_of(mean, network.activation), network.activation)
     room = p * (1 - p)
+    sigmoid = network.activation is Activation.SIGMOID
+    against = functional.binary_cross_entropy_with_logits if sigmoid else functional.cross_entropy
     shared = partial(functional.binary_cross_entropy_with_logits, reduction="sum")
     return (
-        _against(logits, mean, network.activation)
+        against(logits, mean)
         + shared(variance_share, (variance / room.clamp_min(1e-6)).clamp(0, 1), weight=room) / room.sum().clamp_min(1.0)
         + shared(entropy_share, (epistemic / entropy.clamp_min(1e-6)).clamp(0, 1), weight=entropy)
         / entropy.sum().clamp_min(1.0)
     )
-
-
-def _against(logits: Tensor, mean: Tensor, activation: Activation) -> Tensor:
-    if activation is Activation.SIGMOID:
-        return functional.binary_cross_entropy_with_logits(logits, mean)
-    return functional.cross_entropy(logits, mean)
 
 
 def _logits_of(p: Tensor, activation: Activation) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where methods train: one data set, one folder for weights, everything that was fitted once is found there again."""
+"""Trains the methods on one data set; the weights lie in one folder, and what is there is not trained again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ import torch
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Activation, Contract
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_export.compile import compile_sampler
 from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import OnnxSampler
 from equipoise_export.options import Options, Sizes
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -112,9 +110,7 @@ class Workshop:
         weights, checkpoint = self.folder / f"{name}.safetensors", self.folder / f"{name}.checkpoint"
         recipe = RECIPES[self.reference.name]
         recipe = replace(
-            recipe,
-            epochs=min(epochs, self.epochs or epochs),
-            learning_rate=learning_rate or recipe.learning_rate,
+            recipe, epochs=min(epochs, self.epochs or epochs), learning_rate=learning_rate or recipe.learning_rate
         )
         cases = cases or self.cases
         training = self.identity(name, repr(recipe), cases.ids, member)
@@ -156,25 +152,13 @@ class Workshop:
 
     def seconds(self, names: Sequence[str]) -> float:
         """Processor time of trainings, by the start of their names."""
-        notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.folder.glob("*.json"))
-                 if path.stem.startswith(tuple(names))]  # fmt: skip
-        return float(sum(note["seconds"] for note in notes))
+        notes = [path for path in sorted(self.folder.glob("*.json")) if path.stem.startswith(tuple(names))]
+        return float(sum(json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in notes))
 
     def compiled(self, network: nn.Module, draft: Contract, options: Options = DYNAMIC) -> Compiled:
         """The network as a proven sampler."""
         example = torch.randn(2, *self.reference.input_shape, generator=torch.Generator().manual_seed(0))
         return compile_sampler(network.eval(), draft, example, options)
-
-    @torch.inference_mode()
-    def logits(self, network: nn.Module, image: NDArray[np.float32]) -> Tensor:
-        """Of one image `[C, *S]` in the source's intensities: `[1, K, *S]`, by the network as it is."""
-        prepared = self.reference.preprocessing.pad(self.reference.preprocessing.normalise(image))
-        prepared = np.where(
-            prepared == np.float32(PADDING_VALUE), np.float32(self.reference.preprocessing.fill), prepared
-        )
-        inside = tuple(slice(0, size) for size in image.shape[1:])
-        answer: Tensor = network(torch.from_numpy(prepared)[None])[(slice(None), slice(None), *inside)]
-        return answer
 
     @cached_property
     def draft(self) -> Contract:

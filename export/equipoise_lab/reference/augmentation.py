@@ -1,4 +1,4 @@
-"""Random changes that a network has to be indifferent to, applied to one normalised image and its labels."""
+"""Random changes of one normalised image and its labels that must not change what a network answers."""
 
 from __future__ import annotations
 

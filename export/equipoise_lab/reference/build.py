@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.sampling import assess
 from equipoise_core.statistics import input_statistics
+from equipoise_core.volume import voxel_volume
 from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
 from equipoise_export.calibration.choose import Goals, Method, choose_policy
 from equipoise_export.compile import compile_sampler
@@ -46,15 +46,6 @@ SIZE_NAMES = ("X", "Y", "Z")
 
 PILOT_CASES = {Task.SEGMENTATION: 60, Task.CLASSIFICATION: 500}
 """More would take longer and choose no better thresholds."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """A reference model with its policy, not yet published for good."""
-
-    compiled: Compiled
-    policy: Policy
-    routes: dict[str, Any]
 
 
 def draft_contract(reference: Reference) -> Contract:
@@ -84,8 +75,8 @@ def compile_reference(reference: Reference) -> Compiled:
     return compile_sampler(reference.trained(), draft_contract(reference), example, Options(sizes=Sizes.DYNAMIC))
 
 
-def build(reference: Reference, data: Dataset) -> Built:
-    """Compiles, then calibrates on the calibration split and measures the routes on the test split."""
+def build(reference: Reference, data: Dataset) -> tuple[Compiled, Policy, dict[str, Any]]:
+    """Compiles, calibrates on the calibration split, and measures the routes on the test split."""
     compiled = compile_reference(reference)
     with tempfile.TemporaryDirectory() as scratch:
         directory = publish_pair(compiled, Path(scratch)) / "1"
@@ -98,7 +89,7 @@ def build(reference: Reference, data: Dataset) -> Built:
             (assess(decided, Case(image, spacing=spacing_of(reference)), samplers), truth)
             for image, truth in _each(test, f"{reference.name}: testing")
         ]
-    return Built(compiled, policy, _routes(assessments, reference.acceptable_dice or 0.0))
+    return compiled, policy, _routes(assessments, reference.acceptable_dice or 0.0)
 
 
 def spacing_of(reference: Reference) -> tuple[float, ...] | None:
@@ -172,8 +163,9 @@ def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float) -
 
 def _covered(assessment: Assessment, truth: Any, name: str) -> bool:
     volume = assessment.volumes[name]
-    voxel = torch.tensor(assessment.case.spacing).prod().item() / 1000.0
-    return bool(volume.low <= true_region(assessment.model.contract, truth, name).sum() * voxel <= volume.high)
+    assert assessment.case.spacing is not None
+    true = true_region(assessment.model.contract, truth, name).sum() * voxel_volume(assessment.case.spacing)
+    return bool(volume.low <= true <= volume.high)
 
 
 def main(
@@ -188,18 +180,18 @@ def main(
         data = load(name)
         if retrain:
             train([name])
-        built = build(reference, data)
+        compiled, policy, routes = build(reference, data)
         real_copy = into / "hippocampus" / "1"
         publish_pair(
-            built.compiled,
+            compiled,
             into,
-            policy=json.loads(built.policy.dumps()),
+            policy=json.loads(policy.dumps()),
             card=(REPOSITORY / "model_repository" / name / "README.md").read_text(encoding="utf-8"),
             link_code_to=None if name == "hippocampus" or not real_copy.is_dir() else real_copy,
             replace=True,
         )
-        (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(built.routes, indent=1) + "\n", encoding="utf-8")
-        console.print(f"[bold]{name}[/bold] published into {into}", built.routes)
+        (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(routes, indent=1) + "\n", encoding="utf-8")
+        console.print(f"[bold]{name}[/bold] published into {into}", routes)
 
 
 if __name__ == "__main__":

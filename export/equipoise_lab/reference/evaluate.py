@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from equipoise_core.preprocessing import PADDING_VALUE
+from equipoise_export.calibration import metrics
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
-from equipoise_lab.reference import metrics
 from equipoise_lab.reference.data import Dataset, load, reference_split
 from equipoise_lab.reference.specs import REFERENCES, WEIGHTS, Reference
 
@@ -38,14 +38,18 @@ def dropout_layers(network: nn.Module) -> list[nn.Module]:
 
 
 @torch.inference_mode()
-def probabilities(reference: Reference, network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One pass over an image `[C, *S]` in the source's intensities → probabilities `[K, *S]` (or `[K]`)."""
+def logits(reference: Reference, network: nn.Module, image: NDArray[np.float32]) -> Tensor:
+    """`[K, *S]` (or `[K]`) of one image `[C, *S]` in the source's intensities, by the network as it is."""
     prepared = reference.preprocessing.pad(reference.preprocessing.normalise(image))
     prepared = np.where(prepared == np.float32(PADDING_VALUE), np.float32(reference.preprocessing.fill), prepared)
-    logits = network(torch.from_numpy(prepared)[None])[0]
-    activated = logits.sigmoid() if reference.activation == "sigmoid" else logits.softmax(0)
-    inside = tuple(map(slice, image.shape[1:])) if reference.task == "segmentation" else ()
-    result: NDArray[np.float32] = activated.numpy()[(slice(None), *inside)]
+    answer: Tensor = network(torch.from_numpy(prepared)[None])[0]
+    return answer[(slice(None), *map(slice, image.shape[1:]))] if reference.task == "segmentation" else answer
+
+
+def probabilities(reference: Reference, network: nn.Module, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One pass over an image `[C, *S]` in the source's intensities → probabilities `[K, *S]` (or `[K]`)."""
+    answer = logits(reference, network, image)
+    result: NDArray[np.float32] = (answer.sigmoid() if reference.activation == "sigmoid" else answer.softmax(0)).numpy()
     return result
 
 
@@ -66,30 +70,39 @@ def measure(reference: Reference, cases: Dataset, predict: Predictor) -> dict[st
 
     Calibration (`ece`, `nll` in nat, `brier` in [0, 2]) of a segmentation is over all voxels of all cases together.
     """
-    predicted = [metrics.categorical(predict(image), reference.activation) for image in cases.images]
-    answers = [probability.argmax(axis=0) for probability in predicted]
-    flat = np.concatenate([probability.reshape(len(probability), -1) for probability in predicted], axis=1)
+    predicted = [predict(image) for image in cases.images]
+    if reference.activation == "sigmoid":
+        predicted = [np.concatenate([1 - p, p]) for p in predicted]
+    answers = [p.argmax(axis=0) for p in predicted]
+    flat = np.concatenate([p.reshape(len(p), -1).T for p in predicted]).astype(np.float64)
     truth = np.concatenate([target.reshape(-1) for target in cases.targets])
-    losses = [metrics.is_loss(reference, answer, target) for answer, target in zip(answers, cases.targets, strict=True)]
     quality: dict[str, Any]
-    if reference.task == "segmentation":
-        structures = reference.classes[-(len(flat) - 1) :]
-        dice = [metrics.dice_per_label(a, t, len(structures)) for a, t in zip(answers, cases.targets, strict=True)]
+    if reference.acceptable_dice is not None:
+        structures = reference.classes[-(flat.shape[1] - 1) :]
+        dice = np.array(
+            [
+                [metrics.dice(answer == label, target == label) for label in range(1, len(structures) + 1)]
+                for answer, target in zip(answers, cases.targets, strict=True)
+            ]
+        )
+        losses = dice.mean(axis=1) < reference.acceptable_dice
         quality = {
-            "dice": dict(zip(structures, np.mean(dice, axis=0).tolist(), strict=True)),
-            "dice_worst_case": float(np.min(dice)),
+            "dice": dict(zip(structures, dice.mean(axis=0).tolist(), strict=True)),
+            "dice_worst_case": float(dice.min()),
         }
     else:
+        losses = np.array(answers) != truth
         quality = {
-            "accuracy": float(np.mean(np.array(answers) == truth)),
-            "sensitivity": float(np.mean(np.array(answers)[truth == 1] == 1)),
-            "specificity": float(np.mean(np.array(answers)[truth == 0] == 0)),
-            "auc": float(roc_auc_score(truth, flat[1])),
+            "accuracy": float(np.mean(~losses)),
+            "sensitivity": float(np.mean(~losses[truth == 1])),
+            "specificity": float(np.mean(~losses[truth == 0])),
+            "auc": float(roc_auc_score(truth, flat[:, 1])),
         }
+    given = np.maximum(flat[np.arange(len(truth)), truth], metrics.SMALLEST)
     return quality | {
         "loss_rate": float(np.mean(losses)),
         "ece": metrics.expected_calibration_error(flat, truth),
-        "nll": metrics.negative_log_likelihood(flat, truth),
+        "nll": float(-np.log(given).mean()),
         "brier": metrics.brier_score(flat, truth),
     }
 
@@ -126,16 +139,22 @@ def write_metrics(reference: Reference, cases: Dataset, seed: int = 0) -> str:
     return text
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure a reference model on its test split.")
+def parsed(description: str, arguments: list[str] | None, epochs: bool = False) -> tuple[argparse.Namespace, Reference]:
+    """The arguments of this command and of `train`, and the model with the weights that they name."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("name", choices=REFERENCES)
-    parser.add_argument("--seed", type=int, default=0, help="of the dropout masks")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of NAME.safetensors")
+    if epochs:
+        parser.add_argument("--epochs", type=int, help="passes over the training cases; default: the recipe's")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of NAME.safetensors and NAME.metrics.json")
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     options = parser.parse_args(arguments)
-
     torch.set_num_threads(options.threads)
-    reference = replace(REFERENCES[options.name], weights=options.out / f"{options.name}.safetensors")
+    return options, replace(REFERENCES[options.name], weights=options.out / f"{options.name}.safetensors")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options, reference = parsed("Measure a reference model on its test split.", arguments)
     print(write_metrics(reference, load(reference.name), options.seed), end="")
 
 

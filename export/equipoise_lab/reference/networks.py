@@ -67,6 +67,17 @@ class UNet(nn.Module):
         logits: Tensor = self.head(self.decoded(image)[-1])
         return logits
 
+    def widen_head(self, channels: int, bias: float) -> None:
+        """Gives the head so many more channels, near 0 and with this bias; those that it has stay as they are."""
+        old = self.head
+        head = CONVOLUTION[len(old.kernel_size)](old.in_channels, old.out_channels + channels, 1)
+        with torch.no_grad():
+            for before, after in zip(old.parameters(), head.parameters(), strict=True):
+                after.mul_(0.1)
+                after[: old.out_channels] = before
+            head.bias[old.out_channels :] = bias  # type: ignore[index]
+        self.head = head
+
     def decoded(self, image: Tensor) -> list[Tensor]:
         """What enters each block of the decoder, from the coarsest on, and what leaves the last one."""
         features = self.encoder[0](image)

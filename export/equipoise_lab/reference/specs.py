@@ -32,7 +32,6 @@ class Reference:
         modality: DICOM Modality (0008,0060) values the model is for.
         acceptable_dice: segmentation: a case whose Dice, averaged over the labels, is below this counts as a loss if
             it was accepted. None: classification, where a wrong label counts as a loss.
-        licence, source: of the data the weights were fitted to.
         factory: `package.module:callable` that returns the network.
         weights: safetensors file with the network's state.
     """
@@ -47,8 +46,6 @@ class Reference:
     orientation: str | None
     modality: tuple[str, ...]
     acceptable_dice: float | None
-    licence: str
-    source: str
     factory: str
     weights: Path
 
@@ -78,8 +75,6 @@ HIPPOCAMPUS = Reference(
     orientation="RAS",
     modality=("MR",),
     acceptable_dice=0.80,
-    licence="CC BY-SA 4.0",
-    source="Medical Segmentation Decathlon, Task04_Hippocampus",
     factory="equipoise_lab.reference.networks:hippocampus",
     weights=WEIGHTS / "hippocampus.safetensors",
 )
@@ -95,8 +90,6 @@ PNEUMONIA = Reference(
     orientation=None,
     modality=("CR", "DX"),
     acceptable_dice=None,
-    licence="CC BY 4.0",
-    source="MedMNIST v2, PneumoniaMNIST",
     factory="equipoise_lab.reference.networks:pneumonia",
     weights=WEIGHTS / "pneumonia.safetensors",
 )
@@ -112,8 +105,6 @@ NUCLEI = Reference(
     orientation=None,
     modality=("GM", "SM"),
     acceptable_dice=0.80,
-    licence="CC0 1.0",
-    source="BBBC038, Data Science Bowl 2018 stage 1, corrected annotations",
     factory="equipoise_lab.reference.networks:nuclei",
     weights=WEIGHTS / "nuclei.safetensors",
 )

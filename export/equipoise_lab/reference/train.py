@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from safetensors.torch import save_file
 
 from equipoise_lab.reference.augmentation import Augmentation
 from equipoise_lab.reference.data import load, reference_split
-from equipoise_lab.reference.evaluate import write_metrics
-from equipoise_lab.reference.specs import REFERENCES, WEIGHTS
+from equipoise_lab.reference.evaluate import parsed, write_metrics
 from equipoise_lab.reference.training import Recipe, fit
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -58,16 +54,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fit a reference model and measure it on its test split.")
-    parser.add_argument("name", choices=REFERENCES)
-    parser.add_argument("--epochs", type=int, help="passes over the training cases; default: the recipe's")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches, augmentation and dropout")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for NAME.safetensors and NAME.metrics.json")
-    parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
-    options = parser.parse_args(arguments)
-
-    torch.set_num_threads(options.threads)
-    reference = replace(REFERENCES[options.name], weights=options.out / f"{options.name}.safetensors")
+    options, reference = parsed("Fit a reference model and measure it on its test split.", arguments, epochs=True)
     recipe = RECIPES[options.name]
     if options.epochs:
         recipe = replace(recipe, epochs=options.epochs)

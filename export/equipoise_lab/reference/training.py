@@ -161,13 +161,8 @@ def fit(
     )
     steps = recipe.epochs * -(-len(cases) // recipe.batch)
     schedule = OneCycleLR(optimiser, recipe.learning_rate, total_steps=max(steps + 1, 11), pct_start=0.2)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    text = TextColumn("{task.description}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     state = _State(network, optimiser, schedule, random, digest_of([reference.name, repr(recipe), seed, cases.ids]))
     done, spent = state.resume(checkpoint) if checkpoint else (0, 0.0)
     begun = time.process_time()

@@ -188,7 +188,7 @@ def test_the_score_that_ranks_best_is_chosen():
         dataclasses.replace(case, steps=(dataclasses.replace(case.full, scores=each),))
         for case, each in zip(cases, noise, strict=True)
     ]
-    assert choose_score(noisy) == "lack_of_confidence"
+    assert choose_score([case.full for case in noisy]) == "lack_of_confidence"
 
 
 def test_patients_are_dealt_whole_and_the_same_way_every_time():

@@ -1,5 +1,4 @@
 import doctest
-import math
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from equipoise_export.calibration.risk import (
     accepted_cases_needed,
     binomial_p_value,
     conformal_risk_control,
-    hoeffding_bentkus_p_value,
     learn_then_test,
 )
 
@@ -24,15 +22,6 @@ def test_binomial_p_value_against_the_closed_form():
     """No error in n cases has p-value (1 − α)ⁿ; no case at all proves nothing."""
     n = np.array([0, 1, 22, 59])
     assert np.allclose(binomial_p_value(np.zeros(4), n, 0.1), 0.9**n, rtol=1e-12)
-
-
-def test_hoeffding_bentkus_against_the_formula():
-    """n = 100, r̂ = .02, α = .1: h₁ = .02 ln .2 + .98 ln(.98/.9), e·P(Bin ≤ 2) = e·.00194."""
-    h = 0.02 * np.log(0.2) + 0.98 * np.log(0.98 / 0.9)
-    tail = sum(math.comb(100, k) * 0.1**k * 0.9 ** (100 - k) for k in range(3))
-    p = hoeffding_bentkus_p_value(np.array(2.0), np.array(100), 0.1)
-    assert p == pytest.approx(min(math.exp(-100 * h), math.e * tail), rel=1e-9)
-    assert hoeffding_bentkus_p_value(np.array(30.0), np.array(100), 0.1) == 1.0
 
 
 def test_refuses_fewer_cases_than_any_certificate_needs():

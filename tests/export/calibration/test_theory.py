@@ -11,7 +11,6 @@ from equipoise_export.calibration.conformal import coverage_band, interval_widen
 from equipoise_export.calibration.risk import (
     binomial_p_value,
     conformal_risk_control,
-    hoeffding_bentkus_p_value,
     learn_then_test,
 )
 from scipy.stats import betabinom, binom
@@ -34,8 +33,8 @@ def as_often_as_it_looks(accepted, losses):
     return int(np.flatnonzero(fine)[-1]) if fine.any() else None
 
 
-def certified(accepted, losses, p_value=binomial_p_value):
-    certificate = learn_then_test(accepted, losses, ALPHA, DELTA, p_value)
+def certified(accepted, losses):
+    certificate = learn_then_test(accepted, losses, ALPHA, DELTA)
     return certificate.index if certificate else None
 
 
@@ -62,17 +61,6 @@ class Hump:
     risk = (0.02 * np.minimum(GRID, 0.3) + 0.35 * np.clip(GRID - 0.3, 0, 0.2) + 0.05 * np.maximum(GRID - 0.5, 0)) / GRID
 
 
-class Bounded:
-    """A loss between 0 and 1 (one minus Dice, say) that grows with the score: uniform up to s/2, mean λ/8 below λ."""
-
-    @staticmethod
-    def draw(random, cases=5 * CASES):
-        scores = random.random(cases)
-        return scores[:, None] <= GRID, random.random(cases) * scores / 2
-
-    risk = GRID / 8
-
-
 def violations(population, choose, seed=0, repetitions=REPETITIONS):
     """How often the chosen candidate's true risk exceeds α, and how often anything was chosen."""
     random = np.random.default_rng(seed)
@@ -90,13 +78,6 @@ def test_learn_then_test_keeps_its_promise(population):
     assert certificates > 0.5 * REPETITIONS  # a procedure that never certifies would pass for nothing
 
 
-def test_learn_then_test_keeps_its_promise_for_bounded_losses():
-    """The Hoeffding-Bentkus p-value does the same for losses that are not 0/1."""
-    broken, certificates = violations(Bounded, lambda a, x: certified(a, x, hoeffding_bentkus_p_value))
-    assert within(broken, DELTA)
-    assert certificates > 0.5 * REPETITIONS
-
-
 @pytest.mark.parametrize("population", [Classifier, Hump])
 def test_without_the_p_value_the_promise_is_broken(population):
     """Choosing by the observed rate instead of the test exceeds δ: the check above can fail."""
@@ -104,20 +85,13 @@ def test_without_the_p_value_the_promise_is_broken(population):
     assert not within(broken, DELTA)
 
 
-def test_without_the_p_value_the_promise_for_bounded_losses_is_broken():
-    """The same for losses that are not 0/1."""
-    broken, _ = violations(Bounded, as_often_as_it_looks)
-    assert not within(broken, DELTA)
-
-
 def test_p_values_are_valid_at_the_boundary():
-    """At a risk of exactly α, P(p ≤ u) ≤ u for both p-values, for every u."""
+    """At a risk of exactly α, P(p ≤ u) ≤ u for every u."""
     random = np.random.default_rng(1)
     errors = random.binomial(60, ALPHA, size=20_000)
-    for p_value in (binomial_p_value, hoeffding_bentkus_p_value):
-        p = p_value(errors, np.full_like(errors, 60), ALPHA)
-        for u in (0.01, 0.05, 0.1, 0.3):
-            assert within(int((p <= u).sum()), u, len(p))
+    p = binomial_p_value(errors, np.full_like(errors, 60), ALPHA)
+    for u in (0.01, 0.05, 0.1, 0.3):
+        assert within(int((p <= u).sum()), u, len(p))
 
 
 FULL, LOOKS = 20, (4, 8, 12)

@@ -9,11 +9,11 @@ from equipoise_core.policy import Policy
 from equipoise_core.preprocessing import Normalisation, Preprocessing
 from equipoise_export.calibration.choose import ChosenPolicy
 from equipoise_lab.compare import figures as named
-from equipoise_lab.compare.answers import Answers
 from equipoise_lab.compare.bootstrap import CELLS, bootstrap, differences, estimate, resample
-from equipoise_lab.compare.figures import Better, Figure, figures
-from equipoise_lab.compare.weighted import calibration_sums
-from equipoise_lab.compare.weighted import mean as weighted_mean
+from equipoise_lab.compare.figures import Figure, figures
+from equipoise_lab.compare.results import Results
+from equipoise_lab.compare.sums import calibration_sums
+from equipoise_lab.compare.sums import mean as weighted_mean
 
 CONTRACT = Contract(
     "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
@@ -30,9 +30,9 @@ def answers(name="toy", n=200, seed=0, better=0.0, shifted=40):
     sums = calibration_sums([(a[None], np.eye(2)[[int(b)]]) for a, b in zip(p, loss, strict=True)], True)
     patients = tuple(f"{index}" for index in range(n))
     zeros = np.zeros(n)
-    return Answers(
+    return Results(
         name, ChosenPolicy(CONTRACT, Policy("", "", 20), "lack_of_confidence", None, "nothing"), patients,
-        tuple(f"s{index}" for index in range(shifted)), (), 20, 1 - loss, loss, score,
+        tuple(f"s{index}" for index in range(shifted)), 20, 1 - loss, loss, score,
         0.6 + 0.1 * random.random(shifted), random.random(n), random.random(shifted), zeros, zeros + 20.0,
         {"total": 1 - loss}, {"total": score}, sums, sums,
     )  # fmt: skip
@@ -48,7 +48,7 @@ def found():
 def test_the_interval_of_a_mean_is_the_normal_one():
     """±1.96 standard errors, as the central limit theorem has it for 400 cases."""
     one = answers(n=400)
-    figure = Figure("mean", "mean", "", Better.LOWER, lambda a, w: weighted_mean(a.score, w.test))
+    figure = Figure("mean", "mean", "", "lower", lambda a, w: weighted_mean(a.score, w.test))
     (got,) = bootstrap([one], [figure], 4000, 1)
     of = got.estimate(0)
     reach = 1.96 * one.score.std() / np.sqrt(400)

@@ -14,12 +14,12 @@ from equipoise_export.calibration.choose import Goals
 from equipoise_export.calibration.figures import figures as calibrate_figures
 from equipoise_export.calibration.figures import judge
 from equipoise_export.publish.repository import publish_pair
-from equipoise_lab.compare import answers as module
-from equipoise_lab.compare.answers import answer, check_alike, load_subject, load_training
+from equipoise_lab.compare import results as module
+from equipoise_lab.compare.case_sets import CORRUPTIONS, deal, gather, reference_case_sets
 from equipoise_lab.compare.command import app
 from equipoise_lab.compare.errors import ComparisonError
 from equipoise_lab.compare.figures import figures, ones
-from equipoise_lab.compare.material import CORRUPTIONS, deal, gather, reference_material
+from equipoise_lab.compare.results import check_alike, load_compared, load_training, results_on
 from typer.testing import CliRunner
 
 ONE_PASS = """single (float[N,1,X,Y] image) => (float[N,2,X,Y] sum_p, float[N,2,X,Y] sum_p2, float[N,1,X,Y] sum_entropy,
@@ -206,8 +206,8 @@ def test_the_page_stands_alone(told):
 @pytest.mark.slow
 def test_figures_are_those_of_calibrate(repository, data):
     """The same cases, judged by the same policy, give what the calibration report would say."""
-    subject = load_subject(repository, "tinyseg")
-    material = gather(str(data / "cases.npz"), subject.contract)
+    model = load_compared(repository, "tinyseg")
+    sets = gather(str(data / "cases.npz"), model.contract)
     goals = Goals("mean Dice below 0.4")
     kept = {}
 
@@ -218,8 +218,8 @@ def test_figures_are_those_of_calibrate(repository, data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "judge", keep)
-        got = answer(subject, material, goals, 0.4, 1, quiet=True)
-    report = calibrate_figures(subject.contract, kept[0], goals)
+        got = results_on(model, sets, goals, 0.4, 1, quiet=True)
+    report = calibrate_figures(model.contract, kept[0], goals)
     of = {figure.name: figure.of(got, ones(got))[0] for figure in figures([got], True)}
     for metric in ("ece", "brier", "nll"):
         assert of[metric] == pytest.approx(report["probabilities"][metric]["before"])
@@ -303,10 +303,10 @@ def test_images_that_thresholds_were_chosen_on_are_not_measured_on(repository, d
 )
 def test_models_of_another_question_are_named(repository, change):
     """Classes, spacing, channels, orientation: what the cases' preparation and truth depend on."""
-    subject = load_subject(repository, "tinyseg")
-    other = replace(subject.published, contract=replace(subject.contract, **change))
+    model = load_compared(repository, "tinyseg")
+    other = replace(model.published, contract=replace(model.contract, **change))
     with pytest.raises(ComparisonError, match=f"tinyseg and other cannot be compared: {next(iter(change))}"):
-        check_alike([subject, replace(subject, name="other", published=other)])
+        check_alike([model, replace(model, name="other", published=other)])
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"title": "x"}', '{"title": "x", "seconds": -1}'])
@@ -341,16 +341,16 @@ def test_reference_data_say_what_is_shifted(name):
     if name == "hippocampus":
         pytest.importorskip("nibabel")
     try:
-        material = reference_material(name)
+        sets = reference_case_sets(name)
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
-    assert material.shift
+    assert sets.shift
     if name in CORRUPTIONS:
-        assert [case.patient for case in material.shifted] == [case.patient for case in material.test]
-        assert all((a.image != b.image).any() for a, b in zip(material.shifted, material.test, strict=True))
+        assert [case.patient for case in sets.shifted] == [case.patient for case in sets.test]
+        assert all((a.image != b.image).any() for a, b in zip(sets.shifted, sets.test, strict=True))
     else:
-        assert not {case.patient for case in material.shifted} & {case.patient for case in material.test}
-    groups = [{case.name for case in material.parts[part]} for part in ("pilot", "calibration", "test")]
+        assert not {case.patient for case in sets.shifted} & {case.patient for case in sets.test}
+    groups = [{case.name for case in sets.parts[part]} for part in ("pilot", "calibration", "test")]
     assert sum(map(len, groups)) == len(set.union(*groups))
 
 
@@ -362,12 +362,12 @@ def test_reference_data_give_the_published_policy():
     from equipoise_lab.reference.specs import REFERENCES
 
     try:
-        material = reference_material("pneumonia")
+        sets = reference_case_sets("pneumonia")
     except FileNotFoundError as missing:
         pytest.skip(str(missing))
     repository = REPOSITORY / "model_repository"
-    subject = load_subject(repository, "pneumonia")
-    got = answer(subject, material, goals(REFERENCES["pneumonia"]), 0.0, quiet=True)
+    model = load_compared(repository, "pneumonia")
+    got = results_on(model, sets, goals(REFERENCES["pneumonia"]), 0.0, quiet=True)
     policy = load_model(repository / "pneumonia" / "1").policy
     assert got.chosen.policy.calibration_digest == policy.calibration_digest
     assert got.chosen.policy.accept.threshold == pytest.approx(policy.accept.threshold, rel=1e-4)

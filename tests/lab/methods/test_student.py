@@ -29,7 +29,7 @@ def test_a_fresh_student_answers_as_its_backbone(activation) -> None:
     image = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         logits = unet(classes)(image)
-        answer = Student(unet(classes), 2, activation).eval()(image)
+        answer = Student(unet(classes), activation).eval()(image)
     p = logits.softmax(1) if activation is Activation.SOFTMAX else logits.sigmoid()
     assert answer[:, :classes] == pytest.approx(p, abs=1e-6)
 

@@ -64,7 +64,7 @@ def test_a_students_teacher_goes_on_where_it_was(cases, tmp_path, monkeypatch) -
         return mean, mean / 9, mean / 9
 
     def train(checkpoint=None):
-        make = lambda: Student(small(), 2, Activation.SIGMOID)  # noqa: E731
+        make = lambda: Student(small(), Activation.SIGMOID)  # noqa: E731
         return fit(NUCLEI, RECIPE, cases, 5, make, partial(student_loss, teacher), checkpoint=checkpoint)
 
     save, checkpoint = training._State.save, tmp_path / "x.checkpoint"

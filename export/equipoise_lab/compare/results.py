@@ -17,16 +17,16 @@ from equipoise_core.statistics import input_statistics
 from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, check_classes, measure
 from equipoise_export.calibration.choose import ChosenPolicy, Goals, choose_policy, choose_score
 from equipoise_export.calibration.errors import CalibrationError
-from equipoise_export.calibration.figures import Judged, judge
+from equipoise_export.calibration.figures import Judged, judge, volume_columns
 from equipoise_export.calibration.strangeness import fit_strangeness
 from equipoise_export.graph.session import OnnxSampler, published_samplers
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from .case_sets import CaseSets
 from .errors import ComparisonError
-from .material import Material
-from .weighted import CalibrationSums, Floats, calibration_sums
+from .sums import CalibrationSums, Floats, calibration_sums
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparedModel:
     """A model that is compared.
 
     Attributes:
@@ -63,7 +63,7 @@ class Subject:
         return published_samplers(self.repository, self.contract, threads)
 
 
-def load_subject(repository: Path, name: str, samples: int | None = None) -> Subject:
+def load_compared(repository: Path, name: str, samples: int | None = None) -> ComparedModel:
     """Raises ContractError where the pair is broken, ComparisonError where there is none."""
     directory = repository / name / "1"
     if not (directory / "contract.json").is_file():
@@ -71,7 +71,7 @@ def load_subject(repository: Path, name: str, samples: int | None = None) -> Sub
         raise ComparisonError(f"{repository} holds no published model {name!r}; there are {', '.join(there) or 'none'}")
     published = load_model(directory)
     contract = published.contract
-    return Subject(
+    return ComparedModel(
         name,
         published,
         Model(replace(contract, samples=samples) if samples else contract, None, "", published.code_digest),
@@ -94,14 +94,15 @@ def load_training(path: Path) -> Training | None:
     return training
 
 
-def check_alike(subjects: Sequence[Subject]) -> None:
+def check_alike(models: Sequence[ComparedModel]) -> None:
     """All must answer the same question about the same images. Raises ComparisonError that says what differs."""
-    first = subjects[0]
-    names = [subject.name for subject in subjects]
+    first = models[0]
+    names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ComparisonError(f"{', '.join(twice)}: given more than once; name every model once")
-    for other in subjects[1:]:
-        for what, mine, theirs in zip(_QUESTION, _question(first.contract), _question(other.contract), strict=True):
+    for other in models[1:]:
+        for what, mine in _question(first.contract).items():
+            theirs = _question(other.contract)[what]
             if mine != theirs:
                 raise ComparisonError(
                     f"{first.name} and {other.name} cannot be compared: {what} {_words(mine)} there, "
@@ -109,21 +110,17 @@ def check_alike(subjects: Sequence[Subject]) -> None:
                 )
 
 
-_QUESTION = ("task", "kind of labels", "classes", "channels", "image size", "spacing", "orientation")
-
-
-def _question(contract: Contract) -> tuple[Any, ...]:
+def _question(contract: Contract) -> dict[str, Any]:
     """All that a case's preparation and its truth depend on; intensities are each model's own business."""
-    size = contract.spatial if contract.task is Task.CLASSIFICATION else contract.rank
-    return (
-        contract.task.value,
-        contract.activation.value,
-        contract.classes,
-        contract.channels,
-        size,
-        contract.spacing,
-        contract.orientation,
-    )
+    return {
+        "task": contract.task.value,
+        "kind of labels": contract.activation.value,
+        "classes": contract.classes,
+        "channels": contract.channels,
+        "image size": contract.spatial if contract.task is Task.CLASSIFICATION else contract.rank,
+        "spacing": contract.spacing,
+        "orientation": contract.orientation,
+    }
 
 
 def _words(value: Any) -> str:
@@ -131,11 +128,10 @@ def _words(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Results:
     """What one model answers on n test cases and m shifted ones, under its own policy, early stopping included.
 
     Attributes:
-        why: what its accept threshold guarantees, or why nothing could be certified.
         patients, shifted_patients: of each case, for resampling.
         quality: `[n]`: Dice, mean over foreground classes, or 1 for a right label.
         risk: `[n]`: 1 − quality: what is ranked.
@@ -154,7 +150,6 @@ class Answers:
     chosen: ChosenPolicy
     patients: tuple[str, ...]
     shifted_patients: tuple[str, ...]
-    image_digests: tuple[str, ...]
     full_samples: int
     quality: Floats
     loss: Floats
@@ -173,40 +168,26 @@ class Answers:
     def risk(self) -> Floats:
         return np.asarray(1.0 - self.quality)
 
-    @property
-    def why(self) -> str:
-        return self.chosen.why
 
-
-def answer(
-    subject: Subject, material: Material, goals: Goals, acceptable_dice: float, threads: int = 0, quiet: bool = False
-) -> Answers:
+def results_on(
+    model: ComparedModel, sets: CaseSets, goals: Goals, acceptable_dice: float, threads: int = 0, quiet: bool = False
+) -> Results:
     """Runs every case in this process, chooses the model's policy, and judges the test and shifted cases under it."""
-    (run, screen), asked = subject.load(threads), subject.asked
+    (run, screen), asked = model.load(threads), model.asked
     looks = [look for look in LOOKS if look < asked.default_samples]
-    parts = material.parts
-    queue = iter(
-        track(
-            [case for cases in parts.values() for case in cases],
-            f"{subject.name}: measuring",
-            console=Console(stderr=True),
-            disable=quiet,
-        )
-    )
-    measured = {
-        name: [measure(asked, next(queue), run, acceptable_dice, looks, screen) for _ in cases]
-        for name, cases in parts.items()
-    }
-    next(queue, None)  # lets the progress bar end
+    measured: dict[str, list[Measured]] = {name: [] for name in sets.parts}
+    cases = [(name, case) for name, part in sets.parts.items() for case in part]
+    for name, case in track(cases, f"{model.name}: measuring", console=Console(stderr=True), disable=quiet):
+        measured[name].append(measure(asked, case, run, acceptable_dice, looks, screen))
     apart(measured)
-    normalise = subject.contract.preprocessing.normalise
-    typical = [input_statistics(normalise(image)) for image in material.typical]
-    chosen = choose(subject.contract, measured["pilot"], measured["calibration"], goals, typical, material.calibration)
-    return answers_of(
-        subject.name,
+    normalise = model.contract.preprocessing.normalise
+    typical = [input_statistics(normalise(image)) for image in sets.typical]
+    chosen = choose(model.contract, measured["pilot"], measured["calibration"], goals, typical, sets.calibration)
+    return as_columns(
+        model.name,
         chosen,
-        judge(subject.contract, chosen, measured["test"]),
-        judge(subject.contract, chosen, measured["shifted"]),
+        judge(model.contract, chosen, measured["test"]),
+        judge(model.contract, chosen, measured["shifted"]),
     )
 
 
@@ -235,16 +216,13 @@ def choose(
         check_classes(contract, labelled)
         return choose_policy(contract, samples, pilot, cases, goals, typical or None)
     except CalibrationError as error:
-        nothing = Policy(
-            contract.model_digest,
-            "",
-            samples,
-            strangeness=fit_strangeness(typical or [case.statistics for case in pilot]),
-        )
-        return ChosenPolicy(contract, nothing, goals.score or choose_score(pilot), None, str(error))
+        strangeness = fit_strangeness(typical or [case.statistics for case in pilot])
+        nothing = Policy(contract.model_digest, "", samples, strangeness=strangeness)
+        score = goals.score or choose_score([case.full for case in pilot])
+        return ChosenPolicy(contract, nothing, score, None, str(error))
 
 
-def answers_of(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged]) -> Answers:
+def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged]) -> Results:
     """The cases as arrays."""
     policy = chosen.policy
     distance = policy.strangeness.distance if policy.strangeness else None
@@ -258,12 +236,11 @@ def answers_of(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted:
     loss = column([each.step.loss for each in test])
     covered, width = _volumes(policy, test)
     exclusive = chosen.contract.activation is Activation.SOFTMAX
-    return Answers(
+    return Results(
         name,
         chosen,
         tuple(each.case.patient for each in test),
         tuple(each.case.patient for each in shifted),
-        tuple(each.case.image_digest for each in (*test, *shifted)),
         test[0].case.full.samples,
         1.0 - loss if np.isnan(test[0].step.dice) else column([each.step.dice for each in test]),
         loss,
@@ -290,13 +267,10 @@ def _score(each: Judged, name: str) -> float:
 
 
 def _volumes(policy: Policy, test: Sequence[Judged]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Covered 0/1 and width in mL after widening, as the service widens them."""
-    rule = policy.volume
+    """Covered 0/1 and width in mL, as the service widens the intervals."""
     covered, width = {}, {}
-    for name in test[0].step.volumes if rule else ():
-        assert rule is not None
-        rows = np.array([(*each.step.volumes[name][1:], each.case.truths[name]) for each in test])
-        low, high = np.maximum(0.0, rows[:, 0] - rule.widening[name]), np.maximum(0.0, rows[:, 1] + rule.widening[name])
-        covered[name] = ((low <= rows[:, 2]) & (rows[:, 2] <= high)).astype(np.float64)
+    for name in test[0].step.volumes if policy.volume else ():
+        _, _, _, truth, low, high = volume_columns(test, name)
+        covered[name] = ((low <= truth) & (truth <= high)).astype(np.float64)
         width[name] = high - low
     return covered, width

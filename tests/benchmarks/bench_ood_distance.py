@@ -1,6 +1,6 @@
 """Which number tells unsuitable images apart? AUROC of several candidates on nuclei against H&E tissue and corruptions.
 
-    python -m equipoise_lab.ood_study [--repository REPO] [--samples 8] [--json F]
+    python tests/benchmarks/bench_ood_distance.py [--repository REPO] [--samples 8] [--json F]
 
 The H&E crops are asked as they are and matched: in brightness and contrast to a fluorescence image, in the whole
 histogram, and the same turned dark-for-bright first, which makes nuclei bright as in fluorescence.
@@ -9,33 +9,43 @@ histogram, and the same turned dark-for-bright first, which makes nuclei bright 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import typer
-from equipoise_core.case import Case
-from equipoise_core.loading import load_model
-from equipoise_core.sampling import assess
-from equipoise_core.statistics import simple_statistics
-from equipoise_core.texture import texture_statistics
-from equipoise_export.calibration.conformal import upper_limit
-from equipoise_export.calibration.corruptions import Image, blurred, gaussian, matched_histogram, matched_moments
-from equipoise_export.calibration.metrics import separation
-from equipoise_export.calibration.strangeness import fit_strangeness
-from equipoise_export.graph.session import OnnxSampler
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "export"), str(ROOT / "model_repository" / "hippocampus" / "1")]
 
-from .reference.data import REPOSITORY, load, load_shifted_nuclei, reference_split
+import numpy as np  # noqa: E402
+import typer  # noqa: E402
+from equipoise_core.case import Case  # noqa: E402
+from equipoise_core.loading import load_model  # noqa: E402
+from equipoise_core.sampling import assess  # noqa: E402
+from equipoise_core.statistics import simple_statistics  # noqa: E402
+from equipoise_core.texture import texture_statistics  # noqa: E402
+from equipoise_export.calibration.conformal import upper_limit  # noqa: E402
+from equipoise_export.calibration.strangeness import fit_strangeness  # noqa: E402
+from equipoise_export.graph.session import OnnxSampler  # noqa: E402
+from equipoise_lab.compare.corruptions import Image, gaussian  # noqa: E402
+from equipoise_lab.reference.data import load, load_shifted_nuclei, reference_split  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import track  # noqa: E402
+from rich.table import Table  # noqa: E402
+from sklearn.metrics import roc_auc_score  # noqa: E402
+
+from tests.support.corruptions import blurred, matched_histogram, matched_moments  # noqa: E402
 
 Numbers = dict[str, float]
 
 NAME = "nuclei"
 FALSE_ALARMS = 0.05
+
+
+def auroc(low: NDArray[np.float64], high: NDArray[np.float64]) -> float:
+    """The chance that a number of `high` exceeds one of `low`, ties half."""
+    return float(roc_auc_score(np.r_[np.zeros(len(low)), np.ones(len(high))], np.r_[low, high]))
 
 
 def populations(typical: Sequence[Image], strange: Sequence[Image], seed: int = 0) -> dict[str, list[Image]]:
@@ -101,14 +111,14 @@ def measure(repository: Path, samples: int, seed: int = 0) -> dict[str, Any]:
     for what, images in populations(test_images, load_shifted_nuclei().images, seed).items():
         found = table(images, what)
         report["populations"][what] = {
-            name: {"auroc": separation(test[name], column), "found": float((column > limits[name]).mean())}
+            name: {"auroc": auroc(test[name], column), "found": float((column > limits[name]).mean())}
             for name, column in found.items()
         }
     return report
 
 
 def main(
-    repository: Annotated[Path, typer.Option(help="Model repository.")] = REPOSITORY / "model_repository",
+    repository: Annotated[Path, typer.Option(help="Model repository.")] = ROOT / "model_repository",
     samples: Annotated[int, typer.Option(help="T of the epistemic candidates; 0 leaves them out.")] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:

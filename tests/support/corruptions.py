@@ -1,6 +1,6 @@
 """Corrupted images, to test what a policy does with them. `[C, *S]` in the source's intensities throughout.
 
-Noise levels are in standard deviations of the image, lengths in voxels. Labels stay where they are, except under `flip`
+Lengths are in voxels; noise is in `equipoise_lab.compare.corruptions`. Labels stay where they are, except under `flip`
 and `rescale`, which move them too.
 """
 
@@ -9,22 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from equipoise_lab.compare.corruptions import Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Image = NDArray[np.float32]
 Labels = NDArray[np.uint8]
-
-
-def rician(image: Image, level: float, random: np.random.Generator) -> Image:
-    """Magnitude of signal plus complex Gaussian noise, as in MR images (Gudbjartsson & Patz 1995)."""
-    real, imaginary = random.normal(0.0, level * float(image.std()), (2, *image.shape))
-    return np.hypot(image + real, imaginary).astype(np.float32)
-
-
-def gaussian(image: Image, level: float, random: np.random.Generator) -> Image:
-    """Additive noise."""
-    return (image + random.normal(0.0, level * float(image.std()), image.shape)).astype(np.float32)
 
 
 def blurred(image: Image, sigma: float) -> Image:

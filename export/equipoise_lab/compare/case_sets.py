@@ -14,10 +14,10 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_export.calibration.cases import Labelled
 from equipoise_export.calibration.choose import deal_pilot
-from equipoise_export.calibration.corruptions import Image, gaussian, rician
 from equipoise_export.calibration.reading import labelled_cases
 from numpy.typing import NDArray
 
+from .corruptions import Image, gaussian, rician
 from .errors import ComparisonError
 
 PREFIX = "reference:"
@@ -26,7 +26,7 @@ HELD_OUT = 1 / 3
 
 
 @dataclass(frozen=True)
-class Material:
+class CaseSets:
     """The cases that every model of a comparison sees, in this order.
 
     Attributes:
@@ -48,12 +48,7 @@ class Material:
     @property
     def parts(self) -> Mapping[str, Sequence[Labelled]]:
         """The sets of cases by name."""
-        return {
-            "pilot": self.pilot,
-            "calibration": self.calibration,
-            "test": self.test,
-            "shifted": self.shifted,
-        }
+        return {"pilot": self.pilot, "calibration": self.calibration, "test": self.test, "shifted": self.shifted}
 
 
 def gather(
@@ -63,7 +58,7 @@ def gather(
     shifted: Path | None = None,
     pilot: float = 0.3,
     spacing: tuple[float, ...] | None = None,
-) -> Material:
+) -> CaseSets:
     """Reads and deals the cases.
 
     Args:
@@ -74,29 +69,29 @@ def gather(
         spacing: mm per axis for files that state none.
     """
     if data.startswith(PREFIX):
-        material = reference_material(data.removeprefix(PREFIX))
+        sets = reference_case_sets(data.removeprefix(PREFIX))
     else:
         held_out = 0.0 if test else HELD_OUT
-        material = deal(Path(data).name, labelled_cases(Path(data), contract, spacing), held_out, pilot)
+        sets = deal(Path(data).name, labelled_cases(Path(data), contract, spacing), held_out, pilot)
     if test is not None:
         cases = labelled_cases(test, contract, spacing)
-        material = replace(material, title=f"{material.title}, measured on {test.name}", test=cases)
+        sets = replace(sets, title=f"{sets.title}, measured on {test.name}", test=cases)
         if data.startswith(PREFIX) and shifted is None:  # they were made of the test cases that are now replaced
-            material = replace(material, shifted=(), shift="")
+            sets = replace(sets, shifted=(), shift="")
     if shifted is not None:
         # Nameless patients of two archives are numbered alike: these are others, and are resampled on their own.
         images = [
             replace(case, patient=f"shifted: {case.patient}")
             for case in labelled_cases(shifted, contract, spacing, labels=False)
         ]
-        material = replace(material, shifted=images, shift=f"the images of {shifted.name}")
+        sets = replace(sets, shifted=images, shift=f"the images of {shifted.name}")
     for name in ("pilot", "calibration", "test"):
-        if not material.parts[name]:
-            raise ComparisonError(f"{material.title}: no {name} cases are left; give more patients")
-    return material
+        if not sets.parts[name]:
+            raise ComparisonError(f"{sets.title}: no {name} cases are left; give more patients")
+    return sets
 
 
-def deal(title: str, cases: Sequence[Labelled], held_out: float, pilot: float) -> Material:
+def deal(title: str, cases: Sequence[Labelled], held_out: float, pilot: float) -> CaseSets:
     """By patient, by the digests of their names: a share to measure on, and of the others a share as pilot."""
     patients = sorted({case.patient for case in cases}, key=lambda patient: digest_of(["test", patient]))
     tested = set(patients[: math.floor(held_out * len(patients))])
@@ -107,7 +102,7 @@ def deal(title: str, cases: Sequence[Labelled], held_out: float, pilot: float) -
             "pilot, calibration and test"
         )
     is_pilot = deal_pilot([case.patient for case in rest], pilot)
-    return Material(
+    return CaseSets(
         title,
         [case for case in rest if is_pilot[case.patient]],
         [case for case in rest if not is_pilot[case.patient]],
@@ -132,7 +127,7 @@ CORRUPTIONS: Mapping[str, tuple[str, Corrupt]] = MappingProxyType(
 """How the test images of a reference data set are made worse, where there are no others that are unlike them."""
 
 
-def reference_material(name: str) -> Material:
+def reference_case_sets(name: str) -> CaseSets:
     """As `reference/build.py` deals them: training cases are the pilot, and say what inputs look like.
 
     Raises DataMissingError where the images are not there.
@@ -165,7 +160,7 @@ def reference_material(name: str) -> Material:
             Labelled(id_, id_, image, truth)
             for id_, image, truth in zip(strange.ids, strange.images, strange.targets, strict=True)
         ]
-    return Material(
+    return CaseSets(
         f"reference data {name}",
         cases(split.train[: PILOT_CASES[Task(reference.task)]]),
         cases(split.calibration),
