@@ -58,7 +58,7 @@ build/zoo/.installed: $(VENV)/.installed-test $(LOCKS)/zoo.txt
 	@touch $@
 
 demo: $(VENV)/.installed-demo  ## serve the three reference models and decide on real images
-	$(BIN)/python -m equipoise_deploy.demo
+	$(BIN)/equipoise demo
 
 test: lint types unit  ## lint, types and the quick tests: at most 15 minutes with installation, no root
 

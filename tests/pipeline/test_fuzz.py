@@ -401,7 +401,7 @@ def attack(running: Running, kind: str, number: int) -> tuple[Campaign, list[Hel
 
 SAMPLE = 0.03
 GROWTH = 0.05
-"""Of the memory after the first third of a kind. 10,000 valid requests were measured to add 2 % (README, Memory), 9,000
+"""Of the memory after the first third of a kind. 10,000 valid requests were measured to add 2 %, 9,000
 malformed ones over gRPC 4 % with the warm-up, 5,000 more nothing."""
 
 LEAK = {"json": 0.04}

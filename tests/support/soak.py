@@ -37,7 +37,7 @@ SHARE = 0.5  # of the capacity
 SETTLING = 0.2  # of the looks come before things are held against each other
 
 MEMORY_GROWTH = 0.03
-"""10,000 requests were measured to add 2 % once stubs have seen every model (README, Memory)."""
+"""10,000 requests were measured to add 2 % once stubs have seen every model."""
 P99_DRIFT = 0.10
 FEW = 8
 """Descriptors and threads that may come and go: a scrape, a connection that is being closed, gRPC's pollers."""

@@ -147,7 +147,17 @@ def _refused(archive: Path, message: str) -> None:
 def test_no_entry_leads_out_of_the_folder_or_has_a_second_spelling(tmp_path, name):
     """Whoever made the archive."""
     write_archive(tmp_path / "a.tar", {name: b"x"}, ())
-    _refused(tmp_path / "a.tar", "outside the destination|not a plain file below its root")
+    _refused(tmp_path / "a.tar", "not a plain file below its root")
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="this Python has no filter to compare with")
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
+def test_what_tarfiles_own_filter_refuses_is_refused_here(tmp_path, name):
+    """An independent judgement of the names above."""
+    with pytest.raises(tarfile.FilterError):
+        safe = tarfile.data_filter(tarfile.TarInfo(name), str(tmp_path))
+        if safe.name != name:  # it takes the leading slash away
+            raise tarfile.FilterError(name)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +171,6 @@ def test_nothing_but_files_is_taken(tmp_path, kind, target):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(info)
     _refused(tmp_path / "a.tar", "is refused: .*link")
-
-
-def test_a_python_without_the_data_filter_is_refused(tmp_path, monkeypatch):
-    """As in Debian's first 3.11."""
-    write_archive(tmp_path / "a.tar", {"a": b"x"}, ())
-    monkeypatch.delattr(tarfile, "data_filter")
-    with pytest.raises(ReleaseError, match="cannot unpack archives safely"), read_archive(tmp_path / "a.tar"):
-        pass
 
 
 @pytest.mark.parametrize("compression", ["gz", "xz"])
