@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-import tritonclient.grpc
-import tritonclient.grpc.aio
 
 from .backoff import Backoff
 from .errors import DeadlineExceeded, EquipoiseError, InvalidInput, ModelDied, ServerUnavailable, translated
@@ -186,7 +184,7 @@ def repeated(
 def _final(
     error: ServerUnavailable | ModelDied, suspect: ServerUnavailable | ModelDied | None, retry_after: float
 ) -> EquipoiseError:
-    """What the caller is told in the end."""
+    """What the caller gets in the end."""
     if isinstance(error, ServerUnavailable):
         error.retry_after = retry_after
     if suspect is None or suspect is error:
@@ -238,16 +236,6 @@ async def drive_async(connection: Any, operation: Operation[T]) -> T:
         return done.value  # type: ignore[no-any-return]
 
 
-def connect(url: str, tls: Tls | None) -> tritonclient.grpc.InferenceServerClient:
-    """A blocking connection, opened on first use."""
-    return tritonclient.grpc.InferenceServerClient(**_connection(url, tls))
-
-
-def connect_async(url: str, tls: Tls | None) -> tritonclient.grpc.aio.InferenceServerClient:
-    """A connection for the running event loop."""
-    return tritonclient.grpc.aio.InferenceServerClient(**_connection(url, tls))
-
-
 def check_url(url: str) -> str:
     """`host:port`, or InvalidInput."""
     host, _, port = url.rpartition(":")
@@ -256,7 +244,8 @@ def check_url(url: str) -> str:
     return url
 
 
-def _connection(url: str, tls: Tls | None) -> dict[str, Any]:
+def connection(url: str, tls: Tls | None) -> dict[str, Any]:
+    """Arguments of tritonclient's clients, the blocking and the asyncio one."""
     files = tls or Tls()
     return {
         "url": url,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click import Choice
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from rich.console import Console
@@ -27,8 +27,9 @@ from ..extras import needs
 from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
-from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing
+from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing, shown
 
+_PRIORITIES = Choice([each.name.lower() for each in Priority])
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
 EPILOG = """[bold]Examples[/]
@@ -46,13 +47,6 @@ equipoise predict hippocampus study/ --rules rules.toml --out results   [dim]# w
 equipoise predict nuclei cells.png --url triton.hospital:443 --tls-root ca.pem --tls-cert me.pem --tls-key me.key
 
 Exit code: 0 every file has a decision, 1 at least one has none (it goes to review), 2 wrong usage."""
-
-
-class PriorityName(str, Enum):
-    """`Priority` as it is spelt on the command line."""
-
-    URGENT = "urgent"
-    ROUTINE = "routine"
 
 
 @dataclass(frozen=True)
@@ -96,11 +90,7 @@ class PredictedFile:
 _UNDECIDED: dict[str, Any] = {
     "route": Route.REVIEW.value,
     "reason": "there is no decision",
-    "case_score": None,
-    "samples_used": None,
-    "volume": None,
-    "volume_total": None,
-    "record": None,
+    **dict.fromkeys(("case_score", "samples_used", "volume", "volume_total", "record")),
 }
 
 
@@ -133,7 +123,7 @@ def predict(
         Path | None, typer.Option(dir_okay=False, help="TOML file that says which series of a DICOM folder to take.")
     ] = None,
     timeout: FileTimeout = 60.0,
-    priority: Annotated[PriorityName | None, typer.Option(help="Place in the server's queue.")] = None,
+    priority: Annotated[str | None, typer.Option(click_type=_PRIORITIES, help="Place in the server's queue.")] = None,
     tls: Encrypt = False,
     tls_root: TlsRoot = None,
     tls_cert: TlsCert = None,
@@ -154,11 +144,12 @@ def predict(
     options = {
         "samples": samples,
         "seed": seed,
-        "priority": None if priority is None else Priority[priority.name],
+        "priority": None if priority is None else Priority[priority.upper()],
         "timeout": timeout,
     }
+    progress = shown(files, len(files), "predicting", quiet=as_json or len(files) < 2)
     with client:
-        outcomes = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
+        outcomes = list(_cases(client, name, progress, fallback, out, chosen, options))
     if as_json:
         typer.echo(json.dumps([outcome.document() for outcome in outcomes], indent=1, allow_nan=False))
     else:
@@ -172,19 +163,10 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-def _shown(files: list[Path], quiet: bool) -> Iterator[Path]:
-    """The files, with a progress bar on stderr where there are several, on a terminal."""
-    if quiet or len(files) < 2 or not sys.stderr.isatty():
-        yield from files
-        return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(files, description="predicting")
-
-
 def _cases(
     client: UncertaintyClient,
     name: str,
-    files: Iterator[Path],
+    files: Iterable[Path],
     spacing: tuple[float, ...] | None,
     out: Path | None,
     rules: Any,

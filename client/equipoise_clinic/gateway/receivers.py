@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,6 @@ from datetime import date, timedelta
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.errors import EquipoiseError
@@ -20,6 +18,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from ..dicom.archive import encoded
 from .intake import Intake, Outcome
 from .observe import Log
 from .settings import OrthancSource, Receive, WebSource, password
@@ -278,17 +277,11 @@ class Web:
                 yield name, functools.partial(self._fetch, study, uid, name)
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
-        return _encoded(self._client.retrieve_instance(study, series, instance, media_types=_ANY_SYNTAX))
+        return encoded(self._client.retrieve_instance(study, series, instance, media_types=_ANY_SYNTAX))
 
 
 _ANY_SYNTAX = (("application/dicom", "*"),)
 """As it is stored, uncompressed or not."""
-
-
-def _encoded(dataset: pydicom.Dataset) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def _tag(found: Any, tag: str) -> str:

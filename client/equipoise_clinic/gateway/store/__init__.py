@@ -67,12 +67,9 @@ class Store(Database):
 
     def cursor(self, source: str) -> str | None:
         """Where a source was read up to."""
-        rows = self.rows("SELECT position FROM cursors WHERE source = ?", source)
-        return rows[0]["position"] if rows else None
+        row = self.row("SELECT position FROM cursors WHERE source = ?", source)
+        return row["position"] if row else None
 
     def remember(self, source: str, position: str) -> None:
-        with self.transaction() as db:
-            db.execute(
-                "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET position = excluded.position",
-                (source, position),
-            )
+        statement = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET position = excluded.position"
+        self.execute(statement, source, position)
