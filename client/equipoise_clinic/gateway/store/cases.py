@@ -1,12 +1,4 @@
-"""Results: one row per study, series, model and model version.
-
-    analysed ─ logged ─▶ delivering ──▶ delivered
-                  └────▶ review ─┬─ accept ─▶ delivering
-                                 └─ reject, correct ─▶ withheld
-    delivering ──▶ dead(reason)          any unsent ─ late images ─▶ rejected(reason)
-
-Logged: the audit log holds the decision.
-"""
+"""Results: one row per study, series, model and model version. The package says which states follow which."""
 
 from __future__ import annotations
 

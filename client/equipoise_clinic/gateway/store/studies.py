@@ -1,11 +1,4 @@
-"""Studies as they come in, the images that are there of each, and objects that were set aside.
-
-    receiving ─ no image for a while ─▶ analysed, rejected(reason) or dead(reason)
-        ▲                                   │
-        └────────── another image ──────────┘
-
-A dead study is one whose analysis failed too often; `Store.revive` makes it receiving again.
-"""
+"""Studies as they come in, the images that are there of each, and objects that were set aside."""
 
 from __future__ import annotations
 
