@@ -8,8 +8,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import tritonclient.grpc
-import tritonclient.grpc.aio
 from equipoise_core.contract import Contract
 from numpy.typing import ArrayLike, NDArray
 
@@ -23,7 +21,8 @@ from .transport import (
     Tls,
     Tries,
     check_url,
-    connection,
+    connect,
+    connect_async,
     drive,
     drive_async,
     repeated,
@@ -241,7 +240,7 @@ class UncertaintyClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._dialogue = _Dialogue(url, timeout, retry, headers)
-        self._connection = tritonclient.grpc.InferenceServerClient(**connection(url, tls))
+        self._connection = connect(url, tls)
 
     predict = _blocking(_Dialogue.predict)
     predict_batch = _blocking(_Dialogue.predict_batch)
@@ -277,8 +276,7 @@ class AsyncUncertaintyClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self._dialogue = _Dialogue(url, timeout, retry, headers)
-        client = functools.partial(tritonclient.grpc.aio.InferenceServerClient, **connection(url, tls))
-        self._connect = functools.cache(client)  # needs a running loop: not yet
+        self._connect = functools.cache(functools.partial(connect_async, url, tls))  # needs a running loop: not yet
 
     predict = _awaited(_Dialogue.predict)
     predict_batch = _awaited(_Dialogue.predict_batch)

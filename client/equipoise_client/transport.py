@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+import tritonclient.grpc
+import tritonclient.grpc.aio
 
 from .backoff import Backoff
 from .errors import DeadlineExceeded, EquipoiseError, InvalidInput, ModelDied, ServerUnavailable, translated
@@ -236,6 +238,16 @@ async def drive_async(connection: Any, operation: Operation[T]) -> T:
         return done.value  # type: ignore[no-any-return]
 
 
+def connect(url: str, tls: Tls | None) -> tritonclient.grpc.InferenceServerClient:
+    """A blocking connection, opened on first use."""
+    return tritonclient.grpc.InferenceServerClient(**_connection(url, tls))
+
+
+def connect_async(url: str, tls: Tls | None) -> tritonclient.grpc.aio.InferenceServerClient:
+    """A connection for the running event loop."""
+    return tritonclient.grpc.aio.InferenceServerClient(**_connection(url, tls))
+
+
 def check_url(url: str) -> str:
     """`host:port`, or InvalidInput."""
     host, _, port = url.rpartition(":")
@@ -244,8 +256,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def connection(url: str, tls: Tls | None) -> dict[str, Any]:
-    """Arguments of tritonclient's clients, the blocking and the asyncio one."""
+def _connection(url: str, tls: Tls | None) -> dict[str, Any]:
     files = tls or Tls()
     return {
         "url": url,

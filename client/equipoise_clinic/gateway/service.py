@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http import HTTPStatus
 from time import time
 from typing import Any, TypeVar
@@ -101,7 +102,7 @@ class Gateway:
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),
                 "audit": (_AUDIT, watch.look),
-                **{source.name: (source.every, self._polling(source)) for source in self._sources(intake)},
+                **{source.name: (source.every, partial(self._poll, source)) for source in self._sources(intake)},
             }
             threads = [
                 *(threading.Thread(target=self._work, args=each, name=each[0]) for each in work.items()),
@@ -127,12 +128,9 @@ class Gateway:
         if self._settings.dicomweb is not None:
             yield Web(self._settings.dicomweb, intake, self._store)
 
-    def _polling(self, source: Source) -> Callable[[], None]:
-        def poll() -> None:
-            source.poll()
-            self._metrics.reachable.labels(source.name).set(1)
-
-        return poll
+    def _poll(self, source: Source) -> None:
+        source.poll()
+        self._metrics.reachable.labels(source.name).set(1)
 
     def _sweep(self) -> None:
         """Removes files that a crash left without their row: no sender got an answer, and the analysis is repeated."""
