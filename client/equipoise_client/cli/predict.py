@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click import Choice
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from rich.console import Console
@@ -29,7 +29,6 @@ from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
 from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing, shown
 
-_PRIORITIES = Choice([each.name.lower() for each in Priority])
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
 EPILOG = """[bold]Examples[/]
@@ -47,6 +46,13 @@ equipoise predict hippocampus study/ --rules rules.toml --out results   [dim]# w
 equipoise predict nuclei cells.png --url triton.hospital:443 --tls-root ca.pem --tls-cert me.pem --tls-key me.key
 
 Exit code: 0 every file has a decision, 1 at least one has none (it goes to review), 2 wrong usage."""
+
+
+class PriorityName(str, Enum):
+    """`Priority` as it is spelt on the command line."""
+
+    URGENT = "urgent"
+    ROUTINE = "routine"
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def predict(
         Path | None, typer.Option(dir_okay=False, help="TOML file that says which series of a DICOM folder to take.")
     ] = None,
     timeout: FileTimeout = 60.0,
-    priority: Annotated[str | None, typer.Option(click_type=_PRIORITIES, help="Place in the server's queue.")] = None,
+    priority: Annotated[PriorityName | None, typer.Option(help="Place in the server's queue.")] = None,
     tls: Encrypt = False,
     tls_root: TlsRoot = None,
     tls_cert: TlsCert = None,
@@ -144,7 +150,7 @@ def predict(
     options = {
         "samples": samples,
         "seed": seed,
-        "priority": None if priority is None else Priority[priority.upper()],
+        "priority": None if priority is None else Priority[priority.name],
         "timeout": timeout,
     }
     progress = shown(files, len(files), "predicting", quiet=as_json or len(files) < 2)

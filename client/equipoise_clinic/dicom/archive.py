@@ -22,7 +22,7 @@ from equipoise_client.extras import needs
 CALLING_AET = "EQUIPOISE"
 
 _DIMSE = re.compile(r"dicom://(?P<aet>[^@/:\s]{1,16})@(?P<host>[^@/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})/?")
-_RETRIEVED = ("application/dicom", "*")
+AS_STORED = (("application/dicom", "*"),)
 """Whole instances in whatever syntax they are stored: what dicomweb-client asks for by default Orthanc refuses, and
 compressed pixels should come as they are."""
 
@@ -94,7 +94,7 @@ def fetch(url: str, study: str, *, access: Access = DEFAULT) -> Iterator[Any]:
             raise InvalidInput(f"the archive at {url} has no study of that UID")
         for entry in listed:
             series, instance = (entry[tag]["Value"][0] for tag in ("0020000E", "00080018"))
-            yield client.retrieve_instance(study, series, instance, media_types=(_RETRIEVED,))
+            yield client.retrieve_instance(study, series, instance, media_types=AS_STORED)
 
 
 def find(url: str, filters: Mapping[str, str], *, limit: int = 100, access: Access = DEFAULT) -> list[str]:

@@ -18,7 +18,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from ..dicom.archive import encoded
+from ..dicom.archive import AS_STORED, encoded
 from .intake import Intake, Outcome
 from .observe import Log
 from .settings import OrthancSource, Receive, WebSource, password
@@ -31,9 +31,7 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA70
 _MAPS = "SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC", "PLAN", "REG", "FID", "RWV"
 """Modalities that hold no images; not even asked for."""
 
-
-_UNTIL_SETTLED = 3000.0
-"""Seconds."""
+_UNTIL_SETTLED = 3000.0  # seconds
 
 
 class SourceAway(EquipoiseError):
@@ -277,11 +275,7 @@ class Web:
                 yield name, functools.partial(self._fetch, study, uid, name)
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
-        return encoded(self._client.retrieve_instance(study, series, instance, media_types=_ANY_SYNTAX))
-
-
-_ANY_SYNTAX = (("application/dicom", "*"),)
-"""As it is stored, uncompressed or not."""
+        return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
 
 
 def _tag(found: Any, tag: str) -> str:

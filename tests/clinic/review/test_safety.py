@@ -125,7 +125,7 @@ def test_an_error_is_logged_by_its_place_alone(filled, monkeypatch, capfd):
     def fails(*_: object) -> None:
         raise ValueError("DOE^JANE")
 
-    monkeypatch.setattr(filled.store, "judge", fails)
+    monkeypatch.setattr(filled.store.cases, "judge", fails)
     with reviewing(filled) as page:
         good, form = entered(page)
         status, headers, text = ask(page.url, "POST", TARGET, form, **good)
