@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -28,7 +27,7 @@ from .transport import (
     drive_async,
     repeated,
 )
-from .wire import MAPS, arguments_of, build_request, contract_of, decided_by, read_answer, retry_after_of
+from .wire import MAPS, Request, arguments_of, build_request, contract_of, decided_by, read_answer, retry_after_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -88,7 +87,8 @@ class _Dialogue:
         contract = yield from self._contract(name, deadline)
         seeds = None if seed is None else (seed,)
         images = _one(image, contract.rank)
-        return (yield from self._predict(contract, images, samples, seeds, spacing, outputs, priority, deadline))[0]
+        request = build_request(contract, images, samples, seeds, spacing, outputs, priority)
+        return (yield from self._answers(contract, request, deadline))[0]
 
     def predict_batch(
         self,
@@ -111,7 +111,8 @@ class _Dialogue:
         """
         deadline = self._deadline(timeout)
         contract = yield from self._contract(name, deadline)
-        return (yield from self._predict(contract, images, samples, seeds, spacing, outputs, priority, deadline))
+        request = build_request(contract, images, samples, seeds, spacing, outputs, priority)
+        return (yield from self._answers(contract, request, deadline))
 
     def contract(self, name: str, *, timeout: float | None = None) -> Operation[Contract]:
         """The model's contract: sizes, classes, units, digest. Cached until an answer shows that the model changed.
@@ -131,20 +132,7 @@ class _Dialogue:
             return False
         return bool(answer)
 
-    def _predict(
-        self,
-        contract: Contract,
-        images: Sequence[ArrayLike] | NDArray[Any],
-        samples: int | None,
-        seeds: Sequence[int] | None,
-        spacing: ArrayLike | None,
-        outputs: Sequence[str],
-        priority: Priority | int | None,
-        deadline: Deadline,
-    ) -> Operation[tuple[Prediction, ...]]:
-        request = build_request(
-            contract, images, samples=samples, seeds=seeds, spacing=spacing, outputs=outputs, priority=priority
-        )
+    def _answers(self, contract: Contract, request: Request, deadline: Deadline) -> Operation[tuple[Prediction, ...]]:
         arguments = functools.partial(arguments_of, contract, request, self._headers)
         answer = yield from self._repeated(contract.name, "infer", arguments, deadline)
         digest = decided_by(answer.as_numpy)
@@ -266,9 +254,7 @@ class UncertaintyClient:
     def __enter__(self) -> UncertaintyClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -304,7 +290,5 @@ class AsyncUncertaintyClient:
     async def __aenter__(self) -> AsyncUncertaintyClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

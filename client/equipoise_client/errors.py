@@ -114,10 +114,7 @@ _BY_CODE: Mapping[str, tuple[type[EquipoiseError], str]] = MappingProxyType(
 
 
 _FULL = "Exceeds maximum queue size"  # Triton's words
-_DEAD = (
-    "Stub process",
-    "is not healthy",
-)  # Triton's words; with a dead sampler the model passes them on as UNAVAILABLE
+_DEAD = ("Stub process", "is not healthy")  # Triton's words; of a dead sampler the model says them as UNAVAILABLE
 _TOO_LARGE = "status: 413"  # of a proxy, as gRPC words it
 _UNLOADED = "has no available versions"  # Triton's words; of an unknown model it says "is not found"
 _NOT_LOST = (

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 from .errors import MissingExtra
 
-_OUR_OWN = ("equipoise_",)
-
 
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
@@ -21,6 +19,6 @@ def needs(extra: str, purpose: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith(_OUR_OWN):
+        if error.name is None or error.name.startswith("equipoise_"):
             raise  # a fault of ours, not of the installation
         raise MissingExtra(f"{purpose} needs {error.name}: pip install 'equipoise[{extra}]'") from error

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from .extras import needs
 from .images.prepare import Prepared
-from .images.source import SourceImage
 from .prediction import Prediction
 
 _ROUTE_COLOUR = {Route.ACCEPT: "#1a7f37", Route.REVIEW: "#b35900", Route.REJECT: "#b42318"}
@@ -55,7 +54,7 @@ def write_figure(path: Path, title: str, contract: Contract, prepared: Prepared,
 
 def epistemic_limit(contract: Contract) -> float:
     """Largest mutual information there can be, in nats: the right end of the colour scale."""
-    return math.log(2) if contract.activation is Activation.SIGMOID else math.log(len(contract.classes))
+    return math.log(2 if contract.activation is Activation.SIGMOID else len(contract.classes))
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     from matplotlib.colors import PowerNorm
     from matplotlib.lines import Line2D
 
-    image = _grey(prepared.pixels)
+    image = grey(prepared.pixels)
     heat = prediction.epistemic.max(axis=0)
     views = list(_views(contract, prepared, heat))
     figure.set_size_inches(4.2 * max(2, len(views)) + 0.8, 9.2 if len(views) > 1 else 5.4)
@@ -152,9 +151,8 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
 def _draw_classification(figure: Any, contract: Contract, prepared: Prepared, prediction: Prediction) -> None:
     figure.set_size_inches(9.4, 5.2)
     left, right = figure.subplots(1, 2)
-    source: SourceImage = prepared.source
-    left.imshow(_grey(source.pixels), cmap="gray", vmin=0.0, vmax=1.0)
-    View(None, 1, 0, None).dress(left, source.spacing)
+    left.imshow(grey(prepared.source.pixels), cmap="gray", vmin=0.0, vmax=1.0)
+    View(None, 1, 0, None).dress(left, prepared.source.spacing)
     means = prediction.mean
     spread = np.sqrt(np.maximum(prediction.variance, 0.0))
     places = np.arange(len(contract.classes))
@@ -180,11 +178,11 @@ def _colour(number: int) -> str:
     return _CLASS_COLOURS[number % len(_CLASS_COLOURS)]
 
 
-def _grey(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def grey(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """`[C, *S]` → `[*S]`, 0..1 between the 1st and 99th percentile: for looking only."""
-    grey = pixels.mean(axis=0)
-    low, high = np.percentile(grey, [1.0, 99.0])
-    return np.asarray(np.clip((grey - low) / max(float(high - low), 1e-12), 0.0, 1.0), np.float32)
+    values = pixels.mean(axis=0)
+    low, high = np.percentile(values, [1.0, 99.0])
+    return np.asarray(np.clip((values - low) / max(float(high - low), 1e-12), 0.0, 1.0), np.float32)
 
 
 def _caption(prediction: Prediction) -> str:

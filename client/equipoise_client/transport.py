@@ -186,7 +186,7 @@ def repeated(
 def _final(
     error: ServerUnavailable | ModelDied, suspect: ServerUnavailable | ModelDied | None, retry_after: float
 ) -> EquipoiseError:
-    """What the caller is told in the end."""
+    """What the caller gets in the end."""
     if isinstance(error, ServerUnavailable):
         error.retry_after = retry_after
     if suspect is None or suspect is error:

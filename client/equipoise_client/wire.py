@@ -76,7 +76,6 @@ def retry_after_of(config: Any) -> float:
 def build_request(
     contract: Contract,
     images: Sequence[ArrayLike] | NDArray[Any],
-    *,
     samples: int | None,
     seeds: Sequence[int] | None,
     spacing: ArrayLike | None,

@@ -15,7 +15,8 @@ import pydicom
 import pydicom.data
 import pytest
 from equipoise_client import UncertaintyClient
-from equipoise_clinic.dicom.study import Rules, analyse, outputs, select
+from equipoise_clinic.dicom.rules import Rules
+from equipoise_clinic.dicom.study import analyse, outputs, select
 
 from ..support import validators
 from ..support.phantom import SYNTAXES, compressed

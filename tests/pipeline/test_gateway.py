@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from equipoise_clinic.audit import verify
 from equipoise_clinic.gateway.analysis import ATTEMPTS
-from equipoise_clinic.gateway.service import POINTS
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
@@ -24,6 +23,7 @@ from pydicom.uid import RLELossless, generate_uid
 from ..support.asking import poll
 from ..support.disks import small_disk
 from ..support.gateways import KILLABLE, Running, configuration, gateway, rows, send
+from ..support.killable_gateway import POINTS
 from ..support.orthanc import Site, orthanc
 from ..support.ports import free_port
 from ..support.processes import descendants

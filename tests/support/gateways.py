@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pydicom
 from pynetdicom import AE
 
@@ -117,9 +118,9 @@ def gateway(settings: Path, log: Path | None = None, script: Path | None = None)
         assert script is not None or running.ports, running.lines
         yield running
     finally:
-        for pid, _ in descendants(process.pid):  # a script's child as well
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            for each in descendants(process.pid):  # a script's child as well
+                each.kill()
         process.wait(30)
         reader.join()
         assert process.stderr is not None

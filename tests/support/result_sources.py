@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from equipoise_client import Estimate, Prediction, Route, Volume
 from equipoise_client.images import Prepared, fit
+from equipoise_clinic.dicom.report import objects_of
 from equipoise_clinic.dicom.result_source import ResultSource, result_source
-from equipoise_clinic.dicom.results import objects_of
 from equipoise_clinic.dicom.rules import Rule
 from equipoise_clinic.dicom.series import read, volume_of
 from equipoise_core.contract import Contract

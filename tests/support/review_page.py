@@ -17,8 +17,9 @@ import pytest
 from equipoise_clinic.dicom.study import Slice
 from equipoise_clinic.gateway.picture import draw
 from equipoise_clinic.gateway.settings import load_settings
+from equipoise_clinic.http_server import listen
 from equipoise_clinic.review.identity import Doorkeeper, Reviewers
-from equipoise_clinic.review.server import address, listen, server
+from equipoise_clinic.review.server import address, server
 from equipoise_clinic.review.worklist import Worklist
 from playwright.sync_api import sync_playwright
 
@@ -102,7 +103,7 @@ def reviewing(desk: Desk, **options: object) -> Iterator[Page]:
     reviewers = Reviewers(desk.directory / "reviewers.json")
     token = reviewers.add("dr.who")
     door = Doorkeeper(settings.review, reviewers)
-    with listen(settings.review) as listening:
+    with listen("review", settings.review.host, settings.review.port) as listening:
         worklist = server(settings.review, Worklist(settings, desk.store), door, listening)
         thread = threading.Thread(target=worklist.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+from rich.console import Console
+from rich.progress import track
 
 from ..transport import Tls
+
+T = TypeVar("T")
 
 Url = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC service.")]
 Spacing = Annotated[
@@ -21,6 +27,13 @@ Encrypt = Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system
 TlsRoot = Annotated[Path | None, typer.Option("--tls-root", help="PEM file of the authority to trust; encrypts.")]
 TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="PEM file of this client's certificate.")]
 TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file of its key.")]
+
+
+def shown(items: Iterable[T], total: int, what: str, quiet: bool) -> Iterable[T]:
+    """The items, with a progress bar on stderr, on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        return items
+    return track(items, what, total, console=Console(stderr=True), transient=True)
 
 
 def encryption(encrypt: bool, root: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -27,7 +27,7 @@ from ..extras import needs
 from ..images import Kind, Prepared, fit, read_image
 from ..images.prepare import with_spacing
 from ..prediction import Estimate, Prediction, Priority, number
-from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing
+from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing, shown
 
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
 
@@ -96,11 +96,7 @@ class PredictedFile:
 _UNDECIDED: dict[str, Any] = {
     "route": Route.REVIEW.value,
     "reason": "there is no decision",
-    "case_score": None,
-    "samples_used": None,
-    "volume": None,
-    "volume_total": None,
-    "record": None,
+    **dict.fromkeys(("case_score", "samples_used", "volume", "volume_total", "record")),
 }
 
 
@@ -157,8 +153,9 @@ def predict(
         "priority": None if priority is None else Priority[priority.name],
         "timeout": timeout,
     }
+    progress = shown(files, len(files), "predicting", quiet=as_json or len(files) < 2)
     with client:
-        outcomes = list(_cases(client, name, _shown(files, quiet=as_json), fallback, out, chosen, options))
+        outcomes = list(_cases(client, name, progress, fallback, out, chosen, options))
     if as_json:
         typer.echo(json.dumps([outcome.document() for outcome in outcomes], indent=1, allow_nan=False))
     else:
@@ -172,19 +169,10 @@ def wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-def _shown(files: list[Path], quiet: bool) -> Iterator[Path]:
-    """The files, with a progress bar on stderr where there are several, on a terminal."""
-    if quiet or len(files) < 2 or not sys.stderr.isatty():
-        yield from files
-        return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(files, description="predicting")
-
-
 def _cases(
     client: UncertaintyClient,
     name: str,
-    files: Iterator[Path],
+    files: Iterable[Path],
     spacing: tuple[float, ...] | None,
     out: Path | None,
     rules: Any,

@@ -51,8 +51,7 @@ def unpacked(dataset: Any) -> NDArray[Any]:
     file = io.BytesIO()
     file.write(bytes(128) + b"DICM")
     dcmwrite(file, bare, implicit_vr=False, little_endian=True, enforce_file_format=False)
-    content = file.getvalue()
-    return _decoder().ask(content)
+    return _decoder().ask(file.getvalue())
 
 
 @cache

@@ -81,7 +81,7 @@ def checked(path: Path, dataset: Any) -> int:
     """Number of frames, after the checks that need no decoding."""
     if "PixelData" not in dataset:
         raise UnreadableImage(f"{path.name}: DICOM without pixels, or cut off before them; expected an image")
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    frames = frames_of(dataset)
     check_size(path, (int(dataset.SamplesPerPixel), frames, int(dataset.Rows), int(dataset.Columns)))
     syntax = dataset.file_meta.TransferSyntaxUID
     if not decodable(syntax):
@@ -90,6 +90,11 @@ def checked(path: Path, dataset: Any) -> int:
             "pip install 'equipoise[dicom]', or store it uncompressed (dcmdjpeg, gdcmconv --raw)"
         )
     return frames
+
+
+def frames_of(dataset: Any) -> int:
+    """Number of frames as it states it, not checked."""
+    return int(dataset.get("NumberOfFrames", 1) or 1)
 
 
 def decodable(syntax: Any) -> bool:
@@ -133,13 +138,13 @@ def _modality(dataset: Any, frame: int, stored: NDArray[Any]) -> NDArray[np.floa
     """Stored values → the modality's own (e.g. Hounsfield units)."""
     from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 
-    group = _functional_group(dataset, frame, "PixelValueTransformationSequence")
+    group = functional_group(dataset, frame, "PixelValueTransformationSequence")
     if group is not None:
         return stored * float(group.RescaleSlope) + float(group.RescaleIntercept)
     return np.asarray(apply_modality_lut(stored, dataset), np.float64)
 
 
-def _functional_group(dataset: Any, frame: int, name: str) -> Any | None:
+def functional_group(dataset: Any, frame: int, name: str) -> Any | None:
     """The item of a multi-frame functional group: a frame's own, else the one all share, else None."""
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
@@ -152,7 +157,7 @@ def _functional_group(dataset: Any, frame: int, name: str) -> Any | None:
 
 def spacing_in_plane(dataset: Any) -> tuple[float, float] | None:
     """mm between (rows, columns). Imager Pixel Spacing is no substitute: it is measured at the detector."""
-    measures = _functional_group(dataset, 0, "PixelMeasuresSequence")
+    measures = functional_group(dataset, 0, "PixelMeasuresSequence")
     between = (dataset if measures is None else measures).get("PixelSpacing")
     if not between or len(between) != 2 or not all(float(mm) > 0 for mm in between):
         return None
@@ -164,8 +169,8 @@ def planes_of(dataset: Any, frames: int) -> tuple[list[list[float]], list[list[f
     positions, directions = [], []
     for frame in range(frames):
         fallback = dataset if frames == 1 else {}
-        position = _functional_group(dataset, frame, "PlanePositionSequence") or fallback
-        orientation = _functional_group(dataset, frame, "PlaneOrientationSequence") or fallback
+        position = functional_group(dataset, frame, "PlanePositionSequence") or fallback
+        orientation = functional_group(dataset, frame, "PlaneOrientationSequence") or fallback
         place, direction = position.get("ImagePositionPatient"), orientation.get("ImageOrientationPatient")
         if not place or not direction or len(place) != 3 or len(direction) != 6:
             return None

@@ -18,7 +18,7 @@ column replaces folders named by class. Without it every file is a patient of it
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 from .grid import pick_nearest
-from .prepare import Prepared, fit, with_spacing
+from .prepare import Prepared, fit, turn, with_spacing
 from .read import read_image
 
 PSEUDO_LABEL = ".pseudo-label"
@@ -86,17 +86,17 @@ def read_labelled(
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
     if not labels:
         return [_read(row, data, contract, spacing) for row in _images(data)]
-    rows = list(_segmentations(data) if contract.task is Task.SEGMENTATION else _classes(data, contract))
+    segmented = contract.task is Task.SEGMENTATION
+    rows = list(_segmentations(data) if segmented else _classes(data, contract))
     if not rows:
-        raise InvalidInput(
-            f"{data} holds no labelled cases of a {contract.task.value}: expected "
-            + (
-                "images/ and labels/"
-                if contract.task is Task.SEGMENTATION
-                else f"folders {', '.join(contract.classes)}"
-            )
-        )
+        expected = "images/ and labels/" if segmented else f"folders {', '.join(contract.classes)}"
+        raise InvalidInput(f"{data} holds no labelled cases of a {contract.task.value}: expected {expected}")
     return [_read(row, data, contract, spacing) for row in rows]
+
+
+def _row(file: Path, label: str | Path | None, stated: Mapping[str, str], patient: str) -> Row:
+    """Of a line of `cases.csv`, and the patient where it names none."""
+    return Row(file, label, stated.get("patient") or patient, stated.get("group") or "")
 
 
 def _images(data: Path) -> list[Row]:
@@ -105,11 +105,7 @@ def _images(data: Path) -> list[Row]:
     files = [file for file in (folder if folder.is_dir() else data).rglob("*") if file.name.lower().endswith(_ENDINGS)]
     if not files:
         raise InvalidInput(f"{data} holds no images; expected files ending in {', '.join(_ENDINGS)}")
-    stated = [table.get(file.name, {}) for file in sorted(files)]
-    return [
-        Row(file, None, row.get("patient") or str(file.relative_to(data)), row.get("group") or "")
-        for file, row in zip(sorted(files), stated, strict=True)
-    ]
+    return [_row(file, None, table.get(file.name, {}), str(file.relative_to(data))) for file in sorted(files)]
 
 
 def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[np.uint8]:
@@ -143,19 +139,19 @@ def _segmentations(data: Path) -> Iterator[Row]:
             label = same[0]
         if PSEUDO_LABEL in label.name:
             raise InvalidInput(f"labels/{label.name} is a model's own answer, no truth: give an expert's label instead")
-        yield Row(file, label, stated.get("patient") or file.name, stated.get("group") or "")
+        yield _row(file, label, stated, file.name)
 
 
 def _classes(data: Path, contract: Contract) -> Iterator[Row]:
     table = _table(data)
     if table and all("label" in row for row in table.values()):
         for name, row in table.items():
-            yield Row(data / name, row["label"], row.get("patient") or name, row.get("group") or "")
+            yield _row(data / name, row["label"], row, name)
         return
     for label in contract.classes:
         for file in sorted(path for path in (data / label).glob("*") if path.name.lower().endswith(_ENDINGS)):
-            stated = table.get(f"{label}/{file.name}", {})
-            yield Row(file, label, stated.get("patient") or f"{label}/{file.name}", stated.get("group") or "")
+            name = f"{label}/{file.name}"
+            yield _row(file, label, table.get(name, {}), name)
 
 
 def _stem(file: Path) -> str:
@@ -180,10 +176,7 @@ def _label_map(path: Path, prepared: Prepared, contract: Contract) -> NDArray[np
     if pixels.shape[-contract.rank :] != spatial:
         raise InvalidInput(f"{path.name}: label of size {list(pixels.shape)} for an image of size {list(spatial)}")
     first = pixels.reshape(-1, *spatial)[:1]  # a grey picture may repeat its channel
-    turned = np.flip(
-        np.transpose(first, (0, *(1 + axis for axis in prepared.order))),
-        [i + 1 for i, turn in enumerate(prepared.flipped) if turn],
-    )
+    turned = turn(first, prepared.order, prepared.flipped)
     return _indices(pick_nearest(turned, prepared.grid)[0], contract)
 
 

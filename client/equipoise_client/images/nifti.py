@@ -48,10 +48,7 @@ def read(path: Path) -> SourceImage:
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     usable = bool(np.isfinite(affine).all() and (spacing > 0).all())
     return SourceImage(
-        pixels,
-        Kind.NIFTI,
-        tuple(float(mm) for mm in spacing) if usable else None,
-        affine if usable and known else None,
+        pixels, Kind.NIFTI, tuple(float(mm) for mm in spacing) if usable else None, affine if usable and known else None
     )
 
 

@@ -71,9 +71,7 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
     """
     pixels = _channels(image, contract)
     order, flipped = _turns(image, contract)
-    turned = np.flip(
-        np.transpose(pixels, (0, *(1 + axis for axis in order))), [i + 1 for i, t in enumerate(flipped) if t]
-    )
+    turned = turn(pixels, order, flipped)
     spacing = None if image.spacing is None else tuple(image.spacing[axis] for axis in order)
     grid = tuple(_axis(contract, number, size, spacing) for number, size in enumerate(turned.shape[1:]))
     if prod(axis.size for axis in grid) * contract.channels > MAX_VALUES:
@@ -90,6 +88,12 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
         flipped,
         grid,
     )
+
+
+def turn(values: NDArray[Any], order: tuple[int, ...], flipped: tuple[bool, ...]) -> NDArray[Any]:
+    """`[C, *S]` of a source with its axes as `Prepared` says."""
+    ordered = np.transpose(values, (0, *(1 + axis for axis in order)))
+    return np.flip(ordered, [axis + 1 for axis, turned in enumerate(flipped) if turned])
 
 
 def with_spacing(image: SourceImage, spacing: tuple[float, ...] | None) -> SourceImage:
@@ -126,20 +130,16 @@ def _turns(image: SourceImage, contract: Contract) -> tuple[tuple[int, ...], tup
     if image.affine is None or contract.orientation is None or rank != 3:
         return tuple(range(rank)), (False,) * rank
     directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
-    order, flipped = [], []
     free = [0, 1, 2]
     wanted = ["RAS".find(letter) if letter in "RAS" else "LPI".find(letter) for letter in contract.orientation]
     # The clearest axis first, so that an oblique volume never has one axis taken twice.
     chosen: dict[int, int] = {}
     for target in sorted(range(3), key=lambda t: -np.abs(directions[wanted[t]]).max()):
-        best = max(free, key=lambda axis: abs(directions[wanted[target], axis]))
-        free.remove(best)
-        chosen[target] = best
-    for target, letter in enumerate(contract.orientation):
-        order.append(chosen[target])
-        towards = directions[wanted[target], chosen[target]]
-        flipped.append(bool((towards < 0) == (letter in "RAS")))
-    return tuple(order), tuple(flipped)
+        chosen[target] = max(free, key=lambda axis: abs(directions[wanted[target], axis]))
+        free.remove(chosen[target])
+    order = (chosen[0], chosen[1], chosen[2])
+    pairs = zip(directions[wanted, order], contract.orientation, strict=True)
+    return order, tuple(bool((towards < 0) == (letter in "RAS")) for towards, letter in pairs)
 
 
 def _axis(contract: Contract, number: int, size: int, spacing: tuple[float, ...] | None) -> Axis:

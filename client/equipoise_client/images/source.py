@@ -47,11 +47,6 @@ class SourceImage:
     affine: NDArray[np.float64] | None = None
     modality: str | None = None
 
-    @property
-    def spatial(self) -> tuple[int, ...]:
-        """*S."""
-        return self.pixels.shape[1:]
-
 
 def check_size(path: Path, shape: Sequence[int]) -> None:
     """Raises UnreadableImage for what is empty or too large to be sent."""

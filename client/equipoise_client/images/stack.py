@@ -26,13 +26,11 @@ class Stack:
 
     Attributes:
         order: for each slice, ascending along the normal, which of the given planes it is.
-        step: mm from one slice to the next, in the patient's coordinates (LPS).
         spacing: mm between (slices, rows, columns).
         affine: 4×4, (slice, row, column) → mm in RAS+.
     """
 
     order: tuple[int, ...]
-    step: NDArray[np.float64]
     spacing: tuple[float, float, float]
     affine: NDArray[np.float64]
 
@@ -63,7 +61,7 @@ def stack(
     # Axes are (slice, row, column): a step in the row index goes along the column's direction.
     affine[:3, :3] = np.stack([step, along_column * plane[0], along_row * plane[1]], axis=1) * _LPS_TO_RAS[:, None]
     affine[:3, 3] = places[0] * _LPS_TO_RAS
-    return Stack(order, step, (float(np.linalg.norm(step)), *plane), affine)
+    return Stack(order, (float(np.linalg.norm(step)), *plane), affine)
 
 
 def order_of(positions: Sequence[Sequence[float]], directions: Sequence[Sequence[float]]) -> tuple[int, ...]:

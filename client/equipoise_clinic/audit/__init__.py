@@ -7,9 +7,8 @@ chain     append, verify, head, entries, redact     command   `equipoise audit`
 
 from .anchor import Anchor, parse_anchor
 from .chain import Fault, append, entries, head, redact, verify
-from .entry import AuditError, Entry, Kind
+from .entry import AuditError, Entry, Kind, Verdict
 from .segments import end, lines_since
-from .verdict import Verdict
 
 __all__ = [
     "Anchor", "AuditError", "Entry", "Fault", "Kind", "Verdict", "append", "end", "entries", "head", "lines_since",

@@ -61,11 +61,7 @@ class Fault:
 
 
 def append(
-    path: Path,
-    kind: Kind,
-    body: Mapping[str, Any],
-    now: datetime | None = None,
-    segment_bytes: int = SEGMENT_BYTES,
+    path: Path, kind: Kind, body: Mapping[str, Any], now: datetime | None = None, segment_bytes: int = SEGMENT_BYTES
 ) -> Entry:
     """Adds a line and syncs it to disk; writers take turns (flock). Raises AuditError after a damaged last line."""
     log = log_of(path)

@@ -14,9 +14,8 @@ from rich.console import Console
 
 from .anchor import parse_anchor
 from .chain import append, entries, head, redact, verify
-from .entry import AuditError, Kind
+from .entry import AuditError, Kind, Verdict
 from .monitor import monitor
-from .verdict import Verdict
 
 EPILOG = """[bold]Examples[/]
 

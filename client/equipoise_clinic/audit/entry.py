@@ -33,6 +33,19 @@ class Kind(str, Enum):
     """Which version of a model was put into service, by whom and why, or was refused."""
 
 
+class Verdict(str, Enum):
+    """What an expert says of a decision: on the review page, with `equipoise audit verdict`, and in the log."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    CORRECT = "correct"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether an accepted case should not have been accepted."""
+        return self is not Verdict.ACCEPT
+
+
 @dataclass(frozen=True)
 class Link:
     """What the next line has to continue: number and hash of the line before it."""
@@ -58,31 +71,13 @@ class Entry:
 
     @property
     def hash(self) -> str:
-        return digest_of(
-            {
-                "format": FORMAT,
-                "sequence": self.sequence,
-                "previous": self.previous,
-                "at": self.at,
-                "kind": self.kind.value,
-                "content": self.content,
-            }
-        )
+        hashed = {name: value for name, value in vars(self).items() if name != "body"}
+        return digest_of({"format": FORMAT, **hashed})
 
     def line(self) -> bytes:
         """As it stands in the file, with its newline."""
-        text = canonical_json(
-            {
-                "sequence": self.sequence,
-                "previous": self.previous,
-                "at": self.at,
-                "kind": self.kind.value,
-                "content": self.content,
-                "body": None if self.body is None else dict(self.body),
-                "hash": self.hash,
-            }
-        )
-        return text.encode() + b"\n"
+        body = None if self.body is None else dict(self.body)
+        return canonical_json({**vars(self), "body": body, "hash": self.hash}).encode() + b"\n"
 
 
 def parse(line: bytes) -> tuple[Entry, Link]:

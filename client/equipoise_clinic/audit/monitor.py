@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .chain import entries
-from .entry import AuditError, Entry, Kind
-from .verdict import Verdict
+from .entry import AuditError, Entry, Kind, Verdict
 
 SUSPECTS = 20
 """Error rates above α that the test looks for at once, evenly spaced up to 1."""

@@ -6,6 +6,7 @@ whoever calls knows how long to wait.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from equipoise_client.extras import needs
 CALLING_AET = "EQUIPOISE"
 
 _DIMSE = re.compile(r"dicom://(?P<aet>[^@/:\s]{1,16})@(?P<host>[^@/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})/?")
-_RETRIEVED = ("application/dicom", "*")
+AS_STORED = (("application/dicom", "*"),)
 """Whole instances in whatever syntax they are stored: what dicomweb-client asks for by default Orthanc refuses, and
 compressed pixels should come as they are."""
 
@@ -30,7 +31,6 @@ compressed pixels should come as they are."""
 class Stored:
     """What became of one instance; `reason` is "" where it was stored."""
 
-    sop_class: str
     sop_instance: str
     reason: str = ""
 
@@ -57,8 +57,11 @@ class Access:
     timeout: float = 60.0
 
 
+DEFAULT = Access()
+
+
 def send(
-    instances: Iterable[Any], to: str, *, access: Access | None = None, calling_aet: str = CALLING_AET
+    instances: Iterable[Any], to: str, *, access: Access = DEFAULT, calling_aet: str = CALLING_AET
 ) -> Iterator[Stored]:
     """Stores datasets one by one and reports the outcome of each.
 
@@ -69,38 +72,36 @@ def send(
     are stored then. InvalidInput for an invalid address or AE title.
     """
     if to.startswith(("http://", "https://")):
-        return _stow(instances, to, access or Access())
+        return _stow(instances, to, access)
     address = _DIMSE.fullmatch(to)
     if address is None or not 0 < int(address["port"]) < 65536:
         raise InvalidInput(f"{to!r}; expected https://host/dicom-web or dicom://AET@host:port")
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", calling_aet) or not calling_aet.strip():
         raise InvalidInput(f"{calling_aet!r} is not an AE title; expected 1 to 16 ASCII characters without backslash")
     peer = (address["host"].strip("[]"), int(address["port"]), address["aet"])
-    return _c_store(instances, *peer, calling_aet, (access or Access()).timeout)
+    return _c_store(instances, *peer, calling_aet, access.timeout)
 
 
-def fetch(url: str, study: str, *, access: Access | None = None) -> Iterator[Any]:
+def fetch(url: str, study: str, *, access: Access = DEFAULT) -> Iterator[Any]:
     """All instances of a study, as they are stored. Raises as `send` does; InvalidInput for an unknown study.
 
     One by one, so that memory holds one at a time, whatever the archive makes of a large answer.
     """
-    with needs("clinic", "fetching over DICOMweb"):
-        client = _client(url, access or Access())
+    client = _client(url, access, "fetching over DICOMweb")
     with _translated(url):
         listed = client.search_for_instances(study, get_remaining=True)
         if not listed:
             raise InvalidInput(f"the archive at {url} has no study of that UID")
         for entry in listed:
             series, instance = (entry[tag]["Value"][0] for tag in ("0020000E", "00080018"))
-            yield client.retrieve_instance(study, series, instance, media_types=(_RETRIEVED,))
+            yield client.retrieve_instance(study, series, instance, media_types=AS_STORED)
 
 
-def find(url: str, filters: Mapping[str, str], *, limit: int = 100, access: Access | None = None) -> list[str]:
+def find(url: str, filters: Mapping[str, str], *, limit: int = 100, access: Access = DEFAULT) -> list[str]:
     """Study Instance UIDs that match; keys are attribute keywords, values as in QIDO-RS (`20240101-`, `MR`, `Doe*`)."""
-    with needs("clinic", "querying over DICOMweb"):
-        from pydicom.datadict import tag_for_keyword
+    client = _client(url, access, "querying over DICOMweb")
+    from pydicom.datadict import tag_for_keyword
 
-        client = _client(url, access or Access())
     for name in filters:
         if tag_for_keyword(name) is None:
             raise InvalidInput(f"{name!r} is not an attribute's keyword, such as StudyDate or ModalitiesInStudy")
@@ -110,19 +111,25 @@ def find(url: str, filters: Mapping[str, str], *, limit: int = 100, access: Acce
 
 
 def _stow(instances: Iterable[Any], url: str, access: Access) -> Iterator[Stored]:
-    with needs("clinic", "storing over DICOMweb"):
-        client = _client(url, access)
+    client = _client(url, access, "storing over DICOMweb")
     for dataset in instances:
-        about = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+        uid = str(dataset.SOPInstanceUID)
         try:
             with _translated(url):
                 answer = client.store_instances([_as_file(dataset)])
         except InvalidInput as error:
-            yield Stored(*about, str(error))
+            yield Stored(uid, str(error))
             continue
         failed = answer.get("FailedSOPSequence") or []
         codes = ", ".join(f"0x{int(item.get('FailureReason', 0)):04x}" for item in failed)
-        yield Stored(*about, f"refused with reason {codes}" if failed else "")
+        yield Stored(uid, f"refused with reason {codes}" if failed else "")
+
+
+def encoded(dataset: Any) -> bytes:
+    """A dataset that has its file meta information, as a DICOM file."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def _as_file(dataset: Any) -> Any:
@@ -141,9 +148,10 @@ def _as_file(dataset: Any) -> Any:
     return complete
 
 
-def _client(url: str, access: Access) -> Any:
-    import requests
-    from dicomweb_client.web import DICOMwebClient
+def _client(url: str, access: Access, purpose: str) -> Any:
+    with needs("clinic", purpose):
+        import requests
+        from dicomweb_client.web import DICOMwebClient
 
     logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # its lines quote queries and answers
     session = requests.Session()
@@ -188,7 +196,7 @@ def _c_store(
         from pynetdicom import AE
 
     for dataset in instances:
-        about = (str(dataset.SOPClassUID), str(dataset.SOPInstanceUID))
+        uid = str(dataset.SOPInstanceUID)
         stored = dataset.file_meta.TransferSyntaxUID
         entity = AE(ae_title=calling_aet)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout
@@ -200,13 +208,13 @@ def _c_store(
             if association.is_rejected:
                 raise NotPermitted(f"{aet} at {host}:{port} does not accept {calling_aet}; check the AE titles")
             if association.rejected_contexts:
-                yield Stored(*about, f"{aet} takes no {dataset.SOPClassUID.name} in {stored.name}")
+                yield Stored(uid, f"{aet} takes no {dataset.SOPClassUID.name} in {stored.name}")
                 continue
             raise ServerUnavailable(f"{aet} at {host}:{port} cannot be reached, or is not a DICOM service")
         try:
             status = association.send_c_store(dataset)
         except ValueError as error:  # no accepted context, or a dataset that cannot be encoded
-            yield Stored(*about, f"it cannot be sent ({type(error).__name__})")
+            yield Stored(uid, f"it cannot be sent ({type(error).__name__})")
             continue
         finally:
             association.release()
@@ -216,4 +224,4 @@ def _c_store(
         if code >> 8 == 0xA7:  # out of resources: no fault of the instance
             raise ServerUnavailable(f"{aet} at {host}:{port} has no room (status 0x{code:04x})")
         # 0xB…: stored, with a warning (PS3.4 B.2.3)
-        yield Stored(*about, "" if code == 0 or code >> 12 == 0xB else f"refused with status 0x{code:04x}")
+        yield Stored(uid, "" if code == 0 or code >> 12 == 0xB else f"refused with status 0x{code:04x}")

@@ -23,11 +23,9 @@ ROUTES: Mapping[str, Code] = MappingProxyType(
 REASON = Code("reason", SCHEME, "Reason of the route")
 INTENDED_USE = Code("intended_use", SCHEME, "Intended use")
 PROBABILITY = Code("probability", SCHEME, "Probability")
-MOST_PROBABLE = Code("most_probable", SCHEME, "Most probable class")
 EPISTEMIC = Code("epistemic", SCHEME, "Epistemic uncertainty (mutual information, nats)")
 ALEATORIC = Code("aleatoric", SCHEME, "Aleatoric uncertainty (expected entropy, nats)")
 WHOLE_CASE = Code("whole_case", SCHEME, "The whole case")
-TOTAL = Code("total", SCHEME, "All segments together")
 
 VOLUME = Code("118565006", "SCT", "Volume")
 MEAN = Code("373098007", "SCT", "Mean")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot
+from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot, shown
 from equipoise_client.errors import ServerFailure
 
-from .send_command import AUTHORIZATION, shown
+from .send_command import AUTHORIZATION
 
 EPILOG = f"""[bold]Examples[/]
 
@@ -49,7 +49,7 @@ def fetch(
     filters = dict(_pair(text) for text in query or [])
     studies = list(study or []) or find(url, filters, limit=limit, access=access)
     found: list[dict[str, Any]] = []
-    for uid in shown(iter(studies), len(studies), "fetching", as_json or out is None):
+    for uid in shown(studies, len(studies), "fetching", as_json or out is None):
         files = [] if out is None else _fetched(url, uid, out, access)
         found.append({"study_instance_uid": uid, **({} if out is None else {"files": [str(file) for file in files]})})
     if as_json:

@@ -52,16 +52,8 @@ def identity_of(series: Series, prediction: Prediction) -> Identity:
     return Identity(hashlib.sha256(text.encode()).hexdigest(), *_moment(series.first))
 
 
-_DECISIVE = (
-    "model",
-    "model_digest",
-    "policy_digest",
-    "code_digest",
-    "input_digest",
-    "seed",
-    "samples",
-    "samples_asked",
-)
+_DIGESTS = ("model_digest", "policy_digest", "code_digest", "input_digest")
+_DECISIVE = ("model", *_DIGESTS, "seed", "samples", "samples_asked")
 
 
 def _moment(dataset: Any) -> tuple[str, str]:

@@ -16,13 +16,24 @@ from equipoise_core.contract import Task
 
 from . import codes
 from .identity import uid_of
-from .maps import property_type
+from .maps import property_type, segmentation, uncertainty_maps
 from .result_source import STATEMENT, ResultSource
 from .source import CHARACTERS, finished, headers
 
 
-def report(source: ResultSource, segmentation: Any | None, evidence: tuple[Any, ...] = ()) -> Any:
-    """The SR; `segmentation` is the SEG whose segments the volumes are of, `evidence` what else was made of it."""
+def objects_of(source: ResultSource) -> tuple[Any, ...]:
+    """All that is stored: Segmentation, Parametric Maps, report; of a classification the report alone.
+
+    The same input gives the same bytes.
+    """
+    if source.masks is None:
+        return (report(source, None),)
+    segments, maps = segmentation(source), uncertainty_maps(source)
+    return (segments, *maps, report(source, segments, maps))
+
+
+def report(source: ResultSource, segments: Any | None, evidence: tuple[Any, ...] = ()) -> Any:
+    """The SR; `segments` is the SEG that the volumes are of, `evidence` what else was made of it."""
     from highdicom.sr import (
         Comprehensive3DSR,
         DeviceObserverIdentifyingAttributes,
@@ -43,8 +54,8 @@ def report(source: ResultSource, segmentation: Any | None, evidence: tuple[Any, 
         ),
     )
     groups = [_case(source)]
-    if segmentation is not None:
-        groups = [*_segments(source, segmentation), *groups]
+    if segments is not None:
+        groups = [*_segments(source, segments), *groups]
     sources = headers(source.series)
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=device),
@@ -53,7 +64,7 @@ def report(source: ResultSource, segmentation: Any | None, evidence: tuple[Any, 
         title=codes.IMAGING_REPORT,
     )
     result = Comprehensive3DSR(
-        evidence=[*sources, *([] if segmentation is None else [segmentation]), *evidence],
+        evidence=[*sources, *([] if segments is None else [segments]), *evidence],
         content=content[0],
         is_complete=True,
         is_final=False,
@@ -65,7 +76,7 @@ def report(source: ResultSource, segmentation: Any | None, evidence: tuple[Any, 
     return finished(result, source.series, source.identity)
 
 
-def _segments(source: ResultSource, segmentation: Any) -> Iterator[Any]:
+def _segments(source: ResultSource, segments: Any) -> Iterator[Any]:
     """One TID 1411 group for each segment."""
     from highdicom.sr import (
         FindingSite,
@@ -78,8 +89,8 @@ def _segments(source: ResultSource, segmentation: Any) -> Iterator[Any]:
     volume = source.prediction.volume
     for number, name in enumerate(source.class_names, start=1):
         segment = ReferencedSegment(
-            sop_class_uid=str(segmentation.SOPClassUID),
-            sop_instance_uid=str(segmentation.SOPInstanceUID),
+            sop_class_uid=str(segments.SOPClassUID),
+            sop_instance_uid=str(segments.SOPInstanceUID),
             segment_number=number,
             source_series=SourceSeriesForSegmentation(source.series.uid),
         )
@@ -96,7 +107,6 @@ def _segments(source: ResultSource, segmentation: Any) -> Iterator[Any]:
 def _case(source: ResultSource) -> Any:
     """The TID 1501 group for the whole case."""
     from highdicom.sr import (
-        Measurement,
         MeasurementsAndQualitativeEvaluations,
         QualitativeEvaluation,
         RelationshipTypeValues,
@@ -107,7 +117,7 @@ def _case(source: ResultSource) -> Any:
     prediction, contract = source.prediction, source.contract
     measurements, evaluations = [], []
     if math.isfinite(prediction.case_score):
-        measurements.append(Measurement(name=codes.CASE_SCORE, value=_ds(prediction.case_score), unit=codes.NO_UNITS))
+        measurements.append(_measurement(codes.CASE_SCORE, prediction.case_score, codes.NO_UNITS))
     if contract.task is Task.SEGMENTATION and prediction.volume is not None and len(source.class_names) > 1:
         measurements.extend(_volumes(prediction.volume.total))
     if contract.task is Task.CLASSIFICATION:
@@ -131,16 +141,16 @@ def _case(source: ResultSource) -> Any:
 
 def _probabilities(source: ResultSource) -> Iterator[Any]:
     """Of each class, as mean and standard deviation over samples. The class is the method's code: it is the model's."""
-    from highdicom.sr import Measurement, TrackingIdentifier
+    from highdicom.sr import TrackingIdentifier
 
     prediction = source.prediction
     for k, name in enumerate(source.contract.classes):
         mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
         for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
-            yield Measurement(
-                name=codes.PROBABILITY,
-                value=_ds(value),
-                unit=codes.NO_UNITS,
+            yield _measurement(
+                codes.PROBABILITY,
+                value,
+                codes.NO_UNITS,
                 derivation=derivation,
                 tracking_identifier=TrackingIdentifier(
                     source.identity.uid("probability", name), f"Probability of {name}"
@@ -154,7 +164,7 @@ def _volumes(estimate: Estimate | None) -> list[Any]:
 
     Distances are left out where the mean lies outside its interval.
     """
-    from highdicom.sr import Measurement, MeasurementProperties
+    from highdicom.sr import MeasurementProperties
 
     if estimate is None or not math.isfinite(estimate.mean):
         return []
@@ -164,27 +174,20 @@ def _volumes(estimate: Estimate | None) -> list[Any]:
         properties = MeasurementProperties(
             upper_measurement_uncertainty=_ds(up), lower_measurement_uncertainty=_ds(down)
         )
-    mean = Measurement(
-        name=codes.VOLUME,
-        value=_ds(estimate.mean),
-        unit=codes.MILLILITRE,
-        derivation=codes.MEAN,
-        properties=properties,
-    )
+    mean = _measurement(codes.VOLUME, estimate.mean, codes.MILLILITRE, derivation=codes.MEAN, properties=properties)
     for item in mean[0].get("ContentSequence", []):
         if item.ValueType == "NUM":  # highdicom gives both ends the unit "1"
             item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [_concept(codes.MILLILITRE)]
     found = [mean]
     if math.isfinite(estimate.sd):
-        found.append(
-            Measurement(
-                name=codes.VOLUME,
-                value=_ds(estimate.sd),
-                unit=codes.MILLILITRE,
-                derivation=codes.STANDARD_DEVIATION,
-            )
-        )
+        found.append(_measurement(codes.VOLUME, estimate.sd, codes.MILLILITRE, derivation=codes.STANDARD_DEVIATION))
     return found
+
+
+def _measurement(name: Any, value: float, unit: Any, **details: Any) -> Any:
+    from highdicom.sr import Measurement
+
+    return Measurement(name=name, value=_ds(value), unit=unit, **details)
 
 
 def _algorithm(source: ResultSource) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from equipoise_client import __version__
+from equipoise_client.figure import epistemic_limit
 from equipoise_client.images.prepare import Prepared
 from equipoise_client.prediction import Prediction
 from equipoise_core.contract import Activation, Contract, Task
@@ -49,7 +49,7 @@ class ResultSource:
     @property
     def limit(self) -> float:
         """The largest epistemic or aleatoric uncertainty there can be, nats."""
-        return math.log(2 if self.contract.activation is Activation.SIGMOID else len(self.contract.classes))
+        return epistemic_limit(self.contract)
 
     @property
     def body_part(self) -> str:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot
+from equipoise_client.cli.options import PacsTimeout, TlsCert, TlsKey, TlsRoot, shown
 from equipoise_client.errors import EquipoiseError, UnreadableImage
-from rich.console import Console
-from rich.progress import Progress
 
 AUTHORIZATION = "EQUIPOISE_DICOMWEB_AUTHORIZATION"
 """Environment variable that holds the Authorization header. Every user of the machine can read a command line."""
@@ -92,12 +89,3 @@ def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
             found[-1]["reason"] = "it is not an instance: a DICOMDIR, or an object without identifiers"
             continue
         yield dataset
-
-
-def shown(items: Iterator[Any], total: int | None, what: str, quiet: bool) -> Iterator[Any]:
-    """The items, with a progress bar on stderr, on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield from items
-        return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(items, total=total, description=what)

@@ -57,7 +57,7 @@ class Group:
         """Number of images; 0 where one is malformed."""
         try:
             with _damage():
-                return sum(_frames(dataset) for dataset in self.datasets)
+                return sum(pixels.frames_of(dataset) for dataset in self.datasets)
         except StudyRejected:
             return 0
 
@@ -66,7 +66,7 @@ class Group:
         """One of `PLANES`, or "" where the images do not state a valid one."""
         try:
             with _damage():
-                first = pixels.planes_of(self.datasets[0], _frames(self.datasets[0]))
+                first = pixels.planes_of(self.datasets[0], pixels.frames_of(self.datasets[0]))
                 return "" if first is None else PLANES[int(np.argmax(np.abs(np.cross(*normal_axes(first[1][0])))))]
         except StudyRejected:
             return ""
@@ -118,8 +118,8 @@ class Series:
         try:
             with pixels.quiet(_NAME.name):
                 rows, columns, channels = (int(self.first[name].value) for name in _SIZES)
-                check_size(_NAME, (channels, sum(map(_frames, self.datasets)), rows, columns))
-                parts = [pixels.values_of(_NAME, dataset, _frames(dataset)) for dataset in self.datasets]
+                check_size(_NAME, (channels, sum(map(pixels.frames_of, self.datasets)), rows, columns))
+                parts = [pixels.values_of(_NAME, dataset, pixels.frames_of(dataset)) for dataset in self.datasets]
                 values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
                 if self.volume is None:
                     image = SourceImage(values[:, 0], Kind.DICOM, self.plane_spacing, None, modality)
@@ -178,7 +178,7 @@ def volume_of(group: Group) -> Series:
                 raise DamagedInstance("it has no pixels")
             if not pixels.decodable(dataset.file_meta.TransferSyntaxUID):
                 raise UnreadableSyntax(dataset.file_meta.TransferSyntaxUID.name)
-        first, frames = group.datasets[0], _frames(group.datasets[0])
+        first, frames = group.datasets[0], pixels.frames_of(group.datasets[0])
         if len(group.datasets) > 1 and group.slices != len(group.datasets):
             raise NotOneVolume("single images and multi-frame images are mixed")
         for name in (*_SIZES, "FrameOfReferenceUID"):
@@ -240,7 +240,3 @@ def _damage() -> Iterator[None]:
             yield
     except UnreadableImage as error:
         raise DamagedInstance(str(error)) from None
-
-
-def _frames(dataset: Any) -> int:
-    return int(dataset.get("NumberOfFrames", 1) or 1)

@@ -7,7 +7,9 @@ from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
+from equipoise_client.images.dicom import functional_group
 from numpy.typing import NDArray
+from pydicom.tag import Tag
 from pydicom.valuerep import DS
 
 from .identity import Identity
@@ -76,12 +78,8 @@ def _header(dataset: Any, series: Series) -> Any:
 
 def _thickness(dataset: Any) -> float:
     """Slice Thickness, mm; 0 where it is not stated."""
-    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in list(dataset.get(groups) or [])[:1]:
-            for item in group.get("PixelMeasuresSequence") or []:
-                if item.get("SliceThickness"):
-                    return float(item.SliceThickness)
-    return float(dataset.get("SliceThickness") or 0.0)
+    measures = functional_group(dataset, 0, "PixelMeasuresSequence") or {}
+    return float(measures.get("SliceThickness") or dataset.get("SliceThickness") or 0.0)
 
 
 def finished(result: Any, series: Series, identity: Identity) -> Any:
@@ -147,26 +145,17 @@ def ascending(result: Any, pixels: str) -> None:
     frames = result.PerFrameFunctionalGroupsSequence
     orientation = result.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
     normal = np.cross([float(c) for c in orientation[:3]], [float(c) for c in orientation[3:]])
-    depths = [_position(frame) @ normal for frame in frames]
+    places = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+    depths = [np.array(place, np.float64) @ normal for place in places]
     order = [int(index) for index in np.argsort(depths, kind="stable")]
     size = len(result[pixels].value) // len(frames)
     data = result[pixels].value
     result[pixels].value = b"".join(data[index * size : (index + 1) * size] for index in order)
     result.PerFrameFunctionalGroupsSequence = [frames[index] for index in order]
-    place = _position_dimension(result.DimensionIndexSequence)
+    dimensions = [each.DimensionIndexPointer for each in result.DimensionIndexSequence]
+    (dimension,) = (i for i, pointer in enumerate(dimensions) if pointer == Tag("ImagePositionPatient"))
     for number, frame in enumerate(result.PerFrameFunctionalGroupsSequence, start=1):
         indices = frame.FrameContentSequence[0].DimensionIndexValues
         values = [int(each) for each in indices] if isinstance(indices, Sequence) else [int(indices)]
-        values[place] = number
+        values[dimension] = number
         frame.FrameContentSequence[0].DimensionIndexValues = values
-
-
-def _position(frame: Any) -> NDArray[np.float64]:
-    return np.array([float(mm) for mm in frame.PlanePositionSequence[0].ImagePositionPatient])
-
-
-def _position_dimension(dimensions: Any) -> int:
-    from pydicom.tag import Tag
-
-    (place,) = (i for i, each in enumerate(dimensions) if each.DimensionIndexPointer == Tag("ImagePositionPatient"))
-    return int(place)

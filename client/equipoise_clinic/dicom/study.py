@@ -14,6 +14,7 @@ import numpy as np
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import InvalidInput, MissingExtra, ServerUnavailable, StudyRejected
 from equipoise_client.extras import needs
+from equipoise_client.figure import grey
 from equipoise_client.images import dicom as pixels
 from equipoise_client.images.prepare import Prepared, fit
 from equipoise_client.images.rejections import (
@@ -27,16 +28,13 @@ from equipoise_client.images.rejections import (
     WrongPlane,
 )
 from equipoise_client.images.source import SourceImage
-from equipoise_client.prediction import Prediction, Priority, Volume
+from equipoise_client.prediction import Prediction, Priority
 from equipoise_core.contract import Contract, Task
-from equipoise_core.decision import Route
 from numpy.typing import NDArray
 
 from .result_source import ResultSource, result_source
 from .rules import Rule, Rules
 from .series import Group, Series, read, volume_of
-
-__all__ = ["Analysis", "ChosenSeries", "Rule", "Rules", "Slice", "StudyRejected", "analyse", "select"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +43,6 @@ class ChosenSeries:
 
     series: Series
     rule: Rule
-
-    @property
-    def model(self) -> str:
-        return self.rule.model
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +78,6 @@ class Analysis:
         prediction: the answer, held back from `accept` where the series itself raises doubts.
         most_uncertain: for a picture.
         contract, prepared: what the model takes, and the image as it got it.
-        identity: SHA-256 of what was decided on and how; the same for a repeat, and what all UIDs are made of.
     """
 
     objects: tuple[Any, ...]
@@ -92,33 +85,11 @@ class Analysis:
     most_uncertain: Slice
     contract: Contract
     prepared: Prepared
-    study_uid: str
     series_uid: str
-    identity: str
-
-    @property
-    def model(self) -> str:
-        return self.contract.name
 
     @property
     def model_digest(self) -> str:
         return str(self.prediction.record.get("model_digest") or self.contract.model_digest)
-
-    @property
-    def route(self) -> Route:
-        return self.prediction.route
-
-    @property
-    def reason(self) -> str:
-        return self.prediction.reason
-
-    @property
-    def case_score(self) -> float:
-        return self.prediction.case_score
-
-    @property
-    def volume(self) -> Volume | None:
-        return self.prediction.volume
 
 
 def select(given: Path | Iterable[Any], rules: Rules) -> list[ChosenSeries]:
@@ -177,16 +148,17 @@ def analyse(
     (ServerUnavailable, DeadlineExceeded, … : another time it may work).
     """
     with needs("clinic", "writing DICOM results"):
-        from .results import objects_of
+        from .report import objects_of
     series = chosen.series
-    contract = client.contract(chosen.model, timeout=timeout)
+    model = chosen.rule.model
+    contract = client.contract(model, timeout=timeout)
     segmentation = contract.task is Task.SEGMENTATION
     if segmentation and series.positions is None:
         raise NoGeometry("a segmentation needs to know where the image lies")
     try:
         prepared = fit(series.image(), contract)
         answer = client.predict(
-            chosen.model,
+            model,
             prepared.pixels,
             samples=samples,
             seed=seed,
@@ -201,7 +173,7 @@ def analyse(
         raise UnsuitableImage(str(error)) from error
     if answer.record.get("model_digest", contract.model_digest) != contract.model_digest:
         # Its results would name classes and model as the one before; the client knows the new one by now.
-        raise ServerUnavailable(f"{chosen.model} was replaced while it was asked; ask again")
+        raise ServerUnavailable(f"{model} was replaced while it was asked; ask again")
     prediction = prepared.judge(answer)
     source = result_source(series, chosen.rule, contract, prepared, prediction)
     try:
@@ -211,42 +183,28 @@ def analyse(
         raise
     except Exception as error:  # highdicom checks what the source says, and raises many kinds
         raise NoResults(type(error).__name__) from error
-    return Analysis(
-        objects,
-        prediction,
-        _most_uncertain(source, prepared.source),
-        contract,
-        prepared,
-        series.study_uid,
-        series.uid,
-        source.identity.digest,
-    )
+    return Analysis(objects, prediction, _most_uncertain(source, prepared.source), contract, prepared, series.uid)
 
 
 def _most_uncertain(source: ResultSource, image: SourceImage) -> Slice:
     """The slice with the largest sum of epistemic uncertainty."""
-    stack = _volume(image.pixels.mean(axis=0))
+    stack = grey(image.pixels)
     index = 0 if source.epistemic is None else int(np.argmax(source.epistemic.sum(axis=(1, 2))))
-    low, high = np.percentile(stack, [1.0, 99.0])
-    grey = np.clip((stack[index] - low) / max(float(high - low), 1e-12), 0.0, 1.0)
+    shown = stack[index] if stack.ndim == 3 else stack
     mask = None
     if source.masks is not None:
-        mask = np.zeros(grey.shape, np.uint8)
+        mask = np.zeros(shown.shape, np.uint8)
         for number, each in enumerate(source.masks[:, index], start=1):
             mask[each] = number
     return Slice(
         index,
         source.series.instance_uid(index),
-        np.rint(grey * 255).astype(np.uint8),
+        np.rint(shown * 255).astype(np.uint8),
         mask,
         None if source.epistemic is None else source.epistemic[index],
         source.limit,
         source.series.plane_spacing,
     )
-
-
-def _volume(values: NDArray[Any]) -> NDArray[Any]:
-    return values if values.ndim == 3 else values[None]
 
 
 def outputs(objects: Sequence[Any]) -> list[str]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import math
 import secrets
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
-import pydicom
 from equipoise_client.backoff import Backoff
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import (
@@ -18,14 +14,17 @@ from equipoise_client.errors import (
     NotPermitted,
     ServerFailure,
     ServerUnavailable,
+    StudyRejected,
     UnknownModel,
 )
 from equipoise_client.images.rejections import ImagesDeleted
-from equipoise_client.prediction import Estimate, number
+from equipoise_client.prediction import number
 from equipoise_core.decision import Route
 
 from ..audit import end
-from ..dicom.study import Analysis, ChosenSeries, Rules, StudyRejected, analyse, select
+from ..dicom.archive import encoded
+from ..dicom.rules import Rules
+from ..dicom.study import Analysis, ChosenSeries, analyse, select
 from .observe import Log, Metrics
 from .picture import draw
 from .settings import Settings
@@ -137,7 +136,7 @@ class AnalysisWorker:
         self._passed("analysis.answered")
         case = secrets.token_hex(8)
         result = _result(analysis)
-        files = {f"{number}.dcm": _encoded(each) for number, each in enumerate(analysis.objects, start=1)}
+        files = {f"{index}.dcm": encoded(each) for index, each in enumerate(analysis.objects, start=1)}
         unused = case
         try:
             self._spool.write_folder(self._spool.outbox(case), files)
@@ -159,31 +158,18 @@ class AnalysisWorker:
 
 def _result(analysis: Analysis) -> NewCase:
     prediction = analysis.prediction
-    volume = {} if analysis.volume is None else {n: _numbers(each) for n, each in analysis.volume.classes.items()}
-    if analysis.volume is not None:
-        volume["total"] = _numbers(analysis.volume.total)
+    found = {} if prediction.volume is None else {**prediction.volume.classes, "total": prediction.volume.total}
     uids = tuple(str(each.SOPInstanceUID) for each in analysis.objects)
-    score = float(analysis.case_score)
     return NewCase(
         series=analysis.series_uid,
-        model=analysis.model,
+        model=analysis.contract.name,
         version=analysis.model_digest,
         fingerprint=fingerprint_of(uids),
-        route=analysis.route.value,
-        why=analysis.reason,
-        score=score if math.isfinite(score) else None,
-        volume=volume,
-        marked=bool(prediction.record.get("audit")) and analysis.route is Route.ACCEPT,
-        record={**prediction.record, "routed": {"route": analysis.route.value, "reason": analysis.reason}},
+        route=prediction.route.value,
+        why=prediction.reason,
+        score=number(prediction.case_score),
+        volume={name: estimate.document() for name, estimate in found.items()},
+        marked=bool(prediction.record.get("audit")) and prediction.route is Route.ACCEPT,
+        record={**prediction.record, "routed": {"route": prediction.route.value, "reason": prediction.reason}},
         objects=uids,
     )
-
-
-def _numbers(estimate: Estimate) -> dict[str, float | None]:
-    return {name: number(getattr(estimate, name)) for name in ("mean", "sd", "low", "high")}
-
-
-def _encoded(dataset: Any) -> bytes:
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    return buffer.getvalue()

@@ -41,7 +41,7 @@ def gateway(
         return
     if configuration is None:
         raise typer.BadParameter("name a configuration, as in `equipoise gateway gateway.toml`; see --example")
-    from ..dicom.study import Rules
+    from ..dicom.rules import Rules
     from .service import Gateway, until_signalled
     from .store import Store
 

@@ -11,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,15 +42,12 @@ class Log:
 
     def _write(self, level: str, event: str, facts: dict[str, Any]) -> None:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"at": at, "level": level, "event": event, **facts}, allow_nan=False, default=_kind)
+        document = {"at": at, "level": level, "event": event, **facts}
+        # Of a value that is not meant for the log only the kind.
+        line = json.dumps(document, allow_nan=False, default=lambda value: type(value).__name__)
         with self._lock, contextlib.suppress(OSError, ValueError):  # full or closed: the work goes on without a log
             self._stream.write(line + "\n")
             self._stream.flush()
-
-
-def _kind(value: object) -> str:
-    """Instead of a value that is not meant for the log."""
-    return type(value).__name__
 
 
 def silence_libraries() -> None:
@@ -62,15 +58,6 @@ def silence_libraries() -> None:
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
         logger.setLevel(logging.CRITICAL + 1)
-
-
-class QuietServer(ThreadingHTTPServer):
-    """The standard library's prints a traceback for every browser that hangs up."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """The connection is closed; nobody would get an error message."""
 
 
 class Metrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,6 @@ from datetime import date, timedelta
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.errors import EquipoiseError
@@ -20,6 +18,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from ..dicom.archive import AS_STORED, encoded
 from .intake import Intake, Outcome
 from .observe import Log
 from .settings import OrthancSource, Receive, WebSource, password
@@ -32,9 +31,7 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA70
 _MAPS = "SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC", "PLAN", "REG", "FID", "RWV"
 """Modalities that hold no images; not even asked for."""
 
-
-_UNTIL_SETTLED = 3000.0
-"""Seconds."""
+_UNTIL_SETTLED = 3000.0  # seconds
 
 
 class SourceAway(EquipoiseError):
@@ -278,17 +275,7 @@ class Web:
                 yield name, functools.partial(self._fetch, study, uid, name)
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
-        return _encoded(self._client.retrieve_instance(study, series, instance, media_types=_ANY_SYNTAX))
-
-
-_ANY_SYNTAX = (("application/dicom", "*"),)
-"""As it is stored, uncompressed or not."""
-
-
-def _encoded(dataset: pydicom.Dataset) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+        return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
 
 
 def _tag(found: Any, tag: str) -> str:

@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler
+from functools import partial
+from http import HTTPStatus
 from time import time
 from typing import Any, TypeVar
 
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import EquipoiseError
 from prometheus_client import generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
-from ..dicom.study import Rules
+from ..dicom.rules import Rules
+from ..http_server import http_server, listen
 from .analysis import AnalysisWorker
 from .audit_log import AuditWatch, write_out
 from .delivery import DeliveryWorker, destination
 from .intake import Intake
-from .observe import Log, Metrics, QuietServer, silence_libraries
+from .observe import Log, Metrics, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .settings import Settings
 from .spool import OutOfRoom, Spool
 from .store import FINISHED, Store
 
 T = TypeVar("T")
-
-POINTS = (
-    "intake.written",
-    "intake.recorded",
-    "source.taken",
-    "source.remembered",
-    "analysis.selected",
-    "analysis.answered",
-    "analysis.written",
-    "analysis.drawn",
-    "analysis.recorded",
-    "analysis.ended",
-    "journal.appended",
-    "journal.recorded",
-    "dispatched",
-    "delivery.sent",
-    "delivery.recorded",
-    "tidied",
-)
-"""The end of every step. The process may die at any of them and loses nothing; tests kill it at each in turn."""
 
 _FOREIGN = 1.0  # seconds between checks for changes by another process, as the review page
 _LONGEST = 60.0  # seconds of one wait; the clock may be set meanwhile
@@ -58,15 +42,12 @@ _TIDY = 3.0  # seconds between checks for files that are no longer needed
 _AUDIT = 300.0  # seconds between checks of what is new in the audit log
 
 
-class AlreadyRunning(EquipoiseError):
-    """Another gateway works in the same directory."""
-
-
 class Gateway:
     """One process, one directory.
 
     Args:
-        passed: called at each of `POINTS`; for tests. The service itself does nothing there.
+        passed: called at the end of every step with its name. The process may die there and loses nothing, which
+            tests try at each in turn; the service itself does nothing there.
     """
 
     def __init__(
@@ -121,7 +102,7 @@ class Gateway:
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),
                 "audit": (_AUDIT, watch.look),
-                **{source.name: (source.every, self._polling(source)) for source in self._sources(intake)},
+                **{source.name: (source.every, partial(self._poll, source)) for source in self._sources(intake)},
             }
             threads = [
                 *(threading.Thread(target=self._work, args=each, name=each[0]) for each in work.items()),
@@ -147,12 +128,9 @@ class Gateway:
         if self._settings.dicomweb is not None:
             yield Web(self._settings.dicomweb, intake, self._store)
 
-    def _polling(self, source: Source) -> Callable[[], None]:
-        def poll() -> None:
-            source.poll()
-            self._metrics.reachable.labels(source.name).set(1)
-
-        return poll
+    def _poll(self, source: Source) -> None:
+        source.poll()
+        self._metrics.reachable.labels(source.name).set(1)
 
     def _sweep(self) -> None:
         """Removes files that a crash left without their row: no sender got an answer, and the analysis is repeated."""
@@ -259,45 +237,30 @@ class Gateway:
 
     @contextmanager
     def _health(self) -> Iterator[int]:
-        gateway = self
+        """Serves health and metrics; the port."""
+        usage = PlainTextResponse("expected /live, /ready, /health or /metrics\n", HTTPStatus.NOT_FOUND)
+        application = Starlette(
+            routes=[
+                Route("/live", lambda _: PlainTextResponse("alive\n")),
+                Route("/metrics", lambda _: Response(self.exposition(), media_type="text/plain; version=0.0.4")),
+                Route("/health", self._answer),
+                Route("/ready", self._answer),
+            ],
+            exception_handlers={HTTPStatus.NOT_FOUND: lambda *_: usage},
+        )
+        server = http_server(application)
+        with listen("health", self._settings.health.host, self._settings.health.port) as listening:
+            thread = threading.Thread(target=server.run, args=([listening],), name="health")
+            thread.start()
+            try:
+                yield int(listening.getsockname()[1])
+            finally:
+                server.should_exit = True
+                thread.join()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, kind, body = gateway._answer(self.path)
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Scrapes are not worth a line each."""
-
-        settings = self._settings.health
-        try:
-            server = QuietServer((settings.host, settings.port), Handler)
-        except OSError as error:
-            raise EquipoiseError(f"[health] cannot listen: {error.strerror}; is the port taken?") from None
-        thread = threading.Thread(target=server.serve_forever, name="health")
-        thread.start()
-        try:
-            yield int(server.server_address[1])
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-    def _answer(self, path: str) -> tuple[int, str, bytes]:
-        text = "text/plain; charset=utf-8"
-        if path == "/live":
-            return 200, text, b"alive\n"
-        if path == "/metrics":
-            return 200, "text/plain; version=0.0.4; charset=utf-8", self.exposition()
-        if path in ("/health", "/ready"):
-            health = self.health()
-            status = 200 if health["accepting"] else 503
-            return status, "application/json", json.dumps(health).encode() + b"\n"
-        return 404, text, b"expected /live, /ready, /health or /metrics\n"
+    def _answer(self, request: Request) -> Response:
+        health = self.health()
+        return JSONResponse(health, HTTPStatus.OK if health["accepting"] else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def until_signalled(gateway: Gateway) -> None:
@@ -312,6 +275,5 @@ def _alone(settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise AlreadyRunning(f"another gateway works in {settings.directory}; stop it first") from None
-        os.set_inheritable(lock.fileno(), False)
+            raise EquipoiseError(f"another gateway works in {settings.directory}; stop it first") from None
         yield

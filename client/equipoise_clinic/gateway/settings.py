@@ -154,7 +154,7 @@ class Settings(Strict, frozen=True):
 
     Attributes:
         directory: database, spool, outbox and pictures: patient data: on an encrypted disk, private to this user.
-        rules: which series goes to which model (`equipoise_clinic.dicom.study.Rules`).
+        rules: which series goes to which model (`equipoise_clinic.dicom.rules.Rules`).
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
         keep_input_hours: received images are deleted this long after their study was analysed.

@@ -79,30 +79,30 @@ class Spool:
 
     def write(self, target: Path, content: bytes) -> None:
         """All of it or nothing. Raises OutOfRoom."""
-        temporary = self.root / "temporary" / secrets.token_hex(8)
-        with room():
-            try:
-                _write(temporary, content)
-                target.parent.mkdir(exist_ok=True)
-                temporary.replace(target)
-                _sync(target.parent)
-                _sync(target.parent.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with self._renamed_to(target) as temporary:
+            _write(temporary, content)
+            target.parent.mkdir(exist_ok=True)
+            _sync(target.parent.parent)
 
     def write_folder(self, target: Path, files: Mapping[str, bytes]) -> None:
         """A new folder with all files or none. Raises OutOfRoom."""
+        with self._renamed_to(target) as temporary:
+            temporary.mkdir()
+            for name, content in files.items():
+                _write(temporary / name, content)
+            _sync(temporary)
+
+    @contextmanager
+    def _renamed_to(self, target: Path) -> Iterator[Path]:
+        """Where to write what gets its name when it is whole; removed where it does not become so."""
         temporary = self.root / "temporary" / secrets.token_hex(8)
         with room():
             try:
-                temporary.mkdir()
-                for name, content in files.items():
-                    _write(temporary / name, content)
-                _sync(temporary)
+                yield temporary
                 temporary.rename(target)
                 _sync(target.parent)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                self.remove(temporary)
 
     def remove(self, path: Path) -> None:
         """A file or folder that nothing points to any more; gone already is fine."""

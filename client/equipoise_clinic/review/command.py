@@ -33,8 +33,9 @@ def review(
 ) -> None:
     """Show the cases that need an expert, most uncertain first, and record verdicts."""
     from ..gateway.store import Store
+    from ..http_server import listen
     from .identity import Doorkeeper, Reviewers
-    from .server import address, listen, server
+    from .server import address, server
     from .worklist import Worklist
 
     settings = load_settings(configuration)
@@ -48,7 +49,7 @@ def review(
     settings = replace(settings, review=page)
     store = Store(settings.directory / "gateway.db")
     try:
-        with listen(page) as listening:
+        with listen("review", page.host, page.port) as listening:
             worklist = server(page, Worklist(settings, store), Doorkeeper(page, reviewers), listening)
             for name in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on to this handler when it has ended
                 signal.signal(name, lambda *_: setattr(worklist, "should_exit", True))

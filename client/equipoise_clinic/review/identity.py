@@ -19,15 +19,11 @@ from pathlib import Path
 from time import time
 
 import msgspec
-from equipoise_client.errors import EquipoiseError
+from equipoise_client.errors import InvalidInput
 
 from ..gateway.settings import Review
 
 _NAME = re.compile(r"[\w.@ -]{1,64}")
-
-
-class BadReviewer(EquipoiseError, ValueError):
-    """The name is not allowed, or the list of reviewers cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,9 @@ class Reviewers:
         self._path = path
 
     def add(self, name: str) -> str:
-        """A new token for `name`, which replaces the old one. Only its digest is stored."""
+        """A new token for `name`, which replaces the old one. Raises InvalidInput for a name that is not allowed."""
         if not _NAME.fullmatch(name):
-            raise BadReviewer(f"{name!r}: expected up to 64 letters, digits, or any of . @ - _ and blanks")
+            raise InvalidInput(f"{name!r}: expected up to 64 letters, digits, or any of . @ - _ and blanks")
         token = secrets.token_urlsafe(24)
         known = {**self._read(), name: _digest(token)}
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
@@ -74,29 +70,22 @@ class Reviewers:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
         except (OSError, msgspec.DecodeError):
-            raise BadReviewer(f"{self._path}: the list of reviewers cannot be read") from None
+            raise InvalidInput(f"{self._path}: the list of reviewers cannot be read") from None
 
 
 class Doorkeeper:
-    """Decides which reviewer a request comes from.
-
-    Args:
-        secret: signs the forms' tokens; lives as long as the process.
-    """
+    """Decides which reviewer a request comes from."""
 
     TRIES, MINUTE = 10, 60.0  # wrong tokens within so many seconds; then all are refused
 
     def __init__(self, settings: Review, reviewers: Reviewers) -> None:
         self._settings, self._reviewers = settings, reviewers
-        self._secret = secrets.token_bytes(32)
+        self.by_proxy = bool(settings.proxy_header)
+        self._secret = secrets.token_bytes(32)  # signs the forms' tokens; lives as long as the process
         self._sessions: dict[str, Session] = {}
         self._wrong: list[float] = []
         self._lock = threading.Lock()
         self._trusted = [ipaddress.ip_network(each) for each in settings.trusted_proxies]
-
-    @property
-    def by_proxy(self) -> bool:
-        return bool(self._settings.proxy_header)
 
     def session(self, peer: str, header: Callable[[str], Sequence[str]], cookie: str | None) -> Session | None:
         """The session that a request belongs to; None: no known reviewer.

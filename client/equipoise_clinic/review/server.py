@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import socket
-from asyncio import BaseTransport
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
-from equipoise_client.errors import EquipoiseError
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,8 +25,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .. import http_server
 from ..audit import Verdict
 from ..gateway.observe import Log
 from ..gateway.settings import Review
@@ -40,7 +37,6 @@ from .worklist import Worklist
 _COOKIE = "equipoise_session"
 _LONGEST = 4096  # bytes of a form
 _MOST = 100  # cases on the page; the next ones come up when these are judged
-_PATIENCE = 30.0  # seconds for a request to arrive, and for requests in progress at a stop
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
@@ -65,15 +61,6 @@ _FOLDER = Path(__file__).parent
 Form = Mapping[str, str]
 
 
-def listen(settings: Review) -> socket.socket:
-    """The bound socket. Raises EquipoiseError where the port is taken."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise EquipoiseError(f"[review] cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-
-
 def address(listening: socket.socket) -> str:
     """`http://host:port` of a bound socket."""
     host, port = listening.getsockname()[:2]
@@ -83,33 +70,7 @@ def address(listening: socket.socket) -> str:
 def server(settings: Review, worklist: Worklist, door: Doorkeeper, listening: socket.socket) -> uvicorn.Server:
     """To be run on the socket; `should_exit = True` ends it after the requests in progress."""
     page = Page(settings, worklist, door, settings.origin.rstrip("/") or address(listening))
-    return uvicorn.Server(
-        uvicorn.Config(
-            page.application(),
-            http=_Connection,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            proxy_headers=False,  # who is a trusted proxy is judged by the address of the connection itself
-            server_header=False,
-            log_config=None,
-            log_level=logging.CRITICAL + 1,  # its tracebacks quote values, which may be a patient's
-            access_log=False,
-            timeout_graceful_shutdown=int(_PATIENCE),
-        )
-    )
-
-
-class _Connection(H11Protocol):
-    """Closes a connection on which no request arrives: uvicorn alone would wait for ever."""
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
-        self.loop.call_later(_PATIENCE, self._close_if_silent)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None:
-            self.transport.abort()
+    return http_server.http_server(page.application())
 
 
 class Page:
@@ -135,7 +96,7 @@ class Page:
                 Route("/leave", self._posted(self._signed(self._leave)), methods=["POST"]),
                 Route("/cases/{case}/verdict", self._posted(self._signed(self._judge)), methods=["POST"]),
             ],
-            exception_handlers={HTTPException: _refused, Exception: _failed},
+            exception_handlers={Exception: _failed},
         )
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -267,7 +228,7 @@ async def _form(request: Request) -> Form | None:
     if kind != "application/x-www-form-urlencoded":
         return None
     try:
-        body = await asyncio.wait_for(_body(request), _PATIENCE)
+        body = await asyncio.wait_for(_body(request), http_server.PATIENCE)
         fields = parse_qs(body.decode(), max_num_fields=10)
     except (ValueError, ClientDisconnect, asyncio.TimeoutError):
         return None
@@ -282,11 +243,6 @@ async def _body(request: Request) -> bytes:
         if len(body) > _LONGEST:
             raise ValueError
     return body
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from ..audit import AuditError, Verdict, end
 from ..gateway.audit_log import write_out
 from ..gateway.settings import Settings
 from ..gateway.spool import OutOfRoom
-from ..gateway.store import Store, StoredCase
+from ..gateway.store import Store, StoredCase, Study
 
 _DELIVERY = {
     "analysed": "not sent yet",
@@ -25,29 +25,12 @@ _DELIVERY = {
 
 
 @dataclass(frozen=True)
-class VolumeLine:
-    """One line of volumes, ready to read: `1.83 mL (1.60 to 2.10)`."""
-
-    name: str
-    mean: str
-    interval: str
-
-
-@dataclass(frozen=True)
 class Row:
-    """A case, as text for the page."""
+    """An open case, and what the page says of it beyond what the store does."""
 
-    key: str
-    fingerprint: str
-    route: str
-    why: str
-    score: str
-    volumes: tuple[VolumeLine, ...]
+    case: StoredCase
     age: str
-    model: str
-    version: str
     delivery: str
-    trouble: str
     viewer: str
     picture: bool
 
@@ -56,9 +39,7 @@ class Row:
 class Failed:
     """A study without a result."""
 
-    key: str
-    state: str
-    reason: str
+    study: Study
     age: str
     viewer: str
 
@@ -76,7 +57,7 @@ class Worklist:
         """Rejected and given-up studies, newest first."""
         studies = [*self._store.studies.all("rejected"), *self._store.studies.all("dead")]
         return [
-            Failed(each.key, each.state, each.reason, age(time() - each.heard), self._viewer(each.uid))
+            Failed(each, age(time() - each.heard), self._viewer(each.uid))
             for each in sorted(studies, key=lambda study: -study.heard)
         ]
 
@@ -84,7 +65,7 @@ class Worklist:
         """PNG; None where there is none."""
         if self._store.cases.get(case) is None:  # only a known key becomes a path
             return None
-        path: Path = self._settings.directory / "pictures" / f"{case}.png"
+        path = self._picture(case)
         return path.read_bytes() if path.exists() else None
 
     def judge(self, case: str, fingerprint: str, verdict: Verdict, reviewer: str) -> bool:
@@ -98,20 +79,15 @@ class Worklist:
 
     def _row(self, case: StoredCase) -> Row:
         return Row(
-            key=case.key,
-            fingerprint=case.fingerprint,
-            route=case.route,
-            why=f"{case.why} (drawn at random to check what is accepted)" if case.marked else case.why,
-            score="–" if case.score is None else f"{case.score:.3f}",
-            volumes=tuple(_volume(name, estimate) for name, estimate in case.volume.items()),
-            age=age(time() - case.created),
-            model=case.model,
-            version=case.version[:12],
-            delivery=_DELIVERY[case.state],
-            trouble=case.reason,
-            viewer=self._viewer(self._store.studies.get(case.study).uid),
-            picture=(self._settings.directory / "pictures" / f"{case.key}.png").exists(),
+            case,
+            age(time() - case.created),
+            _DELIVERY[case.state],
+            self._viewer(self._store.studies.get(case.study).uid),
+            self._picture(case.key).exists(),
         )
+
+    def _picture(self, case: str) -> Path:
+        return self._settings.directory / "pictures" / f"{case}.png"
 
     def _viewer(self, study: str) -> str:
         return self._settings.review.viewer.replace("{study}", quote(study, safe=""))
@@ -123,12 +99,3 @@ def age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def _volume(name: str, estimate: object) -> VolumeLine:
-    assert isinstance(estimate, dict)
-    mean, low, high = (estimate.get(key) for key in ("mean", "low", "high"))
-    known = None not in (low, high)
-    return VolumeLine(
-        name, "–" if mean is None else f"{mean:.2f} mL", f"{low:.2f} to {high:.2f} mL" if known else "no interval"
-    )

@@ -10,7 +10,8 @@ import pydicom
 import pytest
 from equipoise_client import Retry, Route, ServerUnavailable, UncertaintyClient
 from equipoise_client.images.rejections import UnsuitableImage
-from equipoise_clinic.dicom.study import Rules, analyse, outputs, select
+from equipoise_clinic.dicom.rules import Rules
+from equipoise_clinic.dicom.study import analyse, outputs, select
 
 from ...support.phantom import NAME, PATIENT, Phantom, phantom
 
@@ -50,12 +51,11 @@ def test_what_comes_back(client, source, head) -> None:
     """Four objects, the decision, and a picture of the slice with most uncertainty."""
     found = analyse(chosen(source), client)
     assert outputs(found.objects) == ["seg", "epistemic", "aleatoric", "sr"]
-    assert (found.model, found.model_digest, found.route) == ("head", head.model_digest, Route.ACCEPT)
-    assert found.volume.total.mean == 4.0 and found.case_score == 0.125
-    assert (found.study_uid, found.series_uid) == (
-        source.datasets[0].StudyInstanceUID,
-        source.datasets[0].SeriesInstanceUID,
-    )
+    assert (found.contract.name, found.model_digest) == ("head", head.model_digest)
+    assert found.prediction.route is Route.ACCEPT
+    assert found.prediction.volume.total.mean == 4.0 and found.prediction.case_score == 0.125
+    assert {each.StudyInstanceUID for each in found.objects} == {source.datasets[0].StudyInstanceUID}
+    assert found.series_uid == source.datasets[0].SeriesInstanceUID
     # The server takes the bright half for the last class, and is unsure of it.
     bright = source.values > source.values.mean()
     index = int(np.argmax(bright.sum(axis=(1, 2))))
@@ -81,12 +81,11 @@ def test_a_model_that_is_replaced_meanwhile_gives_no_results_in_the_name_of_the_
     with pytest.raises(ServerUnavailable, match="was replaced"):
         analyse(chosen(source), client)
     found = analyse(chosen(source), client)
-    assert (found.model_digest, found.route) == (triton.contracts["head"].model_digest, Route.ACCEPT)
+    assert (found.model_digest, found.prediction.route) == (triton.contracts["head"].model_digest, Route.ACCEPT)
 
 
 def test_a_repeat_is_the_same(client, source) -> None:
     first, second = (analyse(chosen(source), client) for _ in range(2))
-    assert first.identity == second.identity
     assert [each.SOPInstanceUID for each in first.objects] == [each.SOPInstanceUID for each in second.objects]
 
 
@@ -115,7 +114,7 @@ def test_another_modality_is_not_accepted(client, source) -> None:
     for dataset in source.datasets:
         dataset.Modality = "CT"
     found = analyse(chosen(source), client)
-    assert found.route is Route.REVIEW and "modality CT" in found.reason
+    assert found.prediction.route is Route.REVIEW and "modality CT" in found.prediction.reason
 
 
 def test_results_that_are_stored_are_the_same_when_read(tmp_path, client, source) -> None:

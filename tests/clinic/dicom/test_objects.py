@@ -12,8 +12,8 @@ import pydicom
 import pytest
 from equipoise_client import Estimate, Prediction, Route, Volume
 from equipoise_client.images import fit
+from equipoise_clinic.dicom.report import objects_of
 from equipoise_clinic.dicom.result_source import STATEMENT, result_source
-from equipoise_clinic.dicom.results import objects_of
 from equipoise_clinic.dicom.rules import Code, Rule
 from equipoise_clinic.dicom.series import read, volume_of
 

@@ -30,7 +30,8 @@ from equipoise_client.images.rejections import (
     WrongModality,
     WrongPlane,
 )
-from equipoise_clinic.dicom.study import Rule, Rules, select
+from equipoise_clinic.dicom.rules import Rule, Rules
+from equipoise_clinic.dicom.study import select
 
 from ...support.phantom import GAP, NAME, PATIENT, SLICES, SYNTAXES, compressed, header, multiframe, phantom
 
@@ -294,7 +295,7 @@ class TestRules:
     )
     def test_the_series_that_fits(self, rule, expected) -> None:
         (chosen,) = select(self.study(), Rules((rule,)))
-        assert chosen.series.first.SeriesDescription == expected and chosen.model == "m"
+        assert chosen.series.first.SeriesDescription == expected and chosen.rule.model == "m"
 
     @pytest.mark.parametrize(
         ("rule", "expected"),
@@ -325,7 +326,7 @@ class TestRules:
     def test_one_series_for_each_model(self) -> None:
         """The first rule of a model that fits is taken; another model may have another series, or the same."""
         rules = Rules((Rule("a", description="hippo"), Rule("a", modality="CT"), Rule("b", modality="CT")))
-        assert [(each.model, each.series.first.Modality) for each in select(self.study(), rules)] == [
+        assert [(each.rule.model, each.series.first.Modality) for each in select(self.study(), rules)] == [
             ("a", "MR"),
             ("b", "CT"),
         ]
@@ -413,4 +414,4 @@ def test_the_real_series(tmp_path: Path) -> None:
         shutil.copytree(folder / name, tmp_path / name)
         (chosen,) = select(tmp_path / name, Rules((Rule("head", modality="MR", plane="axial"),)))
         image = chosen.series.image()
-        assert image.spatial == size and image.spacing[0] == pytest.approx(gap, abs=1e-4)
+        assert image.pixels.shape[1:] == size and image.spacing[0] == pytest.approx(gap, abs=1e-4)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from equipoise_client import ModelDied, ServerUnavailable
 from equipoise_client.images.rejections import ImagesDeleted
-from equipoise_clinic.dicom.study import Rules
+from equipoise_clinic.dicom.rules import Rules
 from equipoise_clinic.gateway import analysis as analysis_module
 from equipoise_clinic.gateway.analysis import ATTEMPTS, AnalysisWorker
 from equipoise_clinic.gateway.settings import Triton

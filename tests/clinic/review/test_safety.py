@@ -102,7 +102,7 @@ def test_a_form_that_is_too_long_is_refused(served):
 
 def test_a_connection_on_which_nothing_arrives_is_closed(filled, monkeypatch):
     """Neither a silent client nor half a form keeps anything open."""
-    monkeypatch.setattr("equipoise_clinic.review.server._PATIENCE", 0.5)
+    monkeypatch.setattr("equipoise_clinic.http_server.PATIENCE", 0.5)
     with reviewing(filled) as page:
         place = urlsplit(page.url)
         for sent in (b"", b"GET / HTTP/1.1\r\nHost:", _half_a_form(page.url)):
@@ -125,7 +125,7 @@ def test_an_error_is_logged_by_its_place_alone(filled, monkeypatch, capfd):
     def fails(*_: object) -> None:
         raise ValueError("DOE^JANE")
 
-    monkeypatch.setattr(filled.store, "judge", fails)
+    monkeypatch.setattr(filled.store.cases, "judge", fails)
     with reviewing(filled) as page:
         good, form = entered(page)
         status, headers, text = ask(page.url, "POST", TARGET, form, **good)

@@ -8,6 +8,8 @@ what the audit log is to get. No column holds what identifies a person; DICOM UI
                └──┴ late    dead(reason)                                             └─ reject, correct ─▶ withheld
                                                    delivering ──▶ dead(reason);  any unsent ─ late ─▶ rejected(reason)
 
+Logged: the audit log holds the decision. Dead: its analysis or delivery failed too often; `Store.revive` tries again.
+
 **Late images.** Images that come after their study was analysed make it `receiving` again. If the new answer is the
 same, nothing happens. If not, and nothing of the old one was sent, the new one takes its place. If something was sent,
 the sent result stays the only one, and the case goes to the worklist as `late`: a person decides what to do about it.
@@ -67,12 +69,9 @@ class Store(Database):
 
     def cursor(self, source: str) -> str | None:
         """Where a source was read up to."""
-        rows = self.rows("SELECT position FROM cursors WHERE source = ?", source)
-        return rows[0]["position"] if rows else None
+        row = self.row("SELECT position FROM cursors WHERE source = ?", source)
+        return row["position"] if row else None
 
     def remember(self, source: str, position: str) -> None:
-        with self.transaction() as db:
-            db.execute(
-                "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET position = excluded.position",
-                (source, position),
-            )
+        statement = "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET position = excluded.position"
+        self.execute(statement, source, position)

@@ -1,12 +1,4 @@
-"""Results: one row per study, series, model and model version.
-
-    analysed ─ logged ─▶ delivering ──▶ delivered
-                  └────▶ review ─┬─ accept ─▶ delivering
-                                 └─ reject, correct ─▶ withheld
-    delivering ──▶ dead(reason)          any unsent ─ late images ─▶ rejected(reason)
-
-Logged: the audit log holds the decision.
-"""
+"""Results: one row per study, series, model and model version. The package says which states follow which."""
 
 from __future__ import annotations
 
@@ -41,54 +33,55 @@ class Kept(str, Enum):
 
 
 @dataclass(frozen=True)
-class NewCase:
-    """An analysis, ready to be kept: what `StoredCase` says of it, and what only its table rows need.
+class Result:
+    """What an analysis found.
+
+    Attributes:
+        version: digest of the model.
+        fingerprint: digest of its objects' UIDs: equal for equal results.
+        route, why: the decision and its reason.
+        score: None where there is none; higher is more uncertain.
+        volume: class → {mean, sd, low, high} in mL, `total` among them; empty for a classification.
+        marked: accepted, and drawn for an audit.
+    """
+
+    series: str
+    model: str
+    version: str
+    fingerprint: str
+    route: str
+    why: str
+    score: float | None
+    volume: Mapping[str, Mapping[str, float | None]]
+    marked: bool
+
+
+@dataclass(frozen=True)
+class NewCase(Result):
+    """A result that is ready to be kept.
 
     Attributes:
         record: for the audit log.
         objects: UIDs of its DICOM objects, in the order of sending.
     """
 
-    series: str
-    model: str
-    version: str
-    fingerprint: str
-    route: str
-    why: str
-    score: float | None
-    volume: Mapping[str, Mapping[str, float | None]]
-    marked: bool
     record: Mapping[str, Any]
     objects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class StoredCase:
-    """A result.
+class StoredCase(Result):
+    """A result in the store.
 
     Attributes:
-        version: digest of the model.
-        fingerprint: digest of its objects' UIDs: equal for equal results.
-        route, why: the decision and its reason; `reason`: why it is rejected or dead.
-        score: None where there is none; higher is more uncertain.
-        volume: class → {mean, sd, low, high} in mL, `total` among them; empty for a classification.
-        marked: accepted, and drawn for an audit.
+        reason: why it is rejected or dead.
         late: images came after it was sent, see the package.
     """
 
     key: str
     study: str
-    series: str
-    model: str
-    version: str
-    fingerprint: str
     state: str
     reason: str
-    route: str
-    why: str
-    score: float | None
-    volume: Mapping[str, Mapping[str, float | None]]
-    marked: bool
     late: bool
     verdict: str | None
     created: float
@@ -101,8 +94,8 @@ class Cases:
         self._database = database
 
     def get(self, key: str) -> StoredCase | None:
-        rows = self._database.rows("SELECT * FROM cases WHERE key = ?", key)
-        return _case(rows[0]) if rows else None
+        row = self._database.row("SELECT * FROM cases WHERE key = ?", key)
+        return _case(row) if row else None
 
     def all(self, state: str | None = None) -> list[StoredCase]:
         rows = self._database.rows("SELECT * FROM cases WHERE ?1 IS NULL OR state = ?1", state)

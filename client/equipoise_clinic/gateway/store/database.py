@@ -24,7 +24,7 @@ class Database:
         self.patience = patience
         self._lock = threading.RLock()
         self._changed = threading.Condition()
-        self._changes = 0
+        self.changes = 0  # grows with every transaction that changed something
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
         self._connection.row_factory = sqlite3.Row
         try:
@@ -61,26 +61,30 @@ class Database:
         if changed:  # else whoever looks for work would wake itself, for ever
             self.wake()
 
+    def execute(self, statement: str, *values: Any) -> int:
+        """A transaction of one statement; how many rows it changed."""
+        with self.transaction() as db:
+            return db.execute(statement, values).rowcount
+
+    def row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        """The first row that it finds."""
+        return next(iter(self.rows(query, *values)), None)
+
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock, _full_disk_as_out_of_room():
             return self._connection.execute(query, values).fetchall()
 
     # Waiting for something to do
 
-    @property
-    def changes(self) -> int:
-        """Grows with every transaction that changed something."""
-        return self._changes
-
     def wait(self, seen: int, seconds: float) -> None:
         """Until `changes` differs from `seen`, for at most `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._changes != seen, max(0.0, seconds))
+            self._changed.wait_for(lambda: self.changes != seen, max(0.0, seconds))
 
     def wake(self) -> None:
         """Ends every `wait`."""
         with self._changed:
-            self._changes += 1
+            self.changes += 1
             self._changed.notify_all()
 
     def notice(self) -> None:

@@ -21,7 +21,6 @@ class JournalLine:
         case: key of the case that it is about.
         kind: `decision` or `verdict`.
         start: position in the log (`equipoise_clinic.audit.end`) from which to look whether it is there already.
-        sequence: number of the log's line; None: not written yet.
     """
 
     entry: str
@@ -29,7 +28,6 @@ class JournalLine:
     kind: str
     body: Mapping[str, Any]
     start: int
-    sequence: int | None
 
 
 class Journal:
@@ -42,19 +40,17 @@ class Journal:
         """What the audit log does not hold yet, oldest first."""
         rows = self._database.rows("SELECT * FROM journal WHERE written = 0 ORDER BY rowid")
         return [
-            JournalLine(row["entry"], row["owner"], row["kind"], json.loads(row["body"]), row["start"], row["sequence"])
-            for row in rows
+            JournalLine(row["entry"], row["owner"], row["kind"], json.loads(row["body"]), row["start"]) for row in rows
         ]
 
     def written(self, line: JournalLine, sequence: int) -> None:
         """The audit log holds the line."""
-        with self._database.transaction() as db:
-            db.execute("UPDATE journal SET sequence = ?, written = 1 WHERE entry = ?", (sequence, line.entry))
+        self._database.execute("UPDATE journal SET sequence = ?, written = 1 WHERE entry = ?", sequence, line.entry)
 
     def decision(self, case: str) -> int | None:
         """Line of the audit log that holds the case's decision; None: not written yet."""
-        rows = self._database.rows("SELECT sequence FROM journal WHERE owner = ? AND kind = 'decision'", case)
-        return rows[0]["sequence"] if rows else None
+        row = self._database.row("SELECT sequence FROM journal WHERE owner = ? AND kind = 'decision'", case)
+        return row["sequence"] if row else None
 
 
 def note(db: sqlite3.Connection, case: str, kind: str, body: Mapping[str, Any], start: int) -> None:

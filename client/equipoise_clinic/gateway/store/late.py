@@ -10,11 +10,10 @@ REPLACED = "more images of the study came before it was sent: they are analysed 
 
 def anything_sent(db: sqlite3.Connection, case: str) -> bool:
     """Also what may have been sent: an attempt may have arrived although no answer came back."""
-    row = db.execute("SELECT state FROM cases WHERE key = ?", (case,)).fetchone()
-    if row["state"] in ("delivering", "delivered"):
-        return True
     sent = db.execute(
-        "SELECT 1 FROM parcels WHERE owner = ? AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)", (case,)
+        "SELECT 1 FROM cases WHERE key = ?1 AND state IN ('delivering', 'delivered') UNION ALL"
+        " SELECT 1 FROM parcels WHERE owner = ?1 AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)",
+        (case,),
     )
     return sent.fetchone() is not None
 

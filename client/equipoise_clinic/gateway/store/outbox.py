@@ -44,18 +44,16 @@ class Outbox:
         Objects of a case go in order, so that a report never arrives without what it reports on; nothing goes before
         the audit log holds the decision, and the verdict that released it.
         """
-        now = time()
-        rows = self._database.rows(
+        row = self._database.row(
             "SELECT p.* FROM parcels p JOIN cases c ON c.key = p.owner"
             " WHERE c.state = 'delivering' AND p.state = 'waiting' AND p.number ="
             " (SELECT MIN(number) FROM parcels q WHERE q.owner = p.owner AND q.state = 'waiting')"
             " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
             " ORDER BY p.due, c.created LIMIT 1"
         )
-        if not rows:
+        if row is None:
             return None, float("inf")
-        row = rows[0]
-        waits = row["due"] - now
+        waits = row["due"] - time()
         if 0 < waits <= self._database.patience:
             return None, waits
         return OutboxItem(row["owner"], row["number"], row["uid"], row["attempts"], row["away"]), 0.0
@@ -76,11 +74,8 @@ class Outbox:
 
     def refused(self, item: OutboxItem, seconds: float) -> None:
         """A destination that is there does not want it; again after `seconds`."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?",
-                (time() + seconds, item.case, item.number),
-            )
+        statement = "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?"
+        self._database.execute(statement, time() + seconds, item.case, item.number)
 
     def missed(self, item: OutboxItem, seconds: float, everything: bool) -> None:
         """Its destination could not take it, which counts against nothing; again after `seconds`.
@@ -89,13 +84,12 @@ class Outbox:
             everything: nobody was there, so that all that is on its way waits as long.
         """
         now = time()
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE parcels SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
-                " CASE WHEN ?3 THEN owner IN (SELECT key FROM cases WHERE state = 'delivering')"
-                " ELSE owner = ?4 AND number = ?5 END",
-                (now + seconds, now, int(everything), item.case, item.number),
-            )
+        statement = (
+            "UPDATE parcels SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
+            " CASE WHEN ?3 THEN owner IN (SELECT key FROM cases WHERE state = 'delivering')"
+            " ELSE owner = ?4 AND number = ?5 END"
+        )
+        self._database.execute(statement, now + seconds, now, int(everything), item.case, item.number)
 
     def give_up(self, item: OutboxItem, reason: str) -> None:
         """A dead letter: the object and its case stay where they are until `Store.revive`."""

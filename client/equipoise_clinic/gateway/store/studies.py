@@ -1,11 +1,4 @@
-"""Studies as they come in, the images that are there of each, and objects that were set aside.
-
-    receiving ─ no image for a while ─▶ analysed, rejected(reason) or dead(reason)
-        ▲                                   │
-        └────────── another image ──────────┘
-
-A dead study is one whose analysis failed too often; `Store.revive` makes it receiving again.
-"""
+"""Studies as they come in, the images that are there of each, and objects that were set aside."""
 
 from __future__ import annotations
 
@@ -49,16 +42,15 @@ class Studies:
 
     def key_of(self, uid: str) -> str | None:
         """None: nothing of it came yet."""
-        rows = self._database.rows("SELECT key FROM studies WHERE uid = ?", uid)
-        return rows[0]["key"] if rows else None
+        row = self._database.row("SELECT key FROM studies WHERE uid = ?", uid)
+        return row["key"] if row else None
 
     def get(self, key: str) -> Study:
         return _study(self._database.rows("SELECT * FROM studies WHERE key = ?", key)[0])
 
     def all(self, state: str | None = None) -> list[Study]:
-        return [
-            _study(row) for row in self._database.rows("SELECT * FROM studies WHERE ?1 IS NULL OR state = ?1", state)
-        ]
+        rows = self._database.rows("SELECT * FROM studies WHERE ?1 IS NULL OR state = ?1", state)
+        return [_study(row) for row in rows]
 
     def known(self, study_uid: str) -> set[str]:
         """SOP Instance UIDs of a study: images that need not be taken again, and results that were made here."""
@@ -116,11 +108,8 @@ class Studies:
 
     def settle(self, study_uid: str) -> None:
         """Its source says that the study is complete: no need to wait for quiet."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0 AND due > 0",
-                (study_uid,),
-            )
+        statement = "UPDATE studies SET due = 0 WHERE uid = ? AND state = 'receiving' AND attempts = 0 AND due > 0"
+        self._database.execute(statement, study_uid)
 
     def refuse(self, key: str, study_uid: str, reason: str) -> None:
         """It could not be taken whole, so it is not analysed; images that come later open it again.
@@ -139,8 +128,7 @@ class Studies:
 
     def put_aside(self, key: str, reason: str) -> None:
         """A malformed object; its file lies aside under `key`."""
-        with self._database.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO aside VALUES (?, ?, ?)", (key, reason, time()))
+        self._database.execute("INSERT OR IGNORE INTO aside VALUES (?, ?, ?)", key, reason, time())
 
     def aside(self) -> dict[str, str]:
         """Key → reason."""
@@ -156,20 +144,16 @@ class Studies:
 
     def next(self) -> tuple[Study | None, float]:
         """The one that is due longest; or None, and seconds until one will be (infinite: none waits)."""
-        now = time()
-        rows = self._database.rows("SELECT * FROM studies WHERE state = 'receiving' ORDER BY due LIMIT 1")
-        if not rows:
+        row = self._database.row("SELECT * FROM studies WHERE state = 'receiving' ORDER BY due LIMIT 1")
+        if row is None:
             return None, float("inf")
-        waits = rows[0]["due"] - now
-        return (_study(rows[0]), 0.0) if waits <= 0 or waits > self._database.patience else (None, waits)
+        waits = row["due"] - time()
+        return (_study(row), 0.0) if waits <= 0 or waits > self._database.patience else (None, waits)
 
     def postpone(self, study: Study, seconds: float, counted: bool) -> None:
         """Tried in vain; again after `seconds`, unless new images set another time meanwhile."""
-        with self._database.transaction() as db:
-            db.execute(
-                "UPDATE studies SET due = ?, attempts = attempts + ? WHERE key = ? AND revision = ?",
-                (time() + seconds, int(counted), study.key, study.revision),
-            )
+        statement = "UPDATE studies SET due = ?, attempts = attempts + ? WHERE key = ? AND revision = ?"
+        self._database.execute(statement, time() + seconds, int(counted), study.key, study.revision)
 
     def end(self, study: Study, state: str, reason: str = "") -> bool:
         """`analysed`, `rejected` or `dead`; False where new images came meanwhile: it is `receiving` again.
@@ -188,22 +172,13 @@ class Studies:
 
     def expired(self, before: float) -> list[Study]:
         """Those done with since `before` whose images still lie in the spool."""
-        return [
-            _study(row)
-            for row in self._database.rows(
-                "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving' AND heard < ?", before
-            )
-        ]
+        query = "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving' AND heard < ?"
+        return [_study(row) for row in self._database.rows(query, before)]
 
     def forget_images(self, study: Study) -> bool:
         """Its images are about to be deleted; False where new ones came meanwhile."""
-        with self._database.transaction() as db:
-            return bool(
-                db.execute(
-                    "UPDATE studies SET kept = 0 WHERE key = ? AND revision = ? AND state <> 'receiving'",
-                    (study.key, study.revision),
-                ).rowcount
-            )
+        statement = "UPDATE studies SET kept = 0 WHERE key = ? AND revision = ? AND state <> 'receiving'"
+        return bool(self._database.execute(statement, study.key, study.revision))
 
     def oldest(self) -> float:
         """Seconds since the last image of the study that has waited longest; 0: none waits."""
