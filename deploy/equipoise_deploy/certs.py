@@ -24,9 +24,9 @@ import trustme
 import typer
 from cryptography.x509 import load_pem_x509_certificate
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from .cli import exits_on
 from .errors import DeployError
 
 DAYS = 90
@@ -67,13 +67,8 @@ class IssuedCertificate:
     expires: datetime
 
     def document(self) -> dict[str, str]:
-        return {
-            "role": self.role,
-            "name": self.name,
-            "certificate": str(self.certificate),
-            "key": str(self.key),
-            "expires": self.expires.isoformat(),
-        }
+        places = {"certificate": str(self.certificate), "key": str(self.key)}
+        return {"role": self.role, "name": self.name, **places, "expires": self.expires.isoformat()}
 
 
 def certs_command(
@@ -90,11 +85,8 @@ def certs_command(
 
     Nothing is overwritten. In production the hospital's own authority issues certificates, and revokes them.
     """
-    try:
+    with exits_on(OSError):
         made = make_certificates(into, host or (), client or (), days)
-    except (DeployError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps({"for_tests_only": True, "made": [each.document() for each in made]}, indent=1))
         return
@@ -134,17 +126,16 @@ def make_certificates(
         if path.exists():
             raise CertificateError(f"{path} already exists and is not overwritten: delete it, or choose another --into")
     fresh = not (into / "ca.pem").exists() and not (into / "ca.key").exists()
-    authority = _new_authority() if fresh else _load_authority(into)
+    if fresh:
+        authority = trustme.CA(path_length=0, organization_name="Equipoise", organization_unit_name=_AUTHORITY)
+    else:
+        authority = _load_authority(into)
     begin = now or datetime.now(timezone.utc)
     pems = [("authority", _AUTHORITY, into / "ca", authority.cert_pem, authority.private_key_pem)] if fresh else []
     for role, name, stem in stems:
         leaf = _issue(authority, name, hosts if role == "server" else (), begin, begin + timedelta(days=days))
         pems.append((role, name, stem, leaf.cert_chain_pems[0], leaf.private_key_pem))
     return tuple(_write(*each) for each in pems)  # not before all could be made
-
-
-def _new_authority() -> trustme.CA:
-    return trustme.CA(path_length=0, organization_name="Equipoise", organization_unit_name=_AUTHORITY)
 
 
 def _load_authority(into: Path) -> trustme.CA:

@@ -1,7 +1,8 @@
-"""The ports of a server, on loopback, and who listens on a port."""
+"""The ports of a server, on loopback: what is served there, and who listens."""
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import socket
 from contextlib import ExitStack
@@ -49,6 +50,19 @@ USUAL_PORTS = Ports()
 def reached_at(address: str) -> str:
     """Where this machine reaches what listens on `address`."""
     return LOOPBACK if address in ("0.0.0.0", "::", "") else address  # noqa: S104 (compared, not bound)
+
+
+def fetch(address: str, path: str, timeout: float) -> bytes | None:
+    """What `host:port` serves over plain HTTP; None where nothing answers 200 in time. No proxy is asked."""
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read() if answer.status == http.client.OK else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ CONTRACT_PARAMETER = "contract"
 def public_models(repository: Path) -> tuple[str, ...]:
     """Names of the models that clients talk to, sorted: those whose configuration carries a contract."""
     return tuple(
-        model.name for model in model_folders(repository) if _is_public(parse_configuration(model / "config.pbtxt"))
+        model.name
+        for model in model_folders(repository)
+        if CONTRACT_PARAMETER in parse_configuration(model / "config.pbtxt").parameters
     )
 
 
@@ -82,13 +84,3 @@ def model_folders(repository: Path) -> list[Path]:
     if not models:
         raise RepositoryError(f"{repository} has no model (no folder with a config.pbtxt); publish one into it first")
     return models
-
-
-def link_model(repository: Path, model: str, into: Path) -> None:
-    """Links one public model and its samplers into the folder `into`, as a repository of their own."""
-    for name in models_of(repository, model):
-        (into / name).symlink_to((repository / name).resolve())
-
-
-def _is_public(config: ModelConfig) -> bool:
-    return CONTRACT_PARAMETER in config.parameters

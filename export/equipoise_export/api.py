@@ -27,44 +27,38 @@ from .publish.triton_config import sampler_names
 
 
 @dataclass(frozen=True)
-class Exported:
+class Inspection:
+    """What an export would make of a network: nothing is proven, nothing is written.
+
+    Attributes:
+        contract: of the sampler, with its sites.
+        cost: what T samples would cost, predicted.
+        notes: what the user should know.
+    """
+
+    contract: Contract
+    cost: Cost
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exported(Inspection):
     """A published model.
 
     Attributes:
         folder: of the public model, in the repository.
-        contract: of the sampler, with its sites.
         samplers: Triton's name of each sampler, and its proof.
-        cost: what was predicted for T samples.
         gain: what was measured here; None for a network without randomness.
-        notes: what the user should know.
     """
 
     folder: Path
-    contract: Contract
     samplers: Mapping[str, Proof]
-    cost: Cost
     gain: Gain | None
-    notes: tuple[str, ...]
 
     @property
     def proof(self) -> Proof:
         """Of the sampler; of an ensemble, of its first member."""
         return next(iter(self.samplers.values()))
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What an export would make of a network: nothing is proven, nothing is written.
-
-    Attributes:
-        contract: with its sites.
-        cost: what T samples would cost.
-        notes: what the user should know.
-    """
-
-    contract: Contract
-    cost: Cost
-    notes: tuple[str, ...]
 
 
 def export(
@@ -101,10 +95,9 @@ def export(
     Raises:
         ExportError: nothing was published; it says what was found, where, and what to do.
     """
-    source, draft, images = _read(
+    source, draft, images, options = _read(
         module, weights, arguments, options, example, {"name": name, "classes": classes, "task": task, **description}
     )
-    options = _for_members(options, source)
     members = [compile_sampler(make(), draft, images, options) for make in source.members]
     check_members(members, images.numpy())
     gain = measure_gain(members[0], source.members[0](), images[:1])
@@ -113,7 +106,7 @@ def export(
     names = sampler_names(contract, len(members))
     notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
     proofs = {name: member.proof for name, member in zip(names, members, strict=True)}
-    return Exported(folder, contract, proofs, members[0].cost, gain, notes)
+    return Exported(contract, members[0].cost, notes, folder, proofs, gain)
 
 
 def inspect(
@@ -129,10 +122,10 @@ def inspect(
     **description: Any,
 ) -> Inspection:
     """The sites of a network and what samples would cost. Arguments and errors as for `export`."""
-    source, draft, images = _read(
+    source, draft, images, options = _read(
         module, weights, arguments, options, example, {"name": name, "classes": classes, "task": task, **description}
     )
-    compilation, _ = compile_unproven(source.members[0](), draft, images, _for_members(options, source))
+    compilation, _ = compile_unproven(source.members[0](), draft, images, options)
     assert compilation.cost is not None
     notes = compilation.notes
     if len(source.members) > 1:
@@ -147,15 +140,17 @@ def _read(
     options: Options,
     example: ArrayLike | Tensor | None,
     stated: Mapping[str, Any],
-) -> tuple[Source, Contract, Tensor]:
-    """What is to be exported, the contract without sites, and images `[N ≥ 2, C, *nominal]`."""
+) -> tuple[Source, Contract, Tensor, Options]:
+    """What is to be exported, the contract without sites, images `[N ≥ 2, C, *nominal]`, and how it is compiled."""
     description = Description.read(stated)
     images = None if example is None else _images(example)
     if images is not None:
         description = replace(description, shape=tuple(images.shape[1:]))
     source = read_source(module, weights, arguments)
     draft = description.over(source.stated).contract(options.sizes)
-    return source, draft, example_image(draft) if images is None else images
+    if len(source.members) > 1 and options.deterministic is False:
+        options = replace(options, deterministic=None)  # several networks sample even if none of them is random
+    return source, draft, example_image(draft) if images is None else images, options
 
 
 def _images(example: ArrayLike | Tensor) -> Tensor:
@@ -168,10 +163,3 @@ def _images(example: ArrayLike | Tensor) -> Tensor:
             f"the example holds NaN or values beyond ±{NORMALISED_LIMIT:g}; expected normalised images, as in training"
         )
     return images if len(images) > 1 else images.repeat(2, *[1] * (images.dim() - 1))
-
-
-def _for_members(options: Options, source: Source) -> Options:
-    """Where there are several networks, they sample all the same if none of them is random."""
-    if len(source.members) > 1 and options.deterministic is False:
-        return replace(options, deterministic=None)
-    return options

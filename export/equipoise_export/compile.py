@@ -144,14 +144,10 @@ def _compile(prepared: Prepared, draft: Contract, options: Options) -> Compilati
 
 def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST_FILE) -> Compilation:
     """The marked graph of either front end → the sampler, not yet proven."""
-    draft = replace(draft, sites=())
-    if draft.precision is Precision.FP32:
-        return run_passes(Compilation(marked, draft, largest_file=largest_file))
-    single = replace(draft, precision=Precision.FP32)
-    in_single = run_passes(Compilation(marked.clone(), single, largest_file=largest_file))
-    compilation = run_passes(Compilation(marked, draft, largest_file=largest_file))
-    compilation.single = in_single
-    return compilation
+    draft, single = replace(draft, sites=()), None
+    if draft.precision is not Precision.FP32:
+        single = compile_graph(marked.clone(), replace(draft, precision=Precision.FP32), largest_file)
+    return run_passes(Compilation(marked, draft, single=single, largest_file=largest_file))
 
 
 def _refuse_randomness(compilation: Compilation, options: Options) -> None:

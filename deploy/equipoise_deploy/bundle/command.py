@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from ..errors import DeployError
+from ..cli import exits_on
 from .installing import install_bundle
 from .making import EXTRAS, make_bundle
 from .manifest import unpack
@@ -67,7 +65,7 @@ def bundle(
         raise typer.BadParameter("install needs --into")
     if action is Action.INSTALL and trust is None and not unsigned:
         raise typer.BadParameter("install needs --trust PUBLIC_KEY; or --unsigned, if you know where it comes from")
-    try:
+    with exits_on(OSError):  # a full disk, a folder of somebody else's
         if action is Action.MAKE:
             report = _made(archive, repository, wheels, sign, extras, trust)
         elif action is Action.VERIFY:
@@ -75,9 +73,6 @@ def bundle(
         else:
             assert into is not None
             report = _installed(archive, into, trust, python)
-    except (DeployError, OSError) as error:  # a full disk, a folder of somebody else's
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:

@@ -116,13 +116,7 @@ def place_models(content: Path, into: Path, verified: Verified) -> Path:
             release = verify_release(folder)
             if release.digest != served.release:
                 raise TamperedError(f"{folder / RELEASE} is not the release that the bundle's {GENERATION} names")
-            store.log_decision(
-                {
-                    "action": "install", "model": name, "version": served.version, "before": None,
-                    "release": release.digest, "model_digest": release.model_digest,
-                    "policy_digest": release.policy_digest, "reason": "installed from a bundle",
-                }
-            )  # fmt: skip
+            store.log_decision("install", name, release, None, reason="installed from a bundle")
         models = {name: store.served_release(name, served.version, ()) for name, served in generation.models.items()}
         store.switch(models)
     return store.current

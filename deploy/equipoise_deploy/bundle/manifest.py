@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -44,21 +44,8 @@ class Manifest:
     files: Mapping[str, File]
 
     def dumps(self) -> str:
-        return (
-            json.dumps(
-                {
-                    "format": FORMAT,
-                    "equipoise": self.equipoise,
-                    "python": self.python,
-                    "machine": self.machine,
-                    "extras": list(self.extras),
-                    "serves": self.serves,
-                    "files": {name: dict(vars(file)) for name, file in sorted(self.files.items())},
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        files = {name: asdict(file) for name, file in sorted(self.files.items())}
+        return json.dumps({"format": FORMAT, **asdict(self), "files": files}, indent=1) + "\n"
 
 
 @dataclass(frozen=True)

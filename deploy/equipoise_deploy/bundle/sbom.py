@@ -67,15 +67,6 @@ def listed_packages(document: str) -> dict[str, str]:
     }
 
 
-def listed_models(document: str) -> dict[str, dict[str, str]]:
-    """Of a bill: public model → its files' SHA-256 by their entries in the bundle."""
-    return {
-        each["name"]: {part["name"]: part["hashes"][0]["content"] for part in each["components"]}
-        for each in json.loads(document)["components"]
-        if each["type"] == ComponentType.MACHINE_LEARNING_MODEL.value
-    }
-
-
 def _package(wheel: Path, file: File) -> Component:
     name, version, _, _ = parse_wheel_filename(wheel.name)
     terms = _license(wheel)

@@ -9,12 +9,8 @@ PLAUSIBLE_ML = (2.0, 5.0)
 ATLAS_TOLERANCE = 0.35
 
 
-def failed_checks(decisions: Sequence[dict[str, Any]]) -> list[str]:
+def failed_checks(decisions: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The checks that do not hold, in words."""
-    return list(_failures(decisions))
-
-
-def _failures(decisions: Sequence[dict[str, Any]]) -> Iterator[str]:
     routes = {decision["route"] for decision in decisions}
     if len(routes) < 2:
         yield f"every case was routed to {routes}; at least two different routes were expected"

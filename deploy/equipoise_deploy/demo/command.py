@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from ..errors import DeployError
+from ..cli import exits_on
 from ..ports import Ports
 from ..serving.readiness import check_readiness
 from ..serving.server import TritonServer
@@ -37,11 +36,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for inputs, pictures and index.html.")] = Path("build/demo"),
 ) -> None:
     """Serve the three reference models and decide on real images that come with the installed packages."""
-    try:
+    with exits_on():
         failures = run_demo(repository, out)
-    except DeployError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     raise typer.Exit(1 if failures else 0)
 
 
@@ -54,10 +50,7 @@ def run_demo(repository: Path, out: Path) -> list[str]:
     """
     console = Console(width=None if sys.stdout.isatty() else 160)
     cases = demo_cases(out / "inputs")
-    with (
-        console.status("starting Triton"),
-        TritonServer(repository, ports=Ports(0, 0, 0)) as server,
-    ):
+    with console.status("starting Triton"), TritonServer(repository, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)
         console.print(f"Triton serves {', '.join(server.models)} on {server.grpc_url} (gRPC), {server.http_url} (HTTP)")
         decisions = [decision for model in server.models for decision in _predict(server.grpc_url, model, cases, out)]
@@ -65,7 +58,7 @@ def run_demo(repository: Path, out: Path) -> list[str]:
     write_page(out / "index.html", decisions)
     console.print(_table(decisions))
     console.print(f"decisions: {out / 'decisions.json'}\npage:      {out / 'index.html'}")
-    failures = failed_checks(decisions)
+    failures = list(failed_checks(decisions))
     for failure in failures:
         console.print(f"[bold red]not as expected:[/] {failure}")
     return failures

@@ -12,11 +12,9 @@ from jinja2 import Environment, FileSystemLoader
 def write_page(path: Path, decisions: Sequence[dict[str, Any]]) -> None:
     """Writes `index.html`; pictures are referred to by name and lie beside it."""
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    shown = [{**decision, "picture": _picture(decision)} for decision in decisions]
+    shown = [
+        {**decision, "picture": next((Path(f).name for f in decision.get("written", ()) if f.endswith(".png")), None)}
+        for decision in decisions
+    ]
     html = templates.get_template("page.html.jinja").render(decisions=shown)
     path.write_text(html, encoding="utf-8")
-
-
-def _picture(decision: dict[str, Any]) -> str | None:
-    pictures = [Path(file).name for file in decision.get("written", ()) if file.endswith(".png")]
-    return pictures[0] if pictures else None

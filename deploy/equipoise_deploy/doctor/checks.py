@@ -26,8 +26,5 @@ MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (
 )
 """Before going live, and afterwards as well."""
 
-SERVER_CHECKS: tuple[tuple[str, Check], ...] = (
-    ("inference", inference),
-    ("counters", counters),
-)
+SERVER_CHECKS: tuple[tuple[str, Check], ...] = (("inference", inference), ("counters", counters))
 """Of a server that runs."""

@@ -8,6 +8,7 @@ import statistics
 import time
 import urllib.request
 from collections.abc import Iterator
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,12 @@ def inference(subject: Subject) -> Iterator[CheckResult]:
     for name, now in measured.items():
         varies = f"largest variance {now['variance']:.3g}" if now["variance"] else "deterministic"
         then = before.get(name)
+        same = not then or isclose(then["variance"], now["variance"], rel_tol=SAME)
         if not 0.0 <= now["variance"] <= 0.25:
             yield failure(
                 "inference", f"{name}: {now['variance']:.3g} is no possible variance of probabilities", "restart it"
             )
-        elif then and then["model_digest"] == now["model_digest"] and not _same(then["variance"], now["variance"]):
+        elif then and then["model_digest"] == now["model_digest"] and not same:
             yield failure(
                 "inference",
                 f"{name}: {varies}; it was {then['variance']:.3g} for the same image and masks",
@@ -122,10 +124,6 @@ def _latency(name: str, now: dict[str, Any], then: dict[str, Any] | None, subjec
     if ratio >= SLOW:
         return warning("latency", found, "look for other load on this machine")
     return ok("latency", found)
-
-
-def _same(before: float, now: float) -> bool:
-    return abs(before - now) <= SAME * max(abs(before), abs(now))
 
 
 def _read(path: Path) -> dict[str, Any]:

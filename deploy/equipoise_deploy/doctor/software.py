@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from ..ports import listeners
+from ..ports import fetch, listeners
 from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 SAFE_TRITON = "26.07"
@@ -65,11 +64,12 @@ def packages(subject: Subject) -> Iterator[CheckResult]:
 
 def telemetry(subject: Subject) -> Iterator[CheckResult]:
     """ONNX Runtime 1.29 and later reports to its maker unless a variable forbids it."""
-    marks = [path for path in _device_ids() if path.exists()]
-    if marks:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    mark = cache / "Microsoft" / "DeveloperTools" / ".onnxruntime"
+    if mark.exists():
         yield warning(
             "telemetry",
-            f"{marks[0]} has a device id: ONNX Runtime once ran here without {TELEMETRY}=1",
+            f"{mark} has a device id: ONNX Runtime once ran here without {TELEMETRY}=1",
             f"set {TELEMETRY}=1 for the user who ran it, and remove the folder",
         )
     if not subject.live:
@@ -121,14 +121,10 @@ def _release(subject: Subject) -> tuple[str | None, str, bool]:
 
 
 def _running_version(address: str) -> str | None:
-    connection = http.client.HTTPConnection(address, timeout=5)
     try:
-        connection.request("GET", "/v2")
-        return str(json.loads(connection.getresponse().read())["version"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return str(json.loads(fetch(address, "/v2", 5.0) or b"")["version"])
+    except (ValueError, KeyError, TypeError):
         return None
-    finally:
-        connection.close()
 
 
 def _processes(subject: Subject) -> list[psutil.Process]:
@@ -146,11 +142,6 @@ def _processes(subject: Subject) -> list[psutil.Process]:
             continue
     # `equipoise serve` itself loads no ONNX Runtime; of its tree, Triton and its stubs do.
     return [process for process in found if process.name().startswith(("tritonserver", "triton_python"))]
-
-
-def _device_ids() -> list[Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [cache / "Microsoft" / "DeveloperTools" / ".onnxruntime"]
 
 
 def _number(release: str) -> tuple[int, ...]:

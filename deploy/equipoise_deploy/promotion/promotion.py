@@ -120,14 +120,7 @@ def rollback(store: Store, name: str, request: PromotionRequest = PromotionReque
             raise ReleaseError(f"{name} {chosen.version} is the first version that was in service; promote another one")
         *history, version = chosen.history
         release = verify_release(store.folder(name, version), request.trust)
-        store.log_decision(
-            {
-                "action": "rollback", "model": name, "version": version, "before": chosen.version,
-                "release": release.digest, "model_digest": release.model_digest, "policy_digest": release.policy_digest,
-                "reason": request.accept_changes,
-            },
-            request.by,
-        )  # fmt: skip
+        store.log_decision("rollback", name, release, chosen.version, request.by, reason=request.accept_changes)
         models = {**generation.models, name: store.served_release(name, version, tuple(history))}
         done = store.switch(models)
     return Outcome(name, version, chosen.version, (), None, done)
@@ -181,19 +174,14 @@ def _decide(store: Store, outcome: Outcome, release: Release, request: Promotion
         if (now.version if now else None) != outcome.before:
             raise ReleaseError(f"meanwhile somebody else promoted {outcome.name}; look at it and promote again")
         store.log_decision(
-            {
-                "action": "promote" if outcome.passed else "refused",
-                "model": outcome.name,
-                "version": outcome.version,
-                "before": outcome.before,
-                "release": release.digest,
-                "model_digest": release.model_digest,
-                "policy_digest": release.policy_digest,
-                "checks": [check.document() for check in outcome.checks],
-                "shadow": outcome.comparison.summary() if outcome.comparison else None,
-                "reason": request.accept_changes,
-            },
+            "promote" if outcome.passed else "refused",
+            outcome.name,
+            release,
+            outcome.before,
             request.by,
+            checks=[check.document() for check in outcome.checks],
+            shadow=outcome.comparison.summary() if outcome.comparison else None,
+            reason=request.accept_changes,
         )
         if not outcome.passed:
             return outcome

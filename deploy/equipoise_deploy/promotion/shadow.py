@@ -100,15 +100,7 @@ def _cases(folder: Path) -> Sequence[Path]:
 
 
 def _answers(name: str, repository: Path, files: Sequence[Path], spacing: str | None) -> list[dict[str, Any]]:
-    command = [
-        sys.executable,
-        "-m",
-        "equipoise_client.cli.main",
-        "predict",
-        name,
-        *(str(file) for file in files),
-        "--json",
-    ]
+    command = [sys.executable, "-m", "equipoise_client.cli.main", "predict", name, *map(str, files), "--json"]
     command += ["--spacing", spacing] if spacing else []
     with TritonServer(repository, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)

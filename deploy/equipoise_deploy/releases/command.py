@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from ..errors import DeployError, ReleaseError
+from ..cli import exits_on
+from ..errors import ReleaseError
 from .loading import verified_copy
 from .publishing import find_pair, make_release
 from .release import SIGNATURE, read_release
@@ -130,11 +130,8 @@ def releases(
 
 
 def carry_out(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any]], None], as_json: bool) -> None:
-    try:
+    with exits_on(OSError):  # a full disk, a folder of somebody else's
         done = run()
-    except (DeployError, OSError) as error:  # a full disk, a folder of somebody else's
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(done, indent=1, allow_nan=False))
     else:
@@ -144,9 +141,8 @@ def carry_out(run: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any]]
 
 
 def _show_releases(done: dict[str, Any]) -> None:
-    table = Table(title=f"Generation {done['generation']}", title_justify="left")
-    for heading in ("model", "version", "in service", "signed", "policy", "published"):
-        table.add_column(heading)
+    headings = ("model", "version", "in service", "signed", "policy", "published")
+    table = Table(*headings, title=f"Generation {done['generation']}", title_justify="left")
     for each in done["releases"]:
         table.add_row(
             each["name"], str(each["version"]), "yes" if each["in_service"] else "", "yes" if each["signed"] else "",

@@ -46,8 +46,10 @@ def make_release(
 
     Raises ReleaseError where the pair is incomplete or contradicts itself.
     """
+    if not NAME.fullmatch(name):
+        raise ReleaseError(f"{name!r} is not a valid name of a release; use letters, digits, '.', '_' and '-'")
     with store.locked():
-        home = store.path / "models" / _checked(name)
+        home = store.path / "models" / name
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".publishing-", dir=home) as scratch:
             draft = Path(scratch) / "release"
@@ -88,12 +90,6 @@ def _copy(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
             raise ReleaseError(f"{entry} is not a file (a dangling link, or a device); restore or remove it")
 
 
-def _checked(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ReleaseError(f"{name!r} is not a valid name of a release; use letters, digits, '.', '_' and '-'")
-    return name
-
-
 def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:
     """The release of the content of `draft`. Raises ReleaseError where it does not load, or contradicts itself."""
     try:
@@ -123,11 +119,8 @@ def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:
 
 def _identical(store: Store, release: Release) -> Path | None:
     """The folder of an earlier release with the same files."""
-    for version in reversed(store.versions(release.name)):
-        folder = store.folder(release.name, version)
-        if read_release(folder).files == release.files:
-            return folder
-    return None
+    folders = (store.folder(release.name, version) for version in reversed(store.versions(release.name)))
+    return next((folder for folder in folders if read_release(folder).files == release.files), None)
 
 
 def _freeze(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,19 +63,8 @@ class Release:
         return digest_of(self.document())
 
     def document(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "version": self.version,
-            "files": {path: dict(vars(file)) for path, file in sorted(self.files.items())},
-            "contract_digest": self.contract_digest,
-            "model_digest": self.model_digest,
-            "policy_digest": self.policy_digest,
-            "code_digest": self.code_digest,
-            "published_at": self.published_at,
-            "published_by": self.published_by,
-            "previous": self.previous,
-        }
+        files = {path: asdict(file) for path, file in sorted(self.files.items())}
+        return {"format": FORMAT, **asdict(self), "files": files}
 
     def dumps(self) -> str:
         return json.dumps({**self.document(), "digest": self.digest}, indent=1) + "\n"

@@ -70,11 +70,9 @@ def _hashing(signature: Path) -> Any:
     return hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> contextlib.AbstractContextManager[Any]:
     """The library prints warnings to stdout, which is for our JSON."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 @contextlib.contextmanager

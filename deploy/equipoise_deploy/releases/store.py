@@ -20,7 +20,7 @@ from equipoise_clinic.audit import AuditError, Kind, append
 from equipoise_core.canonical import digest_of
 
 from ..errors import ReleaseError, TamperedError
-from .release import read_release
+from .release import Release, read_release
 
 FORMAT = "equipoise-generation/1"
 DOCUMENT = "generation.json"
@@ -128,8 +128,20 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def log_decision(self, body: Mapping[str, Any], by: str | None = None) -> None:
-        """Adds one line to the log, on the disk before this returns. Raises ReleaseError where the log is damaged."""
+    def log_decision(
+        self, action: str, name: str, release: Release, before: int | None, by: str | None = None, **details: Any
+    ) -> None:
+        """Adds one line to the log, on the disk before this returns. Raises ReleaseError where the log is damaged.
+
+        Args:
+            before: version that was in service.
+            by: who decided; by default the user of this machine.
+            details: what else the line says.
+        """
+        body = {
+            "action": action, "model": name, "version": release.version, "before": before, "release": release.digest,
+            "model_digest": release.model_digest, "policy_digest": release.policy_digest, **details,
+        }  # fmt: skip
         try:
             append(self.log, Kind.RELEASE, {**body, "by": by or somebody()})
         except AuditError as error:

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from ..errors import DeployError, GaveUp
+from ..cli import exits_on
+from ..errors import DeployError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from .container import IMAGE, find_container_engine
 from .health import USUAL_PORT
@@ -21,9 +21,6 @@ from .monitor import HUNG_AFTER
 from .serve import Listening, serve, serve_in_container
 from .settings import NONE, load_settings
 from .supervisor import Plan
-
-GAVE_UP = 3
-"""Exit code of a server that was restarted as often as is allowed: whatever started it decides what then."""
 
 
 class EngineChoice(str, Enum):
@@ -97,7 +94,7 @@ def serve_command(
             out.print("Stop with Ctrl-C.")
 
     ports = Ports(grpc_port, http_port, metrics_port)
-    try:
+    with exits_on():
         own = load_settings(settings)[0] if settings is not None else NONE
         program = find_container_engine() if engine is not EngineChoice.EMBEDDED else None
         if program is not None and own:
@@ -113,15 +110,11 @@ def serve_command(
         else:
             plan = Plan(repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust)
             serve(plan, health_port, on_log, on_ready, report)
-    except DeployError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(GAVE_UP if isinstance(error, GaveUp) else 1) from error
 
 
 def _table(listening: Listening) -> Table:
-    table = Table(title=f"Ready after {listening.seconds:.1f} s", title_justify="left")
-    for heading in ("model", "largest variance of a synthetic image"):
-        table.add_column(heading)
+    title = f"Ready after {listening.seconds:.1f} s"
+    table = Table("model", "largest variance of a synthetic image", title=title, title_justify="left")
     for probe in listening.probes:
         table.add_row(probe.model, f"{probe.variance:.2g}" if probe.variance else "deterministic")
     table.caption = f"gRPC {listening.grpc} · HTTP {listening.http} · metrics {listening.metrics}"

@@ -5,6 +5,7 @@ no machine with a GPU and a container engine was available. Tests check the comm
 from __future__ import annotations
 
 import shutil
+from dataclasses import astuple
 from pathlib import Path
 
 from ..ports import LOOPBACK, Ports
@@ -13,7 +14,6 @@ from .server import HARDENING
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 _ENGINES = ("docker", "podman")
 _NVIDIA_DEVICE = Path("/dev/nvidiactl")
-_INSIDE = Ports()
 
 
 def find_container_engine() -> str | None:
@@ -30,11 +30,7 @@ def container_command(program: str, repository: Path, ports: Ports, image: str =
     """
     published = [
         f"--publish={LOOPBACK}:{outside}:{inside}"
-        for outside, inside in (
-            (ports.grpc, _INSIDE.grpc),
-            (ports.http, _INSIDE.http),
-            (ports.metrics, _INSIDE.metrics),
-        )
+        for outside, inside in zip(astuple(ports), astuple(Ports()), strict=True)
     ]
     return [
         program,

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 from ..errors import PortTakenError
 from ..ports import LOOPBACK, reached_at
@@ -33,6 +33,7 @@ SNAPSHOT_WAIT = 0.5
 
 _AT_ONCE = 64  # connections; more are closed unanswered
 _PATIENCE = 2.0  # seconds for a caller to send its request
+Request = socket.socket | tuple[bytes, socket.socket]
 
 
 class State(str, Enum):
@@ -132,9 +133,7 @@ class HealthServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -150,15 +149,13 @@ class _Server(ThreadingHTTPServer):
         self._room = threading.BoundedSemaphore(_AT_ONCE)
         super().__init__(address, _Handler)
 
-    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+    def process_request(self, request: Request, client_address: object) -> None:
         if self._room.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
-    def process_request_thread(
-        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
-    ) -> None:
+    def process_request_thread(self, request: Request, client_address: object) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:

@@ -14,7 +14,6 @@ anything nor run a sampler nor used the processor, nor waited for a processor th
 
 from __future__ import annotations
 
-import http.client
 import re
 import signal
 import time
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field
 from equipoise_core.contract import Contract
 from tritonclient.utils import InferenceServerException
 
-from ..ports import LOOPBACK
+from ..ports import fetch
 from .guardian import AT_ONCE, BRIEFLY
 from .processes import Process, glance
 from .readiness import Prober
@@ -220,14 +219,7 @@ class ServerMonitor:
 def _counted(metrics_url: str) -> Mapping[str, float]:
     """Model → requests and executions so far; empty where the metrics don't answer within a second."""
     address = urllib.parse.urlsplit(metrics_url)
-    connection = http.client.HTTPConnection(address.hostname or LOOPBACK, address.port, timeout=1.0)
-    try:
-        connection.request("GET", address.path)
-        text = connection.getresponse().read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return {}
-    finally:
-        connection.close()
+    text = (fetch(address.netloc, address.path, 1.0) or b"").decode(errors="replace")
     found: dict[str, float] = {}
     for model, value in _COUNTERS.findall(text):
         found[model] = found.get(model, 0.0) + float(value)

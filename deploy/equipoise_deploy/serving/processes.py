@@ -51,11 +51,9 @@ class Glance:
 
 def server_processes(guardian: int) -> tuple[Process, ...]:
     """Triton and its stubs; Triton is the only child of its guardian. Empty where it has ended."""
-    try:
-        servers = psutil.Process(guardian).children()
-    except psutil.NoSuchProcess:
-        return ()
-    stubs = [Process(child, model) for server in servers for child in _children(server) if (model := _model_of(child))]
+    servers = _children(guardian)
+    children = (child for server in servers for child in _children(server.pid))
+    stubs = [Process(child, model) for child in children if (model := _model_of(child))]
     return (*(Process(server, "") for server in servers), *stubs)
 
 
@@ -81,9 +79,9 @@ def _waited(pid: int) -> float:
         return 0.0
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _children(pid: int) -> list[psutil.Process]:
     try:
-        return list(process.children())
+        return list(psutil.Process(pid).children())
     except psutil.NoSuchProcess:
         return []
 

@@ -6,13 +6,11 @@ draws samples, to vary between them.
 
 from __future__ import annotations
 
-import http.client
 import json
 import queue
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from ..errors import NotReadyError
-from ..ports import LOOPBACK
+from ..ports import LOOPBACK, fetch
 from ..repository import CONTRACT_PARAMETER
 
 PROBE_ID = "equipoise-probe"
@@ -33,6 +31,7 @@ PROBE_ID = "equipoise-probe"
 
 _SAMPLES = 2  # the fewest that can differ
 _OUTPUTS = ("mean", "variance")
+Answers = queue.SimpleQueue[tuple[str, Any, Exception | None]]
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,12 @@ class Probe:
 
 def answers_ready(http_port: int) -> bool:
     """Whether Triton itself says that every model is loaded."""
-    return _answers_ok(LOOPBACK, http_port, "/v2/health/ready")
+    return fetch(f"{LOOPBACK}:{http_port}", "/v2/health/ready", 5.0) is not None
 
 
 def answers_metrics(address: str, port: int) -> bool:
     """Whether the last port that Triton opens is open: where it cannot, it ends, after it has said that it is ready."""
-    return _answers_ok(address, port, "/metrics")
-
-
-def _answers_ok(address: str, port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(address, port, timeout=5)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False  # not listening yet
-    finally:
-        connection.close()
+    return fetch(f"{address}:{port}", "/metrics", 5.0) is not None
 
 
 def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0) -> tuple[Probe, ...]:
@@ -77,20 +65,13 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
     Args:
         timeout: seconds for all of them together.
     """
-    answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
+    answers: Answers = queue.SimpleQueue()
     begin = time.monotonic()
     probes = []
     with connect(grpc_url, None) as client:
         contracts = {model: _contract(client, model) for model in models}
         for model, contract in contracts.items():
-            client.async_infer(
-                model,
-                _inputs(contract),
-                partial(_receive, answers, model),
-                outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
-                request_id=PROBE_ID,
-                client_timeout=timeout,
-            )
+            _send(client, model, _inputs(contract), answers, client_timeout=timeout)
         for _ in contracts:
             model, result, error = answers.get()
             if error is not None:
@@ -109,20 +90,13 @@ class Prober:
 
     def __init__(self, grpc_url: str, models: Sequence[str]) -> None:
         self._client = connect(grpc_url, None)
-        self._answers: queue.SimpleQueue[tuple[str, Any, Exception | None]] = queue.SimpleQueue()
+        self._answers: Answers = queue.SimpleQueue()
         self.contracts = {model: _contract(self._client, model) for model in models}
         self._inputs = {model: _inputs(contract) for model, contract in self.contracts.items()}
 
     def send(self, model: str) -> None:
         """The answer appears in `answers` when it arrives."""
-        self._client.async_infer(
-            model,
-            self._inputs[model],
-            partial(_receive, self._answers, model),
-            outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
-            priority=int(Priority.URGENT),
-            request_id=PROBE_ID,
-        )
+        _send(self._client, model, self._inputs[model], self._answers, priority=int(Priority.URGENT))
 
     def answers(self) -> Iterator[tuple[str, Exception | None]]:
         """(model, what is wrong with its answer) of all that came since the last call."""
@@ -158,8 +132,16 @@ def _inputs(contract: Contract) -> list[triton.InferInput]:
     return inputs
 
 
-def _receive(answers: queue.SimpleQueue[Any], model: str, result: Any, error: Exception | None) -> None:
-    answers.put((model, result, error))
+def _send(client: Any, model: str, inputs: list[triton.InferInput], answers: Answers, **options: int | float) -> None:
+    """The answer comes to `answers` when it arrives."""
+    client.async_infer(
+        model,
+        inputs,
+        lambda result, error: answers.put((model, result, error)),
+        outputs=[triton.InferRequestedOutput(name) for name in _OUTPUTS],
+        request_id=PROBE_ID,
+        **options,
+    )
 
 
 def plausible_variance(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:

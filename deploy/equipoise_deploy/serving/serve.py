@@ -17,8 +17,9 @@ from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..repository import public_models
 from .container import container_command
 from .health import USUAL_PORT, HealthServer
+from .monitor import CHECK_EVERY
 from .readiness import Probe, answers_ready, check_readiness
-from .supervisor import Plan, Supervisor, monitor_until
+from .supervisor import Plan, Supervisor
 
 
 class Stopped(BaseException):
@@ -99,24 +100,21 @@ def serve(
         supervisor = Supervisor(plan, health, on_log, report)
         try:
             probes = supervisor.start()
-            on_ready(_listening(supervisor, health, probes, time.monotonic() - begin))
+            server, seconds = supervisor.server, time.monotonic() - begin
+            on_ready(Listening(server.grpc_url, server.http_url, server.metrics_url, probes, seconds, health.url))
             while True:
-                trouble = monitor_until(supervisor, lambda: pending.reload)
-                if trouble is not None:
-                    supervisor.restart(trouble)
-                else:
+                if pending.reload:
                     pending.reload = False
                     supervisor.reload()
+                elif trouble := supervisor.check():
+                    supervisor.restart(trouble)
+                else:
+                    time.sleep(CHECK_EVERY)
         except Stopped as stopped:
             if stopped.number != signal.SIGINT:  # Ctrl-C does not wait for a proxy
                 supervisor.drain("stopping")
         finally:
             supervisor.stop("stopping")
-
-
-def _listening(supervisor: Supervisor, health: HealthServer, probes: tuple[Probe, ...], seconds: float) -> Listening:
-    server = supervisor.server
-    return Listening(server.grpc_url, server.http_url, server.metrics_url, probes, seconds, health.url)
 
 
 def serve_in_container(

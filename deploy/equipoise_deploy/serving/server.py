@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from ..errors import StartError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports, reached_at
@@ -62,7 +61,7 @@ class TritonServer:
     Args:
         repository: folder of published model pairs; nothing is written into it.
         engine: the Triton to start; by default the one that the environment names (see `engine`).
-        ports: where to listen, on loopback.
+        ports: where to listen, on loopback; the attribute says where it listens, or did before it was stopped.
         on_log: called with each line of Triton's log, from a thread of its own.
         start_timeout: seconds until every model must have been loaded.
         exit_timeout: seconds that requests in flight have to finish after `stop`.
@@ -92,7 +91,7 @@ class TritonServer:
         self._settings = settings
         self.models: tuple[str, ...] = ()
         self._engine = engine or find_engine(os.environ)
-        self._wanted = self._ports = ports
+        self._wanted = self.ports = ports
         self._on_log = on_log
         self._start_timeout = start_timeout
         self._exit_timeout = exit_timeout
@@ -105,22 +104,17 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """As tritonclient.grpc takes it: `127.0.0.1:8001`."""
-        return f"{reached_at(self._address)}:{self._ports.grpc}"
+        return f"{reached_at(self._address)}:{self.ports.grpc}"
 
     @property
     def http_url(self) -> str:
         """As tritonclient.http takes it, without a scheme."""
-        return f"{LOOPBACK}:{self._ports.http}"
+        return f"{LOOPBACK}:{self.ports.http}"
 
     @property
     def metrics_url(self) -> str:
         """Where Prometheus scrapes."""
-        return f"http://{reached_at(self._address)}:{self._ports.metrics}/metrics"
-
-    @property
-    def ports(self) -> Ports:
-        """Where it listens, or did before it was stopped."""
-        return self._ports
+        return f"http://{reached_at(self._address)}:{self.ports.metrics}/metrics"
 
     @property
     def relevant_log(self) -> str:
@@ -132,15 +126,13 @@ class TritonServer:
     def __enter__(self) -> TritonServer:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def start(self) -> TritonServer:
         """Returns when every model is loaded. Raises StartError with Triton's log where it ends before that."""
         for attempt in range(_ATTEMPTS):
-            self._ports = self._wanted.chosen()
+            self.ports = self._wanted.chosen()
             try:
                 self._launch()
                 self._await_ready()
@@ -183,11 +175,6 @@ class TritonServer:
         assert self._guardian is not None, "the server was not started"
         return self._guardian.poll()
 
-    def wait(self) -> int:
-        """Blocks until Triton has ended by itself; its exit code."""
-        assert self._guardian is not None, "the server was not started"
-        return self._guardian.wait()
-
     def _by_chance(self) -> bool:
         """Whether the next attempt may succeed: another process can take a picked port before Triton binds it."""
         picked = 0 in (self._wanted.grpc, self._wanted.http, self._wanted.metrics)
@@ -206,10 +193,10 @@ class TritonServer:
             )
             backends = self._engine.link_backends(directory / "backends")
             command = triton_command(
-                self._engine, directory / "models", backends, self._ports, prefix, self._exit_timeout, self._address
+                self._engine, directory / "models", backends, self.ports, prefix, self._exit_timeout, self._address
             )
             guard = [sys.executable, "-I", "-S", str(GUARDIAN), "--grace", grace, "--prefix", prefix]
-            guard += ["--drain", str(self._exit_timeout), "--metrics-port", str(self._ports.metrics)]
+            guard += ["--drain", str(self._exit_timeout), "--metrics-port", str(self.ports.metrics)]
             guard += ["--metrics-address", reached_at(self._address)]
             self._ended.clear()
             self._log.clear()
@@ -240,9 +227,10 @@ class TritonServer:
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout
-        while not (answers_ready(self._ports.http) and answers_metrics(reached_at(self._address), self._ports.metrics)):
+        while not (answers_ready(self.ports.http) and answers_metrics(reached_at(self._address), self.ports.metrics)):
             if self._ended.wait(0.02):
-                self._crashed = self.wait() >= _BY_SIGNAL
+                assert self._guardian is not None
+                self._crashed = self._guardian.wait() >= _BY_SIGNAL
                 raise StartError(f"Triton ended before it was ready. Its log:\n{self.relevant_log}")
             if time.monotonic() > deadline:
                 raise StartError(

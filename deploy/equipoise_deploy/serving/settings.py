@@ -54,9 +54,14 @@ class Settings:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ValueError(f"{name} is {value!r}; expected a whole number, at least {least}, or nothing")
 
+    @property
+    def given(self) -> dict[str, int]:
+        """Those that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
     def overlaid(self, by: Settings) -> Settings:
         """These settings, overridden by those that `by` has."""
-        return replace(self, **{name: value for name, value in asdict(by).items() if value is not None})
+        return replace(self, **by.given)
 
     def configure_aggregator(self, config: ModelConfig) -> None:
         """Changes the public model's configuration in place."""
@@ -110,8 +115,7 @@ class Settings:
         )
 
     def __str__(self) -> str:
-        given = [f"{name} {value}" for name, value in asdict(self).items() if value is not None]
-        return ", ".join(given) or "as published"
+        return ", ".join(f"{name} {value}" for name, value in self.given.items()) or "as published"
 
 
 NONE: Mapping[str, Settings] = MappingProxyType({})
@@ -119,10 +123,7 @@ NONE: Mapping[str, Settings] = MappingProxyType({})
 
 def settings_document(settings: Mapping[str, Settings], figures: Mapping[str, Any]) -> dict[str, Any]:
     """What `load_settings` reads, with the figures that speak for it."""
-    chosen = {
-        name: {key: value for key, value in asdict(each).items() if value is not None}
-        for name, each in settings.items()
-    }
+    chosen = {name: each.given for name, each in settings.items()}
     return {"format": FORMAT, "models": chosen, "figures": dict(figures)}
 
 

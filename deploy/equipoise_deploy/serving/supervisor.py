@@ -17,7 +17,7 @@ from ..releases.loading import verified_copy
 from ..repository import public_models
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
-from .monitor import CHECK_EVERY, HUNG_AFTER, ServerMonitor, Trouble
+from .monitor import HUNG_AFTER, ServerMonitor, Trouble
 from .readiness import Probe, check_readiness
 from .restarting import RestartBudget
 from .server import TritonServer
@@ -217,15 +217,6 @@ class Supervisor:
         self._health.snapshot = Snapshot(
             State.SERVING, "", models, self._generation, self._budget.total, self._fell_back, now
         )
-
-
-def monitor_until(supervisor: Supervisor, interrupted: Callable[[], bool]) -> Trouble | None:
-    """Blocks until something is wrong with the server; None: until `interrupted`."""
-    while not interrupted():
-        if trouble := supervisor.check():
-            return trouble
-        time.sleep(CHECK_EVERY)
-    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +19,12 @@ from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 from equipoise_load.mix import Payload, Wish, build_mix
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..errors import DeployError, RepositoryError
-from ..repository import link_model, public_models
+from ..cli import exits_on
+from ..errors import RepositoryError
+from ..repository import models_of, public_models
 from ..serving.engine import find_engine
 from ..serving.settings import Settings, load_settings, settings_document
 from ..serving.staging import aggregator_instances, available_cores, published_settings
@@ -54,8 +53,7 @@ def tune_command(
     rounds: Annotated[int, typer.Option(min=1, help="Of each comparison.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 2.0,
     longest_wait: Annotated[
-        float,
-        typer.Option(min=0.1, help="Seconds that a request may wait: the queue is made no longer."),
+        float, typer.Option(min=0.1, help="Seconds that a request may wait: the queue is made no longer.")
     ] = 10.0,
     knob: Annotated[
         list[str] | None, typer.Option(help=f"Try only these: {', '.join(KNOBS)}. Default: all, one after the other.")
@@ -70,19 +68,20 @@ def tune_command(
     err = Console(stderr=True)
     if unknown := sorted({*(knob or KNOBS)} - {*KNOBS}):
         raise typer.BadParameter(f"there is no {', '.join(unknown)}; choose from {', '.join(KNOBS)}")
-    try:
+    with exits_on(InvalidInput, ContractError, OSError):
         if model not in public_models(repository):
             raise RepositoryError(f"{repository} serves {', '.join(public_models(repository))}; there is no {model}")
         before, figures_before = load_settings(into) if into.exists() else ({}, {})
         known = load_model((repository / model / "1").resolve())
         with TemporaryDirectory(prefix="equipoise-tune-") as alone:
-            link_model(repository, model, Path(alone))
+            for name in models_of(repository, model):
+                (Path(alone) / name).symlink_to((repository / name).resolve())
             steps, last = _measured(
                 known, Path(alone), image or [], samples, clients, rounds, seconds, knob or KNOBS, err
             )
-        speed = steps[-1].trials[_chosen(steps[-1])].median
-        queue = queue_for(speed.together, longest_wait, last.aggregators or aggregator_instances(available_cores()))
-        chosen = replace(last, queue=queue.queue, retry_after=queue.retry_after)
+        speed = next(trial.median for trial in steps[-1].trials if trial.settings == steps[-1].kept)
+        aggregators = last.aggregators or aggregator_instances(available_cores())
+        chosen = last.overlaid(queue_for(speed.together, longest_wait, aggregators))
         evidence = {**figures_before, model: _evidence(steps, clients, longest_wait)}
         document = settings_document({**before, model: chosen}, evidence)
         into.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +91,6 @@ def tune_command(
             part.replace(into)
         finally:
             part.unlink(missing_ok=True)
-    except (DeployError, InvalidInput, ContractError, OSError) as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(document, indent=1))
         return
@@ -139,11 +135,6 @@ def _measured(
     return steps, steps[-1].kept
 
 
-def _chosen(step: Step) -> int:
-    """Index of the trial that was kept."""
-    return next(i for i, trial in enumerate(step.trials) if trial.settings == step.kept)
-
-
 def _evidence(steps: Sequence[Step], clients: int, longest_wait: float) -> dict[str, Any]:
     return {
         "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -156,9 +147,8 @@ def _evidence(steps: Sequence[Step], clients: int, longest_wait: float) -> dict[
 
 
 def _table(step: Step, clients: int) -> Table:
-    table = Table(title=step.knob, title_justify="left")
-    for heading in ("settings", "one client, ms", f"{clients} clients, per second", "times better", "rounds won", ""):
-        table.add_column(heading)
+    headings = ("settings", "one client, ms", f"{clients} clients, per second", "times better", "rounds won", "")
+    table = Table(*headings, title=step.knob, title_justify="left")
     for trial in step.trials:
         if trial.why_not:
             table.add_row(str(trial.settings), "–", "–", "–", "–", trial.why_not)

@@ -244,7 +244,3 @@ def figures(step: Step) -> Mapping[str, object]:
             for trial in step.trials
         ],
     }
-
-
-def _medians(trial: Trial) -> dict[str, float]:
-    return {"alone_ms": trial.median.alone, "together_per_second": trial.median.together}

@@ -22,11 +22,10 @@ import onnx_ir as ir
 from equipoise_core.contract import Contract
 
 from ..errors import CaptureRefused
-from ..graph.nodes import IMAGE, number_of, shapes_as_outputs
+from ..graph.nodes import IMAGE, Shape, initializer, number_of, shape_meter
 from ..graph.session import session
 from ..graph.storage import store
 
-Shape = tuple[int, ...]
 _REMEDY = "Export the file with a dynamic batch (torch.onnx.export with dynamic_shapes or dynamic_axes for axis 0)."
 _FROM_SIZES = {"Shape", "Size"}
 
@@ -57,11 +56,9 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
     Raises:
         CaptureRefused: the graph does not run on them.
     """
-    proto, weights = store(model)
-    names = shapes_as_outputs(proto)
     picture = np.zeros((images, draft.channels, *draft.nominal), np.float32)
     try:
-        shapes = session(proto, weights=weights).run(None, {IMAGE: picture})
+        return shape_meter(model)(picture)
     except Exception as error:
         first = str(error).splitlines()[0]
         raise CaptureRefused(
@@ -69,8 +66,6 @@ def shapes_for(model: ir.Model, draft: Contract, images: int) -> dict[str, Shape
             "the whole network",
             f"State the right --input-shape. {_REMEDY}" if images > 1 else "State the right --input-shape.",
         ) from error
-    found = {name: tuple(map(int, shape)) for name, shape in zip(names, shapes, strict=True)}
-    return {**found, IMAGE: picture.shape}
 
 
 def verify(model: ir.Model, draft: Contract) -> None:
@@ -116,10 +111,7 @@ class _DynamicBatch:
         return self.shapes.get(str(value.name), ())
 
     def _constant(self, array: np.ndarray, name: str) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        self.model.graph.register_initializer(value)
-        return value
+        return initializer(self.model.graph, name, array)
 
     def _reshape(self, node: ir.Node, batch: Batch, before: Shape) -> Batch | None:
         target = number_of(node.inputs[1])
@@ -200,7 +192,7 @@ def _carried(node: ir.Node, batch: Batch, before: Shape, after: Shape) -> Batch 
         for place in places:
             axis += place <= axis
     elif node.op_type == "Gather":
-        along = attributes["axis"].as_int() % len(before) if "axis" in attributes else 0
+        along = attributes.get_int("axis", 0) % len(before)
         added = len(after) - len(before)
         if along == axis:
             return None

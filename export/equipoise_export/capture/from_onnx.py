@@ -114,9 +114,8 @@ def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
             str(image.name),
             "State the right --input-shape.",
         )
-    for value in list(graph.initializers.values()):
-        if value.name == IMAGE:
-            raise CaptureRefused("a weight is called `image`", IMAGE, "Rename it.")
+    if IMAGE in graph.initializers:
+        raise CaptureRefused("a weight is called `image`", IMAGE, "Rename it.")
     image.name = IMAGE
     image.shape = ir.Shape([BATCH, draft.channels, *draft.spatial])
     return image
@@ -172,8 +171,7 @@ def _refuse_what_cannot_be(model: ir.Model) -> None:
                 str(node.name or node.outputs[0].name),
                 "Unroll the loop or take the dropout out of the branch, and export the file again.",
             )
-        training = node.attributes.get("training_mode")
-        if node.op_type == "BatchNormalization" and training is not None and training.as_int():
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode"):
             raise CaptureRefused(
                 "BatchNorm is in training mode, so an image's answer would depend on its batch-mates",
                 str(node.name or node.outputs[0].name),
@@ -243,7 +241,7 @@ class _Marking:
             raise CaptureRefused(
                 "its mask is used elsewhere in the graph", name, "Use only the Dropout's first output."
             )
-        ratio = node.attributes["ratio"].as_float() if "ratio" in node.attributes else 0.5
+        ratio = node.attributes.get_float("ratio", 0.5)
         if len(node.inputs) > 1 and node.inputs[1] is not None:
             constant = number_of(node.inputs[1])
             if constant is None:

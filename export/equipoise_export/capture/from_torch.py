@@ -78,7 +78,7 @@ def _explained(error: Exception, spatial: tuple[int | str, ...]) -> CaptureRefus
     """torch.export's error as a refusal that says what to do."""
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    where = _user_code(error, text)
+    where = _user_code(error)
     if "data-dependent" in text.lower() or "DataDependent" in type(error).__name__ or "dynamic control flow" in text:
         return CaptureRefused(
             f"the forward pass decides by the values of a tensor, which no static graph can ({first})",
@@ -104,8 +104,8 @@ def _explained(error: Exception, spatial: tuple[int | str, ...]) -> CaptureRefus
     )
 
 
-def _user_code(error: Exception, text: str) -> str:
-    """The last line of the network's own code in a traceback, or what torch.export says about it."""
+def _user_code(error: Exception) -> str:
+    """The last line of the network's own code in a traceback."""
     trace = error.__traceback__
     where = "the whole network"
     while trace is not None:

@@ -20,22 +20,15 @@ from ..errors import CaptureRefused
 from ..graph.marker import encode_shape, mask
 from ..graph.randomness import draws
 from .fx import VIEWS, Fx, SiteNames, Writer, module_of, schema_name
-from .noise import Constants, Switch, drops_above, switches
+from .noise import Constants, drops_above, switches
 from .sizes import image_of, spell
 
 _aten = torch.ops.aten
-_DROPOUTS: Mapping[Any, bool] = {  # operator → in place
-    _aten.dropout.default: False,
-    _aten.dropout_.default: True,
-    _aten.feature_dropout.default: False,
-    _aten.feature_dropout_.default: True,
-    _aten.alpha_dropout.default: False,
-    _aten.alpha_dropout_.default: True,
-    _aten.feature_alpha_dropout.default: False,
-    _aten.feature_alpha_dropout_.default: True,
+_DROPOUTS = {
+    getattr(_aten, f"{kind}dropout{end}").default
+    for kind in ("", "feature_", "alpha_", "feature_alpha_")
+    for end in ("", "_")  # in place
 }
-_FEATURE = {"feature_dropout", "feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"}
-_ALPHA = {"alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"}
 _SELU_FLOOR = 1.7580993408473766
 """−(the value SELU tends to): what alpha dropout puts where it drops (Klambauer et al. 2017)."""
 _SOFTMAX = {_aten.softmax.int, _aten._softmax.default, _aten._safe_softmax.default}
@@ -55,17 +48,16 @@ def mark_stochastic(program: ExportedProgram, names: Mapping[sympy.Symbol, sympy
     marking = _Marking(program, names)
     needed = _needed(program.graph)
     for node in list(program.graph.nodes):
-        if node.op == "get_attr" and isinstance(
-            getattr(program.graph_module, str(node.target), None), torch.fx.GraphModule
-        ):
-            _refuse_nested(getattr(program.graph_module, str(node.target)), str(node.target))
+        inner = getattr(program.graph_module, str(node.target), None) if node.op == "get_attr" else None
+        if isinstance(inner, torch.fx.GraphModule):
+            _refuse_nested(inner)
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         name = schema_name(node)
         if _random(node) and node not in needed:  # of an output that was not chosen
             marking.calls += 1
         elif node.target in _DROPOUTS:
-            marking.dropout(node, _DROPOUTS[node.target])
+            marking.dropout(node)
         elif node.target is _aten.native_dropout.default:
             marking.native_dropout(node)
         elif node.target is _aten.scaled_dot_product_attention.default:
@@ -116,7 +108,7 @@ def _needed(graph: Graph) -> set[Fx]:
     return needed
 
 
-def _refuse_nested(inner: torch.fx.GraphModule, name: str) -> None:
+def _refuse_nested(inner: torch.fx.GraphModule) -> None:
     for node in inner.graph.nodes:
         if node.op == "call_function" and (node.target in _DROPOUTS or _random(node)):
             raise CaptureRefused(
@@ -174,10 +166,11 @@ class _Marking:
 
     # One method for each way to be random.
 
-    def dropout(self, node: Fx, in_place: bool) -> None:
+    def dropout(self, node: Fx) -> None:
         """dropout, feature_dropout and their alpha forms: `a·((x + f)·keep) + a·f·(p − 1)` covers alpha dropout."""
         x, p, train = node.args
         operation = schema_name(node)
+        in_place, name = operation.endswith("_"), operation.rstrip("_")
         if not train or p == 0:
             node.replace_all_uses_with(x)
             self.graph.erase_node(node)
@@ -186,11 +179,10 @@ class _Marking:
         rank = x.meta["val"].dim()
         if rank > 1 and _is_one(x.meta["val"].shape[0]) and not in_place:  # an embedding: one for all images
             x = write(_aten.expand.default, x, [self._images(write), *[-1] * (rank - 1)])
-        feature = operation in _FEATURE
+        feature = name.startswith("feature")
         axes = [0, 1] if feature else list(range(rank))
         kind = SiteKind.CHANNEL if feature else SiteKind.ATTENTION if _is_attention(x) else SiteKind.ELEMENT
-        name = operation.rstrip("_")
-        if operation in _ALPHA:
+        if "alpha" in name:
             gain = 1.0 / math.sqrt((_SELU_FLOOR**2 * p + 1.0) * (1.0 - p))
             shifted = write(_aten.add.Tensor, x, _SELU_FLOOR)
             masked = self.mark(write, shifted, node, name, kind, p, 1.0, axes)
@@ -246,16 +238,12 @@ class _Marking:
         if schema_name(node) == "uniform_":
             low, high = (float(entry) for entry in (*node.args[1:3], *(0.0, 1.0)[len(node.args) - 1 :]))
         found = list(switches(node, low, high, self.constants))
-        thresholds = {round(switch.threshold, 12) for switch in found if isinstance(switch, Switch)}
-        if len(thresholds) != 1 or None in found:
+        known = [switch for switch in found if switch is not None]
+        thresholds = {round(switch.threshold, 12) for switch in known}
+        if len(thresholds) != 1 or len(known) < len(found):
             raise self.unsupported(node, "it is used otherwise than in one comparison with a constant")
         (threshold,) = thresholds  # 1 − 0.9 is meant to be 0.1, hence rounded
-        sides = {
-            drops_above(switch.node, switch.below, switch.above, self.constants)
-            for switch in found
-            if isinstance(switch, Switch)
-        }
-        inverted = sides == {True}
+        inverted = {drops_above(each.node, each.below, each.above, self.constants) for each in known} == {True}
         write = Writer(self.program, node)
         highest = low + (high - low) * _BELOW_ONE
         p = round(1.0 - threshold, 12) if inverted else threshold
@@ -292,10 +280,9 @@ class _Marking:
         """A size of drawn noise as an argument: a number, or the node that knows it."""
         if isinstance(size, int):
             return size
-        like = node.args[0] if schema_name(node) != "rand" else None
-        if like is None:
+        if schema_name(node) == "rand":
             return node.args[0][axis]
-        return write(_aten.sym_size.int, like, axis)
+        return write(_aten.sym_size.int, node.args[0], axis)
 
     def _images(self, write: Writer) -> Fx:
         """N."""

@@ -87,11 +87,6 @@ def encode_shape(shape: Sequence[int | str]) -> str:
     return json.dumps(list(shape))
 
 
-def decode_shape(text: str) -> tuple[int | str, ...]:
-    """The inverse of `encode_shape`."""
-    return tuple(json.loads(text))
-
-
 def marker_of(node: ir.Node) -> Marker:
     """What a marker node says."""
     attributes = node.attributes
@@ -102,8 +97,8 @@ def marker_of(node: ir.Node) -> Marker:
         scale=float(attributes["scale"].as_string()),
         axes=tuple(attributes["axes"].as_ints()),
         index=attributes["index"].as_int(),
-        shape=decode_shape(attributes["shape"].as_string()),
-        inverted="inverted" in attributes and bool(attributes["inverted"].as_int()),
+        shape=tuple(json.loads(attributes["shape"].as_string())),
+        inverted=bool(attributes.get_int("inverted", 0)),
     )
 
 

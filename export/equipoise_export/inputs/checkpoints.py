@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Puts weights (safetensors, or a state dict or checkpoint of torch.save) into the module; all must fit."""
     weights = _read(path)
     own = module.state_dict()
-    for candidate in _renamed(weights, own):
-        if set(candidate) == set(own):
-            break
-    else:
-        candidate = weights
+    candidate = next((each for each in _renamed(weights) if set(each) == set(own)), weights)
     missing = sorted(set(own) - set(candidate))
     extra = sorted(set(candidate) - set(own))
     wrong = [
@@ -74,10 +70,9 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
     return bool(content) and all(isinstance(value, Tensor) for value in content.values())
 
 
-def _renamed(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+def _renamed(weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """The weights as they are, and without a wrapper's prefix."""
-    candidates = [weights]
+    yield weights
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in weights):
-            candidates.append({name.removeprefix(prefix): value for name, value in weights.items()})
-    return candidates
+            yield {name.removeprefix(prefix): value for name, value in weights.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,20 @@ def _from_file(path: Path) -> Any:
     assert loaded is not None and loaded.loader is not None
     module = importlib.util.module_from_spec(loaded)
     sys.modules[path.stem] = module  # dataclasses and pickles of the file look here
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
+    with importable(path.parent):
         loaded.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
     return module
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Modules in this folder (a file's neighbours, a bundle's `scripts.…`) count while the context lasts."""
+    path = str(folder.resolve())
+    sys.path.insert(0, path)
+    try:
+        yield
+    finally:
+        sys.path.remove(path)
 
 
 def _from_package(name: str) -> Any:

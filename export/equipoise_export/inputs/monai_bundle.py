@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from torch import nn
 
 from ..draft import Description
 from ..errors import SpecError
+from .factory import importable
 
 _CONFIGS = ("inference", "evaluate", "train")
 _FORMATS = (".json", ".yaml", ".yml")
@@ -70,7 +69,7 @@ class Bundle:
         found = next((place for place in ("network_def", "network", "net") if place in self.source), None)
         if found is None:
             raise SpecError(f"{self.config} has no network_def; expected a bundle's configuration with its network")
-        with _importable(self.folder):
+        with importable(self.folder):
             try:
                 module = parser.get_parsed_content(found)
             except Exception as error:
@@ -122,10 +121,6 @@ class Bundle:
         return found
 
 
-def is_bundle(spec: str) -> bool:
-    return Path(spec).is_dir()
-
-
 def read_bundle(folder: Path) -> Bundle:
     """Reads a bundle's files.
 
@@ -155,17 +150,6 @@ def _parser() -> Any:
     except ImportError as error:
         raise SpecError(f"a MONAI bundle needs the package monai ({error}): pip install monai pyyaml") from error
     return ConfigParser()
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """A bundle's own modules (`scripts.…`) count while its network is built."""
-    path = str(folder.resolve())
-    sys.path.insert(0, path)
-    try:
-        yield
-    finally:
-        sys.path.remove(path)
 
 
 def _only(described: Mapping[str, Any], usual: str) -> Mapping[str, Any]:

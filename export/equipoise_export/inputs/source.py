@@ -17,8 +17,7 @@ from ..draft import Description
 from ..errors import SpecError
 from .checkpoints import load_weights
 from .factory import load_module
-from .monai_bundle import is_bundle, read_bundle
-from .onnx_file import load_graph
+from .monai_bundle import read_bundle
 
 Exportable = nn.Module | onnx.ModelProto
 
@@ -64,11 +63,21 @@ def read_source(
         if files or arguments:
             raise SpecError("an ONNX file holds its weights: --weights and --arg are for torch")
         return Source((partial(load_graph, Path(spec)),))
-    if is_bundle(spec):
+    if Path(spec).is_dir():
         bundle = read_bundle(Path(spec))
         files = files or (bundle.stored_weights(),)
         return Source(_members(partial(bundle.module, arguments or {}), files), bundle.stated())
     return Source(_members(partial(load_module, spec, arguments), files))
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Reads an ONNX file, with external data where it has any."""
+    if not path.is_file():
+        raise SpecError(f"there is no file {path}")
+    try:
+        return onnx.load(path)
+    except Exception as error:
+        raise SpecError(f"{path} cannot be read as ONNX: {error}") from error
 
 
 def _members(make: Callable[[], nn.Module], files: Sequence[Path]) -> tuple[Callable[[], Exportable], ...]:

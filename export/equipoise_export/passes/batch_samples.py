@@ -12,14 +12,13 @@ Where k things are folded into the batch axis (N·k, heads or windows), it split
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureRefused
 from ..graph.marker import DOMAIN, KEEP, marker_of
-from ..graph.nodes import remove, replace
+from ..graph.nodes import attributes_of, remove, replace
 from .compilation import Compilation, Entry
 
 ELEMENTWISE = {
@@ -44,7 +43,7 @@ def batch_samples(c: Compilation) -> None:
     for node in list(c.graph):
         if node in markers:
             batching.mask(node)
-        elif any(value in c.sampled for value in node.inputs if value is not None):
+        elif any(value in c.sampled for value in node.inputs):
             batching.node(node)
     c.graph.sort()
 
@@ -70,21 +69,19 @@ class _Batching:
             (c.size(x, index) if index in marker.axes else 1) for index in range(layout.rank) if index != axis
         ]
         fold: list[Entry] = [layout.factor] if layout.factor > 1 else []
+        entries = [-1, *sizes[:axis], *fold, *sizes[axis:]]
         if x in c.sampled:
-            mask = self._arranged(keep, axis, [-1, *sizes[:axis], *fold, *sizes[axis:]], len(fold))
+            mask = self._arranged(keep, axis, entries)
             if fold:
                 mask = c.reshape(mask, [*sizes[:axis], -1, *sizes[axis:]])
             new = c.op("Mul", x, mask, like=node.outputs[0])
-        elif axis == 0:
-            mask = c.reshape(keep, [c.images, c.samples, *fold, *sizes])
-            new = self.merged(c.op("Mul", self.split(x, sampled=False), mask), node.outputs[0])
         else:
-            mask = self._arranged(keep, axis, [-1, *sizes[:axis], *fold, *sizes[axis:]], len(fold))
+            mask = self._arranged(keep, axis, entries) if axis else keep
             mask = c.reshape(mask, [*sizes[:axis], c.images, c.samples, *fold, *sizes[axis:]])
             new = self.merged(c.op("Mul", self.split(x, sampled=False), mask), node.outputs[0])
         self._substitute(node, [new])
 
-    def _arranged(self, keep: ir.Value, axis: int, entries: list[Entry], folded: int) -> ir.Value:
+    def _arranged(self, keep: ir.Value, axis: int, entries: list[Entry]) -> ir.Value:
         """Units come samples first; the sample axis goes where the batch axis is."""
         mask = self.c.reshape(keep, entries)
         if axis == 0:
@@ -146,7 +143,8 @@ class _Batching:
                 inputs.append(self.split(value, sampled=False))
             elif value in c.sampled or self.origin(value) is _Origin.SHAPE:
                 if value not in c.sampled:
-                    value = self._resized_like(value)
+                    layout, value = c.layouts[value], self.resize(value)
+                    c.layouts[value] = layout
                 inputs.append(self.split(value, sampled=True) if c.layouts[value].axis is not None else value)
             else:
                 rank = self._rank(value)
@@ -155,13 +153,8 @@ class _Batching:
                     new = [place + 1] + ([place + 2] if out.factor > 1 else [])
                     value = c.op("Unsqueeze", value, c.constant(new))
                 inputs.append(value)
-        result = c.op(node.op_type, *inputs, **_attributes(node))
+        result = c.op(node.op_type, *inputs, **attributes_of(node))
         self._substitute(node, [self.merged(result, node.outputs[0])])
-
-    def _resized_like(self, value: ir.Value) -> ir.Value:
-        new = self.resize(value)
-        self.c.layouts[new] = self.c.layouts[value]
-        return new
 
     def _rank(self, value: ir.Value) -> int:
         if value in self.c.layouts:
@@ -246,14 +239,14 @@ class _Batching:
             layout = c.layouts[measured]
             assert layout.axis is not None
             start, end = _range(node, layout.rank)
-            same = c.op(node.op_type, measured, **_attributes(node))
+            same = c.op(node.op_type, measured, **attributes_of(node))
             factors: list[Entry] = [c.samples if axis == layout.axis else 1 for axis in range(start, end)]
             times = c.samples if node.op_type == "Size" else c.shape(factors)
             new = c.op("Mul", same, c.op("Squeeze", times) if node.op_type == "Size" else times)
             self.resized[value] = new
             return new
         inputs = [None if entry is None else self.resize(entry) for entry in node.inputs]
-        made = c.op(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **_attributes(node))
+        made = c.op(node.op_type, *inputs, outputs=len(node.outputs), domain=node.domain, **attributes_of(node))
         for old, new in zip(node.outputs, [made] if len(node.outputs) == 1 else made, strict=True):
             self.resized[old] = new
             new.type = old.type
@@ -272,10 +265,5 @@ class _Batching:
 def _range(node: ir.Node, rank: int) -> tuple[int, int]:
     if node.op_type == "Size":
         return 0, rank
-    start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-    end = node.attributes["end"].as_int() if "end" in node.attributes else rank
-    return tuple(int(np.clip(edge + rank if edge < 0 else edge, 0, rank)) for edge in (start, end))  # type: ignore[return-value]
-
-
-def _attributes(node: ir.Node) -> dict[str, Any]:
-    return {name: attribute.value for name, attribute in node.attributes.items()}
+    edges = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
+    return tuple(int(np.clip(edge + rank if edge < 0 else edge, 0, rank)) for edge in edges)  # type: ignore[return-value]

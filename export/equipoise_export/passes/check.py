@@ -11,14 +11,8 @@ from ..graph.nodes import IMAGE, MASKS
 from .compilation import Compilation
 
 RANDOM = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-    "Dropout",
-}
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout",
+}  # fmt: skip
 
 
 def check(c: Compilation) -> None:
@@ -32,8 +26,7 @@ def check(c: Compilation) -> None:
                 str(node.name),
                 "Take it out of the network: every random number has to come in as a mask.",
             )
-        training = node.attributes.get("training_mode")
-        if node.op_type == "BatchNormalization" and training is not None and training.as_int():
+        if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode"):
             raise CaptureRefused(
                 "BatchNorm is in training mode, so an image's answer would depend on its batch-mates",
                 str(node.name),

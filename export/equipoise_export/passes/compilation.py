@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from equipoise_core.contract import Contract
+from equipoise_core.masks import mask_layout
 from numpy.typing import NDArray
 
 from ..graph.marker import DOMAIN, MASK, Call, own_path
-from ..graph.nodes import IMAGE, MASKS
+from ..graph.nodes import IMAGE, MASKS, initializer
 from ..graph.storage import LARGEST_FILE
 from .cost import Cost
 
@@ -45,10 +46,6 @@ class Layout:
     @property
     def rank(self) -> int:
         return len(self.shape)
-
-    @property
-    def static(self) -> bool:
-        return not any(self.dynamic)
 
 
 Entry = int | ir.Value | tuple[ir.Value, int]
@@ -128,12 +125,7 @@ class Compilation:
         data = data.reshape(np.shape(array))  # ascontiguousarray makes a scalar one-dimensional
         key = (data.dtype.str, data.shape, hashlib.sha256(data.tobytes()).digest())  # weights are large
         if key not in self._constants:
-            name = f"equipoise constant {len(self._constants)}"
-            value = ir.Value(name=name, const_value=ir.tensor(data, name=name))
-            value.dtype = ir.DataType.from_numpy(data.dtype)
-            value.shape = ir.Shape(data.shape)
-            self.graph.register_initializer(value)
-            self._constants[key] = value
+            self._constants[key] = initializer(self.graph, f"equipoise constant {len(self._constants)}", data)
         return self._constants[key]
 
     def shape(self, entries: Sequence[Entry]) -> ir.Value:
@@ -164,12 +156,9 @@ class Compilation:
     def reshape(self, value: ir.Value, entries: Sequence[Entry]) -> ir.Value:
         return self.op("Reshape", value, self.shape(entries))
 
-    def size(self, value: ir.Value, axis: int, reference: ir.Value | None = None) -> Entry:
-        """The size of an axis other than the batch: a number where it does not depend on the image's size.
-
-        `reference` has the known layout where `value` itself has none.
-        """
-        layout = self.layouts[reference or value]
+    def size(self, value: ir.Value, axis: int) -> Entry:
+        """The size of an axis other than the batch: a number where it does not depend on the image's size."""
+        layout = self.layouts[value]
         return (value, axis) if layout.dynamic[axis] else layout.shape[axis]
 
     def made_once(self, name: str, make: Any) -> ir.Value:
@@ -188,12 +177,9 @@ class Compilation:
         """The packed masks, UINT8 `[N, T, B]`; added to the graph's inputs when first asked for."""
 
         def make() -> ir.Value:
-            from math import prod
-
             dynamic = any(isinstance(entry, str) for site in self.contract.sites for entry in site.shape)
-            bits = 0 if dynamic else sum(prod(site.units({})) for site in self.contract.sites)
-            value = ir.Value(name=MASKS, type=ir.TensorType(ir.DataType.UINT8))
-            value.shape = ir.Shape(["N", "T", "B" if dynamic else -(-bits // 8)])
+            size = "B" if dynamic else mask_layout(self.contract, self.contract.nominal).bytes
+            value = ir.val(MASKS, ir.DataType.UINT8, ["N", "T", size])
             self.graph.inputs.append(value)
             return value
 

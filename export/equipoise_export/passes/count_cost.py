@@ -21,14 +21,12 @@ def count_network(c: Compilation) -> None:
     """Requires `layouts` and markers; ensures the plain network's count and each site's depth, for `count_cost`."""
     total = sum(multiplications(c, node) for node in c.graph)
     pictured = _pictured(c)
-    depths = {}
     for node in c.markers():
         places = [node] if node.inputs[0] in pictured else _meetings(node, pictured) or [node]
-        depths[marker_of(node).site] = min(
+        c.depths[marker_of(node).site] = min(
             sum(multiplications(c, part) for part in _before(place)) / max(total, 1) for place in places
         )
     c.network_multiplications = total
-    c.depths = depths
 
 
 def _pictured(c: Compilation) -> set[ir.Value]:
@@ -100,6 +98,6 @@ def multiplications(c: Compilation, node: ir.Node) -> int:
         return prod(c.layouts[left].shape) * prod(weight.shape[1:])
     if left is not None and left in c.layouts:
         depth = c.layouts[left].shape
-        transposed = node.op_type == "Gemm" and "transA" in node.attributes and node.attributes["transA"].as_int()
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transA")
         return out * depth[0 if transposed else -1]
     return 0

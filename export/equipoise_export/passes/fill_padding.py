@@ -8,7 +8,6 @@ A model of one fixed size is never padded, so a classifier of fixed size needs n
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 from equipoise_core.contract import Task
 from equipoise_core.preprocessing import PADDING_VALUE
 
@@ -20,19 +19,13 @@ def fill_padding(c: Compilation) -> None:
     fixed = all(isinstance(size, int) for size in c.contract.spatial)
     if c.contract.task is Task.CLASSIFICATION and fixed:
         return
-    image = c.image
-    users = [
-        (node, index) for node, index in image.uses() if node.op_type not in ("Shape", "Size") and node is not _first(c)
-    ]
+    image, inside = c.image, c._made.get("inside")
+    # The node of the head that asks which voxels lie inside has to see the image as it came.
+    head = None if inside is None else inside.producer()
+    users = [use for use in image.uses() if use.node is not head and use.node.op_type not in ("Shape", "Size")]
     outside = c.op("LessOrEqual", image, c.constant(np.float32(PADDING_VALUE / 2)))
     filled = c.op("Where", outside, c.constant(np.float32(c.contract.preprocessing.fill)), image)
     filled.type = image.type
     for node, index in users:
         node.replace_input_with(index, filled)
     c.graph.sort()
-
-
-def _first(c: Compilation) -> ir.Node | None:
-    """The node of the head that asks which voxels lie inside: it has to see the image as it came."""
-    inside = c._made.get("inside")
-    return None if inside is None else inside.producer()

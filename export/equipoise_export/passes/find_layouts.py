@@ -8,27 +8,28 @@ shape inference gives up at the first unusual operator; a run does not, and is t
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 
 from ..errors import CaptureRefused
-from ..graph.nodes import IMAGE, runnable, shapes_as_outputs
-from ..graph.session import session
-from ..graph.storage import store
+from ..graph.nodes import Shape, shape_meter
 from .compilation import Compilation, Layout
 
 
 def find_layouts(c: Compilation) -> None:
     """Requires markers only; ensures `layouts` for every value."""
-    contract = c.contract
-    measure = _shape_meter(c)
-    nominal = contract.nominal
-    one, two = measure(1, contract.channels, nominal), measure(2, contract.channels, nominal)
+    contract, nominal = c.contract, c.contract.nominal
+    measure = shape_meter(c.model, c.largest_file)
+    generator = np.random.default_rng(0)
+
+    def shapes(images: int, spatial: Shape) -> dict[str, Shape]:
+        return measure(generator.standard_normal((images, contract.channels, *spatial)).astype(np.float32))
+
+    one, two = shapes(1, nominal), shapes(2, nominal)
     multiple = contract.preprocessing.multiple
     other = tuple(n + multiple if isinstance(s, str) else n for s, n in zip(contract.spatial, nominal, strict=True))
     larger = one
     if other != nominal:
         try:
-            larger = measure(1, contract.channels, other)
+            larger = shapes(1, other)
         except Exception as error:
             raise CaptureRefused(
                 f"the network does not work at every spatial size: at {other} ONNX Runtime says "
@@ -36,7 +37,7 @@ def find_layouts(c: Compilation) -> None:
                 "the whole network",
                 "Export for one size (--sizes fixed), or state the right divisor (--multiple).",
             ) from error
-    for value in _values(c.model.graph):
+    for value in (*c.graph.inputs, *(output for node in c.graph for output in node.outputs)):
         if value.name in one:
             name = str(value.name)
             c.layouts[value] = _layout(name, one[name], two[name], larger[name])
@@ -45,7 +46,7 @@ def find_layouts(c: Compilation) -> None:
         c.layouts[value] = Layout(shape, None, 1, (False,) * len(shape))
 
 
-def _layout(name: str, one: tuple[int, ...], two: tuple[int, ...], larger: tuple[int, ...]) -> Layout:
+def _layout(name: str, one: Shape, two: Shape, larger: Shape) -> Layout:
     grows = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
     if len(one) != len(two) or len(grows) > 1 or any(2 * one[axis] != two[axis] for axis in grows):
         raise CaptureRefused(
@@ -56,21 +57,3 @@ def _layout(name: str, one: tuple[int, ...], two: tuple[int, ...], larger: tuple
     axis = grows[0] if grows else None
     factor = 1 if axis is None else one[axis]
     return Layout(one, axis, factor, tuple(a != b for a, b in zip(one, larger, strict=True)))
-
-
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *(output for node in graph for output in node.outputs)]
-
-
-def _shape_meter(c: Compilation):  # type: ignore[no-untyped-def]  # a closure over one session
-    proto, weights = store(c.model, c.largest_file)
-    names = shapes_as_outputs(runnable(proto))
-    running = session(proto, weights=weights)
-
-    def measure(images: int, channels: int, spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        shape = (images, channels, *spatial)
-        image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        shapes = running.run(None, {IMAGE: image})
-        return {IMAGE: shape, **{name: tuple(int(s) for s in found) for name, found in zip(names, shapes, strict=True)}}
-
-    return measure

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.nodes import number_of, remove, replace
+from ..graph.nodes import attributes_of, number_of, remove, replace
 from .compilation import Compilation
 
 
@@ -28,13 +28,7 @@ def fold_batchnorm(c: Compilation) -> None:
 def _fold(c: Compilation, norm: ir.Node) -> None:
     source = norm.inputs[0]
     linear = source.producer() if source is not None else None
-    training = norm.attributes.get("training_mode")
-    if (
-        linear is None
-        or source is None
-        or len(list(source.uses())) != 1
-        or (training is not None and training.as_int())
-    ):
+    if linear is None or source is None or len(source.uses()) != 1 or norm.attributes.get_int("training_mode"):
         return
     if source in c.graph.outputs or any(output.uses() for output in norm.outputs[1:]):
         return
@@ -48,7 +42,7 @@ def _fold(c: Compilation, norm: ir.Node) -> None:
     if axis is None:
         return
     gamma, beta, mean, variance = (np.asarray(array, np.float64) for array in parameters)
-    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+    epsilon = norm.attributes.get_float("epsilon", 1e-5)
     scale = gamma / np.sqrt(variance + epsilon)
     along = [1] * weight.ndim
     along[axis] = -1
@@ -57,8 +51,7 @@ def _fold(c: Compilation, norm: ir.Node) -> None:
         c.constant((weight * scale.reshape(along)).astype(weight.dtype)),
         c.constant(((bias - mean) * scale + beta).astype(weight.dtype)),
     ]
-    attributes = {name: attribute.value for name, attribute in linear.attributes.items()}
-    folded = c.op(linear.op_type, *inputs, like=source, **attributes)
+    folded = c.op(linear.op_type, *inputs, like=source, **attributes_of(linear))
     folded.type = norm.outputs[0].type
     folded.name = norm.outputs[0].name
     replace(norm.outputs[0], folded)
@@ -67,17 +60,13 @@ def _fold(c: Compilation, norm: ir.Node) -> None:
 
 def _output_axis(linear: ir.Node) -> int | None:
     """The weight's axis of output channels; None where the operation is none of the cases."""
-
-    def number(name: str, default: float) -> float:
-        attribute = linear.attributes.get(name)
-        return default if attribute is None else float(attribute.value)  # type: ignore[arg-type]
-
+    attributes = linear.attributes
     if linear.domain:
         return None
     if linear.op_type == "Conv":
         return 0
-    if linear.op_type == "ConvTranspose" and number("group", 1) == 1:
+    if linear.op_type == "ConvTranspose" and attributes.get_int("group", 1) == 1:
         return 1
-    if linear.op_type == "Gemm" and number("alpha", 1) == number("beta", 1) == 1:
-        return 0 if number("transB", 0) else 1
+    if linear.op_type == "Gemm" and attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1:
+        return 0 if attributes.get_int("transB", 0) else 1
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..errors import CaptureRefused
+from ..graph.nodes import inner_graphs
 from .compilation import Compilation
 
 
@@ -14,11 +15,8 @@ def mark_sampled(c: Compilation) -> None:
     c.sampled = set()
     markers = set(c.markers())
     for node in c.graph:
-        if node in markers or any(value in c.sampled for value in node.inputs if value is not None):
-            if any(
-                attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-                for attribute in node.attributes.values()
-            ):
+        if node in markers or any(value in c.sampled for value in node.inputs):
+            if inner_graphs(node):
                 _refuse(node)
             c.sampled.update(node.outputs)
         elif _captures(node, c.sampled):
@@ -33,14 +31,8 @@ def mark_sampled(c: Compilation) -> None:
 
 def _captures(node: ir.Node, sampled: set[ir.Value]) -> bool:
     """Whether a graph inside the node (loop body, branch) uses a sampled value from outside."""
-    for attribute in node.attributes.values():
-        inner = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else []
-        inner += list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
-        for graph in inner:
-            for part in graph:
-                if any(value in sampled for value in part.inputs if value is not None) or _captures(part, sampled):
-                    return True
-    return False
+    parts = (part for graph in inner_graphs(node) for part in ir.traversal.RecursiveGraphIterator(graph))
+    return any(value in sampled for part in parts for value in part.inputs)
 
 
 def _refuse(node: ir.Node) -> None:

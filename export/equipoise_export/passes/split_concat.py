@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.nodes import number_of, remove, replace
+from ..graph.nodes import attributes_of, number_of, remove, replace
 from .compilation import Compilation
 
 
@@ -38,25 +38,21 @@ def _split(c: Compilation, node: ir.Node) -> None:
     channels = 1 if node.op_type.startswith("Conv") else c.layouts[joined].rank - 1
     if axis != channels or c.layouts[joined].axis == axis or array.ndim < 2:
         return
-    if node.op_type.startswith("Conv") and _attribute(node, "group", 1) != 1:
+    if node.op_type.startswith("Conv") and node.attributes.get_int("group", 1) != 1:
         return
-    if node.op_type == "Gemm" and _attribute(node, "transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA"):
         return
     parts = [part for part in concat.inputs if part is not None]
     shared = [part for part in parts if part not in c.sampled]
     if not shared or len(shared) == len(parts):
         return
-    if any(c.layouts[part].axis is None for part in shared if part in c.layouts) or any(
-        part not in c.layouts for part in parts
-    ):
+    if any(part not in c.layouts for part in parts) or any(c.layouts[part].axis is None for part in shared):
         return  # a constant plane: nothing to gain, and no batch axis to broadcast
     ends = np.cumsum([c.layouts[part].shape[axis] for part in parts])
     along = _weight_axis(node, array.ndim)
-    pieces = (
-        dict(zip(parts, np.split(array, ends[:-1], axis=along), strict=True)) if len(set(parts)) == len(parts) else None
-    )
-    if pieces is None:
+    if len(set(parts)) < len(parts):
         return
+    pieces = dict(zip(parts, np.split(array, ends[:-1], axis=along), strict=True))
     sampled = [part for part in parts if part in c.sampled]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     once = _part(c, node, shared, pieces, axis, along, bias)
@@ -86,7 +82,7 @@ def _part(
             c.sampled.add(source)
     weight = c.constant(np.concatenate([pieces[part] for part in parts], axis=along))
     inputs = [source, weight] + ([bias] if bias is not None else [])
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes = attributes_of(node)
     if node.op_type == "Gemm" and bias is None:
         attributes.pop("beta", None)
     return c.op(node.op_type, *inputs, like=node.outputs[0], **attributes)  # type: ignore[no-any-return]
@@ -96,9 +92,5 @@ def _weight_axis(node: ir.Node, rank: int) -> int:
     if node.op_type == "Conv":
         return 1
     if node.op_type == "Gemm":
-        return 1 if _attribute(node, "transB", 0) else 0
+        return 1 if node.attributes.get_int("transB", 0) else 0
     return rank - 2 if node.op_type == "MatMul" else 0
-
-
-def _attribute(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default

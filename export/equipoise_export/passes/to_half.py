@@ -27,7 +27,7 @@ import onnx_ir.passes.common as common
 from equipoise_core.contract import Precision
 
 from ..errors import ExportRefused, PassFailed
-from ..graph.nodes import number_of
+from ..graph.nodes import inner_graphs, number_of
 from .compilation import MADE, Compilation, layer_of
 
 HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"}
@@ -85,8 +85,7 @@ class _Halving:
         if any(value in self.pictured for value in inputs):
             self.pictured.update(node.outputs)
         self._name(node, inputs)
-        inner = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        if any(attribute.type in inner for attribute in node.attributes.values()):
+        if inner_graphs(node):
             raise ExportRefused(
                 f"it holds a {node.op_type}, whose inner graph cannot be brought to half precision",
                 self.layers[node.outputs[0]],
@@ -113,7 +112,8 @@ class _Halving:
         """Whether none of the cases holds."""
         reals = [value for value in node.inputs if value is not None and value.dtype in _REAL]
         parameters = self.parameters(node)
-        if node.op_type in BOUNDED | STATISTICS or _is_square(node) or not reals:
+        square = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
+        if node.op_type in BOUNDED | STATISTICS or square or not reals:
             return False
         if parameters is None or any(
             can and not _fits(number_of(node.inputs[index])) for index, can in parameters.items()
@@ -175,7 +175,3 @@ def _fits(array: np.ndarray | None) -> bool:
         return True
     largest = float(np.abs(array).max())
     return largest == 0.0 or SMALLEST <= largest <= LARGEST
-
-
-def _is_square(node: ir.Node) -> bool:
-    return node.op_type == "Mul" and node.inputs[0] is node.inputs[1]

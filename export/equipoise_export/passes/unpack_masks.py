@@ -8,6 +8,8 @@ the o mod 8 bits of the neighbour before are cut off. Shifting each bit out cost
 from __future__ import annotations
 
 import ast
+import operator
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -27,15 +29,14 @@ def unpack_masks(c: Compilation) -> None:
         assert node is not None
         scale = node.attributes["scale"].as_float()
         units = arithmetic.product([arithmetic.evaluate(entry) for entry in site.shape])
-        end = arithmetic.add(start, units)
-        first = arithmetic.divide(start, 8)
-        last = arithmetic.divide(arithmetic.add(end, 7), 8)
-        skipped = arithmetic.subtract(start, arithmetic.multiply(first, 8))
-        axis = c.constant([2])
-        packed = c.op("Slice", c.masks, arithmetic.value(first), arithmetic.value(last), axis)
+        end = arithmetic.apply("Add", start, units)
+        first = arithmetic.apply("Div", start, 8)
+        last = arithmetic.apply("Div", arithmetic.apply("Add", end, 7), 8)
+        skipped = arithmetic.apply("Sub", start, arithmetic.apply("Mul", first, 8))
+        packed = c.op("Slice", c.masks, arithmetic.value(first), arithmetic.value(last), c.constant([2]))
         bits = c.op("Gather", _table(c, scale), c.op("Cast", packed, to=ir.DataType.INT32.value), axis=0)
         flat = c.op("Reshape", bits, c.shape([c.made_once("N*T", lambda: c.op("Mul", c.images, c.samples)), -1]))
-        stop = arithmetic.add(skipped, units)
+        stop = arithmetic.apply("Add", skipped, units)
         keep = c.op("Slice", flat, arithmetic.value(skipped), arithmetic.value(stop), c.constant([1]))
         keep.dtype = ir.DataType.FLOAT
         replace(placeholder, keep)
@@ -50,6 +51,14 @@ def _table(c: Compilation, scale: float) -> ir.Value:
     return c.constant(bits.astype(np.float32) * np.float32(scale))
 
 
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add,
+    "Sub": operator.sub,
+    "Mul": operator.mul,
+    "Div": operator.floordiv,  # in the graph it truncates: sizes are not negative
+}
+
+
 class _Arithmetic:
     """Integers that are numbers while they can be and INT64 [1] in the graph once they depend on the image's size."""
 
@@ -59,32 +68,16 @@ class _Arithmetic:
     def value(self, number: int | ir.Value) -> ir.Value:
         return self.c.constant([number]) if isinstance(number, int) else number
 
-    def _apply(self, kind: str, left: int | ir.Value, right: int | ir.Value, known: int) -> int | ir.Value:
+    def apply(self, kind: str, left: int | ir.Value, right: int | ir.Value) -> int | ir.Value:
         if isinstance(left, int) and isinstance(right, int):
-            return known
+            return _OPERATIONS[kind](left, right)
         return self.c.op(kind, self.value(left), self.value(right))  # type: ignore[no-any-return]
-
-    def add(self, left: int | ir.Value, right: int | ir.Value) -> int | ir.Value:
-        known = left + right if isinstance(left, int) and isinstance(right, int) else 0
-        return self._apply("Add", left, right, known)
-
-    def subtract(self, left: int | ir.Value, right: int | ir.Value) -> int | ir.Value:
-        known = left - right if isinstance(left, int) and isinstance(right, int) else 0
-        return self._apply("Sub", left, right, known)
-
-    def multiply(self, left: int | ir.Value, right: int | ir.Value) -> int | ir.Value:
-        known = left * right if isinstance(left, int) and isinstance(right, int) else 0
-        return self._apply("Mul", left, right, known)
-
-    def divide(self, left: int | ir.Value, right: int | ir.Value) -> int | ir.Value:
-        known = left // right if isinstance(left, int) and isinstance(right, int) else 0
-        return self._apply("Div", left, right, known)  # sizes are not negative: truncation is flooring
 
     def product(self, factors: list[int | ir.Value]) -> int | ir.Value:
         result: int | ir.Value = prod(factor for factor in factors if isinstance(factor, int))
         for factor in factors:
             if not isinstance(factor, int):
-                result = factor if result == 1 else self.multiply(result, factor)
+                result = factor if result == 1 else self.apply("Mul", result, factor)
         return result
 
     def evaluate(self, entry: int | str) -> int | ir.Value:
@@ -98,7 +91,7 @@ class _Arithmetic:
             axis = 2 + self.c.contract.spatial.index(node.id)
             return self.c.made_once(f"size {axis}", lambda: self.c.op("Shape", self.c.image, start=axis, end=axis + 1))
         if isinstance(node, ast.UnaryOp):
-            return self.subtract(0, self._evaluate(node.operand))
+            return self.apply("Sub", 0, self._evaluate(node.operand))
         assert isinstance(node, ast.BinOp)
-        apply = {ast.Add: self.add, ast.Sub: self.subtract, ast.Mult: self.multiply, ast.FloorDiv: self.divide}
-        return apply[type(node.op)](self._evaluate(node.left), self._evaluate(node.right))
+        kinds = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div"}
+        return self.apply(kinds[type(node.op)], self._evaluate(node.left), self._evaluate(node.right))

@@ -399,9 +399,8 @@ class _Proving:
         network, sampler = sides(packed)
         worst, culprit = allowed, ""
         for index, site in enumerate(layout.sites):
-            bits = np.unpackbits(packed, axis=-1, bitorder="little")
-            bits[..., layout.offsets[index] : layout.offsets[index] + prod(layout.shapes[index])] ^= 1
-            there, here = sides(np.packbits(bits, axis=-1, bitorder="little"))
+            units = np.arange(prod(layout.shapes[index]))
+            there, here = sides(_flipped(packed, layout.offsets[index] + units))
             mismatch = float(np.abs((there - network) - (here - sampler)).max())
             if mismatch > worst:
                 worst, culprit = mismatch, site.name
@@ -464,11 +463,9 @@ class _Proving:
         flips = []
         generator = np.random.default_rng(2)
         for index in range(len(layout.sites)):
-            bits = np.unpackbits(packed, axis=-1, bitorder="little")
             units = prod(layout.shapes[index])
-            half = layout.offsets[index] + generator.permutation(units)[: max(1, units // 2)]
-            bits[..., half] ^= 1
-            flips.append(np.packbits(bits, axis=-1, bitorder="little"))
+            half = generator.permutation(units)[: max(1, units // 2)]
+            flips.append(_flipped(packed, layout.offsets[index] + half))
         found = []
         effects = self.effects(image, flips, unflipped)
         for index, (site, flipped, effect) in enumerate(zip(layout.sites, flips, effects, strict=True)):
@@ -521,6 +518,13 @@ class _Proving:
         if not value <= limit:
             raise ProofRefused(f"{reason}: by {value:.2e} (allowed {limit:g})", "the whole network", remedy)
         self.note(name, value, f"≤ {limit:g}")
+
+
+def _flipped(packed: Array, units: Array) -> Array:
+    """Packed masks with the bits at `units` turned over in every sample."""
+    bits = np.unpackbits(packed, axis=-1, bitorder="little")
+    bits[..., units] ^= 1
+    return np.packbits(bits, axis=-1, bitorder="little")
 
 
 def _distance(one: Array, other: Array) -> float:

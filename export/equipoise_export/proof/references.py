@@ -7,7 +7,7 @@ that nothing can be mixed up in a batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ProofRefused
 from ..graph.marker import DOMAIN, MASK, Call, marker_of
-from ..graph.nodes import IMAGE
+from ..graph.nodes import IMAGE, without_markers
 from ..graph.randomness import draws, sampling
 from ..graph.session import session
 from ..graph.storage import store
@@ -160,17 +160,14 @@ class OnnxNetwork:
                 node.input.append(f"mask {site}")
                 del node.attribute[:]
                 proto.graph.input.append(helper.make_tensor_value_info(f"mask {site}", onnx.TensorProto.FLOAT, None))
-        kept = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
-        del proto.opset_import[:]
-        proto.opset_import.extend(kept)
+        without_markers(proto)
         self.session = session(proto, weights=weights)
         self.answer = proto.graph.output[0].name
         self.shape_names = shapes
         self.shapes: dict[tuple[int, ...], dict[str, list[int]]] = {}
 
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        yield
+    def ready(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
         layout = mask_layout(contract, image.shape[2:])

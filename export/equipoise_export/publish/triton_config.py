@@ -11,7 +11,6 @@ chooses among them:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Contract, Task
@@ -101,7 +100,7 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
             _output("record", _BYTES, [-1, 1]),
         ],
         # `equipoise serve` raises the count to the number of cores. Fewer than four stall: see staging.py there.
-        instance_group=[_instances(4, triton.ModelInstanceGroup.KIND_CPU)],
+        instance_group=[triton.ModelInstanceGroup(count=4, kind=triton.ModelInstanceGroup.KIND_CPU)],
         dynamic_batching=triton.ModelDynamicBatching(
             priority_levels=ROUTINE,
             default_priority_level=ROUTINE,
@@ -115,46 +114,33 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
 def sampler_configs(contract: Contract, name: str | None = None) -> Mapping[str, triton.ModelConfig]:
     """Path below the sampler's folder → configuration. `name`: of the sampler; None: of the only one."""
     name = name or sampler_names(contract)[0]
-    return MappingProxyType(
-        {
-            "config.pbtxt": _gpu_config(contract, name),
-            "configs/cpu.pbtxt": _cpu_config(contract, name),
-            "configs/embedded.pbtxt": _embedded_config(contract, name),
-        }
-    )
+    return {
+        "config.pbtxt": _gpu_config(contract, name),
+        "configs/cpu.pbtxt": _cpu_config(contract, name),
+        "configs/embedded.pbtxt": _sampler_config(contract, name, "python", triton.ModelInstanceGroup.KIND_CPU),
+    }
 
 
 def _gpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     accelerator = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="cuda", parameters=_GPU_OPTIONS)
-    config = _sampler_config(contract, name)
-    config.backend = "onnxruntime"
-    config.default_model_filename = "model.onnx"
+    config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_GPU)
     config.dynamic_batching.max_queue_delay_microseconds = _GPU_BATCHING_DELAY
-    config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_GPU))
     config.optimization.execution_accelerators.gpu_execution_accelerator.append(accelerator)
     config.model_warmup.append(_warmup(contract))
     return config
 
 
 def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
-    config = _sampler_config(contract, name)
-    config.backend = "onnxruntime"
-    config.default_model_filename = "model.onnx"
-    config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_CPU))
+    config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_CPU)
     # One run at a time, on all cores (0): the chunk is the parallelism, and several runs would contend for the caches.
     config.parameters["intra_op_thread_count"].CopyFrom(_parameter("0"))
     config.parameters["inter_op_thread_count"].CopyFrom(_parameter("1"))
     return config
 
 
-def _embedded_config(contract: Contract, name: str) -> triton.ModelConfig:
-    config = _sampler_config(contract, name)
-    config.backend = "python"
-    config.instance_group.append(_instances(1, triton.ModelInstanceGroup.KIND_CPU))
-    return config
-
-
-def _sampler_config(contract: Contract, name: str) -> triton.ModelConfig:
+def _sampler_config(
+    contract: Contract, name: str, backend: str, kind: triton.ModelInstanceGroup.Kind
+) -> triton.ModelConfig:
     """What the three have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
     spatial = _spatial(contract)
     classes, decisions = len(contract.classes), contract.decisions
@@ -174,9 +160,12 @@ def _sampler_config(contract: Contract, name: str) -> triton.ModelConfig:
         outputs = [_output("probabilities", _FP32, [-1, classes])]
     return triton.ModelConfig(
         name=name,
+        backend=backend,
+        default_model_filename="model.onnx" if backend == "onnxruntime" else "",
         max_batch_size=SAMPLER_BATCH,
         input=inputs,
         output=outputs,
+        instance_group=[triton.ModelInstanceGroup(count=1, kind=kind)],
         dynamic_batching=triton.ModelDynamicBatching(),
     )
 
@@ -209,10 +198,6 @@ def _queue_policy() -> triton.ModelQueuePolicy:
     return triton.ModelQueuePolicy(
         timeout_action=triton.ModelQueuePolicy.REJECT, allow_timeout_override=True, max_queue_size=_QUEUE
     )
-
-
-def _instances(count: int, kind: triton.ModelInstanceGroup.Kind) -> triton.ModelInstanceGroup:
-    return triton.ModelInstanceGroup(count=count, kind=kind)
 
 
 def _input(name: str, data_type: int, dims: list[int], optional: bool = False) -> triton.ModelInput:

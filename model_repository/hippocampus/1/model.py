@@ -60,7 +60,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         if STOPPING is not None and STOPPING.exists():
-            return [self._refuse(pb_utils.TritonError.UNAVAILABLE, Stopping()) for _ in requests]
+            why = "the server is stopping: ask again later"
+            return [self._refuse(pb_utils.TritonError.UNAVAILABLE, why, "Stopping") for _ in requests]
         self.metrics.in_flight.increment(len(requests))
         try:
             return [self._respond(request) for request in requests]
@@ -96,25 +97,19 @@ class TritonPythonModel:
                 self.metrics.count(assessment)
             return pb_utils.InferenceResponse(tensors)
         except InvalidRequest as error:
-            return self._refuse(pb_utils.TritonError.INVALID_ARG, error)
+            return self._refuse(pb_utils.TritonError.INVALID_ARG, error, "InvalidRequest")
         except Cancelled as error:
-            return self._refuse(pb_utils.TritonError.CANCELLED, error)
+            return self._refuse(pb_utils.TritonError.CANCELLED, error, "Cancelled")
         except SamplerFailure as error:
-            return self._refuse(pb_utils.TritonError.UNAVAILABLE, error)
+            return self._refuse(pb_utils.TritonError.UNAVAILABLE, error, "SamplerFailure")
         except Exception as error:  # whatever it is, the server lives on and the client learns that there is no route
-            pb_utils.Logger.log_error(f"{self.model.contract.name}: {type(error).__name__} while assessing a case")
-            return self._refuse(pb_utils.TritonError.INTERNAL, f"{type(error).__name__} while assessing the case")
+            what = type(error).__name__
+            pb_utils.Logger.log_error(f"{self.model.contract.name}: {what} while assessing a case")
+            return self._refuse(pb_utils.TritonError.INTERNAL, f"{what} while assessing the case", "Internal")
 
-    def _refuse(self, code, error):
-        self.metrics.fail(type(error).__name__ if isinstance(error, Exception) else "Internal")
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-
-
-class Stopping(Exception):
-    """The request came after the server was told to stop."""
-
-    def __str__(self):
-        return "the server is stopping: ask again later"
+    def _refuse(self, code, why, kind):
+        self.metrics.add(kind, 1)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(why), code))
 
 
 def cases_of(request):
@@ -270,9 +265,6 @@ class Metrics:
         seen = [*assessment.ranks.items(), ("score", assessment.case_score)]
         with self.lock:
             self.observed += [(name, number) for name, number in seen if math.isfinite(number)]
-
-    def fail(self, kind):
-        self.add(kind if kind in self.sums else "Internal", 1)
 
     def add(self, name, amount):
         with self.lock:

@@ -23,7 +23,7 @@ from equipoise_deploy.bundle.archive import read_archive, write_archive
 from equipoise_deploy.bundle.installing import install_bundle, place_models
 from equipoise_deploy.bundle.making import EXTRAS, SBOM, fetch_wheels, make_bundle
 from equipoise_deploy.bundle.manifest import MANIFEST, SIGNATURE, unpack
-from equipoise_deploy.bundle.sbom import listed_models, listed_packages
+from equipoise_deploy.bundle.sbom import listed_packages
 from equipoise_deploy.errors import ReleaseError, TamperedError
 from equipoise_deploy.promotion.promotion import promote
 from equipoise_deploy.releases.loading import verified_copy
@@ -86,6 +86,15 @@ def store(tmp_path, tiny_classifier, keys) -> Store:
 def _content(bundle: Path, name: str) -> bytes:
     with tarfile.open(bundle) as archive:
         return archive.extractfile(name).read()
+
+
+def listed_models(document):
+    """Of a bill of materials: public model → its files' SHA-256 by their entries in the bundle."""
+    return {
+        each["name"]: {part["name"]: part["hashes"][0]["content"] for part in each["components"]}
+        for each in json.loads(document)["components"]
+        if each["type"] == "machine-learning-model"
+    }
 
 
 def test_any_tar_reads_it_and_everything_is_in_the_manifest(bundle, keys):

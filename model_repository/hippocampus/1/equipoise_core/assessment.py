@@ -129,11 +129,9 @@ class Assessment:
     def calibrated(self) -> Array:
         """The samples' mean, recalibrated as the policy says: `[K, *S]`, 0..1. Without that: the mean itself."""
         policy, mean = self.model.in_force, self.uncertainty.mean
-        return (
-            policy.recalibration.apply(mean, self.model.contract.activation)
-            if policy and policy.recalibration
-            else mean
-        )
+        if policy is None or policy.recalibration is None:
+            return mean
+        return policy.recalibration.apply(mean, self.model.contract.activation)
 
     @cached_property
     def labels_sensitive(self) -> NDArray[np.uint8]:

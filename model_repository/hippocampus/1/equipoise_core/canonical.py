@@ -15,6 +15,7 @@ class _Digested(Protocol):
 
 
 Parsed = TypeVar("Parsed", bound=_Digested)
+Value = TypeVar("Value")
 
 
 def canonical_json(document: Any) -> str:
@@ -56,6 +57,11 @@ def read_json(path: Path, error: type[ValueError]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path.name} cannot be read as JSON: {cause}") from cause
+
+
+def optional(document: Any, parse: Callable[[Any], Value]) -> Value | None:
+    """A part of a document that may be null, or missing."""
+    return None if document is None else parse(document)
 
 
 def parse_document(

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .canonical import canonical_json, digest_of, parse_document, read_json
+from .canonical import canonical_json, digest_of, optional, parse_document, read_json
 from .preprocessing import Normalisation, Preprocessing
 
 FORMAT = "equipoise-contract/1"
@@ -222,13 +222,7 @@ class Contract:
             "spatial": list(self.spatial),
             "nominal": list(self.nominal),
             "maximum": list(self.maximum),
-            "preprocessing": {
-                "normalisation": preprocessing.normalisation.value,
-                "low": preprocessing.low,
-                "high": preprocessing.high,
-                "multiple": preprocessing.multiple,
-                "fill": preprocessing.fill,
-            },
+            "preprocessing": {**vars(preprocessing), "normalisation": preprocessing.normalisation.value},
             "sites": [
                 {"name": site.name, "kind": site.kind.value, "shape": list(site.shape), "p": site.p}
                 for site in self.sites
@@ -277,34 +271,23 @@ def _contract(document: Any) -> Contract:
         nominal=tuple(int(size) for size in document["nominal"]),
         maximum=tuple(int(size) for size in document["maximum"]),
         preprocessing=Preprocessing(
-            **{
-                **document["preprocessing"],
-                "normalisation": Normalisation(document["preprocessing"]["normalisation"]),
-            }
+            **{**document["preprocessing"], "normalisation": Normalisation(document["preprocessing"]["normalisation"])}
         ),
         sites=tuple(
             Site(str(site["name"]), SiteKind(site["kind"]), _extents(site["shape"]), float(site["p"]))
             for site in document["sites"]
         ),
-        spacing=(
-            None
-            if document["spacing"] is None
-            else tuple((float(low), float(high)) for low, high in document["spacing"])
-        ),
+        spacing=optional(document["spacing"], lambda axes: tuple((float(low), float(high)) for low, high in axes)),
         orientation=document["orientation"],
         modalities=tuple(str(code) for code in document["modalities"]),
         samples=int(document["samples"]),
         samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
         precision=Precision(document.get("precision", Precision.FP32)),
         states_moments=bool(document.get("states_moments", False)),
-        screen=_screen(document.get("screen")),
+        screen=optional(
+            document.get("screen"), lambda s: Screen(str(s["name"]), str(s["digest"]), bool(s["states_moments"]))
+        ),
     )
-
-
-def _screen(document: Any) -> Screen | None:
-    if document is None:
-        return None
-    return Screen(str(document["name"]), str(document["digest"]), bool(document["states_moments"]))
 
 
 def _extents(entries: Any) -> tuple[int | str, ...]:

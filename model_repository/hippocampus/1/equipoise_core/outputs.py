@@ -32,8 +32,6 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
 }
 """Public output name → its tensor for one image, without the leading N."""
 
-SEGMENTATION_ONLY = ("volume", "volume_total", "labels_sensitive")
-
 
 def _volume_rows(volumes: list[VolumeEstimate]) -> NDArray[np.float32]:
     return np.array([[v.mean, v.sd, v.low, v.high] for v in volumes], dtype=np.float32)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from .canonical import digest_of, parse_document, read_json
+from .canonical import digest_of, optional, parse_document, read_json
 from .monitoring import Monitoring, parse_monitoring
 from .recalibration import Recalibration, parse_recalibration
 from .stopping import Stopping, parse_stopping
 from .strangeness import Strangeness, parse_strangeness
 
 FORMAT = "equipoise-policy/2"
-
-Parsed = TypeVar("Parsed")
 
 
 class PolicyError(ValueError):
@@ -162,36 +160,21 @@ def parse_policy(document: Any) -> Policy:
 
 
 def _policy(document: Any) -> Policy:
-    volume, sensitive = document["volume"], document["sensitive"]
     return Policy(
         model_digest=str(document["model_digest"]),
         calibration_digest=str(document["calibration_digest"]),
         samples=int(document["samples"]),
-        accept=_optional(document["accept"], _accept_rule),
+        accept=optional(document["accept"], _accept_rule),
         typical=_bounds(document["typical"]),
         suitable=_bounds(document["suitable"]),
-        volume=None
-        if volume is None
-        else VolumeRule(
-            level=float(volume["level"]),
-            widening={str(name): float(width) for name, width in volume["widening"].items()},
-            cases=int(volume["cases"]),
-            rule=str(volume["rule"]),
-        ),
+        volume=optional(document["volume"], _volume_rule),
         population=str(document["population"]),
-        strangeness=_optional(document["strangeness"], parse_strangeness),
-        stopping=_optional(document["stopping"], parse_stopping),
-        sensitive=None
-        if sensitive is None
-        else SensitiveRule(
-            threshold=float(sensitive["threshold"]),
-            alpha=float(sensitive["alpha"]),
-            cases=int(sensitive["cases"]),
-            rule=str(sensitive["rule"]),
-        ),
-        recalibration=_optional(document["recalibration"], parse_recalibration),
-        monitoring=_optional(document["monitoring"], parse_monitoring),
-        screen=_optional(document.get("screen"), _accept_rule),
+        strangeness=optional(document["strangeness"], parse_strangeness),
+        stopping=optional(document["stopping"], parse_stopping),
+        sensitive=optional(document["sensitive"], _sensitive_rule),
+        recalibration=optional(document["recalibration"], parse_recalibration),
+        monitoring=optional(document["monitoring"], parse_monitoring),
+        screen=optional(document.get("screen"), _accept_rule),
     )
 
 
@@ -204,17 +187,19 @@ def _accept_rule(document: Any) -> AcceptRule:
         accepted=int(document["accepted"]),
         errors=int(document["errors"]),
         rule=str(document["rule"]),
-        alpha=_number_or_none(document["alpha"]),
-        delta=_number_or_none(document["delta"]),
+        alpha=optional(document["alpha"], float),
+        delta=optional(document["delta"], float),
     )
 
 
-def _number_or_none(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _volume_rule(document: Any) -> VolumeRule:
+    widening = {str(name): float(width) for name, width in document["widening"].items()}
+    return VolumeRule(float(document["level"]), widening, int(document["cases"]), str(document["rule"]))
 
 
-def _optional(document: Any, parse: Callable[[Any], Parsed]) -> Parsed | None:
-    return None if document is None else parse(document)
+def _sensitive_rule(document: Any) -> SensitiveRule:
+    threshold, alpha = float(document["threshold"]), float(document["alpha"])
+    return SensitiveRule(threshold, alpha, int(document["cases"]), str(document["rule"]))
 
 
 def _bounds(document: Any) -> Bounds:

@@ -284,8 +284,6 @@ def stitched_moments(
     inside = (slice(None), *(slice(0, size) for size in spatial))
     stitched = tiling.stitch(padded, AT_ONCE[Task.SEGMENTATION], run)[inside]
     # What a network states of a voxel is linear in its windows: a mixture of them has the mean of their moments.
-    return (
-        moments_of_stated(stitched, contract)
-        if contract.states_moments
-        else moments_of_map(stitched, contract.activation)
-    )
+    if contract.states_moments:
+        return moments_of_stated(stitched, contract)
+    return moments_of_map(stitched, contract.activation)
