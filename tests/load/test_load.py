@@ -166,7 +166,7 @@ def test_reports_are_shown_compared_and_written(tmp_path: Path):
     assert "from due to answer" in shown and "a.json" in shown and "40.03  │ 2 " in shown
 
 
-def test_what_is_no_report_is_told(tmp_path):
+def test_a_file_that_is_not_a_report_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(InvalidInput, match="no report of"):
+    with pytest.raises(InvalidInput, match="is not a report of"):
         read_report(tmp_path / "x.json")
