@@ -79,7 +79,7 @@ class Running:
     before: dict[str, bytes] = field(default_factory=dict)
 
     def held(self) -> Held:
-        of_all = usage(pid for pid, _ in self.family)
+        of_all = usage(each.pid for each in self.family)
         shared, files = shared_memory(f"equipoise_{os.getpid()}_")
         return Held(of_all.pss / MB, of_all.descriptors, of_all.threads, shared / MB, files)
 

@@ -239,10 +239,10 @@ class _Looking:
     def _look(self) -> Look:
         roles: dict[str, Usage] = defaultdict(lambda: Usage(0, 0, 0, 0))
         seen = set()
-        for pid, _ in self._server.family:
+        for process in self._server.family:
             try:
-                roles[name_of(pid)] += usage_of(pid)
-                seen.add(pid)
+                roles[name_of(process.pid)] += usage_of(process.pid)
+                seen.add(process.pid)
             except OSError:
                 continue  # it has ended: another set of processes, which `verdicts` tells
         prefix = f"equipoise_{self._server.process.pid}_"
