@@ -76,7 +76,7 @@ unit: $(VENV)/.installed-test  ## the quick tests, as a plain `.venv/bin/pytest`
 	@test -n "$$EQUIPOISE_DATA" || echo "EQUIPOISE_DATA is not set: tests on the reference data are skipped."
 	$(BIN)/python -m pytest
 
-# Who is not root runs what root is not needed for, and is told.
+# Without root, only the tests that do not need it run, and a message says so.
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo " and not root")
 rest: $(VENV)/.installed-test build/zoo/.installed  ## what `make test` leaves out (a third of it: REST="--shard 1/3")
 	@test -z "$(AS_ROOT)" || echo "You are not root: tests marked root are left out. As root: make rest"
@@ -96,7 +96,7 @@ bench: $(VENV)/.installed-bench  ## measure and write tests/benchmarks/RESULTS.m
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_lab.reference.build $(RETRAIN)
 
-# What the README's comparison rests on: 91 processor minutes of training, resumable, and more to measure it all.
+# What the comparison in export/equipoise_lab/README.md rests on: 91 processor minutes of training, resumable, and more to measure it all.
 METHODS := mc_dropout deterministic mc_unetpp mc_transunet ensemble dropout_ensemble calibrated heteroscedastic segwithu student cascade
 methods: $(VENV)/.installed-test  ## train every uncertainty method from scratch, compare them, measure what they cost
 	$(BIN)/equipoise train --into build/methods --from-scratch --no-calibrate

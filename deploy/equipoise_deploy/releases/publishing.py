@@ -14,7 +14,7 @@ from ..errors import ReleaseError, RepositoryError
 from ..repository import carried_contract, models_of
 from .release import DOCUMENT, REPORT, SIGNATURE, Release, digests, read_release, verify_release
 from .signing import sign
-from .store import NAME, Store, somebody, sync
+from .store import NAME, Store, sync, user_and_host
 
 
 def find_pair(pair: str) -> tuple[Path, str]:
@@ -112,7 +112,7 @@ def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:
         policy_digest=model.policy.digest if model.policy else None,
         code_digest=model.code_digest,
         published_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        published_by=by or somebody(),
+        published_by=by or user_and_host(),
         previous=versions[-1] if versions else None,
     )
 

@@ -143,7 +143,7 @@ class Store:
             "model_digest": release.model_digest, "policy_digest": release.policy_digest, **details,
         }  # fmt: skip
         try:
-            append(self.log, Kind.RELEASE, {**body, "by": by or somebody()})
+            append(self.log, Kind.RELEASE, {**body, "by": by or user_and_host()})
         except AuditError as error:
             raise ReleaseError(
                 f"{error}; see `equipoise audit verify {self.log}`. The releases in service are unchanged"
@@ -197,7 +197,7 @@ def sync(*paths: Path) -> None:
             os.close(descriptor)
 
 
-def somebody() -> str:
+def user_and_host() -> str:
     """`user@host`, as far as the machine has names."""
     try:
         user = getpass.getuser()

@@ -1,6 +1,6 @@
 """The processes of a running Triton: which there are, which are stopped, what they have computed.
 
-Triton keeps saying that it is ready when one of its Python processes (stubs) is dead; the kernel tells at once.
+Triton keeps saying that it is ready when one of its Python processes (stubs) is dead; the kernel shows it at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Process:
     """One process of a server.
 
     Attributes:
-        handle: process number and start time, which tells it from a later one with the same number.
+        handle: process number and start time, which distinguishes it from a later one with the same number.
         model: whose stub it is; empty for Triton itself.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's server tells nobody that it runs
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's server must not report to anybody
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,7 +13,7 @@ from typing import Any
 
 from .database import Database
 from .journal import note
-from .late import anything_sent, mark_late, withdraw
+from .late_images import anything_sent, mark_late, withdraw
 from .studies import Study
 
 STATES = ("analysed", "delivering", "delivered", "review", "withheld", "rejected", "dead")

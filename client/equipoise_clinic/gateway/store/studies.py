@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import time
 
 from .database import Database
-from .late import end_cases
+from .late_images import end_cases
 
 STATES = ("receiving", "analysed", "rejected", "dead")
 

@@ -97,7 +97,7 @@ class Screen(Sampler):
 
 @dataclass(frozen=True)
 class Contract:
-    """What a published model takes and gives. See DESIGN for the tensors.
+    """What a published model takes and gives. See client/README.md for the tensors.
 
     Attributes:
         name: the public model's name in Triton.
