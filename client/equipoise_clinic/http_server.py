@@ -37,6 +37,7 @@ def http_server(application: ASGIApp) -> uvicorn.Server:
             lifespan="off",
             proxy_headers=False,  # who is a trusted proxy is judged by the address of the connection itself
             server_header=False,
+            headers=[("Connection", "close")],  # a kept connection could send half a request, and stay
             log_config=None,
             log_level=logging.CRITICAL + 1,  # its tracebacks quote values, which may be a patient's
             access_log=False,

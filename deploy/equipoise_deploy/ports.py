@@ -79,6 +79,8 @@ class Listener:
 
     def __str__(self) -> str:
         """`NAME (process N)`"""
+        if self.pid is None:
+            return "a process of another user"
         try:
             return f"{psutil.Process(self.pid).name()} (process {self.pid})"
         except psutil.NoSuchProcess:
@@ -101,6 +103,6 @@ def _plain(text: str) -> str:
 
 
 def _holder(port: int) -> str:
-    """` by NAME (process N)` where the kernel tells, else nothing."""
+    """` by NAME (process N)` where the kernel shows it, else nothing."""
     known = [listener for listener in listeners(port) if listener.pid is not None]
     return f" by {known[0]}" if known else ""

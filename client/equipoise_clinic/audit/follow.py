@@ -28,8 +28,8 @@ class _Finished:
 class Follower:
     """Yields every line once, checked against the line before it.
 
-    Reads from where it stopped. What was read already is read again, a file at a time, only where a file has changed
-    since, as by `redact`, and once when the next file is begun; then it has to hold the same chain as before.
+    Reads from where it stopped. A file that has changed since is read again, because a line was added to it, or because
+    `redact` or somebody else changed what was read already; then it has to hold the same chain as before.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,8 +37,8 @@ class Follower:
         self._finished: dict[int, _Finished] = {}
         self._number = 1  # of the file that is being written
         self._start = self._link = START  # before its first line, and at the last line that was read
-        self._offset, self._length = 0, 0  # place after that line, and the line's bytes
-        self._whole = True  # what was read of the file was read in one go
+        self._offset = 0  # place after that line
+        self._seen: tuple[int, int, int] | None = None  # state of that file when it was read
 
     def new(self) -> Iterator[Entry]:
         """The lines since the last time; what the caller does not take comes again.
@@ -60,7 +60,7 @@ class Follower:
     def _check_finished(self, number: int, finished: _Finished) -> None:
         state = self._state(number)
         if state != finished.state:
-            size, _ = self._read_again(number, finished.start, finished.end)
+            size = self._read_again(number, finished.start, finished.end)
             if size != state[1]:
                 raise AuditError(
                     f"{segment(self._log, number).name}: lines were added after line {finished.end.sequence}"
@@ -68,18 +68,11 @@ class Follower:
             self._finished[number] = _Finished(finished.start, finished.end, state)
 
     def _find_position(self) -> None:
-        """Where the file that is being written was replaced, its lines are the same, at other places."""
-        self._state(self._number)
-        self._whole = self._offset == 0
-        with segment(self._log, self._number).open("rb") as file:
-            file.seek(self._offset - self._length)
-            line = file.read(self._length)
-        try:
-            moved = bool(self._length) and parse(line)[1] != self._link
-        except AuditError:
-            moved = True
-        if moved:
-            self._offset, self._length = self._read_again(self._number, self._start, self._link)
+        """Where the file that is being written has changed, its earlier lines are the same, maybe at other places."""
+        state = self._state(self._number)
+        if self._offset and state != self._seen:
+            self._offset = self._read_again(self._number, self._start, self._link)
+        self._seen = state
 
     def _rest_of_file(self) -> Iterator[Entry]:
         with segment(self._log, self._number).open("rb") as file:
@@ -93,31 +86,28 @@ class Follower:
                         return
                 entry, link = self._checked(line, self._link)
                 yield entry
-                self._link, self._offset, self._length = link, self._offset + len(line), len(line)
+                self._link, self._offset = link, self._offset + len(line)
 
     def _next_file(self) -> None:
         """The current one is finished. Raises AuditError where the next one is missing."""
         state = self._state(self._number)
-        if not self._whole:
-            self._read_again(self._number, self._start, self._link)
         self._state(self._number + 1)
         self._finished[self._number] = _Finished(self._start, self._link, state)
-        self._number, self._start, self._whole = self._number + 1, self._link, True
-        self._offset = self._length = 0
+        self._number, self._start, self._offset, self._seen = self._number + 1, self._link, 0, None
 
-    def _read_again(self, number: int, start: Link, end: Link) -> tuple[int, int]:
-        """Checks that a file still holds the chain between two lines; the place after the latter, and its bytes."""
-        link, offset, length = start, 0, 0
+    def _read_again(self, number: int, start: Link, end: Link) -> int:
+        """Checks that a file still holds the chain between two lines; the place after the latter."""
+        link, offset = start, 0
         with segment(self._log, number).open("rb") as file:
             for line in file:
                 if link == end:
                     break
                 _, link = self._checked(line, link)
-                offset, length = offset + len(line), len(line)
+                offset += len(line)
         if link != end:
             name = segment(self._log, number).name
             raise AuditError(f"{name}: lines are missing that were there before; the last of them was {end.sequence}")
-        return offset, length
+        return offset
 
     def _checked(self, line: bytes, before: Link) -> tuple[Entry, Link]:
         try:

@@ -171,6 +171,7 @@ class _Policy:
             self._count(found)
 
     def forget(self, image: str) -> None:
+        """A decision's content was deleted. A verdict that was counted stays counted until the log is read anew."""
         found = self.images[image]
         found.copies -= 1
         if not found.copies and found.verdict is None:

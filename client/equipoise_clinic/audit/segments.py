@@ -15,8 +15,8 @@ from typing import IO
 
 from .entry import AuditError
 
-SEGMENT_BYTES = 16 << 20
-"""Several thousand decisions. A line that is longer has a file of its own."""
+SEGMENT_BYTES = 4 << 20
+"""Some thousand decisions: what a running service reads again when a line was added. A longer line has its own file."""
 
 _OFFSET_BITS = 40
 _BLOCK = 1 << 16

@@ -149,10 +149,11 @@ class Gateway:
                 self._store.wait(seen, min(pause, _LONGEST))
 
     def _repeat(self, name: str, seconds: float, step: Callable[[], object]) -> None:
-        """Takes a step at intervals."""
+        """Takes a step at intervals; after an error as soon as the part has paused."""
         while not self._stop.is_set():
             self._attempt(name, step)
-            self._stop.wait(seconds)
+            if name not in self._troubles:
+                self._stop.wait(seconds)
 
     def _attempt(self, name: str, step: Callable[[], T]) -> T | None:
         """The result of a step. An error does not end the service: it is logged, and the part pauses; then None."""

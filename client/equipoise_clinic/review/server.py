@@ -46,7 +46,6 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
-    "Connection": "close",  # a refused body may be left unread, and a silent client holds nothing open
 }
 _MESSAGES = {
     "accept": "Accepted.",

@@ -86,7 +86,7 @@ def read_archive(archive: Path) -> Iterator[Iterator[Entry]]:
         # As a stream: no decompression, no seeking, and no more memory than the archive has bytes.
         with file, tarfile.open(fileobj=file, mode="r|") as tar:
             yield (_entry(archive, tar, info) for info in tar)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise TamperedError(f"{archive} is damaged or not a bundle: {error}; fetch it again") from error
 
 
