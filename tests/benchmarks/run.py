@@ -51,7 +51,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "export_cost": Benchmark("bench_export_cost", quick=("--size", "128", "--rounds", "3")),
-    "serving": Benchmark("bench_serving", quick=("--size", "64", "--rounds", "1", "--seconds", "1", "--closed-only")),
+    "serving": Benchmark("bench_serving", quick=("--size", "128", "--rounds", "1", "--seconds", "3", "--closed-only")),
     "load_generator": Benchmark("bench_load_generator", quick=("--rounds", "1", "--seconds", "3")),
     "memory_flat": Benchmark("bench_memory", ("flat",), ("flat", "--requests", "1000")),
     "memory_large": Benchmark("bench_memory", ("large",)),
