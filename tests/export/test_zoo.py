@@ -45,7 +45,7 @@ def contract_of(name: str, animal: Animal) -> Contract:
     "name", [pytest.param(name, marks=[] if name in CHOSEN else [pytest.mark.exhaustive]) for name in ZOO_NETWORKS]
 )
 def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
-    """The proof passes; 60 samples of the sampler and 60 of Monte Carlo dropout are one distribution."""
+    """The proof passes; samples of the sampler and of Monte Carlo dropout are one distribution."""
     animal = ZOO_NETWORKS[name]
     torch.manual_seed(0)
     network = awake(animal.make(), torch.randn(4, *animal.shape))
@@ -59,17 +59,26 @@ def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
 
     image = torch.randn(1, *animal.shape)
     layout = mask_layout(compiled.contract, draft.nominal)
-    masks = draw_masks(layout, 1, compiled.contract.digest, 0, 60)[None]
     per_sample = "probabilities" if draft.task is Task.CLASSIFICATION else "volumes"
-    served = session(compiled.model).run([per_sample], {"image": image.numpy(), "masks": masks})[0][0]
+    running = session(compiled.model)
     prepared = prepare(network, draft, torch.randn(2, *animal.shape), options)
     plain = TorchNetwork(prepared.network, prepared.active, ())
     torch.manual_seed(1)
-    with plain.ready():
-        logits = torch.stack([prepared.network(image)[0] for _ in range(60)]).double()
-    p = torch.softmax(logits, 1)
-    looped = p.flatten(2).sum(-1).numpy() if draft.task is Task.SEGMENTATION else p.numpy()
-    assert permutation_p(served, looped) > 0.005
+
+    def compared(first: int, batches: int) -> float:
+        """p of `batches` times 60 samples of each kind."""
+        served, looped = [], []
+        for start in range(first, first + 60 * batches, 60):
+            masks = draw_masks(layout, 1, compiled.contract.digest, start, 60)[None]
+            served.append(running.run([per_sample], {"image": image.numpy(), "masks": masks})[0][0])
+            with plain.ready():
+                logits = torch.stack([prepared.network(image)[0] for _ in range(60)]).double()
+            p = torch.softmax(logits, 1)
+            looped.append(p.flatten(2).sum(-1).numpy() if draft.task is Task.SEGMENTATION else p.numpy())
+        return permutation_p(np.concatenate(served), np.concatenate(looped))
+
+    # Of 50 networks that are right, one in four runs has one below .005: fresh samples, four times as many, decide.
+    assert compared(0, 1) > 0.005 or compared(60, 4) > 0.005
 
 
 def with_random_weights(path: Path) -> onnx.ModelProto:

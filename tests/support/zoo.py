@@ -394,7 +394,7 @@ ZOO_NETWORKS: dict[str, Animal] = {
 CHOSEN = frozenset(
     {
         "monai_unet_3d",  # three dimensions, sizes dynamic
-        "monai_swin_unetr_2d",  # windowed attention with three kinds of dropout
+        "timm_swin",  # windowed attention; MONAI's wants einops from build/zoo before MONAI is imported elsewhere
         "monai_densenet121_2d",  # 58 sites
         "nnunet_2d_deep_supervision",  # several outputs
         "mobilenet_v3_small",  # squeeze and excitation; dropout in the head alone
