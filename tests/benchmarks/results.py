@@ -199,10 +199,15 @@ def render(run: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def headline(run: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Four to six lines for the README, of what was measured."""
-    lines = []
+    lines = [
+        f"- {name}: one run with T = 20 is {each['loop']:.0f} × as fast as a PyTorch loop of 20 passes, "
+        f"{each['copies']:.1f} × as ONNX Runtime on 20 copies."
+        for name, each in found.get("export_cost", {}).get("networks", {}).items()
+        if "serving" not in found
+    ]
     for each in found.get("serving", ()):
         load, peers = most_clients(each["peers"]), each["peers"]
-        if each["network"] != "tiny" and len(lines) < 3:
+        if each["network"] != "tiny":
             lines.append(
                 f"- {each['network']}: {peers['equipoise'][load]['rate']:.3g} images per second with T = 20, "
                 f"{faster(peers, 'loop'):.1f} × a PyTorch loop behind FastAPI, {faster(peers, 'copies'):.1f} × ONNX Runtime "
