@@ -90,7 +90,8 @@ class Tiers:
         }
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         given = config.option
-        workers = int(getattr(given, "numprocesses", None) or 1)
+        # xdist takes the number away from its workers, and says it in their environment.
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT") or getattr(given, "numprocesses", None) or 1)
         self.left = left_out(self.durations, given.shard, given.budget, workers, commit or "0")
         self.measure: Path | None = given.measure
         self.measured: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
