@@ -89,7 +89,7 @@ zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove some 50 n
 durations: $(VENV)/.installed-test build/zoo/.installed  ## measure how long each test file takes (an hour)
 	EQUIPOISE_SOAK_MINUTES=10 $(BIN)/python -m pytest -m "not exhaustive$(AS_ROOT)" --measure tests/durations.json
 
-bench: $(VENV)/.installed-bench  ## measure and write tests/benchmarks/RESULTS.md (QUICK=1: in 12 minutes)
+bench: $(VENV)/.installed-bench  ## measure and write tests/benchmarks/RESULTS.md (QUICK=1: small sizes)
 	$(BIN)/python -m tests.benchmarks.run $(if $(QUICK),--quick) --into build/benchmarks
 	$(BIN)/python -m tests.benchmarks.results build/benchmarks
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.run [--quick] [--into build/benchmarks] [--only serving memory_flat …]
 
 Each writes INTO/NAME.json; INTO/run.json says on what machine, which commit, when, with what result. `--quick` takes
-some 12 minutes on 2 cores and leaves out what cannot be short. `results.py` makes a page of them.
+small sizes and few rounds, and leaves out what cannot be short. `results.py` makes a page of them.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The proof that sampler and network are the same function. It shares no code with capture and passes."""
+"""The proof that sampler and network are the same function. It imports neither capture nor passes, only `graph`."""
