@@ -107,9 +107,9 @@ class Prediction:
         return self._array("epistemic")
 
     @property
-    def own(self) -> NDArray[np.float32]:
-        """The network's own ranking of its voxels `[1, *S]`, ≥ 0, higher is less certain; where it states one."""
-        return self._array("own")
+    def uncertainty(self) -> NDArray[np.float32]:
+        """What a single-pass network states of its voxels `[1, *S]`, ≥ 0, higher is less certain."""
+        return self._array("uncertainty")
 
     @property
     def labels(self) -> NDArray[np.uint8]:

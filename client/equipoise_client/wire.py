@@ -91,7 +91,7 @@ def build_request(
     """
     batch = _checked_images(contract, images)
     count = len(batch)
-    known = (*_ARRAYS, *(("own",) if contract.states_moments else ()))
+    known = (*_ARRAYS, *(("uncertainty",) if contract.states_moments else ()))
     unknown = sorted(set(outputs) - set(known))
     if unknown:
         raise InvalidInput(f"outputs {unknown} do not exist; choose from {', '.join(known)}")
@@ -211,7 +211,7 @@ def read_answer(contract: Contract, request: Request, lookup: Lookup) -> tuple[P
         values.setflags(write=False)
         return values
 
-    channels = {"own": 1, **dict.fromkeys(_PER_DECISION, decisions)}
+    channels = {"uncertainty": 1, **dict.fromkeys(_PER_DECISION, decisions)}
     arrays = {name: tensor(name, channels.get(name, classes), *spatial) for name in request.outputs}
     scores, drawn = tensor("case_score", 1), tensor("samples_used", 1)
     volumes = totals = None

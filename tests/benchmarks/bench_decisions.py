@@ -244,7 +244,7 @@ def tissue(subject: Subject) -> Iterator[Claim]:
         distances = np.r_[own, [distance(subject, image) for image in images]]
         foreign = np.arange(len(distances)) >= len(own)
         auroc = metrics.separation(distances, ~foreign, foreign)
-        yield Claim(f"{what}: AUROC of strangeness", f"{auroc:.4f}", "≥ 0.95", auroc >= 0.95)
+        yield Claim(f"{what}: AUROC of ood_distance", f"{auroc:.4f}", "≥ 0.95", auroc >= 0.95)
     yield from _accepted(rows)
 
 
@@ -271,10 +271,10 @@ def _accepted(rows: Sequence[Row]) -> Iterator[Claim]:
 
 
 def distance(subject: Subject, image: NDArray[np.float32]) -> float:
-    """The policy's strangeness of an image."""
+    """The policy's ood_distance of an image."""
     policy = subject.model.in_force
-    assert policy is not None and policy.strangeness is not None
-    return policy.strangeness.distance(input_statistics(subject.model.contract.preprocessing.normalise(image)))
+    assert policy is not None and policy.ood_distance is not None
+    return policy.ood_distance.distance(input_statistics(subject.model.contract.preprocessing.normalise(image)))
 
 
 STAINED: dict[str, Callable[[Any, Any], Any]] = {

@@ -25,7 +25,7 @@ from equipoise_core.sampling import assess  # noqa: E402
 from equipoise_core.statistics import simple_statistics  # noqa: E402
 from equipoise_core.texture import texture_statistics  # noqa: E402
 from equipoise_export.calibration.conformal import upper_limit  # noqa: E402
-from equipoise_export.calibration.strangeness import fit_strangeness  # noqa: E402
+from equipoise_export.calibration.ood_distance import fit_ood_distance  # noqa: E402
 from equipoise_export.graph.session import OnnxSampler  # noqa: E402
 from equipoise_lab.compare.corruptions import Image, gaussian  # noqa: E402
 from equipoise_lab.reference.data import load, load_shifted_nuclei, reference_split  # noqa: E402
@@ -83,9 +83,9 @@ def measure(repository: Path, samples: int, seed: int = 0) -> dict[str, Any]:
         return simple_statistics(normalised), texture_statistics(normalised)
 
     training = [statistics(image) for image in data.select(split.train).images]
-    simple = fit_strangeness([a for a, _ in training])
-    texture = fit_strangeness([b for _, b in training])
-    both = fit_strangeness([{**a, **b} for a, b in training])
+    simple = fit_ood_distance([a for a, _ in training])
+    texture = fit_ood_distance([b for _, b in training])
+    both = fit_ood_distance([{**a, **b} for a, b in training])
 
     def candidates(image: Image) -> Numbers:
         a, b = statistics(image)

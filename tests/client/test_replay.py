@@ -8,7 +8,7 @@ from equipoise_core.record import FORMAT
 RECORD = {
     "format": FORMAT, "model_digest": "a", "policy_digest": "b", "code_digest": "c", "seed": "7", "samples": 8,
     "stopped": True, "score": "s", "route": "accept", "reason": "s 0.1 is at most 0.2", "threshold": 0.2,
-    "case_score": 0.1, "scores": {"s": 0.1, "r": None}, "statistics": {"energy_0": -1.0}, "strangeness": 1.0,
+    "case_score": 0.1, "scores": {"s": 0.1, "r": None}, "statistics": {"energy_0": -1.0}, "ood_distance": 1.0,
     "volume_ml": {"total": {"mean": 2000.0}},
 }  # fmt: skip
 

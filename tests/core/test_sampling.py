@@ -11,12 +11,12 @@ from equipoise_core.decision import Route
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
 from equipoise_core.monitoring import Monitoring
+from equipoise_core.ood_distance import OodDistance
 from equipoise_core.outputs import OUTPUTS
 from equipoise_core.policy import AcceptRule, Bounds, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Temperature
 from equipoise_core.sampling import AT_ONCE, assess, assess_all
 from equipoise_core.stopping import Look, Stopping
-from equipoise_core.strangeness import Strangeness
 from equipoise_core.tiling import Tiling
 from equipoise_core.validation import validate_answer
 from scipy import special
@@ -314,16 +314,16 @@ def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, 
     names = tuple(sorted(assess(stopping, case, [Sampler(stopping.contract)]).input.statistics))
     n = len(names)
     identity = tuple(tuple(float(i == j) for j in range(n)) for i in range(n))
-    strange = Strangeness(names, (100.0,) * n, (1.0,) * n, (0.0,) * n, identity)
+    strange = OodDistance(names, (100.0,) * n, (1.0,) * n, (0.0,) * n, identity)
     policy = dataclasses.replace(
-        stopping.policy, strangeness=strange, suitable=Bounds({"strangeness": (0.0, 2.0)}, "test")
+        stopping.policy, ood_distance=strange, suitable=Bounds({"ood_distance": (0.0, 2.0)}, "test")
     )
     a = assess(dataclasses.replace(stopping, policy=policy), case, [Sampler(stopping.contract)])
     assert (a.decision.route, a.moments.samples) == (Route.REJECT, 2)
-    assert "strangeness" in a.decision.reason
+    assert "ood_distance" in a.decision.reason
     unknown = dataclasses.replace(strange, names=("nobody knows", *names[1:]))
     a = assess(
-        dataclasses.replace(stopping, policy=dataclasses.replace(policy, strangeness=unknown)),
+        dataclasses.replace(stopping, policy=dataclasses.replace(policy, ood_distance=unknown)),
         case,
         [Sampler(stopping.contract)],
     )

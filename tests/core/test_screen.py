@@ -32,7 +32,7 @@ def policy(contract) -> Policy:
     return Policy(
         contract.model_digest, "cd", 6, rule("sample_disagreement", 0.99),
         typical=Bounds({"sample_disagreement": (0.0, 0.99), "foreground_share": (0.0, 3.0)}, "test"),
-        screen=rule("rim_own", 10.0),
+        screen=rule("rim_uncertainty", 10.0),
     )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class Network:
                 "sum_p": p,
                 "sum_p2": square,
                 "sum_entropy": 0.5 * h,
-                "sum_own": own,
+                "sum_uncertainty": own,
                 "volumes": p.sum((2, 3))[:, None],
             }
         count = masks.shape[1]
@@ -83,7 +83,7 @@ def test_what_the_screen_accepts_draws_no_sample(contract, policy, case) -> None
     assert answer.decision.route is Route.ACCEPT and sampler.calls == 0
     assert OUTPUTS["samples_used"](answer).tolist() == [1]
     assert answer.record["screened"] and answer.record["masks_plan"] == "none"
-    assert answer.record["score"] == "rim_own" and answer.record["threshold"] == 10.0
+    assert answer.record["score"] == "rim_uncertainty" and answer.record["threshold"] == 10.0
     assert answer.record["model_digest"] == contract.model_digest
 
 
@@ -99,7 +99,10 @@ class Picky(Network):
 
     def __call__(self, image, masks):
         outputs = super().__call__(image, masks)
-        return {**outputs, "sum_own": np.where(image[:, :1, :1, :1] > 0, 1.0, 11.0) * np.ones_like(outputs["sum_own"])}
+        return {
+            **outputs,
+            "sum_uncertainty": np.where(image[:, :1, :1, :1] > 0, 1.0, 11.0) * np.ones_like(outputs["sum_uncertainty"]),
+        }
 
 
 def test_of_several_cases_each_gets_its_own_way(contract, policy, case) -> None:
@@ -142,7 +145,7 @@ def test_a_policy_that_says_nothing_of_the_screen_does_not_run_it(contract, poli
     "change",
     [
         {"typical": Bounds({"foreground_share": (0.0, 1e-9)}, "test")},
-        {"screen": rule("rim_own", 0.5)},
+        {"screen": rule("rim_uncertainty", 0.5)},
         {"screen": rule("sample_disagreement", 10.0)},
     ],
     ids=["unlike", "above", "a score that one pass has not"],
@@ -187,15 +190,15 @@ def test_stated_moments_are_what_is_answered(stating, case) -> None:
     assert u.variance == pytest.approx(0.25 * u.mean * (1 - u.mean), abs=1e-6)
     assert u.variance + u.variance_aleatoric == pytest.approx(u.mean * (1 - u.mean), abs=1e-6)
     assert u.epistemic == pytest.approx(0.5 * u.total, abs=1e-5)
-    assert OUTPUTS["own"](answer) == pytest.approx(np.full((1, 8, 12), 0.7))
-    assert answer.scores["rim_own"] == pytest.approx(0.7) and answer.moments.samples == 1
+    assert OUTPUTS["uncertainty"](answer) == pytest.approx(np.full((1, 8, 12), 0.7))
+    assert answer.scores["rim_uncertainty"] == pytest.approx(0.7) and answer.moments.samples == 1
 
 
 def test_windows_stitch_what_is_stated(stating) -> None:
     """A constant is stitched to itself, and what holds of moments holds after it."""
     image = np.random.default_rng(0).normal(100, 20, (1, 70, 90)).astype(np.float32)
     u = assess(Model(stating, None, "", "code"), Case(image), [Network(True, own=0.7)]).uncertainty
-    assert u.own == pytest.approx(np.full((1, 70, 90), 0.7), abs=1e-6)
+    assert u.stated == pytest.approx(np.full((1, 70, 90), 0.7), abs=1e-6)
     assert u.variance == pytest.approx(0.25 * u.mean * (1 - u.mean), abs=1e-5)
     assert u.moments.sum_p.sum(0) == pytest.approx(np.ones((70, 90)), abs=1e-5)
 
@@ -204,8 +207,8 @@ def test_only_scores_that_mean_something_are_given(segmentation) -> None:
     plain = dataclasses.replace(segmentation, sites=())
     stating = dataclasses.replace(plain, states_moments=True)
     assert set(scores_of(plain)) == {"lack_of_soft_dice_confidence"}
-    assert set(scores_of(stating)) == {"lack_of_soft_dice_confidence", "rim_epistemic", "rim_own"}
-    assert "rim_own" not in scores_of(segmentation) and "sample_disagreement" in scores_of(segmentation)
+    assert set(scores_of(stating)) == {"lack_of_soft_dice_confidence", "rim_epistemic", "rim_uncertainty"}
+    assert "rim_uncertainty" not in scores_of(segmentation) and "sample_disagreement" in scores_of(segmentation)
 
 
 def test_contract_and_policy_keep_screens_and_old_digests(contract, segmentation, policy) -> None:
@@ -214,7 +217,9 @@ def test_contract_and_policy_keep_screens_and_old_digests(contract, segmentation
     assert parse_policy(json.loads(policy.dumps())) == policy
     assert "screen" not in dataclasses.replace(policy, screen=None).document()
     assert "states_moments" not in segmentation.document()
-    assert sampler_outputs(contract.screening)[3] == "sum_own" and "sum_own" not in sampler_outputs(contract)
+    assert sampler_outputs(contract.screening)[3] == "sum_uncertainty" and "sum_uncertainty" not in sampler_outputs(
+        contract
+    )
 
 
 def test_a_classifier_cannot_state_moments(classification) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from equipoise_core.strangeness import Strangeness, parse_strangeness
+from equipoise_core.ood_distance import OodDistance, parse_ood_distance
 from equipoise_core.texture import texture_statistics
 
 
@@ -43,13 +43,13 @@ def test_every_size_gives_finite_numbers(shape):
 
 def test_distance_by_hand():
     """z = (3, −1) with unit precision: √((9 + 1)/2); a far value counts as 8, not more."""
-    near = Strangeness(("a", "b"), (0.0, 1.0), (1.0, 2.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
+    near = OodDistance(("a", "b"), (0.0, 1.0), (1.0, 2.0), (0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
     assert near.distance({"a": 3.0, "b": -1.0, "c": 9.0}) == pytest.approx(np.sqrt(5.0))
     assert near.distance({"a": 1e9, "b": 1.0}) == pytest.approx(8.0 / np.sqrt(2.0))
     assert np.isnan(near.distance({"a": np.nan, "b": 1.0}))
-    assert parse_strangeness(near.document()) == near
+    assert parse_ood_distance(near.document()) == near
     with pytest.raises(ValueError, match="one size"):
-        Strangeness(("a",), (0.0, 1.0), (1.0,), (0.0,), ((1.0,),))
+        OodDistance(("a",), (0.0, 1.0), (1.0,), (0.0,), ((1.0,),))
 
 
 def test_blur_takes_the_grain_from_the_finest_scale_of_a_quiet_image():

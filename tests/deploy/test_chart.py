@@ -321,7 +321,7 @@ def test_a_canary_and_the_stable_release_find_each_other(chart):
         ({"models": {"source": "ftp"}}, "source"),
         ({"haproxy": {"tls": {"serverSecret": ""}}}, "serverSecret"),
         ({"haproxy": {"enabled": False}}, "canaryOf"),
-        ({"haproxy": {"settings": {"EQUIPOISE_FRONT": ":80"}}}, "EQUIPOISE_FRONT"),
+        ({"haproxy": {"settings": {"EQUIPOISE_PROXY": ":80"}}}, "EQUIPOISE_PROXY"),
         ({"resources": {"limits": {"memory": "lots"}}}, "memory"),
         ({"resources": {"limits": None}}, "limits"),
         ({"sharedMemory": "64"}, "sharedMemory"),

@@ -98,7 +98,7 @@ def test_prometheus_looks_at_the_services_by_their_names():
                 found.add((host, int(port)))
     assert {("haproxy", 8404), ("haproxy", 8443), ("triton", 8002), ("gateway", 8046)} == found
     environment = SERVICES["haproxy"]["environment"]
-    assert environment["EQUIPOISE_STATS"] == ":8404" and environment["EQUIPOISE_FRONT"] == ":8443"
+    assert environment["EQUIPOISE_STATS"] == ":8404" and environment["EQUIPOISE_PROXY"] == ":8443"
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
 

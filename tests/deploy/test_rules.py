@@ -55,10 +55,10 @@ def _ranks(shares: list[int]) -> dict[str, str]:
     """Cumulative cases per step in the buckets 0, 0.1, … 1 of one watched number, of 10 in all."""
     bounds = ["0", *(f"0.{tenth}" for tenth in range(1, 10)), "1"]
     buckets = {
-        _model("equipoise_calibration_rank_bucket", number="strangeness", le=le): f"0+{share}x200"
+        _model("equipoise_calibration_rank_bucket", number="ood_distance", le=le): f"0+{share}x200"
         for le, share in zip(bounds, shares, strict=True)
     }
-    return {**buckets, _model("equipoise_calibration_rank_count", number="strangeness"): "0+10x200"}
+    return {**buckets, _model("equipoise_calibration_rank_count", number="ood_distance"): "0+10x200"}
 
 
 def _gauge(series: str, wrong: str, right: str, **options: str) -> Scenario:

@@ -109,7 +109,7 @@ def test_users_and_folders_are_what_systemd_can_make(machine):
     done = subprocess.run(["systemd-sysusers", f"--root={machine}", "equipoise.conf"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = {line.split(":")[0] for line in (machine / "etc" / "passwd").read_text().splitlines()}
-    assert {"equipoise", "equipoise-gateway", "equipoise-front"} <= made
+    assert {"equipoise", "equipoise-gateway", "equipoise-proxy"} <= made
     folders = machine / "usr" / "lib" / "tmpfiles.d" / "equipoise.conf"
     folders.parent.mkdir(parents=True)
     shutil.copyfile(SYSTEMD / "equipoise.tmpfiles", folders)

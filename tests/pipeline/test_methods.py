@@ -108,11 +108,11 @@ def served(tmp_path_factory) -> Iterator[Served]:
     folder = publish_pair(compile_sampler(unet(0), cascade, example), models, screen=screen)
     published = load_model(folder / "1")
     _, first = published_samplers(models, published.contract)
-    certainty = [screening(published, Case(blended(n)), first).scores["rim_own"] for n in range(IMAGES)]
+    certainty = [screening(published, Case(blended(n)), first).scores["rim_uncertainty"] for n in range(IMAGES)]
     rules = {"loss": "test", "cases": 9, "accepted": 9, "errors": 0, "rule": "test"}
     policy = Policy(
         published.contract.model_digest, "cd", SAMPLES, accept=AcceptRule("sample_disagreement", 1.0, **rules),
-        screen=AcceptRule("rim_own", float(np.median(certainty)), **rules),
+        screen=AcceptRule("rim_uncertainty", float(np.median(certainty)), **rules),
     )  # fmt: skip
     (folder / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     with TritonServer(models, ports=Ports(0, 0, 0)) as server:
@@ -149,14 +149,14 @@ def test_one_pass_is_served_as_pytorch_states_it(served, image, name) -> None:
         served.client,
         name,
         case(image),
-        ["mean", "variance", "aleatoric", "epistemic", "own", "labels", "samples_used"],
+        ["mean", "variance", "aleatoric", "epistemic", "uncertainty", "labels", "samples_used"],
     )
     assert answer["mean"][0] == pytest.approx(mean, abs=1e-5)
     assert answer["variance"][0] == pytest.approx(np.maximum(square - mean**2, 0), abs=1e-5)
     total = -(mean * np.log(np.maximum(mean, 1e-38))).sum(0)
     assert answer["aleatoric"][0, 0] == pytest.approx(np.minimum(entropy[0], total), abs=1e-5)
     assert answer["epistemic"][0, 0] == pytest.approx(np.maximum(total - entropy[0], 0), abs=1e-5)
-    assert answer["own"][0] == pytest.approx(own, abs=1e-4)
+    assert answer["uncertainty"][0] == pytest.approx(own, abs=1e-4)
     assert np.array_equal(answer["labels"][0, 0], mean.argmax(0)) and answer["samples_used"].item() == 1
     assert answer["variance"].max() > 1e-3  # there is something to compare
 
@@ -164,10 +164,10 @@ def test_one_pass_is_served_as_pytorch_states_it(served, image, name) -> None:
 def test_our_client_gives_the_networks_own_ranking(served, image) -> None:
     """Where the network states one; elsewhere the request says that there is none."""
     with UncertaintyClient(served.url) as client:
-        found = client.predict("student", image, outputs=("own", "epistemic"))
-        assert found.own.shape == (1, 30, 37) and found.own == pytest.approx(found.epistemic, abs=1e-5)
-        with pytest.raises(InvalidInput, match="own"):
-            client.predict("unetpp", image, outputs=("own",))
+        found = client.predict("student", image, outputs=("uncertainty", "epistemic"))
+        assert found.uncertainty.shape == (1, 30, 37) and found.uncertainty == pytest.approx(found.epistemic, abs=1e-5)
+        with pytest.raises(InvalidInput, match="uncertainty"):
+            client.predict("unetpp", image, outputs=("uncertainty",))
 
 
 @pytest.mark.parametrize("name", SAMPLED)

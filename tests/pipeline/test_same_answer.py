@@ -163,7 +163,7 @@ def test_images_of_one_request_share_sampler_requests(restarted, contracts, mode
     """Nine images are sampled a few at a time, shared out over the sampler's instances, and not one by one."""
     images = [picture(contracts[model], SMALL[model][0], seed=i) for i in range(9)]
     parameters = restarted.get_model_config(model).config.parameters
-    lanes = int(parameters["lanes"].string_value) if "lanes" in parameters else 1
+    instances = int(parameters["instances"].string_value) if "instances" in parameters else 1
     most = AT_ONCE[contracts[model].task]
 
     def sampler_requests() -> int:
@@ -173,7 +173,7 @@ def test_images_of_one_request_share_sampler_requests(restarted, contracts, mode
     before = settled(sampler_requests)
     ask(restarted, model, {"image": np.stack(images), "samples": np.full((9, 1), SAMPLES, np.int32)}, ("mean",))
     groups = [min(most, 9 - first) for first in range(0, 9, most)]
-    requests = sum(min(lanes, group) for group in groups)
+    requests = sum(min(instances, group) for group in groups)
     poll(lambda: sampler_requests() >= before + requests, "all are counted")
     assert settled(sampler_requests) - before == requests
 

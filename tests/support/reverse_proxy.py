@@ -71,7 +71,7 @@ def environment(
         **{name: value for name, value in os.environ.items() if not name.startswith("EQUIPOISE_")},
         "EQUIPOISE_CERTIFICATE": str(certificates / "server.bundle.pem"),
         "EQUIPOISE_CLIENT_CA": str(certificates / "ca.pem"),
-        "EQUIPOISE_FRONT": at,
+        "EQUIPOISE_PROXY": at,
         "EQUIPOISE_STATS": statistics_at,
         **named,
         **{f"EQUIPOISE_{name.upper()}": str(value) for name, value in settings.items()},

@@ -29,7 +29,7 @@ BINDING = ("model_digest", "policy_digest", "code_digest")
 _DECIDED = ("seed", "samples", "stopped", "score", "route", "reason", "threshold")
 _CIRCUMSTANCES = ("software", "problems")
 """May differ without another decision. Everything else in a record is compared."""
-_MEASURED = ("case_score", "scores", "statistics", "strangeness", "volume_ml")
+_MEASURED = ("case_score", "scores", "statistics", "ood_distance", "volume_ml")
 
 EPILOG = """[bold]Example[/]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .live import counters, inference
 from .machine import clock, driver, memory, shared_memory
 from .models import audit_log, permissions, policies, release
 from .network import certificate, ports
 from .results import Check
+from .running import counters, inference
 from .software import packages, telemetry, triton_version
 
 MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (

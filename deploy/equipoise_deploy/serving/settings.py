@@ -23,7 +23,7 @@ FORMAT = "equipoise-settings/1"
 
 _THREADS = "intra_op_thread_count"  # the native ONNX Runtime backend's own name for it; the stand-in reads the same
 _CHUNK = "chunk"
-_SAMPLER_INSTANCES = "lanes"  # how many sampler requests of one request to send at the same time
+_SAMPLER_INSTANCES = "instances"  # how many sampler requests of one request to send at the same time
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
 from .metrics import area_under_risk_coverage
+from .ood_distance import fit_ood_distance
 from .recalibrate import fit_isotonic, fit_temperature
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
-from .strangeness import fit_strangeness
 
 EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
 """The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
@@ -126,9 +126,9 @@ def serve(contract: Contract, policy: Policy, case: Measured) -> Served:
 
 def _numbers(policy: Policy, case: Measured) -> list[dict[str, float]]:
     """As `Assessment.numbers`, at each step; the screen's, where there is one, last."""
-    strangeness = policy.strangeness.number(case.statistics) if policy.strangeness else {}
+    ood_distance = policy.ood_distance.number(case.statistics) if policy.ood_distance else {}
     steps = [*case.steps, *([case.screen.step] if case.screen else [])]
-    return [{**case.statistics, **step.scores, **step.prediction, **strangeness} for step in steps]
+    return [{**case.statistics, **step.scores, **step.prediction, **ood_distance} for step in steps]
 
 
 def _serve(contract: Contract, policy: Policy, case: Measured, numbers: Sequence[Mapping[str, float]]) -> Served:
@@ -171,14 +171,14 @@ def choose_policy(
     check_enough(contract, len(cases), goals)
     score = goals.score or choose_score([case.full for case in pilot])
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
-    strangeness = fit_strangeness(typical_inputs or [case.statistics for case in pilot])
-    distances = np.array([strangeness.distance(case.statistics) for case in cases])
+    ood_distance = fit_ood_distance(typical_inputs or [case.statistics for case in pilot])
+    distances = np.array([ood_distance.distance(case.statistics) for case in cases])
     typical = {
         **{
             name: (0.0, upper_limit(np.array([c.full.scores[name] for c in cases]), 1.0 - goals.false_alarms))
             for name in epistemic
         },
-        "strangeness": (0.0, upper_limit(distances, 1.0 - goals.false_alarms)),
+        "ood_distance": (0.0, upper_limit(distances, 1.0 - goals.false_alarms)),
         **{name: typical_range(name, pilot, cases, goals.false_alarms) for name in cases[0].full.prediction},
     }
     moving = tuple(dict.fromkeys((score, *epistemic, *cases[0].full.prediction)))
@@ -190,11 +190,11 @@ def choose_policy(
         samples,
         typical=Bounds(typical, f"at most {goals.false_alarms:.1%} of new cases lie outside each {by}"),
         suitable=Bounds(
-            {"strangeness": (0.0, upper_limit(distances, 1.0 - rejected))},
+            {"ood_distance": (0.0, upper_limit(distances, 1.0 - rejected))},
             f"at most {rejected:.1%} of new cases lie outside {by}",
         ),
         population=POPULATION,
-        strangeness=strangeness,
+        ood_distance=ood_distance,
         stopping=choose_stopping(pilot, moving) if goals.adaptive and len(pilot[0].steps) > 1 else None,
     )
     policy, certificate, why = choose_accept(contract, policy, score, pilot, cases, goals)
@@ -361,7 +361,7 @@ def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequenc
     ]
     # Scores of a screen and of samples are on scales of their own: no common distribution.
     scores = [] if cases[0].screen else served[0].scores
-    names = [*scores, *served[0].prediction, *SIMPLE, "strangeness"]
+    names = [*scores, *served[0].prediction, *SIMPLE, "ood_distance"]
     tenths = np.linspace(0.0, 1.0, QUANTILES)
     return Monitoring(
         audited,

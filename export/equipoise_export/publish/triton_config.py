@@ -87,7 +87,7 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
             _output("variance_corrected", _FP32, [-1, per_class, *maps]),
             _output("aleatoric", _FP32, [-1, per_decision, *maps]),
             _output("epistemic", _FP32, [-1, per_decision, *maps]),
-            *([_output("own", _FP32, [-1, 1, *maps])] if contract.states_moments else []),
+            *([_output("uncertainty", _FP32, [-1, 1, *maps])] if contract.states_moments else []),
             _output("labels", _UINT8, [-1, per_decision, *maps]),
             _output("labels_sensitive", _UINT8, [-1, per_decision, *maps]),
             _output("calibrated", _FP32, [-1, per_class, *maps]),
@@ -155,7 +155,7 @@ def _sampler_config(
             _output("volumes", _FP32, [-1, classes]),
         ]
         if contract.states_moments:
-            outputs.append(_output("sum_own", _FP32, [1, *spatial]))
+            outputs.append(_output("sum_uncertainty", _FP32, [1, *spatial]))
     else:
         outputs = [_output("probabilities", _FP32, [-1, classes])]
     return triton.ModelConfig(

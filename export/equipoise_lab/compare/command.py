@@ -44,7 +44,7 @@ Figures, each with a 95 % interval over resampled patients:
     ECE, Brier, NLL       how far the probabilities can be taken at their word
     AURC, E-AURC          mean risk while the least certain cases are set aside; what of it the score alone loses
     AUROC errors          whether wrong cases have higher scores than right ones
-    AUROC shifted         whether shifted images have higher scores; beside it that of strangeness, from the input alone
+    AUROC shifted         whether shifted images have higher scores; beside it that of `ood_distance`, of the input
     coverage, width       of the volume intervals; the width in mL
     accepted              share of cases that the policy accepts at --alpha, and how many of them are wrong
     samples, ms           per image, early stopping included; ms in this process, the models in turns

@@ -99,8 +99,8 @@ def figures(every: Sequence[Results], segmentation: bool) -> list[Figure]:
         found += [
             Figure("auroc_shifted", "AUROC shifted", "chance that the case score of a shifted image exceeds a test "
                    "case's", "higher", lambda a, w: _against_shifted(a.score, a.shifted_score, w)),
-            Figure("auroc_shifted_strangeness", "strangeness AUROC", "the same of strangeness, which sees the input "
-                   "only", None, lambda a, w: _against_shifted(a.strangeness, a.shifted_strangeness, w)),
+            Figure("auroc_shifted_ood_distance", "ood_distance AUROC", "the same of ood_distance, which sees the input "
+                   "only", None, lambda a, w: _against_shifted(a.ood_distance, a.shifted_ood_distance, w)),
         ]  # fmt: skip
     for name in dict.fromkeys(name for each in every for name in each.covered):
         found += [

@@ -47,7 +47,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
     """JSON-able, without NaN: what does not exist is null."""
     first, sets, goals = comparison.models[0].contract, comparison.sets, comparison.goals
     others, compared = len(comparison.every) - 1, [f for f in comparison.figures if f.better]
-    strangeness = [e.values for e in comparison.resampled if e.figure.name == "auroc_shifted_strangeness"]
+    ood_distance = [e.values for e in comparison.resampled if e.figure.name == "auroc_shifted_ood_distance"]
     return {
         "format": FORMAT,
         "data": sets.title,
@@ -75,7 +75,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
             {key: getattr(figure, key) for key in ("name", "title", "meaning", "better")}
             for figure in comparison.figures
         ],
-        "strangeness_equal": bool(np.ptp(strangeness) < 1e-12) if strangeness else None,
+        "ood_distance_equal": bool(np.ptp(ood_distance) < 1e-12) if ood_distance else None,
         "models": [_model(comparison, index) for index in range(len(comparison.every))],
         "differences": [
             {

@@ -18,7 +18,7 @@ from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, check_
 from equipoise_export.calibration.choose import ChosenPolicy, Goals, choose_policy, choose_score
 from equipoise_export.calibration.errors import CalibrationError
 from equipoise_export.calibration.figures import Judged, judge, volume_columns
-from equipoise_export.calibration.strangeness import fit_strangeness
+from equipoise_export.calibration.ood_distance import fit_ood_distance
 from equipoise_export.graph.session import OnnxSampler, published_samplers
 from numpy.typing import NDArray
 from rich.console import Console
@@ -138,7 +138,7 @@ class Results:
         loss: `[n]` 0/1: what must not be accepted.
         score, shifted_score: `[n]`, `[m]`: the case score that the policy routes by; of a model with a screen, over the
             threshold of whichever decided.
-        strangeness, shifted_strangeness: `[n]`, `[m]`: the input's distance from typical ones.
+        ood_distance, shifted_ood_distance: `[n]`, `[m]`: the input's distance from typical ones.
         accepted: `[n]` 0/1.
         samples: `[n]`; a screen's pass counts as one.
         covered, width_ml: per class and for `total` `[n]`: whether the volume interval holds the truth, and its width
@@ -155,8 +155,8 @@ class Results:
     loss: Floats
     score: Floats
     shifted_score: Floats
-    strangeness: Floats
-    shifted_strangeness: Floats
+    ood_distance: Floats
+    shifted_ood_distance: Floats
     accepted: Floats
     samples: Floats
     covered: Mapping[str, Floats]
@@ -216,8 +216,8 @@ def choose(
         check_classes(contract, labelled)
         return choose_policy(contract, samples, pilot, cases, goals, typical or None)
     except CalibrationError as error:
-        strangeness = fit_strangeness(typical or [case.statistics for case in pilot])
-        nothing = Policy(contract.model_digest, "", samples, strangeness=strangeness)
+        ood_distance = fit_ood_distance(typical or [case.statistics for case in pilot])
+        nothing = Policy(contract.model_digest, "", samples, ood_distance=ood_distance)
         score = goals.score or choose_score([case.full for case in pilot])
         return ChosenPolicy(contract, nothing, score, None, str(error))
 
@@ -225,7 +225,7 @@ def choose(
 def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged]) -> Results:
     """The cases as arrays."""
     policy = chosen.policy
-    distance = policy.strangeness.distance if policy.strangeness else None
+    distance = policy.ood_distance.distance if policy.ood_distance else None
 
     def column(values: Sequence[float]) -> NDArray[np.float64]:
         return np.array(values, dtype=np.float64)

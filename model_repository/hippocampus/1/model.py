@@ -48,7 +48,7 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         chunk, instances = (
-            config.get("parameters", {}).get(name, {}).get("string_value") for name in ("chunk", "lanes")
+            config.get("parameters", {}).get(name, {}).get("string_value") for name in ("chunk", "instances")
         )
         self.model = load_model(HERE, int(chunk) if chunk else None)
         self.metrics = Metrics(self.model)

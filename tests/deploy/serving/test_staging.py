@@ -24,7 +24,7 @@ def test_instances_follow_the_cores(repository, tmp_path, cores, aggregators, sa
     assert stage_repository(repository, tmp_path, "embedded", cores) == ("tinyseg",)
     public = _config(tmp_path / "tinyseg/config.pbtxt")
     assert public.instance_group[0].count == aggregators
-    assert public.parameters["lanes"].string_value == str(samplers)
+    assert public.parameters["instances"].string_value == str(samplers)
     sampler = _config(tmp_path / "tinyseg_sampler/configs/embedded.pbtxt")
     assert sampler.instance_group[0].count == samplers
     assert sampler.parameters["intra_op_thread_count"].string_value == str(threads)

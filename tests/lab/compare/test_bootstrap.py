@@ -61,7 +61,7 @@ def test_cases_of_one_patient_count_as_one():
     one = answers(n=100)
     four = replace(one, **{
         name: np.repeat(getattr(one, name), 4)
-        for name in ("quality", "loss", "score", "strangeness", "accepted", "samples")
+        for name in ("quality", "loss", "score", "ood_distance", "accepted", "samples")
     }, patients=tuple(np.repeat(one.patients, 4)))  # fmt: skip
     figure = Figure("mean", "mean", "", None, lambda a, w: weighted_mean(a.score, w.test))
     (single,), (repeated,) = (bootstrap([each], [figure], 2000, 3) for each in (one, four))
@@ -115,10 +115,10 @@ def test_a_difference_is_put_in_words_only_where_its_joint_interval_excludes_zer
 
 
 def test_only_figures_with_a_better_side_are_ranked(found):
-    """Coverage is wanted at its level, neither high nor low; strangeness knows nothing of the model."""
+    """Coverage is wanted at its level, neither high nor low; ood_distance knows nothing of the model."""
     every, resampled = found
     ranked = {each.figure for each in differences(every, resampled)}
-    assert not ranked & {"coverage_total", "auroc_shifted_strangeness", "error_among_accepted"}
+    assert not ranked & {"coverage_total", "auroc_shifted_ood_distance", "error_among_accepted"}
     assert ranked >= {"accuracy", "ece", "brier", "nll", "aurc", "e_aurc", "auroc_errors", "accepted", "samples"}
 
 

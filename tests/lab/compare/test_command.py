@@ -128,7 +128,7 @@ def told(repository, data):
 
 ASKED = {
     "dice", "ece", "brier", "nll", "ece_recalibrated", "nll_recalibrated", "aurc", "e_aurc", "auroc_errors",
-    "auroc_shifted", "auroc_shifted_strangeness", "coverage_lesion", "width_ml_lesion", "coverage_total",
+    "auroc_shifted", "auroc_shifted_ood_distance", "coverage_lesion", "width_ml_lesion", "coverage_total",
     "width_ml_total", "accepted", "error_among_accepted", "samples",
 }  # fmt: skip
 
@@ -182,11 +182,11 @@ def test_differences_are_to_the_first_and_counted(told):
     assert samples["single"]["words"].startswith("single takes fewer samples than tinyseg: −")
 
 
-def test_strangeness_is_the_same_for_all_models(told):
+def test_ood_distance_is_the_same_for_all_models(told):
     """It looks at the input only; the page says so."""
     document, page = told
-    assert document["strangeness_equal"] is True
-    values = {model["figures"]["auroc_shifted_strangeness"]["value"] for model in document["models"]}
+    assert document["ood_distance_equal"] is True
+    values = {model["figures"]["auroc_shifted_ood_distance"]["value"] for model in document["models"]}
     assert len(values) == 1
     assert "equal for all models here" in page
 

@@ -79,7 +79,7 @@ def test_the_loss_is_least_where_the_student_answers_as_the_teacher(activation) 
     assert u.mean == pytest.approx(mean[0].numpy(), abs=1e-5)
     assert u.variance == pytest.approx(variance[0].numpy(), abs=1e-5)
     assert u.epistemic == pytest.approx(epistemic[0].numpy(), abs=1e-5)
-    assert u.own == pytest.approx(epistemic[0].numpy().max(0, keepdims=True), abs=1e-5)
+    assert u.stated == pytest.approx(epistemic[0].numpy().max(0, keepdims=True), abs=1e-5)
 
 
 @pytest.mark.slow

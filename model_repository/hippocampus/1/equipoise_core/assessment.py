@@ -68,15 +68,15 @@ class Assessment:
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """All that routing may look at: scores, statistics and, where the policy says how, `strangeness`.
+        """All that routing may look at: scores, statistics and, where the policy says how, `ood_distance`.
 
         Without a policy nothing looks at the input's statistics, which take longer than the rest for a small image.
         """
         policy = self.model.in_force
         if policy is None:
             return {**self.scores, **self.prediction_statistics}
-        strangeness = policy.strangeness.number(self.input.statistics) if policy.strangeness else {}
-        return {**self.scores, **self.statistics, **strangeness}
+        ood_distance = policy.ood_distance.number(self.input.statistics) if policy.ood_distance else {}
+        return {**self.scores, **self.statistics, **ood_distance}
 
     @cached_property
     def stopped(self) -> bool:
@@ -205,7 +205,7 @@ class Assessment:
                     "case_score": self.case_score,
                     "scores": self.scores,
                     "statistics": self.statistics,
-                    "strangeness": self.numbers.get("strangeness"),
+                    "ood_distance": self.numbers.get("ood_distance"),
                     "threshold": self.rule.threshold if self.rule else None,
                     "volume_level": self.volume_rule.level if segmentation and self.volume_rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,

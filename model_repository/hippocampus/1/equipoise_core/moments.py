@@ -42,8 +42,8 @@ class Moments:
         sum_p2: `Σ_t p_t²`.
         sum_entropy: `Σ_t H[p_t]` in nats, `[E, *S]`.
         volumes: `[T, K]`, each sample's `Σ_v p_t(v)` in voxels; `[T, 0]` for classification.
-        sum_own: `[1, *S]`, Σ_t of the network's own ranking of its voxels, ≥ 0, higher for less certain; None where it
-            gives none. A network that states its moments also has `sum_p2 ≥ Σ_t p_t²`.
+        sum_uncertainty: `[1, *S]`, Σ_t of the uncertainty that a single-pass network states of its voxels, ≥ 0; None
+            where it states none. A network that states its moments also has `sum_p2 ≥ Σ_t p_t²`.
     """
 
     samples: int
@@ -51,7 +51,7 @@ class Moments:
     sum_p2: Array
     sum_entropy: Array
     volumes: NDArray[np.float64]
-    sum_own: Array | None = None
+    sum_uncertainty: Array | None = None
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both chunks; associative and commutative but for the order of `volumes`."""
@@ -61,13 +61,15 @@ class Moments:
             self.sum_p2 + other.sum_p2,
             self.sum_entropy + other.sum_entropy,
             np.concatenate([self.volumes, other.volumes]),
-            None if self.sum_own is None or other.sum_own is None else self.sum_own + other.sum_own,
+            None
+            if self.sum_uncertainty is None or other.sum_uncertainty is None
+            else self.sum_uncertainty + other.sum_uncertainty,
         )
 
     @property
     def finite(self) -> bool:
         """Whether every number is."""
-        sums = (self.sum_p, self.sum_p2, self.sum_entropy, self.volumes, self.sum_own)
+        sums = (self.sum_p, self.sum_p2, self.sum_entropy, self.volumes, self.sum_uncertainty)
         return all(np.isfinite(a).all() for a in sums if a is not None)
 
 
@@ -93,7 +95,7 @@ def moments_of_stated(stated: Array, contract: Contract) -> Moments:
     return Moments(1, p, square, entropy, p.sum(axis=tuple(range(1, p.ndim)), dtype=np.float64)[None], own)
 
 
-STATED = ("sum_p", "sum_p2", "sum_entropy", "sum_own")
+STATED = ("sum_p", "sum_p2", "sum_entropy", "sum_uncertainty")
 """Maps that a sampler gives, in the order in which they are stated and stitched; the last only where it is stated."""
 
 
@@ -118,5 +120,5 @@ def moments_of_outputs(
         its["sum_p2"][inside],
         its["sum_entropy"][inside],
         its["volumes"].astype(np.float64),
-        its["sum_own"][inside] if contract.states_moments else None,
+        its["sum_uncertainty"][inside] if contract.states_moments else None,
     )

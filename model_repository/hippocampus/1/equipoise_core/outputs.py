@@ -18,7 +18,7 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "variance_corrected": lambda a: a.uncertainty.variance_corrected.astype(np.float32, copy=False),
     "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
     "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
-    "own": lambda a: a.uncertainty.own.astype(np.float32, copy=False),
+    "uncertainty": lambda a: a.uncertainty.stated.astype(np.float32, copy=False),
     "labels": lambda a: a.uncertainty.labels,
     "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
     "labels_sensitive": lambda a: a.labels_sensitive,

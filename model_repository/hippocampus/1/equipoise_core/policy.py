@@ -11,9 +11,9 @@ from typing import Any
 
 from .canonical import digest_of, optional, parse_document, read_json
 from .monitoring import Monitoring, parse_monitoring
+from .ood_distance import OodDistance, parse_ood_distance
 from .recalibration import Recalibration, parse_recalibration
 from .stopping import Stopping, parse_stopping
-from .strangeness import Strangeness, parse_strangeness
 
 FORMAT = "equipoise-policy/2"
 
@@ -96,7 +96,7 @@ class Policy:
         typical: a case outside is unlike the calibration cases: not accepted.
         suitable: a case outside is so unlike them that the input is rejected.
         population: for which cases all of this holds, in words.
-        strangeness: computes the number of that name, which `typical` and `suitable` may bound.
+        ood_distance: computes the number of that name, which `typical` and `suitable` may bound.
         monitoring: which accepted cases are audited, and where calibration cases lay.
         screen: what the answer of the contract's `screen` must be for no sample to be drawn, and the case accepted.
         stopping: when fewer samples than `samples` suffice; never where the caller names T.
@@ -110,7 +110,7 @@ class Policy:
     suitable: Bounds = NO_BOUNDS
     volume: VolumeRule | None = None
     population: str = ""
-    strangeness: Strangeness | None = None
+    ood_distance: OodDistance | None = None
     stopping: Stopping | None = None
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
@@ -133,7 +133,7 @@ class Policy:
             "suitable": self.suitable.document(),
             "volume": None if volume is None else {**vars(volume), "widening": dict(volume.widening)},
             "population": self.population,
-            "strangeness": self.strangeness.document() if self.strangeness else None,
+            "ood_distance": self.ood_distance.document() if self.ood_distance else None,
             "stopping": self.stopping.document() if self.stopping else None,
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
@@ -169,7 +169,7 @@ def _policy(document: Any) -> Policy:
         suitable=_bounds(document["suitable"]),
         volume=optional(document["volume"], _volume_rule),
         population=str(document["population"]),
-        strangeness=optional(document["strangeness"], parse_strangeness),
+        ood_distance=optional(document["ood_distance"], parse_ood_distance),
         stopping=optional(document["stopping"], parse_stopping),
         sensitive=optional(document["sensitive"], _sensitive_rule),
         recalibration=optional(document["recalibration"], parse_recalibration),

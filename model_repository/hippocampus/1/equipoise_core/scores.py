@@ -78,9 +78,9 @@ def rim_epistemic(contract: Contract, uncertainty: Uncertainty) -> float:
     return _mean_at_foreground(contract, uncertainty, uncertainty.epistemic)
 
 
-def rim_own(contract: Contract, uncertainty: Uncertainty) -> float:
+def rim_uncertainty(contract: Contract, uncertainty: Uncertainty) -> float:
     """The same mean of the network's own ranking of its voxels, in its own unit, ≥ 0."""
-    return _mean_at_foreground(contract, uncertainty, uncertainty.own)
+    return _mean_at_foreground(contract, uncertainty, uncertainty.stated)
 
 
 def _mean_at_foreground(contract: Contract, uncertainty: Uncertainty, maps: Array) -> float:
@@ -122,7 +122,7 @@ SCORES: dict[Task, dict[str, Score]] = {
 }
 """Every score of a task by name; the first that a model has is the one reported where no policy chose another."""
 
-OWN = {"rim_own": rim_own}
+STATED_SCORES = {"rim_uncertainty": rim_uncertainty}
 """Of a segmentation that states its moments, besides."""
 
 COMPARING = {"sample_disagreement", "volume_variation"}
@@ -134,7 +134,7 @@ EPISTEMIC = {"mutual_information", "rim_epistemic"}
 
 def scores_of(contract: Contract) -> dict[str, Score]:
     """The scores that say something about this model's answers, by name."""
-    scores = {**SCORES[contract.task], **(OWN if contract.states_moments else {})}
+    scores = {**SCORES[contract.task], **(STATED_SCORES if contract.states_moments else {})}
     silent = set() if contract.varies else COMPARING if contract.states_moments else COMPARING | EPISTEMIC
     return {name: score for name, score in scores.items() if name not in silent}
 

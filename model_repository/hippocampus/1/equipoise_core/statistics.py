@@ -1,7 +1,7 @@
 """Statistics of input and prediction, which show that an image is not of the kind the model knows.
 
 Those of the input look at the normalised image: none depends on the scanner's intensity scale, and a change of
-brightness or contrast alone moves none. What they say together is one distance, see `strangeness`.
+brightness or contrast alone moves none. What they say together is one distance, see `ood_distance`.
 """
 
 from __future__ import annotations

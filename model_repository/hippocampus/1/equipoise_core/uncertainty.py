@@ -60,11 +60,11 @@ class Uncertainty:
         return np.asarray(self.total - self.aleatoric)
 
     @cached_property
-    def own(self) -> Array:
-        """The network's own ranking of its voxels, `[1, *S]`, ≥ 0; NaN where it states none."""
-        if self.moments.sum_own is None:
+    def stated(self) -> Array:
+        """The single-pass network's own uncertainty of its voxels, `[1, *S]`, ≥ 0; NaN where it states none."""
+        if self.moments.sum_uncertainty is None:
             return np.full((1, *self.moments.sum_p.shape[1:]), np.nan)
-        return np.asarray(self.moments.sum_own / self.moments.samples)
+        return np.asarray(self.moments.sum_uncertainty / self.moments.samples)
 
     @cached_property
     def labels(self) -> NDArray[np.uint8]:

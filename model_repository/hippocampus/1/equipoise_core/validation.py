@@ -61,7 +61,7 @@ def _validate_whole(contract: Contract, size: tuple[int, ...]) -> None:
 
 
 _PER_CLASS = ("mean", "variance", "variance_corrected", "calibrated")
-_PER_DECISION = {"aleatoric": 4, "epistemic": 4, "own": 4, "labels": 1, "labels_sensitive": 1}
+_PER_DECISION = {"aleatoric": 4, "epistemic": 4, "uncertainty": 4, "labels": 1, "labels_sensitive": 1}
 
 
 def validate_answer(contract: Contract, cases: Sequence[Case], names: Collection[str]) -> None:

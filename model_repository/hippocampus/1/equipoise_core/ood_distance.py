@@ -14,7 +14,7 @@ FARTHEST = 8.0  # robust standard deviations: one statistic alone says "far" and
 
 
 @dataclass(frozen=True)
-class Strangeness:
+class OodDistance:
     """Mahalanobis distance with a robust scale (Mahalanobis 1936; Lee et al. 2018 use it for detection).
 
     `z = clip((x − location)/scale, ±8)`, `d = √((z − centre)ᵀ P (z − centre) / n)`: about 1 for a typical case.
@@ -34,9 +34,9 @@ class Strangeness:
     def __post_init__(self) -> None:
         sizes = {len(self.names), len(self.location), len(self.scale), len(self.centre), len(self.precision)}
         if sizes | {len(row) for row in self.precision} != {len(self.names)}:
-            raise ValueError("strangeness: names, location, scale, centre and precision must be of one size")
+            raise ValueError("ood_distance: names, location, scale, centre and precision must be of one size")
         if not all(scale > 0.0 for scale in self.scale):
-            raise ValueError("strangeness: every scale must be above 0")
+            raise ValueError("ood_distance: every scale must be above 0")
 
     def distance(self, statistics: Mapping[str, float]) -> float:
         """≥ 0; NaN where a statistic is not finite. Raises KeyError for a statistic that is not known."""
@@ -50,8 +50,8 @@ class Strangeness:
         return tuple(np.array(numbers) for numbers in (self.location, self.scale, self.centre, self.precision))
 
     def number(self, statistics: Mapping[str, float]) -> dict[str, float]:
-        """`{"strangeness": distance}`, or nothing where a statistic is not known: then nothing is accepted either."""
-        return {"strangeness": self.distance(statistics)} if set(self.names) <= set(statistics) else {}
+        """`{"ood_distance": distance}`, or nothing where a statistic is not known: then nothing is accepted either."""
+        return {"ood_distance": self.distance(statistics)} if set(self.names) <= set(statistics) else {}
 
     def document(self) -> dict[str, Any]:
         return {
@@ -63,13 +63,13 @@ class Strangeness:
         }
 
 
-def parse_strangeness(document: Mapping[str, Any]) -> Strangeness:
+def parse_ood_distance(document: Mapping[str, Any]) -> OodDistance:
     """Raises ValueError where sizes do not match."""
 
     def numbers(key: str) -> tuple[float, ...]:
         return tuple(float(entry) for entry in document[key])
 
-    return Strangeness(
+    return OodDistance(
         tuple(str(name) for name in document["names"]),
         numbers("location"),
         numbers("scale"),
