@@ -7,7 +7,7 @@ medians over rounds are compared. Peers:
 
     equipoise     Triton, the public model, T named (no early stopping), mean, variance and route asked for
     in process    ONNX Runtime on the sampler's own graph, masks drawn for each image: the limit
-    … by 8        both, asked about 8 images at a time, sampled together (4 of a segmentation); rates are of images
+    … by 8        both, asked about 8 images at a time, as many in one run as its memory allows; rates are of images
     bare          tiny only: a public model that does nothing but pass the image on to the sampler and back
     separate      Triton, the sampler asked T times with one sample each, averaged by the client
     loop          FastAPI and uvicorn, T PyTorch passes one after the other
@@ -52,9 +52,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tritonclient.grpc as triton  # noqa: E402
 from equipoise_client.transport import Retry  # noqa: E402
+from equipoise_core.budget import at_once  # noqa: E402
 from equipoise_core.contract import Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
-from equipoise_core.sampling import AT_ONCE  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
 from equipoise_deploy.serving.readiness import check_readiness  # noqa: E402
 from equipoise_deploy.serving.server import TritonServer  # noqa: E402
@@ -323,12 +323,13 @@ def separate(url: str, contract: Contract, image: np.ndarray) -> Peer:
 
 
 def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray, images: int = 1) -> Peer:
-    layout, at_once = mask_layout(contract, contract.nominal), min(images, AT_ONCE[contract.task])
+    layout = mask_layout(contract, contract.nominal)
+    most = min(images, at_once(contract, contract.nominal, T))
 
     def ask() -> object:
         """As many at once as the server samples together: eight callers with eight volumes each took 12 GB."""
-        for first in range(0, images, at_once):
-            seeds = range(first, min(first + at_once, images))
+        for first in range(0, images, most):
+            seeds = range(first, min(first + most, images))
             masks = np.stack([draw_masks(layout, seed, contract.digest, 0, T) for seed in seeds])
             answer = sampler(np.repeat(image[None], len(seeds), axis=0), masks)
         return answer

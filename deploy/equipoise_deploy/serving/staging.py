@@ -40,14 +40,11 @@ _MOST_SAMPLERS = 4  # each takes a run's memory, the native backend's also the n
 
 def available_cores() -> int:
     """Cores this process may use, by its affinity and its control group's quota (version 2), at least 1."""
-    return max(1, min(len(os.sched_getaffinity(0)), _quota(_CONTROL_GROUPS, _own_group())))
-
-
-_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+    return max(1, min(len(os.sched_getaffinity(0)), quota(Path("/sys/fs/cgroup"), _own_group())))
 
 
 def _own_group() -> Path:
-    """Of this process, below `_CONTROL_GROUPS`; in a container its own is the root."""
+    """Control group of this process; in a container its own is the root."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             if line.startswith("0::"):
@@ -55,8 +52,8 @@ def _own_group() -> Path:
     return Path()
 
 
-def _quota(root: Path, group: Path) -> int:
-    """Cores that the group and those above it may use, rounded down; a million where nothing limits them."""
+def quota(root: Path, group: Path) -> int:
+    """Cores that a control group and those above it, below `root`, leave; a million where nothing limits them."""
     quotas = [1_000_000]
     for each in (group, *group.parents):
         with contextlib.suppress(OSError, ValueError):  # no limit is "max"; version 1 has no such file
