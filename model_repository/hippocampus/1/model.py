@@ -88,7 +88,7 @@ class TritonPythonModel:
             assessments = assess_all(self.model, cases, samplers, self.each, hurried, screen)
             self.slowest = max(0.9 * self.slowest if self.slowest < math.inf else 0.0, time.monotonic() - begun)
             tensors = [
-                pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
+                pb_utils.Tensor(name, _rows_of([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
                 if name in wanted
             ]
@@ -111,6 +111,11 @@ class TritonPythonModel:
     def _refuse(self, code, why, kind):
         self.metrics.add(kind, 1)
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(why), code))
+
+
+def _rows_of(arrays):
+    """`[N, …]`; of one array no copy."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def cases_of(request):
