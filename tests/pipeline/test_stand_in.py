@@ -216,25 +216,23 @@ class Held:
 
 
 def test_only_a_run_that_is_alone_gets_all_cores(stand_in, monkeypatch):
-    """One that comes while another runs, or waits with it, gets its share; afterwards a lone one has all again."""
+    """One that starts while another one runs or waits gets its share; afterwards a lone one has all again."""
     held = Held(stand_in, monkeypatch, runs=2)
     held.ask(1.0).join(60)
     poll(lambda: held.runs == [(4, 1.0)], "the first runs alone")
-    held.ask(2.0).join(60)
+    held.ask(2.0, 3.0, 4.0).join(60)
     poll(lambda: held.runs[1:] == [(1, 2.0)], "the second shares the cores")
-    third = held.ask(3.0)
-    assert third.is_alive() and len(held.runs) == 2, "no more than two run; what waits, waits in Triton"
+    fifth = held.ask(5.0)
+    fifth.join(0.2)
+    assert fifth.is_alive() and len(held.runs) == 2, "two run, two come next, what else waits, waits in Triton"
     held.gate.set()
-    third.join(60)
-    poll(lambda: len(held.answers) == 3, "all are answered")
+    fifth.join(60)
+    poll(lambda: len(held.answers) == 5, "all are answered")
+    assert held.runs[2:4] == [(1, 3.0), (1, 4.0)] or held.runs[2:4] == [(1, 4.0), (1, 3.0)]
     held.gate.clear()
-    held.ask(4.0).join(60)
-    poll(lambda: held.runs[3:] == [(4, 4.0)], "it is alone again")
+    held.ask(6.0).join(60)
+    poll(lambda: held.runs[5:] == [(4, 6.0)], "it is alone again")
     held.gate.set()
-    poll(lambda: 4.0 in held.answers, "it is answered")
-    held.ask(5.0, 6.0).join(60)
-    poll(lambda: len(held.runs) == 6, "both run")
-    assert held.runs[4] == (1, 5.0), "another one waits with it"
     held.model.finalize()
     assert sorted(held.answers) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 

@@ -27,7 +27,7 @@ class TritonPythonModel:
 
     Parameters of the configuration, as `equipoise serve` sets them: `runs`, how many requests run at a time (1);
     `intra_op_thread_count`, threads of each of them (0, or nothing said: all cores, as the native backend's); `alone`,
-    threads of a run that starts while no other one is going on.
+    threads of a run that starts while no other request is there.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -46,26 +46,26 @@ class TritonPythonModel:
         self.inputs = tuple(node.name for node in self.shared.get_inputs())
         self.outputs = tuple(node.name for node in self.shared.get_outputs())
         self.pool = ThreadPoolExecutor(self.runs)
-        self.free = threading.Semaphore(self.runs)
-        self.lock, self.going = threading.Lock(), 0
+        self.room = threading.Semaphore(2 * self.runs)
+        self.lock, self.present = threading.Lock(), 0
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Starts each request, in order; returns when no other one could be started, so that those wait in Triton."""
-        for left, request in zip(range(len(requests), 0, -1), requests, strict=True):
-            self.free.acquire()
+        """Takes each request, in order, while there is room: for those that run, and for as many that come next, so
+        that no core waits for Triton in between. All others wait there."""
+        for request in requests:
+            self.room.acquire()
             with self.lock:
-                self.going += 1
-                session = self.alone if self.going == left == 1 else self.shared
-            self.pool.submit(self._answer, request, request.get_response_sender(), session)
+                self.present += 1
+            self.pool.submit(self._answer, request, request.get_response_sender())
 
     def finalize(self) -> None:
         self.pool.shutdown()
 
-    def _answer(self, request: Any, sender: Any, session: ort.InferenceSession) -> None:
-        response = self._run(request, session)
+    def _answer(self, request: Any, sender: Any) -> None:
+        response = self._run(request, self.alone if self.present == 1 else self.shared)
         with self.lock:
-            self.going -= 1
-        self.free.release()  # before the answer is sent: the next run need not wait for that
+            self.present -= 1
+        self.room.release()
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:  # nobody waits for this answer any more; others do for theirs
