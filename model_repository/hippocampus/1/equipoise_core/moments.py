@@ -67,6 +67,12 @@ class Moments:
         )
 
     @property
+    def unknown(self) -> Moments:
+        """Of the same shape; NaN, since nothing is known."""
+        p, entropy = np.full_like(self.sum_p, np.nan), np.full_like(self.sum_entropy, np.nan)
+        return Moments(1, p, p, entropy, np.full_like(self.volumes, np.nan))
+
+    @property
     def finite(self) -> bool:
         """Whether every number is."""
         sums = (self.sum_p, self.sum_p2, self.sum_entropy, self.volumes, self.sum_uncertainty)

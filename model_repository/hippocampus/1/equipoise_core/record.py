@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = "equipoise-record/1"
+from .contract import Contract
+
+FORMAT = "equipoise-record/2"
 
 
 def input_digest(image: NDArray[np.float32]) -> str:
@@ -26,9 +28,21 @@ def default_seed(image_digest: str, model_digest: str) -> int:
     return int(hashlib.sha256(f"{image_digest}:{model_digest}".encode()).hexdigest()[:16], 16)
 
 
-def software() -> dict[str, str]:
-    """Versions of what computed the decision in this process."""
-    return {"python": platform.python_version(), "numpy": np.__version__}
+def computed_by(contract: Contract, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What computed a decision: two devices agree within a tolerance, not bit by bit.
+
+    Args:
+        stated: what the service knows of it: versions of Triton and ONNX Runtime, execution provider and its options,
+            device.
+    """
+    known = {name: stated.get(name) for name in ("triton", "onnxruntime", "provider", "provider_options", "device")}
+    return {
+        **known,
+        "precision": contract.precision.value,
+        "generator": contract.generator if contract.stochastic else None,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
 
 
 def jsonable(value: Any) -> Any:
