@@ -176,7 +176,7 @@ def test_a_chunk_that_fails_after_the_first_reviews(client):
     assert "the sampler failed" in text(answer["reason"])
     assert int(answer["samples_used"][0, 0]) == 16
     record = json.loads(text(answer["record"]))
-    assert (record["samples"], record["samples_asked"], record["route"]) == (16, 20, "review")
+    assert (record["samples"], record["samples_planned"], record["route"]) == (16, 20, "review")
 
 
 def test_a_sampler_that_fails_at_once_is_an_error(client):

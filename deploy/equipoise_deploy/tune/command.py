@@ -122,7 +122,7 @@ def _measured(
     bench = Bench(repository, name, payloads, clients, rounds, seconds)
     cores = available_cores()
     published = published_settings(repository, name, find_engine(os.environ).configuration, cores)
-    tried = knobs(published, cores, samples or model.default_samples, model.contract.stochastic)
+    tried = knobs(published, cores, samples or model.samples, model.contract.stochastic)
     choices = [knob for knob in tried if knob[0] in wanted]
     total = (rounds + 1) * (sum(len(values) + 1 for _, values in choices) + 2)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -51,3 +51,21 @@ def reason(code: str, **values: Any) -> Reason:
 
 def _after(samples: int) -> str:
     return "the first pass" if samples == 0 else f"{samples} sample{'' if samples == 1 else 's'}"
+
+
+def near_limit(reason: Mapping[str, Any], tolerance: float) -> str | None:
+    """In words, where a recorded reason rests on a number so near its limit that another device may see it otherwise.
+
+    Args:
+        reason: as `Reason.document` writes it.
+        tolerance: absolute for numbers below 1, relative above.
+    """
+    values = reason.get("values") or {}
+    value = values.get("value")
+    name = values.get("score", values.get("name"))
+    for limit in (values.get(which) for which in ("threshold", "low", "high")):
+        if value is None or limit is None:
+            continue
+        if abs(value - limit) <= tolerance * max(1.0, abs(limit)):
+            return f"{name} {value:.6g} against {limit:.6g} ± {tolerance:g}"
+    return None
