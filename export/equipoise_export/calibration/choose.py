@@ -277,7 +277,7 @@ def stage_lists(steps: Sequence[int]) -> list[tuple[int, ...]]:
 def choose_stages(
     contract: Contract, policy: Policy, pilot: Sequence[Measured], goals: Goals, costs: Costs
 ) -> tuple[int, ...]:
-    """The stages that cost the pilot cases least, at the most permissive thresholds that few of them are wrong under."""
+    """The stages that cost the pilot cases least, at the most permissive thresholds with few wrong."""
 
     def cost(stages: tuple[int, ...]) -> float:
         candidates = candidate_stages(stages, pilot, goals)
