@@ -21,6 +21,11 @@ from .preprocessing import Normalisation, Preprocessing
 
 FORMAT = "equipoise-contract/1"
 
+BYTEWISE = "pcg64dxsm-bytewise"
+PHILOX = "philox4x64-32"
+MASK_GENERATORS = (BYTEWISE, PHILOX)
+"""How masks may be drawn; see `masks`. New contracts take the first."""
+
 
 class ContractError(ValueError):
     """The contract does not hold together, or does not describe what it lies beside."""
@@ -112,6 +117,7 @@ class Contract:
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         samples: T unless the policy or the caller says otherwise.
+        generator: how masks are drawn, one of MASK_GENERATORS.
         precision: of weights and activations.
         states_moments: the network itself says, in each pass, how unsure it is: besides probabilities it gives their
             square and entropy, and a ranking of its voxels (`own`). A single pass then has something to tell.
@@ -133,6 +139,7 @@ class Contract:
     modalities: tuple[str, ...] = ()
     samples: int = 20
     samplers: tuple[Sampler, ...] = ()
+    generator: str = BYTEWISE
     precision: Precision = Precision.FP32
     states_moments: bool = False
     screen: Screen | None = None
@@ -144,6 +151,11 @@ class Contract:
             raise ContractError(
                 f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal} and "
                 f"{self.maximum}"
+            )
+        if self.generator not in MASK_GENERATORS:
+            raise ContractError(
+                f"masks are to be drawn by {self.generator!r}, which this version does not know; it knows "
+                f"{', '.join(MASK_GENERATORS)}"
             )
         names = [site.name for site in self.sites]
         if self.states_moments and self.task is Task.CLASSIFICATION:
@@ -234,6 +246,7 @@ class Contract:
             # Said only where it is not single: contracts from before there was a choice keep their digest.
             **({} if self.precision is Precision.FP32 else {"precision": self.precision.value}),
             **({"states_moments": True} if self.states_moments else {}),
+            **({} if self.generator == PHILOX else {"generator": self.generator}),
         }
 
     def document(self) -> dict[str, Any]:
@@ -282,6 +295,7 @@ def _contract(document: Any) -> Contract:
         modalities=tuple(str(code) for code in document["modalities"]),
         samples=int(document["samples"]),
         samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
+        generator=str(document.get("generator", PHILOX)),
         precision=Precision(document.get("precision", Precision.FP32)),
         states_moments=bool(document.get("states_moments", False)),
         screen=optional(
