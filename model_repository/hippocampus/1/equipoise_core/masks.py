@@ -65,6 +65,12 @@ class MaskLayout:
         )
 
     @cached_property
+    def thresholds(self) -> NDArray[np.uint32]:
+        """Each unit's. As large as 32 samples: for what needs them all."""
+        counts, thresholds = np.array(self.runs, dtype=np.int64).reshape(-1, 2).T
+        return np.repeat(thresholds.astype(np.uint32), counts)
+
+    @cached_property
     def long(self) -> tuple[tuple[slice, int], ...]:
         """`(bytes, threshold)`: whole bytes of one threshold, at least _RUN of them."""
         ends = accumulate(units for units, _ in self.runs)
@@ -88,7 +94,7 @@ def mask_layout(contract: Contract, spatial: tuple[int, ...]) -> MaskLayout:
     return _layout(contract.sites, tuple(site.units(sizes) for site in contract.sites), contract.generator)
 
 
-_layout = lru_cache(maxsize=64)(MaskLayout)  # what follows from a layout takes as long as a small draw
+_layout = lru_cache(maxsize=16)(MaskLayout)  # what follows from a layout takes as long as a small draw
 
 
 def draw_masks(
@@ -125,9 +131,8 @@ def _philox(layout: MaskLayout, seed: int, model: int, first: int, count: int) -
     """32 bits a unit from a counter (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")."""
     blocks = -(-layout.bits // 8)  # a step of the counter gives four words of 64 bits
     stream = np.random.Philox(key=np.array([seed, model], dtype=np.uint64), counter=first * blocks)
-    counts, thresholds = np.array(layout.runs, dtype=np.int64).reshape(-1, 2).T
     words = stream.random_raw(count * blocks * 4).astype("<u8", copy=False)
-    return _compared(words, count, np.repeat(thresholds.astype(np.uint32), counts))
+    return _compared(words, count, layout.thresholds)
 
 
 def _bytewise(layout: MaskLayout, seed: int, model: int, first: int, count: int) -> NDArray[np.uint8]:
