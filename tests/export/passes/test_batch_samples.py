@@ -59,6 +59,6 @@ def test_a_batch_of_samples_equals_samples_one_by_one(case: str) -> None:
     expected = np.exp(expected - expected.max(-1, keepdims=True))
     expected /= expected.sum(-1, keepdims=True)
     got = run(result.model, {"image": images, "masks": packed})["probabilities"]
-    assert got.shape == (2, 3, 72)
+    assert got.shape == (2, 8, 72)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert got.var(axis=1).max() > 1e-8
