@@ -56,7 +56,7 @@ BENCHMARKS = {
     "memory_flat": Benchmark("bench_memory", ("flat",), ("flat", "--requests", "1000")),
     "memory_large": Benchmark("bench_memory", ("large",)),
     "memory_volume": Benchmark("bench_memory", ("volume",)),
-    "masks": Benchmark("bench_masks", quick=("--images", "2", "--seeds", "10"), data=True),
+    "masks": Benchmark("bench_masks", quick=("--rounds", "5")),
     "decisions": Benchmark("bench_decisions", quick=("--cases", "20"), data=True),
     "volumes": Benchmark("bench_volumes", data=True),
     "active_learning": Benchmark("bench_active_learning", data=True),

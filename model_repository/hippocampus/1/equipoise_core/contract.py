@@ -21,6 +21,11 @@ from .preprocessing import Normalisation, Preprocessing
 
 FORMAT = "equipoise-contract/2"
 
+BYTEWISE = "pcg64dxsm-bytewise"
+PHILOX = "philox4x64-32"
+MASK_GENERATORS = (BYTEWISE, PHILOX)
+"""How masks may be drawn; see `masks`. New contracts take the first."""
+
 
 class ContractError(ValueError):
     """The contract does not hold together, or does not describe what it lies beside."""
@@ -112,6 +117,7 @@ class Contract:
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         samples: T unless the policy or the caller says otherwise.
+        generator: how masks are drawn, one of MASK_GENERATORS.
         precision: of weights and activations.
         states_moments: the network itself says, in each pass, how unsure it is: besides probabilities it gives their
             square and entropy, and a ranking of its voxels (`uncertainty`).
@@ -134,9 +140,9 @@ class Contract:
     modalities: tuple[str, ...] = ()
     samples: int = 20
     samplers: tuple[Sampler, ...] = ()
+    generator: str = BYTEWISE
     precision: Precision = Precision.FP32
     states_moments: bool = False
-    generator: str = "philox4x64-32"
     first_pass: FirstPass | None = None
 
     def __post_init__(self) -> None:
@@ -146,6 +152,11 @@ class Contract:
             raise ContractError(
                 f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal} and "
                 f"{self.maximum}"
+            )
+        if self.generator not in MASK_GENERATORS:
+            raise ContractError(
+                f"masks are to be drawn by {self.generator!r}, which this version does not know; it knows "
+                f"{', '.join(MASK_GENERATORS)}"
             )
         names = [site.name for site in self.sites]
         if self.states_moments and self.task is Task.CLASSIFICATION:

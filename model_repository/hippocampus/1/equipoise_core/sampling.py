@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ AT_ONCE = {Task.SEGMENTATION: 4, Task.CLASSIFICATION: 8}
 RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[str, Array]]
 """`image [N, C, *S]`, `masks [N, T, B]` (None: deterministic) → the sampler's output tensors by name.
 Raises SamplerFailure, or Cancelled."""
+
+Number = TypeVar("Number", np.float32, np.uint8)
 
 Draw = tuple[int, NDArray[np.uint8] | None]
 """Index of a sampler, and the masks `[N, T, B]` that it is to run under (None: deterministic)."""
@@ -267,9 +269,9 @@ class Run:
         return Assessment(self.model, ready.case, ready.seed, ready.input, moments, planned, last, problems, first_pass)
 
 
-def _stacked(images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """`[N, C, *S]`; of one image, which may be large, no copy."""
-    return images[0][None] if len(images) == 1 else np.stack(images)
+def _stacked(each: Sequence[NDArray[Number]]) -> NDArray[Number]:
+    """`[N, …]`; of one image, which may be large, no copy."""
+    return each[0][None] if len(each) == 1 else np.stack(each)
 
 
 def _draws(contract: Contract, layout: MaskLayout, seeds: Sequence[int], first: int, count: int) -> list[Draw]:
@@ -278,7 +280,7 @@ def _draws(contract: Contract, layout: MaskLayout, seeds: Sequence[int], first: 
     starts = range(min(members, count))
     if not contract.stochastic:
         return [((first + start) % members, None) for start in starts]
-    masks = np.stack([draw_masks(layout, seed, contract.model_digest, first, count) for seed in seeds])
+    masks = _stacked([draw_masks(layout, seed, contract.model_digest, first, count) for seed in seeds])
     return [((first + start) % members, np.ascontiguousarray(masks[:, start::members])) for start in starts]
 
 
