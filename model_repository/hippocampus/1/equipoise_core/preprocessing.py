@@ -12,6 +12,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from .quantiles import quantiles
+
 PADDING_VALUE = -1.0e6
 """Marks voxels outside the image, as DICOM's Pixel Padding Value (0028,0120) does. The sampler's graph replaces them
 by `Preprocessing.fill` before the network and leaves them out of every sum over voxels: padding changes no volume."""
@@ -60,21 +62,35 @@ class Preprocessing:
         A constant channel becomes 0 everywhere: it carries nothing to scale by.
         """
         axes = tuple(range(1, image.ndim))
-        wide = image.astype(np.float64)
-        if self.normalisation is Normalisation.ZSCORE:
-            low = wide.mean(axis=axes, keepdims=True)
-            span = wide.std(axis=axes, keepdims=True)
-        elif self.normalisation is Normalisation.PERCENTILE:
-            low, high = np.percentile(wide, [self.low, self.high], axis=axes, keepdims=True)
-            span = high - low
-        elif self.normalisation is Normalisation.WINDOW:
-            low, span = np.float64(self.low), np.float64(self.high - self.low)
-        else:
-            low, span = np.float64(0.0), np.float64(1.0)
+        least, most = image.min(axis=axes, keepdims=True), image.max(axis=axes, keepdims=True)
         # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
-        flat = span <= 1e-7 * np.maximum(np.abs(wide).max(axis=axes, keepdims=True), 1e-30)
-        scaled = np.where(flat, 0.0, (wide - low) / np.where(flat, 1.0, span))
-        return np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT).astype(np.float32)
+        smallest = 1e-7 * np.maximum(np.maximum(-least, most).astype(np.float64), 1e-30)
+        if self.normalisation is Normalisation.ZSCORE:
+            scaled = image.astype(np.float64)
+            low = scaled.mean(axis=axes, keepdims=True)
+            scaled -= low
+            span = np.sqrt((scaled * scaled).mean(axis=axes, keepdims=True))
+        else:
+            low, high = self._ends(image)
+            scaled = np.subtract(image, low, dtype=np.float64)
+            span = high - low
+        flat = span <= smallest
+        scaled /= np.where(flat, 1.0, span)
+        if flat.any():
+            scaled = np.where(flat, 0.0, scaled)
+        if max(np.abs(end - low).max() for end in (least, most)) > NORMALISED_LIMIT * span.min():
+            np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=scaled)
+        return scaled.astype(np.float32)
+
+    def _ends(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The intensities that become 0 and 1, `[C, 1, …]`."""
+        if self.normalisation is Normalisation.PERCENTILE:
+            ends = [quantiles(channel, (self.low / 100.0, self.high / 100.0)) for channel in image]
+        else:
+            window = self.normalisation is Normalisation.WINDOW
+            ends = [[self.low, self.high] if window else [0.0, 1.0]] * len(image)
+        low, high = np.array(ends).T.reshape(2, len(image), *(1,) * (image.ndim - 1))
+        return low, high
 
     def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The spatial sizes that `pad` gives an image of this size."""
