@@ -197,12 +197,14 @@ class Worker:
 
 def requests_of(names: Sequence[str], count: int) -> dict[str, list[Any]]:
     """Per model `(image, spacing)` of test cases."""
+    import numpy as np
     from equipoise_lab.reference.data import load, reference_split
 
     found = {}
     for name in names:
         data = load(name)
         images = data.select(reference_split(name, data.ids).test[:count]).images
+        images = tuple(np.ascontiguousarray(image) for image in images)  # as the adapter hands them on
         found[name] = [(image, (1.0, 1.0, 1.0) if image.ndim == 4 else None) for image in images]
     return found
 

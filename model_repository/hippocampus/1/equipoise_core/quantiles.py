@@ -19,16 +19,18 @@ def median(values: Array) -> float:
     """What `np.median` gives of all values, which are finite and at least one."""
     upper = values.size // 2
     lower = upper - 1 + values.size % 2
-    ((low, high),) = _ordered(values.reshape(-1), [(lower, upper)])
+    low, high = _ordered(values.reshape(-1), lower, upper)
     return float((low + high) / 2)
 
 
 def quantiles(values: Array, shares: Sequence[float]) -> list[float]:
     """What `np.quantile` gives in double precision for shares in 0..1: linear between neighbours in order."""
-    last = values.size - 1
-    places = [(math.floor(share * last), share * last) for share in shares]
-    pairs = _ordered(values.reshape(-1), [(below, min(below + 1, last)) for below, _ in places])
-    return [_between(float(a), float(b), place - below) for (a, b), (below, place) in zip(pairs, places, strict=True)]
+    flat, last, found = values.reshape(-1), values.size - 1, []
+    for share in shares:
+        below = math.floor(share * last)
+        low, high = _ordered(flat, below, min(below + 1, last))
+        found.append(_between(float(low), float(high), share * last - below))
+    return found
 
 
 def _between(low: float, high: float, share: float) -> float:
@@ -36,32 +38,30 @@ def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share if share < 0.5 else high - (high - low) * (1.0 - share)
 
 
-def _ordered(values: Array, ranks: Sequence[tuple[int, int]]) -> list[tuple[Any, Any]]:
-    """For each pair of ranks, the same or adjacent, the values that have them (0: the smallest).
+def _ordered(values: Array, lower: int, upper: int) -> tuple[Any, Any]:
+    """The values of two ranks, the same or adjacent (0: the smallest).
 
-    A sample tells between which values they lie, with wide margins; only what lies there is partitioned (Floyd & Rivest
-    1975). Where the sample misleads, all is.
+    A sample tells between which values they lie, with wide margins; only what lies there is looked at further (Floyd &
+    Rivest 1975), until it is little, or all one value, as where an image has few grey levels.
     """
-    if values.size < _LARGE:
-        ordered = np.partition(values, sorted({rank for pair in ranks for rank in pair}))
-        return [(ordered[low], ordered[high]) for low, high in ranks]
-    # An odd step: images have even sizes, and the sample must not be a few of their columns.
-    sample = np.sort(values[:: values.size // _SAMPLE | 1])
-    return [_bracketed(values, sample, low, high) for low, high in ranks]
-
-
-def _bracketed(values: Array, sample: Array, lower: int, upper: int) -> tuple[Any, Any]:
-    share = lower / values.size
-    margin = 3.0 * math.sqrt(sample.size * share * (1.0 - share)) + 3.0
-    first, last = int(sample.size * share - margin), int(sample.size * share + margin) + 1
-    least = sample[first] if first >= 0 else -np.inf
-    most = sample[last] if last < sample.size else np.inf
-    inside = values >= least
-    below = values.size - np.count_nonzero(inside)
-    inside &= values <= most
-    if below <= lower and upper < below + np.count_nonzero(inside):
+    while values.size >= _LARGE:
+        # An odd step: images have even sizes, and the sample must not be a few of their columns.
+        sample = np.sort(values[:: values.size // _SAMPLE | 1])
+        share = lower / values.size
+        margin = 3.0 * math.sqrt(sample.size * share * (1.0 - share)) + 3.0
+        first, last = int(sample.size * share - margin), int(sample.size * share + margin) + 1
+        least = sample[first] if first >= 0 else -np.inf
+        most = sample[last] if last < sample.size else np.inf
+        inside = values >= least
+        below = values.size - np.count_nonzero(inside)
+        inside &= values <= most
+        count = np.count_nonzero(inside)
+        if not below <= lower <= upper < below + count:
+            break  # the sample misleads
         if least == most:
             return least, most
+        if 2 * count > values.size:
+            break
         # `flatnonzero`, since a mask as index takes twice as long.
         values, lower, upper = values[np.flatnonzero(inside)], lower - below, upper - below
     ordered = np.partition(values, [lower, upper])

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .quantiles import median
+
 Array = NDArray[np.floating[Any]]
 
 SCALES = 4
 _GRAIN_FLOOR = 1e-3
-_FLOOR = 1e-6  # standard deviations: below it there is no detail to describe
+FLOOR = 1e-6  # standard deviations: below it there is no detail to describe
 
 
 def texture_statistics(image: NDArray[np.float32]) -> dict[str, float]:
@@ -35,22 +37,44 @@ def texture_statistics(image: NDArray[np.float32]) -> dict[str, float]:
       finest scale whatever the image shows (Donoho & Johnstone 1994 estimate noise so).
     - `sign_s`: ∛ of the skewness of the second differences of x_s: bright blobs on dark, or dark on bright.
     """
-    x: Array = image.astype(np.float32)
-    x = x - x.mean(dtype=np.float64).astype(np.float32)
-    deviation = math.sqrt(float(_mean(x * x)))
-    x = x / max(deviation, _FLOOR)
+    return texture_of(standardised(image)[0])
+
+
+def standardised(image: NDArray[np.float32]) -> tuple[Array, float]:
+    """The image less its mean, over its standard deviation, in single precision; and that deviation.
+
+    An image with a deviation below 1e-6 is constant: it becomes 0, or nearly.
+    """
+    image = np.ascontiguousarray(image)
+    x: Array = np.subtract(image, image.mean(dtype=np.float64), dtype=np.float32)
+    deviation = math.sqrt(mean_of(x * x))
+    x /= np.float32(max(deviation, FLOOR))
+    return x, deviation
+
+
+def texture_of(x: Array) -> dict[str, float]:
+    """The same of an image that is standardised already."""
     found: dict[str, float] = {}
     grains = []
     for scale in range(SCALES):
-        x, halved = _even(x), _halved(_even(x))
-        band = x - _doubled(halved, x.shape)
-        square = band * band
-        variance = _mean(square)
-        sigma = max(math.sqrt(variance), _FLOOR)
+        x = _even(x)
+        blocks = _blocks(x)
+        share = np.float32(1.0 / len(blocks))
+        halved = np.add.reduce(blocks, axis=0)
+        halved *= share
+        blocks -= halved  # the band
+        square = blocks * blocks
+        local = np.add.reduce(square, axis=0)
+        local *= share
+        variance = mean_of(local)
+        sigma = max(math.sqrt(variance), FLOOR)
         found[f"energy_{scale}"] = math.log(sigma)
-        found[f"peak_{scale}"] = math.log(max(_mean(square * square) / sigma**4, 1.0))
-        found[f"patch_{scale}"] = _log_share(_mean(np.sqrt(_halved(square))), sigma)
-        found[f"spread_{scale}"] = _log_share(_mean(np.abs(band)), sigma)
+        np.abs(blocks, out=blocks)
+        found[f"spread_{scale}"] = _log_share(mean_of(blocks), sigma)
+        square *= square
+        found[f"peak_{scale}"] = math.log(max(mean_of(square) / sigma**4, 1.0))
+        np.sqrt(local, out=local)
+        found[f"patch_{scale}"] = _log_share(mean_of(local), sigma)
         found[f"sign_{scale}"] = _curvature_sign(x)
         grains.append(_grain(x))
         x = halved
@@ -58,17 +82,23 @@ def texture_statistics(image: NDArray[np.float32]) -> dict[str, float]:
     return found
 
 
+def difference(x: Array, axis: int) -> Array:
+    """Of neighbours along an axis; `np.diff` without what it does around it, which small images feel."""
+    before = (slice(None),) * axis
+    return np.subtract(x[(*before, slice(1, None))], x[(*before, slice(None, -1))])
+
+
+def mean_of(array: Array) -> float:
+    """Of a contiguous array, which NumPy sums pairwise: to some 1e-7 in single precision. 0 where there is nothing."""
+    return float(np.add.reduce(array.reshape(-1))) / array.size if array.size else 0.0
+
+
 def _grain(x: Array) -> float:
     """Above 0: the floor keeps images of few grey levels, whose median is 0 or one level, apart from blurred ones."""
     for axis in range(1, x.ndim):
         if x.shape[axis] > 1:
-            x = np.diff(x, axis=axis)
-    return float(np.median(np.abs(x))) / math.sqrt(2.0) ** (x.ndim - 1) + _GRAIN_FLOOR
-
-
-def _mean(array: NDArray[Any]) -> float:
-    # What `ndarray.mean` does, without what it does around it: small images have two dozen of these.
-    return float(np.add.reduce(array, axis=None, dtype=np.float64)) / array.size if array.size else 0.0
+            x = difference(x, axis)
+    return median(np.abs(x)) / math.sqrt(2.0) ** (x.ndim - 1) + _GRAIN_FLOOR
 
 
 def _log_share(part: float, whole: float) -> float:
@@ -76,34 +106,40 @@ def _log_share(part: float, whole: float) -> float:
 
 
 def _even(x: Array) -> Array:
-    """Cuts a last odd voxel off each spatial axis; an axis of one voxel stays."""
-    return x[(slice(None), *(slice(0, size - size % 2 if size > 1 else 1) for size in x.shape[1:]))]
+    """Cuts a last odd voxel off each spatial axis; an axis of one voxel stays. Contiguous."""
+    cut = tuple(size - size % 2 if size > 1 else 1 for size in x.shape[1:])
+    return x if cut == x.shape[1:] else np.ascontiguousarray(x[(slice(None), *map(slice, cut))])
 
 
-def _halved(x: Array) -> Array:
-    for axis in range(1, x.ndim):
-        if x.shape[axis] > 1:
-            before = (slice(None),) * axis
-            x = (x[(*before, slice(0, None, 2))] + x[(*before, slice(1, None, 2))]) * x.dtype.type(0.5)
-    return x
-
-
-def _doubled(x: Array, shape: tuple[int, ...]) -> Array:
-    for axis in range(1, x.ndim):
-        if x.shape[axis] < shape[axis]:
-            x = np.repeat(x, 2, axis=axis)
-    return x
+def _blocks(x: Array) -> Array:
+    """`[C, *S]` of even sizes → `[4, C, *S/2]` (or 8): a copy of the image by the place of each voxel in its block."""
+    sizes = [(1, 1) if size == 1 else (size // 2, 2) for size in x.shape[1:]]
+    split = x.reshape(len(x), *(part for size in sizes for part in size))
+    axes = range(x.ndim - 1)
+    phases = split.transpose(*(2 + 2 * axis for axis in axes), 0, *(1 + 2 * axis for axis in axes))
+    return np.array(phases, order="C").reshape(-1, len(x), *(size for size, _ in sizes))
 
 
 def _curvature_sign(x: Array) -> float:
     """∛ of the skewness of the sum of second differences; 0 where an image is too small or flat to have any."""
     if min(x.shape[1:]) < 3:
         return 0.0
-    inner = x[(slice(None), *(slice(1, -1),) * (x.ndim - 1))]
-    curvature = -2.0 * (x.ndim - 1) * inner
+    # Along the flat array, whose steps along an axis are constant: sums over long rows. At the image's borders, where
+    # they reach around the corner, they are set to 0 again.
+    flat = x.reshape(-1)
+    steps = [math.prod(x.shape[axis + 1 :]) for axis in range(1, x.ndim)]
+    reach, size = steps[0], flat.size
+    curvature = flat * np.float32(-2 * len(steps))
+    inner = curvature[reach:-reach]
+    for step in steps:
+        inner += flat[reach - step : size - reach - step]
+        inner += flat[reach + step : size - reach + step]
+    bordered = curvature.reshape(x.shape)
     for axis in range(1, x.ndim):
-        for shift in (slice(0, -2), slice(2, None)):
-            curvature = curvature + x[(slice(None), *(shift if a == axis else slice(1, -1) for a in range(1, x.ndim)))]
+        bordered[(slice(None),) * axis + (slice(None, None, x.shape[axis] - 1),)] = 0.0
+    count = len(x) * math.prod(size - 2 for size in x.shape[1:])
     square = curvature * curvature
-    sigma = math.sqrt(_mean(square))
-    return math.copysign(1.0, m := _mean(square * curvature)) * abs(m / sigma**3) ** (1 / 3) if sigma > _FLOOR else 0.0
+    sigma = math.sqrt(float(np.add.reduce(square)) / count)
+    square *= curvature
+    third = float(np.add.reduce(square)) / count
+    return math.copysign(abs(third / sigma**3) ** (1 / 3), third) if sigma > FLOOR else 0.0
