@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Contract, Task
-from .quantiles import median
-from .texture import FLOOR, difference, mean_of, standardised, texture_of
+from .texture import FLOOR, difference, mean_of, median_size, standardised, texture_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -46,7 +45,7 @@ def _simple(x: Array, deviation: float) -> dict[str, float]:
     for axis in _axes_of(x, 2):
         differences = difference(x, axis)
         if x.shape[axis] > 2:
-            second.append(median(np.abs(difference(differences, axis))))
+            second.append(median_size(difference(differences, axis)))
         first.append(mean_of(np.abs(differences, out=differences)))
     squared = x * x  # NumPy's powers above 2 take twenty times as long as products
     skewness = mean_of(squared * x)
