@@ -39,8 +39,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "validate": ("validation.validate",),
     "input digest": ("record.input_digest",),
     "normalise": ("preprocessing.Preprocessing.normalise", "preprocessing.Preprocessing.pad"),
-    "simple statistics": ("statistics.simple_statistics",),
-    "texture statistics": ("texture.texture_statistics",),
+    "input statistics": ("statistics.input_statistics",),
     "masks": ("masks.mask_layout", "masks.draw_masks"),
     "moments": ("moments.moments_of_outputs", "moments.Moments.__add__", "moments.Moments.finite"),
     "maps": tuple(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Activation, Contract, Task
-from .moments import Array, Moments
+from .moments import Array
 from .uncertainty import Uncertainty
 
 Score = Callable[[Contract, Uncertainty], float]
@@ -42,15 +42,12 @@ def sample_disagreement(contract: Contract, uncertainty: Uncertainty) -> float:
     Q = Σ_t p_t²: it follows from the moments, so chunking cannot change it. 1 (no evidence of agreement) where a
     single sample was drawn or no sample saw any foreground.
     """
-    return 1.0 - _pooled_dice(uncertainty.moments, contract.foreground)
-
-
-def _pooled_dice(moments: Moments, classes: tuple[int, ...]) -> float:
-    selected = list(classes)
-    sums = moments.sum_p[selected].astype(np.float64)
+    moments = uncertainty.moments
+    sums = _foreground(contract, moments.sum_p).astype(np.float64)
     total = float(sums.sum()) * (moments.samples - 1)
-    pairs = float((sums * sums).sum() - moments.sum_p2[selected].sum(dtype=np.float64))
-    return pairs / total if total > 0.0 else 0.0
+    sums *= sums
+    pairs = float(sums.sum() - _foreground(contract, moments.sum_p2).sum(dtype=np.float64))
+    return 1.0 - (pairs / total if total > 0.0 else 0.0)
 
 
 def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -59,9 +56,9 @@ def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -
     0..1; 1 where no foreground is predicted.
     """
     predicted = foreground_indicator(contract, uncertainty)
-    mean = uncertainty.mean[list(contract.foreground)]
-    mass = float(mean.sum(dtype=np.float64)) + float(predicted.sum())
-    return 1.0 - 2.0 * float(mean[predicted].sum(dtype=np.float64)) / mass if mass > 0.0 else 1.0
+    mean = _foreground(contract, uncertainty.mean)
+    mass = float(mean.sum(dtype=np.float64)) + float(np.count_nonzero(predicted))
+    return 1.0 - 2.0 * float(_where(predicted, mean).sum(dtype=np.float64)) / mass if mass > 0.0 else 1.0
 
 
 def volume_variation(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -84,16 +81,26 @@ def rim_own(contract: Contract, uncertainty: Uncertainty) -> float:
 
 
 def _mean_at_foreground(contract: Contract, uncertainty: Uncertainty, maps: Array) -> float:
-    region = _dilated(foreground_indicator(contract, uncertainty).any(axis=0))
-    highest = maps.max(axis=0)
-    return float(highest[region].mean(dtype=np.float64) if region.any() else highest.max())
+    region = _dilated(uncertainty.labels.any(axis=0))
+    highest = maps[0] if len(maps) == 1 else maps.max(axis=0)
+    return float(_where(region, highest).mean(dtype=np.float64) if region.any() else highest.max())
+
+
+def _foreground(contract: Contract, maps: Array) -> Array:
+    """The foreground classes' part of `[K, *S]`: they are the last ones."""
+    return maps[len(contract.classes) - len(contract.foreground) :]
+
+
+def _where(region: NDArray[np.bool_], maps: Array) -> Array:
+    """`maps[region]`; a mask as index takes several times as long."""
+    return maps.reshape(-1)[np.flatnonzero(region)]
 
 
 def foreground_indicator(contract: Contract, uncertainty: Uncertainty) -> NDArray[np.bool_]:
     """`[foreground classes, *S]`: where each is predicted."""
     labels = uncertainty.labels
     if contract.activation is Activation.SIGMOID:
-        return labels.astype(np.bool_)
+        return labels.view(np.bool_)
     return np.stack([labels[0] == index for index in contract.foreground])
 
 

@@ -72,4 +72,5 @@ def prediction_statistics(contract: Contract, mean: Array) -> dict[str, float]:
     """
     if contract.task is Task.CLASSIFICATION:
         return {}
-    return {"foreground_share": float(mean[list(contract.foreground)].sum(axis=0, dtype=np.float64).mean())}
+    foreground = mean[len(mean) - len(contract.foreground) :]
+    return {"foreground_share": float(foreground.sum(dtype=np.float64)) / mean[0].size}
