@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from .quantiles import quantiles
+from .numeric import quantiles
 
 PADDING_VALUE = -1.0e6
 """Marks voxels outside the image, as DICOM's Pixel Padding Value (0028,0120) does. The sampler's graph replaces them
@@ -61,15 +61,15 @@ class Preprocessing:
 
         A constant channel becomes 0 everywhere: it carries nothing to scale by.
         """
-        axes = tuple(range(1, image.ndim))
-        least, most = image.min(axis=axes, keepdims=True), image.max(axis=axes, keepdims=True)
+        shape, image = image.shape, image.reshape(len(image), -1)
+        least, most = image.min(axis=1, keepdims=True), image.max(axis=1, keepdims=True)
         # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
         smallest = 1e-7 * np.maximum(np.maximum(-least, most).astype(np.float64), 1e-30)
         if self.normalisation is Normalisation.ZSCORE:
             scaled = image.astype(np.float64)
-            low = scaled.mean(axis=axes, keepdims=True)
+            low = scaled.mean(axis=1, keepdims=True)
             scaled -= low
-            span = np.sqrt((scaled * scaled).mean(axis=axes, keepdims=True))
+            span = np.sqrt((scaled * scaled).mean(axis=1, keepdims=True))
         else:
             low, high = self._ends(image)
             scaled = np.subtract(image, low, dtype=np.float64)
@@ -80,16 +80,16 @@ class Preprocessing:
             scaled = np.where(flat, 0.0, scaled)
         if max(np.abs(end - low).max() for end in (least, most)) > NORMALISED_LIMIT * span.min():
             np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=scaled)
-        return scaled.astype(np.float32)
+        return scaled.astype(np.float32).reshape(shape)
 
     def _ends(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The intensities that become 0 and 1, `[C, 1, …]`."""
+        """Image `[C, V]` → the intensities that become 0 and 1, `[C, 1]`."""
         if self.normalisation is Normalisation.PERCENTILE:
             ends = [quantiles(channel, (self.low / 100.0, self.high / 100.0)) for channel in image]
         else:
             window = self.normalisation is Normalisation.WINDOW
             ends = [[self.low, self.high] if window else [0.0, 1.0]] * len(image)
-        low, high = np.array(ends).T.reshape(2, len(image), *(1,) * (image.ndim - 1))
+        low, high = np.array(ends).T[:, :, None]
         return low, high
 
     def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:

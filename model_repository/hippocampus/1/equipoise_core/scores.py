@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .contract import Activation, Contract, Task
 from .moments import Array
+from .numeric import mean, total
 from .uncertainty import Uncertainty
 
 Score = Callable[[Contract, Uncertainty], float]
@@ -43,11 +44,10 @@ def sample_disagreement(contract: Contract, uncertainty: Uncertainty) -> float:
     single sample was drawn or no sample saw any foreground.
     """
     moments = uncertainty.moments
-    sums = _foreground(contract, moments.sum_p).astype(np.float64)
-    total = float(sums.sum()) * (moments.samples - 1)
-    sums *= sums
-    pairs = float(sums.sum() - _foreground(contract, moments.sum_p2).sum(dtype=np.float64))
-    return 1.0 - (pairs / total if total > 0.0 else 0.0)
+    sums = _foreground(contract, moments.sum_p)
+    most = total(sums) * (moments.samples - 1)
+    pairs = total(sums * sums) - total(_foreground(contract, moments.sum_p2))
+    return 1.0 - (pairs / most if most > 0.0 else 0.0)
 
 
 def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -56,9 +56,9 @@ def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -
     0..1; 1 where no foreground is predicted.
     """
     predicted = foreground_indicator(contract, uncertainty)
-    mean = _foreground(contract, uncertainty.mean)
-    mass = float(mean.sum(dtype=np.float64)) + float(np.count_nonzero(predicted))
-    return 1.0 - 2.0 * float(_where(predicted, mean).sum(dtype=np.float64)) / mass if mass > 0.0 else 1.0
+    p = _foreground(contract, uncertainty.mean)
+    mass = total(p) + float(np.count_nonzero(predicted))
+    return 1.0 - 2.0 * total(_where(predicted, p)) / mass if mass > 0.0 else 1.0
 
 
 def volume_variation(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -83,7 +83,8 @@ def rim_own(contract: Contract, uncertainty: Uncertainty) -> float:
 def _mean_at_foreground(contract: Contract, uncertainty: Uncertainty, maps: Array) -> float:
     region = _dilated(uncertainty.labels.any(axis=0))
     highest = maps[0] if len(maps) == 1 else maps.max(axis=0)
-    return float(_where(region, highest).mean(dtype=np.float64) if region.any() else highest.max())
+    inside = _where(region, highest)
+    return mean(inside) if inside.size else float(highest.max())
 
 
 def _foreground(contract: Contract, maps: Array) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Contract, Task
-from .texture import FLOOR, difference, mean_of, median_size, standardised, texture_of
+from . import numeric
+from .texture import FLOOR, difference, median_size, standardised, texture_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -46,15 +47,15 @@ def _simple(x: Array, deviation: float) -> dict[str, float]:
         differences = difference(x, axis)
         if x.shape[axis] > 2:
             second.append(median_size(difference(differences, axis)))
-        first.append(mean_of(np.abs(differences, out=differences)))
+        first.append(numeric.mean(np.abs(differences, out=differences)))
     squared = x * x  # NumPy's powers above 2 take twenty times as long as products
-    skewness = mean_of(squared * x)
+    skewness = numeric.mean(squared * x)
     squared *= squared
     return {
         "roughness": sum(first) / len(first) if first else 0.0,
         "noise": sum(second) / len(second) if second else 0.0,
         "skewness": skewness,
-        "kurtosis": mean_of(squared),
+        "kurtosis": numeric.mean(squared),
     }
 
 
@@ -73,4 +74,4 @@ def prediction_statistics(contract: Contract, mean: Array) -> dict[str, float]:
     if contract.task is Task.CLASSIFICATION:
         return {}
     foreground = mean[len(mean) - len(contract.foreground) :]
-    return {"foreground_share": float(foreground.sum(dtype=np.float64)) / mean[0].size}
+    return {"foreground_share": numeric.total(foreground) / mean[0].size}

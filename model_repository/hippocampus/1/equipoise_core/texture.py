@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .quantiles import median
+from .numeric import mean, median, total
 
 Array = NDArray[np.floating[Any]]
 
@@ -48,7 +48,7 @@ def standardised(image: NDArray[np.float32]) -> tuple[Array, float]:
     """
     image = np.ascontiguousarray(image)
     x: Array = np.subtract(image, image.mean(dtype=np.float64), dtype=np.float32)
-    deviation = math.sqrt(mean_of(x * x))
+    deviation = math.sqrt(mean(x * x))
     x /= np.float32(max(deviation, FLOOR))
     return x, deviation
 
@@ -67,15 +67,15 @@ def texture_of(x: Array) -> dict[str, float]:
         square = blocks * blocks
         local = np.add.reduce(square, axis=0)
         local *= share
-        variance = mean_of(local)
+        variance = mean(local)
         sigma = max(math.sqrt(variance), FLOOR)
         found[f"energy_{scale}"] = math.log(sigma)
         np.abs(blocks, out=blocks)
-        found[f"spread_{scale}"] = _log_share(mean_of(blocks), sigma)
+        found[f"spread_{scale}"] = _log_share(mean(blocks), sigma)
         square *= square
-        found[f"peak_{scale}"] = math.log(max(mean_of(square) / sigma**4, 1.0))
+        found[f"peak_{scale}"] = math.log(max(mean(square) / sigma**4, 1.0))
         np.sqrt(local, out=local)
-        found[f"patch_{scale}"] = _log_share(mean_of(local), sigma)
+        found[f"patch_{scale}"] = _log_share(mean(local), sigma)
         found[f"sign_{scale}"] = _curvature_sign(x)
         grains.append(_grain(x))
         x = halved
@@ -87,11 +87,6 @@ def difference(x: Array, axis: int) -> Array:
     """Of neighbours along an axis; `np.diff` without what it does around it, which small images feel."""
     before = (slice(None),) * axis
     return np.subtract(x[(*before, slice(1, None))], x[(*before, slice(None, -1))])
-
-
-def mean_of(array: Array) -> float:
-    """Of a contiguous array, which NumPy sums pairwise: to some 1e-7 in single precision. 0 where there is nothing."""
-    return float(np.add.reduce(array.reshape(-1))) / array.size if array.size else 0.0
 
 
 def median_size(values: Array) -> float:
@@ -146,7 +141,7 @@ def _curvature_sign(x: Array) -> float:
         bordered[(slice(None),) * axis + (slice(None, None, x.shape[axis] - 1),)] = 0.0
     count = len(x) * math.prod(size - 2 for size in x.shape[1:])
     square = curvature * curvature
-    sigma = math.sqrt(float(np.add.reduce(square)) / count)
+    sigma = math.sqrt(total(square) / count)
     square *= curvature
-    third = float(np.add.reduce(square)) / count
+    third = total(square) / count
     return math.copysign(abs(third / sigma**3) ** (1 / 3), third) if sigma > FLOOR else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .quantiles import quantiles
+from .numeric import quantiles
 
 MILLILITRE = 1000.0  # mm³
 

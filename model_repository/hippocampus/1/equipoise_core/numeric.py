@@ -1,4 +1,4 @@
-"""Exact medians and quantiles; of large arrays several times faster than `np.median` and `np.quantile`."""
+"""Sums, medians and quantiles of images: what NumPy gives, several times faster than its own functions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,18 @@ _LARGE = 8192  # values: of fewer, partitioning takes no longer than bracketing
 _SAMPLE = 2048  # values that say where the others have to be looked at
 
 
+def total(values: Array) -> float:
+    """Sum of a contiguous array, in pairs, as NumPy sums one: in single precision good to some 1e-7 of Σ|values|."""
+    return float(np.add.reduce(values.reshape(-1)))
+
+
+def mean(values: Array) -> float:
+    """`total` over the number of values; 0 where there is none."""
+    return total(values) / values.size if values.size else 0.0
+
+
 def median(values: Array) -> float:
-    """What `np.median` gives of all values, which are finite and at least one."""
+    """What `np.median` gives of all values, which are finite and at least one. Exact, as `quantiles`."""
     upper = values.size // 2
     lower = upper - 1 + values.size % 2
     low, high = _ordered(values.reshape(-1), lower, upper)
