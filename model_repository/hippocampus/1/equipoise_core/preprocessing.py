@@ -6,13 +6,14 @@ Resampling to the contract's spacing is the client's: it alone knows the geometr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .numeric import quantiles
+from . import numeric
 
 PADDING_VALUE = -1.0e6
 """Marks voxels outside the image, as DICOM's Pixel Padding Value (0028,0120) does. The sampler's graph replaces them
@@ -61,36 +62,34 @@ class Preprocessing:
 
         A constant channel becomes 0 everywhere: it carries nothing to scale by.
         """
-        shape, image = image.shape, image.reshape(len(image), -1)
-        least, most = image.min(axis=1, keepdims=True), image.max(axis=1, keepdims=True)
-        # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
-        smallest = 1e-7 * np.maximum(np.maximum(-least, most).astype(np.float64), 1e-30)
-        if self.normalisation is Normalisation.ZSCORE:
-            scaled = image.astype(np.float64)
-            low = scaled.mean(axis=1, keepdims=True)
-            scaled -= low
-            span = np.sqrt((scaled * scaled).mean(axis=1, keepdims=True))
-        else:
-            low, high = self._ends(image)
-            scaled = np.subtract(image, low, dtype=np.float64)
-            span = high - low
-        flat = span <= smallest
-        scaled /= np.where(flat, 1.0, span)
-        if flat.any():
-            scaled = np.where(flat, 0.0, scaled)
-        if max(np.abs(end - low).max() for end in (least, most)) > NORMALISED_LIMIT * span.min():
-            np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=scaled)
-        return scaled.astype(np.float32).reshape(shape)
+        normalised = np.zeros(image.shape, np.float32)
+        for channel, result in zip(image, normalised, strict=True):
+            self._normalise(channel.reshape(-1), result.reshape(-1))
+        return normalised
 
-    def _ends(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Image `[C, V]` → the intensities that become 0 and 1, `[C, 1]`."""
-        if self.normalisation is Normalisation.PERCENTILE:
-            ends = [quantiles(channel, (self.low / 100.0, self.high / 100.0)) for channel in image]
+    def _normalise(self, channel: NDArray[np.float32], result: NDArray[np.float32]) -> None:
+        """Intensities `[V]` into zeros `[V]`; in double precision until the end."""
+        least, most = float(channel.min()), float(channel.max())
+        if self.normalisation is Normalisation.ZSCORE:
+            scaled = channel.astype(np.float64)
+            low = numeric.mean(scaled)
+            scaled -= low
+            span = math.sqrt(numeric.mean(scaled * scaled))
         else:
-            window = self.normalisation is Normalisation.WINDOW
-            ends = [[self.low, self.high] if window else [0.0, 1.0]] * len(image)
-        low, high = np.array(ends).T[:, :, None]
-        return low, high
+            low, high = self.low, self.high
+            if self.normalisation is Normalisation.PERCENTILE:
+                low, high = numeric.quantiles(channel, (low / 100.0, high / 100.0))
+            elif self.normalisation is Normalisation.IDENTITY:
+                low, high = 0.0, 1.0
+            scaled = np.subtract(channel, low, dtype=np.float64)
+            span = high - low
+        # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
+        if span <= 1e-7 * max(-least, most, 1e-30):
+            return
+        scaled /= span
+        if max(low - least, most - low) > NORMALISED_LIMIT * span:
+            np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=scaled)
+        result[...] = scaled
 
     def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The spatial sizes that `pad` gives an image of this size."""

@@ -5,6 +5,7 @@ None is normalised by the image's own minimum and maximum, so a score means the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -106,12 +107,16 @@ def foreground_indicator(contract: Contract, uncertainty: Uncertainty) -> NDArra
 
 
 def _dilated(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The region and its face neighbours."""
     grown = region.copy()
-    for axis in range(region.ndim):
-        ahead = tuple(slice(1, None) if a == axis else slice(None) for a in range(region.ndim))
-        behind = tuple(slice(None, -1) if a == axis else slice(None) for a in range(region.ndim))
-        grown[ahead] |= region[behind]
-        grown[behind] |= region[ahead]
+    flat = grown.reshape(-1)
+    for axis, size in enumerate(region.shape):
+        step = math.prod(region.shape[axis + 1 :])  # shifts of the flat array: many times longer rows
+        for end, target, source in ((-1, slice(step, None), slice(-step)), (0, slice(-step), slice(step, None))):
+            inner = region.copy()
+            inner[(slice(None),) * axis + (end,)] = False  # has its neighbour in the next row
+            if size > 1:
+                flat[target] |= inner.reshape(-1)[source]
     return grown
 
 

@@ -34,7 +34,7 @@ class Uncertainty:
         variance = np.asarray(self.moments.sum_p2 / self.moments.samples)
         variance -= self.mean * self.mean
         # With an array and not a number, of which NumPy's maximum takes four times as long.
-        return np.maximum(variance, np.zeros_like(variance[0]), out=variance)
+        return np.maximum(variance, np.zeros(variance.shape[1:], variance.dtype), out=variance)
 
     @cached_property
     def variance_corrected(self) -> Array:
