@@ -55,7 +55,7 @@ def _ordered(values: Array, lower: int, upper: int) -> tuple[Any, Any]:
     """The values of two ranks, the same or adjacent (0: the smallest).
 
     A sample tells between which values they lie, with wide margins; only what lies there is looked at further (Floyd &
-    Rivest 1975), until it is little, or all one value, as where an image has few grey levels.
+    Rivest 1975), until it is little, or all one value.
     """
     while values.size >= _LARGE:
         # An odd step: images have even sizes, and the sample must not be a few of their columns.
@@ -74,6 +74,9 @@ def _ordered(values: Array, lower: int, upper: int) -> tuple[Any, Any]:
         if least == most:
             return least, most
         if 2 * count > values.size:
+            likely = sample[int(sample.size * share)]  # one value may be most of them, as where there are few grey levels
+            if np.count_nonzero(values < likely) <= lower <= upper < np.count_nonzero(values <= likely):
+                return likely, likely
             break
         # `flatnonzero`, since a mask as index takes twice as long.
         values, lower, upper = values[np.flatnonzero(inside)], lower - below, upper - below

@@ -54,33 +54,52 @@ def standardised(image: NDArray[np.float32]) -> tuple[Array, float]:
 
 
 def texture_of(x: Array) -> dict[str, float]:
-    """The same of an image that is standardised already."""
-    found: dict[str, float] = {}
-    grains = []
-    for scale in range(SCALES):
+    """The same of an image that is standardised already.
+
+    What is summed is computed for all scales at once, side by side in one array: small images feel every call.
+    """
+    bands, curvatures, grains = [], [], []
+    for _ in range(SCALES):
         x = _even(x)
         blocks = _blocks(x)
-        share = np.float32(1.0 / len(blocks))
         halved = np.add.reduce(blocks, axis=0)
-        halved *= share
-        blocks -= halved  # the band
-        square = blocks * blocks
-        local = np.add.reduce(square, axis=0)
-        local *= share
-        variance = mean(local)
-        sigma = max(math.sqrt(variance), FLOOR)
-        found[f"energy_{scale}"] = math.log(sigma)
-        np.abs(blocks, out=blocks)
-        found[f"spread_{scale}"] = _log_share(mean(blocks), sigma)
-        square *= square
-        found[f"peak_{scale}"] = math.log(max(mean(square) / sigma**4, 1.0))
-        np.sqrt(local, out=local)
-        found[f"patch_{scale}"] = _log_share(mean(local), sigma)
-        found[f"sign_{scale}"] = _curvature_sign(x)
+        halved *= np.float32(1.0 / len(blocks))
+        blocks -= halved
+        bands.append(blocks.reshape(len(blocks), -1))
+        curvatures.append(_curvature(x))
         grains.append(_grain(x))
         x = halved
-    found |= {f"grain_{scale}": math.log(fine / coarse) for scale, (fine, coarse) in enumerate(pairwise(grains))}
-    return found
+    found = {f"grain_{scale}": math.log(fine / coarse) for scale, (fine, coarse) in enumerate(pairwise(grains))}
+    for scale, moments in enumerate(zip(*_band_moments(bands), strict=True)):
+        variance, fourth, size, patch = moments
+        sigma = max(math.sqrt(variance), FLOOR)
+        found[f"energy_{scale}"] = math.log(sigma)
+        found[f"peak_{scale}"] = math.log(max(fourth / sigma**4, 1.0))
+        found[f"patch_{scale}"] = _log_share(patch, sigma)
+        found[f"spread_{scale}"] = _log_share(size, sigma)
+    return found | {f"sign_{scale}": sign for scale, sign in enumerate(_signs(curvatures))}
+
+
+def _band_moments(bands: list[Array]) -> tuple[list[float], ...]:
+    """Bands `[4, blocks]` (or 8) of each scale → per scale E[B²], E[B⁴], E|B| and the mean of blocks' `√E[B²]`."""
+    sizes = np.array([band.shape[1] for band in bands])
+    band = np.concatenate(bands, axis=1)
+    places = len(band)
+    square = band * band
+    local = np.add.reduce(square, axis=0)
+    local *= np.float32(1.0 / places)
+    variance = _sums(local, sizes) / sizes
+    np.sqrt(local, out=local)
+    square *= square
+    fourth, size = (
+        _sums(each, sizes).sum(axis=0) / (places * sizes) for each in (square, np.abs(band, out=band))
+    )
+    return variance.tolist(), fourth.tolist(), size.tolist(), (_sums(local, sizes) / sizes).tolist()
+
+
+def _sums(array: Array, sizes: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Sums over consecutive parts of these sizes, none 0, of the last axis; in pairs, as NumPy sums an array."""
+    return np.add.reduceat(array, np.cumsum(sizes) - sizes, axis=-1).astype(np.float64)
 
 
 def difference(x: Array, axis: int) -> Array:
@@ -114,20 +133,45 @@ def _even(x: Array) -> Array:
 
 
 def _blocks(x: Array) -> Array:
-    """`[C, *S]` of even sizes → `[4, C, *S/2]` (or 8): a copy of the image by the place of each voxel in its block."""
-    sizes = [(1, 1) if size == 1 else (size // 2, 2) for size in x.shape[1:]]
-    split = x.reshape(len(x), *(part for size in sizes for part in size))
+    """`[C, *S]` of even sizes → `[4, C, *S/2]` (or 8): a copy of the image by the place of each voxel in its block.
+
+    An axis of one voxel counts as two equal ones.
+    """
+    for axis in range(1, x.ndim):
+        if x.shape[axis] == 1:
+            x = np.repeat(x, 2, axis=axis)
+    halves = [size // 2 for size in x.shape[1:]]
+    split = x.reshape(len(x), *(part for half in halves for part in (half, 2)))
     axes = range(x.ndim - 1)
-    phases = split.transpose(*(2 + 2 * axis for axis in axes), 0, *(1 + 2 * axis for axis in axes))
-    return np.array(phases, order="C").reshape(-1, len(x), *(size for size, _ in sizes))
+    places = split.transpose(*(2 + 2 * axis for axis in axes), 0, *(1 + 2 * axis for axis in axes))
+    return np.array(places, order="C").reshape(-1, len(x), *halves)
 
 
-def _curvature_sign(x: Array) -> float:
-    """∛ of the skewness of the sum of second differences; 0 where an image is too small or flat to have any."""
-    if min(x.shape[1:]) < 3:
-        return 0.0
-    # Along the flat array, whose steps along an axis are constant: sums over long rows. At the image's borders, where
-    # they reach around the corner, they are set to 0 again.
+def _signs(curvatures: list[tuple[Array, int]]) -> list[float]:
+    """Per scale ∛ of the curvature's skewness; 0 where an image is too small or flat to have any."""
+    large = [each for each in curvatures if each[1]]
+    found = [0.0] * len(curvatures)
+    if not large:
+        return found
+    sizes, counts = np.array([len(each) for each, _ in large]), np.array([count for _, count in large])
+    curvature = np.concatenate([each for each, _ in large])
+    square = curvature * curvature
+    sigmas = np.sqrt(_sums(square, sizes) / counts)
+    square *= curvature
+    thirds = _sums(square, sizes) / counts
+    for scale, (sigma, third) in enumerate(zip(sigmas.tolist(), thirds.tolist(), strict=True)):
+        if sigma > FLOOR:
+            found[scale] = math.copysign(abs(third / sigma**3) ** (1 / 3), third)
+    return found
+
+
+def _curvature(x: Array) -> tuple[Array, int]:
+    """Sum of second differences along all axes, flat, 0 at the image's borders; and how many voxels lie inside."""
+    inside = len(x) * math.prod(max(size - 2, 0) for size in x.shape[1:])
+    if not inside:
+        return x, 0
+    # Along the flat array, whose steps along an axis are constant: sums over long rows. What reaches around a corner
+    # lies at the borders.
     flat = x.reshape(-1)
     steps = [math.prod(x.shape[axis + 1 :]) for axis in range(1, x.ndim)]
     reach, size = steps[0], flat.size
@@ -139,9 +183,4 @@ def _curvature_sign(x: Array) -> float:
     bordered = curvature.reshape(x.shape)
     for axis in range(1, x.ndim):
         bordered[(slice(None),) * axis + (slice(None, None, x.shape[axis] - 1),)] = 0.0
-    count = len(x) * math.prod(size - 2 for size in x.shape[1:])
-    square = curvature * curvature
-    sigma = math.sqrt(total(square) / count)
-    square *= curvature
-    third = total(square) / count
-    return math.copysign(abs(third / sigma**3) ** (1 / 3), third) if sigma > FLOOR else 0.0
+    return curvature, inside
