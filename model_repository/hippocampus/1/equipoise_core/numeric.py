@@ -31,7 +31,7 @@ def median(values: Array) -> float:
     upper = values.size // 2
     lower = upper - 1 + values.size % 2
     low, high = _ordered(values.reshape(-1), lower, upper)
-    return float((low + high) / 2)
+    return (low + high) / 2
 
 
 def quantiles(values: Array, shares: Sequence[float]) -> list[float]:
@@ -41,8 +41,8 @@ def quantiles(values: Array, shares: Sequence[float]) -> list[float]:
     for share in shares:
         below = math.floor(share * last)
         above = min(below + 1, last)
-        low, high = _ordered(flat, below, above) if few is None else (few[below], few[above])
-        found.append(_between(float(low), float(high), share * last - below))
+        low, high = _ordered(flat, below, above) if few is None else (few.item(below), few.item(above))
+        found.append(_between(low, high, share * last - below))
     return found
 
 
@@ -51,7 +51,7 @@ def _between(low: float, high: float, share: float) -> float:
     return low + (high - low) * share if share < 0.5 else high - (high - low) * (1.0 - share)
 
 
-def _ordered(values: Array, lower: int, upper: int) -> tuple[Any, Any]:
+def _ordered(values: Array, lower: int, upper: int) -> tuple[float, float]:
     """The values of two ranks, the same or adjacent (0: the smallest).
 
     A sample tells between which values they lie, with wide margins; only what lies there is looked at further (Floyd &
@@ -72,13 +72,14 @@ def _ordered(values: Array, lower: int, upper: int) -> tuple[Any, Any]:
         if not below <= lower <= upper < below + count:
             break  # the sample misleads
         if least == most:
-            return least, most
+            return float(least), float(most)
         if 2 * count > values.size:
             likely = sample[int(sample.size * share)]  # one value may be most of them, as where there are few grey levels
             if np.count_nonzero(values < likely) <= lower <= upper < np.count_nonzero(values <= likely):
-                return likely, likely
+                return float(likely), float(likely)
             break
         # `flatnonzero`, since a mask as index takes twice as long.
         values, lower, upper = values[np.flatnonzero(inside)], lower - below, upper - below
-    ordered = np.partition(values, [lower, upper])
-    return ordered[lower], ordered[upper]
+    values = values.copy()
+    values.partition((lower, upper))
+    return values.item(lower), values.item(upper)
