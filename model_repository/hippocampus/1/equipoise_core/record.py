@@ -62,8 +62,10 @@ def jsonable(value: Any) -> Any:
     """Numbers that JSON cannot say (NaN, ±∞) become None; mappings and sequences are walked."""
     if isinstance(value, float):  # first: most are, and whether something is a mapping takes long to find out
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, list | tuple):
         return [jsonable(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
     return value
