@@ -110,7 +110,9 @@ def export(
     proofs = {name: member.proof for name, member in zip(names, members, strict=True)}
     if first_pass is not None:
         proofs[first_pass_name(contract)] = first_pass.proof
-    return Exported(contract, members[0].cost, notes, folder, proofs, gain)
+    cost = members[0].cost
+    assert cost is not None
+    return Exported(contract, cost, notes, folder, proofs, gain)
 
 
 def _first_pass(
