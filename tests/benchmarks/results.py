@@ -101,6 +101,16 @@ def masks(found: Any) -> Lines:
     yield from table(("bits", "before, ns", "now, ns", "with threads, ns", "faster", "with threads"), rows)
 
 
+def stages(found: Any) -> Lines:
+    rows = [
+        (each["model"], each["stages"], f"{each['accepted']:.1%}", f"{each['wrong']} of {each['cases']}",
+         each["certificate"], f"{each['passes']:.1f}", f"{each['milliseconds']:.3g}", f"{each['faster']:.1f} ×")
+        for each in found
+    ]  # fmt: skip
+    titles = ("model", "stages", "accepted", "wrong among them, of cases", "certified", "passes", "ms", "less time")
+    yield from table(titles, rows)
+
+
 def decisions(found: Any) -> Lines:
     rows = [
         (name, each["what"], each["figure"], each["bound"], "yes" if each["holds"] else "**no**")
@@ -161,6 +171,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "memory_large": ("Memory and T", "A large volume: the peak may not grow with T.", memory_large),
     "memory_volume": ("A whole CT volume", "One request to the hippocampus model.", memory_volume),
     "masks": ("Drawing masks", "Time a bit and sample with T = 20, by the generator of older contracts and of new ones.", masks),
+    "stages": ("Cost of a decision", "Test split, each list of stages calibrated alike; passes and sampler time per case, against T = 20.", stages),
     "decisions": ("Decisions", "The published policies on cases that neither weights nor policy have seen.", decisions),
     "volumes": ("Volumes with intervals", "Share of true volumes inside the interval, as the samples give it and after calibration.", volumes),
     "active_learning": ("Choosing images to label", "Nuclei: Dice by the order of `equipoise rank` against random order.", active_learning),
