@@ -48,7 +48,7 @@ def tune_command(
         "settings.json"
     ),
     image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="T; default: the policy's, with early stopping.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="T; default: the policy's stages.")] = None,
     clients: Annotated[int, typer.Option(min=1, help="That ask at the same time.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Of each comparison.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 2.0,

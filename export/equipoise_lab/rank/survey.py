@@ -134,7 +134,7 @@ def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: Sur
     prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)
     record = prediction.record
     if record.get("samples") != record.get("samples_planned"):
-        # Mutual information of few samples is too low: scores are compared at the same T, whatever stopped early.
+        # Mutual information of few samples is too low: scores are compared at the same T, whichever stage decided.
         record = client.predict(
             contract.name, prepared.pixels, samples=record.get("samples_planned"), outputs=(), **options
         ).record
