@@ -187,7 +187,8 @@ def grey(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _caption(prediction: Prediction) -> str:
     volume = prediction.volume
-    parts = [prediction.reason, f"case score {prediction.case_score:.4f}, {prediction.samples_used} samples"]
+    drawn = f"{prediction.samples_used} samples" if prediction.samples_used else "first pass"
+    parts = [prediction.reason, f"case score {prediction.case_score:.4f}, {drawn}"]
     if volume is not None and math.isfinite(volume.total.mean):
         total = volume.total
         parts.append(f"total {total.mean:.3g} mL ({total.low:.3g} to {total.high:.3g})")

@@ -65,7 +65,7 @@ class Prediction:
         route: the service's decision; at most `review` where anything is in doubt.
         reason: why, in words.
         case_score: the number that the route depends on; higher is more uncertain. NaN where sampling gave none.
-        samples_used: T that was drawn.
+        samples_used: T that was drawn for the decision; 0: the first pass decided.
         volume: None for classification.
         record: what is needed to replay the decision, as the server gave it.
         arrays: the outputs that were asked for, by name, without the batch axis; read-only. K classes, E = 1 where

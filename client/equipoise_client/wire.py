@@ -245,7 +245,7 @@ def _judged(prediction: Prediction, stated: str | None) -> Prediction:
     routed = replace(prediction, route=route)
     if not math.isfinite(prediction.case_score):
         return routed.at_most_review("the case score is not a finite number")
-    if prediction.samples_used < 1:
+    if prediction.samples_used < 1 and prediction.record.get("first_pass") is not True:
         return routed.at_most_review("no samples were drawn")
     if prediction.record.get("route") != route.value:
         return routed.at_most_review("the record is missing or states another route")

@@ -30,14 +30,14 @@ def models_in(repository: Path) -> tuple[str, ...]:
 
 
 def models_of(repository: Path, model: str) -> tuple[str, ...]:
-    """The folders of one public model: its own, and those of its samplers and its screen."""
+    """The folders of one public model: its own, and those of its samplers and its first pass."""
     return (model, *samplers_of(repository / model))
 
 
 def samplers_of(model: Path) -> list[str]:
-    """Names of the samplers, and of the screen, that a public model's contract lists."""
+    """Names of the samplers, and of the first pass, that a public model's contract lists."""
     contract = carried_contract(model)
-    names = [each.name for each in (*contract.samplers, *([contract.screen] if contract.screen else []))]
+    names = [each.name for each in contract.files]
     if odd := [name for name in names if Path(name).name != name or name.startswith(".")]:
         raise RepositoryError(
             f"{model / 'config.pbtxt'} names the sampler {odd[0]!r}, which is not the name of a folder"

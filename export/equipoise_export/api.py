@@ -13,9 +13,10 @@ from equipoise_core.preprocessing import NORMALISED_LIMIT
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .compile import compile_sampler, compile_unproven
+from .compile import compile_first_pass, compile_sampler, compile_unproven
+from .compiled import Compiled
 from .draft import Description, example_image
-from .errors import SpecError
+from .errors import ExportError, SpecError
 from .inputs.source import Source, read_source
 from .measure import Gain, measure_gain
 from .options import DEFAULTS, Options
@@ -23,7 +24,7 @@ from .passes.cost import Cost
 from .proof.ensemble import check_members
 from .proof.parity import Proof
 from .publish.repository import publish_pair
-from .publish.triton_config import sampler_names
+from .publish.triton_config import first_pass_name, sampler_names
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Exported(Inspection):
 
     Attributes:
         folder: of the public model, in the repository.
-        samplers: Triton's name of each sampler, and its proof.
+        samplers: Triton's name of each sampler and of the first pass, and its proof.
         gain: what was measured here; None for a network without randomness.
     """
 
@@ -101,12 +102,29 @@ def export(
     members = [compile_sampler(make(), draft, images, options) for make in source.members]
     check_members(members, images.numpy())
     gain = measure_gain(members[0], source.members[0](), images[:1])
-    folder = publish_pair(members[0], Path(into), replace=replace, further=members[1:])
+    first_pass, why_none = _first_pass(source, members, images, options)
+    folder = publish_pair(members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass)
     contract = members[0].contract
     names = sampler_names(contract, len(members))
-    notes = tuple(dict.fromkeys(note for member in members for note in member.notes))
+    notes = tuple(dict.fromkeys([*(note for member in members for note in member.notes), *why_none]))
     proofs = {name: member.proof for name, member in zip(names, members, strict=True)}
-    return Exported(contract, members[0].cost, notes, folder, proofs, gain)
+    if first_pass is not None:
+        proofs[first_pass_name(contract)] = first_pass.proof
+    cost = members[0].cost
+    assert cost is not None
+    return Exported(contract, cost, notes, folder, proofs, gain)
+
+
+def _first_pass(
+    source: Source, members: Sequence[Compiled], images: Tensor, options: Options
+) -> tuple[Compiled | None, list[str]]:
+    """The network without dropout, or a note why there is none; an ensemble has no single network."""
+    if not options.first_pass or len(members) > 1 or not members[0].contract.stochastic:
+        return None, []
+    try:
+        return compile_first_pass(source.members[0](), members[0], images, options), []
+    except ExportError as error:
+        return None, [f"without a first pass: {error}"]
 
 
 def inspect(

@@ -103,6 +103,9 @@ def export(
     states_moments: Annotated[
         bool, typer.Option(help="The network answers with its own moments: see equipoise_lab.methods.stated.")
     ] = False,
+    first_pass: Annotated[
+        bool, typer.Option(help="Publish the network without dropout, too: its one pass may decide before any sample.")
+    ] = True,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -130,7 +133,7 @@ def export(
             "samples": samples,
             "precision": precision,
             "states_moments": states_moments,
-            "options": Options(output, sites, p, min_depth, dropout_at, log_variance, deterministic, sizes),
+            "options": Options(output, sites, p, min_depth, dropout_at, log_variance, deterministic, first_pass, sizes),
         }
         if into is None and not inspect:
             raise SpecError(

@@ -17,7 +17,7 @@ from .capture.from_torch import capture
 from .capture.prepare import Prepared, prepare
 from .compiled import Compiled
 from .errors import CaptureRefused, ExportRefused, SpecError
-from .graph.marker import WRAPPED, own_path
+from .graph.marker import WRAPPED, drop_markers, own_path
 from .graph.storage import LARGEST_FILE, store
 from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
@@ -29,7 +29,11 @@ from .proof.references import Network, OnnxNetwork, TorchNetwork
 
 
 def compile_sampler(
-    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options = DEFAULTS
+    module: nn.Module | onnx.ModelProto,
+    draft: Contract,
+    example: Tensor,
+    options: Options = DEFAULTS,
+    dropout: bool = True,
 ) -> Compiled:
     """Captures, compiles and proves.
 
@@ -38,11 +42,12 @@ def compile_sampler(
             an ONNX graph of that kind, which is exported for the nominal size.
         draft: the contract without sites.
         example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
+        dropout: whether it acts; without it the network is as in evaluation mode.
 
     Raises:
         ExportError: naming reason, site and remedy.
     """
-    compilation, network = compile_unproven(module, draft, example, options)
+    compilation, network = compile_unproven(module, draft, example, options, dropout)
     images = example.numpy()
     if not isinstance(network, OnnxNetwork):
         return _proven(compilation, network, images)
@@ -52,22 +57,47 @@ def compile_sampler(
     return replace(compiled, proof=replace(compiled.proof, checks=(check, *compiled.proof.checks)))
 
 
+def compile_first_pass(
+    module: nn.Module | onnx.ModelProto, sampler: Compiled, example: Tensor, options: Options = DEFAULTS
+) -> Compiled:
+    """The same network without dropout: one pass, which may decide before any sample is drawn.
+
+    Args:
+        module, example, options: those that `sampler` was compiled from.
+
+    Raises:
+        ExportError: as `compile_sampler`; also where it is random in evaluation mode.
+    """
+    contract = sampler.contract
+    sizes = Sizes.FIXED if contract.spatial == contract.nominal else Sizes.DYNAMIC
+    plain = replace(
+        options, deterministic=True, sizes=sizes, sites=None, p=None, min_depth=None, dropout_at=None,
+    )  # fmt: skip
+    return compile_sampler(module, replace(contract, sites=()), example, plain, dropout=False)
+
+
 def compile_unproven(
-    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options = DEFAULTS
+    module: nn.Module | onnx.ModelProto,
+    draft: Contract,
+    example: Tensor,
+    options: Options = DEFAULTS,
+    dropout: bool = True,
 ) -> tuple[Compilation, Network]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
     if isinstance(module, onnx.ModelProto):
-        return _from_onnx(module, _fixed(draft), options)
-    return _from_torch(module, _fixed(draft) if options.sizes is Sizes.FIXED else draft, example, options)
+        return _from_onnx(module, _fixed(draft), options, dropout)
+    return _from_torch(module, _fixed(draft) if options.sizes is Sizes.FIXED else draft, example, options, dropout)
 
 
 def _from_torch(
-    module: nn.Module, draft: Contract, example: Tensor, options: Options
+    module: nn.Module, draft: Contract, example: Tensor, options: Options, dropout: bool
 ) -> tuple[Compilation, TorchNetwork]:
     if options.dropout_at is not None:
         raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
     LOGGER.info("%s: running the network", draft.name)
     prepared = prepare(module, draft, example, options)
+    if not dropout:
+        prepared = replace(prepared, active=())
     compilation = _compile(prepared, draft, options)
     if options.min_depth is not None and compilation.contract.stochastic:
         prepared = replace(prepared, active=_deep(compilation, prepared, options.min_depth))
@@ -90,11 +120,15 @@ def _from_torch(
     return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls)
 
 
-def _from_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> tuple[Compilation, OnnxNetwork]:
+def _from_onnx(
+    proto: onnx.ModelProto, draft: Contract, options: Options, dropout: bool
+) -> tuple[Compilation, OnnxNetwork]:
     if options.min_depth is not None or options.log_variance is not None:
         raise SpecError("--min-depth and --log-variance are for torch modules: an ONNX file has --sites, --dropout-at")
     LOGGER.info("%s: reading the graph", draft.name)
     marked = capture_onnx(proto, draft, options)
+    if not dropout:
+        drop_markers(marked)
     network = OnnxNetwork(marked)
     compilation = compile_graph(marked, draft, options.largest_file)
     _refuse_randomness(compilation, options)

@@ -21,7 +21,7 @@ class Compiled:
         model: the ONNX sampler.
         contract: with its sites, without the digests of files.
         proof: that model and network are the same function.
-        cost: what was predicted for T samples.
+        cost: what was predicted for T samples; None of a file that was not compiled here.
         notes: what the user should know.
         halves: tensors in half precision, and the layers they belong to.
         weights: where they lie if not in `model`.
@@ -30,7 +30,7 @@ class Compiled:
     model: onnx.ModelProto
     contract: Contract
     proof: Proof
-    cost: Cost
+    cost: Cost | None
     notes: tuple[str, ...] = ()
     halves: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None

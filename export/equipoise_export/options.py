@@ -31,6 +31,8 @@ class Options:
         log_variance: torch: the output that holds log σ² of the logits, for a heteroscedastic network.
         deterministic: a network without anything random is wanted (it gets no `masks` input), and refused otherwise;
             None: it may be random or not.
+        first_pass: whether the network without dropout is published beside the sampler: a policy may then decide on its
+            one pass before any sample is drawn.
         sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
@@ -42,6 +44,7 @@ class Options:
     dropout_at: str | None = None
     log_variance: str | int | None = None
     deterministic: bool | None = False
+    first_pass: bool = True
     sizes: Sizes = Sizes.AUTO
     largest_file: int = LARGEST_FILE
 

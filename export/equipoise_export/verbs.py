@@ -6,6 +6,7 @@ from equipoise_client.cli.verbs import Verb
 
 VERBS: Mapping[str, Verb] = {
     "export": Verb("equipoise_export.command:app", "export", "Turn a PyTorch network into a served model pair."),
+    "migrate": Verb("equipoise_export.publish.command:app", "export", "Bring a model pair into this version's format."),
     "calibrate": Verb(
         "equipoise_export.calibration.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
     ),

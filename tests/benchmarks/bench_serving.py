@@ -6,7 +6,7 @@
 Every server is up the whole time. In each round the peers are asked in turn, so that a busy machine slows them alike;
 medians over rounds are compared. Peers:
 
-    equipoise     Triton, the public model, T named (no early stopping), mean, variance and route asked for
+    equipoise     Triton, the public model, T named (all samples), mean, variance and route asked for
     in process    ONNX Runtime on the sampler's own graph, masks drawn for each image: the limit
     … by 8        both, asked about 8 images at a time, as many in one run as its memory allows; rates are of images
     bare          tiny only: a public model that does nothing but pass the image on to the sampler and back

@@ -94,11 +94,21 @@ def memory_volume(found: Any) -> Lines:
 
 def masks(found: Any) -> Lines:
     rows = [
-        (name, plan, f"{each['gain']:.2f}", f"{each['variance']:.3f}")
-        for name, plans in found.items()
-        for plan, each in plans.items()
-    ]
-    yield from table(("model", "masks", "gain", "variance, of independent masks"), rows)
+        (f"{int(bits):,}", *(f"{each[name]:.2f}" for name in ("before", "new", "threads")),
+         *(f"{each[f'faster_{name}']:.1f} ×" for name in ("new", "threads")))
+        for bits, each in found["bits"].items()
+    ]  # fmt: skip
+    yield from table(("bits", "before, ns", "now, ns", "with threads, ns", "faster", "with threads"), rows)
+
+
+def stages(found: Any) -> Lines:
+    rows = [
+        (each["model"], each["stages"], f"{each['accepted']:.1%}", f"{each['wrong']} of {each['cases']}",
+         each["certificate"], f"{each['passes']:.1f}", f"{each['milliseconds']:.3g}", f"{each['faster']:.1f} ×")
+        for each in found
+    ]  # fmt: skip
+    titles = ("model", "stages", "accepted", "wrong among them, of cases", "certified", "passes", "ms", "less time")
+    yield from table(titles, rows)
 
 
 def decisions(found: Any) -> Lines:
@@ -160,7 +170,8 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "memory_flat": ("Memory over many requests", "All processes of the server, after warming up and at the end: at most 2 % may be gained.", memory_flat),
     "memory_large": ("Memory and T", "A large volume: the peak may not grow with T.", memory_large),
     "memory_volume": ("A whole CT volume", "One request to the hippocampus model.", memory_volume),
-    "masks": ("Masks that balance each other", "Above 1 a plan is better than the independent masks that are served; a variance away from 1 is biased.", masks),
+    "masks": ("Drawing masks", "Time a bit and sample with T = 20, by the generator of older contracts and of new ones.", masks),
+    "stages": ("Cost of a decision", "Test split, each list of stages calibrated alike; passes and sampler time per case, against T = 20.", stages),
     "decisions": ("Decisions", "The published policies on cases that neither weights nor policy have seen.", decisions),
     "volumes": ("Volumes with intervals", "Share of true volumes inside the interval, as the samples give it and after calibration.", volumes),
     "active_learning": ("Choosing images to label", "Nuclei: Dice by the order of `equipoise rank` against random order.", active_learning),

@@ -1,13 +1,14 @@
 import json
 
 import pytest
-from equipoise_client.cli.replay import differences, read_record
+from equipoise_client.cli.replay import differences, explanation, read_record
 from equipoise_client.errors import InvalidInput
 from equipoise_core.record import FORMAT
 
 RECORD = {
     "format": FORMAT, "model_digest": "a", "policy_digest": "b", "code_digest": "c", "seed": "7", "samples": 8,
-    "stopped": True, "score": "s", "route": "accept", "reason": "s 0.1 is at most 0.2", "threshold": 0.2,
+    "first_pass": False, "score": "s", "route": "accept", "threshold": 0.2,
+    "reason": {"code": "score_accepted", "values": {"score": "s", "value": 0.1, "threshold": 0.2}, "text": "…"},
     "case_score": 0.1, "scores": {"s": 0.1, "r": None}, "statistics": {"energy_0": -1.0}, "ood_distance": 1.0,
     "volume_ml": {"total": {"mean": 2000.0}},
 }  # fmt: skip
@@ -31,7 +32,9 @@ def test_numbers_within_the_tolerance_are_the_same():
         ({"volume_ml": None}, "volume_ml"),
         ({"policy_digest": "x"}, "policy_digest"),
         ({"samples": 20}, "samples"),
-        ({"stopped": False}, "stopped"),
+        ({"first_pass": True}, "first_pass"),
+        ({"reason": {**RECORD["reason"], "code": "score_too_high"}}, "reason"),
+        ({"reason": {**RECORD["reason"], "text": "other digits"}}, None),
     ],
 )
 def test_every_difference_is_named(change, what):
@@ -49,3 +52,33 @@ def test_a_record_is_found_alone_and_among_predictions(tmp_path):
         path.write_text(text)
         with pytest.raises(InvalidInput):
             read_record(path)
+
+
+def test_the_tolerance_is_that_of_the_devices():
+    """What one device must repeat to 1e-5, another need only meet as the proof promises; half precision less so."""
+    again = {**RECORD, "case_score": 0.10005}
+    gpu = {"device": "NVIDIA H200", "provider": "CUDAExecutionProvider", "precision": "fp32"}
+    cpu = {"device": "CPU", "provider": "CPUExecutionProvider", "precision": "fp32"}
+    assert [each.what for each in differences({**RECORD, "computed_by": cpu}, {**again, "computed_by": cpu})]
+    assert not list(differences({**RECORD, "computed_by": cpu}, {**again, "computed_by": gpu}))
+    far = {**RECORD, "case_score": 0.103, "computed_by": gpu}
+    assert [each.what for each in differences({**RECORD, "computed_by": cpu}, far)] == ["case_score"]
+    half = {"precision": "fp16"}
+    halves = ({**RECORD, "computed_by": {**cpu, **half}}, {**far, "computed_by": {**gpu, **half}})
+    assert not list(differences(*halves))
+
+
+def test_a_flipped_route_is_explained():
+    """Only where the number that decided lies at its limit."""
+    values = {"score": "s", "value": 0.200001, "threshold": 0.2, "samples": 20}
+    flipped = {**RECORD, "route": "review", "reason": {"code": "score_too_high", "values": values}}
+    assert "s 0.200001 against 0.2 ± 1e-05" in explanation(RECORD, flipped)
+    values = {**values, "value": 0.3}
+    assert explanation(RECORD, {**flipped, "reason": {"code": "score_too_high", "values": values}}) is None
+
+
+def test_a_record_of_an_earlier_format_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**RECORD, "format": "equipoise-record/1"}))
+    with pytest.raises(InvalidInput, match="the version that wrote it"):
+        read_record(path)

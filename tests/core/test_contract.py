@@ -20,10 +20,7 @@ def test_both_copies_carry_the_same_digest(segmentation):
     assert inside.model_digest != segmentation.model_digest
 
 
-def test_single_precision_goes_without_saying(segmentation):
-    """Contracts from before there was a choice keep their digest and read as single precision."""
-    assert "precision" not in segmentation.document()
-    assert parse_contract(segmentation.document()).precision is Precision.FP32
+def test_precision_is_stated(segmentation):
     half = dataclasses.replace(segmentation, precision=Precision.FP16)
     assert half.digest != segmentation.digest
     assert parse_contract(json.loads(half.dumps())) == half

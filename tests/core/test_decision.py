@@ -2,24 +2,27 @@ import dataclasses
 
 import numpy as np
 import pytest
-from equipoise_core.decision import Evidence, Route, decide, settled
-from equipoise_core.policy import AcceptRule, Bounds, Policy
-from equipoise_core.stopping import Look, Stopping
+from equipoise_core.contract import FirstPass
+from equipoise_core.decision import Evidence, Route, decide
+from equipoise_core.policy import Bounds, Guarantee, Policy
+from equipoise_core.reasons import reason
+from equipoise_core.stages import Stage, chunk_of
 
-NUMBERS = {"sample_disagreement": 0.05, "noise": 0.3}
+INPUT, ANSWER = {"noise": 0.3}, {"sample_disagreement": 0.05}
+GUARANTEE = Guarantee(0.1, 0.1, "Dice below 0.8", 40, 30, 1, "test")
 
 
 @pytest.fixture
 def policy(segmentation):
-    accept = AcceptRule("sample_disagreement", 0.1, "Dice below 0.8", 40, 30, 1, "test")
     typical, suitable = Bounds({"noise": (0.2, 0.4)}, "test"), Bounds({"noise": (0.1, 0.5)}, "test")
-    return Policy(segmentation.model_digest, "cd", 6, accept, typical, suitable)
+    stages = (Stage(6, "sample_disagreement", 0.1),)
+    return Policy(segmentation.model_digest, "cd", stages, GUARANTEE, typical, suitable)
 
 
 @pytest.fixture
 def good():
     """Evidence that nothing speaks against."""
-    return Evidence(dict(NUMBERS), 6, 6, False, False, (1.0, 1.0))
+    return Evidence(INPUT, ANSWER, 6, 6, spacing=(1.0, 1.0))
 
 
 def test_a_good_case_is_accepted(segmentation, policy, good):
@@ -30,44 +33,46 @@ def test_a_good_case_is_accepted(segmentation, policy, good):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"numbers": {**NUMBERS, "sample_disagreement": 0.1001}}, "above"),
-        ({"numbers": {**NUMBERS, "sample_disagreement": np.nan}}, "finite"),
-        ({"numbers": {**NUMBERS, "sample_disagreement": -np.inf}}, "finite"),
-        ({"numbers": {**NUMBERS, "noise": np.nan}}, "finite"),
-        ({"numbers": {"sample_disagreement": 0.05}}, "noise"),
-        ({"numbers": {"noise": 0.3}}, "sample_disagreement"),
+        ({"answer": {"sample_disagreement": 0.1001}}, "above"),
+        ({"answer": {"sample_disagreement": np.nan}}, "finite"),
+        ({"answer": {"sample_disagreement": -np.inf}}, "finite"),
+        ({"input": {"noise": np.nan}}, "finite"),
+        ({"input": {}}, "noise"),
+        ({"answer": {}}, "sample_disagreement"),
         ({"samples": 5}, "5 of 6"),
-        ({"samples": 20, "asked": 20, "own_samples": True}, "20 samples"),
-        ({"samples": 4, "asked": 4}, "4 samples"),
-        ({"own_seed": True}, "seed"),
-        ({"numbers": {**NUMBERS, "noise": 0.41}}, "unlike"),
+        ({"samples": 20, "planned": 20, "named_samples": True}, "20 samples"),
+        ({"named_samples": True}, "6 samples"),
+        ({"samples": 4, "planned": 4}, "4 samples"),
+        ({"named_seed": True}, "seed"),
+        ({"input": {"noise": 0.41}}, "unlike"),
         ({"spacing": None}, "spacing"),
         ({"spacing": (1.0, 1.3)}, "spacing"),
         ({"spacing": (1.0, float("nan"))}, "spacing"),
-        ({"problems": ("the sampler failed",)}, "sampler"),
+        ({"problems": (reason("sampler_failed", message="the sampler failed"),)}, "sampler"),
     ],
 )
 def test_whatever_is_wrong_goes_to_review(segmentation, policy, good, change, word):
     """Each single fault turns accept into review, and the reason names it."""
     decision = decide(segmentation, policy, "", dataclasses.replace(good, **change))
     assert decision.route is Route.REVIEW
-    assert word in decision.reason
+    assert word in str(decision.reason)
 
 
 def test_no_or_foreign_policy_goes_to_review(segmentation, policy, good):
     """A policy decides only for the model that it was made for."""
-    assert decide(segmentation, None, "there is no policy", good).reason == "there is no policy"
+    assert str(decide(segmentation, None, "there is no policy", good).reason) == "there is no policy"
     foreign = dataclasses.replace(policy, model_digest="ff" * 32)
     decision = decide(segmentation, foreign, "", good)
-    assert decision.route is Route.REVIEW and "another model" in decision.reason
-    assert decide(segmentation, dataclasses.replace(policy, accept=None), "", good).route is Route.REVIEW
+    assert decision.route is Route.REVIEW and "another model" in str(decision.reason)
+    uncertified = dataclasses.replace(policy, stages=(Stage(6, "sample_disagreement"),), guarantee=None)
+    assert decide(segmentation, uncertified, "", good).route is Route.REVIEW
 
 
 def test_unlike_the_calibration_cases_is_rejected(segmentation, policy, good):
     """Out of bounds rejects, however sure the samples are; but what went wrong is reviewed first."""
-    noisy = dataclasses.replace(good, numbers={**NUMBERS, "noise": 0.51})
+    noisy = dataclasses.replace(good, input={"noise": 0.51})
     assert decide(segmentation, policy, "", noisy).route is Route.REJECT
-    failed = dataclasses.replace(noisy, problems=("the sampler failed",))
+    failed = dataclasses.replace(noisy, problems=(reason("sampler_failed", message="the sampler failed"),))
     assert decide(segmentation, policy, "", failed).route is Route.REVIEW
 
 
@@ -79,37 +84,87 @@ def test_a_policy_that_was_changed_is_not_read(policy):
 
     document = json.loads(policy.dumps())
     assert parse_policy(document) == policy
-    document["accept"]["threshold"] = 0.9
+    document["stages"][0]["accept_up_to"] = 0.9
     with pytest.raises(PolicyError, match="changed"):
         parse_policy(document)
-    for broken in (None, {}, {"format": "equipoise-policy/1"}, {**document, "accept": 3}, {**document, "typical": {}}):
+    for broken in (None, {}, {"format": "equipoise-policy/2"}, {**document, "stages": 3}, {**document, "typical": {}}):
         with pytest.raises(PolicyError):
             parse_policy(broken)
 
 
-@pytest.mark.parametrize(
-    ("numbers", "samples", "content"),
-    [
-        ({}, 2, True),
-        ({}, 3, False),
-        ({"sample_disagreement": 0.099}, 2, False),
-        ({"share": 0.41}, 2, False),
-        ({"share": 0.6}, 2, True),
-        ({"share": 0.6, "sample_disagreement": 0.099}, 2, False),
-        ({"noise": 0.6, "sample_disagreement": 0.099}, 2, True),
-        ({"sample_disagreement": np.nan}, 2, False),
-    ],
-    ids=["clear", "no look here", "near the threshold", "share near its bound", "share beyond its bound",
-         "every limit must be clear", "the input alone decides", "not a number"],
-)  # fmt: skip
-def test_stops_only_where_no_moving_number_is_near_a_limit(policy, numbers, samples, content):
-    """Threshold .1 on the score, .1 to .4 on the share of foreground, .2 to .4 on the noise of the input."""
-    drift = {"sample_disagreement": (-0.01, 0.01), "share": (-0.02, 0.02)}
-    policy = dataclasses.replace(
-        policy,
-        typical=Bounds({"noise": (0.2, 0.4), "share": (0.1, 0.4)}, "test"),
-        stopping=Stopping((Look(2, drift),), "test"),
+@pytest.fixture
+def staged(segmentation, policy):
+    """A first pass, 2 samples, 6 samples: contract and policy."""
+    contract = dataclasses.replace(segmentation, first_pass=FirstPass("toy_first_pass", "11" * 32))
+    stages = (
+        Stage(0, "lack_of_soft_dice_confidence", 0.02, 0.5),
+        Stage(2, "sample_disagreement", 0.05, 0.4),
+        Stage(6, "sample_disagreement", 0.1),
     )
-    known = {**NUMBERS, "share": 0.2, **numbers}
-    assert settled(policy, known, {"sample_disagreement", "share"}, samples) is content
-    assert not settled(dataclasses.replace(policy, stopping=None), known, {"sample_disagreement", "share"}, samples)
+    typical = Bounds({"noise": (0.2, 0.4), "share": (0.1, 0.3), "sample_disagreement": (0.0, 0.3)}, "test")
+    return contract, dataclasses.replace(policy, model_digest=contract.model_digest, stages=stages, typical=typical)
+
+
+@pytest.mark.parametrize(
+    ("samples", "score", "change", "route"),
+    [
+        (0, 0.02, {}, "accept"),
+        (0, 0.021, {}, None),
+        (0, 0.51, {}, "review"),
+        (2, 0.05, {}, "accept"),
+        (2, 0.051, {}, None),
+        (2, 0.29, {}, None),
+        (2, 0.01, {"answer": {"share": 0.31}}, None),
+        (2, 0.41, {"typical": False}, "review"),
+        (6, 0.1, {}, "accept"),
+        (6, 0.11, {}, "review"),
+        (6, 0.01, {"answer": {"share": 0.31}}, "review"),
+        (0, 0.01, {"answer": {"share": 0.31}}, None),
+        (0, 0.01, {"input": {"noise": 0.41}}, "review"),
+        (0, 0.01, {"input": {"noise": 0.51}}, "reject"),
+        (0, 0.01, {"spacing": None}, "review"),
+        (0, 0.01, {"windows": True}, "review"),
+        (0, 0.01, {"problems": (reason("answer_not_finite", model="first pass"),)}, None),
+        (0, np.nan, {}, None),
+        (2, 0.01, {"problems": (reason("first_pass_failed", message="gone"),)}, "review"),
+        (2, np.nan, {}, "review"),
+    ],
+)
+def test_each_stage_decides_or_leaves_it_to_the_next(staged, good, samples, score, change, route):
+    """What no sample can change is decided at once; a doubt about an answer is left to more samples, never accepted."""
+    contract, policy = staged
+    if not change.pop("typical", True):
+        policy = dataclasses.replace(policy, typical=Bounds({}, "test"))
+    name = policy.stage(samples).score
+    answer = {"share": 0.2, name: score, **change.pop("answer", {})}
+    evidence = dataclasses.replace(good, answer=answer, samples=samples, last=samples == 6, **change)
+    decision = decide(contract, policy, "", evidence)
+    assert (decision and decision.route.value) == route
+
+
+def test_a_policy_with_a_first_pass_accepts_nothing_of_a_model_without(segmentation, staged, good):
+    policy = dataclasses.replace(staged[1], model_digest=segmentation.model_digest)
+    sure = dataclasses.replace(good, answer={"share": 0.2, "sample_disagreement": 0.01})
+    decision = decide(segmentation, policy, "", sure)
+    assert (decision.route, decision.reason.code) == (Route.REVIEW, "no_first_pass")
+
+
+@pytest.mark.parametrize("samples", [(), (0,), (2, 2), (4, 2), (-1, 3)])
+def test_stages_rise_and_end_with_samples(policy, samples):
+    with pytest.raises(ValueError, match="stage"):
+        dataclasses.replace(policy, stages=tuple(Stage(n, "sample_disagreement") for n in samples))
+
+
+def test_nothing_is_accepted_without_a_guarantee(policy):
+    with pytest.raises(ValueError, match="no guarantee"):
+        dataclasses.replace(policy, guarantee=None)
+    with pytest.raises(ValueError, match="accepts below"):
+        Stage(2, "sample_disagreement", 0.2, 0.1)
+
+
+@pytest.mark.parametrize(("stages", "at_most", "chunk"), [
+    ((20,), None, 20), ((5, 10, 20), None, 5), ((4, 6), None, 2), ((20,), 7, 5), ((20,), 100, 20), ((6,), 1, 1)
+])  # fmt: skip
+def test_every_chunk_has_one_number_of_samples(stages, at_most, chunk):
+    """It divides the samples of every stage, so that none is shorter than another."""
+    assert chunk_of(stages, at_most) == chunk

@@ -13,10 +13,10 @@ from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
 from equipoise_core.monitoring import Monitoring
 from equipoise_core.ood_distance import OodDistance
 from equipoise_core.outputs import OUTPUTS
-from equipoise_core.policy import AcceptRule, Bounds, Policy, SensitiveRule, VolumeRule
+from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Temperature
 from equipoise_core.sampling import assess, assess_all
-from equipoise_core.stopping import Look, Stopping
+from equipoise_core.stages import Stage, chunk_of
 from equipoise_core.tiling import Tiling
 from equipoise_core.validation import validate_answer
 from scipy import special
@@ -24,9 +24,8 @@ from scipy import special
 
 @pytest.fixture
 def model(segmentation):
-    policy = Policy(
-        segmentation.model_digest, "cd", 6, AcceptRule("sample_disagreement", 0.9, "Dice below 0.8", 9, 9, 0, "test")
-    )
+    guarantee = Guarantee(0.1, 0.1, "Dice below 0.8", 9, 9, 0, "test")
+    policy = Policy(segmentation.model_digest, "cd", (Stage(6, "sample_disagreement", 0.9),), guarantee)
     return Model(segmentation, policy, "", "code")
 
 
@@ -36,11 +35,16 @@ def case():
     return Case(image, spacing=(1.0, 1.1))
 
 
+def said(answer):
+    """Route and reason, in as many digits as people read."""
+    return answer.decision.route, str(answer.decision.reason)
+
+
 class Sampler:
     """A network in NumPy with the sampler's outputs: its channel mask shifts logits that grow with the image."""
 
-    def __init__(self, contract, fail_at=None, spoil=False):
-        self.contract, self.fail_at, self.spoil = contract, fail_at, spoil
+    def __init__(self, contract, fail_at=None, spoil=False, background=0.0):
+        self.contract, self.fail_at, self.spoil, self.background = contract, fail_at, spoil, background
         self.chunks, self.requests = [], []  # samples by image, images by request
 
     def __call__(self, image, masks):
@@ -55,7 +59,7 @@ class Sampler:
         layout = mask_layout(self.contract, image.shape[2:])
         channel = unpack_masks(layout, masks[0])[0]  # [T, 5]
         outside = image[0, 0] < -1e5
-        logits = np.stack([np.zeros_like(image[0, 0]), image[0, 0], -image[0, 0]])[None] * 2.0
+        logits = np.stack([np.full_like(image[0, 0], self.background), image[0, 0], -image[0, 0]])[None] * 2.0
         p = special.softmax(logits + channel[:, :3, None, None] * 0.7, axis=1)
         if self.spoil:
             p[0, 0, 0, 0] = np.nan
@@ -105,7 +109,7 @@ def ensemble(model, members):
 def test_members_of_an_ensemble_share_the_samples_whatever_the_chunk(model, case, chunk):
     """Sample i comes from member i modulo their number, under the masks of sample i; all count alike."""
     model, members = ensemble(model, 4)
-    a = assess(dataclasses.replace(model, chunk=chunk), case, members)
+    a = assess(dataclasses.replace(model, at_most=chunk), case, members)
     assert a.moments.samples == 6
     masks = draw_masks(mask_layout(model.contract, (8, 12)), a.seed, model.contract.model_digest, 0, 6)
     for i, member in enumerate(members):
@@ -136,8 +140,8 @@ def test_a_member_that_fails_leads_to_review_or_to_an_error(model, case):
     """What one member could not draw is missing, whoever else answered."""
     model, members = ensemble(model, 2)
     members[1].fail_at = 1
-    a = assess(dataclasses.replace(model, chunk=2), case, members)
-    assert a.decision.route is Route.REVIEW and "out of memory" in a.decision.reason
+    a = assess(dataclasses.replace(model, at_most=2), case, members)
+    assert a.decision.route is Route.REVIEW and "out of memory" in str(a.decision.reason)
     model, members = ensemble(model, 2)
     members[0].fail_at = 0
     with pytest.raises(SamplerFailure):
@@ -149,11 +153,11 @@ def test_chunks_change_nothing(model, case, chunk):
     """Invariant 1: same numbers and same decision, whatever the chunk."""
     whole = assess(model, case, [Sampler(model.contract)])
     sampler = Sampler(model.contract)
-    parts = assess(dataclasses.replace(model, chunk=chunk), case, [sampler])
-    assert sum(sampler.chunks) == 6 and max(sampler.chunks) == min(chunk, 6)
+    parts = assess(dataclasses.replace(model, at_most=chunk), case, [sampler])
+    assert sampler.chunks == [chunk_of((6,), chunk)] * (6 // chunk_of((6,), chunk))
     for name in ("mean", "variance", "epistemic", "volume"):
         np.testing.assert_allclose(OUTPUTS[name](parts), OUTPUTS[name](whole), atol=1e-6)
-    assert parts.decision == whole.decision
+    assert said(parts) == said(whole)
 
 
 def test_the_same_image_always_gets_the_same_answer(model, case):
@@ -184,8 +188,8 @@ def test_volumes_ignore_padding_and_carry_the_unit(model, case):
 )
 def test_what_went_wrong_while_sampling_is_reviewed(model, case, sampler, words):
     """A later chunk that fails, or a NaN, keeps the numbers there are and never accepts."""
-    a = assess(dataclasses.replace(model, chunk=4), case, [Sampler(model.contract, **sampler)])
-    assert a.decision.route is Route.REVIEW and words in a.decision.reason
+    a = assess(dataclasses.replace(model, at_most=4), case, [Sampler(model.contract, **sampler)])
+    assert a.decision.route is Route.REVIEW and words in str(a.decision.reason)
     json.loads(canonical_json(a.record))
 
 
@@ -237,46 +241,49 @@ def test_segmentation_only_outputs_are_known():
     assert {"volume", "volume_total", "labels_sensitive"} <= set(OUTPUTS)
 
 
+def staged(model, *stages):
+    """The same model with these stages."""
+    return dataclasses.replace(model, policy=dataclasses.replace(model.policy, stages=stages))
+
+
 @pytest.fixture
 def stopping(model):
-    """The same model with a policy that allows to stop after 2 of 6 samples where the score moves by less than .01."""
-    looks = (Look(2, {"sample_disagreement": (-0.01, 0.01)}),)
-    return dataclasses.replace(model, policy=dataclasses.replace(model.policy, stopping=Stopping(looks, "test")))
+    """The same model with a policy that can decide after 2 of 6 samples."""
+    return staged(model, Stage(2, "sample_disagreement", 0.9), Stage(6, "sample_disagreement", 0.9))
 
 
-def test_stops_early_where_more_samples_cannot_change_the_route(stopping, case):
-    """Two samples suffice far from the threshold, all six are drawn near it; either way the route stands."""
+def test_stops_at_the_stage_that_decides(stopping, case):
+    """Two samples suffice far below the threshold, all six are drawn above it."""
     sampler = Sampler(stopping.contract)
     early = assess(stopping, case, [sampler])
-    assert (early.stopped, early.moments.samples, sampler.chunks) == (True, 2, [2])
+    assert (early.moments.samples, sampler.chunks) == (2, [2])
     assert early.decision.route is Route.ACCEPT
-    assert early.record["stopped"] and early.record["samples_asked"] == 6
-    near = dataclasses.replace(stopping.policy.accept, threshold=early.case_score + 1e-4)
-    full = assess(
-        dataclasses.replace(stopping, policy=dataclasses.replace(stopping.policy, accept=near)),
-        case,
-        [Sampler(stopping.contract)],
-    )
-    assert (full.stopped, full.moments.samples) == (False, 6)
+    assert early.record["samples"] == 2 and early.record["samples_planned"] == 6
+    near = Stage(2, "sample_disagreement", early.case_score - 1e-4)
+    full = assess(staged(stopping, near, stopping.policy.stages[1]), case, [Sampler(stopping.contract)])
+    assert (full.moments.samples, full.decision.route) == (6, Route.ACCEPT)
+    hopeless = Stage(2, "sample_disagreement", early.case_score - 2e-4, early.case_score - 1e-4)
+    reviewed = assess(staged(stopping, hopeless, stopping.policy.stages[1]), case, [Sampler(stopping.contract)])
+    assert (reviewed.moments.samples, reviewed.decision.route) == (2, Route.REVIEW)
 
 
 def test_the_first_samples_are_the_same_whether_it_stops_or_not(stopping, model, case):
     """Stopping only leaves samples out: what was drawn is what full T begins with."""
     early = assess(stopping, case, [Sampler(stopping.contract)])
-    full = assess(dataclasses.replace(model, chunk=2), case, [Sampler(model.contract)])
+    full = assess(dataclasses.replace(model, at_most=2), case, [Sampler(model.contract)])
     np.testing.assert_array_equal(early.moments.volumes, full.moments.volumes[:2])
 
 
 def test_never_stops_early_where_the_caller_names_samples(stopping, case):
-    """Whoever asks for six gets six."""
-    asked = assess(stopping, dataclasses.replace(case, samples=6), [Sampler(stopping.contract)])
-    assert (asked.stopped, asked.moments.samples) == (False, 6)
+    """Whoever asks for six gets six, in chunks of the usual size, and no acceptance."""
+    sampler = Sampler(stopping.contract)
+    asked = assess(stopping, dataclasses.replace(case, samples=6), [sampler])
+    assert (asked.moments.samples, asked.decision.route, sampler.chunks) == (6, Route.REVIEW, [2, 2, 2])
 
 
 def test_never_stops_on_numbers_that_are_not_finite(stopping, case):
     """NaN is no reason to be content."""
     spoilt = assess(stopping, case, [Sampler(stopping.contract, spoil=True)])
-    assert not spoilt.stopped
     assert spoilt.decision.route is Route.REVIEW
 
 
@@ -285,7 +292,7 @@ def test_no_number_of_a_foreign_policy_is_used(stopping, case):
     foreign = dataclasses.replace(
         stopping.policy,
         model_digest="ff" * 32,
-        samples=3,
+        stages=(Stage(3, "sample_disagreement", 0.9),),
         recalibration=Temperature(5.0),
         volume=VolumeRule(0.9, {"left": 1000.0}, 9, "test"),
     )
@@ -299,13 +306,13 @@ def test_calibrated_and_sensitive_outputs_follow_the_policy(model, case):
     """A high temperature flattens without moving labels; a low threshold only adds foreground."""
     rule = SensitiveRule(0.05, 0.1, 9, "test")
     policy = dataclasses.replace(model.policy, recalibration=Temperature(3.0), sensitive=rule)
-    a = assess(dataclasses.replace(model, policy=policy), case, [Sampler(model.contract)])
+    a = assess(dataclasses.replace(model, policy=policy), case, [Sampler(model.contract, background=0.5)])
     assert a.calibrated.max() < a.uncertainty.mean.max()
     np.testing.assert_allclose(a.calibrated.sum(axis=0), 1.0)
     more, labels = OUTPUTS["labels_sensitive"](a), a.uncertainty.labels
     assert (more > 0).sum() > (labels > 0).sum()
     assert ((labels == 0) | (more == labels)).all()
-    plain = assess(model, case, [Sampler(model.contract)])
+    plain = assess(model, case, [Sampler(model.contract, background=0.5)])
     np.testing.assert_array_equal(OUTPUTS["labels_sensitive"](plain), labels)
 
 
@@ -320,7 +327,7 @@ def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, 
     )
     a = assess(dataclasses.replace(stopping, policy=policy), case, [Sampler(stopping.contract)])
     assert (a.decision.route, a.moments.samples) == (Route.REJECT, 2)
-    assert "ood_distance" in a.decision.reason
+    assert "ood_distance" in str(a.decision.reason)
     unknown = dataclasses.replace(strange, names=("nobody knows", *names[1:]))
     a = assess(
         dataclasses.replace(stopping, policy=dataclasses.replace(policy, ood_distance=unknown)),
@@ -364,7 +371,7 @@ def test_an_answer_put_together_of_windows_is_never_accepted(model, case):
     contract = dataclasses.replace(model.contract, maximum=(20, 64))
     policy = dataclasses.replace(model.policy, model_digest=contract.model_digest)
     a = assess(dataclasses.replace(model, contract=contract, policy=policy), large, [Sampler(contract)])
-    assert a.decision.route is Route.REVIEW and "windows" in a.decision.reason
+    assert a.decision.route is Route.REVIEW and "windows" in str(a.decision.reason)
 
 
 def test_what_does_not_fit_into_one_answer_is_refused_before_anything_is_drawn(segmentation):
@@ -393,29 +400,17 @@ def test_an_audit_marks_accepted_cases_only_and_stands_in_the_record(model, case
     assert assess(model, case, [Sampler(model.contract)]).record["audit"] is False
 
 
-def test_in_a_hurry_samples_come_in_quarters_and_are_the_same(model, case):
-    """A deadline may fall between chunks: masks and numbers are the same, and a shortened answer is reviewed."""
-    sampler = Sampler(model.contract)
-    hurried = assess(model, case, [sampler], hurried=True)
-    assert sampler.chunks == [2, 1, 2, 1]
-    np.testing.assert_allclose(
-        hurried.uncertainty.mean, assess(model, case, [Sampler(model.contract)]).uncertainty.mean
-    )
-    short = assess(model, case, [Sampler(model.contract, fail_at=2)], hurried=True)
-    assert (short.moments.samples, short.decision.route) == (3, Route.REVIEW)
-
-
 def some_cases(case, count):
-    """Images that differ, with seeds that differ."""
+    """Images that differ, and so their seeds."""
     images = (np.random.default_rng(i).normal(100, 20, case.image.shape).astype(np.float32) for i in range(count))
-    return [dataclasses.replace(case, image=image, seed=i if i % 2 else None) for i, image in enumerate(images)]
+    return [dataclasses.replace(case, image=image) for image in images]
 
 
 def assert_equal(found, expected):
     """To the letter, but for the last bits of sums."""
     assert [a.record["input_digest"] for a in found] == [a.record["input_digest"] for a in expected]
     for one, other in zip(found, expected, strict=True):
-        assert one.decision == other.decision and one.stopped == other.stopped
+        assert said(one) == said(other)
         assert one.moments.samples == other.moments.samples
         for name in ("mean", "variance", "epistemic", "volume"):
             np.testing.assert_allclose(OUTPUTS[name](one), OUTPUTS[name](other), atol=1e-6)
@@ -442,14 +437,17 @@ def test_only_cases_of_the_same_size_and_number_of_samples_share_requests(model,
     assert_equal(together, [assess(model, each, [Sampler(model.contract)]) for each in cases])
 
 
+def undecided_above(model, cases, place):
+    """Stages of 2 and 6 samples; after 2 the cases of the highest scores, from `place` on, are left open."""
+    scores = sorted(assess(model, each, [Sampler(model.contract)]).case_score for each in cases)
+    first = Stage(2, "sample_disagreement", (scores[place - 1] + scores[place]) / 2)
+    return staged(model, first, Stage(6, "sample_disagreement", 0.9))
+
+
 def test_each_case_stops_by_itself(stopping, case):
     """One that needs all its samples gets them; those that suffice with two cost no more."""
     cases = some_cases(case, 3)
-    early = [assess(stopping, each, [Sampler(stopping.contract)]) for each in cases]
-    scores = sorted(a.case_score for a in early)
-    near = dataclasses.replace(stopping.policy.accept, threshold=scores[1] + 1e-6)
-    narrow = Stopping((Look(2, {"sample_disagreement": (-1e-4, 1e-4)}),), "test")
-    model = dataclasses.replace(stopping, policy=dataclasses.replace(stopping.policy, accept=near, stopping=narrow))
+    model = undecided_above(stopping, cases, 2)
     sampler = Sampler(model.contract)
     together = assess_all(model, cases, [sampler])
     assert sorted(a.moments.samples for a in together) == [2, 2, 6]
@@ -461,21 +459,21 @@ def test_each_case_stops_by_itself(stopping, case):
 def test_what_fails_for_cases_together_is_no_answer_or_review(model, case, fail_at):
     """Nothing drawn: an error. Some drawn: all that shared the request are for review."""
     cases, sampler = some_cases(case, 3), Sampler(model.contract, fail_at=fail_at)
-    model = dataclasses.replace(model, chunk=2)
+    model = dataclasses.replace(model, at_most=2)
     if fail_at == 0:
         with pytest.raises(SamplerFailure):
             assess_all(model, cases, [sampler])
     else:
         answers = assess_all(model, cases, [sampler])
         assert {a.decision.route for a in answers} == {Route.REVIEW}
-        assert all("out of memory" in a.decision.reason for a in answers)
+        assert all("out of memory" in str(a.decision.reason) for a in answers)
 
 
 def test_members_of_an_ensemble_share_the_samples_of_each_case(model, case):
     """Four members, three cases: as one after the other."""
     model, members = ensemble(model, 4)
     cases = some_cases(case, 3)
-    together = assess_all(dataclasses.replace(model, chunk=4), cases, members)
+    together = assess_all(dataclasses.replace(model, at_most=4), cases, members)
     assert_equal(together, [assess(model, each, ensemble(model, 4)[1]) for each in cases])
 
 
@@ -510,29 +508,19 @@ def test_what_is_not_finite_spoils_its_own_image_alone(model, case):
     spoilt = assess_all(model, cases, [Spoiling(model.contract, 1)])
     sound = [assess(model, each, [Sampler(model.contract)]) for each in cases]
     assert [a.decision.route for a in spoilt] == [Route.ACCEPT, Route.REVIEW, Route.ACCEPT]
-    assert "not finite" in spoilt[1].decision.reason
+    assert "not finite" in str(spoilt[1].decision.reason)
     assert_equal(spoilt[::2], sound[::2])
 
 
 def test_a_chunk_that_fails_does_not_touch_who_had_enough(stopping, case):
     """Two samples sufficed for some; what fails later is for those alone that it was for."""
     cases = some_cases(case, 3)
-    scores = sorted(assess(stopping, each, [Sampler(stopping.contract)]).case_score for each in cases)
-    near = dataclasses.replace(stopping.policy.accept, threshold=scores[1] + 1e-6)
-    narrow = Stopping((Look(2, {"sample_disagreement": (-1e-4, 1e-4)}),), "test")
-    model = dataclasses.replace(stopping, policy=dataclasses.replace(stopping.policy, accept=near, stopping=narrow))
+    model = undecided_above(stopping, cases, 2)
     whole = assess_all(model, cases, [Sampler(model.contract)])
     failing = assess_all(model, cases, [Sampler(model.contract, fail_at=3)])
-    assert sorted(a.stopped for a in failing) == [False, True, True]
+    assert sorted(a.moments.samples for a in failing) == [2, 2, 2]
     for before, after in zip(whole, failing, strict=True):
-        if after.stopped:
+        if before.moments.samples == 2:
             assert after.decision == before.decision
         else:
-            assert after.decision.route is Route.REVIEW and "out of memory" in after.decision.reason
-
-
-def test_in_a_hurry_several_cases_keep_what_was_drawn(model, case):
-    """The deadline falls after half of the samples: none has all, none is lost, none is accepted."""
-    answers = assess_all(model, some_cases(case, 3), [Sampler(model.contract, fail_at=6)], hurried=True)
-    assert [a.moments.samples for a in answers] == [3, 3, 3]
-    assert {a.decision.route for a in answers} == {Route.REVIEW}
+            assert after.decision.route is Route.REVIEW and "out of memory" in str(after.decision.reason)

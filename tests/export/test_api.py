@@ -51,7 +51,7 @@ def test_a_network_is_exported_in_a_few_lines(tmp_path: Path) -> None:
     assert (exported.contract.channels, exported.contract.nominal) == (1, (16, 16))
     assert exported.contract.spatial == (16, 16) and "(16, 16) only" in exported.notes[0]
     assert [(site.name, site.p) for site in exported.contract.sites] == [("2", 0.3)]
-    assert list(exported.samplers) == ["small_sampler"]
+    assert list(exported.samplers) == ["small_sampler", "small_first_pass"]
     assert all(check.passed for check in exported.proof.checks) and exported.cost.bits == 8
     assert exported.gain is not None and exported.gain.ratio > 0
     assert load_model(exported.folder / "1").contract.digest == exported.contract.digest

@@ -50,21 +50,23 @@ def _returns_nan(model: onnx.ModelProto) -> None:
     )
 
 
-def _fails_unless_16(model: onnx.ModelProto) -> None:
-    """Looks up entry T − 16 of a table with one entry: ONNX Runtime fails for every other number of samples."""
-    _splice(
-        model,
-        after="images",
-        replaces="logit",
-        nodes=[
-            helper.make_node("Constant", [], ["sixteen"], value_ints=[16]),
-            helper.make_node("Constant", [], ["table"], value_floats=[0.0]),
-            helper.make_node("Shape", ["masks"], ["drawn"], start=1, end=2),
-            helper.make_node("Sub", ["drawn", "sixteen"], ["entry"]),
-            helper.make_node("Gather", ["table", "entry"], ["nothing"]),
-            helper.make_node("Add", ["true_logit", "nothing"], ["logit"]),
-        ],
-    )
+BREAKS = """
+import pathlib
+
+RUNS = pathlib.Path({file!r})
+
+def _break(execute):
+    def broken(self, requests):
+        runs = int(RUNS.read_text())
+        RUNS.write_text(str(runs - 1))
+        if runs > 0:
+            return execute(self, requests)
+        return [pb_utils.InferenceResponse(error=pb_utils.TritonError("out of memory")) for _ in requests]
+    return broken
+
+TritonPythonModel.execute = _break(TritonPythonModel.execute)
+"""
+"""A sampler that fails when the runs written in a file are used up."""
 
 
 def _splice(model: onnx.ModelProto, after: str, replaces: str, nodes: list[onnx.NodeProto]) -> None:
@@ -98,7 +100,7 @@ def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
     """One sound model, and one for each fault; all but the named fault is as in the sound one."""
     folder = tmp_path_factory.mktemp("fail_safe") / "models"
     sound = configure(with_policy(publish_pair(_variant(tiny_segmentation, "sound"), folder)))
-    configure(copy_of(sound, "by_16"), chunk=16)
+    configure(copy_of(sound, "by_5"), chunk=5)
 
     (copy_of(sound, "no_policy") / "1" / "policy.json").unlink()
     foreign = replace(accepting_policy(load_contract(sound / "1" / "contract.json")), model_digest="ab" * 32)
@@ -110,10 +112,12 @@ def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
         configure(folder / name)
 
     configure(with_policy(publish_pair(_variant(tiny_segmentation, "notfinite", _returns_nan), folder)))
-    configure(with_policy(publish_pair(_variant(tiny_segmentation, "breaks", _fails_unless_16), folder)), chunk=16)
-    configure(with_policy(publish_pair(_variant(tiny_segmentation, "slow"), folder)), chunk=10)
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "breaks"), folder)), chunk=5)
+    hold(folder / "breaks_sampler", BREAKS.format(file=str(gate / "runs")))
+    (gate / "runs").write_text("1000")
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "slow"), folder)), chunk=5)
     gated(folder / "slow_sampler", gate)
-    configure(with_policy(publish_pair(_variant(tiny_segmentation, "pressed"), folder)))
+    configure(with_policy(publish_pair(_variant(tiny_segmentation, "pressed"), folder)), chunk=5)
     hold(folder / "pressed_sampler", SLOW.format(seconds=SECONDS))
     return folder
 
@@ -136,7 +140,7 @@ def _decided(client, model: str, tensors=None, **options) -> tuple[str, str]:
     return route, reason
 
 
-@pytest.mark.parametrize("model", ["sound", "by_16", "notfinite"])
+@pytest.mark.parametrize("model", ["sound", "by_5", "notfinite"])
 def test_with_everything_in_order_the_case_is_accepted(client, model):
     """The same image on the same pair is accepted where nothing is wrong: else nothing below would show a thing."""
     route, reason = _decided(client, model)
@@ -169,20 +173,25 @@ def test_a_sampler_that_returns_nan_reviews(client):
     assert "finite" in reason
 
 
-def test_a_chunk_that_fails_after_the_first_reviews(client):
-    """What was drawn is kept, and reported as what it is: 16 of 20 samples, with ONNX Runtime's reason."""
+def test_a_chunk_that_fails_after_the_first_reviews(client, gate):
+    """What was drawn is kept, and reported as what it is: 15 of 20 samples, with the sampler's reason."""
+    (gate / "runs").write_text("3")
     answer = ask(client, "breaks", case(IMAGE, spacing=SPACING), OUTPUTS)
     assert text(answer["route"]) == "review"
-    assert "the sampler failed" in text(answer["reason"])
-    assert int(answer["samples_used"][0, 0]) == 16
+    assert "the sampler failed: out of memory" in text(answer["reason"])
+    assert int(answer["samples_used"][0, 0]) == 15
     record = json.loads(text(answer["record"]))
-    assert (record["samples"], record["samples_asked"], record["route"]) == (16, 20, "review")
+    assert (record["samples"], record["samples_planned"], record["route"]) == (15, 20, "review")
+    assert record["reason"]["code"] == "sampler_failed"
+    (gate / "runs").write_text("1000")
+    assert _decided(client, "breaks")[0] == "accept"
 
 
-def test_a_sampler_that_fails_at_once_is_an_error(client):
+def test_a_sampler_that_fails_at_once_is_an_error(client, gate):
     """Without a single sample there is no route at all, and so nothing to accept; the sound model goes on."""
+    (gate / "runs").write_text("0")
     with pytest.raises(InferenceServerException, match="the sampler failed") as caught:
-        _decided(client, "breaks", case(IMAGE, spacing=SPACING, samples=8))
+        _decided(client, "breaks")
     assert caught.value.status() == "StatusCode.UNAVAILABLE"
     assert _decided(client, "sound")[0] == "accept"
 

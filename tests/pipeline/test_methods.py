@@ -17,9 +17,10 @@ from equipoise_core.case import Case
 from equipoise_core.contract import Activation, ContractError
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_core.policy import AcceptRule, Policy
+from equipoise_core.policy import Guarantee, Policy
 from equipoise_core.preprocessing import PADDING_VALUE
-from equipoise_core.sampling import screening
+from equipoise_core.sampling import Run, get_ready
+from equipoise_core.stages import Stage
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
@@ -102,18 +103,22 @@ def served(tmp_path_factory) -> Iterator[Served]:
     for name, (network, options) in sampled().items():
         publish_pair(compile_sampler(network, replace(draft, name=name), example, Options(**options)), models)
     cascade = replace(draft, name="cascade")
-    screen = compile_sampler(
+    first_pass = compile_sampler(
         single_passes()["student"], replace(cascade, states_moments=True), example, Options(deterministic=True)
     )
-    folder = publish_pair(compile_sampler(unet(0), cascade, example), models, screen=screen)
+    folder = publish_pair(compile_sampler(unet(0), cascade, example), models, first_pass=first_pass)
     published = load_model(folder / "1")
-    _, first = published_samplers(models, published.contract)
-    certainty = [screening(published, Case(blended(n)), first).scores["rim_uncertainty"] for n in range(IMAGES)]
-    rules = {"loss": "test", "cases": 9, "accepted": 9, "errors": 0, "rule": "test"}
-    policy = Policy(
-        published.contract.model_digest, "cd", SAMPLES, accept=AcceptRule("sample_disagreement", 1.0, **rules),
-        screen=AcceptRule("rim_uncertainty", float(np.median(certainty)), **rules),
-    )  # fmt: skip
+    samplers, first = published_samplers(models, published.contract)
+
+    def certainty(number: int) -> float:
+        ready = get_ready(published, Case(blended(number)), (0, SAMPLES))
+        ((answer,), *_) = Run(published, [ready], samplers, first_pass=first).assessments(until_decided=False)
+        return answer.scores["rim_uncertainty"]
+
+    median = float(np.median([certainty(number) for number in range(IMAGES)]))
+    stages = (Stage(0, "rim_uncertainty", median), Stage(SAMPLES, "sample_disagreement", 1.0))
+    guarantee = Guarantee(0.1, 0.1, "test", 9, 9, 0, "test")
+    policy = Policy(published.contract.model_digest, "cd", stages, guarantee)
     (folder / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     with TritonServer(models, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)
@@ -194,7 +199,7 @@ def test_samples_are_served_as_pytorch_draws_them(served, image, name) -> None:
     assert between.max() > 1e-3
 
 
-def test_the_screen_spares_samples_and_the_record_replays(served) -> None:
+def test_the_first_pass_spares_samples_and_the_record_replays(served) -> None:
     """Certain images cost one pass, others are sampled; both records say so, and the same image gives the same."""
     used = []
     for number in range(IMAGES):
@@ -202,19 +207,19 @@ def test_the_screen_spares_samples_and_the_record_replays(served) -> None:
         first, again = (ask(served.client, "cascade", request, ["samples_used", "record", "route"]) for _ in range(2))
         record = json.loads(text(first["record"]))
         assert record == json.loads(text(again["record"]))
-        assert record["screened"] == (first["samples_used"].item() == 1)
+        assert record["first_pass"] == (first["samples_used"].item() == 0)
         assert text(first["route"]) == "accept"
         used.append(first["samples_used"].item())
-    assert used.count(1) == used.count(SAMPLES) == IMAGES // 2
+    assert used.count(0) == used.count(SAMPLES) == IMAGES // 2
 
 
-def test_naming_samples_skips_the_screen(served, image) -> None:
+def test_naming_samples_skips_the_first_pass(served, image) -> None:
     answer = ask(served.client, "cascade", case(image, samples=SAMPLES, spacing=[1.0, 1.0]), ["record", "route"])
-    assert not json.loads(text(answer["record"]))["screened"] and text(answer["route"]) == "accept"
+    assert not json.loads(text(answer["record"]))["first_pass"] and text(answer["route"]) == "review"
 
 
-def test_a_large_image_is_screened_in_windows(served) -> None:
-    """As many at a time as the screen's instances take: nothing went wrong, and it is reviewed for its size alone."""
+def test_the_first_pass_takes_a_large_image_in_windows(served) -> None:
+    """As many at a time as its instances take: nothing went wrong, and it is reviewed for its size alone."""
     maximum = load_model(served.models / "cascade" / "1").contract.maximum
     image = np.random.default_rng(0).normal(100, 20, (1, *(2 * size for size in maximum))).astype(np.float32)
     answer = ask(served.client, "cascade", case(image, spacing=[1.0, 1.0]), ["record", "route"])
@@ -222,11 +227,11 @@ def test_a_large_image_is_screened_in_windows(served) -> None:
     assert json.loads(text(answer["record"]))["problems"] == []
 
 
-def test_a_broken_screen_file_keeps_the_model_from_loading(served, tmp_path) -> None:
+def test_a_broken_first_pass_keeps_the_model_from_loading(served, tmp_path) -> None:
     copy = tmp_path / "models"
     copy.mkdir()
     for folder in served.models.iterdir():
         (copy / folder.name).symlink_to(folder)
-    (copy / "cascade_screen").unlink()
-    with pytest.raises(ContractError, match=r"cascade_screen: .* no file"):
+    (copy / "cascade_first_pass").unlink()
+    with pytest.raises(ContractError, match=r"cascade_first_pass: .* no file"):
         load_model(copy / "cascade" / "1")

@@ -28,7 +28,7 @@ def test_every_case_is_counted_once_for_each_watched_number(server, repository, 
     policy = load_model(repository / model / "1").policy
     assert policy is not None and policy.monitoring is not None
     watched = set(policy.monitoring.quantiles)
-    assert {policy.accept.score, "ood_distance", "roughness"} <= watched
+    assert {"ood_distance", "roughness"} <= watched
     # Numbers are told from a thread of their own, a moment after the answer: those of whoever asked before as well.
     before = settled(lambda: _counts(server.metrics_url, "equipoise_calibration_rank_count"))
     tensors = case(picture(contracts[model], SMALL[model][0], seed=3))

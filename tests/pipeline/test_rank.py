@@ -71,9 +71,9 @@ def test_real_images_are_ranked_and_accepted_ones_labelled(capsys, server, cells
     assert len(accepted) >= 3, "or the rest shows nothing"
     manifest = json.loads((tmp_path / "guessed" / "pseudo-labels.json").read_text())
     policy = load_policy(REFERENCE / "nuclei" / "1" / "policy.json")
-    assert policy.accept is not None
+    assert policy.guarantee is not None
     assert (manifest["policy_digest"], manifest["model_digest"]) == (policy.digest, policy.model_digest)
-    assert (manifest["alpha"], manifest["delta"]) == (policy.accept.alpha, policy.accept.delta)
+    assert (manifest["alpha"], manifest["delta"]) == (policy.guarantee.alpha, policy.guarantee.delta)
     assert {Path(entry["file"]).stem for entry in manifest["pseudo_labels"]} == accepted
     for entry in manifest["pseudo_labels"]:
         guess = np.asarray(Image.open(tmp_path / "guessed" / entry["label"]))

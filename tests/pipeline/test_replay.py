@@ -64,7 +64,7 @@ def test_the_log_of_decisions_shows_a_change(decided, tmp_path):
     assert watched.returncode == 0, watched.stderr
     assert len(json.loads(watched.stdout)) == accepted
     text = log.read_text()
-    log.write_text(text.replace('"samples_asked":20', '"samples_asked":21', 1))
+    log.write_text(text.replace('"samples_planned":20', '"samples_planned":21', 1))
     assert log.read_text() != text
     tampered = equipoise("audit", "verify", log)
     assert tampered.returncode == 1 and "1" in tampered.stdout + tampered.stderr

@@ -128,10 +128,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             "policy_digest": "p" * 64,
             "input_digest": input_digest(image[0]),
             "samples": drawn,
-            "samples_asked": drawn,
+            "samples_planned": drawn,
             "scores": dict.fromkeys(scores, round(float(image[0].max()), 6)),
             "statistics": {"level": float(image[0].mean()), "spread": float(image[0].std())},
             "route": "accept",
+            "reason": {"code": "score_accepted", "values": {}, "text": "score 0.125 is at most 0.2"},
             "alpha": 0.1,
             "delta": 0.05,
         }

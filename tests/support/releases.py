@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from equipoise_core.canonical import digest_of
 from equipoise_core.loading import load_model
-from equipoise_core.policy import AcceptRule, Policy
+from equipoise_core.policy import Guarantee, Policy
+from equipoise_core.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def give_policy(pair: Path, threshold: float = 0.5) -> Policy:
     policy = Policy(
         model_digest=contract.model_digest,
         calibration_digest=digest_of("cases"),
-        samples=contract.samples,
-        accept=AcceptRule("lack_of_confidence", threshold, "wrong label", 100, 50, 1, "chosen for a test", 0.1, 0.1),
+        stages=(Stage(contract.samples, "lack_of_confidence", threshold),),
+        guarantee=Guarantee(0.1, 0.1, "wrong label", 100, 50, 1, "chosen for a test"),
     )
     (pair / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     return policy

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from equipoise_core.contract import Contract, Task, load_contract
-from equipoise_core.policy import AcceptRule, Policy
+from equipoise_core.policy import Guarantee, Policy
 from equipoise_core.scores import default_score
+from equipoise_core.stages import Stage
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -95,11 +96,13 @@ def copy_of(public: Path, name: str, into: Path | None = None) -> Path:
     return Path(shutil.copytree(public, (into or public.parent) / name))
 
 
+ANYTHING = Guarantee(0.1, 0.1, "none", 1, 1, 0, "a test's: accepts every score")
+
+
 def accepting_policy(contract: Contract) -> Policy:
     """Accepts whatever nothing speaks against: the score that it looks at cannot exceed its threshold."""
     score = "sample_disagreement" if contract.task is Task.SEGMENTATION else "lack_of_confidence"
-    rule = AcceptRule(score, 1.5, "none", 1, 1, 0, "a test's: accepts every score")
-    return Policy(contract.model_digest, "00" * 32, contract.samples, rule)
+    return Policy(contract.model_digest, "00" * 32, (Stage(contract.samples, score, 1.5),), ANYTHING)
 
 
 def with_policy(public: Path) -> Path:
@@ -115,7 +118,6 @@ def accepting_copies(folder: Path, samples: int) -> Path:
         copy = Path(shutil.copytree(pair.parent, folder / pair.parent.name))
         if (copy / "1" / "contract.json").exists():
             contract = load_contract(copy / "1" / "contract.json")
-            rule = AcceptRule(default_score(contract), 1e6, "none", 1, 1, 0, "a test's: accepts every score")
-            policy = replace(accepting_policy(contract), samples=samples, accept=rule)
+            policy = replace(accepting_policy(contract), stages=(Stage(samples, default_score(contract), 1e6),))
             (copy / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -88,9 +89,14 @@ class PredictedFile:
             return {}
         means, variances = self.prediction.mean, self.prediction.variance
         return {
-            name: {"mean": number(means[k]), "sd": number(max(0.0, float(variances[k])) ** 0.5)}
+            name: {"mean": number(means[k]), "sd": number(root(float(variances[k])))}
             for k, name in enumerate(self.contract.classes)
         }
+
+
+def root(variance: float) -> float:
+    """Of a variance, which rounding may have taken below 0; NaN stays NaN."""
+    return math.sqrt(0.0 if variance < 0.0 else variance)
 
 
 _UNDECIDED: dict[str, Any] = {
@@ -298,7 +304,7 @@ def _table(model: str, outcomes: list[PredictedFile]) -> Table:
             f"[bold {ROUTE_COLOUR[outcome.route]}]{outcome.route.value}[/]",
             "–" if prediction is None else f"{prediction.case_score:.4f}",
             "\n".join(_results(outcome)),
-            "–" if prediction is None else str(prediction.samples_used),
+            "–" if prediction is None else str(prediction.samples_used or "first pass"),
             escape("; ".join(part for part in (prediction.reason if prediction else "", outcome.error or "") if part)),
         )
     return table
@@ -307,7 +313,8 @@ def _table(model: str, outcomes: list[PredictedFile]) -> Table:
 def _results(outcome: PredictedFile) -> Iterator[str]:
     """Volumes with their interval, or the probability of each class with its standard deviation."""
     for name, probability in outcome.probabilities().items():
-        yield f"{escape(name)} {probability['mean']:.3f} ± {probability['sd']:.3f}"
+        known = [value for value in probability.values() if value is not None]
+        yield f"{escape(name)} {' ± '.join(f'{value:.3f}' for value in known)}"
     volume = outcome.prediction.volume if outcome.prediction else None
     if volume is not None and outcome.contract is not None and outcome.contract.spacing is not None:
         parts = volume.classes.items() if len(volume.classes) > 1 else ()

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from equipoise_core.record import FORMAT, input_digest
+from equipoise_core.reasons import near_limit
+from equipoise_core.record import FORMAT, input_digest, tolerance_between
 from rich.console import Console
 from rich.table import Table
 
@@ -20,20 +21,19 @@ from ..images import fit, read_image
 from ..images.prepare import with_spacing
 from .options import Encrypt, FileTimeout, Json, TlsCert, TlsKey, TlsRoot, Url, encryption
 
-TOLERANCE = 1e-5
-"""Absolute for numbers below 1, relative above. One model on one kind of machine stays within it."""
-
 BINDING = ("model_digest", "policy_digest", "code_digest")
 """What must be the same for a replay to mean anything. Other code may decide alike; the difference is still shown."""
 
-_DECIDED = ("seed", "samples", "stopped", "score", "route", "reason", "threshold")
-_CIRCUMSTANCES = ("software", "problems")
+_DECIDED = ("seed", "samples", "first_pass", "score", "route", "threshold")
+_CIRCUMSTANCES = ("computed_by", "problems")
 """May differ without another decision. Everything else in a record is compared."""
 _MEASURED = ("case_score", "scores", "statistics", "ood_distance", "volume_ml")
 
 EPILOG = """[bold]Example[/]
 
 equipoise predict hippocampus brain.nii.gz --json > decision.json; equipoise replay decision.json brain.nii.gz
+
+Numbers are compared within a tolerance that depends on what computed them, reasons by their code.
 
 Exit code: 0 the same route and numbers, 1 not the same or it failed, 2 wrong usage."""
 
@@ -91,13 +91,17 @@ def replay(
             outputs=(),
         ).record
     found = list(differences(recorded, again))
+    why = explanation(recorded, again) if found else None
     if as_json:
-        typer.echo(json.dumps({"same": not found, "differences": [vars(each) for each in found]}, indent=1))
+        document = {"same": not found, "differences": [vars(each) for each in found], "explanation": why}
+        typer.echo(json.dumps(document, indent=1))
     elif found:
         table = Table("what", "recorded", "replayed", title="not the same")
         for each in found:
             table.add_row(each.what, str(each.recorded), str(each.replayed))
         Console().print(table)
+        if why:
+            Console().print(why)
         if recorded.get("problems"):
             Console().print("the record notes problems during sampling, which a replay does not repeat")
     else:
@@ -120,20 +124,22 @@ def read_record(path: Path, entry: int = 0) -> Mapping[str, Any]:
     chosen = entries[entry]
     record = chosen.get("record", chosen) if isinstance(chosen, dict) else None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise InvalidInput(f"{path.name} holds no record of format {FORMAT}")
+        found = record.get("format") if isinstance(record, dict) else None
+        earlier = f"; this one is {found}: ask the version that wrote it" if str(found).startswith("equipoise-") else ""
+        raise InvalidInput(f"{path.name} holds no record of format {FORMAT}{earlier}")
     return record
 
 
 def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
     """The request that the record describes. Raises InvalidInput where that is missing or impossible."""
     try:
-        spacing, samples, seed = recorded["spacing"], recorded["samples_asked"], int(recorded["seed"])
+        spacing, samples, seed = recorded["spacing"], recorded["samples_planned"], int(recorded["seed"])
         named = [recorded[name] for name in ("samples_named", "seed_named")]
         texts = [recorded[name] for name in ("model", "input_digest")]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(flag, bool) for flag in named):
             raise TypeError("model, input_digest, samples_named or seed_named is of another type")
         if type(samples) is not int or not 0 < samples < 2**31 or not 0 <= seed < 2**64:
-            raise ValueError("samples_asked or seed is out of range")
+            raise ValueError("samples_planned or seed is out of range")
         millimetres = None if spacing is None else tuple(float(mm) for mm in spacing)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"the record is incomplete or malformed: {type(error).__name__}: {error}") from error
@@ -142,27 +148,43 @@ def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Difference]:
-    """Digests, decision and numbers that are not the same; numbers within `TOLERANCE`."""
-    others = {*recorded, *again} - {*BINDING, *_DECIDED, *_MEASURED, *_CIRCUMSTANCES}
+    """Digests, decision and numbers that are not the same; numbers within the tolerance of what computed them."""
+    within = _tolerance(recorded, again)
+    others = {*recorded, *again} - {*BINDING, *_DECIDED, *_MEASURED, *_CIRCUMSTANCES, "reason"}
     for name in (*BINDING, *_DECIDED, *sorted(others)):
-        if recorded.get(name) != again.get(name) and not _close(recorded.get(name), again.get(name)):
+        if recorded.get(name) != again.get(name) and not _close(recorded.get(name), again.get(name), within):
             yield Difference(name, recorded.get(name), again.get(name))
+    codes = [(record.get("reason") or {}).get("code") for record in (recorded, again)]
+    if codes[0] != codes[1]:
+        yield Difference("reason", *codes)
     for name in _MEASURED:
-        yield from _numbers(name, recorded.get(name), again.get(name))
+        yield from _numbers(name, recorded.get(name), again.get(name), within)
 
 
-def _numbers(name: str, recorded: Any, again: Any) -> Iterator[Difference]:
+def explanation(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
+    """Why two devices may route one case differently: a number that decided lies at its limit. None: it does not."""
+    within = _tolerance(recorded, again)
+    near = (near_limit(record.get("reason") or {}, within) for record in (recorded, again))
+    found = next(filter(None, near), None)
+    return None if found is None else f"a number that decides lies at its limit: {found}, the tolerance of the devices"
+
+
+def _tolerance(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> float:
+    return tolerance_between(recorded.get("computed_by") or {}, again.get("computed_by") or {})
+
+
+def _numbers(name: str, recorded: Any, again: Any, within: float) -> Iterator[Difference]:
     if isinstance(recorded, Mapping) and isinstance(again, Mapping):
         for key in sorted({*recorded, *again}):
-            yield from _numbers(f"{name}.{key}", recorded.get(key), again.get(key))
-    elif recorded != again and not _close(recorded, again):
+            yield from _numbers(f"{name}.{key}", recorded.get(key), again.get(key), within)
+    elif recorded != again and not _close(recorded, again, within):
         yield Difference(name, recorded, again)
 
 
-def _close(recorded: Any, again: Any) -> bool:
+def _close(recorded: Any, again: Any, within: float) -> bool:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (recorded, again)):
         return False
     try:
-        return math.isclose(recorded, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        return math.isclose(recorded, again, rel_tol=within, abs_tol=within)
     except OverflowError:  # a whole number beyond all floats
         return False

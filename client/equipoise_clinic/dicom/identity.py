@@ -47,13 +47,13 @@ def identity_of(series: Series, prediction: Prediction) -> Identity:
     record = prediction.record
     stated = {name: record.get(name) for name in _DECISIVE}
     instances = sorted(str(dataset.SOPInstanceUID) for dataset in series.datasets)
-    decided = [prediction.route.value, prediction.reason]
+    decided = [prediction.route.value, (record.get("reason") or {}).get("code")]  # its numbers differ by device
     text = json.dumps([LAYOUT, series.study_uid, series.uid, instances, stated, decided], sort_keys=True)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), *_moment(series.first))
 
 
 _DIGESTS = ("model_digest", "policy_digest", "code_digest", "input_digest")
-_DECISIVE = ("model", *_DIGESTS, "seed", "samples", "samples_asked")
+_DECISIVE = ("model", *_DIGESTS, "seed", "samples", "samples_planned", "computed_by")  # one UID, one content
 
 
 def _moment(dataset: Any) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def _model(place: str, folder: Path, files: Mapping[str, File]) -> Component:
     """A public model with the files of its own and of its samplers in the bundle."""
     contract = load_contract(folder / "1" / "contract.json")
     home = place.rpartition("/")[0]
-    folders = [contract.name, *(s.name for s in (*contract.samplers, *([contract.screen] if contract.screen else [])))]
+    folders = [contract.name, *(s.name for s in contract.files)]
     own = sorted(name for name in files if any(name.startswith(f"{home}/{part}/") for part in folders))
     try:
         policy = load_policy(folder / "1" / "policy.json").digest

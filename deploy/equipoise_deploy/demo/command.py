@@ -109,5 +109,5 @@ def _measured(decision: dict[str, Any]) -> str:
     probabilities = decision.get("probability")
     if probabilities:
         name, figures = list(probabilities.items())[-1]
-        return f"{name} {figures['mean']:.2f} ± {figures['sd']:.2f}"
+        return f"{name} {' ± '.join(f'{value:.2f}' for value in figures.values() if value is not None)}"
     return ""

@@ -105,12 +105,11 @@ def policies(subject: Subject) -> Iterator[CheckResult]:
             )
         elif model.in_force is None:
             yield failure("policy", f"{name}: its policy was made for another model", "calibrate this model")
-        elif model.policy.accept is None:
+        elif model.policy.guarantee is None:
             yield ok("policy", f"{name}: for this model; it accepts nothing")
         else:
-            rule = model.policy.accept
-            promise = "nothing is guaranteed" if rule.alpha is None else f"error ≤ {rule.alpha:g}"
-            yield ok("policy", f"{name}: for this model, from {rule.cases} cases; {promise}")
+            rule = model.policy.guarantee
+            yield ok("policy", f"{name}: for this model, from {rule.cases} cases; error ≤ {rule.alpha:g}")
 
 
 def _log(repository: Path) -> Iterator[CheckResult]:

@@ -64,7 +64,7 @@ def _proof(folder: Path, contract: Contract) -> Check:
     """Each sampler has a `proof.json` about its own file in which every property passed."""
     remedy = "export the model again with this version of Equipoise, which writes a proof about this file"
     properties = 0
-    for sampler in (*contract.samplers, *([contract.screen] if contract.screen else [])):
+    for sampler in contract.files:
         path = folder / sampler.name / "1" / "proof.json"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _proof(folder: Path, contract: Contract) -> Check:
 
 def _policy(policy: Policy, report: bool) -> Check:
     """The policy has figures, and they are possible."""
-    rule = policy.accept
+    rule = policy.guarantee
     kept = "with a report" if report else "without a report (`equipoise publish --report`)"
     if rule is None:
         return Check("policy", True, f"for this model; it accepts nothing; {kept}")
@@ -98,11 +98,7 @@ def _policy(policy: Policy, report: bool) -> Check:
             f"impossible figures: {rule.errors} errors among {rule.accepted} accepted of {rule.cases} cases",
             "calibrate the model again",
         )
-    promise = (
-        "nothing is guaranteed"
-        if rule.alpha is None
-        else f"error ≤ {rule.alpha:g} with confidence {1 - (rule.delta or 0):g}"
-    )
+    promise = f"error ≤ {rule.alpha:g} with confidence {1 - rule.delta:g}"
     return Check(
         "policy",
         True,

@@ -203,8 +203,7 @@ class ServerMonitor:
         """Of a model and its samplers so far."""
         if now - self._counted[0] >= 2 * CHECK_EVERY:
             self._counted = now, _counted(self.server.metrics_url)
-        names = {contract.name, *(sampler.name for sampler in contract.samplers)}
-        names |= {contract.screen.name} if contract.screen else set()
+        names = {contract.name, *(sampler.name for sampler in contract.files)}
         stubs = {process.model for process in self._processes}
         # A sampler without a process of its own runs inside Triton.
         ours = [process for process in self._processes if process.model in (names if names <= stubs else {"", *names})]

@@ -48,7 +48,7 @@ def tune_command(
         "settings.json"
     ),
     image: Annotated[list[Path] | None, typer.Option(help="Image files to send; default: a synthetic one.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="T; default: the policy's, with early stopping.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="T; default: the policy's stages.")] = None,
     clients: Annotated[int, typer.Option(min=1, help="That ask at the same time.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Of each comparison.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each measurement.")] = 2.0,
@@ -122,7 +122,7 @@ def _measured(
     bench = Bench(repository, name, payloads, clients, rounds, seconds)
     cores = available_cores()
     published = published_settings(repository, name, find_engine(os.environ).configuration, cores)
-    tried = knobs(published, cores, samples or model.default_samples, model.contract.stochastic)
+    tried = knobs(published, cores, samples or model.samples, model.contract.stochastic)
     choices = [knob for knob in tried if knob[0] in wanted]
     total = (rounds + 1) * (sum(len(values) + 1 for _, values in choices) + 2)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

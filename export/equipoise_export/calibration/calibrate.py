@@ -14,12 +14,14 @@ from equipoise_core.case import Model
 from equipoise_core.contract import Contract, Task
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
+from equipoise_core.stages import FIRST_PASS
 from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
-from .cases import LOOKS, Labelled, Measured, check_classes, measure
-from .choose import ChosenPolicy, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
+from .cases import Labelled, Measured, check_classes, measure
+from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
+from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases
@@ -39,6 +41,10 @@ LIMITS = {
 """What each goal may be, both ends included."""
 
 
+MANY = 8
+"""From so many samples on, fewer of them may decide something."""
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """A policy that is in force from now on, and what it was measured to do.
@@ -49,6 +55,7 @@ class Calibrated:
         sections: (title, note, figures) of each set of cases.
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
+        costs: seconds of sampler runs, where stages were chosen by them.
     """
 
     policy: Policy
@@ -57,12 +64,15 @@ class Calibrated:
     sections: tuple[tuple[str, str, dict[str, Any]], ...]
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
+    costs: Costs | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "policy": self.policy.digest,
             "accept": self.why,
+            "stages": [stage.document() for stage in self.policy.stages],
+            "costs": None if self.costs is None else asdict(self.costs),
             "report": str(self.report),
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
@@ -84,7 +94,7 @@ def calibrate(
     level: float = 0.9,
     missed: float = 0.05,
     method: Method | str = Method.TEMPERATURE,
-    adaptive: bool = True,
+    stages: Sequence[int] = (),
     samples: int | None = None,
     pilot: float = 0.3,
     spacing: tuple[float, ...] | None = None,
@@ -106,8 +116,9 @@ def calibrate(
         level: coverage of the volume intervals.
         missed: share of foreground that `labels_sensitive` may miss.
         method: how probabilities are recalibrated.
-        adaptive: stop early where more samples cannot change the route.
-        samples: full T; the contract's by default.
+        stages: numbers of samples after which a case may be decided, 0 for the first pass; the last one is T. Empty:
+            the cheapest of a few lists, as measured on this machine.
+        samples: full T; the contract's by default, or the last of `stages`.
         pilot: share of patients for exploration only: no guarantee rests on them.
         spacing: mm per axis for files that state none.
         sweep_p: dropout rates to try; they change no policy.
@@ -129,6 +140,7 @@ def calibrate(
         raise CalibrationError(f"samples is {samples}; expected 2 or more")
     if method not in list(Method):
         raise CalibrationError(f"method is {method!r}; expected {', '.join(each.value for each in Method)}")
+    samples = checked_stages(stages, samples)
     repository = Path(repository)
     published = load_model(repository / name / "1")
     model = Model(
@@ -136,10 +148,12 @@ def calibrate(
         None, "", published.code_digest,
     )  # fmt: skip
     contract = published.contract
+    if FIRST_PASS in stages and contract.first_pass is None:
+        raise CalibrationError(f"{name} has no first pass; leave 0 out of --stages, or export it again with one")
     sampler_files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
     goals = Goals(
         f"mean Dice below {acceptable_dice:g}" if contract.task is Task.SEGMENTATION else "wrong label",
-        alpha, delta, false_alarms, level, missed, Method(method), adaptive,
+        alpha, delta, false_alarms, level, missed, Method(method),
         audited=audited,
     )  # fmt: skip
     cases = labelled_cases(Path(data), contract, spacing)
@@ -147,13 +161,16 @@ def calibrate(
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
-    measured = _measured(model, repository, cases, acceptable_dice, progress)
+    grid = tuple(stages) or (tried_stages(model) if contract.stochastic else model.stages)
+    measured = _measured(model, repository, cases, acceptable_dice, grid, progress)
+    costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
         contract,
-        model.default_samples,
         [case for case in measured if is_pilot[case.patient]],
         calibration := [case for case in measured if not is_pilot[case.patient]],
         goals,
+        stages=stages,
+        costs=costs,
     )
     judged = judge_across(contract, chosen, calibration, goals)
     sections = [
@@ -165,7 +182,9 @@ def calibrate(
         )
     ]
     if test is not None:
-        others = _measured(model, repository, labelled_cases(Path(test), contract, spacing), acceptable_dice, progress)
+        others = _measured(
+            model, repository, labelled_cases(Path(test), contract, spacing), acceptable_dice, grid, progress
+        )
         judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
         sections.append((f"Test cases: {Path(test).name}", note, figures(contract, judged, goals)))
@@ -181,7 +200,7 @@ def calibrate(
         render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
     )
     _write_policy(repository / name / "1" / "policy.json", chosen)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates))
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
 
 
 def check_cases(
@@ -207,13 +226,36 @@ def check_cases(
     check_classes(contract, calibration)
 
 
+def checked_stages(stages: Sequence[int], samples: int | None) -> int | None:
+    """T, where it is named. Raises CalibrationError for stages that cannot be, or that end elsewhere."""
+    if not stages:
+        return samples
+    if list(stages) != sorted({*stages}) or stages[0] < FIRST_PASS or stages[-1] < 2:
+        given = ",".join(map(str, stages))
+        raise CalibrationError(f"--stages {given}: expected rising numbers of samples, such as 0,20 or 0,5,10,20")
+    if samples is not None and samples != stages[-1]:
+        raise CalibrationError(f"--stages end with {stages[-1]} samples, --samples is {samples}: leave one of them out")
+    return stages[-1]
+
+
+def tried_stages(model: Model) -> tuple[int, ...]:
+    """Numbers of samples at which answers are compared where none are named: the first pass, ¼, ½ and all of T."""
+    full = model.samples
+    early = [full // 4, full // 2] if full % 4 == 0 and full >= MANY else []
+    return (*((FIRST_PASS,) if model.contract.first_pass else ()), *early, full)
+
+
 def _measured(
-    model: Model, repository: Path, cases: Sequence[Labelled], acceptable_dice: float, progress: bool
+    model: Model,
+    repository: Path,
+    cases: Sequence[Labelled],
+    acceptable_dice: float,
+    stages: tuple[int, ...],
+    progress: bool,
 ) -> list[Measured]:
-    samplers, screen = published_samplers(repository, model.contract)
+    samplers, first_pass = published_samplers(repository, model.contract)
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=not progress)
-    looks = [look for look in LOOKS if look < model.contract.samples]
-    return [measure(model, case, samplers, acceptable_dice, looks, screen) for case in shown]
+    return [measure(model, case, samplers, acceptable_dice, stages, first_pass) for case in shown]
 
 
 def _write_policy(path: Path, chosen: ChosenPolicy) -> None:

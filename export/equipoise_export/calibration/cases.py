@@ -1,4 +1,4 @@
-"""Labelled cases → what calibration needs of each: the model's answer at every look, compared with the truth."""
+"""Labelled cases → what calibration needs of each: the model's answer after every stage, compared with the truth."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import numpy as np
 from equipoise_core.assessment import Assessment
 from equipoise_core.case import Case, Model
 from equipoise_core.contract import Activation, Contract, Task
-from equipoise_core.sampling import RunSampler, get_ready, running_assessments, screening
+from equipoise_core.sampling import Run, RunSampler, get_ready
+from equipoise_core.stages import chunk_of
 from equipoise_core.volume import voxel_volume
 from numpy.typing import NDArray
 
 from .errors import CalibrationError
 from .metrics import dice
-
-LOOKS = (4, 8, 12)
-"""Numbers of samples after which a case may stop, before full T."""
 
 SENSITIVE_GRID = tuple(np.linspace(0.5, 0.0, 101).round(3).tolist())
 """Candidates for the threshold of `labels_sensitive`, from the strictest to the one that misses nothing."""
@@ -49,9 +47,10 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Step:
-    """The model's answer after some samples.
+    """The model's answer after one stage.
 
     Attributes:
+        samples: drawn; 0: the first pass.
         scores: case scores by name.
         prediction: statistics of the prediction by name.
         loss: 1 where accepting this answer would have been an error, else 0.
@@ -59,6 +58,7 @@ class Step:
         volumes: per class and `total` (mean, low, high) in mL before any widening; empty without a physical scale.
         missed: share of the true foreground that is missed at each threshold of `SENSITIVE_GRID`; empty for
             classification.
+        probabilities: `[m, K]`: p̄ of this image (m = 1), or at some of its voxels.
     """
 
     samples: int
@@ -68,13 +68,6 @@ class Step:
     dice: float
     volumes: Mapping[str, tuple[float, float, float]]
     missed: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Screened:
-    """What the contract's screen answers: `Step` and `Measured.probabilities` of its single pass."""
-
-    step: Step
     probabilities: NDArray[np.float64]
 
 
@@ -84,11 +77,9 @@ class Measured:
 
     Attributes:
         statistics: of the input, by name.
-        steps: at each look and at full T, in that order.
+        steps: after each stage, in that order.
         truths: true volumes in mL by the same names as `Step.volumes`.
-        probabilities, hits: `[m, K]`: p̄ at full T and which classes are true, of this image (m = 1) or of some of its
-            voxels.
-        screen: of a model that has one.
+        hits: `[m, K]`: which classes are true, of what `Step.probabilities` are of.
     """
 
     name: str
@@ -98,20 +89,17 @@ class Measured:
     statistics: Mapping[str, float]
     steps: tuple[Step, ...]
     truths: Mapping[str, float]
-    probabilities: NDArray[np.float64]
     hits: NDArray[np.float64]
     spacing: tuple[float, ...] | None = None
-    screen: Screened | None = None
 
     @property
     def full(self) -> Step:
         """At full T."""
         return self.steps[-1]
 
-    def as_screened(self) -> Measured:
-        """The case, answered by the screen alone."""
-        assert self.screen is not None
-        return replace(self, probabilities=self.screen.probabilities)
+    def after(self, samples: int) -> Step:
+        """The answer of the stage that has so many samples."""
+        return next(step for step in self.steps if step.samples == samples)
 
 
 def measure(
@@ -119,43 +107,41 @@ def measure(
     case: Labelled,
     samplers: Sequence[RunSampler],
     acceptable_dice: float,
-    looks: Sequence[int] = LOOKS,
-    screen: RunSampler | None = None,
+    stages: Sequence[int] = (),
+    first_pass: RunSampler | None = None,
 ) -> Measured:
-    """Runs one case and compares it with its truth, at each look and at full T.
+    """Runs one case and compares it with its truth, after each stage.
 
     Args:
-        model: without a policy, so that nothing is stopped or widened.
-        samplers, screen: as for `assess`.
+        model: without a policy, so that nothing is left out or widened.
+        samplers, first_pass: as for `assess`.
         acceptable_dice: segmentation: a mean Dice below it is a loss.
+        stages: numbers of samples, 0 for the first pass; the last one is full T. Empty: the model's T alone.
     """
-    contract = model.contract
+    contract, ends = model.contract, tuple(stages) or model.stages
     _check_truth(contract, case)
     asked = Case(case.image, spacing=case.spacing)
-    running = [each for (each,) in running_assessments(model, [get_ready(model, asked)], samplers, looks)]
-    last = running[-1]
-    if last.problems:
-        raise CalibrationError(f"{case.name}: {'; '.join(last.problems)}: calibrate where every case can be sampled")
+    small = replace(model, at_most=chunk_of([samples for samples in (*ends, model.samples) if samples]))
+    run = Run(small, [get_ready(small, asked, ends)], samplers, first_pass=first_pass)
+    answers = [answer for (answer,) in run.assessments(until_decided=False)]
+    for answer in answers:
+        if answer.problems:
+            problems = "; ".join(map(str, answer.problems))
+            raise CalibrationError(f"{case.name}: {problems}: calibrate where every case can be answered")
     scale = voxel_volume(case.spacing) if case.spacing and contract.task is Task.SEGMENTATION else None
     names = [*(contract.classes[k] for k in contract.foreground), "total"] if scale else []
-    probabilities, hits = _answers(contract, last, case.truth)
-    screened = None
-    if contract.screen is not None:
-        first = screening(model, asked, screen)
-        step = _step(first, case.truth, acceptable_dice, names)
-        screened = Screened(step, _answers(contract, first, case.truth)[0])
+    known = answers[-1].input
+    chosen = _chosen_voxels(contract, asked, answers[-1].seed)
     return Measured(
         case.name,
         case.patient,
         case.group,
-        last.input.digest,
-        last.input.statistics,
-        tuple(_step(each, case.truth, acceptable_dice, names) for each in running),
+        known.digest,
+        known.statistics,
+        tuple(_step(answer, case.truth, acceptable_dice, names, chosen) for answer in answers),
         {name: float(true_region(contract, case.truth, name).sum()) * (scale or 0.0) for name in names},
-        probabilities,
-        hits,
+        _hits(contract, case.truth)[chosen],
         case.spacing,
-        screened,
     )
 
 
@@ -204,18 +190,21 @@ def _check_truth(contract: Contract, case: Labelled) -> None:
         )
 
 
-def _step(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float, names: Sequence[str]) -> Step:
+def _step(
+    assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float, names: Sequence[str], chosen: Any
+) -> Step:
     contract = assessment.model.contract
     segmentation = contract.task is Task.SEGMENTATION
     volumes = {name: assessment.volumes[name] for name in names}
     return Step(
-        assessment.moments.samples,
+        assessment.samples,
         assessment.scores,
         assessment.prediction_statistics,
         float(is_wrong(assessment, truth, acceptable_dice)),
         mean_dice(assessment, truth) if segmentation else float("nan"),
         {name: (volume.mean, volume.low, volume.high) for name, volume in volumes.items()},
         missed_foreground(contract, assessment.uncertainty.mean, truth) if segmentation else (),
+        assessment.uncertainty.mean.reshape(len(contract.classes), -1).T[chosen].astype(np.float64),
     )
 
 
@@ -259,18 +248,19 @@ def missed_foreground(contract: Contract, mean: NDArray[Any], truth: NDArray[np.
     return tuple((np.searchsorted(np.sort(inside), SENSITIVE_GRID, side="left") / inside.size).tolist())
 
 
-def _answers(
-    contract: Contract, assessment: Assessment, truth: NDArray[np.uint8]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`[m, K]` probabilities and hits; of a segmentation some voxels, the same ones every time."""
+def _hits(contract: Contract, truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """`[voxels, K]`, or `[1, K]` of a classification."""
     classes = len(contract.classes)
-    p = assessment.uncertainty.mean.reshape(classes, -1).T.astype(np.float64)
     if contract.activation is Activation.SOFTMAX:
         hits = truth.reshape(-1, 1) == np.arange(classes)
     elif contract.task is Task.CLASSIFICATION:
         hits = truth.reshape(1, -1) == 1
     else:
         hits = truth.reshape(-1, 1) == np.arange(1, classes + 1)
-    random = np.random.default_rng(assessment.seed)
-    chosen = random.choice(len(p), VOXELS, replace=False) if len(p) > VOXELS else slice(None)
-    return p[chosen], hits[chosen].astype(np.float64)
+    return hits.astype(np.float64)
+
+
+def _chosen_voxels(contract: Contract, case: Case, seed: int) -> Any:
+    """Which voxels of an image are compared: `VOXELS` of them, the same ones every time."""
+    voxels = case.image[0].size if contract.task is Task.SEGMENTATION else 1
+    return np.random.default_rng(seed).choice(voxels, VOXELS, replace=False) if voxels > VOXELS else slice(None)

@@ -11,12 +11,12 @@ from typing import TypeVar
 import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
-from equipoise_core.decision import Evidence, Route, decide, settled
+from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.monitoring import QUANTILES, Monitoring
-from equipoise_core.policy import AcceptRule, Bounds, Policy, SensitiveRule, VolumeRule
+from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Recalibration
+from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
 from equipoise_core.statistics import SIMPLE
-from equipoise_core.stopping import Look, Stopping
 from numpy.typing import NDArray
 
 from .cases import SENSITIVE_GRID, Labelled, Measured, Step
@@ -30,18 +30,15 @@ from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, 
 EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
 """The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
 not `rim_epistemic` where samples are drawn: after 8 of 20 its logarithm is still off by 1.0 (hippocampus, nuclei) of
-its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that hardly a case could stop
-early."""
+its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that an early stage could decide
+hardly a case."""
 
 CANDIDATES = 100
-"""Accept thresholds that are tried: equal steps of the pilot cases' rank."""
+"""Ranks of the accept thresholds that are tried, the closer together the more cases they accept."""
 
-DRIFT_TAIL = 0.002
-"""Share of pilot cases whose score moves further than a look's drift, on either side."""
-
-DRIFT_MARGIN = 1.25
-"""The drift is widened by this, since a few dozen pilot cases do not show the largest. Seen on the reference models'
-1574 calibration and test cases: 1 gives 98.8 % lower end for the agreement with full T, 1.25 gives 99.4 %."""
+REVIEW_RANK = 0.5
+"""Before the last stage a case goes to review where its score's rank lies in this share of those above the accept
+threshold's: hardly any of them would be accepted with more samples."""
 
 SMALLEST_SHARE = 1e-6
 """A prediction's statistic counts as at least this, since its logarithm is looked at."""
@@ -73,7 +70,6 @@ class Goals:
         level: of the volume intervals.
         missed: expected share of true foreground that `labels_sensitive` may miss.
         method: of recalibration.
-        adaptive: whether cases may stop early.
         score: the case score to route by; None: the one that ranks the pilot cases best.
     """
 
@@ -84,7 +80,6 @@ class Goals:
     level: float = 0.9
     missed: float = 0.05
     method: Method = Method.TEMPERATURE
-    adaptive: bool = True
     score: str | None = None
     rejected: float = 0.01
     audited: float = 0.05
@@ -112,64 +107,67 @@ class ChosenPolicy:
 
 @dataclass(frozen=True)
 class Served:
-    """The step at which the service stops, and its route there; `screened`: the screen's, and no sample was drawn."""
+    """The answer of the stage that decides, and its route."""
 
     step: Step
     route: Route
-    screened: bool = False
 
 
 def serve(contract: Contract, policy: Policy, case: Measured) -> Served:
-    """One case by the core's own rules for stopping and routing: what is tested here is what is served."""
-    return _serve(contract, policy, case, _numbers(policy, case))
+    """One case through the policy's stages by the core's own rule: what is tested here is what is served."""
+    return _serve(contract, policy, case, _input_numbers(policy, case))
 
 
-def _numbers(policy: Policy, case: Measured) -> list[dict[str, float]]:
-    """As `Assessment.numbers`, at each step; the screen's, where there is one, last."""
-    ood_distance = policy.ood_distance.number(case.statistics) if policy.ood_distance else {}
-    steps = [*case.steps, *([case.screen.step] if case.screen else [])]
-    return [{**case.statistics, **step.scores, **step.prediction, **ood_distance} for step in steps]
+def _serve(contract: Contract, policy: Policy, case: Measured, known: Mapping[str, float]) -> Served:
+    for stage in policy.stages:
+        step = case.after(stage.samples)
+        evidence = Evidence(
+            known,
+            {**step.scores, **step.prediction},
+            stage.samples,
+            policy.samples,
+            last=stage is policy.stages[-1],
+            spacing=case.spacing,
+        )
+        decision = decide(contract, policy, "", evidence)
+        if decision is not None:
+            return Served(step, decision.route)
+    raise AssertionError("the last stage decides")
 
 
-def _serve(contract: Contract, policy: Policy, case: Measured, numbers: Sequence[Mapping[str, float]]) -> Served:
-    if case.screen is not None and policy.screen is not None:
-        *numbers, known = numbers
-        step = case.screen.step
-        evidence = Evidence(known, step.samples, policy.samples, False, False, case.spacing, screened=True)
-        route = decide(contract, policy, "", evidence).route
-        if route is not Route.REVIEW:
-            return Served(step, route, screened=True)
-    for step, known in zip(case.steps, numbers, strict=False):  # a screen that no rule looks at comes after
-        last = step is case.full
-        if last or settled(policy, known, {*step.scores, *step.prediction}, step.samples):
-            evidence = Evidence(known, step.samples, policy.samples, False, False, case.spacing, stopped=not last)
-            return Served(step, decide(contract, policy, "", evidence).route)
-    raise AssertionError("the last step is served")
+def _input_numbers(policy: Policy, case: Measured) -> dict[str, float]:
+    """As `Assessment.input_numbers`."""
+    distance = policy.ood_distance.number(case.statistics) if policy.ood_distance else {}
+    return {**case.statistics, **distance}
 
 
 def choose_policy(
     contract: Contract,
-    samples: int,
     pilot: Sequence[Measured],
     cases: Sequence[Measured],
     goals: Goals,
     typical_inputs: Sequence[Mapping[str, float]] | None = None,
+    stages: Sequence[int] = (),
+    costs: Costs | None = None,
 ) -> ChosenPolicy:
     """Chooses every rule.
 
-    The pilot cases are for exploration (what is typical, how far scores drift, which thresholds to try) and are in no
+    The pilot cases are for exploration (what is typical, which stages save most, which thresholds to try) and are in no
     guarantee; the calibration cases then test what was fixed. No patient may be in both, and of each patient one
     calibration case counts: the others are no further evidence of what happens to the next patient.
 
     Args:
         typical_inputs: input statistics of further typical images, which need no label; None: the pilot cases'.
+        stages: numbers of samples; empty: of what was measured, the stages that cost the pilot cases least, or full T
+            alone where no costs are known.
+        costs: what sampler runs take on the machine that will serve.
 
     Raises:
         TooFewCases: a guarantee needs more calibration cases than there are.
     """
     cases = one_each(cases)
     check_enough(contract, len(cases), goals)
-    score = goals.score or choose_score([case.full for case in pilot])
+    score = _score(goals, [case.full for case in pilot])
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     ood_distance = fit_ood_distance(typical_inputs or [case.statistics for case in pilot])
     distances = np.array([ood_distance.distance(case.statistics) for case in cases])
@@ -181,13 +179,12 @@ def choose_policy(
         "ood_distance": (0.0, upper_limit(distances, 1.0 - goals.false_alarms)),
         **{name: typical_range(name, pilot, cases, goals.false_alarms) for name in cases[0].full.prediction},
     }
-    moving = tuple(dict.fromkeys((score, *epistemic, *cases[0].full.prediction)))
     rejected = max(goals.rejected, 1.0 / (len(cases) + 1))
     by = f"(split conformal, {len(cases)} cases)"
     policy = Policy(
         contract.model_digest,
         digest_of(sorted(case.image_digest for case in cases)),
-        samples,
+        (Stage(cases[0].full.samples, score),),
         typical=Bounds(typical, f"at most {goals.false_alarms:.1%} of new cases lie outside each {by}"),
         suitable=Bounds(
             {"ood_distance": (0.0, upper_limit(distances, 1.0 - rejected))},
@@ -195,16 +192,16 @@ def choose_policy(
         ),
         population=POPULATION,
         ood_distance=ood_distance,
-        stopping=choose_stopping(pilot, moving) if goals.adaptive and len(pilot[0].steps) > 1 else None,
     )
-    policy, certificate, why = choose_accept(contract, policy, score, pilot, cases, goals)
-    answered = [serve(contract, policy, case) for case in cases]
-    served = [each.step for each in answered]
+    if not stages:
+        stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
+    policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
+    served = [serve(contract, policy, case).step for case in cases]
     policy = replace(
         policy,
         volume=choose_volume(contract, cases, served, goals.level),
         sensitive=choose_sensitive(contract, served, goals.missed),
-        recalibration=choose_recalibration(contract, as_served(cases, answered), goals.method),
+        recalibration=choose_recalibration(contract, cases, served, goals.method),
         monitoring=choose_monitoring(policy, cases, served, goals.audited),
     )
     return ChosenPolicy(contract, policy, score, certificate, why)
@@ -250,56 +247,95 @@ def choose_score(steps: Sequence[Step]) -> str:
     return names[int(np.argmin(np.round(areas, 6)))]
 
 
-def choose_stopping(pilot: Sequence[Measured], names: Sequence[str]) -> Stopping:
-    """Per look and number the central range of `√x_T − √x_t` over pilot cases, widened to include 0."""
-    looks = []
-    for index, step in enumerate(pilot[0].steps[:-1]):
-        drift = {}
-        for name in names:
-            now, full = (
-                np.sqrt([{**each.scores, **each.prediction}[name] for each in steps])
-                for steps in ([case.steps[index] for case in pilot], [case.full for case in pilot])
-            )
-            low, high = np.quantile(full - now, [DRIFT_TAIL, 1.0 - DRIFT_TAIL])
-            drift[name] = (min(0.0, DRIFT_MARGIN * float(low)), max(0.0, DRIFT_MARGIN * float(high)))
-        looks.append(Look(step.samples, drift))
-    return Stopping(
-        tuple(looks),
-        f"stop where no limit lies within {DRIFT_MARGIN} times the drift that all but {2 * DRIFT_TAIL:.1%} of "
-        f"{len(pilot)} pilot cases showed until full T; the accept threshold was tested on cases that stop so",
-    )
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of sampler runs on one image of the usual size.
 
-
-def choose_accept(
-    contract: Contract, policy: Policy, score: str, pilot: Sequence[Measured], cases: Sequence[Measured], goals: Goals
-) -> tuple[Policy, Certificate | None, str]:
-    """Learn-then-Test over thresholds on the procedure as it is served. Returns policy, certificate, words.
-
-    Where there is a screen, its threshold and the samples' are the same quantile of the pilot cases' scores: one
-    sequence of candidates, tested on the two together.
+    Attributes:
+        first_pass: None: the model has none.
+        samples: T of a run → its seconds.
     """
-    scored = [(score, [case.full for case in pilot])]
-    if contract.screen is not None:
-        screens = [case.screen.step for case in pilot if case.screen is not None]
-        scored.append((choose_score(screens), screens))
 
-    def accepting(thresholds: NDArray[np.float64], served: Sequence[Served] = (), words: str = "a candidate") -> Policy:
-        rules = []
-        for screened, ((name, _), threshold) in enumerate(zip(scored, thresholds, strict=True)):
-            here = [each.step.loss for each in served if each.route is Route.ACCEPT and each.screened == screened]
-            guarantee = (goals.alpha, goals.delta) if served else (None, None)
-            counts = (len(served), len(here), round(sum(here)))
-            rules.append(AcceptRule(name, float(threshold), goals.loss, *counts, words, *guarantee))
-        return replace(policy, accept=rules[0], screen=rules[1] if len(rules) > 1 else None)
+    first_pass: float | None
+    samples: Mapping[int, float]
 
-    ranks = np.linspace(0.0, 1.0, CANDIDATES)
-    quantiles = [np.quantile([step.scores[name] for step in steps], ranks) for name, steps in scored]
-    candidates = np.unique(np.stack(quantiles, axis=1), axis=0)
-    numbers = [_numbers(policy, case) for case in cases]
-    columns = []
-    for thresholds in candidates:
-        tried = accepting(thresholds)
-        columns.append([_serve(contract, tried, case, known) for case, known in zip(cases, numbers, strict=True)])
+    def of(self, stages: Sequence[int], reached: int) -> float:
+        """Of a case that goes through these stages as far as the one with `reached` samples."""
+        chunk = chunk_of([samples for samples in stages if samples != FIRST_PASS])
+        first = self.first_pass if stages[0] == FIRST_PASS else 0.0
+        return (first or 0.0) + reached // chunk * self.samples[chunk]
+
+
+def stage_lists(steps: Sequence[int]) -> list[tuple[int, ...]]:
+    """What stages may be made of the numbers of samples that were measured: full T, with or without what is before."""
+    *early, full = steps
+    first = [samples for samples in early if samples == FIRST_PASS]
+    fewer = [samples for samples in early if samples != FIRST_PASS]
+    return list(dict.fromkeys([(full,), (*first, full), (*fewer, full), (*first, *fewer, full)]))
+
+
+def choose_stages(
+    contract: Contract, policy: Policy, pilot: Sequence[Measured], goals: Goals, costs: Costs
+) -> tuple[int, ...]:
+    """The stages that cost the pilot cases least, at the most permissive thresholds with few wrong."""
+
+    def cost(stages: tuple[int, ...]) -> float:
+        candidates = candidate_stages(stages, pilot, goals)
+        columns = _served_by(contract, policy, candidates, pilot, goals)
+        accepted = [[each for each in column if each.route is Route.ACCEPT] for column in columns]
+        fine = [sum(each.step.loss for each in some) <= goals.alpha * len(some) for some in accepted]
+        chosen = columns[int(np.flatnonzero(fine)[-1])] if any(fine) else columns[0]
+        return float(np.mean([costs.of(stages, served.step.samples) for served in chosen]))
+
+    return min(stage_lists([step.samples for step in pilot[0].steps]), key=cost)
+
+
+def candidate_stages(stages: Sequence[int], pilot: Sequence[Measured], goals: Goals) -> list[tuple[Stage, ...]]:
+    """From the strictest to the most permissive. A candidate is one rank: each stage's threshold is that quantile of
+    its own score on the pilot cases."""
+    steps = {samples: [case.after(samples) for case in pilot] for samples in stages}
+    scores = {samples: _score(goals, of) for samples, of in steps.items()}
+    values = {samples: [step.scores[scores[samples]] for step in of] for samples, of in steps.items()}
+
+    def at(rank: float) -> tuple[Stage, ...]:
+        above = rank + (1.0 - rank) * REVIEW_RANK
+        return tuple(
+            Stage(
+                samples,
+                scores[samples],
+                float(np.quantile(values[samples], rank)),
+                None if samples == stages[-1] or rank >= 1.0 else float(np.quantile(values[samples], above)),
+            )
+            for samples in stages
+        )
+
+    return list(dict.fromkeys(at(rank) for rank in 1.0 - np.linspace(1.0, 0.0, CANDIDATES) ** 2))
+
+
+def _served_by(
+    contract: Contract, policy: Policy, candidates: Sequence[tuple[Stage, ...]], cases: Sequence[Measured], goals: Goals
+) -> list[list[Served]]:
+    """Of each candidate, what every case is answered."""
+    untested = Guarantee(goals.alpha, goals.delta, goals.loss, 0, 0, 0, "a candidate")
+    tried = [replace(policy, stages=candidate, guarantee=untested) for candidate in candidates]
+    known = [_input_numbers(policy, case) for case in cases]
+    return [[_serve(contract, each, case, of) for case, of in zip(cases, known, strict=True)] for each in tried]
+
+
+def choose_thresholds(
+    contract: Contract,
+    policy: Policy,
+    stages: Sequence[int],
+    pilot: Sequence[Measured],
+    cases: Sequence[Measured],
+    goals: Goals,
+) -> tuple[Policy, Certificate | None, str]:
+    """Learn-then-Test over the thresholds of all stages together, on the procedure as it is served.
+
+    Returns policy, certificate, words.
+    """
+    candidates = candidate_stages(stages, pilot, goals)
+    columns = _served_by(contract, policy, candidates, cases, goals)
     accepted = np.array([[served.route is Route.ACCEPT for served in column] for column in columns]).T
     losses = np.array([[served.step.loss for served in column] for column in columns]).T
     certificate = learn_then_test(accepted, losses, goals.alpha, goals.delta)
@@ -312,9 +348,24 @@ def choose_accept(
     why = (
         f"accepted {certificate.accepted} of {len(cases)} calibration cases, {certificate.losses:g} of them wrong "
         f"({goals.loss}): error among accepted cases at most {goals.alpha:g} with confidence {1 - goals.delta:g} "
-        f"(Learn-then-Test, exact binomial p = {certificate.p_value:.3g}, thresholds fixed on {len(pilot)} other cases)"
+        f"(Learn-then-Test on {_words(stages)}, exact binomial p = {certificate.p_value:.3g}, thresholds fixed on "
+        f"{len(pilot)} other cases)"
     )
-    return accepting(candidates[certificate.index], columns[certificate.index], why), certificate, why
+    guarantee = Guarantee(
+        goals.alpha, goals.delta, goals.loss, len(cases), certificate.accepted, round(certificate.losses), why
+    )
+    return replace(policy, stages=candidates[certificate.index], guarantee=guarantee), certificate, why
+
+
+def _score(goals: Goals, steps: Sequence[Step]) -> str:
+    return goals.score if goals.score is not None and goals.score in steps[0].scores else choose_score(steps)
+
+
+def _words(stages: Sequence[int]) -> str:
+    """`a first pass, then 5 and 20 samples`."""
+    numbers = [str(samples) for samples in stages if samples != FIRST_PASS]
+    drawn = f"{' and '.join(filter(None, (', '.join(numbers[:-1]), numbers[-1])))} samples"
+    return f"a first pass, then {drawn}" if stages[0] == FIRST_PASS else drawn
 
 
 def choose_volume(
@@ -356,11 +407,11 @@ def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequenc
     """Where the calibration cases lie in the scores, the prediction's statistics, the simple ones of the input, and
     their distance from what is typical."""
     numbers = [
-        _numbers(policy, case)[case.steps.index(step) if step in case.steps else -1]
+        {**_input_numbers(policy, case), **step.scores, **step.prediction}
         for case, step in zip(cases, served, strict=True)
     ]
-    # Scores of a screen and of samples are on scales of their own: no common distribution.
-    scores = [] if cases[0].screen else served[0].scores
+    # Scores of a first pass and of samples are on scales of their own: no common distribution.
+    scores = [] if policy.stages[0].samples == FIRST_PASS else served[0].scores
     names = [*scores, *served[0].prediction, *SIMPLE, "ood_distance"]
     tenths = np.linspace(0.0, 1.0, QUANTILES)
     return Monitoring(
@@ -373,22 +424,19 @@ def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequenc
     )
 
 
-def choose_recalibration(contract: Contract, cases: Sequence[Measured], method: Method) -> Recalibration | None:
-    """Fitted on all calibration cases."""
-    p, hits = stacked(cases)
+def choose_recalibration(
+    contract: Contract, cases: Sequence[Measured], served: Sequence[Step], method: Method
+) -> Recalibration | None:
+    """Fitted on all calibration cases, as they are answered."""
+    p, hits = stacked(cases, served)
     if method is Method.TEMPERATURE:
         return fit_temperature(p, hits, contract.activation)
     return fit_isotonic(p, hits) if method is Method.ISOTONIC else None
 
 
-def as_served(cases: Sequence[Measured], served: Sequence[Served]) -> list[Measured]:
-    """The cases with the probabilities that are answered: the screen's where it decided."""
-    return [case.as_screened() if each.screened else case for case, each in zip(cases, served, strict=True)]
-
-
-def stacked(cases: Sequence[Measured]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """All cases' probabilities and hits, `[n, K]` each."""
-    return np.concatenate([case.probabilities for case in cases]), np.concatenate([case.hits for case in cases])
+def stacked(cases: Sequence[Measured], steps: Sequence[Step]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities of these steps and hits of their cases, `[n, K]` each."""
+    return np.concatenate([step.probabilities for step in steps]), np.concatenate([case.hits for case in cases])
 
 
 _Case = TypeVar("_Case", Labelled, Measured)

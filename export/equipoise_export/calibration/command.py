@@ -29,6 +29,8 @@ Examples:
 
     equipoise calibrate chest --data cases.npz --repository model_repository --alpha 0.05 --method isotonic
 
+    equipoise calibrate nuclei --data labelled/ --repository model_repository --stages 0,20
+
     equipoise calibrate chest --data cases.npz --repository model_repository --sweep-p 0.05,0.1,0.2,0.3,0.5
 
 Data: a folder with images/ and labels/ (files of the same name), a folder of folders named by class, or an .npz with
@@ -58,7 +60,10 @@ def calibrate(
     level: Annotated[float, _limited("level", "Coverage of the volume intervals.")] = 0.9,
     missed: Annotated[float, _limited("missed", "Foreground labels_sensitive may miss.")] = 0.05,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
-    adaptive: Annotated[bool, typer.Option(help="Stop early where more samples cannot change the route.")] = True,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="Samples after which a case may be decided, 0: first pass (0,20); measured unless named."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Full T; the contract's by default.")] = None,
     pilot: Annotated[float, _limited("pilot", "Share of patients for exploration only.")] = 0.3,
     spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
@@ -72,7 +77,7 @@ def calibrate(
         found = run(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
             acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
-            method=method, adaptive=adaptive, samples=samples, pilot=pilot, report=report, progress=not as_json,
+            method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, progress=not as_json,
             spacing=numbers(spacing) if spacing else None, sweep_p=numbers(sweep_p) if sweep_p else (),
         )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
@@ -82,6 +87,13 @@ def calibrate(
         typer.echo(json.dumps(found.document(), indent=1, allow_nan=False))
     else:
         _show(console, name, found)
+
+
+def _whole(text: str | None) -> tuple[int, ...]:
+    given = numbers(text) if text else ()
+    if any(number != int(number) for number in given):
+        raise CalibrationError(f"--stages {text}: expected whole numbers of samples, such as 0,20 or 0,5,10,20")
+    return tuple(int(number) for number in given)
 
 
 def _show(console: Console, name: str, found: Calibrated) -> None:

@@ -18,7 +18,6 @@ from .cases import SENSITIVE_GRID, Measured, Step
 from .choose import (
     ChosenPolicy,
     Goals,
-    as_served,
     choose_recalibration,
     choose_sensitive,
     choose_volume,
@@ -39,11 +38,10 @@ class Judged:
     """One case under a policy that was not fitted on it.
 
     Attributes:
-        step: what the service answers, early stopping included.
+        step: what the service answers, at the stage that decides.
         route: what the service decides there.
-        full_route: what it would decide at full T.
+        full_route: what it would decide by full T alone.
         calibrated: `[m, K]`, recalibrated probabilities.
-        screened: the model's screen decided; `case.probabilities` are then its.
     """
 
     case: Measured
@@ -52,7 +50,15 @@ class Judged:
     route: str
     full_route: str
     calibrated: NDArray[np.float64]
-    screened: bool = False
+
+    @property
+    def ranking(self) -> float:
+        """The case score over its stage's accept threshold: stages' scores are on scales of their own, but their
+        thresholds have one rank. Without thresholds the score itself."""
+        stage = self.policy.stage(self.step.samples)
+        assert stage is not None
+        score, threshold = self.step.scores[stage.score], stage.accept_up_to
+        return score if threshold is None else score / max(threshold, 1e-12)
 
     def widened(self, name: str) -> tuple[float, float]:
         """The interval (low, high) of a volume as it is served, in mL."""
@@ -66,10 +72,10 @@ def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -
     judged = []
     for case in cases:
         served, recalibration = chosen.served(case), chosen.policy.recalibration
-        case = case.as_screened() if served.screened else case
-        p = recalibration.apply(case.probabilities.T, contract.activation).T if recalibration else case.probabilities
-        full = serve(contract, replace(chosen.policy, stopping=None, screen=None), case).route
-        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, p, served.screened))
+        p = served.step.probabilities
+        calibrated = recalibration.apply(p.T, contract.activation).T if recalibration else p
+        full = serve(contract, replace(chosen.policy, stages=chosen.policy.stages[-1:]), case).route
+        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, calibrated))
     return judged
 
 
@@ -85,9 +91,8 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
         outside = one_each([case for case in cases if fold_of[case.patient] != fold])
         if not inside or not outside:
             continue
-        answered = [chosen.served(case) for case in outside]
-        served = [each.step for each in answered]
-        recalibration = choose_recalibration(contract, as_served(outside, answered), goals.method)
+        served = [chosen.served(case).step for case in outside]
+        recalibration = choose_recalibration(contract, outside, served, goals.method)
         policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None)
         with contextlib.suppress(TooFewCases):
             policy = replace(
@@ -112,7 +117,7 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "wrong_among_accepted": wrong,
         "error_among_accepted": exact_share(wrong, len(accepted)),
         "probabilities": probability_figures(judged),
-        "selection": selection_figures(judged, goals.score or _score(judged)),
+        "selection": selection_figures(judged),
         "samples": sample_figures(judged),
     }
     if contract.task is Task.SEGMENTATION:
@@ -130,7 +135,7 @@ def probability_figures(judged: Sequence[Judged]) -> dict[str, Any]:
 
     Of a segmentation over voxels, whose errors within a case go together: the floor is then too low, and says so.
     """
-    before, hits = stacked([each.case for each in judged])
+    before, hits = stacked([each.case for each in judged], [each.step for each in judged])
     after = np.concatenate([each.calibrated for each in judged])
     if before.shape[1] == 1 or not np.allclose(hits.sum(axis=1), 1.0):
         return {
@@ -162,13 +167,13 @@ def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) ->
     return report
 
 
-def selection_figures(judged: Sequence[Judged], score: str) -> dict[str, Any]:
-    """Risk-coverage and separation figures of the case score at the samples that were served."""
-    scores = np.array([each.step.scores[score] for each in judged])
+def selection_figures(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Risk-coverage and separation figures of the case score at the stage that decided."""
+    scores = np.array([each.ranking for each in judged])
     losses = np.array([each.step.loss for each in judged])
     auroc = metrics.separation(scores, losses == 0, losses > 0)
     return {
-        "score": score,
+        "scores": {stage.samples: stage.score for stage in judged[0].policy.stages},
         "aurc": metrics.area_under_risk_coverage(scores, losses),
         "e_aurc": metrics.excess_area_under_risk_coverage(scores, losses),
         "auroc_errors": auroc if np.isfinite(auroc) else None,
@@ -177,7 +182,7 @@ def selection_figures(judged: Sequence[Judged], score: str) -> dict[str, Any]:
 
 
 def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Samples used, and how often a case that stopped early would have been routed the same at full T."""
+    """Samples used, cases by the stage that decided, and how often one before the last would be routed so by full T."""
     used = np.array([each.step.samples for each in judged])
     early = [each for each in judged if each.step.samples < each.case.full.samples]
     same = sum(each.route == each.full_route for each in early)
@@ -185,6 +190,7 @@ def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
         "median": float(np.median(used)),
         "mean": float(used.mean()),
         "full": judged[0].case.full.samples,
+        "decided_after": {stage.samples: int((used == stage.samples).sum()) for stage in judged[0].policy.stages},
         "stopped_early": len(early),
         "same_route_as_full": exact_share(same, len(early)),
     }
@@ -227,11 +233,6 @@ def by_group(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict
     """The same figures for each scanner or site that the cases name; empty where they name none."""
     groups = sorted({each.case.group for each in judged} - {""})
     return {group: figures(contract, [j for j in judged if j.case.group == group], goals) for group in groups}
-
-
-def _score(judged: Sequence[Judged]) -> str:
-    accept = judged[0].policy.accept
-    return accept.score if accept else next(iter(judged[0].step.scores))
 
 
 def exact_share(part: int, whole: int) -> dict[str, float | None]:

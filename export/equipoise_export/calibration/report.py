@@ -58,8 +58,6 @@ def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
         yield "volume intervals", policy.volume.rule
     if policy.sensitive:
         yield "sensitive labels", policy.sensitive.rule
-    if policy.stopping:
-        yield "fewer samples", policy.stopping.rule
     if policy.monitoring:
         share = policy.monitoring.audit_share
         yield ("audits", f"{share:.0%} of accepted cases are marked at random, for `equipoise audit monitor`")
@@ -87,11 +85,11 @@ def _plots(
         "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
         _reliability(contract, judged),
     )
-    score = policy.accept.score if policy.accept else next(iter(judged[0].step.scores))
-    yield "Risk and coverage: the share of wrong cases among the most certain ones.", _risk_coverage(judged, score)
+    yield "Risk and coverage: the share of wrong cases among the most certain ones.", _risk_coverage(judged)
+    score = "case score" if policy.guarantee is None else "case score over its stage's accept threshold"
     yield (
-        f"{score}: right cases blue, wrong ones red; the line is the accept threshold.",
-        _histogram(judged, score, policy.accept.threshold if policy.accept else None),
+        f"{score[0].upper()}{score[1:]}: right cases blue, wrong ones red; what is left of the line is accepted.",
+        _histogram(judged, score, None if policy.guarantee is None else 1.0),
     )
     for name in judged[0].step.volumes if policy.volume else ():
         yield f"Volume of {name}: interval against truth, in mL.", _volumes(judged, name)
@@ -100,7 +98,7 @@ def _plots(
 
 
 def _reliability(contract: Contract, judged: Sequence[Judged]) -> str:
-    before, hits = stacked([each.case for each in judged])
+    before, hits = stacked([each.case for each in judged], [each.step for each in judged])
     after = np.concatenate([each.calibrated for each in judged])
     figure, axes = page.axes()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
@@ -119,11 +117,11 @@ def _reliability(contract: Contract, judged: Sequence[Judged]) -> str:
     return page.svg(figure)
 
 
-def _risk_coverage(judged: Sequence[Judged], score: str) -> str:
+def _risk_coverage(judged: Sequence[Judged]) -> str:
     losses = np.array([each.step.loss for each in judged])
     figure, axes = page.axes()
     for ranking, colour, label in (
-        (np.array([each.step.scores[score] for each in judged]), INK, score),
+        (np.array([each.ranking for each in judged]), INK, "case score"),
         (losses, FAINT, "best possible"),
     ):
         axes.step(*metrics.risk_coverage(ranking, losses), color=colour, label=label, where="post")
@@ -133,7 +131,7 @@ def _risk_coverage(judged: Sequence[Judged], score: str) -> str:
 
 
 def _histogram(judged: Sequence[Judged], score: str, threshold: float | None) -> str:
-    scores = np.array([each.step.scores[score] for each in judged])
+    scores = np.array([each.ranking for each in judged])
     wrong = np.array([each.step.loss > 0 for each in judged])
     figure, axes = page.axes()
     edges = np.linspace(0.0, float(scores.max()) or 1.0, 31)

@@ -83,10 +83,10 @@ def sweep(
     for p in (None, *rates):
         changed = [(proto, model.contract) if p is None else with_rate(proto, model.contract, p) for proto in samplers]
         run = [OnnxSampler(proto.SerializeToString()) for proto, _ in changed]
-        asked = replace(model, contract=replace(changed[0][1], screen=None))  # of the samples alone
+        asked = replace(model, contract=replace(changed[0][1], first_pass=None))  # of the samples alone
         what = "its own p" if p is None else f"p = {p:g}"
         measured = [
-            measure(asked, case, run, acceptable_dice, looks=())
+            measure(asked, case, run, acceptable_dice)
             for case in track(cases, what, console=Console(stderr=True), disable=quiet)
         ]
         results.append(_rate(p, measured, score))
@@ -94,7 +94,7 @@ def sweep(
 
 
 def _rate(p: float | None, measured: Sequence[Measured], score: str) -> Rate:
-    probabilities, hits = stacked(measured)
+    probabilities, hits = stacked(measured, [case.full for case in measured])
     if probabilities.shape[1] == 1:
         probabilities, hits = metrics.no_and_yes(probabilities[:, 0]), metrics.no_and_yes(hits[:, 0])
     labels = hits.argmax(axis=1)

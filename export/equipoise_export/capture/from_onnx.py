@@ -50,11 +50,12 @@ def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> i
     verify(model, draft)
     shapes = shapes_for(model, draft, 2)
     marking = _Marking(model, options.p, options.sites, {name: len(shape) for name, shape in shapes.items()})
+    activations = [] if options.dropout_at is None else _activations(model, shapes, image)
     for node in list(model.graph):
         if node.op_type == "Dropout" and not node.domain:
             marking.dropout(node)
     if options.dropout_at is not None:
-        marking.insert(options.dropout_at, _activations(model, shapes, image))
+        marking.insert(options.dropout_at, [value for value in activations if value.producer() in set(model.graph)])
     model.opset_imports[DOMAIN] = 1
     common.RemoveUnusedNodesPass()(model)
     return model

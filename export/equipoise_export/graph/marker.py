@@ -156,3 +156,13 @@ def translate_mask(  # type: ignore[no-untyped-def]  # onnxscript traces it
         x, site=site, kind=kind, p=repr(p), scale=repr(scale), axes=axes, index=index, shape=shape,
         inverted=int(inverted),
     )  # fmt: skip
+
+
+def drop_markers(model: ir.Model) -> None:
+    """Takes the markers of dropout out of a graph, in place: what is left is the network without it."""
+    for node in list(model.graph):
+        if node.domain == DOMAIN and node.op_type == MASK:
+            (kept,) = node.inputs
+            assert kept is not None
+            ir.convenience.replace_all_uses_with(node.outputs[0], kept, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)

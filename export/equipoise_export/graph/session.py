@@ -39,13 +39,13 @@ def session(model: OnnxModel, threads: int = 0, weights: Weights | None = None) 
 def published_samplers(
     repository: Path, contract: Contract, threads: int = 0
 ) -> tuple[list[OnnxSampler], OnnxSampler | None]:
-    """The samplers of a published model, in the contract's order, and its screen's where it has one."""
+    """The samplers of a published model, in the contract's order, and its first pass where it has one."""
 
     def sampler(name: str) -> OnnxSampler:
         return OnnxSampler(repository / name / "1" / MODEL, threads)
 
-    screen = sampler(contract.screen.name) if contract.screen else None
-    return [sampler(each.name) for each in contract.samplers], screen
+    first_pass = sampler(contract.first_pass.name) if contract.first_pass else None
+    return [sampler(each.name) for each in contract.samplers], first_pass
 
 
 class OnnxSampler:

@@ -10,7 +10,7 @@ A half-precision sampler is proven as ONNX Runtime runs it here and, for the ans
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import prod
 from typing import Any
 
@@ -53,6 +53,10 @@ less than single precision's tolerance."""
 LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
 """Largest half number over the largest activation that the proof's images reach: other images go further."""
+
+
+LEAST_VOLUME = 1e-3
+"""Share of an image's voxels: differences of smaller volumes are relative to it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,13 @@ class Proof:
     def document(self) -> dict[str, Any]:
         """As it is written to `proof.json`."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Proof:
+        """Of a `proof.json`. Raises KeyError or TypeError where it is of another form."""
+        known = {field.name: document[field.name] for field in fields(cls)}
+        checks = tuple(Check(**each) for each in known["checks"])
+        return cls(**{**known, "checks": checks, "sites": tuple(SiteProof(**each) for each in known["sites"])})
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         title = f"Proof over {self.images} images, {self.samples} samples, {self.precision}"
@@ -292,7 +303,7 @@ class _Proving:
         allowed = self.allowed(p)
         expected = self.expected(images, p)
         if half is not None:
-            self.rounding(half, expected, p)
+            self.rounding(half, expected, p, images[0, 0].size)
         for name, value in expected.items():
             if got[name].shape != value.shape:
                 raise ProofRefused(
@@ -300,7 +311,7 @@ class _Proving:
                     "the whole network",
                     "Export for one size (--sizes fixed), and report the network.",
                 )
-            worst = float(self.difference(name, got[name], value).max())
+            worst = float(self.difference(name, got[name], value, images[0, 0].size).max())
             limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more
             if not worst <= limit:
                 site, why = self.culprit(images[:1], allowed)
@@ -322,18 +333,20 @@ class _Proving:
             self.note("variance over samples", variance, "> 0", largest=False)
         return SamplerAnswer(packed, got)
 
-    def difference(self, name: str, got: Array, expected: Array) -> Array:
+    def difference(self, name: str, got: Array, expected: Array, voxels: int) -> Array:
         """The difference that the tolerances apply to."""
         difference = np.abs(got - expected)
         if name == "volumes":
-            return difference / np.maximum(np.abs(expected), 1.0)  # type: ignore[no-any-return]
+            # Of an image that shows next to nothing, volumes are sums of the rounding of tiny probabilities.
+            least = max(1.0, LEAST_VOLUME * voxels)
+            return difference / np.maximum(np.abs(expected), least)  # type: ignore[no-any-return]
         return difference / self.samples if name.startswith("sum") else difference  # type: ignore[no-any-return]
 
-    def rounding(self, half: dict[str, Array], expected: dict[str, Array], p: Array) -> None:
+    def rounding(self, half: dict[str, Array], expected: dict[str, Array], p: Array, voxels: int) -> None:
         """A half-precision sampler, rounded as hardware rounds, against the network."""
         spread = float(np.sqrt(p.var(axis=1).mean())) if self.contract.stochastic else np.inf
         for name, value in expected.items():
-            difference = self.difference(name, half[name], value)
+            difference = self.difference(name, half[name], value, voxels)
             whole, mean = float(difference.max()), float(difference.mean())
             limits = {"largest": (whole, self.tolerance)}
             if name in ("probabilities", "sum_p"):

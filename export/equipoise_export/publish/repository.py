@@ -17,12 +17,12 @@ from typing import Any
 import equipoise_core
 import onnx
 from equipoise_core.canonical import digest_of_file, digest_of_model
-from equipoise_core.contract import Contract, ContractError, Sampler, Screen, load_contract
+from equipoise_core.contract import Contract, ContractError, FirstPass, Sampler, load_contract
 
 from ..compiled import Compiled
 from ..errors import ExportError
 from ..graph.storage import DATA, MODEL
-from .triton_config import aggregator_config, render, sampler_configs, sampler_names, screen_name
+from .triton_config import aggregator_config, first_pass_name, render, sampler_configs, sampler_names
 
 PROOF = "proof.json"
 
@@ -42,7 +42,7 @@ def publish_pair(
     link_code_to: Path | None = None,
     replace: bool = False,
     further: Sequence[Compiled] = (),
-    screen: Compiled | None = None,
+    first_pass: Compiled | None = None,
 ) -> Path:
     """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
 
@@ -55,20 +55,20 @@ def publish_pair(
             linked, not copied.
         replace: whether a different model of the same name may be overwritten. The same model again changes nothing.
         further: the other members of a deep ensemble: the same network and contract with other weights.
-        screen: a single pass that is tried before any sample is drawn. Its contract differs in its sites (none) and in
+        first_pass: one pass before any sample is drawn. Its contract differs in its sites (none) and in
             `states_moments` only.
     """
     name, members = compiled.contract.name, (compiled, *further)
     samplers = sampler_names(compiled.contract, len(members))
     for member in members:
         _check_metadata(member, compiled.contract)
-    if screen is not None:
-        _check_screen(screen, compiled.contract)
+    if first_pass is not None:
+        _check_first_pass(first_pass, compiled.contract)
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=into) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        _write_model(dict(zip(samplers, members, strict=True)), screen, new, into, policy, card, link_code_to)
-        written = (*samplers, *([screen_name(compiled.contract)] if screen else []), name)
+        _write_model(dict(zip(samplers, members, strict=True)), first_pass, new, into, policy, card, link_code_to)
+        written = (*samplers, *([first_pass_name(compiled.contract)] if first_pass else []), name)
         existing = [
             folder for folder in {**dict.fromkeys(written), **_belonging(into / name)} if (into / folder).exists()
         ]
@@ -89,7 +89,7 @@ def _belonging(public: Path) -> dict[str, None]:
     """The samplers of the model that is published there already: a larger ensemble leaves none behind."""
     try:
         contract = load_contract(public / "1" / "contract.json")
-        return dict.fromkeys(s.name for s in (*contract.samplers, contract.screen) if s is not None)
+        return dict.fromkeys(file.name for file in contract.files)
     except ContractError:
         return {}
 
@@ -103,19 +103,19 @@ def _check_metadata(compiled: Compiled, contract: Contract) -> None:
         )
 
 
-def _check_screen(screen: Compiled, contract: Contract) -> None:
-    expected = with_changes(contract, sites=(), states_moments=screen.contract.states_moments)
-    if screen.contract.digest != expected.digest:
+def _check_first_pass(first_pass: Compiled, contract: Contract) -> None:
+    expected = with_changes(contract, sites=(), states_moments=first_pass.contract.states_moments)
+    if first_pass.contract.digest != expected.digest:
         raise PublishError(
-            f"the screen is not a single pass over the same images, classes and sizes as {contract.name}; compile it "
-            "under that contract, without dropout"
+            f"the first pass is not over the same images, classes and sizes as {contract.name}; compile it under that "
+            "contract, without dropout"
         )
-    _check_metadata(screen, expected)
+    _check_metadata(first_pass, expected)
 
 
 def _write_model(
     members: Mapping[str, Compiled],
-    screen: Compiled | None,
+    first_pass: Compiled | None,
     root: Path,
     into: Path,
     policy: Mapping[str, Any] | None,
@@ -128,12 +128,14 @@ def _write_model(
     published = with_changes(
         contract, samplers=tuple(_write_sampler(name, member, root) for name, member in members.items())
     )
-    if screen is not None:
-        written = _write_sampler(screen_name(contract), screen, root)
-        published = with_changes(published, screen=Screen(written.name, written.digest, screen.contract.states_moments))
+    if first_pass is not None:
+        written = _write_sampler(first_pass_name(contract), first_pass, root)
+        published = with_changes(
+            published, first_pass=FirstPass(written.name, written.digest, first_pass.contract.states_moments)
+        )
     (public / "config.pbtxt").write_text(render(aggregator_config(published)), encoding="utf-8")
     (public / "1" / "contract.json").write_text(published.dumps(), encoding="utf-8")
-    samplers = [*members, *([screen_name(contract)] if screen else [])]
+    samplers = [*members, *([first_pass_name(contract)] if first_pass else [])]
     if policy is not None:
         _write_json(public / "1" / "policy.json", policy)
     if card is not None:

@@ -56,9 +56,9 @@ def sampler_names(contract: Contract, count: int = 1) -> tuple[str, ...]:
     return tuple(f"{contract.name}_sampler_{number}" for number in range(1, count + 1))
 
 
-def screen_name(contract: Contract) -> str:
-    """Triton's name of the model that is tried before any sample is drawn for `contract.name`."""
-    return f"{contract.name}_screen"
+def first_pass_name(contract: Contract) -> str:
+    """Triton's name of the model that answers before any sample is drawn for `contract.name`."""
+    return f"{contract.name}_first_pass"
 
 
 def aggregator_config(contract: Contract) -> triton.ModelConfig:
@@ -144,6 +144,7 @@ def _sampler_config(
     """What the three have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
     spatial = _spatial(contract)
     classes, decisions = len(contract.classes), contract.decisions
+    samples = -1 if contract.stochastic else 1  # as the file: the native backend compares them
     inputs = [_input("image", _FP32, [contract.channels, *spatial])]
     if contract.stochastic:
         inputs.append(_input("masks", _UINT8, [-1, _mask_bytes(contract)]))
@@ -152,12 +153,12 @@ def _sampler_config(
             _output("sum_p", _FP32, [classes, *spatial]),
             _output("sum_p2", _FP32, [classes, *spatial]),
             _output("sum_entropy", _FP32, [decisions, *spatial]),
-            _output("volumes", _FP32, [-1, classes]),
+            _output("volumes", _FP32, [samples, classes]),
         ]
         if contract.states_moments:
             outputs.append(_output("sum_uncertainty", _FP32, [1, *spatial]))
     else:
-        outputs = [_output("probabilities", _FP32, [-1, classes])]
+        outputs = [_output("probabilities", _FP32, [samples, classes])]
     return triton.ModelConfig(
         name=name,
         backend=backend,

@@ -47,7 +47,7 @@ Figures, each with a 95 % interval over resampled patients:
     AUROC shifted         whether shifted images have higher scores; beside it that of `ood_distance`, of the input
     coverage, width       of the volume intervals; the width in mL
     accepted              share of cases that the policy accepts at --alpha, and how many of them are wrong
-    samples, ms           per image, early stopping included; ms in this process, the models in turns
+    samples, ms           per image, until it is decided; a first pass counts as one; ms in this process, in turns
     training              seconds, from REPOSITORY/MODEL/training.json {"title": …, "seconds": …, "note": …}
 
 A difference to the first model is put in words only where its interval excludes 0, corrected for the number of models.

@@ -13,8 +13,9 @@ from equipoise_core.case import Model
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
+from equipoise_core.stages import FIRST_PASS, Stage
 from equipoise_core.statistics import input_statistics
-from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, check_classes, measure
+from equipoise_export.calibration.cases import Labelled, Measured, check_classes, measure
 from equipoise_export.calibration.choose import ChosenPolicy, Goals, choose_policy, choose_score
 from equipoise_export.calibration.errors import CalibrationError
 from equipoise_export.calibration.figures import Judged, judge, volume_columns
@@ -59,7 +60,7 @@ class ComparedModel:
         return self.published.contract
 
     def load(self, threads: int) -> tuple[list[OnnxSampler], OnnxSampler | None]:
-        """Its samplers, and its screen where it has one."""
+        """Its samplers, and its first pass where it has one."""
         return published_samplers(self.repository, self.contract, threads)
 
 
@@ -129,21 +130,20 @@ def _words(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """What one model answers on n test cases and m shifted ones, under its own policy, early stopping included.
+    """What one model answers on n test cases and m shifted ones, under its own policy.
 
     Attributes:
         patients, shifted_patients: of each case, for resampling.
         quality: `[n]`: Dice, mean over foreground classes, or 1 for a right label.
         risk: `[n]`: 1 − quality: what is ranked.
         loss: `[n]` 0/1: what must not be accepted.
-        score, shifted_score: `[n]`, `[m]`: the case score that the policy routes by; of a model with a screen, over the
-            threshold of whichever decided.
+        score, shifted_score: `[n]`, `[m]`: the case score that the policy routes by, see `Judged.ranking`.
         ood_distance, shifted_ood_distance: `[n]`, `[m]`: the input's distance from typical ones.
         accepted: `[n]` 0/1.
-        samples: `[n]`; a screen's pass counts as one.
+        samples: `[n]`; a first pass counts as one.
         covered, width_ml: per class and for `total` `[n]`: whether the volume interval holds the truth, and its width
             in mL; empty without a physical scale or a rule.
-        plain, recalibrated: of the probabilities at full T, as they are and as the policy recalibrates them.
+        plain, recalibrated: of the probabilities that are answered, as they are and as the policy recalibrates them.
     """
 
     name: str
@@ -173,12 +173,12 @@ def results_on(
     model: ComparedModel, sets: CaseSets, goals: Goals, acceptable_dice: float, threads: int = 0, quiet: bool = False
 ) -> Results:
     """Runs every case in this process, chooses the model's policy, and judges the test and shifted cases under it."""
-    (run, screen), asked = model.load(threads), model.asked
-    looks = [look for look in LOOKS if look < asked.default_samples]
+    (run, first_pass), asked = model.load(threads), model.asked
+    stages = (*((FIRST_PASS,) if first_pass else ()), asked.samples)
     measured: dict[str, list[Measured]] = {name: [] for name in sets.parts}
     cases = [(name, case) for name, part in sets.parts.items() for case in part]
     for name, case in track(cases, f"{model.name}: measuring", console=Console(stderr=True), disable=quiet):
-        measured[name].append(measure(asked, case, run, acceptable_dice, looks, screen))
+        measured[name].append(measure(asked, case, run, acceptable_dice, stages, first_pass))
     apart(measured)
     normalise = model.contract.preprocessing.normalise
     typical = [input_statistics(normalise(image)) for image in sets.typical]
@@ -211,14 +211,14 @@ def choose(
     labelled: Sequence[Labelled] = (),
 ) -> ChosenPolicy:
     """The model's policy; where nothing can be certified, one that accepts nothing and says why."""
-    samples = cases[0].full.samples
+    stages = [step.samples for step in cases[0].steps]
     try:
         check_classes(contract, labelled)
-        return choose_policy(contract, samples, pilot, cases, goals, typical or None)
+        return choose_policy(contract, pilot, cases, goals, typical or None, stages)
     except CalibrationError as error:
         ood_distance = fit_ood_distance(typical or [case.statistics for case in pilot])
-        nothing = Policy(contract.model_digest, "", samples, ood_distance=ood_distance)
         score = goals.score or choose_score([case.full for case in pilot])
+        nothing = Policy(contract.model_digest, "", (Stage(stages[-1], score),), ood_distance=ood_distance)
         return ChosenPolicy(contract, nothing, score, None, str(error))
 
 
@@ -244,26 +244,17 @@ def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted:
         test[0].case.full.samples,
         1.0 - loss if np.isnan(test[0].step.dice) else column([each.step.dice for each in test]),
         loss,
-        column([_score(each, chosen.score) for each in test]),
-        column([_score(each, chosen.score) for each in shifted]),
+        column([each.ranking for each in test]),
+        column([each.ranking for each in shifted]),
         strange(test),
         strange(shifted),
         column([each.route == "accept" for each in test]),
-        column([each.step.samples + (policy.screen is not None and not each.screened) for each in test]),
+        column([each.step.samples + (policy.stages[0].samples == FIRST_PASS) for each in test]),
         covered,
         width,
-        calibration_sums([(each.case.probabilities, each.case.hits) for each in test], exclusive),
+        calibration_sums([(each.step.probabilities, each.case.hits) for each in test], exclusive),
         calibration_sums([(each.calibrated, each.case.hits) for each in test], exclusive),
     )
-
-
-def _score(each: Judged, name: str) -> float:
-    """A screen's scores and the samples' are on scales of their own; their thresholds are the same quantile."""
-    screen, accept = each.policy.screen, each.policy.accept
-    if screen is None or accept is None:
-        return each.step.scores[name]
-    rule = screen if each.screened else accept
-    return each.step.scores[rule.score] / max(rule.threshold, 1e-12)
 
 
 def _volumes(policy: Policy, test: Sequence[Judged]) -> tuple[dict[str, Floats], dict[str, Floats]]:

@@ -38,7 +38,7 @@ def milliseconds(
     threads: int = 0,
     quiet: bool = False,
 ) -> list[Milliseconds]:
-    """Of `ROUNDS` rounds over `IMAGES` images, evenly spread over the cases; early stopping included."""
+    """Of `ROUNDS` rounds over `IMAGES` images, evenly spread over the cases."""
     models = [replace(each.published, policy=which.policy) for each, which in zip(compared, chosen, strict=True)]
     run = [each.load(threads) for each in compared]
     spread = np.unique(np.linspace(0, len(cases) - 1, IMAGES).round().astype(int))
@@ -48,9 +48,9 @@ def milliseconds(
     for number, image in track(turns, "timing", console=Console(stderr=True), disable=quiet):
         for turn in range(len(models)):
             which = (turn + number + image) % len(models)
-            samplers, screen = run[which]
+            samplers, first_pass = run[which]
             began = time.perf_counter()
-            _ = assess(models[which], images[image], samplers, screen=screen).decision
+            _ = assess(models[which], images[image], samplers, first_pass=first_pass).decision
             took[number, image, which] = time.perf_counter() - began
     rounds = 1000.0 * took[1:].mean(axis=1)  # the first round warms up
     fastest = rounds[:, np.median(rounds, axis=0).argmin()]

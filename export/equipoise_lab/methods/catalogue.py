@@ -161,9 +161,9 @@ def distilled_student(workshop: Workshop, draft: Contract) -> Product:
 
 
 def cascade(workshop: Workshop, draft: Contract) -> Product:
-    """The student first; what it leaves undecided is sampled."""
-    (screen,) = distilled_student(workshop, draft).members
-    return Product(mc_dropout(workshop, draft).members, screen)
+    """The student as first pass; what it leaves undecided is sampled."""
+    (first_pass,) = distilled_student(workshop, draft).members
+    return Product(mc_dropout(workshop, draft).members, first_pass)
 
 
 CATALOGUE: Sequence[Method] = (

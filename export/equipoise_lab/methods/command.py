@@ -128,7 +128,7 @@ def _publish(method: Method, workshop: Workshop, into: Path) -> dict[str, Any]:
 def publish_product(product: Product, into: Path) -> Path:
     """Writes what a method made as one public model; one that is there already is replaced."""
     first, *further = product.members
-    return publish_pair(first, into, replace=True, further=further, screen=product.screen)
+    return publish_pair(first, into, replace=True, further=further, first_pass=product.first_pass)
 
 
 def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> str:
@@ -136,7 +136,7 @@ def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> s
     model = load_model(into / name / "1")
     policy = choose_on_split(replace(model, policy=None), into, reference, data)
     (into / name / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
-    return policy.accept.rule if policy.accept else "nothing could be certified"
+    return policy.guarantee.rule if policy.guarantee else "nothing could be certified"
 
 
 if __name__ == "__main__":

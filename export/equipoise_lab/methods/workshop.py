@@ -38,11 +38,11 @@ class Product:
 
     Attributes:
         members: one sampler, or those of an ensemble.
-        screen: one pass that is tried before any sample is drawn, or None.
+        first_pass: one pass before any sample is drawn, or None.
     """
 
     members: tuple[Compiled, ...]
-    screen: Compiled | None = None
+    first_pass: Compiled | None = None
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,10 @@ def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: Sur
     options: dict[str, Any] = {"spacing": spacing, "timeout": request.timeout}
     prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)
     record = prediction.record
-    if record.get("samples") != record.get("samples_asked"):
-        # Mutual information of few samples is too low: scores are compared at the same T, whatever stopped early.
+    if record.get("samples") != record.get("samples_planned"):
+        # Mutual information of few samples is too low: scores are compared at the same T, whichever stage decided.
         record = client.predict(
-            contract.name, prepared.pixels, samples=record.get("samples_asked"), outputs=(), **options
+            contract.name, prepared.pixels, samples=record.get("samples_planned"), outputs=(), **options
         ).record
     return SurveyedImage(
         file,

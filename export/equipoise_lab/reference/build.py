@@ -23,11 +23,12 @@ from equipoise_core.decision import Route
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.sampling import assess
+from equipoise_core.stages import FIRST_PASS
 from equipoise_core.statistics import input_statistics
 from equipoise_core.volume import voxel_volume
-from equipoise_export.calibration.cases import LOOKS, Labelled, Measured, dice_per_class, is_wrong, measure, true_region
+from equipoise_export.calibration.cases import Labelled, Measured, dice_per_class, is_wrong, measure, true_region
 from equipoise_export.calibration.choose import Goals, Method, choose_policy
-from equipoise_export.compile import compile_sampler
+from equipoise_export.compile import compile_first_pass, compile_sampler
 from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
 from equipoise_export.options import Options, Sizes
@@ -71,25 +72,31 @@ def draft_contract(reference: Reference) -> Contract:
 
 def compile_reference(reference: Reference) -> Compiled:
     """The proven sampler of a reference model, from its committed weights."""
-    example = torch.randn(2, *reference.input_shape, generator=torch.Generator().manual_seed(0))
-    return compile_sampler(reference.trained(), draft_contract(reference), example, Options(sizes=Sizes.DYNAMIC))
+    return compile_sampler(
+        reference.trained(), draft_contract(reference), _example(reference), Options(sizes=Sizes.DYNAMIC)
+    )
 
 
-def build(reference: Reference, data: Dataset) -> tuple[Compiled, Policy, dict[str, Any]]:
-    """Compiles, calibrates on the calibration split, and measures the routes on the test split."""
+def _example(reference: Reference) -> torch.Tensor:
+    return torch.randn(2, *reference.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def build(reference: Reference, data: Dataset) -> tuple[Compiled, Compiled, Policy, dict[str, Any]]:
+    """Sampler and first pass; compiles, calibrates on the calibration split, and measures routes on the test split."""
     compiled = compile_reference(reference)
+    first_pass = compile_first_pass(reference.trained(), compiled, _example(reference))
     with tempfile.TemporaryDirectory() as scratch:
-        directory = publish_pair(compiled, Path(scratch)) / "1"
+        directory = publish_pair(compiled, Path(scratch), first_pass=first_pass) / "1"
         model = load_model(directory)
-        samplers, _ = published_samplers(Path(scratch), model.contract)
+        samplers, first = published_samplers(Path(scratch), model.contract)
         policy = choose_on_split(model, Path(scratch), reference, data)
         decided = Model(model.contract, policy, "", model.code_digest)
         test = data.select(reference_split(reference.name, data.ids).test)
         assessments = [
-            (assess(decided, Case(image, spacing=spacing_of(reference)), samplers), truth)
+            (assess(decided, Case(image, spacing=spacing_of(reference)), samplers, first_pass=first), truth)
             for image, truth in _each(test, f"{reference.name}: testing")
         ]
-    return compiled, policy, _routes(assessments, reference.acceptable_dice or 0.0)
+    return compiled, first_pass, policy, _routes(assessments, reference.acceptable_dice or 0.0)
 
 
 def spacing_of(reference: Reference) -> tuple[float, ...] | None:
@@ -104,26 +111,26 @@ def choose_on_split(model: Model, repository: Path, reference: Reference, data: 
     no samples: they are of all training images.
     """
     split = reference_split(reference.name, data.ids)
-    samplers, screen = published_samplers(repository, model.contract)
-    looks = [look for look in LOOKS if look < model.default_samples]
+    samplers, first_pass = published_samplers(repository, model.contract)
+    stages = (*((FIRST_PASS,) if first_pass else ()), model.samples)
 
     def measured(ids: Sequence[str], what: str) -> list[Measured]:
         cases = data.select(ids)
         return [
             measure(
                 model, Labelled(name, name, image, truth, spacing_of(reference)), samplers,
-                reference.acceptable_dice or 0.0, looks, screen,
+                reference.acceptable_dice or 0.0, stages, first_pass,
             )
             for name, (image, truth) in zip(ids, _each(cases, f"{model.contract.name}: {what}"), strict=True)
         ]  # fmt: skip
 
     return choose_policy(
         model.contract,
-        model.default_samples,
         measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
         measured(split.calibration, "calibrating"),
         goals(reference),
         [input_statistics(model.contract.preprocessing.normalise(image)) for image in data.select(split.train).images],
+        stages,
     ).policy
 
 
@@ -145,7 +152,8 @@ def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float) -
     report: dict[str, Any] = {
         "cases": len(routes),
         **{route.value: routes.count(route) for route in Route},
-        "median_samples": float(np.median([assessment.moments.samples for assessment, _ in assessments])),
+        "median_samples": float(np.median([assessment.samples for assessment, _ in assessments])),
+        "decided_by_first_pass": sum(assessment.first_pass for assessment, _ in assessments),
         "wrong": sum(wrong),
         "wrong_among_accepted": sum(w for w, r in zip(wrong, routes, strict=True) if r is Route.ACCEPT),
     }
@@ -180,7 +188,7 @@ def main(
         data = load(name)
         if retrain:
             train([name])
-        compiled, policy, routes = build(reference, data)
+        compiled, first_pass, policy, routes = build(reference, data)
         real_copy = into / "hippocampus" / "1"
         publish_pair(
             compiled,
@@ -189,6 +197,7 @@ def main(
             card=(REPOSITORY / "model_repository" / name / "README.md").read_text(encoding="utf-8"),
             link_code_to=None if name == "hippocampus" or not real_copy.is_dir() else real_copy,
             replace=True,
+            first_pass=first_pass,
         )
         (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(routes, indent=1) + "\n", encoding="utf-8")
         console.print(f"[bold]{name}[/bold] published into {into}", routes)

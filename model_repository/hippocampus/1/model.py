@@ -22,7 +22,7 @@ from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
 from equipoise_core.moments import sampler_outputs
-from equipoise_core.outputs import OUTPUTS
+from equipoise_core.outputs import OF_SAMPLES, OUTPUTS
 from equipoise_core.sampling import assess_all
 from equipoise_core.validation import validate_answer
 
@@ -39,23 +39,19 @@ REPORT_SECONDS = 0.5
 # Request id of the supervisor's health probes, which are no cases: they would show in route shares and drift.
 PROBE = "equipoise-probe"
 
-# Chunks that a deadline may fall between cost a trunk each: not where the deadline is so many times as far as needed.
-AMPLE = 4
-
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        chunk, instances = (
-            config.get("parameters", {}).get(name, {}).get("string_value") for name in ("chunk", "instances")
-        )
-        self.model = load_model(HERE, int(chunk) if chunk else None)
+        parameters = {name: each["string_value"] for name, each in config.get("parameters", {}).items()}
+        chunk, instances = parameters.get("chunk"), parameters.get("instances")
+        computed_by = json.loads(parameters.get("computed_by", "{}"))
+        self.model = load_model(HERE, int(chunk) if chunk else None, computed_by)
         self.in_flight = InFlight(self.model.contract.name)
         self.metrics = Metrics(self.model)
         members = len(self.model.contract.samplers)
         self.each = AtOnce(members) if members > 1 else map
         self.instances = SamplerInstances(int(instances or 1), members)
-        self.slowest = math.inf  # seconds of the slowest request lately; at first nobody knows
         gc.freeze()  # what is there now stays: no collection has to walk it again in the middle of a request
 
     def execute(self, requests):
@@ -77,16 +73,13 @@ class TritonPythonModel:
         try:
             contract = self.model.contract
             samplers = [self.instances.over(BlsSampler(s.name, contract, request)) for s in contract.samplers]
-            screen = None
-            if contract.screen:
-                screen = self.instances.over(BlsSampler(contract.screen.name, contract.screening, request))
+            first, first_pass = contract.first_pass, None
+            if first is not None:
+                first_pass = self.instances.over(BlsSampler(first.name, contract.of_first_pass, request))
             cases = cases_of(request)
             wanted = set(request.requested_output_names())
             validate_answer(contract, cases, wanted)
-            hurried = 0 < request.timeout() * 1e-6 < AMPLE * self.slowest
-            begun = time.monotonic()
-            assessments = assess_all(self.model, cases, samplers, self.each, hurried, screen)
-            self.slowest = max(0.9 * self.slowest if self.slowest < math.inf else 0.0, time.monotonic() - begun)
+            assessments = assess_all(self.model, cases, samplers, self.each, first_pass, bool(wanted & OF_SAMPLES))
             tensors = [
                 pb_utils.Tensor(name, _rows_of([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
@@ -290,7 +283,7 @@ class Metrics:
 
     def count(self, assessment):
         self.add(assessment.decision.route, 1)
-        self.add("samples", assessment.moments.samples)
+        self.add("samples", assessment.samples + (assessment.sampled.samples if assessment.sampled else 0))
         self.add("audits", int(assessment.audited))
         seen = [*assessment.ranks.items(), ("score", assessment.case_score)]
         with self.lock:

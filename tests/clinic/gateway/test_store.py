@@ -240,6 +240,7 @@ def test_images_of_a_database_of_an_earlier_version_may_be_of_any_series(desk):
     with sqlite3.connect(desk.directory / "gateway.db") as old:
         for column in ("series", "deleted"):
             old.execute(f"ALTER TABLE instances DROP COLUMN {column}")
+        old.execute("ALTER TABLE outbox RENAME TO parcels")
         old.execute("PRAGMA user_version = 0")
     old.close()
     desk.store = Store(desk.directory / "gateway.db")

@@ -68,7 +68,7 @@ def test_a_policy_and_a_report_are_written(repository, archive):
     model = load_model(repository / "pneumonia" / "1")
     assert model.in_force is not None
     assert model.policy.digest == document["policy"]
-    assert model.policy.accept.alpha == 0.1
+    assert model.policy.guarantee.alpha == 0.1
     assert set(document["groups"]) == {"a", "b"}
     assert [rate["p"] for rate in document["rates"]] == [None, 0.4]
     page = Path(document["report"]).read_text(encoding="utf-8")

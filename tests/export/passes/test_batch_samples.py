@@ -54,11 +54,11 @@ def test_a_batch_of_samples_equals_samples_one_by_one(case: str) -> None:
     model = marked(text + flatten, "flat", weights)
     result = compiled(marked(text + flatten, "flat", weights), draft)
     images = W((2, 1, 4, 6)).astype(np.float32)
-    packed = packed_masks(result.contract, 2, 3, (4, 6))
+    packed = packed_masks(result.contract, 2, 8, (4, 6))
     expected = oracle(model, result.contract, packed, images)[:, :, 0].astype(np.float64)
     expected = np.exp(expected - expected.max(-1, keepdims=True))
     expected /= expected.sum(-1, keepdims=True)
     got = run(result.model, {"image": images, "masks": packed})["probabilities"]
-    assert got.shape == (2, 3, 72)
+    assert got.shape == (2, 8, 72)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert got.var(axis=1).max() > 1e-8

@@ -370,7 +370,9 @@ def test_reference_data_give_the_published_policy():
     got = results_on(model, sets, goals(REFERENCES["pneumonia"]), 0.0, quiet=True)
     policy = load_model(repository / "pneumonia" / "1").policy
     assert got.chosen.policy.calibration_digest == policy.calibration_digest
-    assert got.chosen.policy.accept.threshold == pytest.approx(policy.accept.threshold, rel=1e-4)
+    assert [stage.accept_up_to for stage in got.chosen.policy.stages] == pytest.approx(
+        [stage.accept_up_to for stage in policy.stages], rel=1e-4
+    )
     routes = json.loads((REPOSITORY / "export/equipoise_lab/reference/weights/pneumonia.routes.json").read_text())
     assert int(got.accepted.sum()) == routes["accept"]
     assert int((got.accepted * got.loss).sum()) == routes["wrong_among_accepted"]

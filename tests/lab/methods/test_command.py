@@ -49,7 +49,7 @@ def test_methods_are_trained_once_and_published(tmp_path, monkeypatch) -> None:
     assert weights.stat().st_mtime_ns == written
     cascade = load_model(models / "nuclei_cascade" / "1").contract
     student = load_model(models / "nuclei_student" / "1").contract
-    assert cascade.stochastic and cascade.screening.states_moments
+    assert cascade.stochastic and cascade.of_first_pass.states_moments
     assert student.states_moments and not student.stochastic
     told = json.loads((models / "nuclei_student" / "training.json").read_text())
     assert told["title"] == "distilled student" and told["seconds"] > 0

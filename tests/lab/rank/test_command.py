@@ -41,7 +41,7 @@ def override(triton: Any, contract: Any, **changes: Any) -> None:
         "model_digest": contract.model_digest,
         "policy_digest": "p" * 64,
         "samples": 20,
-        "samples_asked": 20,
+        "samples_planned": 20,
         "scores": {"mutual_information": 0.1, "predictive_entropy": 0.2},
         "statistics": {"level": 1.0},
         "alpha": 0.1,

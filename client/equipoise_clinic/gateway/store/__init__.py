@@ -51,7 +51,7 @@ class Store(Database):
     def revive(self) -> int:
         """All dead letters are sent again, all dead studies analysed again; how many there were."""
         with self.transaction() as db:
-            db.execute("UPDATE parcels SET state = 'waiting', attempts = 0, due = 0, away = NULL WHERE state = 'dead'")
+            db.execute("UPDATE outbox SET state = 'waiting', attempts = 0, due = 0, away = NULL WHERE state = 'dead'")
             count = db.execute("UPDATE cases SET state = 'delivering', reason = '' WHERE state = 'dead'").rowcount
             count += db.execute(
                 "UPDATE studies SET state = 'receiving', reason = '', attempts = 0, due = 0"

@@ -142,7 +142,7 @@ class Cases:
                  result.why, result.score, json.dumps(result.volume), int(result.marked), time()),
             )  # fmt: skip
             db.executemany(
-                "INSERT INTO parcels (owner, number, uid, state) VALUES (?, ?, ?, 'waiting')",
+                "INSERT INTO outbox (owner, number, uid, state) VALUES (?, ?, ?, 'waiting')",
                 [(case, number, uid) for number, uid in enumerate(result.objects, start=1)],
             )
             note(db, case, "decision", dict(result.record), log_end)

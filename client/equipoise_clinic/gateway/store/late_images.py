@@ -12,7 +12,7 @@ def anything_sent(db: sqlite3.Connection, case: str) -> bool:
     """Also what may have been sent: an attempt may have arrived although no answer came back."""
     sent = db.execute(
         "SELECT 1 FROM cases WHERE key = ?1 AND state IN ('delivering', 'delivered') UNION ALL"
-        " SELECT 1 FROM parcels WHERE owner = ?1 AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)",
+        " SELECT 1 FROM outbox WHERE owner = ?1 AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL)",
         (case,),
     )
     return sent.fetchone() is not None
@@ -29,7 +29,7 @@ def end_cases(db: sqlite3.Connection, study: str) -> None:
 
 def withdraw(db: sqlite3.Connection, case: str) -> None:
     """Nothing of it was sent, and nothing will be. The decision stays in the audit log."""
-    db.execute("DELETE FROM parcels WHERE owner = ?", (case,))
+    db.execute("DELETE FROM outbox WHERE owner = ?", (case,))
     db.execute("UPDATE cases SET state = 'rejected', reason = ? WHERE key = ?", (REPLACED, case))
 
 

@@ -45,9 +45,9 @@ class Outbox:
         the audit log holds the decision, and the verdict that released it.
         """
         row = self._database.row(
-            "SELECT p.* FROM parcels p JOIN cases c ON c.key = p.owner"
+            "SELECT p.* FROM outbox p JOIN cases c ON c.key = p.owner"
             " WHERE c.state = 'delivering' AND p.state = 'waiting' AND p.number ="
-            " (SELECT MIN(number) FROM parcels q WHERE q.owner = p.owner AND q.state = 'waiting')"
+            " (SELECT MIN(number) FROM outbox q WHERE q.owner = p.owner AND q.state = 'waiting')"
             " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
             " ORDER BY p.due, c.created LIMIT 1"
         )
@@ -62,11 +62,11 @@ class Outbox:
         """It has arrived. True: the case is complete now."""
         with self._database.transaction() as db:
             db.execute(
-                "UPDATE parcels SET state = 'sent', away = NULL WHERE owner = ? AND number = ?",
+                "UPDATE outbox SET state = 'sent', away = NULL WHERE owner = ? AND number = ?",
                 (item.case, item.number),
             )
             left = db.execute(
-                "SELECT COUNT(*) AS n FROM parcels WHERE owner = ? AND state <> 'sent'", (item.case,)
+                "SELECT COUNT(*) AS n FROM outbox WHERE owner = ? AND state <> 'sent'", (item.case,)
             ).fetchone()["n"]
             if not left:
                 db.execute("UPDATE cases SET state = 'delivered' WHERE key = ? AND state = 'delivering'", (item.case,))
@@ -74,7 +74,7 @@ class Outbox:
 
     def refused(self, item: OutboxItem, seconds: float) -> None:
         """A destination that is there does not want it; again after `seconds`."""
-        statement = "UPDATE parcels SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?"
+        statement = "UPDATE outbox SET attempts = attempts + 1, due = ?, away = NULL WHERE owner = ? AND number = ?"
         self._database.execute(statement, time() + seconds, item.case, item.number)
 
     def missed(self, item: OutboxItem, seconds: float, everything: bool) -> None:
@@ -85,7 +85,7 @@ class Outbox:
         """
         now = time()
         statement = (
-            "UPDATE parcels SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
+            "UPDATE outbox SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
             " CASE WHEN ?3 THEN owner IN (SELECT key FROM cases WHERE state = 'delivering')"
             " ELSE owner = ?4 AND number = ?5 END"
         )
@@ -94,7 +94,7 @@ class Outbox:
     def give_up(self, item: OutboxItem, reason: str) -> None:
         """A dead letter: the object and its case stay where they are until `Store.revive`."""
         with self._database.transaction() as db:
-            db.execute("UPDATE parcels SET state = 'dead' WHERE owner = ? AND number = ?", (item.case, item.number))
+            db.execute("UPDATE outbox SET state = 'dead' WHERE owner = ? AND number = ?", (item.case, item.number))
             db.execute(
                 "UPDATE cases SET state = 'dead', reason = ? WHERE key = ? AND state = 'delivering'",
                 (reason, item.case),

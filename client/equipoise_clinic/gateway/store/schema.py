@@ -97,7 +97,12 @@ def _first(db: sqlite3.Connection) -> None:
         db.execute(f"ALTER TABLE instances ADD COLUMN {column} {_ADDED[column]}")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+def _second(db: sqlite3.Connection) -> None:
+    """One name for one thing: what lies in the outbox is an outbox item."""
+    db.execute("ALTER TABLE parcels RENAME TO outbox")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
 
 
 def migrate(db: sqlite3.Connection) -> None:

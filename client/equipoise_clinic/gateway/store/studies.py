@@ -56,7 +56,7 @@ class Studies:
         """SOP Instance UIDs of a study: images that need not be taken again, and results that were made here."""
         rows = self._database.rows(
             "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ?1 AND i.deleted = 0"
-            " UNION SELECT p.uid FROM parcels p JOIN cases c ON c.key = p.owner JOIN studies s ON s.key = c.study"
+            " UNION SELECT p.uid FROM outbox p JOIN cases c ON c.key = p.owner JOIN studies s ON s.key = c.study"
             " WHERE s.uid = ?1",
             study_uid,
         )

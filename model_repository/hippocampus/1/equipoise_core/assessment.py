@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from .canonical import digest_of
 from .case import Case, Input, Model
 from .contract import Activation, Contract, Task
-from .decision import Decision, Evidence, Route, decide, settled
+from .decision import Decision, Evidence, Route, decide
 from .moments import Array, Moments
-from .policy import AcceptRule, VolumeRule
-from .record import FORMAT, jsonable, software
+from .policy import VolumeRule
+from .reasons import Reason
+from .record import FORMAT, computed_by, jsonable
 from .scores import case_scores, default_score
+from .stages import FIRST_PASS, Stage
 from .statistics import prediction_statistics
 from .uncertainty import Uncertainty
 from .volume import UNKNOWN, VolumeEstimate, volume_of_samples, voxel_volume
@@ -27,12 +29,15 @@ UNCALIBRATED_LEVEL = 0.9
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is known of one case after the samples drawn so far. Maps and volumes are computed when first asked for.
+    """What is known of one case after one stage. Maps and volumes are computed when first asked for.
 
     Attributes:
-        asked: T that was to be drawn.
-        problems: what went wrong, in words.
-        screened: this is the answer of the contract's screen; no sample was drawn.
+        moments: of the answer that is decided on: of the samples drawn so far, or of the first pass.
+        planned: samples that the last stage is to have.
+        last: no further stage follows, for whatever reason.
+        problems: what went wrong.
+        first_pass: this is the answer of the first pass; no sample was drawn for it.
+        sampled: moments of samples that were drawn after a first pass had decided, for the outputs that it cannot give.
     """
 
     model: Model
@@ -40,18 +45,38 @@ class Assessment:
     seed: int
     input: Input
     moments: Moments
-    asked: int
-    problems: tuple[str, ...]
-    screened: bool = False
+    planned: int
+    last: bool
+    problems: tuple[Reason, ...] = ()
+    first_pass: bool = False
+    sampled: Moments | None = None
 
     @property
     def contract(self) -> Contract:
-        """What was run under: the model's contract, or its screen's."""
-        return self.model.contract.screening if self.screened else self.model.contract
+        """What was run under: the model's contract, or that of its first pass."""
+        return self.model.contract.of_first_pass if self.first_pass else self.model.contract
+
+    @property
+    def samples(self) -> int:
+        """Drawn for the decision."""
+        return FIRST_PASS if self.first_pass else self.moments.samples
 
     @cached_property
     def uncertainty(self) -> Uncertainty:
+        """Of the answer that is decided on."""
         return Uncertainty(self.moments, self.model.contract.activation)
+
+    @cached_property
+    def spread(self) -> Uncertainty:
+        """What only samples can say, or a network that states it; NaN where none were drawn."""
+        if self.sampled is not None:
+            return Uncertainty(self.sampled, self.model.contract.activation)
+        return self.uncertainty if self.shows_spread else Uncertainty(self.moments.unknown, self.uncertainty.activation)
+
+    @property
+    def shows_spread(self) -> bool:
+        """Whether the answer itself says how far samples lie apart."""
+        return not self.first_pass or self.contract.states_moments
 
     @cached_property
     def scores(self) -> dict[str, float]:
@@ -66,40 +91,33 @@ class Assessment:
         """Of input and prediction, by name."""
         return {**self.input.statistics, **self.prediction_statistics}
 
-    @cached_property
-    def numbers(self) -> dict[str, float]:
-        """All that routing may look at: scores, statistics and, where the policy says how, `ood_distance`.
+    @property
+    def answer_numbers(self) -> dict[str, float]:
+        """Scores and statistics of the prediction, by name: what a further stage can change."""
+        return {**self.scores, **self.prediction_statistics}
 
-        Without a policy nothing looks at the input's statistics, which take longer than the rest for a small image.
+    @cached_property
+    def input_numbers(self) -> dict[str, float]:
+        """Statistics of the input and, where the policy says how, `ood_distance`.
+
+        Without a policy nothing looks at them, and for a small image they take longer than the rest.
         """
         policy = self.model.in_force
         if policy is None:
-            return {**self.scores, **self.prediction_statistics}
-        ood_distance = policy.ood_distance.number(self.input.statistics) if policy.ood_distance else {}
-        return {**self.scores, **self.statistics, **ood_distance}
-
-    @cached_property
-    def stopped(self) -> bool:
-        """Whether the policy's stopping rule is content: no more samples can be expected to change the route."""
-        policy, samples = self.model.in_force, self.moments.samples
-        named = self.case.samples is not None
-        if policy is None or named or self.screened or self.problems or samples >= self.asked:
-            return False
-        return settled(policy, self.numbers, {*self.scores, *self.prediction_statistics}, samples)
+            return {}
+        distance = policy.ood_distance.number(self.input.statistics) if policy.ood_distance else {}
+        return {**self.input.statistics, **distance}
 
     @property
     def score_name(self) -> str:
         """The score that routing looks at."""
-        rule = self.rule
-        return rule.score if rule is not None and rule.score in self.scores else default_score(self.contract)
+        stage = self.stage
+        return stage.score if stage is not None and stage.score in self.scores else default_score(self.contract)
 
     @property
-    def rule(self) -> AcceptRule | None:
-        """What the policy in force accepts by."""
-        policy = self.model.in_force
-        if policy is None:
-            return None
-        return policy.screen if self.screened else policy.accept
+    def stage(self) -> Stage | None:
+        """The stage of the policy in force that looks at this answer."""
+        return self.model.in_force.stage(self.samples) if self.model.in_force else None
 
     @property
     def case_score(self) -> float:
@@ -142,21 +160,28 @@ class Assessment:
         return sensitive_labels(self.model.contract, self.uncertainty.mean, policy.sensitive.threshold)
 
     @cached_property
-    def decision(self) -> Decision:
+    def decided(self) -> Decision | None:
+        """None: it is left to the next stage."""
         model, case = self.model, self.case
         evidence = Evidence(
-            numbers=self.numbers,
-            samples=self.moments.samples,
-            asked=self.asked,
-            own_samples=case.samples is not None,
-            own_seed=case.seed is not None,
+            input=self.input_numbers,
+            answer=self.answer_numbers,
+            samples=self.samples,
+            planned=self.planned,
+            last=self.last,
+            named_samples=case.samples is not None,
+            named_seed=case.seed is not None,
             spacing=case.spacing,
             problems=self.problems,
-            stopped=self.stopped,
             windows=model.contract.in_windows(case.image.shape[1:]),
-            screened=self.screened,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
+
+    @property
+    def decision(self) -> Decision:
+        """Of an assessment that is decided."""
+        assert self.decided is not None
+        return self.decided
 
     @property
     def audited(self) -> bool:
@@ -173,20 +198,23 @@ class Assessment:
         if policy is None or policy.monitoring is None:
             return {}
         watched, digest = policy.monitoring, self.input.digest
-        found = {name: watched.rank(name, self.numbers[name], digest) for name in self.numbers}
+        numbers = {**self.input_numbers, **self.answer_numbers}
+        found = {name: watched.rank(name, number, digest) for name, number in numbers.items()}
         return {name: rank for name, rank in found.items() if rank is not None}
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """What is needed to replay the decision; see `record`."""
         model, case, policy = self.model, self.case, self.model.policy
-        segmentation = model.contract.task is Task.SEGMENTATION
+        contract, stage, reason = model.contract, self.stage, self.decision.reason
+        segmentation = contract.task is Task.SEGMENTATION
+        guarantee = policy.guarantee if policy else None
         return dict(
             jsonable(
                 {
                     "format": FORMAT,
-                    "model": model.contract.name,
-                    "model_digest": model.contract.model_digest,
+                    "model": contract.name,
+                    "model_digest": contract.model_digest,
                     "policy_digest": policy.digest if policy else None,
                     "code_digest": model.code_digest,
                     "input_digest": self.input.digest,
@@ -194,27 +222,25 @@ class Assessment:
                     "spacing": None if case.spacing is None else list(case.spacing),
                     "seed": str(self.seed),  # a string: 64 bits do not survive JSON's doubles
                     "seed_named": case.seed is not None,
-                    "samples": self.moments.samples,
-                    "samples_asked": self.asked,
+                    "samples": self.samples,
+                    "samples_planned": self.planned,
                     "samples_named": case.samples is not None,
-                    "stopped": self.stopped,
-                    "screened": self.screened,
-                    "problems": list(self.problems),
-                    "masks_plan": "iid" if self.contract.stochastic else "none",
+                    "first_pass": self.first_pass,
+                    "problems": [problem.document() for problem in self.problems],
                     "score": self.score_name,
                     "case_score": self.case_score,
                     "scores": self.scores,
                     "statistics": self.statistics,
-                    "ood_distance": self.numbers.get("ood_distance"),
-                    "threshold": self.rule.threshold if self.rule else None,
+                    "ood_distance": self.input_numbers.get("ood_distance"),
+                    "threshold": stage.accept_up_to if stage else None,
                     "volume_level": self.volume_rule.level if segmentation and self.volume_rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "route": self.decision.route.value,
-                    "reason": self.decision.reason,
-                    "alpha": policy.accept.alpha if policy and policy.accept else None,
-                    "delta": policy.accept.delta if policy and policy.accept else None,
+                    "reason": {**reason.document(), "text": str(reason)},
+                    "alpha": guarantee.alpha if guarantee else None,
+                    "delta": guarantee.delta if guarantee else None,
                     "audit": self.audited,
-                    "software": software(),
+                    "computed_by": computed_by(contract, model.computed_by),
                 }
             )
         )

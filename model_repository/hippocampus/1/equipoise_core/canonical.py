@@ -73,7 +73,7 @@ def parse_document(
     """
     if not isinstance(document, dict) or document.get("format") != expected:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise error(f"expected a {what} of format {expected}; got {found}")
+        raise error(f"expected a {what} of format {expected}; got {found} (`equipoise migrate` renews earlier pairs)")
     try:
         built = build(document)
         digest = built.digest  # numbers that JSON cannot say have none

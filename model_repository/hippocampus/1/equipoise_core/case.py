@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Contract
 from .policy import Policy
+from .stages import FIRST_PASS, chunk_of
 from .statistics import input_statistics
 
 
@@ -19,14 +22,16 @@ class Model:
 
     Attributes:
         code_digest: SHA-256 of the code that decides.
-        chunk: samples of an image per sampler request; None: all of them.
+        at_most: samples per sampler request, at most; None: as many as all stages have in common.
+        computed_by: what runs the samplers, for the record.
     """
 
     contract: Contract
     policy: Policy | None
     why_no_policy: str
     code_digest: str
-    chunk: int | None = None
+    at_most: int | None = None
+    computed_by: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def in_force(self) -> Policy | None:
@@ -34,12 +39,23 @@ class Model:
         policy = self.policy
         return policy if policy is not None and policy.model_digest == self.contract.model_digest else None
 
+    @cached_property
+    def stages(self) -> tuple[int, ...]:
+        """Numbers of samples after which a case is looked at (0: the first pass). Without a policy there is one."""
+        if self.in_force:
+            return tuple(stage.samples for stage in self.in_force.stages)
+        # Without dropout, one sample of each member of the ensemble.
+        return (self.contract.samples if self.contract.stochastic else len(self.contract.samplers),)
+
     @property
-    def default_samples(self) -> int:
-        """T where the caller names none; without dropout, one for each member of the ensemble."""
-        if not self.contract.stochastic:
-            return len(self.contract.samplers)
-        return self.in_force.samples if self.in_force else self.contract.samples
+    def samples(self) -> int:
+        """T where the caller names none."""
+        return self.stages[-1]
+
+    @cached_property
+    def chunk(self) -> int:
+        """Samples of one sampler request."""
+        return chunk_of([samples for samples in self.stages if samples != FIRST_PASS], self.at_most)
 
 
 @dataclass(frozen=True)

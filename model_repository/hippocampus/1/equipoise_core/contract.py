@@ -19,7 +19,12 @@ from typing import Any
 from .canonical import canonical_json, digest_of, optional, parse_document, read_json
 from .preprocessing import Normalisation, Preprocessing
 
-FORMAT = "equipoise-contract/1"
+FORMAT = "equipoise-contract/2"
+
+BYTEWISE = "pcg64dxsm-bytewise"
+PHILOX = "philox4x64-32"
+MASK_GENERATORS = (BYTEWISE, PHILOX)
+"""How masks may be drawn; see `masks`. New contracts take the first."""
 
 
 class ContractError(ValueError):
@@ -89,8 +94,8 @@ class Sampler:
 
 
 @dataclass(frozen=True)
-class Screen(Sampler):
-    """One cheap pass that is tried before any sample is drawn; `states_moments` as for the contract."""
+class FirstPass(Sampler):
+    """One deterministic pass, before any sample is drawn; `states_moments` as for the contract."""
 
     states_moments: bool = False
 
@@ -112,10 +117,12 @@ class Contract:
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         samples: T unless the policy or the caller says otherwise.
+        generator: how masks are drawn, one of MASK_GENERATORS.
         precision: of weights and activations.
         states_moments: the network itself says, in each pass, how unsure it is: besides probabilities it gives their
-            square and entropy, and a ranking of its voxels (`own`). A single pass then has something to tell.
-        screen: what is tried first; samples are drawn only where the policy does not decide on its answer.
+            square and entropy, and a ranking of its voxels (`uncertainty`).
+        first_pass: the network without dropout, or a single-pass model. A policy may decide on its answer; samples are
+            drawn only where it does not.
     """
 
     name: str
@@ -133,9 +140,10 @@ class Contract:
     modalities: tuple[str, ...] = ()
     samples: int = 20
     samplers: tuple[Sampler, ...] = ()
+    generator: str = BYTEWISE
     precision: Precision = Precision.FP32
     states_moments: bool = False
-    screen: Screen | None = None
+    first_pass: FirstPass | None = None
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -144,6 +152,11 @@ class Contract:
             raise ContractError(
                 f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal} and "
                 f"{self.maximum}"
+            )
+        if self.generator not in MASK_GENERATORS:
+            raise ContractError(
+                f"masks are to be drawn by {self.generator!r}, which this version does not know; it knows "
+                f"{', '.join(MASK_GENERATORS)}"
             )
         names = [site.name for site in self.sites]
         if self.states_moments and self.task is Task.CLASSIFICATION:
@@ -166,11 +179,17 @@ class Contract:
         """Whether samples can differ: by their masks, or because they come from several networks."""
         return self.stochastic or len(self.samplers) > 1
 
+    @property
+    def files(self) -> tuple[Sampler, ...]:
+        """All ONNX files: the samplers, and the first pass where there is one."""
+        return (*self.samplers, *((self.first_pass,) if self.first_pass else ()))
+
     @cached_property
-    def screening(self) -> Contract:
-        """The contract of the screen's single pass. Only where there is a screen."""
-        assert self.screen is not None
-        return replace(self, sites=(), samplers=(self.screen,), states_moments=self.screen.states_moments, screen=None)
+    def of_first_pass(self) -> Contract:
+        """The contract of the first pass alone. Only where there is one."""
+        first = self.first_pass
+        assert first is not None
+        return replace(self, sites=(), samplers=(first,), states_moments=first.states_moments, first_pass=None)
 
     @property
     def decisions(self) -> int:
@@ -231,16 +250,16 @@ class Contract:
             "orientation": self.orientation,
             "modalities": list(self.modalities),
             "samples": self.samples,
-            # Said only where it is not single: contracts from before there was a choice keep their digest.
-            **({} if self.precision is Precision.FP32 else {"precision": self.precision.value}),
-            **({"states_moments": True} if self.states_moments else {}),
+            "precision": self.precision.value,
+            "states_moments": self.states_moments,
+            "generator": self.generator,
         }
 
     def document(self) -> dict[str, Any]:
         """The whole contract as it is written to `contract.json`."""
         samplers = [{"name": sampler.name, "digest": sampler.digest} for sampler in self.samplers]
-        screen = {} if self.screen is None else {"screen": dict(vars(self.screen))}
-        return {**self.graph_document(), "samplers": samplers, **screen}
+        first_pass = None if self.first_pass is None else dict(vars(self.first_pass))
+        return {**self.graph_document(), "samplers": samplers, "first_pass": first_pass}
 
     def dumps(self) -> str:
         return json.dumps({**self.document(), "digest": self.digest}, indent=1) + "\n"
@@ -282,10 +301,11 @@ def _contract(document: Any) -> Contract:
         modalities=tuple(str(code) for code in document["modalities"]),
         samples=int(document["samples"]),
         samplers=tuple(Sampler(str(s["name"]), str(s["digest"])) for s in document.get("samplers", ())),
-        precision=Precision(document.get("precision", Precision.FP32)),
-        states_moments=bool(document.get("states_moments", False)),
-        screen=optional(
-            document.get("screen"), lambda s: Screen(str(s["name"]), str(s["digest"]), bool(s["states_moments"]))
+        precision=Precision(document["precision"]),
+        states_moments=bool(document["states_moments"]),
+        generator=str(document["generator"]),
+        first_pass=optional(
+            document.get("first_pass"), lambda f: FirstPass(str(f["name"]), str(f["digest"]), bool(f["states_moments"]))
         ),
     )
 

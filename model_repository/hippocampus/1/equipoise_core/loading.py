@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .canonical import digest_of, digest_of_code, digest_of_file, digest_of_model
 from .case import Model
@@ -10,12 +12,12 @@ from .contract import ContractError, load_contract
 from .policy import Policy, PolicyError, load_policy
 
 
-def load_model(directory: Path, chunk: int | None = None) -> Model:
+def load_model(directory: Path, at_most: int | None = None, computed_by: Mapping[str, Any] | None = None) -> Model:
     """Reads `contract.json`, `policy.json` and the sampler files' digests.
 
     Args:
         directory: `<repository>/<name>/<version>`.
-        chunk: samples per sampler request; None: all of them.
+        at_most, computed_by: see `Model`.
 
     Raises:
         ContractError: the contract is broken, or a sampler's file is not the one that it names.
@@ -23,7 +25,7 @@ def load_model(directory: Path, chunk: int | None = None) -> Model:
     contract = load_contract(directory / "contract.json")
     if not contract.samplers:
         raise ContractError(f"{contract.name}: the contract names no sampler")
-    for sampler in (*contract.samplers, *([contract.screen] if contract.screen else [])):
+    for sampler in contract.files:
         file = directory.parent.parent / sampler.name / directory.name / "model.onnx"
         found = digest_of_model(file) if file.is_file() else "no file"
         if found != sampler.digest:
@@ -32,7 +34,7 @@ def load_model(directory: Path, chunk: int | None = None) -> Model:
                 "publish the model again or restore the file"
             )
     policy, why = _policy(directory / "policy.json")
-    return Model(contract, policy, why, _code_digest(directory), chunk)
+    return Model(contract, policy, why, _code_digest(directory), at_most, computed_by or {})
 
 
 def _policy(path: Path) -> tuple[Policy | None, str]:

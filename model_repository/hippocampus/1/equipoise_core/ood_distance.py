@@ -42,7 +42,7 @@ class OodDistance:
         """≥ 0; NaN where a statistic is not finite. Raises KeyError for a statistic that is not known."""
         location, scale, centre, precision = self._arrays
         x = np.array([statistics[name] for name in self.names])
-        z = np.clip((x - location) / scale, -FARTHEST, FARTHEST) - centre
+        z = np.minimum(np.maximum((x - location) / scale, -FARTHEST), FARTHEST) - centre
         return float(np.sqrt(np.maximum(z @ precision @ z, 0.0) / len(z)))
 
     @cached_property

@@ -14,10 +14,10 @@ from .volume import VolumeEstimate
 
 OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "mean": lambda a: a.uncertainty.mean.astype(np.float32, copy=False),
-    "variance": lambda a: a.uncertainty.variance.astype(np.float32, copy=False),
-    "variance_corrected": lambda a: a.uncertainty.variance_corrected.astype(np.float32, copy=False),
-    "aleatoric": lambda a: a.uncertainty.aleatoric.astype(np.float32, copy=False),
-    "epistemic": lambda a: a.uncertainty.epistemic.astype(np.float32, copy=False),
+    "variance": lambda a: a.spread.variance.astype(np.float32, copy=False),
+    "variance_corrected": lambda a: a.spread.variance_corrected.astype(np.float32, copy=False),
+    "aleatoric": lambda a: a.spread.aleatoric.astype(np.float32, copy=False),
+    "epistemic": lambda a: a.spread.epistemic.astype(np.float32, copy=False),
     "uncertainty": lambda a: a.uncertainty.stated.astype(np.float32, copy=False),
     "labels": lambda a: a.uncertainty.labels,
     "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
@@ -25,12 +25,15 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "case_score": lambda a: np.array([a.case_score], dtype=np.float32),
     "volume": lambda a: _volume_rows([a.volumes[name] for name in a.model.contract.classes]),
     "volume_total": lambda a: _volume_rows([a.volumes["total"]])[0],
-    "samples_used": lambda a: np.array([a.moments.samples], dtype=np.int32),
+    "samples_used": lambda a: np.array([a.samples], dtype=np.int32),
     "route": lambda a: np.array([a.decision.route.value.encode()], dtype=object),
-    "reason": lambda a: np.array([a.decision.reason.encode()], dtype=object),
+    "reason": lambda a: np.array([str(a.decision.reason).encode()], dtype=object),
     "record": lambda a: np.array([canonical_json(a.record).encode()], dtype=object),
 }
 """Public output name → its tensor for one image, without the leading N."""
+
+OF_SAMPLES = frozenset({"variance", "variance_corrected", "aleatoric", "epistemic"})
+"""Outputs that a first pass cannot give, unless it states them."""
 
 
 def _volume_rows(volumes: list[VolumeEstimate]) -> NDArray[np.float32]:

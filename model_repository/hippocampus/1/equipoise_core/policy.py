@@ -13,9 +13,9 @@ from .canonical import digest_of, optional, parse_document, read_json
 from .monitoring import Monitoring, parse_monitoring
 from .ood_distance import OodDistance, parse_ood_distance
 from .recalibration import Recalibration, parse_recalibration
-from .stopping import Stopping, parse_stopping
+from .stages import Stage, check_order, parse_stage
 
-FORMAT = "equipoise-policy/2"
+FORMAT = "equipoise-policy/3"
 
 
 class PolicyError(ValueError):
@@ -23,27 +23,23 @@ class PolicyError(ValueError):
 
 
 @dataclass(frozen=True)
-class AcceptRule:
-    """Accept where the case score is at most `threshold`.
+class Guarantee:
+    """What was tested of all stages together, on calibration cases.
 
     Attributes:
-        score: name of the case score (`scores.SCORES`).
-        threshold: in the score's own unit.
+        alpha, delta: error among accepted cases ≤ alpha with confidence 1 − delta.
         loss: what counted as an error among calibration cases, in words.
-        cases, accepted, errors: calibration cases, how many of them the threshold accepts, how many of those are wrong.
-        rule: how the threshold was chosen and what that guarantees, in words.
-        alpha, delta: error among accepted cases ≤ alpha with confidence 1 − delta; None: nothing is guaranteed.
+        cases, accepted, errors: calibration cases, how many of them are accepted, how many of those are wrong.
+        rule: how the thresholds were chosen, and what that guarantees, in words.
     """
 
-    score: str
-    threshold: float
+    alpha: float
+    delta: float
     loss: str
     cases: int
     accepted: int
     errors: int
     rule: str
-    alpha: float | None = None
-    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,59 +83,67 @@ class SensitiveRule:
 
 @dataclass(frozen=True)
 class Policy:
-    """See the fields' classes; `accept` None accepts nothing.
+    """See the fields' classes.
 
     Attributes:
         model_digest: the model it was made for (Contract.model_digest).
         calibration_digest: SHA-256 over the calibration cases' digests.
-        samples: T that it was made for.
+        stages: what a case goes through, in this order, until it is decided.
+        guarantee: of the stages' thresholds; None: they accept nothing.
         typical: a case outside is unlike the calibration cases: not accepted.
         suitable: a case outside is so unlike them that the input is rejected.
         population: for which cases all of this holds, in words.
         ood_distance: computes the number of that name, which `typical` and `suitable` may bound.
         monitoring: which accepted cases are audited, and where calibration cases lay.
-        screen: what the answer of the contract's `screen` must be for no sample to be drawn, and the case accepted.
-        stopping: when fewer samples than `samples` suffice; never where the caller names T.
     """
 
     model_digest: str
     calibration_digest: str
-    samples: int
-    accept: AcceptRule | None = None
+    stages: tuple[Stage, ...]
+    guarantee: Guarantee | None = None
     typical: Bounds = NO_BOUNDS
     suitable: Bounds = NO_BOUNDS
     volume: VolumeRule | None = None
     population: str = ""
     ood_distance: OodDistance | None = None
-    stopping: Stopping | None = None
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
-    screen: AcceptRule | None = None
+
+    def __post_init__(self) -> None:
+        check_order(self.stages)
+        if self.guarantee is None and any(stage.accept_up_to is not None for stage in self.stages):
+            raise ValueError("a stage accepts cases, but no guarantee is stated")
+
+    @property
+    def samples(self) -> int:
+        """T: of the last stage."""
+        return self.stages[-1].samples
+
+    def stage(self, samples: int) -> Stage | None:
+        """The one that decides after so many samples (0: the first pass)."""
+        return next((stage for stage in self.stages if stage.samples == samples), None)
 
     @cached_property
     def digest(self) -> str:
         return digest_of(self.document())
 
     def document(self) -> dict[str, Any]:
-        accept, volume, sensitive = self.accept, self.volume, self.sensitive
+        guarantee, volume, sensitive = self.guarantee, self.volume, self.sensitive
         return {
             "format": FORMAT,
             "model_digest": self.model_digest,
             "calibration_digest": self.calibration_digest,
-            "samples": self.samples,
-            "accept": None if accept is None else dict(vars(accept)),
+            "stages": [stage.document() for stage in self.stages],
+            "guarantee": None if guarantee is None else dict(vars(guarantee)),
             "typical": self.typical.document(),
             "suitable": self.suitable.document(),
             "volume": None if volume is None else {**vars(volume), "widening": dict(volume.widening)},
             "population": self.population,
             "ood_distance": self.ood_distance.document() if self.ood_distance else None,
-            "stopping": self.stopping.document() if self.stopping else None,
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
             "monitoring": self.monitoring.document() if self.monitoring else None,
-            # Said only where there is one: policies from before there were screens keep their digest.
-            **({} if self.screen is None else {"screen": dict(vars(self.screen))}),
         }
 
     def dumps(self) -> str:
@@ -163,32 +167,28 @@ def _policy(document: Any) -> Policy:
     return Policy(
         model_digest=str(document["model_digest"]),
         calibration_digest=str(document["calibration_digest"]),
-        samples=int(document["samples"]),
-        accept=optional(document["accept"], _accept_rule),
+        stages=tuple(parse_stage(stage) for stage in document["stages"]),
+        guarantee=optional(document["guarantee"], _guarantee),
         typical=_bounds(document["typical"]),
         suitable=_bounds(document["suitable"]),
         volume=optional(document["volume"], _volume_rule),
         population=str(document["population"]),
         ood_distance=optional(document["ood_distance"], parse_ood_distance),
-        stopping=optional(document["stopping"], parse_stopping),
         sensitive=optional(document["sensitive"], _sensitive_rule),
         recalibration=optional(document["recalibration"], parse_recalibration),
         monitoring=optional(document["monitoring"], parse_monitoring),
-        screen=optional(document.get("screen"), _accept_rule),
     )
 
 
-def _accept_rule(document: Any) -> AcceptRule:
-    return AcceptRule(
-        score=str(document["score"]),
-        threshold=float(document["threshold"]),
+def _guarantee(document: Any) -> Guarantee:
+    return Guarantee(
+        alpha=float(document["alpha"]),
+        delta=float(document["delta"]),
         loss=str(document["loss"]),
         cases=int(document["cases"]),
         accepted=int(document["accepted"]),
         errors=int(document["errors"]),
         rule=str(document["rule"]),
-        alpha=optional(document["alpha"], float),
-        delta=optional(document["delta"], float),
     )
 
 

@@ -6,11 +6,14 @@ Resampling to the contract's spacing is the client's: it alone knows the geometr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from . import numeric
 
 PADDING_VALUE = -1.0e6
 """Marks voxels outside the image, as DICOM's Pixel Padding Value (0028,0120) does. The sampler's graph replaces them
@@ -59,22 +62,34 @@ class Preprocessing:
 
         A constant channel becomes 0 everywhere: it carries nothing to scale by.
         """
-        axes = tuple(range(1, image.ndim))
-        wide = image.astype(np.float64)
+        normalised = np.zeros(image.shape, np.float32)
+        for channel, result in zip(image, normalised, strict=True):
+            self._normalise(channel.reshape(-1), result.reshape(-1))
+        return normalised
+
+    def _normalise(self, channel: NDArray[np.float32], result: NDArray[np.float32]) -> None:
+        """Intensities `[V]` into zeros `[V]`; in double precision until the end."""
+        least, most = float(channel.min()), float(channel.max())
         if self.normalisation is Normalisation.ZSCORE:
-            low = wide.mean(axis=axes, keepdims=True)
-            span = wide.std(axis=axes, keepdims=True)
-        elif self.normalisation is Normalisation.PERCENTILE:
-            low, high = np.percentile(wide, [self.low, self.high], axis=axes, keepdims=True)
-            span = high - low
-        elif self.normalisation is Normalisation.WINDOW:
-            low, span = np.float64(self.low), np.float64(self.high - self.low)
+            scaled = channel.astype(np.float64)
+            low = numeric.mean(scaled)
+            scaled -= low
+            span = math.sqrt(numeric.mean(scaled * scaled))
         else:
-            low, span = np.float64(0.0), np.float64(1.0)
+            low, high = self.low, self.high
+            if self.normalisation is Normalisation.PERCENTILE:
+                low, high = numeric.quantiles(channel, (low / 100.0, high / 100.0))
+            elif self.normalisation is Normalisation.IDENTITY:
+                low, high = 0.0, 1.0
+            scaled = np.subtract(channel, low, dtype=np.float64)
+            span = high - low
         # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
-        flat = span <= 1e-7 * np.maximum(np.abs(wide).max(axis=axes, keepdims=True), 1e-30)
-        scaled = np.where(flat, 0.0, (wide - low) / np.where(flat, 1.0, span))
-        return np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT).astype(np.float32)
+        if span <= 1e-7 * max(-least, most, 1e-30):
+            return
+        scaled /= span
+        if max(low - least, most - low) > NORMALISED_LIMIT * span:
+            np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=scaled)
+        result[...] = scaled
 
     def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The spatial sizes that `pad` gives an image of this size."""

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = "equipoise-record/1"
+from .contract import Contract, Precision
+
+FORMAT = "equipoise-record/2"
 
 
 def input_digest(image: NDArray[np.float32]) -> str:
@@ -26,17 +28,44 @@ def default_seed(image_digest: str, model_digest: str) -> int:
     return int(hashlib.sha256(f"{image_digest}:{model_digest}".encode()).hexdigest()[:16], 16)
 
 
-def software() -> dict[str, str]:
-    """Versions of what computed the decision in this process."""
-    return {"python": platform.python_version(), "numpy": np.__version__}
+def computed_by(contract: Contract, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What computed a decision: two devices agree within a tolerance, not bit by bit.
+
+    Args:
+        stated: what the service knows of it: versions of Triton and ONNX Runtime, execution provider and its options,
+            device.
+    """
+    known = {name: stated.get(name) for name in ("triton", "onnxruntime", "provider", "provider_options", "device")}
+    return {
+        **known,
+        "precision": contract.precision.value,
+        "generator": contract.generator if contract.stochastic else None,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+TOLERANCES = {"same": 1e-5, Precision.FP32.value: 1e-4, Precision.FP16.value: 5e-3}
+"""Within which numbers of a case agree, absolute below 1 and relative above: of the same device and libraries, else by
+the precision of the network, as the export's proof promises it."""
+
+
+def tolerance_between(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Within which two computations of one case agree, by the `computed_by` of their records."""
+    kinds = ("onnxruntime", "provider", "provider_options", "device", "precision")
+    if all(one.get(name) == other.get(name) for name in kinds):
+        return TOLERANCES["same"]
+    return max(TOLERANCES.get(str(each.get("precision")), TOLERANCES["fp16"]) for each in (one, other))
 
 
 def jsonable(value: Any) -> Any:
     """Numbers that JSON cannot say (NaN, ±∞) become None; mappings and sequences are walked."""
     if isinstance(value, float):  # first: most are, and whether something is a mapping takes long to find out
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, list | tuple):
         return [jsonable(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
     return value

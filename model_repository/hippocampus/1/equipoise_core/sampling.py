@@ -5,12 +5,11 @@ Samplers are functions that are handed in: Triton's BLS, or ONNX Runtime.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +18,20 @@ from .assessment import Assessment
 from .budget import at_once
 from .case import Case, Input, Model
 from .contract import Contract
-from .decision import Route
 from .errors import SamplerFailure
 from .masks import MaskLayout, draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
+from .reasons import Reason, reason
 from .record import default_seed, input_digest
+from .stages import FIRST_PASS
 from .tiling import Tiling
 from .validation import validate
 
 RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[str, Array]]
 """`image [N, C, *S]`, `masks [N, T, B]` (None: deterministic) → the sampler's output tensors by name.
 Raises SamplerFailure, or Cancelled."""
+
+Number = TypeVar("Number", np.float32, np.uint8)
 
 Draw = tuple[int, NDArray[np.uint8] | None]
 """Index of a sampler, and the masks `[N, T, B]` that it is to run under (None: deterministic)."""
@@ -40,43 +42,49 @@ Each = Callable[[Callable[[Draw], list[Moments]], Sequence[Draw]], Iterable[list
 
 @dataclass(frozen=True)
 class Ready:
-    """A case that lacks nothing but its samples.
+    """A case that lacks nothing but its answers.
 
     Attributes:
-        asked: T.
+        stages: numbers of samples after which it is looked at; 0: the first pass.
         window: spatial sizes that the network sees at once.
         tiling: of an image that is larger than the network's window.
-        problems: what went wrong before, in words.
     """
 
     case: Case
     seed: int
     input: Input
-    asked: int
+    stages: tuple[int, ...]
     window: tuple[int, ...]
     tiling: Tiling | None
-    problems: tuple[str, ...] = ()
 
     @property
     def alike(self) -> tuple[Any, ...]:
         """What cases have in common that can be sampled together."""
-        return self.asked, self.case.samples is None, self.window, self.tiling
+        return self.stages, self.window, self.tiling
 
 
-def get_ready(model: Model, case: Case, known: Input | None = None) -> Ready:
+def get_ready(model: Model, case: Case, stages: tuple[int, ...] | None = None) -> Ready:
     """Raises InvalidRequest where the case does not fit the contract.
 
     Args:
-        known: of this case, where it was looked at before.
+        stages: None: those that the model's policy and the caller ask for.
     """
     contract, size = model.contract, case.image.shape[1:]
     validate(contract, case)
-    known = known or Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
+    known = Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
     seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
-    asked = (contract.stochastic and case.samples) or model.default_samples
     window = contract.window(size)
     tiling = Tiling(contract.preprocessing.padded(size, window), window) if contract.in_windows(size) else None
-    return Ready(case, seed, known, asked, window, tiling)
+    return Ready(case, seed, known, stages or _stages(model, case), window, tiling)
+
+
+def _stages(model: Model, case: Case) -> tuple[int, ...]:
+    """Whoever names samples or a seed wants samples: no first pass then."""
+    if case.samples is not None and model.contract.stochastic:
+        return (case.samples,)
+    if case.samples is not None or case.seed is not None:
+        return tuple(samples for samples in model.stages if samples != FIRST_PASS)
+    return model.stages
 
 
 def assess(
@@ -84,11 +92,11 @@ def assess(
     case: Case,
     samplers: Sequence[RunSampler],
     each: Each = map,
-    hurried: bool = False,
-    screen: RunSampler | None = None,
+    first_pass: RunSampler | None = None,
+    spread: bool = False,
 ) -> Assessment:
     """One case; see `assess_all`."""
-    (answer,) = assess_all(model, [case], samplers, each, hurried, screen)
+    (answer,) = assess_all(model, [case], samplers, each, first_pass, spread)
     return answer
 
 
@@ -97,144 +105,172 @@ def assess_all(
     cases: Sequence[Case],
     samplers: Sequence[RunSampler],
     each: Each = map,
-    hurried: bool = False,
-    screen: RunSampler | None = None,
+    first_pass: RunSampler | None = None,
+    spread: bool = False,
 ) -> list[Assessment]:
-    """Normalise, pad, draw masks, sample chunk by chunk, merge, until T or until the policy's stopping rule is content.
+    """Normalise, pad, then stage by stage: run, merge, decide, until every case is decided.
 
     Sample i comes from sampler i modulo their number: every prefix of the samples is spread evenly over the members of
     an ensemble, and all members enter the moments as equals (Lakshminarayanan et al. 2017). Cases that are alike
-    share sampler requests, each under its own masks; each stops by itself.
+    share sampler requests, each under its own masks; each is decided by itself.
 
     Args:
         samplers: one for each of the contract's, in its order.
         each: how the samplers of one chunk are run: one after the other, or at the same time.
-        hurried: there is a deadline, before which the samplers may fail: samples come in quarters at least, so that
-            there is something to answer with. Fewer samples than were to be drawn are never accepted.
-        screen: the contract's, where it has one. It is run first, unless the caller named samples or seed; what the
-            policy decides on its answer costs no sample. Without it, or where it fails or answers numbers that are
-            not finite, the answer is for review: the policy's guarantee is for both together.
+        first_pass: the contract's, where it has one.
+        spread: outputs are wanted that only samples can give: where the first pass decided, samples are drawn
+            afterwards. They do not change the route, but where they fail it is `review`.
 
-    Where a later chunk fails, what was drawn is kept and the problem noted, so that the decision is `review`.
-    Raises InvalidRequest where a case does not fit the contract, SamplerFailure where no chunk at all succeeded.
+    Where the first pass or a later chunk fails, the answer rests on what is there and the problem is noted, so that the
+    decision is `review`.
+    Raises InvalidRequest where a case does not fit the contract, SamplerFailure where there is no answer at all.
     """
     answers: dict[int, Assessment] = {}
     alike: defaultdict[tuple[Any, ...], list[tuple[int, Ready]]] = defaultdict(list)
-    for number, case in enumerate(cases):
-        begun = _begun(model, case, screen)
-        if isinstance(begun, Assessment):
-            answers[number] = begun
-        else:
-            alike[begun.alike].append((number, begun))
+    for number, ready in enumerate(get_ready(model, case) for case in cases):
+        alike[ready.alike].append((number, ready))
     for those in alike.values():
         one = those[0][1]
-        samples = min(one.asked, model.chunk or model.default_samples)
-        most = 1 if one.tiling else at_once(model.contract, one.window, samples)
+        most = 1 if one.tiling else at_once(model.contract, one.window, min(model.chunk, max(one.stages)))
         for some in (those[first : first + most] for first in range(0, len(those), most)):
-            numbers, ready = zip(*some, strict=True)
-            for running in running_assessments(model, ready, samplers, _looks(model, ready[0], hurried), each):
-                answers.update(zip(numbers, running, strict=True))
+            numbers, together = zip(*some, strict=True)
+            run = Run(model, together, samplers, each, first_pass)
+            for found in run.assessments():
+                answers.update(zip(numbers, found, strict=True))
+            if spread:
+                answers.update(zip(numbers, run.with_spread([answers[number] for number in numbers]), strict=True))
     return [answers[number] for number in range(len(cases))]
 
 
-def _begun(model: Model, case: Case, screen: RunSampler | None) -> Ready | Assessment:
-    """Ready for its samples, or decided by the contract's screen."""
-    if not _to_be_screened(model, case):
-        return get_ready(model, case)
-    try:
-        screened = screening(model, case, screen)
-    except SamplerFailure as failure:
-        return replace(get_ready(model, case), problems=(f"the screen: {failure}",))
-    if screened.decision.route is not Route.REVIEW:
-        return screened
-    return replace(
-        get_ready(model, case, screened.input), problems=tuple(f"the screen: {each}" for each in screened.problems)
-    )
+@dataclass(frozen=True)
+class Run:
+    """Cases that are `alike` and are answered together; several only where none is tiled. See `assess_all`."""
 
+    model: Model
+    ready: Sequence[Ready]
+    samplers: Sequence[RunSampler]
+    each: Each = map
+    first_pass: RunSampler | None = None
 
-def _to_be_screened(model: Model, case: Case) -> bool:
-    policy = model.in_force
-    named = case.samples is not None or case.seed is not None
-    decides = policy is not None and policy.screen is not None
-    return decides and model.contract.screen is not None and not named
+    def __post_init__(self) -> None:
+        contract = self.model.contract
+        if len(self.samplers) != len(contract.samplers):
+            raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(self.samplers)}")
 
+    def assessments(self, until_decided: bool = True) -> Iterator[list[Assessment]]:
+        """The cases' assessments after each stage; the last ones of all stages that could be, or had to be, reached.
 
-def screening(model: Model, case: Case, screen: RunSampler | None) -> Assessment:
-    """The answer of the contract's screen. Raises InvalidRequest as `assess`, SamplerFailure where it cannot be had."""
-    if screen is None:
-        raise SamplerFailure("there is none to run")
-    single = Model(model.contract.screening, None, "", model.code_digest)
-    ((answer,),) = running_assessments(single, [get_ready(single, replace(case, samples=None))], [screen])
-    seed = default_seed(answer.input.digest, model.contract.model_digest) if case.seed is None else case.seed
-    return replace(answer, model=model, seed=seed, asked=model.default_samples, screened=True)
-
-
-def _looks(model: Model, ready: Ready, hurried: bool) -> list[int]:
-    """Numbers of samples after which it may be enough."""
-    rule = model.in_force.stopping if model.in_force and ready.case.samples is None else None
-    if hurried and (rule is None or not rule.looks):
-        return [math.ceil(ready.asked * quarter / 4) for quarter in (1, 2, 3)]
-    return [look.samples for look in rule.looks] if rule else []
-
-
-def running_assessments(
-    model: Model,
-    ready: Sequence[Ready],
-    samplers: Sequence[RunSampler],
-    looks: Sequence[int] = (),
-    each: Each = map,
-) -> Iterator[list[Assessment]]:
-    """The cases' assessments after each chunk of samples; the last ones are of all that could be, or had to be, drawn.
-
-    Args:
-        ready: several only where they are `alike` and none is tiled.
-        looks: chunks end at these numbers of samples, as well as at multiples of the model's chunk.
-        samplers, each: as for `assess_all`.
-    """
-    contract = model.contract
-    if len(samplers) != len(contract.samplers):
-        raise ValueError(f"{contract.name} has {len(contract.samplers)} samplers; got {len(samplers)}")
-    layout = mask_layout(contract, ready[0].window)
-    images = _stacked([contract.preprocessing.pad(one.input.normalised, one.window) for one in ready])
-    drawn: dict[int, Moments] = {}
-    answers: dict[int, Assessment] = {}
-    going = list(range(len(ready)))
-    for first, count in _chunks(ready[0].asked, looks, 1 if ready[0].tiling else model.chunk or model.default_samples):
-        draws = _draws(contract, layout, [ready[i].seed for i in going], first, count)
-        run = partial(_run, contract, samplers, [ready[i] for i in going], images)
-        failed: tuple[str, ...] = ()
-        try:
-            for moments in each(run, draws):
-                for i, more in zip(going, moments, strict=True):
+        Args:
+            until_decided: a case that is decided goes through no further stage. Without it all stages are gone through,
+                and a failure is raised.
+        """
+        stages, every = self.ready[0].stages, range(len(self.ready))
+        answers: dict[int, Assessment] = {}
+        problems: dict[int, tuple[Reason, ...]] = dict.fromkeys(every, ())
+        going = list(every)
+        if stages[0] == FIRST_PASS:
+            try:
+                for i, moments in zip(going, self._first_moments(), strict=True):
+                    answers[i] = self._assessment(i, moments, first_pass=True)
+                    problems[i] = answers[i].problems
+            except SamplerFailure as failure:
+                if not until_decided:
+                    raise
+                problems = dict.fromkeys(every, (reason("first_pass_failed", message=str(failure)),))
+            else:
+                yield [answers[i] for i in every]
+        drawn: dict[int, Moments] = {}
+        for first, count in self._chunks(stages[-1]):
+            if until_decided:
+                going = [i for i in going if i not in answers or answers[i].decided is None]
+            if not going:
+                return
+            failed: tuple[Reason, ...] = ()
+            try:
+                for i, more in zip(going, self._moments(going, first, count), strict=True):
                     drawn[i] = drawn[i] + more if i in drawn else more
+            except SamplerFailure as failure:
+                if not until_decided or not all(i in drawn or i in answers for i in going):
+                    raise
+                failed = (reason("sampler_failed", message=str(failure)),)
+            if failed or first + count in stages:
+                for i in going:
+                    noted = (*problems[i], *failed)
+                    if i in drawn:
+                        answers[i] = self._assessment(i, drawn[i], noted, last=bool(failed))
+                    else:
+                        answers[i] = replace(answers[i], problems=noted, last=True)
+                yield [answers[i] for i in every]
+            if failed:
+                return
+
+    def with_spread(self, answers: Sequence[Assessment]) -> list[Assessment]:
+        """The same answers; where a first pass gave one that says nothing of samples, they are drawn now."""
+        lacking = [i for i, answer in enumerate(answers) if not (answer.shows_spread or answer.problems)]
+        changed = list(answers)
+        try:
+            for first, count in self._chunks(self.model.samples) if lacking else ():
+                for i, more in zip(lacking, self._moments(lacking, first, count), strict=True):
+                    before = changed[i].sampled
+                    changed[i] = replace(changed[i], sampled=before + more if before else more)
         except SamplerFailure as failure:
-            if not drawn:
-                raise
-            failed = (str(failure),)
-        answers.update((i, _assessment(model, ready[i], drawn[i], failed)) for i in going)
-        yield [answers[i] for i in range(len(ready))]
-        staying = [place for place, i in enumerate(going) if not answers[i].stopped]
-        if failed or not staying:
-            return
-        if len(staying) < len(going):
-            going, images = [going[place] for place in staying], images[staying]
+            failed = reason("sampler_failed", message=str(failure))
+            changed = [
+                replace(answer, problems=(failed,), last=True) if i in lacking else answer
+                for i, answer in enumerate(changed)
+            ]
+        return [
+            replace(answer, problems=(reason("answer_not_finite", model="sampler"),), last=True)
+            if answer.sampled is not None and not answer.sampled.finite
+            else answer
+            for answer in changed
+        ]
+
+    @cached_property
+    def _images(self) -> NDArray[np.float32]:
+        pad = self.model.contract.preprocessing.pad
+        return _stacked([pad(one.input.normalised, one.window) for one in self.ready])
+
+    @cached_property
+    def _layout(self) -> MaskLayout:
+        return mask_layout(self.model.contract, self.ready[0].window)
+
+    def _chunks(self, samples: int) -> Iterator[tuple[int, int]]:
+        """First sample of each chunk, and how many."""
+        size = 1 if self.ready[0].tiling else self.model.chunk
+        return ((first, min(size, samples - first)) for first in range(0, samples, size))
+
+    def _first_moments(self) -> list[Moments]:
+        if self.first_pass is None:
+            raise SamplerFailure("there is none to run")
+        contract = self.model.contract.of_first_pass
+        return _run(contract, [self.first_pass], self.ready, self._images, (0, None))
+
+    def _moments(self, of: Sequence[int], first: int, count: int) -> list[Moments]:
+        """Of these cases' samples `first` … `first + count − 1`."""
+        contract, ready = self.model.contract, [self.ready[i] for i in of]
+        images = self._images if len(of) == len(self.ready) else self._images[list(of)]
+        draws = _draws(contract, self._layout, [one.seed for one in ready], first, count)
+        total: list[Moments] = []
+        for some in self.each(partial(_run, contract, self.samplers, ready, images), draws):
+            total = [a + b for a, b in zip(total, some, strict=True)] if total else some
+        return total
+
+    def _assessment(
+        self, i: int, moments: Moments, problems: tuple[Reason, ...] = (), first_pass: bool = False, last: bool = False
+    ) -> Assessment:
+        ready = self.ready[i]
+        planned = ready.stages[-1]
+        if not moments.finite:
+            which = "first pass" if first_pass else "sampler"
+            problems = (*problems, reason("answer_not_finite", model=which))
+        last = last or (not first_pass and moments.samples >= planned)
+        return Assessment(self.model, ready.case, ready.seed, ready.input, moments, planned, last, problems, first_pass)
 
 
-def _stacked(images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """`[N, C, *S]`; of one image, which may be large, no copy."""
-    return images[0][None] if len(images) == 1 else np.stack(images)
-
-
-def _assessment(model: Model, ready: Ready, moments: Moments, failed: tuple[str, ...]) -> Assessment:
-    spoilt = () if moments.finite else ("the sampler returned numbers that are not finite",)
-    problems = (*ready.problems, *failed, *spoilt)
-    return Assessment(model, ready.case, ready.seed, ready.input, moments, ready.asked, problems)
-
-
-def _chunks(asked: int, looks: Sequence[int], chunk: int) -> Iterator[tuple[int, int]]:
-    """First sample of each chunk, and how many."""
-    ends = sorted({*range(chunk, asked, chunk), *(look for look in looks if look < asked), asked})
-    return ((first, end - first) for first, end in zip([0, *ends], ends, strict=False))
+def _stacked(each: Sequence[NDArray[Number]]) -> NDArray[Number]:
+    """`[N, …]`; of one image, which may be large, no copy."""
+    return each[0][None] if len(each) == 1 else np.stack(each)
 
 
 def _draws(contract: Contract, layout: MaskLayout, seeds: Sequence[int], first: int, count: int) -> list[Draw]:
@@ -243,7 +279,7 @@ def _draws(contract: Contract, layout: MaskLayout, seeds: Sequence[int], first: 
     starts = range(min(members, count))
     if not contract.stochastic:
         return [((first + start) % members, None) for start in starts]
-    masks = np.stack([draw_masks(layout, seed, contract.model_digest, first, count) for seed in seeds])
+    masks = _stacked([draw_masks(layout, seed, contract.model_digest, first, count) for seed in seeds])
     return [((first + start) % members, np.ascontiguousarray(masks[:, start::members])) for start in starts]
 
 

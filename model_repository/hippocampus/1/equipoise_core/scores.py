@@ -5,13 +5,15 @@ None is normalised by the image's own minimum and maximum, so a score means the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .contract import Activation, Contract, Task
-from .moments import Array, Moments
+from .moments import Array
+from .numeric import mean, total
 from .uncertainty import Uncertainty
 
 Score = Callable[[Contract, Uncertainty], float]
@@ -42,15 +44,11 @@ def sample_disagreement(contract: Contract, uncertainty: Uncertainty) -> float:
     Q = Σ_t p_t²: it follows from the moments, so chunking cannot change it. 1 (no evidence of agreement) where a
     single sample was drawn or no sample saw any foreground.
     """
-    return 1.0 - _pooled_dice(uncertainty.moments, contract.foreground)
-
-
-def _pooled_dice(moments: Moments, classes: tuple[int, ...]) -> float:
-    selected = list(classes)
-    sums = moments.sum_p[selected].astype(np.float64)
-    total = float(sums.sum()) * (moments.samples - 1)
-    pairs = float((sums * sums).sum() - moments.sum_p2[selected].sum(dtype=np.float64))
-    return pairs / total if total > 0.0 else 0.0
+    moments = uncertainty.moments
+    sums = _foreground(contract, moments.sum_p)
+    most = total(sums) * (moments.samples - 1)
+    pairs = total(sums * sums) - total(_foreground(contract, moments.sum_p2))
+    return 1.0 - (pairs / most if most > 0.0 else 0.0)
 
 
 def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -59,9 +57,9 @@ def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -
     0..1; 1 where no foreground is predicted.
     """
     predicted = foreground_indicator(contract, uncertainty)
-    mean = uncertainty.mean[list(contract.foreground)]
-    mass = float(mean.sum(dtype=np.float64)) + float(predicted.sum())
-    return 1.0 - 2.0 * float(mean[predicted].sum(dtype=np.float64)) / mass if mass > 0.0 else 1.0
+    p = _foreground(contract, uncertainty.mean)
+    mass = total(p) + float(np.count_nonzero(predicted))
+    return 1.0 - 2.0 * total(_where(predicted, p)) / mass if mass > 0.0 else 1.0
 
 
 def volume_variation(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -84,26 +82,41 @@ def rim_uncertainty(contract: Contract, uncertainty: Uncertainty) -> float:
 
 
 def _mean_at_foreground(contract: Contract, uncertainty: Uncertainty, maps: Array) -> float:
-    region = _dilated(foreground_indicator(contract, uncertainty).any(axis=0))
-    highest = maps.max(axis=0)
-    return float(highest[region].mean(dtype=np.float64) if region.any() else highest.max())
+    region = _dilated(uncertainty.labels.any(axis=0))
+    highest = maps[0] if len(maps) == 1 else maps.max(axis=0)
+    inside = _where(region, highest)
+    return mean(inside) if inside.size else float(highest.max())
+
+
+def _foreground(contract: Contract, maps: Array) -> Array:
+    """The foreground classes' part of `[K, *S]`: they are the last ones."""
+    return maps[len(contract.classes) - len(contract.foreground) :]
+
+
+def _where(region: NDArray[np.bool_], maps: Array) -> Array:
+    """`maps[region]`; a mask as index takes several times as long."""
+    return maps.reshape(-1)[np.flatnonzero(region)]
 
 
 def foreground_indicator(contract: Contract, uncertainty: Uncertainty) -> NDArray[np.bool_]:
     """`[foreground classes, *S]`: where each is predicted."""
     labels = uncertainty.labels
     if contract.activation is Activation.SIGMOID:
-        return labels.astype(np.bool_)
+        return labels.view(np.bool_)
     return np.stack([labels[0] == index for index in contract.foreground])
 
 
 def _dilated(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The region and its face neighbours."""
     grown = region.copy()
-    for axis in range(region.ndim):
-        ahead = tuple(slice(1, None) if a == axis else slice(None) for a in range(region.ndim))
-        behind = tuple(slice(None, -1) if a == axis else slice(None) for a in range(region.ndim))
-        grown[ahead] |= region[behind]
-        grown[behind] |= region[ahead]
+    flat = grown.reshape(-1)
+    for axis, size in enumerate(region.shape):
+        step = math.prod(region.shape[axis + 1 :])  # shifts of the flat array: many times longer rows
+        for end, target, source in ((-1, slice(step, None), slice(-step)), (0, slice(-step), slice(step, None))):
+            inner = region.copy()
+            inner[(slice(None),) * axis + (end,)] = False  # has its neighbour in the next row
+            if size > 1:
+                flat[target] |= inner.reshape(-1)[source]
     return grown
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import numeric
 from .contract import Contract, Task
-from .texture import texture_statistics
+from .texture import FLOOR, difference, median_size, standardised, texture_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -22,7 +23,8 @@ SIMPLE = ("roughness", "noise", "skewness", "kurtosis")
 
 def input_statistics(image: NDArray[np.float32]) -> dict[str, float]:
     """All statistics of a normalised, unpadded image `[C, *S]`, by name."""
-    return {**simple_statistics(image), **texture_statistics(image)}
+    x, deviation = standardised(image)
+    return {**_simple(x, deviation), **texture_of(x)}
 
 
 def simple_statistics(image: NDArray[np.float32]) -> dict[str, float]:
@@ -33,20 +35,27 @@ def simple_statistics(image: NDArray[np.float32]) -> dict[str, float]:
     - `noise`: median absolute second difference over the standard deviation (≥ 0; texture and edges move it less).
     - `skewness`, `kurtosis`: third and fourth standardised moments of the intensities (no unit; kurtosis ≥ 1).
     """
-    wide = image.astype(np.float64)
-    centred = wide - wide.mean()
-    deviation = float(np.sqrt((centred**2).mean()))
-    if deviation == 0.0:
+    return _simple(*standardised(image))
+
+
+def _simple(x: Array, deviation: float) -> dict[str, float]:
+    """Of a standardised image and what its deviation was."""
+    if deviation <= FLOOR:
         return {"roughness": 0.0, "noise": 0.0, "skewness": 0.0, "kurtosis": 1.0}
-    standard = centred / deviation
-    squared = standard * standard  # NumPy's powers above 2 take twenty times as long as products
-    first = [np.abs(np.diff(standard, axis=axis)).mean() for axis in _axes_of(standard, 2)]
-    second = [np.median(np.abs(np.diff(standard, n=2, axis=axis))) for axis in _axes_of(standard, 3)]
+    first, second = [], []
+    for axis in _axes_of(x, 2):
+        differences = difference(x, axis)
+        if x.shape[axis] > 2:
+            second.append(median_size(difference(differences, axis)))
+        first.append(numeric.mean(np.abs(differences, out=differences)))
+    squared = x * x  # NumPy's powers above 2 take twenty times as long as products
+    skewness = numeric.mean(squared * x)
+    squared *= squared
     return {
-        "roughness": float(np.mean(first)) if first else 0.0,
-        "noise": float(np.mean(second)) if second else 0.0,
-        "skewness": float((squared * standard).mean()),
-        "kurtosis": float((squared * squared).mean()),
+        "roughness": sum(first) / len(first) if first else 0.0,
+        "noise": sum(second) / len(second) if second else 0.0,
+        "skewness": skewness,
+        "kurtosis": numeric.mean(squared),
     }
 
 
@@ -64,4 +73,5 @@ def prediction_statistics(contract: Contract, mean: Array) -> dict[str, float]:
     """
     if contract.task is Task.CLASSIFICATION:
         return {}
-    return {"foreground_share": float(mean[list(contract.foreground)].sum(axis=0, dtype=np.float64).mean())}
+    foreground = mean[len(mean) - len(contract.foreground) :]
+    return {"foreground_share": numeric.total(foreground) / mean[0].size}

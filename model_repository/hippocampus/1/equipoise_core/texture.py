@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .numeric import mean, median
+
 Array = NDArray[np.floating[Any]]
 
 SCALES = 4
 _GRAIN_FLOOR = 1e-3
-_FLOOR = 1e-6  # standard deviations: below it there is no detail to describe
+_MANY = 2**14
+FLOOR = 1e-6  # standard deviations: below it there is no detail to describe
 
 
 def texture_statistics(image: NDArray[np.float32]) -> dict[str, float]:
@@ -35,40 +38,86 @@ def texture_statistics(image: NDArray[np.float32]) -> dict[str, float]:
       finest scale whatever the image shows (Donoho & Johnstone 1994 estimate noise so).
     - `sign_s`: ∛ of the skewness of the second differences of x_s: bright blobs on dark, or dark on bright.
     """
-    x: Array = image.astype(np.float32)
-    x = x - x.mean(dtype=np.float64).astype(np.float32)
-    deviation = math.sqrt(float(_mean(x * x)))
-    x = x / max(deviation, _FLOOR)
-    found: dict[str, float] = {}
-    grains = []
-    for scale in range(SCALES):
-        x, halved = _even(x), _halved(_even(x))
-        band = x - _doubled(halved, x.shape)
-        square = band * band
-        variance = _mean(square)
-        sigma = max(math.sqrt(variance), _FLOOR)
-        found[f"energy_{scale}"] = math.log(sigma)
-        found[f"peak_{scale}"] = math.log(max(_mean(square * square) / sigma**4, 1.0))
-        found[f"patch_{scale}"] = _log_share(_mean(np.sqrt(_halved(square))), sigma)
-        found[f"spread_{scale}"] = _log_share(_mean(np.abs(band)), sigma)
-        found[f"sign_{scale}"] = _curvature_sign(x)
+    return texture_of(standardised(image)[0])
+
+
+def standardised(image: NDArray[np.float32]) -> tuple[Array, float]:
+    """The image less its mean, over its standard deviation, in single precision; and that deviation.
+
+    An image with a deviation below 1e-6 is constant: it becomes 0, or nearly.
+    """
+    image = np.ascontiguousarray(image)
+    x: Array = np.subtract(image, image.mean(dtype=np.float64), dtype=np.float32)
+    deviation = math.sqrt(mean(x * x))
+    x /= np.float32(max(deviation, FLOOR))
+    return x, deviation
+
+
+def texture_of(x: Array) -> dict[str, float]:
+    """The same of an image that is standardised already.
+
+    What is summed is computed for all scales at once, side by side in one array: small images feel every call.
+    """
+    bands, curvatures, grains = [], [], []
+    for _ in range(SCALES):
+        x = _even(x)
+        blocks = _blocks(x)
+        halved = np.add.reduce(blocks, axis=0)
+        halved *= np.float32(1.0 / len(blocks))
+        blocks -= halved
+        bands.append(blocks.reshape(len(blocks), -1))
+        curvatures.append(_curvature(x))
         grains.append(_grain(x))
         x = halved
-    found |= {f"grain_{scale}": math.log(fine / coarse) for scale, (fine, coarse) in enumerate(pairwise(grains))}
-    return found
+    found = {f"grain_{scale}": math.log(fine / coarse) for scale, (fine, coarse) in enumerate(pairwise(grains))}
+    for scale, moments in enumerate(zip(*_band_moments(bands), strict=True)):
+        variance, fourth, size, patch = moments
+        sigma = max(math.sqrt(variance), FLOOR)
+        found[f"energy_{scale}"] = math.log(sigma)
+        found[f"peak_{scale}"] = math.log(max(fourth / sigma**4, 1.0))
+        found[f"patch_{scale}"] = _log_share(patch, sigma)
+        found[f"spread_{scale}"] = _log_share(size, sigma)
+    return found | {f"sign_{scale}": sign for scale, sign in enumerate(_signs(curvatures))}
+
+
+def _band_moments(bands: list[Array]) -> tuple[list[float], ...]:
+    """Bands `[4, blocks]` (or 8) of each scale → per scale E[B²], E[B⁴], E|B| and the mean of blocks' `√E[B²]`."""
+    sizes = np.array([band.shape[1] for band in bands])
+    band = np.concatenate(bands, axis=1)
+    places = len(band)
+    square = band * band
+    local = np.add.reduce(square, axis=0)
+    local *= np.float32(1.0 / places)
+    variance = _sums(local, sizes) / sizes
+    np.sqrt(local, out=local)
+    square *= square
+    fourth, size = (_sums(each, sizes).sum(axis=0) / (places * sizes) for each in (square, np.abs(band, out=band)))
+    return variance.tolist(), fourth.tolist(), size.tolist(), (_sums(local, sizes) / sizes).tolist()
+
+
+def _sums(array: Array, sizes: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Sums over consecutive parts of these sizes, none 0, of the last axis; in pairs, as NumPy sums an array."""
+    return np.add.reduceat(array, np.cumsum(sizes) - sizes, axis=-1).astype(np.float64)
+
+
+def difference(x: Array, axis: int) -> Array:
+    """Of neighbours along an axis; `np.diff` without what it does around it, which small images feel."""
+    before = (slice(None),) * axis
+    return np.subtract(x[(*before, slice(1, None))], x[(*before, slice(None, -1))])
+
+
+def median_size(values: Array) -> float:
+    """Median of |values|, at least one; of many, of some 16,000 spread evenly over them, which is known to 1 %."""
+    flat = values.reshape(-1)
+    return median(np.abs(flat[:: flat.size // _MANY | 1]))  # an odd step: not a few columns of an even size
 
 
 def _grain(x: Array) -> float:
     """Above 0: the floor keeps images of few grey levels, whose median is 0 or one level, apart from blurred ones."""
     for axis in range(1, x.ndim):
         if x.shape[axis] > 1:
-            x = np.diff(x, axis=axis)
-    return float(np.median(np.abs(x))) / math.sqrt(2.0) ** (x.ndim - 1) + _GRAIN_FLOOR
-
-
-def _mean(array: NDArray[Any]) -> float:
-    # What `ndarray.mean` does, without what it does around it: small images have two dozen of these.
-    return float(np.add.reduce(array, axis=None, dtype=np.float64)) / array.size if array.size else 0.0
+            x = difference(x, axis)
+    return median_size(x) / math.sqrt(2.0) ** (x.ndim - 1) + _GRAIN_FLOOR
 
 
 def _log_share(part: float, whole: float) -> float:
@@ -76,34 +125,60 @@ def _log_share(part: float, whole: float) -> float:
 
 
 def _even(x: Array) -> Array:
-    """Cuts a last odd voxel off each spatial axis; an axis of one voxel stays."""
-    return x[(slice(None), *(slice(0, size - size % 2 if size > 1 else 1) for size in x.shape[1:]))]
+    """Cuts a last odd voxel off each spatial axis; an axis of one voxel stays. Contiguous."""
+    cut = tuple(size - size % 2 if size > 1 else 1 for size in x.shape[1:])
+    return x if cut == x.shape[1:] else np.ascontiguousarray(x[(slice(None), *map(slice, cut))])
 
 
-def _halved(x: Array) -> Array:
+def _blocks(x: Array) -> Array:
+    """`[C, *S]` of even sizes → `[4, C, *S/2]` (or 8): a copy of the image by the place of each voxel in its block.
+
+    An axis of one voxel counts as two equal ones.
+    """
     for axis in range(1, x.ndim):
-        if x.shape[axis] > 1:
-            before = (slice(None),) * axis
-            x = (x[(*before, slice(0, None, 2))] + x[(*before, slice(1, None, 2))]) * x.dtype.type(0.5)
-    return x
-
-
-def _doubled(x: Array, shape: tuple[int, ...]) -> Array:
-    for axis in range(1, x.ndim):
-        if x.shape[axis] < shape[axis]:
+        if x.shape[axis] == 1:
             x = np.repeat(x, 2, axis=axis)
-    return x
+    halves = [size // 2 for size in x.shape[1:]]
+    split = x.reshape(len(x), *(part for half in halves for part in (half, 2)))
+    axes = range(x.ndim - 1)
+    places = split.transpose(*(2 + 2 * axis for axis in axes), 0, *(1 + 2 * axis for axis in axes))
+    return np.array(places, order="C").reshape(-1, len(x), *halves)
 
 
-def _curvature_sign(x: Array) -> float:
-    """∛ of the skewness of the sum of second differences; 0 where an image is too small or flat to have any."""
-    if min(x.shape[1:]) < 3:
-        return 0.0
-    inner = x[(slice(None), *(slice(1, -1),) * (x.ndim - 1))]
-    curvature = -2.0 * (x.ndim - 1) * inner
-    for axis in range(1, x.ndim):
-        for shift in (slice(0, -2), slice(2, None)):
-            curvature = curvature + x[(slice(None), *(shift if a == axis else slice(1, -1) for a in range(1, x.ndim)))]
+def _signs(curvatures: list[tuple[Array, int]]) -> list[float]:
+    """Per scale ∛ of the curvature's skewness; 0 where an image is too small or flat to have any."""
+    large = [each for each in curvatures if each[1]]
+    found = [0.0] * len(curvatures)
+    if not large:
+        return found
+    sizes, counts = np.array([len(each) for each, _ in large]), np.array([count for _, count in large])
+    curvature = np.concatenate([each for each, _ in large])
     square = curvature * curvature
-    sigma = math.sqrt(_mean(square))
-    return math.copysign(1.0, m := _mean(square * curvature)) * abs(m / sigma**3) ** (1 / 3) if sigma > _FLOOR else 0.0
+    sigmas = np.sqrt(_sums(square, sizes) / counts)
+    square *= curvature
+    thirds = _sums(square, sizes) / counts
+    for scale, (sigma, third) in enumerate(zip(sigmas.tolist(), thirds.tolist(), strict=True)):
+        if sigma > FLOOR:
+            found[scale] = math.copysign(abs(third / sigma**3) ** (1 / 3), third)
+    return found
+
+
+def _curvature(x: Array) -> tuple[Array, int]:
+    """Sum of second differences along all axes, flat, 0 at the image's borders; and how many voxels lie inside."""
+    inside = len(x) * math.prod(max(size - 2, 0) for size in x.shape[1:])
+    if not inside:
+        return x, 0
+    # Along the flat array, whose steps along an axis are constant: sums over long rows. What reaches around a corner
+    # lies at the borders.
+    flat = x.reshape(-1)
+    steps = [math.prod(x.shape[axis + 1 :]) for axis in range(1, x.ndim)]
+    reach, size = steps[0], flat.size
+    curvature = flat * np.float32(-2 * len(steps))
+    inner = curvature[reach:-reach]
+    for step in steps:
+        inner += flat[reach - step : size - reach - step]
+        inner += flat[reach + step : size - reach + step]
+    bordered = curvature.reshape(x.shape)
+    for axis in range(1, x.ndim):
+        bordered[(slice(None),) * axis + (slice(None, None, x.shape[axis] - 1),)] = 0.0
+    return curvature, inside

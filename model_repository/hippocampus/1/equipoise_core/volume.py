@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .numeric import quantiles
+
 MILLILITRE = 1000.0  # mm³
 
 
@@ -36,7 +38,7 @@ def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: floa
     from the policy; 0: uncalibrated). Its lower end is at least 0. One sample has no spread: sd is NaN.
     """
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(volumes, [tail, 1.0 - tail])
+    low, high = quantiles(volumes, (tail, 1.0 - tail))
     sd = float(volumes.std(ddof=1)) if len(volumes) > 1 else float("nan")
     # np.maximum, unlike max, keeps a NaN: what is not known must not become 0 mL.
     return VolumeEstimate(
