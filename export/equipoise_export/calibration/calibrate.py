@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
+from ..publish.triton_config import warm_up_with
 from .cases import Labelled, Measured, check_classes, measure
 from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
@@ -200,6 +201,9 @@ def calibrate(
         render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
     )
     _write_policy(repository / name / "1" / "policy.json", chosen)
+    chunk = replace(published, policy=chosen.policy).chunk
+    for file in sampler_files:
+        warm_up_with(file.parents[1], chunk)
     return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
 
 
