@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .contract import Activation, Contract, Task
 from .moments import Array
-from .numeric import mean, total
+from .numeric import dot, mean, total
 from .uncertainty import Uncertainty
 
 Score = Callable[[Contract, Uncertainty], float]
@@ -47,7 +47,7 @@ def sample_disagreement(contract: Contract, uncertainty: Uncertainty) -> float:
     moments = uncertainty.moments
     sums = _foreground(contract, moments.sum_p)
     most = total(sums) * (moments.samples - 1)
-    pairs = total(sums * sums) - total(_foreground(contract, moments.sum_p2))
+    pairs = dot(sums, sums) - total(_foreground(contract, moments.sum_p2))
     return 1.0 - (pairs / most if most > 0.0 else 0.0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .numeric import mean, median, total
+from .numeric import dot, mean, median
 
 Array = NDArray[np.floating[Any]]
 
@@ -46,60 +46,35 @@ def standardised(image: NDArray[np.float32]) -> tuple[Array, float]:
 
     An image with a deviation below 1e-6 is constant: it becomes 0, or nearly.
     """
-    image = np.ascontiguousarray(image)
-    x: Array = np.subtract(image, image.mean(dtype=np.float64), dtype=np.float32)
-    deviation = math.sqrt(mean(x * x))
+    x: Array = np.subtract(image, np.float32(mean(image)), order="C")
+    deviation = math.sqrt(dot(x, x) / x.size)
     x /= np.float32(max(deviation, FLOOR))
     return x, deviation
 
 
 def texture_of(x: Array) -> dict[str, float]:
-    """The same of an image that is standardised already.
-
-    What is summed is computed for all scales at once, side by side in one array: small images feel every call.
-    """
-    bands, curvatures, grains = [], [], []
-    for _ in range(SCALES):
+    """The same of an image that is standardised already."""
+    found: dict[str, float] = {}
+    grains = []
+    for scale in range(SCALES):
         x = _even(x)
         blocks = _blocks(x)
         halved = np.add.reduce(blocks, axis=0)
         halved *= np.float32(1.0 / len(blocks))
-        blocks -= halved
-        bands.append(blocks.reshape(len(blocks), -1))
-        curvatures.append(_curvature(x))
-        grains.append(_grain(x))
-        x = halved
-    found = {f"grain_{scale}": math.log(fine / coarse) for scale, (fine, coarse) in enumerate(pairwise(grains))}
-    for scale, moments in enumerate(zip(*_band_moments(bands), strict=True)):
-        variance, fourth, size, patch = moments
+        blocks -= halved  # the band
+        square = blocks * blocks
+        local = np.add.reduce(square, axis=0)
+        variance = mean(local) / len(blocks)
         sigma = max(math.sqrt(variance), FLOOR)
         found[f"energy_{scale}"] = math.log(sigma)
-        found[f"peak_{scale}"] = math.log(max(fourth / sigma**4, 1.0))
-        found[f"patch_{scale}"] = _log_share(patch, sigma)
-        found[f"spread_{scale}"] = _log_share(size, sigma)
-    return found | {f"sign_{scale}": sign for scale, sign in enumerate(_signs(curvatures))}
-
-
-def _band_moments(bands: list[Array]) -> tuple[list[float], ...]:
-    """Bands `[4, blocks]` (or 8) of each scale → per scale E[B²], E[B⁴], E|B| and the mean of blocks' `√E[B²]`."""
-    sizes = np.array([band.shape[1] for band in bands])
-    band = np.concatenate(bands, axis=1)
-    places = len(band)
-    square = band * band
-    local = np.add.reduce(square, axis=0)
-    local *= np.float32(1.0 / places)
-    variance = _sums(local, sizes) / sizes
-    np.sqrt(local, out=local)
-    square *= square
-    fourth, size = (
-        _sums(each, sizes).sum(axis=0) / (places * sizes) for each in (square, np.abs(band, out=band))
-    )
-    return variance.tolist(), fourth.tolist(), size.tolist(), (_sums(local, sizes) / sizes).tolist()
-
-
-def _sums(array: Array, sizes: NDArray[np.int_]) -> NDArray[np.float64]:
-    """Sums over consecutive parts of these sizes, none 0, of the last axis; in pairs, as NumPy sums an array."""
-    return np.add.reduceat(array, np.cumsum(sizes) - sizes, axis=-1).astype(np.float64)
+        found[f"peak_{scale}"] = math.log(max(dot(square, square) / square.size / sigma**4, 1.0))
+        found[f"patch_{scale}"] = _log_share(mean(np.sqrt(local, out=local)) / math.sqrt(len(blocks)), sigma)
+        found[f"spread_{scale}"] = _log_share(mean(np.abs(blocks, out=blocks)), sigma)
+        found[f"sign_{scale}"] = _curvature_sign(x)
+        grains.append(_grain(x))
+        x = halved
+    found |= {f"grain_{scale}": math.log(fine / coarse) for scale, (fine, coarse) in enumerate(pairwise(grains))}
+    return found
 
 
 def difference(x: Array, axis: int) -> Array:
@@ -147,31 +122,13 @@ def _blocks(x: Array) -> Array:
     return np.array(places, order="C").reshape(-1, len(x), *halves)
 
 
-def _signs(curvatures: list[tuple[Array, int]]) -> list[float]:
-    """Per scale ∛ of the curvature's skewness; 0 where an image is too small or flat to have any."""
-    large = [each for each in curvatures if each[1]]
-    found = [0.0] * len(curvatures)
-    if not large:
-        return found
-    sizes, counts = np.array([len(each) for each, _ in large]), np.array([count for _, count in large])
-    curvature = np.concatenate([each for each, _ in large])
-    square = curvature * curvature
-    sigmas = np.sqrt(_sums(square, sizes) / counts)
-    square *= curvature
-    thirds = _sums(square, sizes) / counts
-    for scale, (sigma, third) in enumerate(zip(sigmas.tolist(), thirds.tolist(), strict=True)):
-        if sigma > FLOOR:
-            found[scale] = math.copysign(abs(third / sigma**3) ** (1 / 3), third)
-    return found
-
-
-def _curvature(x: Array) -> tuple[Array, int]:
-    """Sum of second differences along all axes, flat, 0 at the image's borders; and how many voxels lie inside."""
+def _curvature_sign(x: Array) -> float:
+    """∛ of the skewness of the sum of second differences; 0 where an image is too small or flat to have any."""
     inside = len(x) * math.prod(max(size - 2, 0) for size in x.shape[1:])
     if not inside:
-        return x, 0
+        return 0.0
     # Along the flat array, whose steps along an axis are constant: sums over long rows. What reaches around a corner
-    # lies at the borders.
+    # lies at the image's borders, which are set to 0 again.
     flat = x.reshape(-1)
     steps = [math.prod(x.shape[axis + 1 :]) for axis in range(1, x.ndim)]
     reach, size = steps[0], flat.size
@@ -183,4 +140,6 @@ def _curvature(x: Array) -> tuple[Array, int]:
     bordered = curvature.reshape(x.shape)
     for axis in range(1, x.ndim):
         bordered[(slice(None),) * axis + (slice(None, None, x.shape[axis] - 1),)] = 0.0
-    return curvature, inside
+    sigma = math.sqrt(dot(curvature, curvature) / inside)
+    third = dot(curvature * curvature, curvature) / inside
+    return math.copysign(abs(third / sigma**3) ** (1 / 3), third) if sigma > FLOOR else 0.0
