@@ -64,10 +64,12 @@ def lack_of_soft_dice_confidence(contract: Contract, uncertainty: Uncertainty) -
 
 def volume_variation(contract: Contract, uncertainty: Uncertainty) -> float:
     """Coefficient of variation (sd/mean, ≥ 0) of the samples' foreground volume; 1 where there is none to speak of."""
-    volumes = uncertainty.moments.volumes[:, list(contract.foreground)].sum(axis=1)
-    if len(volumes) < 2 or volumes.mean() <= 0.0:
+    volumes = uncertainty.moments.volumes[:, len(contract.classes) - len(contract.foreground) :].sum(axis=1)
+    middle = mean(volumes)
+    if len(volumes) < 2 or middle <= 0.0:
         return 1.0
-    return float(volumes.std(ddof=1) / volumes.mean())
+    volumes -= middle
+    return math.sqrt(dot(volumes, volumes) / (len(volumes) - 1)) / middle
 
 
 def rim_epistemic(contract: Contract, uncertainty: Uncertainty) -> float:

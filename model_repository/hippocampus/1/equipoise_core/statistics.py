@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .contract import Contract, Task
 from . import numeric
-from .texture import FLOOR, difference, median_size, standardised, texture_of
+from .texture import FLOOR, difference, some_lines, standardised, texture_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -45,9 +45,10 @@ def _simple(x: Array, deviation: float) -> dict[str, float]:
     first, second = [], []
     for axis in _axes_of(x, 2):
         differences = difference(x, axis)
-        if x.shape[axis] > 2:
-            second.append(median_size(difference(differences, axis)))
         first.append(numeric.mean(np.abs(differences, out=differences)))
+    for axis in _axes_of(x, 3):
+        lines = some_lines(x, 1 if axis > 1 else x.ndim - 1)
+        second.append(numeric.median(np.abs(difference(difference(lines, axis), axis))))
     squared = x * x  # NumPy's powers above 2 take twenty times as long as products
     return {
         "roughness": sum(first) / len(first) if first else 0.0,
