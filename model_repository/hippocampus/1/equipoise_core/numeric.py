@@ -24,10 +24,10 @@ def dot(a: Array, b: Array) -> float:
     part is so large that BLAS would start threads.
     """
     a, b = a.reshape(-1), b.reshape(-1)
+    if a.size < _PART:
+        return float(np.dot(a, b))
     whole = a.size - a.size % _PART
     rest = float(np.dot(a[whole:], b[whole:]))
-    if not whole:
-        return rest
     parts = np.matmul(a[:whole].reshape(-1, 1, _PART), b[:whole].reshape(-1, _PART, 1))
     return rest + float(parts.sum(dtype=np.float64))
 
@@ -35,10 +35,10 @@ def dot(a: Array, b: Array) -> float:
 def total(values: Array) -> float:
     """Sum of a contiguous array, as exact as `dot`, and in a quarter of NumPy's time."""
     values = values.reshape(-1)
+    if values.size < _PART:
+        return float(np.add.reduce(values))
     whole = values.size - values.size % _PART
     rest = float(np.add.reduce(values[whole:]))
-    if not whole:
-        return rest
     parts = np.matmul(values[:whole].reshape(-1, 1, _PART), np.ones((_PART, 1), values.dtype))
     return rest + float(parts.sum(dtype=np.float64))
 
@@ -103,5 +103,5 @@ def _ordered(values: Array, lower: int, upper: int) -> tuple[float, float]:
         # `flatnonzero`, since a mask as index takes twice as long.
         values, lower, upper = values[np.flatnonzero(inside)], lower - below, upper - below
     values = values.copy()
-    values.partition((lower, upper))
+    values.partition((lower, upper))  # `np.partition` without what it does around it
     return values.item(lower), values.item(upper)
