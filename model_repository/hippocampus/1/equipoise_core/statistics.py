@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .contract import Contract, Task
 from . import numeric
-from .texture import FLOOR, difference, some_lines, standardised, texture_of
+from .texture import FLOOR, difference, lines, standardised, texture_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -43,12 +43,12 @@ def _simple(x: Array, deviation: float) -> dict[str, float]:
     if deviation <= FLOOR:
         return {"roughness": 0.0, "noise": 0.0, "skewness": 0.0, "kurtosis": 1.0}
     first, second = [], []
-    for axis in _axes_of(x, 2):
-        differences = difference(x, axis)
-        first.append(numeric.mean(np.abs(differences, out=differences)))
-    for axis in _axes_of(x, 3):
-        lines = some_lines(x, 1 if axis > 1 else x.ndim - 1)
-        second.append(numeric.median(np.abs(difference(difference(lines, axis), axis))))
+    for axis in range(1, x.ndim):
+        if x.shape[axis] > 1:
+            differences = difference(lines(x, axis), axis)
+            if x.shape[axis] > 2:
+                second.append(numeric.median(np.abs(difference(differences, axis))))
+            first.append(numeric.mean(np.abs(differences, out=differences)))
     squared = x * x  # NumPy's powers above 2 take twenty times as long as products
     return {
         "roughness": sum(first) / len(first) if first else 0.0,
@@ -56,10 +56,6 @@ def _simple(x: Array, deviation: float) -> dict[str, float]:
         "skewness": numeric.dot(squared, x) / x.size,
         "kurtosis": numeric.dot(squared, squared) / x.size,
     }
-
-
-def _axes_of(image: Array, smallest: int) -> list[int]:
-    return [axis for axis in range(1, image.ndim) if image.shape[axis] >= smallest]
 
 
 def prediction_statistics(contract: Contract, mean: Array) -> dict[str, float]:
