@@ -156,7 +156,8 @@ def work(tree: Path, parts: Sequence[str], requests: Path) -> None:
         model = load_model(tree / "model_repository" / name / "1")
         files = [tree / "model_repository" / each.name / "1" / "model.onnx" for each in model.contract.samplers]
         wanted = (*(MAPS if model.contract.task.value == "segmentation" else MAPS[:5]), *VERDICT)
-        ready[name] = model, [Recorded(file) for file in files], [Case(image, spacing=mm) for image, mm in cases], wanted
+        images = [Case(image, spacing=mm) for image, mm in cases]
+        ready[name] = model, [Recorded(file) for file in files], images, wanted
     for line in sys.stdin:
         model, samplers, cases, wanted = ready[line.strip()]
         samples = 0
@@ -210,7 +211,8 @@ def requests_of(names: Sequence[str], count: int) -> dict[str, list[Any]]:
 
 def tree_of(commit: str, folder: Path) -> Path:
     """The commit's core, models and policies."""
-    archive = subprocess.run(["git", "archive", commit, "model_repository"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    command = ["git", "archive", commit, "model_repository"]
+    archive = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
     return folder
 
@@ -265,7 +267,9 @@ def main() -> None:
         for part, milliseconds in before["parts"].items():
             apart = "  (apart)" if part in APART else ""
             print(f"  {part:24s} {milliseconds:7.3f} {now['parts'][part]:7.3f}{apart}")
-        print(f"  {'whole, but for those':24s} {before['whole']:7.3f} {now['whole']:7.3f}   {found['ratio']:.2f} x less")
+        print(
+            f"  {'whole, but for those':24s} {before['whole']:7.3f} {now['whole']:7.3f}   {found['ratio']:.2f} × less"
+        )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -101,6 +101,18 @@ def masks(found: Any) -> Lines:
     yield from table(("model", "masks", "gain", "variance, of independent masks"), rows)
 
 
+def aggregator(found: Any) -> Lines:
+    parts = next(iter(found.values()))["now"]["parts"]
+    rows = [
+        (f"{name}, {when}", f"{each[when]['whole']:.2f}", *(f"{each[when]['parts'][part]:.2f}" for part in parts))
+        for name, each in found.items()
+        for when in ("before", "now")
+    ]
+    yield from table(("core-ms a request", "whole", *parts), rows)
+    yield ""
+    yield "; ".join(f"{name} {each['ratio']:.2f} × less" for name, each in found.items()) + "."
+
+
 def decisions(found: Any) -> Lines:
     rows = [
         (name, each["what"], each["figure"], each["bound"], "yes" if each["holds"] else "**no**")
@@ -161,6 +173,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "memory_large": ("Memory and T", "A large volume: the peak may not grow with T.", memory_large),
     "memory_volume": ("A whole CT volume", "One request to the hippocampus model.", memory_volume),
     "masks": ("Masks that balance each other", "Above 1 a plan is better than the independent masks that are served; a variance away from 1 is biased.", masks),
+    "aggregator": ("The aggregator's arithmetic", "Processor time of a request without its sampler, this commit against its parent; `masks` and `sampler` are no part of the whole.", aggregator),
     "decisions": ("Decisions", "The published policies on cases that neither weights nor policy have seen.", decisions),
     "volumes": ("Volumes with intervals", "Share of true volumes inside the interval, as the samples give it and after calibration.", volumes),
     "active_learning": ("Choosing images to label", "Nuclei: Dice by the order of `equipoise rank` against random order.", active_learning),

@@ -96,7 +96,7 @@ def _ordered(values: Array, lower: int, upper: int) -> tuple[float, float]:
         if least == most:
             return float(least), float(most)
         if 2 * count > values.size:
-            likely = sample[int(sample.size * share)]  # one value may be most of them, as where there are few grey levels
+            likely = sample[int(sample.size * share)]  # most may be of one value: there may be few grey levels
             if np.count_nonzero(values < likely) <= lower <= upper < np.count_nonzero(values <= likely):
                 return float(likely), float(likely)
             break
