@@ -1,9 +1,7 @@
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from equipoise_core.case import Input
 from equipoise_core.statistics import input_statistics, prediction_statistics, simple_statistics
 
 
@@ -53,14 +51,3 @@ def test_simple_statistics_are_what_they_are_defined_to_be(shape):
     noise = np.mean([np.median(np.abs(np.diff(x, n=2, axis=axis))) for axis in axes])
     assert found["roughness"] == pytest.approx(roughness, rel=1e-5 if few else 0.03)
     assert found["noise"] == pytest.approx(noise, rel=1e-5 if few else 0.03)
-
-
-def test_statistics_begun_on_a_thread_are_the_same(image):
-    """And what goes wrong there is raised where they are asked for."""
-    with ThreadPoolExecutor(1) as pool:
-        early, broken = Input("d", image), Input("d", None)
-        early.begin(pool)
-        broken.begin(pool)
-        assert early.statistics == Input("d", image).statistics
-        with pytest.raises(AttributeError):
-            _ = broken.statistics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -90,10 +89,5 @@ class Input:
 
     @cached_property
     def statistics(self) -> dict[str, float]:
-        """Computed when first asked for, or begun before: without a policy and a record, nobody asks."""
-        begun: Future[dict[str, float]] | None = self.__dict__.get("begun")
-        return begun.result() if begun else input_statistics(self.normalised)
-
-    def begin(self, pool: Executor) -> None:
-        """Begins to compute the statistics on a thread of the pool: a sampler runs with the interpreter released."""
-        self.__dict__["begun"] = pool.submit(input_statistics, self.normalised)
+        """Computed when first asked for: without a policy and a record, nobody asks."""
+        return input_statistics(self.normalised)
