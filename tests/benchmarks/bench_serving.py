@@ -1,13 +1,14 @@
 """Served, against what people would use instead: the same network, weights, image and T, all in one run.
 
     python -m tests.benchmarks.bench_serving [--size 128] [--rounds 3] [--seconds 3] [--json F] [--plot F.png]
+    python -m tests.benchmarks.bench_serving --lone [--size 128] [--seconds 30] [--only tiny]
 
 Every server is up the whole time. In each round the peers are asked in turn, so that a busy machine slows them alike;
 medians over rounds are compared. Peers:
 
     equipoise     Triton, the public model, T named (all samples), mean, variance and route asked for
     in process    ONNX Runtime on the sampler's own graph, masks drawn for each image: the limit
-    … by 8        both, asked about 8 images at a time, sampled together (4 of a segmentation); rates are of images
+    … by 8        both, asked about 8 images at a time, as many in one run as its memory allows; rates are of images
     bare          tiny only: a public model that does nothing but pass the image on to the sampler and back
     separate      Triton, the sampler asked T times with one sample each, averaged by the client
     loop          FastAPI and uvicorn, T PyTorch passes one after the other
@@ -19,6 +20,9 @@ did with 8 clients. Latencies of those count from when a request was due. The pu
 second of work, or 8 requests: 150 % is shed, and nobody who is let in should wait for more than twice the worst case of
 a full queue, (queue + aggregators) / throughput.
 
+`--lone`: one caller, who asks equipoise, in process and (tiny) bare in turn, request by request: a lone caller should
+get the whole machine, and what Equipoise adds to the bare path is its own.
+
 The tiny model does next to nothing: what is left is overhead. No figure is claimed that this run did not print.
 """
 
@@ -27,6 +31,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -52,9 +57,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tritonclient.grpc as triton  # noqa: E402
 from equipoise_client.transport import Retry  # noqa: E402
+from equipoise_core.budget import at_once  # noqa: E402
 from equipoise_core.contract import Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
-from equipoise_core.sampling import AT_ONCE  # noqa: E402
 from equipoise_deploy.ports import Ports  # noqa: E402
 from equipoise_deploy.serving.readiness import check_readiness  # noqa: E402
 from equipoise_deploy.serving.server import TritonServer  # noqa: E402
@@ -157,6 +162,19 @@ def closed_loop(peer: Peer, clients: int, seconds: float) -> tuple[float, float]
     for thread in threads:
         thread.join()
     return peer.images * len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1e3
+
+
+def in_turn(peers: list[Peer], seconds: float) -> dict[str, float]:
+    """Median latencies in ms of a lone caller, who asks one peer after the other: noise is the same for all."""
+    asks = {peer.name: peer.connect() for peer in peers}
+    latencies: dict[str, list[float]] = {name: [] for name in asks}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, ask in asks.items():
+            began = time.perf_counter()
+            ask()
+            latencies[name].append(time.perf_counter() - began)
+    return {name: 1e3 * statistics.median(each[1:]) for name, each in latencies.items()}
 
 
 def open_loop(peer: Peer, rate: float, seconds: float) -> dict[str, float]:
@@ -323,12 +341,13 @@ def separate(url: str, contract: Contract, image: np.ndarray) -> Peer:
 
 
 def in_process(sampler: OnnxSampler, contract: Contract, image: np.ndarray, images: int = 1) -> Peer:
-    layout, at_once = mask_layout(contract, contract.nominal), min(images, AT_ONCE[contract.task])
+    layout = mask_layout(contract, contract.nominal)
+    most = min(images, at_once(contract, contract.nominal, T))
 
     def ask() -> object:
         """As many at once as the server samples together: eight callers with eight volumes each took 12 GB."""
-        for first in range(0, images, at_once):
-            seeds = range(first, min(first + at_once, images))
+        for first in range(0, images, most):
+            seeds = range(first, min(first + most, images))
             masks = np.stack([draw_masks(layout, seed, contract.digest, 0, T) for seed in seeds])
             answer = sampler(np.repeat(image[None], len(seeds), axis=0), masks)
         return answer
@@ -374,6 +393,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="networks by name")
     parser.add_argument("--closed-only", action="store_true", help="no open loops")
+    parser.add_argument("--lone", action="store_true", help="a lone caller's latencies, and nothing else")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
@@ -386,10 +406,20 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = {name: pair for name, pair in networks(given.size).items() if name in (given.only or [name])}
         images, contracts = _published(chosen, folder)
-        settings = _bounded(folder / "models", contracts, images)
+        settings = {} if given.lone else _bounded(folder / "models", contracts, images)
         console.print({name: str(each) for name, each in settings.items()})
         server = stack.enter_context(TritonServer(folder / "models", ports=Ports(0, 0, 0), settings=settings))
         check_readiness(server.grpc_url, server.models)
+        if given.lone:
+            table = Table("one caller", "equipoise, ms", "in process, ms", "×", "bare, ms", "bare's part")
+            for name, contract in contracts.items():
+                found = in_turn(
+                    _lone_peers(name, contract, images[name], server.grpc_url, folder, given.threads), given.seconds
+                )
+                ours, theirs, least = (found.get(peer, math.nan) for peer in ("equipoise", "in process", "bare"))
+                table.add_row(name, *(f"{each:.3g}" for each in (ours, theirs, ours / theirs, least, least / ours)))
+            console.print(table)
+            return
         for name, contract in contracts.items():
             with ExitStack() as own:  # its peers end with it: idle ones still hold memory
                 peers = _peers(own, name, contract, images[name], server.grpc_url, folder, given.threads)
@@ -437,6 +467,12 @@ def _bounded(repository: Path, contracts: dict[str, Contract], images: dict[str,
             each = queue_for(rate, WAIT, aggregator_instances(available_cores()))
             found[contract.name] = replace(each, queue=max(each.queue or 0, LEAST))
     return found
+
+
+def _lone_peers(name: str, contract: Contract, image: np.ndarray, url: str, folder: Path, threads: int) -> list[Peer]:
+    sampler = OnnxSampler(folder / "models" / f"{contract.name}_sampler" / "1" / "model.onnx", threads)
+    peers = [served(url, contract.name, image), in_process(sampler, contract, image)]
+    return [*peers, bare(url, image)] if name == "tiny" else peers
 
 
 def _peers(

@@ -3,10 +3,10 @@ import json
 
 import numpy as np
 import pytest
+from equipoise_core.budget import MOST_AT_ONCE as TOGETHER
 from equipoise_core.canonical import canonical_json
 from equipoise_core.case import Case, Model
 from equipoise_core.contract import Sampler as NamedSampler
-from equipoise_core.contract import Task
 from equipoise_core.decision import Route
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
@@ -15,7 +15,7 @@ from equipoise_core.ood_distance import OodDistance
 from equipoise_core.outputs import OUTPUTS
 from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Temperature
-from equipoise_core.sampling import AT_ONCE, assess, assess_all
+from equipoise_core.sampling import assess, assess_all
 from equipoise_core.stages import Stage, chunk_of
 from equipoise_core.tiling import Tiling
 from equipoise_core.validation import validate_answer
@@ -416,9 +416,6 @@ def assert_equal(found, expected):
             np.testing.assert_allclose(OUTPUTS[name](one), OUTPUTS[name](other), atol=1e-6)
 
 
-TOGETHER = AT_ONCE[Task.SEGMENTATION]
-
-
 @pytest.mark.parametrize("count", [1, 2, TOGETHER, TOGETHER + 1, 2 * TOGETHER + 1])
 def test_cases_that_share_sampler_requests_are_answered_as_alone(model, case, count):
     """Each under its own masks, in its own place; there are as few requests as can be."""
@@ -483,7 +480,7 @@ def test_members_of_an_ensemble_share_the_samples_of_each_case(model, case):
 def test_large_images_of_one_request_are_sampled_one_after_the_other(model):
     """Their windows fill the requests by themselves."""
     large = dataclasses.replace(model, contract=dataclasses.replace(model.contract, maximum=(16, 18)))
-    images = np.random.default_rng(3).normal(100, 20, (2, 1, 20, 30)).astype(np.float32)
+    images = np.random.default_rng(3).normal(100, 20, (2, 1, 40, 60)).astype(np.float32)
     cases, sampler = [Case(image, samples=2) for image in images], Sampler(large.contract)
     together = assess_all(large, cases, [sampler])
     alone = [assess(large, each, [Sampler(large.contract)]) for each in cases]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from equipoise_client import AsyncUncertaintyClient
+from equipoise_core.budget import at_once
 from equipoise_core.contract import Contract, Task
-from equipoise_core.sampling import AT_ONCE
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
 from numpy.typing import NDArray
@@ -164,7 +164,7 @@ def test_images_of_one_request_share_sampler_requests(restarted, contracts, mode
     images = [picture(contracts[model], SMALL[model][0], seed=i) for i in range(9)]
     parameters = restarted.get_model_config(model).config.parameters
     instances = int(parameters["instances"].string_value) if "instances" in parameters else 1
-    most = AT_ONCE[contracts[model].task]
+    most = at_once(contracts[model], contracts[model].window(SMALL[model][0]), SAMPLES)
 
     def sampler_requests() -> int:
         statistics = restarted.get_inference_statistics(f"{model}_sampler").model_stats[0]

@@ -7,7 +7,9 @@ import os
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import
 
 import importlib.util
+import json
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from equipoise_deploy.serving.server import TritonServer
 from equipoise_deploy.serving.settings import Settings
 from equipoise_export.publish.repository import publish_pair
 
-from ..support.asking import metric, poll, settled
+from ..support.asking import metric, poll
 from ..support.repositories import closed, gated
 
 pytestmark = pytest.mark.triton
@@ -52,7 +54,7 @@ def gate(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny_segmentation, tmp_path_factory, gate):
-    """With one sampler on however many cores: several would share batches out among them."""
+    """With one run at a time on however many cores."""
     models = tmp_path_factory.mktemp("stand_in") / "models"
     publish_pair(tiny_segmentation, models)
     gated(models / SAMPLER, gate)
@@ -68,7 +70,7 @@ def client(server):
 
 @pytest.fixture
 def ask_together(server, client, gate):
-    """Has the first request run until all others wait, so that the batcher can put these together; answers in order."""
+    """Has the first request run until all others wait; answers in order."""
 
     def ask(requests) -> list:
         answers: list = [None] * len(requests)
@@ -97,7 +99,7 @@ def ask_together(server, client, gate):
 
 
 def test_mixed_shapes_together_equal_onnx_runtime_alone(ask_together, tiny_segmentation):
-    """Each request gets its own numbers back, whatever it was batched with, and only the outputs it asked for."""
+    """Each request gets its own numbers back, whoever waited with it, and only the outputs it asked for."""
     session = ort.InferenceSession(tiny_segmentation.model.SerializeToString(), providers=["CPUExecutionProvider"])
     cases = [_case(1 + i % 3, (4, 16)[i % 2], ((4, 4), (8, 6))[i % 4 // 2], seed=i) for i in range(24)]
     asked = [OUTPUTS if i % 3 else OUTPUTS[:1] for i in range(24)]
@@ -106,22 +108,6 @@ def test_mixed_shapes_together_equal_onnx_runtime_alone(ask_together, tiny_segme
         assert {tensor.name for tensor in answer.get_response().outputs} == set(outputs)
         for name, array in zip(outputs, expected, strict=True):
             np.testing.assert_allclose(answer.as_numpy(name), array, atol=1e-5)
-
-
-def test_requests_of_one_shape_share_runs(client, ask_together):
-    """Many small requests are executed in fewer runs: that is what the batcher is for."""
-
-    def counted() -> tuple[int, int]:
-        told = client.get_inference_statistics(SAMPLER).model_stats[0]
-        return told.inference_count, told.execution_count
-
-    requests, runs = settled(counted)
-    answers = ask_together([(_case(1, 4, (64, 64), seed=i), OUTPUTS) for i in range(64)])
-    assert all(not isinstance(answer, Exception) for answer in answers)
-    poll(lambda: counted()[0] >= requests + 64, "all are counted")
-    after = settled(counted)
-    assert after[0] - requests == 64
-    assert after[1] - runs < 64
 
 
 class _Tensor:
@@ -145,33 +131,52 @@ class _Error:
 
 
 class _Request:
-    def __init__(self, **arrays):
-        self._arrays = arrays
+    def __init__(self, sender, **arrays):
+        self.sender, self.arrays = sender, arrays
+
+    def get_response_sender(self):
+        return self.sender
 
     def inputs(self):
-        return [_Tensor(name, array) for name, array in self._arrays.items()]
+        return [_Tensor(name, array) for name, array in self.arrays.items()]
 
     def requested_output_names(self):
         return ["volumes"]
 
 
-class _Session:
-    """Refuses a batch that holds the value 13, as ONNX Runtime would one that it cannot compute; counts its runs."""
+class _Sender:
+    def __init__(self, answers, number):
+        self.answers, self.number = answers, number
 
-    def __init__(self):
-        self.runs = 0
+    def send(self, response, flags):
+        self.answers[self.number] = response
+
+
+class _Session:
+    """Waits until it is let go; refuses the value 13, as ONNX Runtime would one that it cannot compute."""
+
+    def __init__(self, threads, runs, gate):
+        self.threads, self.runs, self.gate = threads, runs, gate
 
     def run(self, names, feeds):
-        self.runs += 1
+        self.runs.append((self.threads, float(feeds["image"][0, 0])))
+        assert self.gate.wait(60)
         if (feeds["image"] == 13).any():
             raise RuntimeError("cannot compute 13")
         return [feeds["image"] * 2 for _ in names]
 
+    def get_inputs(self):
+        return [types.SimpleNamespace(name=name) for name in ("image", "masks")]
 
-def test_a_request_that_cannot_run_fails_alone(monkeypatch):
-    """The batch is run again one by one: batch-mates get their numbers, an incomplete request learns what lacks."""
+    def get_outputs(self):
+        return [types.SimpleNamespace(name=name) for name in ("sum_p", "volumes")]
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The stand-in's class over a backend that only keeps what it is given."""
     backend = types.ModuleType("triton_python_backend_utils")
-    backend.Tensor, backend.TritonError = _Tensor, _Error
+    backend.Tensor, backend.TritonError, backend.TRITONSERVER_RESPONSE_COMPLETE_FINAL = _Tensor, _Error, 1
     backend.InferenceResponse = lambda tensors=(), error=None: (list(tensors), error)
     backend.get_input_tensor_by_name = lambda request, name: next(
         (tensor for tensor in request.inputs() if tensor.name() == name), None
@@ -181,17 +186,80 @@ def test_a_request_that_cannot_run_fails_alone(monkeypatch):
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = module.TritonPythonModel()
-    model.session, model.inputs, model.outputs = _Session(), ("image", "masks"), ("sum_p", "volumes")
+    return module
 
-    masks = np.zeros((1, 4, 1), np.uint8)
-    values = (1.0, 13.0, 3.0)
-    requests = [_Request(image=np.full((1, 2), value, np.float32), masks=masks) for value in values]
-    good, bad, other, incomplete = model.execute([*requests, _Request(image=np.zeros((1, 2), np.float32))])
+
+class Held:
+    """A stand-in whose runs end when the test lets them."""
+
+    def __init__(self, module, monkeypatch, runs):
+        self.runs, self.gate, self.answers = [], threading.Event(), {}
+        monkeypatch.setattr(module, "_session", lambda file, threads: _Session(threads, self.runs, self.gate))
+        monkeypatch.setattr(module.ort, "create_and_register_allocator", lambda *_: None)
+        said = {"runs": runs, "intra_op_thread_count": 1, "alone": 4}
+        parameters = {name: {"string_value": str(value)} for name, value in said.items()}
+        self.model = module.TritonPythonModel()
+        self.model.initialize(
+            {"model_repository": "", "model_version": "1", "model_config": json.dumps({"parameters": parameters})}
+        )
+
+    def ask(self, *values):
+        """From a thread of its own: it returns when all could be started."""
+        requests = [
+            _Request(_Sender(self.answers, value), image=np.full((1, 2), value, np.float32)) for value in values
+        ]
+        for request in requests:
+            request.arrays["masks"] = np.zeros((1, 4, 1), np.uint8)
+        thread = threading.Thread(target=self.model.execute, args=(requests,))
+        thread.start()
+        return thread
+
+
+def test_only_a_run_that_is_alone_gets_all_cores(stand_in, monkeypatch):
+    """One that starts while another one runs or waits gets its share; afterwards a lone one has all again."""
+    held = Held(stand_in, monkeypatch, runs=2)
+    held.ask(1.0).join(60)
+    poll(lambda: held.runs == [(4, 1.0)], "the first runs alone")
+    held.ask(2.0, 3.0, 4.0).join(60)
+    poll(lambda: held.runs[1:] == [(1, 2.0)], "the second shares the cores")
+    fifth = held.ask(5.0)
+    fifth.join(0.2)
+    assert fifth.is_alive() and len(held.runs) == 2, "two run, two come next, what else waits, waits in Triton"
+    held.gate.set()
+    fifth.join(60)
+    poll(lambda: len(held.answers) == 5, "all are answered")
+    assert held.runs[2:4] == [(1, 3.0), (1, 4.0)] or held.runs[2:4] == [(1, 4.0), (1, 3.0)]
+    held.gate.clear()
+    held.ask(6.0).join(60)
+    poll(lambda: held.runs[5:] == [(4, 6.0)], "it is alone again")
+    held.gate.set()
+    held.model.finalize()
+    assert sorted(held.answers) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_a_request_that_cannot_run_fails_alone(stand_in, monkeypatch):
+    """The others get their numbers, an incomplete request learns what lacks."""
+    held = Held(stand_in, monkeypatch, runs=1)
+    held.gate.set()
+    held.ask(1.0, 13.0, 3.0).join(60)
+    incomplete = _Request(_Sender(held.answers, "incomplete"), image=np.zeros((1, 2), np.float32))
+    held.model.execute([incomplete])
+    held.model.finalize()
+    good, bad, other = (held.answers[value] for value in (1.0, 13.0, 3.0))
     assert [tensor.as_numpy().tolist() for tensor in good[0] + other[0]] == [[[2.0, 2.0]], [[6.0, 6.0]]]
     assert bad[1].code == _Error.INVALID_ARG and "cannot compute 13" in bad[1].message
-    assert "expected the inputs ['image', 'masks']; got ['image']" in incomplete[1].message
+    assert "expected the inputs ['image', 'masks']; got ['image']" in held.answers["incomplete"][1].message
 
-    model.session.runs = 0
-    model.execute([requests[0], requests[2]])
-    assert model.session.runs == 1
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_do_not_change_an_answer(tiny_segmentation, threads):
+    """A lone request has more of them than one that shares the cores: the same numbers."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    file = tiny_segmentation.model.SerializeToString()
+    case = _case(2, 16, (64, 48), seed=1)
+    found = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]).run(list(OUTPUTS), case)
+    options.intra_op_num_threads = 4
+    expected = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]).run(list(OUTPUTS), case)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

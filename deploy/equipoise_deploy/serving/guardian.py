@@ -32,6 +32,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 STOPPING_FILE = "stopping"
 """In the run directory: while it exists, the public models refuse new requests."""
 
+IN_FLIGHT_FILES = "in_flight-*-*"
+"""Beside it: one of each public model's processes, its number and the model's name; how many requests it answers."""
+
 BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
 _LOOK_EVERY = 0.05  # seconds between two looks at the metrics
@@ -109,7 +112,7 @@ class _Load:
 
 
 class Drain:
-    """Whether every request that was accepted before the stop is answered, by Triton's own metrics.
+    """Whether every request that was accepted before the stop is answered, by Triton's metrics and the models' files.
 
     Queues are first-in-first-out: once as many requests have begun as were waiting at the stop, the file `flag` makes
     the public models refuse new ones, and the last accepted ones only have to finish.
@@ -145,8 +148,8 @@ class Drain:
             return True
         for name, load in loads.items():
             self._targets.setdefault(name, load.begun + load.queued + _INSTANCES)
-            # From two pages: within one page a request can move on between two numbers and count twice. A page lists
-            # answered, running and waiting requests in this order, so over two pages it can only be missed.
+            # From two looks: within one a request can move on between two numbers and count twice. Answered, running
+            # and waiting requests are read in this order, so over two looks it can only be missed.
             known = before[name].begun + load.queued if name in before else 0.0
             self._known[name] = max(self._known.get(name, 0.0), known)
         idle = {name for name, load in loads.items() if self._idle(name, load)}
@@ -169,21 +172,24 @@ class Drain:
         return load.answered >= self._known[name] or self._clock() - since >= _UNSEEN
 
     def _loads(self) -> dict[str, _Load]:
-        """Of the public models: those that report how many requests they are answering."""
-        loads: dict[str, _Load] = {}
-        public = set()
-        for name, model, value in re.findall(
-            r'^(\w+)\{[^}]*\bmodel="([^"]*)"[^}]*\} (\S+)$', self._page(), re.MULTILINE
-        ):
-            load = loads.setdefault(model, _Load())
-            if name == "equipoise_in_flight":
-                public.add(model)
-                load.running += float(value)
-            elif name == "nv_inference_pending_request_count":
+        """Of the public models: those whose processes say how many requests they are answering."""
+        page, loads = self._page(), {name: _Load(running=running) for name, running in self._in_flight().items()}
+        for name, model, value in re.findall(r'^(\w+)\{[^}]*\bmodel="([^"]*)"[^}]*\} (\S+)$', page, re.MULTILINE):
+            if (load := loads.get(model)) is None:
+                continue
+            if name == "nv_inference_pending_request_count":
                 load.queued += float(value)
             elif name in ("nv_inference_request_success", "nv_inference_request_failure"):
                 load.answered += float(value)
-        return {model: load for model, load in loads.items() if model in public}
+        return loads
+
+    def _in_flight(self) -> dict[str, float]:
+        """Public model → requests that its processes are answering."""
+        counts: dict[str, float] = {}
+        for file in self._flag.parent.glob(IN_FLIGHT_FILES):
+            model = file.name.split("-", 2)[2]
+            counts[model] = counts.get(model, 0.0) + int.from_bytes(file.read_bytes(), "little")
+        return counts
 
     def _page(self) -> str:
         import http.client  # not before it is needed: the start should be fast

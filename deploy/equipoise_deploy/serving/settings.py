@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import ceil
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,7 @@ FORMAT = "equipoise-settings/1"
 _THREADS = "intra_op_thread_count"  # the native ONNX Runtime backend's own name for it; the stand-in reads the same
 _CHUNK = "chunk"
 _SAMPLER_INSTANCES = "instances"  # how many sampler requests of one request to send at the same time
+_RUNS, _ALONE = "runs", "alone"  # of the stand-in: its parts within one process, and the threads of a run that is alone
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Settings:
 
     Attributes:
         aggregators: processes of the public model: requests that are worked on at a time.
-        samplers: instances of each of its samplers.
-        threads: of ONNX Runtime in each of them.
+        samplers: instances of each of its samplers: requests that each of them runs at a time.
+        threads: of ONNX Runtime in each of them. A request that the stand-in runs alone gets all cores.
         delay: µs that a sampler waits for batch-mates.
         chunk: samples of an image per sampler request.
         queue: requests that wait, per priority; more are refused at once (UNAVAILABLE).
@@ -63,14 +63,17 @@ class Settings:
         """These settings, overridden by those that `by` has."""
         return replace(self, **by.given)
 
-    def configure_aggregator(self, config: ModelConfig) -> None:
-        """Changes the public model's configuration in place."""
+    def configure_aggregator(self, config: ModelConfig, shares: int) -> None:
+        """Changes the public model's configuration in place.
+
+        Args:
+            shares: parts of what is sampled together that are sent to a sampler at the same time.
+        """
         for group in config.instance_group:
             group.count = self.aggregators or group.count
         if self.chunk is not None:
             config.parameters[_CHUNK].string_value = str(self.chunk)
-        if self.samplers is not None:
-            config.parameters[_SAMPLER_INSTANCES].string_value = str(self.samplers)
+        config.parameters[_SAMPLER_INSTANCES].string_value = str(shares)
         if self.retry_after is not None:
             config.parameters[RETRY_AFTER_PARAMETER].string_value = str(self.retry_after)
         if self.queue is not None:
@@ -78,25 +81,27 @@ class Settings:
             for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values()):
                 policy.max_queue_size = self.queue
 
-    def configure_sampler(self, config: ModelConfig, at_once: int) -> None:
+    def configure_sampler(self, config: ModelConfig, alone: int) -> None:
         """Changes a sampler's configuration in place.
 
-        Where several samplers share out what is sampled together, none of them runs more at once than its share.
+        On the CPU a larger batch gains nothing: unless there is a delay, each request is a run of its own, so that what
+        a run takes is what the public model made its request for, however many requests meet.
 
         Args:
-            at_once: images, or windows of a large one, that a public model samples together.
+            alone: threads of a run that has the sampler's cores to itself, where the backend gives them run by run.
         """
-        for group in config.instance_group:
-            group.count = self.samplers or group.count
+        if is_stand_in(config):
+            config.parameters[_RUNS].string_value = str(self.samplers or 1)
+            config.parameters[_ALONE].string_value = str(alone)
+        else:
+            for group in config.instance_group:
+                group.count = self.samplers or group.count
         if self.threads is not None:
             config.parameters[_THREADS].string_value = str(self.threads)
         if self.delay is not None:
             config.dynamic_batching.max_queue_delay_microseconds = self.delay
-        samplers = self.samplers or 1
-        if samplers > 1 and any(group.kind == ModelInstanceGroup.KIND_CPU for group in config.instance_group):
-            # Requests that meet in one batch would leave another sampler instance idle, and the memory of a large image
-            # would depend on how often they meet.
-            config.max_batch_size = min(config.max_batch_size, ceil(at_once / samplers))
+        if on_cpu(config) and not self.delay:
+            config.ClearField("dynamic_batching")
 
     @classmethod
     def stated(cls, aggregator: ModelConfig, sampler: ModelConfig) -> Settings:
@@ -116,6 +121,16 @@ class Settings:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.given.items()) or "as published"
+
+
+def on_cpu(config: ModelConfig) -> bool:
+    """Whether a sampler runs on the CPU."""
+    return any(group.kind == ModelInstanceGroup.KIND_CPU for group in config.instance_group)
+
+
+def is_stand_in(config: ModelConfig) -> bool:
+    """Whether a sampler is run by our stand-in, not by Triton's native backend."""
+    return bool(config.backend == "python")
 
 
 NONE: Mapping[str, Settings] = MappingProxyType({})

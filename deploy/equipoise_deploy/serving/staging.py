@@ -6,6 +6,7 @@ its `__pycache__` there), and holds the configurations as this machine wants the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import py_compile
 import shutil
@@ -14,9 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from equipoise_core.sampling import AT_ONCE
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from ..errors import RepositoryError
 from ..repository import (
@@ -27,7 +26,7 @@ from ..repository import (
     public_models,
     samplers_of,
 )
-from .settings import NONE, Settings
+from .settings import NONE, Settings, is_stand_in, on_cpu
 
 # Triton 2.51 loses wake-ups on a queue with priorities: a free instance can wait for another one to finish, or for
 # 500 ms. 41 requests of 30 ms took 10 times as long as without priorities with one instance, 1.2 to 2.5 times with two,
@@ -36,12 +35,31 @@ _FEWEST_INSTANCES = 4
 _MOST_INSTANCES = 16  # each is a process; more of them would wait for the sampler, not for a core
 # Threads of one run wait for each other, and more so where others want the cores: on two cores two samplers with a
 # thread each answered 1.6 to 2.0 times as many requests as one with two, and 1.1 to 1.4 times as many as two with two.
-_MOST_SAMPLERS = 4  # each is a process that holds the network
+_MOST_SAMPLERS = 4  # each takes a run's memory, the native backend's also the network's
 
 
 def available_cores() -> int:
-    """Cores this process may use, at least 1."""
-    return len(os.sched_getaffinity(0))
+    """Cores this process may use, by its affinity and its control group's quota (version 2), at least 1."""
+    return max(1, min(len(os.sched_getaffinity(0)), quota(Path("/sys/fs/cgroup"), _own_group())))
+
+
+def _own_group() -> Path:
+    """Control group of this process; in a container its own is the root."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return Path(line.removeprefix("0::/"))
+    return Path()
+
+
+def quota(root: Path, group: Path) -> int:
+    """Cores that a control group and those above it, below `root`, leave; a million where nothing limits them."""
+    quotas = [1_000_000]
+    for each in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError):  # no limit is "max"; version 1 has no such file
+            quota, period = (root / each / "cpu.max").read_text().split()
+            quotas.append(int(quota) // int(period))
+    return min(quotas)
 
 
 def aggregator_instances(cores: int) -> int:
@@ -50,7 +68,7 @@ def aggregator_instances(cores: int) -> int:
 
 
 def sampler_instances(cores: int, members: int) -> int:
-    """Instances of each sampler that runs on the CPU, of the `members` that a request runs at the same time."""
+    """Runs at a time of each sampler on the CPU, of the `members` that a request runs at the same time."""
     return max(1, min(cores, _MOST_SAMPLERS) // members)
 
 
@@ -78,16 +96,27 @@ def stage_repository(
         chosen = configuration_of(model, configuration)
         config = parse_configuration(chosen)
         if model.name in own:
-            own[model.name].configure_aggregator(config)
+            own[model.name].configure_aggregator(
+                config, _shares(repository, model.name, configuration, own[model.name])
+            )
         elif model.name in owners:
-            task = carried_contract(repository / owners[model.name]).task
-            own[owners[model.name]].configure_sampler(config, AT_ONCE[task])
+            members = len(carried_contract(repository / owners[model.name]).samplers)
+            own[owners[model.name]].configure_sampler(config, max(1, cores // members))
         else:
             continue
         staged = into / chosen.relative_to(repository)
         staged.unlink()
         staged.write_text(text_format.MessageToString(config), encoding="utf-8")
     return public
+
+
+def _shares(repository: Path, model: str, configuration: str, settings: Settings) -> int:
+    """Requests of a sampler to send at the same time, so that one caller's images use all cores.
+
+    The stand-in gives them to a single one; on a GPU one run is to be as large as can be.
+    """
+    sampler = parse_configuration(configuration_of(repository / samplers_of(repository / model)[0], configuration))
+    return settings.samplers or 1 if on_cpu(sampler) and not is_stand_in(sampler) else 1
 
 
 def pinned(repository: Path) -> dict[str, Path]:
@@ -118,7 +147,7 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
     members = len(names)
     sampler = parse_configuration(configuration_of(repository / names[0], configuration))
     stated = replace(Settings.stated(aggregator, sampler), aggregators=aggregator_instances(cores))
-    if sampler.instance_group[0].kind != ModelInstanceGroup.KIND_CPU:
+    if not on_cpu(sampler):
         return stated
     instances = sampler_instances(cores, members)
     threads = max(1, cores // (instances * members))

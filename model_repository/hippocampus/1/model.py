@@ -29,13 +29,12 @@ from equipoise_core.validation import validate_answer
 # `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
 STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None
 
-TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]  # buckets: without drift each holds as many cases
+# Upper bounds of histogram buckets; ranks: without drift each tenth holds as many cases.
+SCORES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, math.inf)
+TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, math.inf)
 
-# Each number is a round trip to the server, 0.1 ms and a wake-up: they go together, so many seconds after the first.
-REPORT_SECONDS = 0.05
-
-# Seconds below which a request is not worth asking whether it was cancelled before it began: the question takes 0.4 ms.
-SHORT = 0.02
+# Each number is a round trip to the server, 0.1 ms and a wake-up: they are added up for so many seconds.
+REPORT_SECONDS = 0.5
 
 # Request id of the supervisor's health probes, which are no cases: they would show in route shares and drift.
 PROBE = "equipoise-probe"
@@ -48,22 +47,24 @@ class TritonPythonModel:
         chunk, instances = parameters.get("chunk"), parameters.get("instances")
         computed_by = json.loads(parameters.get("computed_by", "{}"))
         self.model = load_model(HERE, int(chunk) if chunk else None, computed_by)
+        self.in_flight = InFlight(self.model.contract.name)
         self.metrics = Metrics(self.model)
         members = len(self.model.contract.samplers)
         self.each = AtOnce(members) if members > 1 else map
         self.instances = SamplerInstances(int(instances or 1), members)
-        self.slowest = math.inf  # seconds of the slowest request lately; at first nobody knows
         gc.freeze()  # what is there now stays: no collection has to walk it again in the middle of a request
 
     def execute(self, requests):
-        if STOPPING is not None and STOPPING.exists():
-            why = "the server is stopping: ask again later"
-            return [self._refuse(pb_utils.TritonError.UNAVAILABLE, why, "Stopping") for _ in requests]
-        self.metrics.in_flight.increment(len(requests))
+        self.in_flight.set(len(requests))
+        self.metrics.add("in_flight", len(requests))
         try:
+            if STOPPING is not None and STOPPING.exists():
+                why = "the server is stopping: ask again later"
+                return [self._refuse(pb_utils.TritonError.UNAVAILABLE, why, "Stopping") for _ in requests]
             return [self._respond(request) for request in requests]
         finally:
-            self.metrics.in_flight.increment(-len(requests))
+            self.in_flight.set(0)
+            self.metrics.add("in_flight", -len(requests))
 
     def finalize(self):
         self.metrics.close()
@@ -71,19 +72,16 @@ class TritonPythonModel:
     def _respond(self, request):
         try:
             contract = self.model.contract
-            brief = self.slowest < SHORT
-            samplers = [self.instances.over(BlsSampler(s.name, contract, request, brief)) for s in contract.samplers]
+            samplers = [self.instances.over(BlsSampler(s.name, contract, request)) for s in contract.samplers]
             first, first_pass = contract.first_pass, None
             if first is not None:
-                first_pass = self.instances.over(BlsSampler(first.name, contract.of_first_pass, request, brief))
+                first_pass = self.instances.over(BlsSampler(first.name, contract.of_first_pass, request))
             cases = cases_of(request)
             wanted = set(request.requested_output_names())
             validate_answer(contract, cases, wanted)
-            begun = time.monotonic()
             assessments = assess_all(self.model, cases, samplers, self.each, first_pass, bool(wanted & OF_SAMPLES))
-            self.slowest = max(0.9 * self.slowest if self.slowest < math.inf else 0.0, time.monotonic() - begun)
             tensors = [
-                pb_utils.Tensor(name, np.stack([OUTPUTS[name](assessment) for assessment in assessments]))
+                pb_utils.Tensor(name, _rows_of([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
                 if name in wanted
             ]
@@ -106,6 +104,11 @@ class TritonPythonModel:
     def _refuse(self, code, why, kind):
         self.metrics.add(kind, 1)
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(why), code))
+
+
+def _rows_of(arrays):
+    """`[N, …]`; of one array no copy."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
 def cases_of(request):
@@ -141,18 +144,19 @@ def _rows(request, name, count):
 class BlsSampler:
     """`RunSampler` over Triton's business logic scripting, within the request's own timeout."""
 
-    def __init__(self, name, contract, request, brief):
+    def __init__(self, name, contract, request):
         self.name = name
         self.request = request
-        self.unasked = brief  # whether a first call may go out without asking if anybody still waits
+        self.begun = False
         self.outputs = sampler_outputs(contract)
         self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
         self.pace = 0.0  # seconds per sample of one image, of the slowest call so far
 
     def __call__(self, image, masks):
-        if not self.unasked and self.request.is_cancelled():
+        # Not before the first call: the question takes 0.4 ms, and Triton hands out no request cancelled in its queue.
+        if self.begun and self.request.is_cancelled():
             raise Cancelled("the client cancelled the request")
-        self.unasked = False
+        self.begun = True
         left = 0 if self.ends is None else int((self.ends - time.monotonic()) * 1e6)
         if self.ends is not None and left <= 0:
             raise SamplerFailure("the request's timeout passed before all samples were drawn")
@@ -211,48 +215,71 @@ class SamplerInstances:
         return run
 
 
+class InFlight:
+    """How many requests this process is answering, in a file beside `STOPPING` that `equipoise serve` reads when it
+    stops: it must be true at once, and a metric takes two round trips a request for that."""
+
+    def __init__(self, model):
+        self.file = None
+        if STOPPING is not None:
+            path = STOPPING.with_name(f"in_flight-{os.getpid()}-{model}")
+            self.file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+            self.set(0)
+
+    def set(self, count):
+        if self.file is not None:
+            os.pwrite(self.file, count.to_bytes(4, "little"), 0)
+
+
 class Metrics:
     """Counters and histograms on Triton's own metrics endpoint; they carry the model's name and nothing of a case.
 
-    All but the gauge, which an orderly stop rests on, are reported by a thread of their own, at most every
-    `REPORT_SECONDS` seconds, so that no answer waits for them.
+    A thread of their own reports what was added up within `REPORT_SECONDS` seconds: no answer waits for that, and it
+    costs no more under load. Triton's own histograms take one number at a time; here each bucket is a counter, which
+    Prometheus reads in the same way.
     """
 
     def __init__(self, model):
-        family, label = pb_utils.MetricFamily, {"model": model.contract.name}
-        in_flight = family(name="equipoise_in_flight", description="Requests being answered", kind=family.GAUGE)
-        samples = family(name="equipoise_samples_total", description="Samples drawn", kind=family.COUNTER)
-        audits = family(name="equipoise_audits_total", description="Accepted cases to audit", kind=family.COUNTER)
-        routes = family(name="equipoise_routes_total", description="Decisions by route", kind=family.COUNTER)
-        failures = family(name="equipoise_failures_total", description="Cases with no decision", kind=family.COUNTER)
-        scores = family(name="equipoise_case_score", description="Case score", kind=family.HISTOGRAM)
-        ranks = family(
-            name="equipoise_calibration_rank",
-            description="Where numbers lie among those of the calibration cases: below 0 to above 1",
-            kind=family.HISTOGRAM,
-        )
-        self.families = [in_flight, samples, audits, routes, failures, scores, ranks]  # must outlive their metrics
+        self.label = {"model": model.contract.name}
+        self.families = []  # must outlive their metrics
+        self.sums, self.bounds = {}, {}
+        self._add_family("equipoise_in_flight", "Requests being answered", {"in_flight": {}}, "GAUGE")
+        self._add_family("equipoise_samples_total", "Samples drawn", {"samples": {}})
+        self._add_family("equipoise_audits_total", "Accepted cases to audit", {"audits": {}})
+        routes = {route: {"route": route.value} for route in Route}
+        self._add_family("equipoise_routes_total", "Decisions by route", routes)
         kinds = ("InvalidRequest", "Cancelled", "SamplerFailure", "Stopping", "Internal")
-        self.in_flight = in_flight.Metric(labels=label)
-        self.sums = {
-            "samples": samples.Metric(labels=label),
-            "audits": audits.Metric(labels=label),
-            **{route: routes.Metric(labels={**label, "route": route.value}) for route in Route},
-            **{kind: failures.Metric(labels={**label, "kind": kind}) for kind in kinds},
-        }
+        self._add_family("equipoise_failures_total", "Cases with no decision", {kind: {"kind": kind} for kind in kinds})
+        self._add_histogram("equipoise_case_score", "Case score", {"score": {}}, SCORES)
         monitoring = model.in_force.monitoring if model.in_force else None
-        self.histograms = {
-            "score": scores.Metric(labels=label, buckets=[0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7]),
-            **{
-                name: ranks.Metric(labels={**label, "number": name}, buckets=TENTHS)
-                for name in (monitoring.quantiles if monitoring else ())
-            },
-        }
+        self._add_histogram(
+            "equipoise_calibration_rank",
+            "Where numbers lie among those of the calibration cases: below 0 to above 1",
+            {name: {"number": name} for name in (monitoring.quantiles if monitoring else ())},
+            TENTHS,
+        )
         self.lock = threading.Lock()
         self.added, self.observed = defaultdict(float), []
         self.waiting, self.closing = threading.Event(), threading.Event()
         self.reporter = threading.Thread(target=self._report, daemon=True)
         self.reporter.start()
+
+    def _add_family(self, name, description, labels, kind="COUNTER"):
+        """`labels`: of each of its sums, by the sum's key."""
+        family = pb_utils.MetricFamily(name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind))
+        self.families.append(family)
+        self.sums |= {key: family.Metric(labels={**self.label, **own}) for key, own in labels.items()}
+
+    def _add_histogram(self, name, description, labels, bounds):
+        """Its sums' keys are those of `labels`, each with the bounds of its buckets, and with None for all together."""
+        self.bounds |= dict.fromkeys(labels, bounds)
+        buckets = {
+            (key, bound): {**own, "le": "+Inf" if bound == math.inf else f"{bound:g}"}
+            for key, own in labels.items()
+            for bound in bounds
+        }
+        self._add_family(f"{name}_bucket", f"{description}; cases up to `le`", buckets)
+        self._add_family(f"{name}_count", f"{description}; cases", {(key, None): own for key, own in labels.items()})
 
     def count(self, assessment):
         self.add(assessment.decision.route, 1)
@@ -265,7 +292,8 @@ class Metrics:
     def add(self, name, amount):
         with self.lock:
             self.added[name] += amount
-        self.waiting.set()
+        if not self.waiting.is_set():
+            self.waiting.set()
 
     def close(self):
         self.closing.set()
@@ -280,11 +308,12 @@ class Metrics:
             with self.lock:
                 added, observed = self.added, self.observed
                 self.added, self.observed = defaultdict(float), []
+            for name, number in observed:
+                for bound in (None, *(bound for bound in self.bounds[name] if number <= bound)):
+                    added[name, bound] += 1
             try:
                 for name, amount in added.items():
                     if amount:
                         self.sums[name].increment(amount)
-                for name, number in observed:
-                    self.histograms[name].observe(number)
             except Exception as error:  # these numbers are lost, later ones are reported
                 pb_utils.Logger.log_error(f"{type(error).__name__} while reporting metrics")

@@ -1,4 +1,4 @@
-"""When all that was accepted before a stop has been answered, by Triton's metrics."""
+"""When all that was accepted before a stop has been answered, by Triton's metrics and the models' own files."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ from ...support.asking import poll
 from ...support.ports import closed_port, free_port
 
 
-def metrics_page(queued: int, running: int, answered: int) -> str:
+def metrics_page(queued: int, answered: int) -> str:
     """A metrics page about one model, and its sampler."""
     return (
         f'nv_inference_request_success{{model="m",version="1"}} {answered}\n'
         f'nv_inference_request_failure{{model="m",reason="OTHER",version="1"}} 0\n'
         f'nv_inference_pending_request_count{{model="m",version="1"}} {queued}\n'
         'nv_inference_pending_request_count{model="m_sampler",version="1"} 7\n'
-        f'equipoise_in_flight{{model="m"}} {running}\n'
     )
 
 
 class Shown(Drain):
-    """Looks at pages that a test shows it, so that nothing depends on how late they come."""
+    """Looks at numbers that a test shows it, so that nothing depends on how late they come."""
 
     def __init__(self, flag: Path) -> None:
         self.now = 0.0
         super().__init__(0, flag, clock=lambda: self.now)
-        self.pages: list[str] = []
+        self.looks: list[tuple[int, int, int]] = []
 
     def sees(self, *loads: tuple[int, int, int]) -> bool:
-        """One look at the two pages that it takes, or at one that stays: queued, running, answered."""
-        self.pages = [metrics_page(*(loads * 2)[number]) for number in range(2)]
+        """The two looks that it takes, or one that stays: queued, running, answered."""
+        self.looks = [*(loads * 2)[:2]]
         return self.done()
 
     def _page(self) -> str:
-        return self.pages.pop(0)
+        queued, _, answered = self.looks[0]
+        return metrics_page(queued, answered)
+
+    def _in_flight(self) -> dict[str, float]:
+        return {"m": self.looks.pop(0)[1]}
 
 
 @pytest.fixture
@@ -97,7 +100,7 @@ def test_refuses_once_all_that_waited_has_begun(drain, tmp_path):
 
 def test_reads_the_page_where_triton_tells_it(tmp_path):
     """Over HTTP; one that comes late is asked for again."""
-    body = metrics_page(0, 0, 3).encode()
+    body = metrics_page(0, 3).encode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -113,6 +116,12 @@ def test_reads_the_page_where_triton_tells_it(tmp_path):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         drain = Drain(server.server_port, tmp_path / STOPPING_FILE)
+        poll(drain.done, "two looks at a server without a public model")
+        running = [tmp_path / f"in_flight-{pid}-m" for pid in (7, 8)]
+        for file, count in zip(running, (2, 0), strict=True):
+            file.write_bytes(count.to_bytes(4, "little"))
+        assert not any(drain.done() for _ in range(3)), "one of its processes is answering"
+        running[0].write_bytes(bytes(4))
         poll(drain.done, "two looks at an idle server")
         server.shutdown()
         thread.join()

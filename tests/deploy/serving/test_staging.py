@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from equipoise_deploy.errors import RepositoryError
-from equipoise_deploy.serving.staging import sampler_instances, stage_repository
+from equipoise_deploy.serving.settings import Settings
+from equipoise_deploy.serving.staging import available_cores, quota, sampler_instances, stage_repository
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -16,24 +18,62 @@ def _config(path: Path) -> ModelConfig:
 
 
 @pytest.mark.parametrize(
-    ("cores", "aggregators", "samplers", "threads", "batch"),
-    [(1, 4, 1, 1, 8), (2, 4, 2, 1, 2), (3, 4, 3, 1, 2), (4, 4, 4, 1, 1), (64, 16, 4, 16, 1)],
+    ("cores", "aggregators", "runs", "threads"),
+    [(1, 4, 1, 1), (2, 4, 2, 1), (3, 4, 3, 1), (4, 4, 4, 1), (64, 16, 4, 16)],
 )
-def test_instances_follow_the_cores(repository, tmp_path, cores, aggregators, samplers, threads, batch):
-    """Four to sixteen aggregators; up to four samplers that share the cores, and the windows of a large image, out."""
+def test_instances_follow_the_cores(repository, tmp_path, cores, aggregators, runs, threads):
+    """Four to sixteen aggregators; a stand-in that runs up to four requests at a time, or a lone one on all cores."""
     assert stage_repository(repository, tmp_path, "embedded", cores) == ("tinyseg",)
     public = _config(tmp_path / "tinyseg/config.pbtxt")
     assert public.instance_group[0].count == aggregators
-    assert public.parameters["instances"].string_value == str(samplers)
+    assert public.parameters["instances"].string_value == "1"
     sampler = _config(tmp_path / "tinyseg_sampler/configs/embedded.pbtxt")
-    assert sampler.instance_group[0].count == samplers
-    assert sampler.parameters["intra_op_thread_count"].string_value == str(threads)
-    assert sampler.max_batch_size == batch
+    assert sampler.instance_group[0].count == 1
+    said = {name: int(sampler.parameters[name].string_value) for name in ("runs", "intra_op_thread_count", "alone")}
+    assert said == {"runs": runs, "intra_op_thread_count": threads, "alone": cores}
+
+
+def test_the_native_backend_on_the_cpu_has_its_threads_by_instance(repository, tmp_path):
+    """Nothing there gives a lone request more of them: what is sampled together is shared out over all instances."""
+    stage_repository(repository, tmp_path, "cpu", 8)
+    sampler = _config(tmp_path / "tinyseg_sampler/configs/cpu.pbtxt")
+    assert (sampler.instance_group[0].count, sampler.parameters["intra_op_thread_count"].string_value) == (4, "2")
+    assert _config(tmp_path / "tinyseg/config.pbtxt").parameters["instances"].string_value == "4"
+
+
+@pytest.mark.parametrize("configuration", ["embedded", "cpu"])
+def test_on_the_cpu_requests_share_a_run_only_where_a_delay_is_asked_for(repository, tmp_path, configuration):
+    """Else a run would take what several public models' requests were made for, each on its own."""
+    for delay in (None, 0, 300):
+        into = tmp_path / str(delay)
+        into.mkdir()
+        stage_repository(repository, into, configuration, 2, {"tinyseg": Settings(delay=delay)})
+        sampler = _config(into / f"tinyseg_sampler/configs/{configuration}.pbtxt")
+        assert sampler.HasField("dynamic_batching") == bool(delay)
+
+
+@pytest.mark.parametrize(
+    ("files", "group", "cores"),
+    [
+        ({}, "", 1_000_000),
+        ({"cpu.max": "max 100000"}, "", 1_000_000),
+        ({"cpu.max": "250000 100000"}, "", 2),
+        ({"a/cpu.max": "400000 100000", "a/b/cpu.max": "max 100000"}, "a/b", 4),
+        ({"cpu.max": "nonsense"}, "", 1_000_000),
+    ],
+)
+def test_a_quota_limits_the_cores(tmp_path, files, group, cores):
+    """Of the process's control group or of one above it."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert quota(tmp_path, Path(group)) == cores
+    assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(("members", "samplers"), [(1, 4), (2, 2), (3, 1), (5, 1)])
 def test_members_of_an_ensemble_share_the_cores(members, samplers):
-    """They run at the same time: each has fewer instances, but one at least."""
+    """They run at the same time: each runs fewer requests, but one at least."""
     assert sampler_instances(8, members) == samplers
 
 
@@ -45,6 +85,8 @@ def test_a_sampler_on_the_gpu_keeps_its_instances(repository, tmp_path):
         sampler.instance_group[0].count == _config(repository / "tinyseg_sampler/config.pbtxt").instance_group[0].count
     )
     assert "intra_op_thread_count" not in sampler.parameters
+    assert _config(tmp_path / "tinyseg/config.pbtxt").parameters["instances"].string_value == "1"
+    assert sampler.HasField("dynamic_batching")
     assert sampler.max_batch_size == 8
 
 

@@ -33,7 +33,7 @@ def test_settings_reach_the_configurations(repository, tmp_path):
     policies = public.dynamic_batching.priority_queue_policy
     assert {policy.max_queue_size for policy in policies.values()} == {9}
     assert all(policy.allow_timeout_override for policy in policies.values())
-    assert sampler.instance_group[0].count == 2
+    assert sampler.parameters["runs"].string_value == "2"
     assert sampler.parameters["intra_op_thread_count"].string_value == "1"
     assert sampler.dynamic_batching.max_queue_delay_microseconds == 700
     assert {file: file.read_bytes() for file in repository.rglob("*.pbtxt")} == before

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .assessment import Assessment
+from .budget import at_once
 from .case import Case, Input, Model
-from .contract import Contract, Task
+from .contract import Contract
 from .errors import SamplerFailure
 from .masks import MaskLayout, draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
@@ -25,9 +26,6 @@ from .record import default_seed, input_digest
 from .stages import FIRST_PASS
 from .tiling import Tiling
 from .validation import validate
-
-AT_ONCE = {Task.SEGMENTATION: 4, Task.CLASSIFICATION: 8}
-"""Images of a request, or windows of a large one, that are sampled together: how much memory a sampler takes."""
 
 RunSampler = Callable[[NDArray[np.float32], NDArray[np.uint8] | None], Mapping[str, Array]]
 """`image [N, C, *S]`, `masks [N, T, B]` (None: deterministic) → the sampler's output tensors by name.
@@ -132,7 +130,8 @@ def assess_all(
     for number, ready in enumerate(get_ready(model, case) for case in cases):
         alike[ready.alike].append((number, ready))
     for those in alike.values():
-        most = 1 if those[0][1].tiling else AT_ONCE[model.contract.task]
+        one = those[0][1]
+        most = 1 if one.tiling else at_once(model.contract, one.window, min(model.chunk, max(one.stages)))
         for some in (those[first : first + most] for first in range(0, len(those), most)):
             numbers, together = zip(*some, strict=True)
             run = Run(model, together, samplers, each, first_pass)
@@ -319,7 +318,7 @@ def stitched_moments(
 ) -> Moments:
     """The moments of one sample over all windows, padding cropped off again."""
     inside = (slice(None), *(slice(0, size) for size in spatial))
-    stitched = tiling.stitch(padded, AT_ONCE[Task.SEGMENTATION], run)[inside]
+    stitched = tiling.stitch(padded, at_once(contract, tiling.window, 1), run)[inside]
     # What a network states of a voxel is linear in its windows: a mixture of them has the mean of their moments.
     if contract.states_moments:
         return moments_of_stated(stitched, contract)
