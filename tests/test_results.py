@@ -28,6 +28,10 @@ FOUND: dict[str, Any] = {
     "memory_large": {"t5": ONE, "t20": {**ONE, "samples": 20}, "ratio": 1.0},
     "memory_volume": {"size": [8, 9, 10], **ONE},
     "masks": {"p": 0.2, "bits": {"7000000": {"before": 7.0, "new": 0.7, "threads": 0.35, "faster_new": 10.0, "faster_threads": 20.0}}},
+    "aggregator": {"nuclei": {"ratio": 2.5, **{when: {"whole": whole, "samples": 5, "parts": {"maps": 1.25, "masks": 0.3}}
+                                              for when, whole in (("before", 12.0), ("now", 4.8))}}},
+    "stages": [{"model": "nuclei", "stages": "first pass", "certificate": "≤ 0.1, confidence 0.9", "cases": 60, "accepted": 0.9, "wrong": 2,
+                "passes": 1.7, "milliseconds": 99.0, "faster": 6.5}],
     "decisions": {"nuclei": [{"what": "accepted", "figure": "3 of 40", "bound": "≤ 5 %", "holds": False}]},
     "volumes": [{"noise": 0.1, "level": 0.9, "samples_own": 0.56, "calibrated": 0.91, "width_ml": 0.7, "accepted": 3, "cases": 40}],
     "active_learning": {"mean": LEARNED, "worst tenth": LEARNED},
@@ -61,6 +65,8 @@ def test_the_page_shows_what_was_measured() -> None:
     for said in (
         "| bottleneck | 12.3 | 1.04 | 3.0 × | 4.0 × | 5.1% |", "| classifier | loop | 10 | 2.5 | 3.00 × |",
         "20.31 ms", "| 1000 | 500 → 501 | 9.0 → 9.0 |", "| 20 | 61 | 900 | 70 |", "8 × 9 × 10", "| 7,000,000 | 7.00 | 0.70 | 0.35 | 10.0 × | 20.0 × |",
+        "| nuclei, now | 4.80 | 1.25 | 0.30 |", "nuclei 2.50 × less",
+        "| nuclei | first pass | 90.0% | 2 of 60 | ≤ 0.1, confidence 0.9 | 1.7 | 99 | 6.5 × |",
         "| nuclei | accepted | 3 of 40 | ≤ 5 % | **no** |", "| 0.1 | 90% | 56.0% | 91.0% | 0.70 | 3 of 40 |",
         "| mean | epistemic | 0.750 | 1.5 (1 to 2) | – |", "| a cut cable | 90 | 1 | 0 | 5 / nan / 6 |",
         "| descriptors, more | 9 | 4 | **no** |",

@@ -44,11 +44,16 @@ PARTS: dict[str, tuple[str, ...]] = {
     "moments": ("moments.moments_of_outputs", "moments.Moments.__add__", "moments.Moments.finite"),
     "maps": tuple(
         f"uncertainty.Uncertainty.{name}"
-        for name in ("mean", "variance", "total", "aleatoric", "epistemic", "uncertainty", "own", "labels")
+        for name in ("mean", "variance", "total", "aleatoric", "epistemic", "uncertainty", "stated", "own", "labels")
     ),
     "scores": ("scores.case_scores",),
     "prediction statistics": ("statistics.prediction_statistics",),
-    "decision": ("decision.decide", "decision.settled", "strangeness.Strangeness.distance"),
+    "decision": (
+        "decision.decide",
+        "decision.settled",
+        "strangeness.Strangeness.distance",
+        "ood_distance.OodDistance.distance",
+    ),
     "volumes": ("assessment.Assessment.volumes",),
     "watching": ("assessment.Assessment.audited", "assessment.Assessment.ranks"),
     "record": ("assessment.Assessment.record",),
@@ -99,10 +104,10 @@ def instrument(clock: Clock, parts: Sequence[str]) -> None:
     for part in parts:
         for name in PARTS[part]:
             module, *path, last = name.split(".")
-            owner: Any = modules[f"equipoise_core.{module}"]
+            owner: Any = modules.get(f"equipoise_core.{module}")
             for step in path:
-                owner = getattr(owner, step)
-            found = vars(owner).get(last)
+                owner = getattr(owner, step, None)
+            found = vars(owner).get(last) if owner else None
             if isinstance(found, cached_property):
                 found.func = clock.timed(part, found.func)
             elif isinstance(found, property) and found.fget:
@@ -156,12 +161,8 @@ def work(tree: Path, parts: Sequence[str], requests: Path) -> None:
         model = load_model(tree / "model_repository" / name / "1")
         files = [tree / "model_repository" / each.name / "1" / "model.onnx" for each in model.contract.samplers]
         wanted = (*(MAPS if model.contract.task.value == "segmentation" else MAPS[:5]), *VERDICT)
-        ready[name] = (
-            model,
-            [Recorded(file) for file in files],
-            [Case(image, spacing=mm) for image, mm in cases],
-            wanted,
-        )
+        images = [Case(image, spacing=mm) for image, mm in cases]
+        ready[name] = model, [Recorded(file) for file in files], images, wanted
     for line in sys.stdin:
         model, samplers, cases, wanted = ready[line.strip()]
         samples = 0
@@ -215,9 +216,8 @@ def requests_of(names: Sequence[str], count: int) -> dict[str, list[Any]]:
 
 def tree_of(commit: str, folder: Path) -> Path:
     """The commit's core, models and policies."""
-    archive = subprocess.run(
-        ["git", "archive", commit, "model_repository"], cwd=ROOT, stdout=subprocess.PIPE, check=True
-    )
+    command = ["git", "archive", commit, "model_repository"]
+    archive = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
     return folder
 
@@ -273,7 +273,7 @@ def main() -> None:
             apart = "  (apart)" if part in APART else ""
             print(f"  {part:24s} {milliseconds:7.3f} {now['parts'][part]:7.3f}{apart}")
         print(
-            f"  {'whole, but for those':24s} {before['whole']:7.3f} {now['whole']:7.3f}   {found['ratio']:.2f} x less"
+            f"  {'whole, but for those':24s} {before['whole']:7.3f} {now['whole']:7.3f}   {found['ratio']:.2f} × less"
         )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

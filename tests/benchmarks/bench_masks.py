@@ -28,7 +28,7 @@ T = 20
 DIGEST = "0123456789abcdef" * 4
 BITS = (136, 600, 10_000, 1_000_000, 1_500_000, 7_000_000)
 LARGE = 1_000_000
-NOISE = 1.05  # two measurements of the same code differ by so much here
+NOISE = 1.1  # two measurements of the same code differ by so much on a busy machine
 
 
 def drawing(bits: int, p: float, generator: str, threads: int | None) -> Callable[[], object]:

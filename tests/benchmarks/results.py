@@ -111,6 +111,18 @@ def stages(found: Any) -> Lines:
     yield from table(titles, rows)
 
 
+def aggregator(found: Any) -> Lines:
+    parts = next(iter(found.values()))["now"]["parts"]
+    rows = [
+        (f"{name}, {when}", f"{each[when]['whole']:.2f}", *(f"{each[when]['parts'][part]:.2f}" for part in parts))
+        for name, each in found.items()
+        for when in ("before", "now")
+    ]
+    yield from table(("core-ms a request", "whole", *parts), rows)
+    yield ""
+    yield "; ".join(f"{name} {each['ratio']:.2f} × less" for name, each in found.items()) + "."
+
+
 def decisions(found: Any) -> Lines:
     rows = [
         (name, each["what"], each["figure"], each["bound"], "yes" if each["holds"] else "**no**")
@@ -172,6 +184,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "memory_volume": ("A whole CT volume", "One request to the hippocampus model.", memory_volume),
     "masks": ("Drawing masks", "Time a bit and sample with T = 20, by the generator of older contracts and of new ones.", masks),
     "stages": ("Cost of a decision", "Test split, each list of stages calibrated alike; passes and sampler time per case, against T = 20.", stages),
+    "aggregator": ("The aggregator's arithmetic", "Processor time of a request without its sampler, this commit against its parent; `masks` and `sampler` are no part of the whole.", aggregator),
     "decisions": ("Decisions", "The published policies on cases that neither weights nor policy have seen.", decisions),
     "volumes": ("Volumes with intervals", "Share of true volumes inside the interval, as the samples give it and after calibration.", volumes),
     "active_learning": ("Choosing images to label", "Nuclei: Dice by the order of `equipoise rank` against random order.", active_learning),

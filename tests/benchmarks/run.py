@@ -58,6 +58,7 @@ BENCHMARKS = {
     "memory_volume": Benchmark("bench_memory", ("volume",)),
     "masks": Benchmark("bench_masks", quick=("--rounds", "5")),
     "stages": Benchmark("bench_stages", data=True),
+    "aggregator": Benchmark("bench_aggregator", quick=("--cases", "2", "--rounds", "3"), data=True),
     "decisions": Benchmark("bench_decisions", quick=("--cases", "20"), data=True),
     "volumes": Benchmark("bench_volumes", data=True),
     "active_learning": Benchmark("bench_active_learning", data=True),

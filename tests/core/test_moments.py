@@ -82,3 +82,15 @@ def test_a_single_bad_number_shows(bad):
     assert good.finite
     broken = Moments(4, good.sum_p, good.sum_p2 * np.array([1.0, bad]), good.sum_entropy, good.volumes)
     assert not broken.finite
+
+
+@pytest.mark.parametrize("shape", [(2,), (5,), (1, 4), (3, 9, 7), (14, 4, 5, 6)])
+def test_labels_are_the_most_probable_classes(shape):
+    """The first of equals, for images and for maps."""
+    p = np.random.default_rng(0).integers(0, 4, (2, *shape)).astype(np.float32)
+    volumes = np.zeros((2, 0))
+    softmax = Uncertainty(Moments(2, p.sum(0), p.sum(0), p.sum(0)[:1], volumes), Activation.SOFTMAX)
+    assert softmax.labels.dtype == np.uint8
+    np.testing.assert_array_equal(softmax.labels, p.mean(0).argmax(0)[None])
+    sigmoid = Uncertainty(softmax.moments, Activation.SIGMOID)
+    np.testing.assert_array_equal(sigmoid.labels, (p.mean(0) >= 0.5).astype(np.uint8))

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -6,6 +7,7 @@ from equipoise_core.contract import Activation, Task
 from equipoise_core.moments import Moments, moments_of_probabilities
 from equipoise_core.scores import (
     SCORES,
+    _dilated,
     case_scores,
     lack_of_confidence,
     lack_of_soft_dice_confidence,
@@ -17,7 +19,7 @@ from equipoise_core.scores import (
 from equipoise_core.uncertainty import Uncertainty
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special
+from scipy import ndimage, special
 
 
 def maps_of(seed: int, samples: int = 5, sharpness: float = 3.0) -> np.ndarray:
@@ -98,6 +100,37 @@ def test_classification_scores_by_hand(classification):
     torn = Uncertainty(moments_of_probabilities(np.eye(2), Activation.SOFTMAX), Activation.SOFTMAX)
     assert lack_of_confidence(classification, torn) == pytest.approx(0.5)
     assert mutual_information(classification, torn) == pytest.approx(np.log(2))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([(1,), (7,), (1, 6), (6, 1), (5, 6), (1, 1, 4), (3, 4, 5)]))
+@settings(max_examples=100)
+def test_the_rim_is_all_face_neighbours(seed, shape):
+    """And none around the corner of a row."""
+    region = np.random.default_rng(seed).random(shape) < 0.3
+    np.testing.assert_array_equal(_dilated(region), ndimage.binary_dilation(region))
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+def test_single_precision_moves_no_score(segmentation, activation):
+    """Sums over a map of single precision, as the sampler gives it, equal those of double within 1e-6."""
+    random = np.random.default_rng(1)
+    logits = random.normal(0.0, 2.0, (4, 3, 96, 80)) + random.normal(0.0, 4.0, (3, 96, 80))
+    p = special.softmax(logits, axis=1) if activation is Activation.SOFTMAX else special.expit(logits)
+    h = special.entr(p) if activation is Activation.SOFTMAX else special.entr(p) + special.entr(1.0 - p)
+    h = h.sum(axis=1, keepdims=True) if activation is Activation.SOFTMAX else h
+    sums, volumes = [a.sum(axis=0) for a in (p, p**2, h)], p.sum(axis=(2, 3))
+    contract = dataclasses.replace(segmentation, activation=activation)
+    double, single = (
+        case_scores(contract, Uncertainty(Moments(4, *(a.astype(kind) for a in sums), volumes), activation))
+        for kind in (np.float64, np.float32)
+    )
+    for name, score in double.items():
+        assert single[name] == pytest.approx(score, abs=1e-6), name
+    labels = p.mean(0).argmax(0) if activation is Activation.SOFTMAX else p.mean(0) >= 0.5
+    chosen = [labels == k for k in (1, 2)] if activation is Activation.SOFTMAX else labels
+    mean = p.mean(0)[list(contract.foreground)]
+    dice = 2.0 * mean[np.array(chosen)].sum() / (mean.sum() + np.sum(chosen))
+    assert double["lack_of_soft_dice_confidence"] == pytest.approx(1.0 - dice)
 
 
 def test_every_task_has_scores():

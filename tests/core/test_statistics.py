@@ -35,3 +35,19 @@ def test_foreground_share_is_the_mean_probability_of_all_foreground_classes(segm
     assert prediction_statistics(classification, np.array([0.2, 0.8])) == {}
     sigmoid = dataclasses.replace(segmentation, activation="sigmoid", classes=("x",), samplers=())
     assert prediction_statistics(sigmoid, np.full((1, 2, 2), 0.25)) == {"foreground_share": 0.25}
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 20), (1, 256, 250), (1, 40, 52, 44)])
+def test_simple_statistics_are_what_they_are_defined_to_be(shape):
+    """In double precision; of a large image, where some lines stand for all, within what those vary by."""
+    image = np.random.default_rng(2).normal(0.0, 1.0, shape).cumsum(axis=-1).astype(np.float32)
+    x = image.astype(np.float64)
+    x = (x - x.mean()) / x.std()
+    axes = range(1, x.ndim)
+    found, few = simple_statistics(image), x.size < 2**14
+    assert found["skewness"] == pytest.approx((x**3).mean(), abs=1e-5)
+    assert found["kurtosis"] == pytest.approx((x**4).mean(), abs=1e-5)
+    roughness = np.mean([np.abs(np.diff(x, axis=axis)).mean() for axis in axes])
+    noise = np.mean([np.median(np.abs(np.diff(x, n=2, axis=axis))) for axis in axes])
+    assert found["roughness"] == pytest.approx(roughness, rel=1e-5 if few else 0.03)
+    assert found["noise"] == pytest.approx(noise, rel=1e-5 if few else 0.03)

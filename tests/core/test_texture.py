@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from equipoise_core.ood_distance import OodDistance, parse_ood_distance
 from equipoise_core.texture import texture_statistics
+from scipy import ndimage
 
 
 @pytest.fixture
@@ -59,3 +60,57 @@ def test_blur_takes_the_grain_from_the_finest_scale_of_a_quiet_image():
     image = (np.exp(-((y - 30) ** 2 + (x - 35) ** 2) / 200) + random.normal(0, 0.02, (1, 64, 64))).astype(np.float32)
     blurred = sum(np.roll(image, (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
     assert texture_statistics(blurred)["grain_0"] < texture_statistics(image)["grain_0"] - 0.3
+
+
+def plain(image: np.ndarray, scale: int) -> dict[str, float]:
+    """The definitions in double precision, a block and a voxel at a time."""
+    x = image.astype(np.float64)
+    x = (x - x.mean()) / x.std()
+    rank = x.ndim - 1
+    for step in range(scale + 1):
+        x = x[(slice(None), *(slice(0, size - size % 2) for size in x.shape[1:]))]
+        parts = [size for axis in x.shape[1:] for size in (axis // 2, 2)]
+        blocks = x.reshape(len(x), *parts)
+        inner = tuple(range(2, 2 + 2 * rank, 2))
+        halved = blocks.mean(axis=inner, keepdims=True)
+        if step < scale:
+            x = halved.reshape(len(x), *parts[::2])
+    band = blocks - halved
+    sigma = np.sqrt((band**2).mean())
+    curvature = ndimage.convolve(x, sum(_second(rank, axis) for axis in range(rank))[None], mode="constant")
+    curvature = curvature[(slice(None), *(slice(1, -1),) * rank)]
+    third = (curvature**3).mean() / np.sqrt((curvature**2).mean()) ** 3
+    return {
+        f"energy_{scale}": np.log(sigma),
+        f"peak_{scale}": np.log((band**4).mean() / sigma**4),
+        f"patch_{scale}": np.log(np.sqrt((band**2).mean(axis=inner)).mean() / sigma),
+        f"spread_{scale}": np.log(np.abs(band).mean() / sigma),
+        f"sign_{scale}": np.cbrt(third),
+    }
+
+
+def _second(rank: int, axis: int) -> np.ndarray:
+    kernel = np.zeros((3,) * rank)
+    kernel[tuple(slice(None) if a == axis else 1 for a in range(rank))] = [1.0, -2.0, 1.0]
+    return kernel
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 45, 50), (2, 64, 33), (1, 35, 51, 34)])
+def test_statistics_are_what_they_are_defined_to_be(shape):
+    """Single precision, flat shifts and blocks side by side change no digit that counts; channels do not mix."""
+    image = np.random.default_rng(5).gamma(2.0, size=shape).cumsum(axis=1).astype(np.float32)
+    found = texture_statistics(image)
+    for scale in (0, 1):
+        for name, value in plain(image, scale).items():
+            assert found[name] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (1, 40, 52, 44), (1, 20, 4000), (2, 300, 260)])
+def test_some_lines_of_a_large_image_tell_its_grain(shape):
+    """White noise: the median of differences is known; brightness and contrast move it no more than in small images."""
+    image = np.random.default_rng(7).normal(0.0, 1.0, shape).astype(np.float32)
+    found = texture_statistics(image)
+    # Averaging over 2 voxels along each axis divides the deviation of white noise by the square root of their number.
+    assert found["grain_0"] == pytest.approx(np.log(np.sqrt(2.0) ** (len(shape) - 1)), abs=0.06)
+    for name, value in texture_statistics(image * 8.0 + 100.0).items():
+        assert value == pytest.approx(found[name], abs=2e-3), name

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 from ..errors import NotReadyError
 from ..ports import LOOPBACK, fetch
 from ..repository import CONTRACT_PARAMETER
+from .settings import PROBE_SAMPLES
 
 PROBE_ID = "equipoise-probe"
 """Request id of health probes; `model.py` knows it too."""
@@ -69,9 +70,10 @@ def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0)
     begin = time.monotonic()
     probes = []
     with connect(grpc_url, None) as client:
-        contracts = {model: _contract(client, model) for model in models}
-        for model, contract in contracts.items():
-            _send(client, model, _inputs(contract), answers, client_timeout=timeout)
+        known = {model: _known(client, model) for model in models}
+        contracts = {model: contract for model, (contract, _) in known.items()}
+        for model, (contract, samples) in known.items():
+            _send(client, model, _inputs(contract, samples), answers, client_timeout=timeout)
         for _ in contracts:
             model, result, error = answers.get()
             if error is not None:
@@ -91,8 +93,9 @@ class Prober:
     def __init__(self, grpc_url: str, models: Sequence[str]) -> None:
         self._client = connect(grpc_url, None)
         self._answers: Answers = queue.SimpleQueue()
-        self.contracts = {model: _contract(self._client, model) for model in models}
-        self._inputs = {model: _inputs(contract) for model, contract in self.contracts.items()}
+        known = {model: _known(self._client, model) for model in models}
+        self.contracts = {model: contract for model, (contract, _) in known.items()}
+        self._inputs = {model: _inputs(*each) for model, each in known.items()}
 
     def send(self, model: str) -> None:
         """The answer appears in `answers` when it arrives."""
@@ -115,19 +118,22 @@ class Prober:
         self._client.close()
 
 
-def _contract(client: triton.InferenceServerClient, model: str) -> Contract:
+def _known(client: triton.InferenceServerClient, model: str) -> tuple[Contract, int]:
+    """A model's contract, and the T of its probes."""
     try:
         config = client.get_model_config(model, client_timeout=10).config
     except InferenceServerException as error:
         raise NotReadyError(f"{model} cannot be asked for its configuration: {error.message()}") from error
-    return parse_contract(json.loads(config.parameters[CONTRACT_PARAMETER].string_value))
+    contract = parse_contract(json.loads(config.parameters[CONTRACT_PARAMETER].string_value))
+    named = config.parameters[PROBE_SAMPLES].string_value if PROBE_SAMPLES in config.parameters else ""
+    return contract, int(named) if named else max(_SAMPLES, len(contract.samplers))  # every member is sampled
 
 
-def _inputs(contract: Contract) -> list[triton.InferInput]:
+def _inputs(contract: Contract, drawn: int) -> list[triton.InferInput]:
     image = synthetic_image(contract)
     inputs = [triton.InferInput("image", image.shape, "FP32").set_data_from_numpy(image)]
     if contract.stochastic:
-        samples = np.full((1, 1), max(_SAMPLES, len(contract.samplers)), np.int32)  # every member is sampled
+        samples = np.full((1, 1), drawn, np.int32)
         inputs.append(triton.InferInput("samples", samples.shape, "INT32").set_data_from_numpy(samples))
     return inputs
 

@@ -26,6 +26,10 @@ _SAMPLER_INSTANCES = "instances"  # how many sampler requests of one request to 
 _RUNS, _ALONE = "runs", "alone"  # of the stand-in: its parts within one process, and the threads of a run that is alone
 
 
+PROBE_SAMPLES = "probe_samples"
+"""Parameter of a public model on a GPU: the T that health probes name."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One model's settings; None keeps the default of its configuration, or of `equipoise serve`.

@@ -15,7 +15,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from equipoise_core.canonical import canonical_json
+from equipoise_core.case import Model
+from equipoise_core.policy import PolicyError, load_policy
 from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ..errors import RepositoryError
 from ..repository import (
@@ -26,7 +30,8 @@ from ..repository import (
     public_models,
     samplers_of,
 )
-from .settings import NONE, Settings, is_stand_in, on_cpu
+from .computing import computed_by
+from .settings import NONE, PROBE_SAMPLES, Settings, is_stand_in, on_cpu
 
 # Triton 2.51 loses wake-ups on a queue with priorities: a free instance can wait for another one to finish, or for
 # 500 ms. 41 requests of 30 ms took 10 times as long as without priorities with one instance, 1.2 to 2.5 times with two,
@@ -96,9 +101,13 @@ def stage_repository(
         chosen = configuration_of(model, configuration)
         config = parse_configuration(chosen)
         if model.name in own:
-            own[model.name].configure_aggregator(
-                config, _shares(repository, model.name, configuration, own[model.name])
-            )
+            sampler = _sampler(repository, model.name, configuration)
+            own[model.name].configure_aggregator(config, _shares(sampler, own[model.name]))
+            config.parameters["computed_by"].string_value = canonical_json(computed_by(sampler))
+            if not on_cpu(sampler):
+                # One shape: a probe of another T would cost the GPU its plans.
+                chunk = _chunk(repository / model.name, own[model.name])
+                config.parameters[PROBE_SAMPLES].string_value = str(chunk)
         elif model.name in owners:
             members = len(carried_contract(repository / owners[model.name]).samplers)
             own[owners[model.name]].configure_sampler(config, max(1, cores // members))
@@ -110,13 +119,26 @@ def stage_repository(
     return public
 
 
-def _shares(repository: Path, model: str, configuration: str, settings: Settings) -> int:
+def _sampler(repository: Path, model: str, configuration: str) -> ModelConfig:
+    """The configuration of a public model's sampler; all of an ensemble are alike."""
+    return parse_configuration(configuration_of(repository / samplers_of(repository / model)[0], configuration))
+
+
+def _shares(sampler: ModelConfig, settings: Settings) -> int:
     """Requests of a sampler to send at the same time, so that one caller's images use all cores.
 
     The stand-in gives them to a single one; on a GPU one run is to be as large as can be.
     """
-    sampler = parse_configuration(configuration_of(repository / samplers_of(repository / model)[0], configuration))
     return settings.samplers or 1 if on_cpu(sampler) and not is_stand_in(sampler) else 1
+
+
+def _chunk(public: Path, settings: Settings) -> int:
+    """Samples of one sampler request of a public model, as its aggregator takes them from policy and settings."""
+    try:
+        policy = load_policy(public / "1" / "policy.json")
+    except PolicyError:
+        policy = None
+    return Model(carried_contract(public), policy, "", "", settings.chunk).chunk
 
 
 def pinned(repository: Path) -> dict[str, Path]:

@@ -147,8 +147,9 @@ def test_a_model_without_a_policy_needs_a_word(tmp_path, tiny_classifier, store,
             policy.write_text(text)
         else:
             from equipoise_core.policy import Policy
+            from equipoise_core.stages import Stage
 
-            policy.write_text(Policy("0" * 64, "0" * 64, 20).dumps())
+            policy.write_text(Policy("0" * 64, "0" * 64, (Stage(20, "lack_of_confidence"),)).dumps())
     make_release(pairs, "tinycls", store)
     assert not promote(store, "tinycls", WHY).passed
     done = promote(store, "tinycls", PromotionRequest(without_policy=True))

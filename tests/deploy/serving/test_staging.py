@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -117,3 +118,19 @@ def test_folder_without_models_is_refused(tmp_path):
         stage_repository(tmp_path, tmp_path / "staged", "embedded", 2)
     with pytest.raises(RepositoryError, match="is not a folder"):
         stage_repository(tmp_path / "absent", tmp_path / "staged", "embedded", 2)
+
+
+def test_what_computes_decisions_is_handed_to_the_aggregator(repository, tmp_path):
+    """For the record; on a GPU also the T of health probes, which is that of every request."""
+    (tmp_path / "cpu").mkdir()
+    stage_repository(repository, tmp_path / "cpu", "embedded", 2)
+    parameters = _config(tmp_path / "cpu/tinyseg/config.pbtxt").parameters
+    found = json.loads(parameters["computed_by"].string_value)
+    assert found["provider"] == "CPUExecutionProvider" and found["onnxruntime"].startswith("onnxruntime 1.")
+    assert found["triton"] and found["device"] and "probe_samples" not in parameters
+    (tmp_path / "gpu").mkdir()
+    stage_repository(repository, tmp_path / "gpu", "", 2)
+    parameters = _config(tmp_path / "gpu/tinyseg/config.pbtxt").parameters
+    found = json.loads(parameters["computed_by"].string_value)
+    assert found["provider"] == "CUDAExecutionProvider" and found["provider_options"]["use_tf32"] == "0"
+    assert parameters["probe_samples"].string_value == "20"

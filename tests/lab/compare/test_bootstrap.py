@@ -7,6 +7,7 @@ import pytest
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.policy import Policy
 from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.stages import Stage
 from equipoise_export.calibration.choose import ChosenPolicy
 from equipoise_lab.compare import figures as named
 from equipoise_lab.compare.bootstrap import CELLS, bootstrap, differences, estimate, resample
@@ -19,6 +20,7 @@ CONTRACT = Contract(
     "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
     Preprocessing(Normalisation.ZSCORE), (),
 )  # fmt: skip
+NOTHING = Policy("", "", (Stage(20, "lack_of_confidence"),))
 
 
 def answers(name="toy", n=200, seed=0, better=0.0, shifted=40):
@@ -31,7 +33,7 @@ def answers(name="toy", n=200, seed=0, better=0.0, shifted=40):
     patients = tuple(f"{index}" for index in range(n))
     zeros = np.zeros(n)
     return Results(
-        name, ChosenPolicy(CONTRACT, Policy("", "", 20), "lack_of_confidence", None, "nothing"), patients,
+        name, ChosenPolicy(CONTRACT, NOTHING, "lack_of_confidence", None, "nothing"), patients,
         tuple(f"s{index}" for index in range(shifted)), 20, 1 - loss, loss, score,
         0.6 + 0.1 * random.random(shifted), random.random(n), random.random(shifted), zeros, zeros + 20.0,
         {"total": 1 - loss}, {"total": score}, sums, sums,

@@ -23,7 +23,7 @@ from .contract import BYTEWISE, PHILOX, Contract, Site
 _RUN = 2048  # bytes of one p from which looking them up is faster than comparing each unit; part of the generator
 _REGION = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2¹²⁸ by the golden ratio: regions neither meet nor share low state bits
 _SHARE = 1 << 21  # bits that are worth a thread
-_THREADS = 8
+_THREADS = 8  # at most
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def entropy(p: Array, activation: Activation) -> Array:
 
 def _plogp(p: Array) -> Array:
     # Looking for a zero takes a fifth of the time of the maximum, and hardly any map has one.
-    result = np.log(p if p.min(initial=1.0) >= _TINY else np.maximum(p, _TINY))
+    result = np.asarray(np.log(p if p.min(initial=1.0) >= _TINY else np.maximum(p, _TINY)))
     result *= p
     return result
 

@@ -74,7 +74,7 @@ class Preprocessing:
             scaled = channel.astype(np.float64)
             low = numeric.mean(scaled)
             scaled -= low
-            span = math.sqrt(numeric.mean(scaled * scaled))
+            span = math.sqrt(numeric.dot(scaled, scaled) / scaled.size)
         else:
             low, high = self.low, self.high
             if self.normalisation is Normalisation.PERCENTILE:

@@ -75,7 +75,9 @@ class Uncertainty:
         """`[E, *S]`: the most probable class (softmax), or per label whether p̄ ≥ ½ (sigmoid)."""
         if self.activation is Activation.SIGMOID:
             return (self.mean >= 0.5).view(np.uint8)
-        # Class by class: `argmax` along the first axis takes several times as long.
+        if self.mean.ndim == 1:
+            return np.asarray(self.mean.argmax(), dtype=np.uint8)[None]
+        # Class by class: `argmax` along the first axis of a map takes several times as long.
         best, labels = self.mean[0], np.zeros(self.mean.shape[1:], np.uint8)
         for index, p in enumerate(self.mean[1:], 1):
             labels = np.maximum(labels, (p > best).view(np.uint8) * np.uint8(index))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .numeric import quantiles
+from . import numeric
 
 MILLILITRE = 1000.0  # mm³
 
@@ -37,10 +38,12 @@ def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: floa
     The interval is the samples' own central `level` range, widened at both ends by `widening` mL (split conformal,
     from the policy; 0: uncalibrated). Its lower end is at least 0. One sample has no spread: sd is NaN.
     """
+    count = len(volumes)
+    if not np.isfinite(volumes).all():  # what is not known must not become 0 mL
+        return UNKNOWN
+    mean = numeric.mean(volumes)
+    centred = volumes - mean
+    sd = math.sqrt(numeric.dot(centred, centred) / (count - 1)) if count > 1 else math.nan
     tail = (1.0 - level) / 2.0
-    low, high = quantiles(volumes, (tail, 1.0 - tail))
-    sd = float(volumes.std(ddof=1)) if len(volumes) > 1 else float("nan")
-    # np.maximum, unlike max, keeps a NaN: what is not known must not become 0 mL.
-    return VolumeEstimate(
-        float(volumes.mean()), sd, float(np.maximum(0.0, low - widening)), float(np.maximum(0.0, high + widening))
-    )
+    low, high = numeric.quantiles(volumes, (tail, 1.0 - tail))
+    return VolumeEstimate(mean, sd, max(0.0, low - widening), max(0.0, high + widening))
