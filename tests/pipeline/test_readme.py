@@ -48,7 +48,7 @@ def desk(tmp_path: Path, server, contracts) -> Path:
     (tmp_path / "last-week").mkdir()
     shutil.copy(tmp_path / "xray.png", tmp_path / "last-week")
     (tmp_path / "model_repository").symlink_to(ROOT / "model_repository")
-    for pair in ("pneumonia", "pneumonia_sampler"):
+    for pair in ("pneumonia", "pneumonia_sampler", "pneumonia_first_pass"):
         shutil.copytree(ROOT / "model_repository" / pair, tmp_path / "next" / pair)
     with (tmp_path / "next" / "pneumonia" / "README.md").open("a") as card:
         card.write("A newer version.\n")

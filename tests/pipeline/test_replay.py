@@ -33,7 +33,7 @@ def test_a_replay_gives_the_same_route_and_numbers(server, decided):
     """Seed, samples and digests in the record are all that is needed beside the image."""
     again = equipoise("replay", *decided, "--url", server.grpc_url, "--json")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert json.loads(again.stdout) == {"same": True, "differences": []}
+    assert json.loads(again.stdout) == {"same": True, "differences": [], "explanation": None}
 
 
 def test_a_changed_record_or_another_image_is_caught(server, decided, tmp_path):

@@ -85,7 +85,7 @@ def restarted(tmp_path_factory, repository: Path) -> Iterator[triton.InferenceSe
     folder = tmp_path_factory.mktemp("restarted") / "models"
     folder.mkdir()
     for model in MODELS:
-        for name in (model, f"{model}_sampler"):
+        for name in (model, f"{model}_sampler", f"{model}_first_pass"):
             (folder / name).symlink_to((repository / name).resolve())
         for chunk in CHUNKS:
             configure(copy_of(repository / model, f"{model}_by_{chunk}", folder), chunk)

@@ -107,7 +107,7 @@ def test_any_tar_reads_it_and_everything_is_in_the_manifest(bundle, keys):
         assert (hashlib.sha256(files[name]).hexdigest(), len(files[name])) == (file.sha256, file.bytes)
     committed = {
         path.relative_to(REPOSITORY).as_posix()
-        for name in ("pneumonia", "pneumonia_sampler")
+        for name in ("pneumonia", "pneumonia_sampler", "pneumonia_first_pass")
         for path in (REPOSITORY / name).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -179,7 +179,7 @@ def test_one_bit_of_what_is_in_service_is_found(store):
 
 def test_one_bit_of_a_plain_repository_is_never_another_model(tmp_path):
     """Without a release nothing states what a file should be; what is loaded means what it meant, or is refused."""
-    for part in ("pneumonia", "pneumonia_sampler"):
+    for part in ("pneumonia", "pneumonia_sampler", "pneumonia_first_pass"):
         shutil.copytree(REPOSITORY / part, tmp_path / part)
     original, folder = load_model(tmp_path / "pneumonia/1"), tmp_path / "pneumonia/1"
 

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 
 @pytest.fixture
 def repository(tmp_path):
-    for name in ("pneumonia", "pneumonia_sampler"):
+    for name in ("pneumonia", "pneumonia_sampler", "pneumonia_first_pass"):
         shutil.copytree(REPOSITORY / name, tmp_path / "repository" / name, symlinks=False)
     return tmp_path / "repository"
 
