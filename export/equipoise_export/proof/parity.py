@@ -55,10 +55,6 @@ HEADROOM = 4.0
 """Largest half number over the largest activation that the proof's images reach: other images go further."""
 
 
-LEAST_VOLUME = 1e-3
-"""Share of an image's voxels: differences of smaller volumes are relative to it."""
-
-
 @dataclass(frozen=True)
 class Check:
     """One property that was tested: the worst value seen and what was allowed."""
@@ -303,7 +299,7 @@ class _Proving:
         allowed = self.allowed(p)
         expected = self.expected(images, p)
         if half is not None:
-            self.rounding(half, expected, p, images[0, 0].size)
+            self.rounding(half, expected, p)
         for name, value in expected.items():
             if got[name].shape != value.shape:
                 raise ProofRefused(
@@ -311,7 +307,7 @@ class _Proving:
                     "the whole network",
                     "Export for one size (--sizes fixed), and report the network.",
                 )
-            worst = float(self.difference(name, got[name], value, images[0, 0].size).max())
+            worst = float(self.difference(name, got[name], value).max())
             limit = max(allowed, self.tolerance / 10) if name == "volumes" else allowed  # a sum of many rounds more
             if not worst <= limit:
                 site, why = self.culprit(images[:1], allowed)
@@ -333,20 +329,18 @@ class _Proving:
             self.note("variance over samples", variance, "> 0", largest=False)
         return SamplerAnswer(packed, got)
 
-    def difference(self, name: str, got: Array, expected: Array, voxels: int) -> Array:
+    def difference(self, name: str, got: Array, expected: Array) -> Array:
         """The difference that the tolerances apply to."""
         difference = np.abs(got - expected)
         if name == "volumes":
-            # Of an image that shows next to nothing, volumes are sums of the rounding of tiny probabilities.
-            least = max(1.0, LEAST_VOLUME * voxels)
-            return difference / np.maximum(np.abs(expected), least)  # type: ignore[no-any-return]
+            return difference / np.maximum(np.abs(expected), 1.0)  # type: ignore[no-any-return]
         return difference / self.samples if name.startswith("sum") else difference  # type: ignore[no-any-return]
 
-    def rounding(self, half: dict[str, Array], expected: dict[str, Array], p: Array, voxels: int) -> None:
+    def rounding(self, half: dict[str, Array], expected: dict[str, Array], p: Array) -> None:
         """A half-precision sampler, rounded as hardware rounds, against the network."""
         spread = float(np.sqrt(p.var(axis=1).mean())) if self.contract.stochastic else np.inf
         for name, value in expected.items():
-            difference = self.difference(name, half[name], value, voxels)
+            difference = self.difference(name, half[name], value)
             whole, mean = float(difference.max()), float(difference.mean())
             limits = {"largest": (whole, self.tolerance)}
             if name in ("probabilities", "sum_p"):
