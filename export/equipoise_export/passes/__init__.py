@@ -16,6 +16,7 @@ from .find_layouts import find_layouts
 from .fold_batchnorm import fold_batchnorm
 from .list_sites import list_sites
 from .mark_sampled import mark_sampled
+from .merge_upsampling import merge_upsampling
 from .simplify import simplify
 from .split_concat import split_concat
 from .tidy import tidy
@@ -31,6 +32,7 @@ PASSES: tuple[Callable[[Compilation], None], ...] = (
     count_network,  # what one pass costs, and how much of it lies before each site
     mark_sampled,  # what a mask can change, and the trunk that none can
     split_concat,  # W·[shared; sampled] = W_a·shared + W_b·sampled
+    merge_upsampling,  # the last level of a decoder runs on the image before its upsampling
     count_cost,  # what T samples will cost
     batch_samples,  # the sampled part runs once, as a batch of N·T
     unpack_masks,  # bits → factors

@@ -25,14 +25,14 @@ from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
 
 from ..errors import CaptureRefused
-from .compilation import Compilation, Layout
+from .compilation import Compilation, Entry, Layout
 
 
 def add_head(c: Compilation) -> None:
     """Requires logits [N·T, K(, *S)], or stated moments, as the only output; ensures the outputs of the contract."""
     logits = c.graph.outputs[0]
     layout = c.layouts.get(logits)
-    if layout is not None:
+    if layout is not None and c.phases is None:
         _refuse_wrong_shape(c, layout)
     c.graph.outputs.clear()
     if c.contract.task is Task.CLASSIFICATION:
@@ -121,12 +121,14 @@ def _segmentation(c: Compilation, logits: ir.Value) -> None:
 
 def _maps(c: Compilation, sums: Mapping[str, tuple[ir.Value, int]]) -> None:
     """Name → (value [N, channels, V], channels) become outputs [N, channels, *S]."""
-    spatial = c.contract.spatial
-    sizes: list[int | tuple[ir.Value, int]] = [
-        size if isinstance(size, int) else (c.image, axis) for axis, size in enumerate(spatial, start=2)
-    ]
     for name, (value, channels) in sums.items():
-        _output(c, c.reshape(value, [-1, channels, *sizes]), name, ["N", channels, *spatial])
+        shape: list[int | str] = ["N", channels, *c.contract.spatial]
+        _output(c, in_place(c, value, channels) if c.phases else c.reshape(value, [-1, channels, *_sizes(c)]), name, shape)
+
+
+def _sizes(c: Compilation) -> list[Entry]:
+    """Of the image."""
+    return [size if isinstance(size, int) else (c.image, axis) for axis, size in enumerate(c.contract.spatial, start=2)]
 
 
 def _volumes(c: Compilation, p: ir.Value) -> None:
@@ -153,4 +155,51 @@ def _inside(c: Compilation) -> ir.Value:
     inside = c.op("Cast", comparison, to=ir.DataType.FLOAT.value)
     if c.contract.channels > 1:
         inside = c.op("ReduceMax", inside, c.constant([1]))
-    return c.reshape(inside, [0, 1, -1, 1])
+    return c.reshape(in_phases(c, inside) if c.phases else inside, [0, 1, -1, 1])
+
+
+# --- voxels in phases: see merge_upsampling ---
+
+
+def in_place(c: Compilation, value: ir.Value, channels: int) -> ir.Value:
+    """[N, channels, V] of phases → [N, channels, *S]: axis by axis, last first, both phases between each other."""
+    assert c.phases is not None
+    rank, margin = c.phases.rank, c.phases.margin
+    blocks = [_blocks(c, axis) for axis in range(rank)]
+    for axis in reversed(range(rank)):
+        after = [2 * block if isinstance(block, int) else c.op("Mul", block, c.constant([2])) for block in blocks[axis + 1 :]]
+        # [N·channels·phases of the axes before, 2, axes before, this axis, axes after]
+        value = c.reshape(value, [-1, 2, *blocks[:axis], blocks[axis], *after])
+        order = [0, *range(2, axis + 3), 1, *range(axis + 3, rank + 2)]
+        value = c.op("Transpose", value, perm=order)
+    spatial = [2 * block if isinstance(block, int) else c.op("Mul", block, c.constant([2])) for block in blocks]
+    value = c.reshape(value, [-1, channels, *spatial])
+    if not margin:
+        return value
+    axes = list(range(2, 2 + rank))
+    return c.op("Slice", value, c.constant([margin] * rank), c.constant([-margin] * rank), c.constant(axes))
+
+
+def in_phases(c: Compilation, value: ir.Value) -> ir.Value:
+    """[N, 1, *S] → the same in phases, 0 outside."""
+    assert c.phases is not None
+    rank, margin = c.phases.rank, c.phases.margin
+    if margin:
+        pads = [0, 0, *[margin] * rank]
+        value = c.op("Pad", value, c.constant(pads * 2))
+    entries: list[Entry] = []
+    for axis in range(rank):
+        entries += [_blocks(c, axis), 2]
+    value = c.reshape(value, [-1, *entries])
+    return c.op("Transpose", value, perm=[0, *range(2, 2 * rank + 1, 2), *range(1, 2 * rank, 2)])
+
+
+def _blocks(c: Compilation, axis: int) -> int | ir.Value:
+    """How many voxels a phase has along a spatial axis."""
+    assert c.phases is not None
+    size, margin = c.contract.spatial[axis], c.phases.margin
+    if isinstance(size, int):
+        return size // 2 + margin
+    whole = c.op("Shape", c.image, start=axis + 2, end=axis + 3)
+    half = c.op("Div", whole, c.constant([2]))
+    return c.op("Add", half, c.constant([margin])) if margin else half

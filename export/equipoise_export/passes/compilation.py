@@ -48,6 +48,19 @@ class Layout:
         return len(self.shape)
 
 
+@dataclass(frozen=True)
+class Phases:
+    """How the logits' voxels lie: `[N, K, 2^d·h, …]`, the 2^d phases of an image of twice that size one above the other.
+
+    Attributes:
+        rank: d, the number of spatial axes.
+        margin: voxels outside the image at the beginning and the end of every axis, 0 or 1.
+    """
+
+    rank: int
+    margin: int
+
+
 Entry = int | ir.Value | tuple[ir.Value, int]
 """One entry of a shape: a number, a one-element tensor, or (value, axis) for the size that a value has there."""
 
@@ -62,6 +75,7 @@ class Compilation:
         layouts: of the values that existed at `find_layouts`, and of those that passes put in their place.
         calls: from `list_sites` on, per site which stochastic call of a forward pass it is.
         sampled: from `mark_sampled` on, the values that a mask can change.
+        phases: from `merge_upsampling` on, where the logits' voxels lie in phases.
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
@@ -75,6 +89,7 @@ class Compilation:
     layouts: dict[ir.Value, Layout] = field(default_factory=dict)
     calls: tuple[Call, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
+    phases: Phases | None = None
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None
