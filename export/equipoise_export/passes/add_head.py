@@ -163,43 +163,34 @@ def _inside(c: Compilation) -> ir.Value:
 
 def in_place(c: Compilation, value: ir.Value, channels: int) -> ir.Value:
     """[N, channels, V] of phases → [N, channels, *S]: axis by axis, last first, both phases between each other."""
-    assert c.phases is not None
-    rank, margin = c.phases.rank, c.phases.margin
-    blocks = [_blocks(c, axis) for axis in range(rank)]
+    blocks = _blocks(c)
+    rank = len(blocks)
+    twice = [2 * block if isinstance(block, int) else c.op("Mul", block, c.constant([2])) for block in blocks]
     for axis in reversed(range(rank)):
-        after = [2 * block if isinstance(block, int) else c.op("Mul", block, c.constant([2])) for block in blocks[axis + 1 :]]
-        # [N·channels·phases of the axes before, 2, axes before, this axis, axes after]
-        value = c.reshape(value, [-1, 2, *blocks[:axis], blocks[axis], *after])
-        order = [0, *range(2, axis + 3), 1, *range(axis + 3, rank + 2)]
-        value = c.op("Transpose", value, perm=order)
-    spatial = [2 * block if isinstance(block, int) else c.op("Mul", block, c.constant([2])) for block in blocks]
-    value = c.reshape(value, [-1, channels, *spatial])
-    if not margin:
-        return value
-    axes = list(range(2, 2 + rank))
-    return c.op("Slice", value, c.constant([margin] * rank), c.constant([-margin] * rank), c.constant(axes))
+        value = c.reshape(value, [-1, 2, *blocks[: axis + 1], *twice[axis + 1 :]])
+        value = c.op("Transpose", value, perm=[0, *range(2, axis + 3), 1, *range(axis + 3, rank + 2)])
+    value = c.reshape(value, [-1, channels, *twice])
+    ends, axes = [1] * rank, list(range(2, 2 + rank))
+    return c.op("Slice", value, c.constant(ends), c.constant([-1] * rank), c.constant(axes))  # type: ignore[no-any-return]
 
 
 def in_phases(c: Compilation, value: ir.Value) -> ir.Value:
     """[N, 1, *S] → the same in phases, 0 outside."""
-    assert c.phases is not None
-    rank, margin = c.phases.rank, c.phases.margin
-    if margin:
-        pads = [0, 0, *[margin] * rank]
-        value = c.op("Pad", value, c.constant(pads * 2))
-    entries: list[Entry] = []
-    for axis in range(rank):
-        entries += [_blocks(c, axis), 2]
-    value = c.reshape(value, [-1, *entries])
-    return c.op("Transpose", value, perm=[0, *range(2, 2 * rank + 1, 2), *range(1, 2 * rank, 2)])
+    blocks = _blocks(c)
+    rank = len(blocks)
+    padded = c.op("Pad", value, c.constant([0, 0, *[1] * rank] * 2))
+    apart = c.reshape(padded, [-1, *(entry for block in blocks for entry in (block, 2))])
+    order = [0, *range(2, 2 * rank + 1, 2), *range(1, 2 * rank, 2)]
+    return c.op("Transpose", apart, perm=order)  # type: ignore[no-any-return]
 
 
-def _blocks(c: Compilation, axis: int) -> int | ir.Value:
-    """How many voxels a phase has along a spatial axis."""
-    assert c.phases is not None
-    size, margin = c.contract.spatial[axis], c.phases.margin
-    if isinstance(size, int):
-        return size // 2 + margin
-    whole = c.op("Shape", c.image, start=axis + 2, end=axis + 3)
-    half = c.op("Div", whole, c.constant([2]))
-    return c.op("Add", half, c.constant([margin])) if margin else half
+def _blocks(c: Compilation) -> list[int | ir.Value]:
+    """How many voxels a phase has along each spatial axis."""
+
+    def block(axis: int, size: int | str) -> int | ir.Value:
+        if isinstance(size, int):
+            return size // 2 + 1
+        half = c.op("Div", c.shape([(c.image, axis)]), c.constant([2]))
+        return c.op("Add", half, c.constant([1]))  # type: ignore[no-any-return]
+
+    return [block(axis, size) for axis, size in enumerate(c.contract.spatial, start=2)]

@@ -50,15 +50,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Phases:
-    """How the logits' voxels lie: `[N, K, 2^d·h, …]`, the 2^d phases of an image of twice that size one above the other.
-
-    Attributes:
-        rank: d, the number of spatial axes.
-        margin: voxels outside the image at the beginning and the end of every axis, 0 or 1.
-    """
+    """How the logits' voxels lie: `[N, K, 2^rank·(h + 1), w + 1, …]` for an image of 2h × 2w × …: see `merge_upsampling`."""
 
     rank: int
-    margin: int
 
 
 Entry = int | ir.Value | tuple[ir.Value, int]
