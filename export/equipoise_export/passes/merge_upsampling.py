@@ -29,8 +29,8 @@ from equipoise_core.contract import Precision, Task
 from numpy.typing import NDArray
 
 from ..graph.marker import DOMAIN, MASK, marker_of
-from ..graph.nodes import number_of, replace
-from .compilation import Compilation, Layout, Phases
+from ..graph.nodes import number_of
+from .compilation import Compilation, Entry, Layout, Phases
 
 Array = NDArray[np.float64]
 POINTWISE = {"Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "Tanh", "Softplus", "HardSigmoid", "HardSwish", "Identity"}
@@ -249,16 +249,24 @@ class _Writer:
         shape = (len(weight), *((size + 2 * pad - taps) // stride + 1 for size, taps in sizes))
         return self.given(result, like.outputs[0], shape)
 
-    def constant_plane(self, doubled: int, fill: float = 1.0) -> ir.Value:
-        """`[1, 1, …]` of the small image's size, or of `doubled` times that."""
-        c = self.c
-        sizes = [c.size(self.small, axis) for axis in range(2, 2 + self.rank)]
-        whole = [
-            doubled * size if isinstance(size, int) else c.op("Mul", c.shape([size]), c.constant([doubled]))
-            for size in sizes
-        ]
+    def plane(self, fill: float) -> ir.Value:
+        """`[1, 1, …]` of the large image's size."""
+        c, shared = self.c, self.found.shared
+        source = self.small if shared is None else shared.inputs[0]
+        assert source is not None
+        sizes = [c.size(source, axis) for axis in range(2, 2 + self.rank)]
+        if shared is None:
+            sizes = [self.twice(size) for size in sizes]
         value = ir.tensor(np.array([fill], np.float32))
-        return c.op("ConstantOfShape", c.shape([1, 1, *whole]), value=value)  # type: ignore[no-any-return]
+        return c.op("ConstantOfShape", c.shape([1, 1, *sizes]), value=value)  # type: ignore[no-any-return]
+
+    def twice(self, size: Entry) -> Entry:
+        return 2 * size if isinstance(size, int) else self.c.op("Mul", self.c.shape([size]), self.c.constant([2]))
+
+    def from_bias(self) -> Array | None:
+        """Of the upsampling's bias, whose plane is 0 outside: the kernel `[O, 1, 3 …]` over ones."""
+        bias = _bias(self.found.upsampling)
+        return None if bias is None else np.einsum("om...,m->o...", _weight(self.found.first), bias)[:, None]
 
     def given(self, value: ir.Value, like: ir.Value, shape: tuple[int, ...] | None = None) -> ir.Value:
         """`value` as sampled as `like`, with its type and its layout but for the `shape` of an image."""
@@ -291,11 +299,11 @@ class _InPhases(_Writer):
             assert source is not None
             weight = channels_first(_strided(_weight(found.shared)))
             once = self.conv(found.shared, source, weight, for_each(_bias(found.shared)), pad=2, stride=2)
-        bias = _bias(found.upsampling)
-        if bias is not None:
-            up = np.broadcast_to(bias.reshape(1, -1, *[1] * self.rank), (1, len(bias), *[2] * self.rank))
-            weight = channels_first(_merged(_weight(found.first), up)).astype(np.float32)
-            plane = c.op("Conv", self.constant_plane(1), c.constant(weight), pads=[1] * 2 * self.rank)
+        kernel = self.from_bias()
+        if kernel is not None:
+            weight = c.constant(channels_first(_strided(kernel)).astype(np.float32))
+            pads, strides = [2] * 2 * self.rank, [2] * self.rank
+            plane = c.op("Conv", self.plane(1.0), weight, pads=pads, strides=strides)
             once = plane if once is None else self.given(c.op("Add", once, plane, like=once), once)
         if once is not None:
             value = self.given(c.op("Add", once, value, like=value), value)
@@ -305,7 +313,7 @@ class _InPhases(_Writer):
         c.phases = Phases(self.rank)
 
     def follow(self, value: ir.Value, logits: ir.Value) -> None:
-        c, count, gathered = self.c, 2**self.rank, True
+        c, gathered = self.c, True
         end = self.found.result
         while end is not logits:
             node = _only_user(c, end)
@@ -318,7 +326,6 @@ class _InPhases(_Writer):
             value = self.given(end, end, (len(_weight(node)) if node.op_type == "Conv" else shape[1], *shape[2:]))
         if gathered:
             c.graph.outputs[0] = self.stacked(value)
-        del count
 
     def stacked(self, value: ir.Value) -> ir.Value:
         c, count = self.c, 2**self.rank
@@ -357,14 +364,12 @@ class _Interleaved(_Writer):
     def once(self) -> list[ir.Value]:
         """What no mask changes, as one sum or, where no image changes it, as nothing but planes."""
         c, found = self.c, self.found
-        inside = self.constant_plane(2, fill=0.0)
         ends = [0, 0, *[1] * self.rank]
-        plane = c.op("Pad", inside, c.constant(ends * 2), c.constant(OUTSIDE))
-        bias = _bias(found.upsampling)
-        if bias is not None:
-            weight = np.einsum("om...,m->o...", _weight(found.first), bias)[:, None]
-            whole = c.op("Conv", self.constant_plane(2), c.constant(weight.astype(np.float32)), pads=[2] * 2 * self.rank)
-            plane = c.op("Add", plane, whole)
+        plane = c.op("Pad", self.plane(0.0), c.constant(ends * 2), c.constant(OUTSIDE))
+        kernel = self.from_bias()
+        if kernel is not None:
+            weight = c.constant(kernel.astype(np.float32))
+            plane = c.op("Add", plane, c.op("Conv", self.plane(1.0), weight, pads=[2] * 2 * self.rank))
         if found.shared is None:
             return [self.transposed(plane)]
         source = found.shared.inputs[0]
@@ -404,8 +409,6 @@ class _Interleaved(_Writer):
         for axis in range(1, rank):
             order += [axis, rank + axis]
         mixed = c.op("Transpose", apart, perm=[*order, rank, 2 * rank])
-        whole = [
-            2 * size if isinstance(size, int) else c.op("Mul", c.shape([size]), c.constant([2])) for size in sizes
-        ]
+        whole = [self.twice(size) for size in sizes]
         result = c.op("Reshape", mixed, c.shape([-1, *whole, outputs]), like=value)
         return self.given(result, value, (*(2 * size for size in layout.shape[1:-1]), outputs))
