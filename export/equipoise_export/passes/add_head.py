@@ -25,14 +25,14 @@ from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
 
 from ..errors import CaptureRefused
-from .compilation import Compilation, Entry, Layout
+from .compilation import Compilation, Layout
 
 
 def add_head(c: Compilation) -> None:
     """Requires logits [N·T, K(, *S)], or stated moments, as the only output; ensures the outputs of the contract."""
     logits = c.graph.outputs[0]
     layout = c.layouts.get(logits)
-    if layout is not None and c.phases is None:
+    if layout is not None and not c.phases:
         _refuse_wrong_shape(c, layout)
     c.graph.outputs.clear()
     if c.contract.task is Task.CLASSIFICATION:
@@ -131,12 +131,7 @@ def _maps(c: Compilation, sums: Mapping[str, tuple[ir.Value, int]]) -> None:
     """Name → (value [N, channels, V], channels) become outputs [N, channels, *S]."""
     for name, (value, channels) in sums.items():
         shape: list[int | str] = ["N", channels, *c.contract.spatial]
-        _output(c, in_place(c, value, channels) if c.phases else c.reshape(value, [-1, channels, *_sizes(c)]), name, shape)
-
-
-def _sizes(c: Compilation) -> list[Entry]:
-    """Of the image."""
-    return [size if isinstance(size, int) else (c.image, axis) for axis, size in enumerate(c.contract.spatial, start=2)]
+        _output(c, _in_place(c, value, channels), name, shape)
 
 
 def _volumes(c: Compilation, volumes: ir.Value) -> None:
@@ -164,14 +159,17 @@ def _inside(c: Compilation) -> ir.Value:
     inside = c.op("Cast", comparison, to=ir.DataType.FLOAT.value)
     if c.contract.channels > 1:
         inside = c.op("ReduceMax", inside, c.constant([1]))
-    return c.reshape(in_phases(c, inside) if c.phases else inside, [0, 1, -1, 1])
+    return c.reshape(_in_phases(c, inside), [0, 1, -1, 1])
 
 
 # --- voxels in phases: see merge_upsampling ---
 
 
-def in_place(c: Compilation, value: ir.Value, channels: int) -> ir.Value:
-    """[N, channels, V] of phases → [N, channels, *S]: axis by axis, last first, both phases between each other."""
+def _in_place(c: Compilation, value: ir.Value, channels: int) -> ir.Value:
+    """[N, channels, V] → [N, channels, *S]; of phases axis by axis, last first, both phases between each other."""
+    if not c.phases:
+        spatial = enumerate(c.contract.spatial, start=2)
+        return c.reshape(value, [-1, channels, *(s if isinstance(s, int) else (c.image, axis) for axis, s in spatial)])
     blocks = _blocks(c)
     rank = len(blocks)
     twice = [2 * block if isinstance(block, int) else c.op("Mul", block, c.constant([2])) for block in blocks]
@@ -179,12 +177,14 @@ def in_place(c: Compilation, value: ir.Value, channels: int) -> ir.Value:
         value = c.reshape(value, [-1, 2, *blocks[: axis + 1], *twice[axis + 1 :]])
         value = c.op("Transpose", value, perm=[0, *range(2, axis + 3), 1, *range(axis + 3, rank + 2)])
     value = c.reshape(value, [-1, channels, *twice])
-    ends, axes = [1] * rank, list(range(2, 2 + rank))
-    return c.op("Slice", value, c.constant(ends), c.constant([-1] * rank), c.constant(axes))  # type: ignore[no-any-return]
+    starts, ends, axes = [1] * rank, [-1] * rank, list(range(2, 2 + rank))
+    return c.op("Slice", value, c.constant(starts), c.constant(ends), c.constant(axes))  # type: ignore[no-any-return]
 
 
-def in_phases(c: Compilation, value: ir.Value) -> ir.Value:
+def _in_phases(c: Compilation, value: ir.Value) -> ir.Value:
     """[N, 1, *S] → the same in phases, 0 outside."""
+    if not c.phases:
+        return value
     blocks = _blocks(c)
     rank = len(blocks)
     padded = c.op("Pad", value, c.constant([0, 0, *[1] * rank] * 2))

@@ -48,13 +48,6 @@ class Layout:
         return len(self.shape)
 
 
-@dataclass(frozen=True)
-class Phases:
-    """How the logits' voxels lie: `[N, K, 2^rank·(h + 1), w + 1, …]` for an image of 2h × 2w × …: see `merge_upsampling`."""
-
-    rank: int
-
-
 Entry = int | ir.Value | tuple[ir.Value, int]
 """One entry of a shape: a number, a one-element tensor, or (value, axis) for the size that a value has there."""
 
@@ -70,7 +63,7 @@ class Compilation:
         calls: from `list_sites` on, per site which stochastic call of a forward pass it is.
         sampled: from `mark_sampled` on, the values that a mask can change.
         difference: from `take_difference` on, whether the logits are the second class's minus the first's.
-        phases: from `merge_upsampling` on, where the logits' voxels lie in phases.
+        phases: from `merge_upsampling` on, whether the logits are `[N, K, 2^d·(h/2 + 1), w/2 + 1, …]`: see there.
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
@@ -85,7 +78,7 @@ class Compilation:
     calls: tuple[Call, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
     difference: bool = False
-    phases: Phases | None = None
+    phases: bool = False
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None

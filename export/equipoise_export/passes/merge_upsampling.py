@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from ..graph.marker import DOMAIN, MASK, marker_of
 from ..graph.nodes import number_of
-from .compilation import Compilation, Entry, Layout, Phases
+from .compilation import Compilation, Entry, Layout
 
 Array = NDArray[np.float64]
 POINTWISE = {"Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "Tanh", "Softplus", "HardSigmoid", "HardSwish", "Identity"}
@@ -234,20 +234,50 @@ class _Writer:
     def __init__(self, c: Compilation, found: _Found) -> None:
         self.c, self.found = c, found
         self.rank = _weight(found.first).ndim - 2
+        self.count = 2**self.rank
         small = found.upsampling.inputs[0]
         assert small is not None
         self.small = small
 
-    def conv(self, like: ir.Node, source: ir.Value, weight: Array, bias: Array | None, pad: int, stride: int = 1) -> ir.Value:
+    def merged(self, weight: Array, bias: Array | None) -> ir.Value:
+        """The merged convolution."""
+        return self.conv(self.found.first, self.small, weight, bias, pad=1)
+
+    def shared(self, weight: Array, bias: Array | None, pad: int, stride: int) -> ir.Value:
+        assert self.found.shared is not None
+        source = self.found.shared.inputs[0]
+        assert source is not None
+        return self.conv(self.found.shared, source, weight, bias, pad, stride)
+
+    def conv(
+        self, like: ir.Node, source: ir.Value, weight: Array, bias: Array | None, pad: int, stride: int = 1
+    ) -> ir.Value:
         c, kernel = self.c, weight.shape[2:]
         inputs = [source, c.constant(weight.astype(np.float32))]
         if bias is not None:
             inputs.append(c.constant(bias.astype(np.float32)))
-        attributes = {"kernel_shape": kernel, "pads": [pad] * 2 * self.rank, "strides": [stride] * self.rank}
-        result = c.op("Conv", *inputs, like=like.outputs[0], **attributes)
+        result = c.op(
+            "Conv",
+            *inputs,
+            like=like.outputs[0],
+            kernel_shape=list(kernel),
+            pads=[pad] * 2 * self.rank,
+            strides=[stride] * self.rank,
+        )
         sizes = zip(c.layouts[source].shape[2:], kernel, strict=True)
         shape = (len(weight), *((size + 2 * pad - taps) // stride + 1 for size, taps in sizes))
         return self.given(result, like.outputs[0], shape)
+
+    def bias_plane(self, kernel: Array, pad: int, stride: int) -> ir.Value:
+        """Of the upsampling's bias, which lies inside the image only: over ones."""
+        weight = self.c.constant(kernel.astype(np.float32))
+        pads, strides = [pad] * 2 * self.rank, [stride] * self.rank
+        return self.c.op("Conv", self.plane(1.0), weight, pads=pads, strides=strides)  # type: ignore[no-any-return]
+
+    def bias_kernel(self) -> Array | None:
+        """`[O, 1, 3 …]`."""
+        bias = _bias(self.found.upsampling)
+        return None if bias is None else np.einsum("om...,m->o...", _weight(self.found.first), bias)[:, None]
 
     def plane(self, fill: float) -> ir.Value:
         """`[1, 1, …]` of the large image's size."""
@@ -262,11 +292,6 @@ class _Writer:
 
     def twice(self, size: Entry) -> Entry:
         return 2 * size if isinstance(size, int) else self.c.op("Mul", self.c.shape([size]), self.c.constant([2]))
-
-    def from_bias(self) -> Array | None:
-        """Of the upsampling's bias, whose plane is 0 outside: the kernel `[O, 1, 3 …]` over ones."""
-        bias = _bias(self.found.upsampling)
-        return None if bias is None else np.einsum("om...,m->o...", _weight(self.found.first), bias)[:, None]
 
     def given(self, value: ir.Value, like: ir.Value, shape: tuple[int, ...] | None = None) -> ir.Value:
         """`value` as sampled as `like`, with its type and its layout but for the `shape` of an image."""
@@ -283,54 +308,47 @@ class _InPhases(_Writer):
     """Case 1. Values are `[N, O·2^d, h + 1, …]` for what fuses with the convolution, then `[N, O, 2^d·(h + 1), …]`."""
 
     def run(self, logits: ir.Value) -> None:
-        c, found, count = self.c, self.found, 2**self.rank
-
-        def channels_first(weight: Array) -> Array:
-            """[2^d, O, …] → [O·2^d, …]."""
-            return weight.swapaxes(0, 1).reshape(-1, *weight.shape[2:])
-
-        def for_each(bias: Array | None) -> Array | None:
-            return None if bias is None else np.repeat(bias, count)
-
-        value = self.conv(found.first, self.small, channels_first(found.merged), for_each(_bias(found.first)), pad=1)
-        once: ir.Value | None = None
+        c, found = self.c, self.found
+        value = self.merged(_channels_first(found.merged), self.for_each_phase(_bias(found.first)))
+        parts = []
         if found.shared is not None:
-            source = found.shared.inputs[0]
-            assert source is not None
-            weight = channels_first(_strided(_weight(found.shared)))
-            once = self.conv(found.shared, source, weight, for_each(_bias(found.shared)), pad=2, stride=2)
-        kernel = self.from_bias()
+            weight = _channels_first(_strided(_weight(found.shared)))
+            parts.append(self.shared(weight, self.for_each_phase(_bias(found.shared)), pad=2, stride=2))
+        kernel = self.bias_kernel()
         if kernel is not None:
-            weight = c.constant(channels_first(_strided(kernel)).astype(np.float32))
-            pads, strides = [2] * 2 * self.rank, [2] * self.rank
-            plane = c.op("Conv", self.plane(1.0), weight, pads=pads, strides=strides)
-            once = plane if once is None else self.given(c.op("Add", once, plane, like=once), once)
-        if once is not None:
-            value = self.given(c.op("Add", once, value, like=value), value)
+            parts.append(self.bias_plane(_channels_first(_strided(kernel)), pad=2, stride=2))
+        if len(parts) == 2:
+            parts = [self.given(c.op("Add", *parts, like=parts[0]), parts[0])]
+        for part in parts:
+            value = self.given(c.op("Add", part, value, like=value), value)
         old = found.nodes
         self.follow(value, logits)
         c.graph.remove(old, safe=True)
-        c.phases = Phases(self.rank)
+        c.phases = True
+
+    def for_each_phase(self, bias: Array | None) -> Array | None:
+        return None if bias is None else np.repeat(bias, self.count)
 
     def follow(self, value: ir.Value, logits: ir.Value) -> None:
-        c, gathered = self.c, True
-        end = self.found.result
+        """The nodes down to the logits take phases instead."""
+        c, end, stacked = self.c, self.found.result, False
         while end is not logits:
             node = _only_user(c, end)
             assert node is not None
             end = node.outputs[0]
-            if gathered and (node.op_type == "Conv" or node.domain):
-                value, gathered = self.stacked(value), False
+            if not stacked and (node.op_type == "Conv" or node.domain):
+                value, stacked = self.stacked(value), True
             node.replace_input_with(0, value)
             shape = c.layouts[value].shape
             value = self.given(end, end, (len(_weight(node)) if node.op_type == "Conv" else shape[1], *shape[2:]))
-        if gathered:
+        if not stacked:
             c.graph.outputs[0] = self.stacked(value)
 
     def stacked(self, value: ir.Value) -> ir.Value:
-        c, count = self.c, 2**self.rank
+        """Phases one above the other: whatever knows a channel, a mask say, finds it."""
+        c = self.c
         _, channels, rows, *others = c.layouts[value].shape
-        shape = (channels // count, rows * count, *others)
+        shape = (channels // self.count, rows * self.count, *others)
         result = c.op("Reshape", value, c.constant([0, shape[0], -1, *[0] * len(others)]), like=value)
         return self.given(result, value, shape)
 
@@ -340,14 +358,11 @@ class _Interleaved(_Writer):
 
     def run(self, between: list[ir.Node]) -> None:
         c, found = self.c, self.found
-        merged = found.merged
-        outputs = merged.shape[1]
-        bias = _bias(found.first)
-        weight = merged.reshape(-1, *merged.shape[2:])
-        value = self.conv(found.first, self.small, weight, None if bias is None else np.tile(bias, 2**self.rank), pad=1)
-        value = self.interleaved(self.last(value), outputs)
-        for part in self.once():
-            value = self.given(c.op("Add", part, value, like=value), value)
+        weight, bias = found.merged, _bias(found.first)
+        flat = weight.reshape(-1, *weight.shape[2:])
+        value = self.merged(flat, None if bias is None else np.tile(bias, self.count))
+        value = self.interleaved(self.channels_last(value), weight.shape[1])
+        value = self.given(c.op("Add", self.once(), value, like=value), value)
         *pointwise, following = between
         old = found.nodes
         for node in pointwise:
@@ -356,59 +371,50 @@ class _Interleaved(_Writer):
             if node.domain:
                 axes = [axis if axis == 0 else self.rank + 1 for axis in marker_of(node).axes]
                 node.attributes["axes"] = ir.AttrInt64s("axes", axes)
-        following.replace_input_with(0, self.first(value))
-        pads = [pad - 1 for pad in following.attributes.get_ints("pads")]
+        following.replace_input_with(0, self.moved(value, [0, self.rank + 1, *range(1, self.rank + 1)]))
+        pads = [pad - 1 for pad in following.attributes.get_ints("pads", [])]
         following.attributes["pads"] = ir.AttrInt64s("pads", pads)
         c.graph.remove(old, safe=True)
 
-    def once(self) -> list[ir.Value]:
-        """What no mask changes, as one sum or, where no image changes it, as nothing but planes."""
+    def once(self) -> ir.Value:
+        """What no mask changes: the shared part where there is one, the upsampling's bias, and −2¹⁰⁰ outside."""
         c, found = self.c, self.found
         ends = [0, 0, *[1] * self.rank]
         plane = c.op("Pad", self.plane(0.0), c.constant(ends * 2), c.constant(OUTSIDE))
-        kernel = self.from_bias()
+        kernel = self.bias_kernel()
         if kernel is not None:
-            weight = c.constant(kernel.astype(np.float32))
-            plane = c.op("Add", plane, c.op("Conv", self.plane(1.0), weight, pads=[2] * 2 * self.rank))
+            plane = c.op("Add", plane, self.bias_plane(kernel, pad=2, stride=1))
         if found.shared is None:
-            return [self.transposed(plane)]
-        source = found.shared.inputs[0]
-        assert source is not None
-        shared = self.conv(found.shared, source, _weight(found.shared), _bias(found.shared), pad=2)
-        return [self.last(self.given(c.op("Add", shared, plane, like=shared), shared))]
+            return c.op("Transpose", plane, perm=self.order)  # type: ignore[no-any-return]
+        shared = self.shared(_weight(found.shared), _bias(found.shared), pad=2, stride=1)
+        return self.channels_last(self.given(c.op("Add", shared, plane, like=shared), shared))
 
-    def transposed(self, value: ir.Value) -> ir.Value:
-        return self.c.op("Transpose", value, perm=[0, *range(2, self.rank + 2), 1])  # type: ignore[no-any-return]
+    @property
+    def order(self) -> list[int]:
+        return [0, *range(2, self.rank + 2), 1]
 
-    def last(self, value: ir.Value) -> ir.Value:
-        """Channels last."""
-        layout = self.c.layouts[value]
-        order = [0, *range(2, self.rank + 2), 1]
-        return self.moved(value, order, layout)
+    def channels_last(self, value: ir.Value) -> ir.Value:
+        return self.moved(value, self.order)
 
-    def first(self, value: ir.Value) -> ir.Value:
-        """Channels first."""
-        return self.moved(value, [0, self.rank + 1, *range(1, self.rank + 1)], self.c.layouts[value])
-
-    def moved(self, value: ir.Value, order: list[int], layout: Layout) -> ir.Value:
-        c = self.c
-        result = c.op("Transpose", value, perm=order, like=value)
-        shape, dynamic = (tuple(entries[axis] for axis in order) for entries in (layout.shape, layout.dynamic))
-        c.layouts[result] = Layout(shape, 0, layout.factor, dynamic)
-        if value in c.sampled:
-            c.sampled.add(result)
-        return result  # type: ignore[no-any-return]
+    def moved(self, value: ir.Value, order: list[int]) -> ir.Value:
+        c, layout = self.c, self.c.layouts[value]
+        result = self.given(c.op("Transpose", value, perm=order, like=value), value)
+        shape = tuple(layout.shape[axis] for axis in order)
+        c.layouts[result] = Layout(shape, 0, layout.factor, tuple(layout.dynamic[axis] for axis in order))
+        return result
 
     def interleaved(self, value: ir.Value, outputs: int) -> ir.Value:
-        """`[N, h, w, …, 2·2·…·O]` → `[N, 2h, 2w, …, O]`."""
+        """`[N, h, w, …, 2·2·…·O]` → `[N, 2h, 2w, …, O]`. The last phase moves with the channels."""
         c, rank = self.c, self.rank
-        layout = c.layouts[value]
         sizes = [c.size(value, axis) for axis in range(1, rank + 1)]
-        apart = c.reshape(value, [-1, *sizes, *[2] * (rank - 1), 2 * outputs])  # the last phase moves with the channels
-        order = [0]
-        for axis in range(1, rank):
-            order += [axis, rank + axis]
-        mixed = c.op("Transpose", apart, perm=[*order, rank, 2 * rank])
-        whole = [self.twice(size) for size in sizes]
-        result = c.op("Reshape", mixed, c.shape([-1, *whole, outputs]), like=value)
-        return self.given(result, value, (*(2 * size for size in layout.shape[1:-1]), outputs))
+        apart = c.reshape(value, [-1, *sizes, *[2] * (rank - 1), 2 * outputs])
+        pairs = [axis for first in range(1, rank) for axis in (first, rank + first)]
+        mixed = c.op("Transpose", apart, perm=[0, *pairs, rank, 2 * rank])
+        result = c.op("Reshape", mixed, c.shape([-1, *(self.twice(size) for size in sizes), outputs]), like=value)
+        shape = c.layouts[value].shape[1:-1]
+        return self.given(result, value, (*(2 * size for size in shape), outputs))
+
+
+def _channels_first(weight: Array) -> Array:
+    """`[2^d, O, …]` → `[O·2^d, …]`."""
+    return weight.swapaxes(0, 1).reshape(-1, *weight.shape[2:])

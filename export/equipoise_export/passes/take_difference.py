@@ -1,6 +1,6 @@
 """A softmax over two classes depends on the difference of their logits alone: the last convolution computes just that.
 
-    softmax(z)₁ = σ(z₁ − z₀),   z₁ − z₀ = (W₁ − W₀) * x + (b₁ − b₀)
+softmax(z)₁ = σ(z₁ − z₀),   z₁ − z₀ = (W₁ − W₀) * x + (b₁ − b₀)
 """
 
 from __future__ import annotations
@@ -30,5 +30,3 @@ def take_difference(c: Compilation) -> None:
     node.outputs[0].shape = None
     c.layouts[logits] = Layout((layout.shape[0], 1, *contract.nominal), layout.axis, layout.factor, layout.dynamic)
     c.difference = True
-
-
