@@ -12,9 +12,15 @@ from equipoise_export.passes.take_difference import take_difference
 from ...support.graphs import compiled, contract, marked, mask, packed_masks, run
 
 W = np.random.default_rng(0).standard_normal
-WEIGHTS = {"k": W((5, 1, 3, 3)).astype(np.float32), "w": W((3, 5, 1, 1)).astype(np.float32), "b": W(3).astype(np.float32)}
+WEIGHTS = {
+    "k": W((5, 1, 3, 3)).astype(np.float32),
+    "w": W((3, 5, 1, 1)).astype(np.float32),
+    "b": W(3).astype(np.float32),
+}
 WITHOUT = tuple(step for step in PASSES if step not in (mask_weights, take_difference))
-SAMPLED = mask("a", [0, 1], "image", "i") + "h = Conv <pads=[1, 1, 1, 1]> (i, k) " + mask("b", [0, 1], "h", "m", index=1)
+SAMPLED = (
+    mask("a", [0, 1], "image", "i") + "h = Conv <pads=[1, 1, 1, 1]> (i, k) " + mask("b", [0, 1], "h", "m", index=1)
+)
 SHARED = "h = Conv <pads=[1, 1, 1, 1]> (image, k) " + mask("a", [0, 1], "h", "m")
 
 
@@ -40,7 +46,11 @@ def test_other_convolutions_stay(axes: list[int], outputs: int, size: int) -> No
     """Masks of voxels are not the weights'; wide and larger ones are faster as convolutions."""
     body = "h = Conv <pads=[1, 1, 1, 1]> (image, k) " + mask("a", axes, "h", "m")
     body += f"y = Conv <pads={[size // 2] * 4}> (m, v) z = Conv (y, l)"
-    weights = {"k": WEIGHTS["k"], "v": W((outputs, 5, size, size)).astype(np.float32), "l": W((3, outputs, 1, 1)).astype(np.float32)}
+    weights = {
+        "k": WEIGHTS["k"],
+        "v": W((outputs, 5, size, size)).astype(np.float32),
+        "l": W((3, outputs, 1, 1)).astype(np.float32),
+    }
     result = compiled(marked(body, "z", weights), contract(classes=3))
     assert [node.op_type for node in result.model.graph].count("Conv") == 3
 
