@@ -36,6 +36,7 @@ def test_masked_weights_change_no_number(body: str) -> None:
     for name, value in run(masked.model, feeds).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=5e-6)
     kinds = [node.op_type for node in masked.model.graph]
+    assert kinds.count("Expand") == 1  # of the weights
     assert kinds.count("Conv") == body.count("Conv") == [node.op_type for node in plain.model.graph].count("Conv") - 1
 
 
