@@ -1,10 +1,12 @@
 """What the sampler costs, in process: printed ratios are the claims of DESIGN's "Speed to reach".
 
-    python -m tests.benchmarks.bench_export_cost [--size 256] [--rounds 6] [--threads 2] [--json F]
+    python -m tests.benchmarks.bench_export_cost [--size 256] [--rounds 6] [--threads 2] [--passes] [--json F]
 
 All ways are run in turn within each round and medians compared, so that a busy machine slows them alike:
 the sampler (N = 1, T = 20), its trunk alone and its suffix alone (the same graph cut in two), ONNX Runtime on 20 image
 copies, and a PyTorch loop of 20 passes. Moments: the head's share of the run by ONNX Runtime's own profile.
+With --passes instead: the sampler against the one that is compiled without the passes of `SPEED`, in wall and processor
+time.
 """
 
 from __future__ import annotations
@@ -38,11 +40,15 @@ from equipoise_export.capture.prepare import Prepared  # noqa: E402
 from equipoise_export.compile import compile_graph  # noqa: E402
 from equipoise_export.graph.randomness import sampling  # noqa: E402
 from equipoise_export.graph.session import session  # noqa: E402
+from equipoise_export.passes import PASSES, run_passes  # noqa: E402
+from equipoise_export.passes.compilation import Compilation  # noqa: E402
 from torch import nn  # noqa: E402
 
 from ..support.networks import UNet, double  # noqa: E402
 
 T = 20
+SPEED = ("take_difference", "merge_upsampling", "mask_weights")
+"""Passes that change no number."""
 
 
 class HeadClassifier(nn.Module):
@@ -125,17 +131,39 @@ def head_share(model: onnx.ModelProto, feeds: dict[str, np.ndarray], threads: in
     return times[True] / max(sum(times.values()), 1)
 
 
+def compare_passes(ways: dict[str, Callable[[], object]], rounds: int) -> str:
+    """Medians of the ratio "without the passes" over "with them", of wall and of processor time."""
+    spent: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way, call in ways.items():
+            began = time.perf_counter(), time.process_time()
+            call()
+            if turn:
+                spent[way].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    wall, processor = (
+        statistics.median(old[clock] / new[clock] for old, new in zip(spent["plain"], spent["sampler"], strict=True))
+        for clock in (0, 1)
+    )
+    best = {way: min(entry[0] for entry in entries) * 1e3 for way, entries in spent.items()}
+    return (
+        f"without the passes {best['plain']:.0f} ms, with {best['sampler']:.0f} ms at best; "
+        f"medians of the ratio: wall {wall:.2f} ×, processor {processor:.2f} ×"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--passes", action="store_true", help="only what the passes of SPEED bring")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     print(f"T = {T}, {given.size}², {given.threads} threads, medians of {given.rounds} interleaved rounds")
-    print(f"{'':24}{'sampler':>10}{'of parts':>10}{'copies':>9}{'loop':>9}{'predicted':>11}{'head':>7}")
+    if not given.passes:
+        print(f"{'':24}{'sampler':>10}{'of parts':>10}{'copies':>9}{'loop':>9}{'predicted':>11}{'head':>7}")
     found: dict[str, dict[str, float]] = {}
     for name, (network, draft) in cases(given.size).items():
         network.eval()
@@ -143,10 +171,17 @@ def main() -> None:
         pair = torch.randn(2, 1, given.size, given.size)
         active = active_modules(network, pair)
         marked = capture(Prepared(network, active, pair), draft.spatial, 1)
+        without = tuple(step for step in PASSES if step.__name__ not in SPEED)
+        plainly = ir.to_proto(run_passes(Compilation(marked.clone(), draft), without).model)
         compilation = compile_graph(marked, draft)
         model = ir.to_proto(compilation.model)
         masks = draw_masks(mask_layout(compilation.contract, draft.nominal), 0, compilation.contract.digest, 0, T)[None]
         feeds = {"image": image.numpy(), "masks": masks}
+        if given.passes:
+            graphs = {"plain": plainly, "sampler": model}
+            both = {way: run_of(graph, feeds, given.threads) for way, graph in graphs.items()}
+            print(f"{name:24}{compare_passes(both, given.rounds)}", flush=True)
+            continue
         edges, trunk, suffix = cut(model)
         parts = dict(zip(edges, session(trunk, given.threads).run(edges, {"image": image.numpy()}), strict=True))
         plain = torch.onnx.export(
@@ -162,6 +197,7 @@ def main() -> None:
         ways = {
             "sampler": run_of(model, feeds, given.threads),
             "trunk": run_of(trunk, {"image": image.numpy()}, given.threads),
+            "plain": run_of(plainly, feeds, given.threads),
             "suffix": run_of(suffix, {key: value for key, value in {**parts, **feeds}.items() if key in {i.name for i in suffix.graph.input}}, given.threads),  # noqa: E501
             "copies": run_of(plain.model_proto, copies, given.threads),
             "loop": loop,

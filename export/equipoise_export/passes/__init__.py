@@ -16,8 +16,11 @@ from .find_layouts import find_layouts
 from .fold_batchnorm import fold_batchnorm
 from .list_sites import list_sites
 from .mark_sampled import mark_sampled
+from .mask_weights import mask_weights
+from .merge_upsampling import merge_upsampling
 from .simplify import simplify
 from .split_concat import split_concat
+from .take_difference import take_difference
 from .tidy import tidy
 from .to_half import to_half
 from .unpack_masks import unpack_masks
@@ -31,6 +34,9 @@ PASSES: tuple[Callable[[Compilation], None], ...] = (
     count_network,  # what one pass costs, and how much of it lies before each site
     mark_sampled,  # what a mask can change, and the trunk that none can
     split_concat,  # W·[shared; sampled] = W_a·shared + W_b·sampled
+    take_difference,  # softmax of two classes: z₁ − z₀ is all that it needs
+    merge_upsampling,  # ConvTranspose and Conv are one convolution of the smaller image
+    mask_weights,  # masks before a narrow 1×1 convolution: into its weights
     count_cost,  # what T samples will cost
     batch_samples,  # the sampled part runs once, as a batch of N·T
     unpack_masks,  # bits → factors

@@ -2,7 +2,8 @@
 
 Case 1, a marker on a shared value: y[N, T, …] = x[N, 1, …] · m[N, T, …]. Broadcasting makes the T copies, no one else.
 Case 2, a marker on a sampled value: y[N·T, …] = x[N·T, …] · m[N·T, …].
-Case 3, an element-wise operation between sampled and shared: both get an axis for the samples and broadcast, as in 1.
+Case 3, an element-wise operation or a product of matrices between sampled and shared: both get an axis for the samples
+        and broadcast, as in 1.
 Case 4, any other operation between sampled and shared: the shared value is repeated, [N, …] → [N, 1, …] → [N·T, …].
 Case 5, an input that says the batch's size (a shape to reshape to): it is computed again with N·T for N.
 
@@ -100,7 +101,7 @@ class _Batching:
             and c.layouts[value].axis is not None
             for value in node.inputs
         ]
-        if node.op_type in ELEMENTWISE and any(shared) and self._aligned(node, shared):
+        if self._broadcasts(node) and any(shared) and self._aligned(node, shared):
             self._broadcast(node, shared)
             return
         for index, value in enumerate(node.inputs):
@@ -110,6 +111,12 @@ class _Batching:
                 node.replace_input_with(index, self.repeat(value))
             elif self.origin(value) is _Origin.SHAPE:
                 node.replace_input_with(index, self.resize(value))
+
+    def _broadcasts(self, node: ir.Node) -> bool:
+        out = self.c.layouts.get(node.outputs[0])
+        if node.op_type == "MatMul":  # over the axes before the matrices
+            return out is not None and out.axis is not None and out.axis < out.rank - 2
+        return node.op_type in ELEMENTWISE
 
     def _aligned(self, node: ir.Node, shared: list[bool]) -> bool:
         """Whether all inputs have their batch axis at the same distance from the end, folded alike."""

@@ -62,6 +62,8 @@ class Compilation:
         layouts: of the values that existed at `find_layouts`, and of those that passes put in their place.
         calls: from `list_sites` on, per site which stochastic call of a forward pass it is.
         sampled: from `mark_sampled` on, the values that a mask can change.
+        difference: from `take_difference` on, whether the logits are the second class's minus the first's.
+        phases: from `merge_upsampling` on, whether the logits are `[N, K, 2^d·(h/2 + 1), w/2 + 1, …]`: see there.
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
@@ -75,6 +77,8 @@ class Compilation:
     layouts: dict[ir.Value, Layout] = field(default_factory=dict)
     calls: tuple[Call, ...] = ()
     sampled: set[ir.Value] = field(default_factory=set)
+    difference: bool = False
+    phases: bool = False
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None

@@ -84,7 +84,7 @@ def test_normalisations_hand_on_half() -> None:
 
 def test_the_mark_of_padding_never_becomes_half() -> None:
     """−10⁶ is no half number: voxels outside are filled before the one cast of the image."""
-    c = half(mask("a", [0, 1], "image", "m") + "z = Conv (m, k)", "z", {"k": KERNEL})
+    c = half(mask("a", [0, 1, 2, 3], "image", "m") + "z = Conv (m, k)", "z", {"k": KERNEL})
     (cast,) = [n for n in c.model.graph if n.op_type == "Cast" and n.outputs[0].dtype is ir.DataType.FLOAT16]
     assert cast.inputs[0].producer().op_type == "Where"  # type: ignore[union-attr]
     image = RANDOM.standard_normal((1, 1, 4, 6)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_noise_of_stochastic_depth_is_drawn_in_single() -> None:
 
 def test_an_overflow_is_not_finite_in_the_answer() -> None:
     """Whatever overflows in use goes to review: even behind a sigmoid, which would make a plain 1 of it."""
-    weights = {"k": np.full((2, 1, 1, 1), 100, np.float32)}
+    weights = {"k": np.array([-100, 100], np.float32).reshape(2, 1, 1, 1)}
     c = half(mask("a", [0, 1], "image", "m") + "z = Conv (m, k)", "z", weights)
     feeds = {"image": np.full((1, 1, 4, 6), 900, np.float32), "masks": np.full((1, 1, 1), 255, np.uint8)}
     got = run(ir.from_proto(rounded(ir.to_proto(c.model), c.halves_by_name())), feeds)
