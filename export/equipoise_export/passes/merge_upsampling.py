@@ -9,8 +9,7 @@ large image that a voxel of the small one becomes. On a grid that is shifted by 
     W[p, o, c, r] = Σ_k Σ_m w[o, m, k] · u[c, m, t mod 2]  over k ∈ {0, 1, 2} with ⌊t/2⌋ + 1 = r, t = p + k − 2
 
 Case 1: only pointwise operations lie between it and the logits. They run on phases, and `add_head` brings the sums over
-        the samples into order, once for each image. The shared part of a split concatenation comes in phases as well,
-        from a convolution with kernel 4 and stride 2.
+        the samples into order, once for each image. The shared part of a split concatenation is brought into phases.
 Case 2: a ReLU follows, and after it, dropped channels aside, another convolution that pads with zeros. The phases are
         interleaved with the channels last, which moves long runs of memory. The voxels outside stay and are that
         convolution's padding: −2¹⁰⁰ is added to them, and ReLU makes 0 of it. Half precision has no such number.
@@ -33,6 +32,8 @@ from ..graph.nodes import number_of
 from .compilation import Compilation, Entry, Layout
 
 Array = NDArray[np.float64]
+LARGEST = 2**17
+"""Weights of a merged convolution at most: it has two to four times as many as the two that it replaces."""
 POINTWISE = {"Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "Tanh", "Softplus", "HardSigmoid", "HardSwish", "Identity"}
 OUTSIDE = -(2.0**100)  # exact in every format that a GPU may round to
 
@@ -67,8 +68,10 @@ class _Found:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether the multiplications for each voxel of the large image do not grow."""
+        """Whether the multiplications for each voxel of the large image do not grow, nor the file by much."""
         up, first = _weight(self.upsampling), _weight(self.first)
+        if up.shape[0] * len(first) * 4 ** (up.ndim - 2) > LARGEST:
+            return False
         return up.shape[0] * len(first) * 2 ** (up.ndim - 2) <= up.shape[0] * up.shape[1] + first.size
 
     @property
@@ -243,15 +246,13 @@ class _Writer:
         """The merged convolution."""
         return self.conv(self.found.first, self.small, weight, bias, pad=1)
 
-    def shared(self, weight: Array, bias: Array | None, pad: int, stride: int) -> ir.Value:
+    def shared(self, weight: Array, bias: Array | None, pad: int) -> ir.Value:
         assert self.found.shared is not None
         source = self.found.shared.inputs[0]
         assert source is not None
-        return self.conv(self.found.shared, source, weight, bias, pad, stride)
+        return self.conv(self.found.shared, source, weight, bias, pad)
 
-    def conv(
-        self, like: ir.Node, source: ir.Value, weight: Array, bias: Array | None, pad: int, stride: int = 1
-    ) -> ir.Value:
+    def conv(self, like: ir.Node, source: ir.Value, weight: Array, bias: Array | None, pad: int) -> ir.Value:
         c, kernel = self.c, weight.shape[2:]
         inputs = [source, c.constant(weight.astype(np.float32))]
         if bias is not None:
@@ -262,10 +263,10 @@ class _Writer:
             like=like.outputs[0],
             kernel_shape=list(kernel),
             pads=[pad] * 2 * self.rank,
-            strides=[stride] * self.rank,
+            strides=[1] * self.rank,
         )
         sizes = zip(c.layouts[source].shape[2:], kernel, strict=True)
-        shape = (len(weight), *((size + 2 * pad - taps) // stride + 1 for size, taps in sizes))
+        shape = (len(weight), *(size + 2 * pad - taps + 1 for size, taps in sizes))
         return self.given(result, like.outputs[0], shape)
 
     def bias_plane(self, kernel: Array, pad: int, stride: int) -> ir.Value:
@@ -312,8 +313,8 @@ class _InPhases(_Writer):
         value = self.merged(_channels_first(found.merged), self.for_each_phase(_bias(found.first)))
         parts = []
         if found.shared is not None:
-            weight = _channels_first(_strided(_weight(found.shared)))
-            parts.append(self.shared(weight, self.for_each_phase(_bias(found.shared)), pad=2, stride=2))
+            plain = self.shared(_weight(found.shared), _bias(found.shared), pad=1)
+            parts.append(self.in_phases(plain, value))
         kernel = self.bias_kernel()
         if kernel is not None:
             parts.append(self.bias_plane(_channels_first(_strided(kernel)), pad=2, stride=2))
@@ -325,6 +326,19 @@ class _InPhases(_Writer):
         self.follow(value, logits)
         c.graph.remove(old, safe=True)
         c.phases = True
+
+    def in_phases(self, plain: ir.Value, like: ir.Value) -> ir.Value:
+        """`[N, O, 2h, …]` → `[N, O·2^d, h + 1, …]`, 0 outside: a kernel for it would hold 8 or 19 times the weights."""
+        c, rank = self.c, self.rank
+        ends = [0, 0, *[1] * rank]
+        padded = c.op("Pad", plain, c.constant(ends * 2))
+        sizes = [c.size(like, axis) for axis in range(2, 2 + rank)]
+        apart = c.reshape(padded, [0, 0, *(entry for size in sizes for entry in (size, 2))])
+        blocks, phases = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
+        mixed = c.op("Transpose", apart, perm=[0, 1, *phases, *blocks])
+        channels, *extents = c.layouts[like].shape[1:]
+        result = c.op("Reshape", mixed, c.shape([0, channels, *sizes]), like=plain)
+        return self.given(result, plain, (channels, *extents))
 
     def for_each_phase(self, bias: Array | None) -> Array | None:
         return None if bias is None else np.repeat(bias, self.count)
@@ -386,7 +400,7 @@ class _Interleaved(_Writer):
             plane = c.op("Add", plane, self.bias_plane(kernel, pad=2, stride=1))
         if found.shared is None:
             return c.op("Transpose", plane, perm=self.order)  # type: ignore[no-any-return]
-        shared = self.shared(_weight(found.shared), _bias(found.shared), pad=2, stride=1)
+        shared = self.shared(_weight(found.shared), _bias(found.shared), pad=2)
         return self.channels_last(self.given(c.op("Add", shared, plane, like=shared), shared))
 
     @property
