@@ -57,7 +57,7 @@ BENCHMARKS = {
     "memory_large": Benchmark("bench_memory", ("large",)),
     "memory_volume": Benchmark("bench_memory", ("volume",)),
     "masks": Benchmark("bench_masks", quick=("--rounds", "5")),
-    "stages": Benchmark("bench_stages", data=True),
+    "stages": Benchmark("bench_stages", quick=(), data=True),
     "aggregator": Benchmark("bench_aggregator", quick=("--cases", "2", "--rounds", "3"), data=True),
     "decisions": Benchmark("bench_decisions", quick=("--cases", "20"), data=True),
     "volumes": Benchmark("bench_volumes", data=True),

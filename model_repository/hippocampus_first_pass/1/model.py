@@ -1,0 +1,100 @@
+"""Stand-in for Triton's native ONNX Runtime backend: runs the `model.onnx` beside it on the CPU.
+
+For machines without a GPU, for tests and demos; the configuration `embedded.pbtxt` selects it. Each request is a run of
+its own, and no output is computed that nobody asked for. Unlike the native backend it runs several requests at a time
+within one process: a run that is alone gets all cores, runs that meet share them out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: a hospital's server must not report to anybody
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Tensors as the ONNX file declares them; their first axis is the batch.
+
+    Parameters of the configuration, as `equipoise serve` sets them: `runs`, how many requests run at a time (1);
+    `intra_op_thread_count`, threads of each of them (0, or nothing said: all cores, as the native backend's); `alone`,
+    threads of a run that starts while no other request is there.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        runs, threads, alone = (
+            int(parameters.get(name, {}).get("string_value", 0)) for name in ("runs", "intra_op_thread_count", "alone")
+        )
+        self.runs, threads = runs or 1, threads or len(os.sched_getaffinity(0))
+        arena = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(arena, ort.OrtArenaCfg(0, -1, -1, -1))
+        # Threads of one run wait for each other: where several runs share the cores, few threads each are faster.
+        self.shared = self.alone = _session(file, threads)
+        if self.runs > 1 and alone > threads:
+            self.alone = _session(file, alone)  # the weights twice, but one arena
+        self.inputs = tuple(node.name for node in self.shared.get_inputs())
+        self.outputs = tuple(node.name for node in self.shared.get_outputs())
+        self.pool = ThreadPoolExecutor(self.runs)
+        self.room = threading.Semaphore(2 * self.runs)
+        self.lock, self.present = threading.Lock(), 0
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Takes each request, in order, while there is room: for those that run, and for as many that come next, so
+        that no core waits for Triton in between. All others wait there."""
+        for request in requests:
+            self.room.acquire()
+            with self.lock:
+                self.present += 1
+            self.pool.submit(self._answer, request, request.get_response_sender())
+
+    def finalize(self) -> None:
+        self.pool.shutdown()
+
+    def _answer(self, request: Any, sender: Any) -> None:
+        response = self._run(request, self.alone if self.present == 1 else self.shared)
+        with self.lock:
+            self.present -= 1
+        self.room.release()
+        try:
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:  # nobody waits for this answer any more; others do for theirs
+            pb_utils.Logger.log_error(f"an answer could not be sent: {type(error).__name__}")
+
+    def _run(self, request: Any, session: ort.InferenceSession) -> Any:
+        tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs]
+        if any(tensor is None for tensor in tensors):
+            given = [tensor.name() for tensor in request.inputs()]
+            return _error(f"expected the inputs {list(self.inputs)}; got {given}")
+        wanted = set(request.requested_output_names())
+        names = [name for name in self.outputs if name in wanted]
+        feeds = {name: tensor.as_numpy() for name, tensor in zip(self.inputs, tensors, strict=True)}
+        try:
+            results = session.run(names, feeds)
+        except Exception as error:  # ONNX Runtime's errors share no narrower base
+            return _error(f"ONNX Runtime refused the input: {error}")
+        return pb_utils.InferenceResponse([pb_utils.Tensor(n, r) for n, r in zip(names, results, strict=True)])
+
+
+def _session(file: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Waiting threads sleep: spinning would take the cores from the aggregators and from the other models.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")  # what one session frees, the other may use
+    options.log_severity_level = 3
+    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _error(message: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))

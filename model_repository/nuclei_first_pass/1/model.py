@@ -1,0 +1,1 @@
+../../hippocampus_sampler/1/model.py
