@@ -33,6 +33,7 @@ from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
 from equipoise_export.options import Options, Sizes
 from equipoise_export.publish.repository import publish_pair
+from equipoise_export.publish.triton_config import sampler_names, warm_up_with
 from rich.console import Console
 from rich.progress import track
 
@@ -89,7 +90,7 @@ def build(reference: Reference, data: Dataset) -> tuple[Compiled, Compiled, Poli
         directory = publish_pair(compiled, Path(scratch), first_pass=first_pass) / "1"
         model = load_model(directory)
         samplers, first = published_samplers(Path(scratch), model.contract)
-        policy = choose_on_split(model, Path(scratch), reference, data)
+        policy = choose_on_split(model, Path(scratch), reference, data, reference.stages)
         decided = Model(model.contract, policy, "", model.code_digest)
         test = data.select(reference_split(reference.name, data.ids).test)
         assessments = [
@@ -104,15 +105,20 @@ def spacing_of(reference: Reference) -> tuple[float, ...] | None:
     return None if reference.spacing is None else tuple((low + high) / 2 for low, high in reference.spacing)
 
 
-def choose_on_split(model: Model, repository: Path, reference: Reference, data: Dataset) -> Policy:
+def choose_on_split(
+    model: Model, repository: Path, reference: Reference, data: Dataset, stages: Sequence[int] = ()
+) -> Policy:
     """The policy of a model for this data set, published without one, chosen on the calibration split.
 
     Training cases are the pilot: they say where to look, and no guarantee rests on them. Statistics of the input need
     no samples: they are of all training images.
+
+    Args:
+        stages: empty: a first pass, where the model has one, and full T.
     """
     split = reference_split(reference.name, data.ids)
     samplers, first_pass = published_samplers(repository, model.contract)
-    stages = (*((FIRST_PASS,) if first_pass else ()), model.samples)
+    stages = stages or (*((FIRST_PASS,) if first_pass else ()), model.samples)
 
     def measured(ids: Sequence[str], what: str) -> list[Measured]:
         cases = data.select(ids)
@@ -199,6 +205,8 @@ def main(
             replace=True,
             first_pass=first_pass,
         )
+        for sampler in sampler_names(compiled.contract):
+            warm_up_with(into / sampler, load_model(into / name / "1").chunk)
         (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(routes, indent=1) + "\n", encoding="utf-8")
         console.print(f"[bold]{name}[/bold] published into {into}", routes)
 
