@@ -5,12 +5,16 @@ from equipoise_client.cli.replay import differences, explanation, read_record
 from equipoise_client.errors import InvalidInput
 from equipoise_core.record import FORMAT
 
+COMPUTED_BY = {"device": "CPU", "provider": "CPUExecutionProvider", "onnxruntime": "1.31", "precision": "fp32"}
 RECORD = {
     "format": FORMAT, "model_digest": "a", "policy_digest": "b", "code_digest": "c", "seed": "7", "samples": 8,
     "first_pass": False, "score": "s", "route": "accept", "threshold": 0.2,
-    "reason": {"code": "score_accepted", "values": {"score": "s", "value": 0.1, "threshold": 0.2}, "text": "…"},
+    "reason": {
+        "code": "score_accepted", "values": {"score": "s", "value": 0.1, "threshold": 0.2, "samples": 20},
+        "text": "s 0.1 is at most 0.2, after 20 samples",
+    },
     "case_score": 0.1, "scores": {"s": 0.1, "r": None}, "statistics": {"energy_0": -1.0}, "ood_distance": 1.0,
-    "volume_ml": {"total": {"mean": 2000.0}},
+    "volume_ml": {"total": {"mean": 2000.0}}, "computed_by": COMPUTED_BY,
 }  # fmt: skip
 
 
@@ -35,6 +39,7 @@ def test_numbers_within_the_tolerance_are_the_same():
         ({"first_pass": True}, "first_pass"),
         ({"reason": {**RECORD["reason"], "code": "score_too_high"}}, "reason"),
         ({"reason": {**RECORD["reason"], "text": "other digits"}}, None),
+        ({"reason": {**RECORD["reason"], "values": {**RECORD["reason"]["values"], "value": 0.11}}}, "reason.value"),
     ],
 )
 def test_every_difference_is_named(change, what):
@@ -58,7 +63,7 @@ def test_the_tolerance_is_that_of_the_devices():
     """What one device must repeat to 1e-5, another need only meet as the proof promises; half precision less so."""
     again = {**RECORD, "case_score": 0.10005}
     gpu = {"device": "NVIDIA H200", "provider": "CUDAExecutionProvider", "precision": "fp32"}
-    cpu = {"device": "CPU", "provider": "CPUExecutionProvider", "precision": "fp32"}
+    cpu = {**COMPUTED_BY}
     assert [each.what for each in differences({**RECORD, "computed_by": cpu}, {**again, "computed_by": cpu})]
     assert not list(differences({**RECORD, "computed_by": cpu}, {**again, "computed_by": gpu}))
     far = {**RECORD, "case_score": 0.103, "computed_by": gpu}
@@ -82,3 +87,9 @@ def test_a_record_of_an_earlier_format_is_refused_with_what_to_do(tmp_path):
     path.write_text(json.dumps({**RECORD, "format": "equipoise-record/1"}))
     with pytest.raises(InvalidInput, match="the version that wrote it"):
         read_record(path)
+
+
+def test_a_text_that_its_code_and_numbers_do_not_say_is_noticed():
+    """The recorded one: a log that was edited by hand."""
+    edited = {**RECORD, "reason": {**RECORD["reason"], "text": "s 0.1 is at most 0.9, after 20 samples"}}
+    assert [each.what for each in differences(edited, RECORD)] == ["reason.text"]

@@ -1,11 +1,12 @@
 import dataclasses
+import string
 
 import numpy as np
 import pytest
 from equipoise_core.contract import FirstPass
 from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.policy import Bounds, Guarantee, Policy
-from equipoise_core.reasons import reason
+from equipoise_core.reasons import TEXTS, reason
 from equipoise_core.stages import Stage, chunk_of
 
 INPUT, ANSWER = {"noise": 0.3}, {"sample_disagreement": 0.05}
@@ -168,3 +169,19 @@ def test_nothing_is_accepted_without_a_guarantee(policy):
 def test_every_chunk_has_one_number_of_samples(stages, at_most, chunk):
     """It divides the samples of every stage, so that none is shorter than another."""
     assert chunk_of(stages, at_most) == chunk
+
+
+def test_reasons_are_rendered_as_they_are_read_again():
+    """A number that JSON cannot say is None in a record."""
+    said = reason("score_too_high", score="s", value=None, threshold=0.2, samples=0)
+    assert str(said) == "s unknown is above 0.2, after the first pass"
+    for code, text in TEXTS.items():
+        names = [name for _, name, _, _ in string.Formatter().parse(text) if name and name != "after"]
+        values = {**dict.fromkeys(names), **({"samples": 5} if "{after}" in text else {})}
+        assert str(reason(code, **values))
+
+
+def test_a_stage_that_looks_at_a_number_of_the_input_reviews(segmentation, policy, good):
+    stages = (Stage(6, "noise", 0.5),)
+    decision = decide(segmentation, dataclasses.replace(policy, stages=stages), "", good)
+    assert (decision.route, decision.reason.code) == (Route.REVIEW, "unknown_number")

@@ -12,7 +12,7 @@ from equipoise_core.errors import SamplerFailure
 from equipoise_core.moments import sampler_outputs
 from equipoise_core.outputs import OF_SAMPLES, OUTPUTS
 from equipoise_core.policy import Bounds, Guarantee, Policy, parse_policy
-from equipoise_core.sampling import assess, assess_all
+from equipoise_core.sampling import assess, assess_all, probe_first_pass
 from equipoise_core.scores import scores_of
 from equipoise_core.stages import Stage
 from scipy import special
@@ -281,3 +281,22 @@ def test_contract_and_policy_keep_first_passes(contract, segmentation, policy) -
 def test_a_classifier_cannot_state_moments(classification) -> None:
     with pytest.raises(ContractError, match="only a segmentation"):
         dataclasses.replace(classification, states_moments=True)
+
+
+def test_a_health_probe_reaches_the_first_pass(contract, policy, case) -> None:
+    """It names T, so that no case is decided by it; a first pass that is dead or answers nonsense is noticed."""
+    model, sampler = Model(contract, policy, "", "code"), Network(False)
+    probe_first_pass(model, case, [sampler], Network(True))
+    for broken in (None, Network(True, fails=True), Network(True, own=float("nan"))):
+        with pytest.raises(SamplerFailure):
+            probe_first_pass(model, case, [sampler], broken)
+    unused = Model(contract, dataclasses.replace(policy, stages=(THEN,)), "", "code")
+    probe_first_pass(unused, case, [sampler], None)
+    assert sampler.calls == 0
+
+
+def test_a_first_pass_has_a_file_of_its_own_and_states_no_moments_of_a_classifier(contract, classification) -> None:
+    with pytest.raises(ContractError, match="a file of its own"):
+        dataclasses.replace(contract, first_pass=FirstPass("toy_sampler", "11" * 32))
+    with pytest.raises(ContractError, match="only a segmentation"):
+        dataclasses.replace(classification, first_pass=FirstPass("toyc_first_pass", "11" * 32, True))

@@ -47,7 +47,9 @@ def poisoned(tmp_path_factory) -> Path:
     shutil.copytree(Path(equipoise_core.__file__).parent, packages / "equipoise_core")
     decision = packages / "equipoise_core" / "decision.py"
     decision.write_text(
-        decision.read_text() + f"\n\ndef decide(*_):\n    return Decision(Route.ACCEPT, {POISON!r})\n", encoding="utf-8"
+        decision.read_text()
+        + f"\n\ndef decide(*_):\n    return Decision(Route.ACCEPT, reason('no_policy', message={POISON!r}))\n",
+        encoding="utf-8",
     )
     return environment
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from equipoise_core.reasons import near_limit
+from equipoise_core.reasons import near_limit, rendered
 from equipoise_core.record import FORMAT, input_digest, tolerance_between
 from rich.console import Console
 from rich.table import Table
@@ -154,23 +154,37 @@ def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterat
     for name in (*BINDING, *_DECIDED, *sorted(others)):
         if recorded.get(name) != again.get(name) and not _close(recorded.get(name), again.get(name), within):
             yield Difference(name, recorded.get(name), again.get(name))
-    codes = [(record.get("reason") or {}).get("code") for record in (recorded, again)]
-    if codes[0] != codes[1]:
-        yield Difference("reason", *codes)
+    yield from _reasons(_part(recorded, "reason"), _part(again, "reason"), within)
     for name in _MEASURED:
         yield from _numbers(name, recorded.get(name), again.get(name), within)
+
+
+def _reasons(recorded: Mapping[str, Any], again: Mapping[str, Any], within: float) -> Iterator[Difference]:
+    """Codes, their numbers, and whether the recorded text is what code and numbers say."""
+    if recorded.get("code") != again.get("code"):
+        yield Difference("reason", recorded.get("code"), again.get("code"))
+        return
+    yield from _numbers("reason", recorded.get("values"), again.get("values"), within)
+    said = rendered(recorded)
+    if recorded.get("text") != said:
+        yield Difference("reason.text", recorded.get("text"), said)
 
 
 def explanation(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
     """Why two devices may route one case differently: a number that decided lies at its limit. None: it does not."""
     within = _tolerance(recorded, again)
-    near = (near_limit(record.get("reason") or {}, within) for record in (recorded, again))
+    near = (near_limit(_part(record, "reason"), within) for record in (recorded, again))
     found = next(filter(None, near), None)
     return None if found is None else f"a number that decides lies at its limit: {found}, the tolerance of the devices"
 
 
 def _tolerance(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> float:
-    return tolerance_between(recorded.get("computed_by") or {}, again.get("computed_by") or {})
+    return tolerance_between(_part(recorded, "computed_by"), _part(again, "computed_by"))
+
+
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = record.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _numbers(name: str, recorded: Any, again: Any, within: float) -> Iterator[Difference]:

@@ -53,7 +53,7 @@ def identity_of(series: Series, prediction: Prediction) -> Identity:
 
 
 _DIGESTS = ("model_digest", "policy_digest", "code_digest", "input_digest")
-_DECISIVE = ("model", *_DIGESTS, "seed", "samples", "samples_planned", "computed_by")  # one UID, one content
+_DECISIVE = ("model", *_DIGESTS, "seed", "samples", "samples_planned")
 
 
 def _moment(dataset: Any) -> tuple[str, str]:

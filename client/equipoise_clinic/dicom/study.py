@@ -174,8 +174,9 @@ def analyse(
     if answer.record.get("model_digest", contract.model_digest) != contract.model_digest:
         # Its results would name classes and model as the one before; the client knows the new one by now.
         raise ServerUnavailable(f"{model} was replaced while it was asked; ask again")
-    if not all(np.isfinite(answer.arrays[name]).all() for name in ("epistemic", "variance") if name in answer.arrays):
-        raise ServerUnavailable(f"{model} could draw no samples; ask again")
+    codes = {problem.get("code") for problem in answer.record.get("problems") or () if isinstance(problem, dict)}
+    if codes & {"sampler_failed", "first_pass_failed"}:
+        raise ServerUnavailable(f"{model} could not draw all samples; ask again")
     prediction = prepared.judge(answer)
     source = result_source(series, chosen.rule, contract, prepared, prediction)
     try:

@@ -37,7 +37,7 @@ IN_FLIGHT_FILES = "in_flight-*-*"
 
 BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
-_LOOK_EVERY = 0.05  # seconds between two looks at the metrics
+_CHECK_EVERY = 0.05  # seconds between two looks at the metrics
 _INSTANCES = 16  # at most so many requests per model are between its queue and the count of those begun
 _UNSEEN = 5.0  # seconds to wait for an accepted request that is neither queued nor running nor answered
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
@@ -135,14 +135,14 @@ class Drain:
         self._empty_since: dict[str, float] = {}  # model → since when nothing is seen of what it has accepted
         self._targets: dict[str, float] = {}
         self._refusing = False
-        self._quiet_looks = 0
+        self._quiet_checks = 0
 
     def done(self) -> bool:
         """Checks once; also True where nobody listens any more, since then there is nothing to wait for."""
         try:
             before, loads = self._loads(), self._loads()
         except TimeoutError:  # busy; the caller's deadline limits this
-            self._quiet_looks = 0
+            self._quiet_checks = 0
             return False
         except OSError:
             return True
@@ -155,13 +155,13 @@ class Drain:
         idle = {name for name, load in loads.items() if self._idle(name, load)}
         quiet = not any(load.running for load in loads.values()) if self._refusing else len(idle) == len(loads)
         # Twice in a row: a request that was just accepted may not be in any number yet.
-        self._quiet_looks = self._quiet_looks + 1 if quiet else 0
+        self._quiet_checks = self._quiet_checks + 1 if quiet else 0
         begun = all(name in idle or load.begun >= self._targets[name] for name, load in loads.items())
         if begun and not quiet and not self._refusing:
             with contextlib.suppress(OSError):  # no room, or the directory is gone: answers go on
                 self._flag.touch()
             self._refusing = True
-        return self._quiet_looks >= 2
+        return self._quiet_checks >= 2
 
     def _idle(self, name: str, load: _Load) -> bool:
         """Whether nothing waits, nothing runs, and nothing is on its way between the two."""
@@ -187,7 +187,9 @@ class Drain:
         """Public model → requests that its processes are answering."""
         counts: dict[str, float] = {}
         for file in self._flag.parent.glob(IN_FLIGHT_FILES):
-            model = file.name.split("-", 2)[2]
+            _, process, model = file.name.split("-", 2)
+            if not Path(f"/proc/{process}").exists():  # killed in the middle of a request, which Triton has failed
+                continue
             counts[model] = counts.get(model, 0.0) + int.from_bytes(file.read_bytes(), "little")
         return counts
 
@@ -244,7 +246,7 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
                 deadline = look + patience
         now = time.monotonic()
         if look is not None and deadline is not None and now >= look:
-            look = now + _LOOK_EVERY
+            look = now + _CHECK_EVERY
             if now >= deadline or drain.done():
                 server.terminate()
                 look, deadline = None, time.monotonic() + grace

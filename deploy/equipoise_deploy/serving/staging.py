@@ -105,12 +105,12 @@ def stage_repository(
             own[model.name].configure_aggregator(config, _shares(sampler, own[model.name]))
             config.parameters["computed_by"].string_value = canonical_json(computed_by(sampler))
             if not on_cpu(sampler):
-                # One shape: a probe of another T would cost the GPU its plans.
-                chunk = _chunk(repository / model.name, own[model.name])
-                config.parameters[PROBE_SAMPLES].string_value = str(chunk)
+                chunk, members = _chunk(repository / model.name, own[model.name]), len(carried_contract(model).samplers)
+                config.parameters[PROBE_SAMPLES].string_value = str(-(-max(2, members) // chunk) * chunk)
         elif model.name in owners:
             members = len(carried_contract(repository / owners[model.name]).samplers)
             own[owners[model.name]].configure_sampler(config, max(1, cores // members))
+            _warm_up_with(config, _chunk(repository / owners[model.name], own[owners[model.name]]))
         else:
             continue
         staged = into / chosen.relative_to(repository)
@@ -130,6 +130,13 @@ def _shares(sampler: ModelConfig, settings: Settings) -> int:
     The stand-in gives them to a single one; on a GPU one run is to be as large as can be.
     """
     return settings.samplers or 1 if on_cpu(sampler) and not is_stand_in(sampler) else 1
+
+
+def _warm_up_with(sampler: ModelConfig, chunk: int) -> None:
+    """The T that requests will have: a GPU plans for one shape."""
+    for warmup in sampler.model_warmup:
+        if "masks" in warmup.inputs:
+            warmup.inputs["masks"].dims[0] = chunk
 
 
 def _chunk(public: Path, settings: Settings) -> int:

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
-from ..publish.triton_config import warm_up_with
 from .cases import Labelled, Measured, check_classes, measure
 from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
@@ -144,10 +143,8 @@ def calibrate(
     samples = checked_stages(stages, samples)
     repository = Path(repository)
     published = load_model(repository / name / "1")
-    model = Model(
-        replace(published.contract, samples=samples) if samples else published.contract,
-        None, "", published.code_digest,
-    )  # fmt: skip
+    model = replace(published, policy=None)
+    full = (samples if published.contract.stochastic else None) or model.samples
     contract = published.contract
     if FIRST_PASS in stages and contract.first_pass is None:
         raise CalibrationError(f"{name} has no first pass; leave 0 out of --stages, or export it again with one")
@@ -162,7 +159,7 @@ def calibrate(
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
-    grid = tuple(stages) or (tried_stages(model) if contract.stochastic else model.stages)
+    grid = tuple(stages) or tried_stages(contract, full)
     measured = _measured(model, repository, cases, acceptable_dice, grid, progress)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
@@ -201,9 +198,6 @@ def calibrate(
         render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
     )
     _write_policy(repository / name / "1" / "policy.json", chosen)
-    chunk = replace(published, policy=chosen.policy).chunk
-    for file in sampler_files:
-        warm_up_with(file.parents[1], chunk)
     return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
 
 
@@ -242,11 +236,10 @@ def checked_stages(stages: Sequence[int], samples: int | None) -> int | None:
     return stages[-1]
 
 
-def tried_stages(model: Model) -> tuple[int, ...]:
+def tried_stages(contract: Contract, full: int) -> tuple[int, ...]:
     """Numbers of samples at which answers are compared where none are named: the first pass, ¼, ½ and all of T."""
-    full = model.samples
-    early = [full // 4, full // 2] if full % 4 == 0 and full >= MANY else []
-    return (*((FIRST_PASS,) if model.contract.first_pass else ()), *early, full)
+    early = [full // 4, full // 2] if contract.stochastic and full % 4 == 0 and full >= MANY else []
+    return (*((FIRST_PASS,) if contract.first_pass else ()), *early, full)
 
 
 def _measured(

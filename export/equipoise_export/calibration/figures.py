@@ -191,7 +191,7 @@ def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
         "mean": float(used.mean()),
         "full": judged[0].case.full.samples,
         "decided_after": {stage.samples: int((used == stage.samples).sum()) for stage in judged[0].policy.stages},
-        "stopped_early": len(early),
+        "decided_early": len(early),
         "same_route_as_full": exact_share(same, len(early)),
     }
 

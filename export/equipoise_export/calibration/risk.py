@@ -70,7 +70,7 @@ def learn_then_test(accepted: NDArray[np.bool_], losses: Floats, alpha: float, d
     Fixed-sequence testing (Angelopoulos et al. 2021, arXiv 2110.01052): candidates are tested one by one at level δ,
     the first that cannot be certified ends the sequence, the last that was certified is chosen. Because the sequence
     ends, no correction for the number of candidates is needed. A candidate is any rule that was fixed without looking
-    at these cases: a threshold on a score, or a stopping procedure together with its threshold.
+    at these cases: a threshold on a score, or those of a list of stages.
 
     The sequence begins at the first candidate that accepts enough cases for a certificate (see `HEAD_START`): which one
     that is depends on how many are accepted, never on whether they are right. For candidates that accept more and more,

@@ -1,8 +1,8 @@
 """A pair of an earlier format → the same networks in this one, with this version's code.
 
 Contract 1 → 2: the mask generator, precision and `states_moments` are stated; `screen` is `first_pass`; the output
-`sum_own` is `sum_uncertainty`. Masks, weights and answers stay. A policy does not: it says how an earlier procedure
-stopped early, and that is not the one it would be served by.
+`sum_own` is `sum_uncertainty`. Weights and mask generator stay; seeds and masks follow the model's new digest. A policy
+does not stay: it says how an earlier procedure stopped early, and that is not the one it would be served by.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ chooses among them:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Contract, Task
@@ -183,22 +182,6 @@ def _warmup(contract: Contract) -> triton.ModelWarmup:
         packed = mask_layout(contract, contract.nominal).bytes
         inputs["masks"] = triton.ModelWarmup.Input(data_type=_UINT8, dims=[contract.samples, packed], random_data=True)
     return triton.ModelWarmup(name="nominal", batch_size=1, inputs=inputs)
-
-
-def warm_up_with(sampler: Path, chunk: int) -> None:
-    """Lets a published sampler warm up with the T that its model's policy will send: a GPU plans for one shape.
-
-    Args:
-        sampler: its folder; a configuration of it without a warm-up stays as it is.
-        chunk: samples of one request.
-    """
-    path = sampler / "config.pbtxt"
-    config = text_format.Parse(path.read_text(encoding="utf-8"), triton.ModelConfig())
-    found = [warmup.inputs["masks"] for warmup in config.model_warmup if "masks" in warmup.inputs]
-    if any(masks.dims[0] != chunk for masks in found):
-        for masks in found:
-            masks.dims[0] = chunk
-        path.write_text(render(config), encoding="utf-8")
 
 
 def _spatial(contract: Contract) -> list[int]:

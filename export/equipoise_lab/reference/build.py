@@ -33,7 +33,6 @@ from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
 from equipoise_export.options import Options, Sizes
 from equipoise_export.publish.repository import publish_pair
-from equipoise_export.publish.triton_config import sampler_names, warm_up_with
 from rich.console import Console
 from rich.progress import track
 
@@ -205,8 +204,6 @@ def main(
             replace=True,
             first_pass=first_pass,
         )
-        for sampler in sampler_names(compiled.contract):
-            warm_up_with(into / sampler, load_model(into / name / "1").chunk)
         (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(routes, indent=1) + "\n", encoding="utf-8")
         console.print(f"[bold]{name}[/bold] published into {into}", routes)
 

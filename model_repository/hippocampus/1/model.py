@@ -23,7 +23,7 @@ from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
 from equipoise_core.loading import load_model
 from equipoise_core.moments import sampler_outputs
 from equipoise_core.outputs import OF_SAMPLES, OUTPUTS
-from equipoise_core.sampling import assess_all
+from equipoise_core.sampling import assess_all, probe_first_pass
 from equipoise_core.validation import validate_answer
 
 # `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
@@ -79,14 +79,16 @@ class TritonPythonModel:
             cases = cases_of(request)
             wanted = set(request.requested_output_names())
             validate_answer(contract, cases, wanted)
+            # Only where the caller names T, so that nothing that can be accepted goes uncounted, whoever uses the id.
+            probe = request.request_id() == PROBE and all(case.samples is not None for case in cases)
+            if probe:
+                probe_first_pass(self.model, cases[0], samplers, first_pass)
             assessments = assess_all(self.model, cases, samplers, self.each, first_pass, bool(wanted & OF_SAMPLES))
             tensors = [
                 pb_utils.Tensor(name, _rows_of([OUTPUTS[name](assessment) for assessment in assessments]))
                 for name in OUTPUTS
                 if name in wanted
             ]
-            # Only where the caller names T, so that nothing that can be accepted goes uncounted, whoever uses the id.
-            probe = request.request_id() == PROBE and all(case.samples is not None for case in cases)
             for assessment in () if probe else assessments:
                 self.metrics.count(assessment)
             return pb_utils.InferenceResponse(tensors)

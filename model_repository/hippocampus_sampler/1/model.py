@@ -62,10 +62,14 @@ class TritonPythonModel:
         self.pool.shutdown()
 
     def _answer(self, request: Any, sender: Any) -> None:
-        response = self._run(request, self.alone if self.present == 1 else self.shared)
-        with self.lock:
-            self.present -= 1
-        self.room.release()
+        try:
+            response = self._run(request, self.alone if self.present == 1 else self.shared)
+        except Exception as error:  # whatever it is, the next request finds its room
+            response = _error(f"{type(error).__name__} in the sampler")
+        finally:
+            with self.lock:
+                self.present -= 1
+            self.room.release()
         try:
             sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:  # nobody waits for this answer any more; others do for theirs

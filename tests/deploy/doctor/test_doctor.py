@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from equipoise_client.cli.main import main
 from equipoise_clinic.audit import Kind, append
 from equipoise_deploy.bundle.making import SBOM
-from equipoise_deploy.doctor import live, machine, models, network, software
+from equipoise_deploy.doctor import machine, models, network, running, software
 from equipoise_deploy.doctor.checks import MACHINE_CHECKS, SERVER_CHECKS
 from equipoise_deploy.doctor.results import Status, Subject, examine
 from equipoise_deploy.ports import Ports, listeners
@@ -317,12 +317,12 @@ def test_a_running_server_is_examined(tmp_path, pairs, capsys):
         mine = replace(mine, record=None, baseline=baseline)
         before["models"]["tinycls"]["median_ms"] = 1e-3
         baseline.write_text(json.dumps(before))
-        assert {f.check: f for f in live.inference(mine)}["latency"].status is Status.FAILURE
+        assert {f.check: f for f in running.inference(mine)}["latency"].status is Status.FAILURE
         before["models"]["tinycls"].update(median_ms=1e9, variance=0.2)
         baseline.write_text(json.dumps(before))
-        again = {f.check: f for f in live.inference(mine)}
+        again = {f.check: f for f in running.inference(mine)}
         assert again["latency"].status is Status.OK and again["inference"].status is Status.FAILURE
         baseline.write_text("{}")
-        assert "not a baseline" in next(live.inference(mine)).found
-    stopped = next(live.inference(replace(mine, baseline=None)))
+        assert "not a baseline" in next(running.inference(mine)).found
+    stopped = next(running.inference(replace(mine, baseline=None)))
     assert stopped.status is Status.FAILURE and stopped.remedy

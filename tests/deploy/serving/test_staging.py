@@ -134,3 +134,14 @@ def test_what_computes_decisions_is_handed_to_the_aggregator(repository, tmp_pat
     found = json.loads(parameters["computed_by"].string_value)
     assert found["provider"] == "CUDAExecutionProvider" and found["provider_options"]["use_tf32"] == "0"
     assert parameters["probe_samples"].string_value == "20"
+
+
+def test_on_a_gpu_probes_and_warm_up_have_the_t_of_requests(repository, tmp_path):
+    """One shape, and enough samples to differ: stages of 3 and 20 samples are drawn one by one."""
+    for chunk, probe in ((None, 20), (5, 5), (1, 2)):
+        into = tmp_path / str(chunk)
+        into.mkdir()
+        stage_repository(repository, into, "", 2, {"tinyseg": Settings(chunk=chunk)})
+        warmup = _config(into / "tinyseg_sampler/config.pbtxt").model_warmup[0]
+        assert warmup.inputs["masks"].dims[0] == (chunk or 20)
+        assert _config(into / "tinyseg/config.pbtxt").parameters["probe_samples"].string_value == str(probe)

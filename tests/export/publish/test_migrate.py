@@ -1,4 +1,4 @@
-"""Pairs of the earlier format: the same masks, weights and answers in this one; what cannot be kept is said."""
+"""Pairs of the earlier format: the same weights and generator in this one; what cannot be kept is said."""
 
 import json
 
@@ -45,7 +45,7 @@ def earlier(compiled_unet, tmp_path):
     return folder
 
 
-def test_a_migrated_pair_loads_and_draws_as_before(earlier, tmp_path):
+def test_a_migrated_pair_loads_and_draws(earlier, tmp_path):
     with pytest.raises(ContractError, match="equipoise migrate"):
         load_model(earlier / "1")
     folder, lost = migrate(earlier.name, earlier.parent, tmp_path / "new")

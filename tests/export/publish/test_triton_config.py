@@ -8,8 +8,7 @@ from dataclasses import replace
 import onnx
 import pytest
 from equipoise_core.contract import Contract, Site, SiteKind, parse_contract
-from equipoise_export.publish.repository import publish_pair
-from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs, warm_up_with
+from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
@@ -110,17 +109,3 @@ def test_public_model_carries_its_contract(tiny):
     """A client learns classes, spacing and sizes from the server alone."""
     text = aggregator_config(tiny.contract).parameters["contract"].string_value
     assert parse_contract(json.loads(text)) == tiny.contract
-
-
-def test_the_warm_up_follows_the_policys_chunk(tiny_segmentation, tmp_path):
-    """One shape: what the first request sends is what the server was warmed up with."""
-    folder = publish_pair(tiny_segmentation, tmp_path).parent / "tinyseg_sampler"
-    before = (folder / "config.pbtxt").read_text()
-    warm_up_with(folder, tiny_segmentation.contract.samples)
-    assert (folder / "config.pbtxt").read_text() == before
-    warm_up_with(folder, 5)
-    config = text_format.Parse((folder / "config.pbtxt").read_text(), triton.ModelConfig())
-    assert config.model_warmup[0].inputs["masks"].dims[0] == 5
-    masks = config.model_warmup[0].inputs["masks"]
-    masks.dims[0] = tiny_segmentation.contract.samples
-    assert config == text_format.Parse(before, triton.ModelConfig())

@@ -109,7 +109,7 @@ class Contract:
         classes: one name per channel of the network's output. Softmax segmentation: the first is background.
         channels: C of the input.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
-        nominal: per spatial axis the size used for warm-up and for the synthetic inference that proves readiness.
+        nominal: per spatial axis the size used for warm-up and for the health probe that proves readiness.
         maximum: per spatial axis the largest size that the network sees at once. A larger image to be segmented is
             taken in windows.
         spacing: per spatial axis (lowest, highest) voxel spacing in mm that the network was trained for, or None where
@@ -159,8 +159,11 @@ class Contract:
                 f"{', '.join(MASK_GENERATORS)}"
             )
         names = [site.name for site in self.sites]
-        if self.states_moments and self.task is Task.CLASSIFICATION:
+        states = self.states_moments or (self.first_pass is not None and self.first_pass.states_moments)
+        if states and self.task is Task.CLASSIFICATION:
             raise ContractError("only a segmentation states its own moments: those of a classifier are its samples'")
+        if self.first_pass is not None and self.first_pass.name in {sampler.name for sampler in self.samplers}:
+            raise ContractError(f"{self.first_pass.name} is a sampler and the first pass; each has a file of its own")
         if len(set(names)) != len(names):
             raise ContractError(f"site names repeat: {sorted(name for name in names if names.count(name) > 1)}")
 

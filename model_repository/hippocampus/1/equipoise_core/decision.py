@@ -110,9 +110,11 @@ def _failures(contract: Contract, policy: Policy | None, why_no_policy: str, evi
         if policy.stages[0].samples == FIRST_PASS and contract.first_pass is None:
             yield reason("no_first_pass")
         stage = policy.stage(evidence.samples)
-        named = {*policy.suitable.limits, *policy.typical.limits, *((stage.score,) if stage else ())}
+        if stage and stage.score not in evidence.answer:
+            yield reason("unknown_number", name=stage.score)
+        named = {*policy.suitable.limits, *policy.typical.limits}
         if evidence.samples == FIRST_PASS:
-            named -= set(scores_of(contract)) - {stage.score if stage else ""}
+            named -= set(scores_of(contract))
         for name in sorted(named - set(numbers)):
             yield reason("unknown_number", name=name)
 

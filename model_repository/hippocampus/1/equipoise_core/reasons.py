@@ -30,6 +30,16 @@ TEXTS: Mapping[str, str] = {
 """Code → text with the names of its values. Codes stand in records for years: none changes its meaning."""
 
 
+class _Unknown:
+    """A number that JSON cannot say, as it is read again from a record."""
+
+    def __format__(self, spec: str) -> str:
+        return "unknown"
+
+
+_UNKNOWN = _Unknown()
+
+
 @dataclass(frozen=True)
 class Reason:
     """`code` is one of `TEXTS`; `values` are numbers and short texts by name, JSON-able."""
@@ -39,7 +49,8 @@ class Reason:
 
     def __str__(self) -> str:
         after = _after(self.values["samples"]) if "samples" in self.values else ""
-        return TEXTS[self.code].format(**self.values, after=after)
+        values = {name: _UNKNOWN if value is None else value for name, value in self.values.items()}
+        return TEXTS[self.code].format(**values, after=after)
 
     def document(self) -> dict[str, Any]:
         return {"code": self.code, "values": dict(self.values)}
@@ -53,19 +64,28 @@ def _after(samples: int) -> str:
     return "the first pass" if samples == 0 else f"{samples} sample{'' if samples == 1 else 's'}"
 
 
-def near_limit(reason: Mapping[str, Any], tolerance: float) -> str | None:
+def rendered(document: Mapping[str, Any]) -> str | None:
+    """The text of a recorded reason, from its code and values; None where they are no reason of ours."""
+    values = document.get("values")
+    try:
+        return str(Reason(document["code"], values)) if isinstance(values, Mapping) else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def near_limit(document: Mapping[str, Any], tolerance: float) -> str | None:
     """In words, where a recorded reason rests on a number so near its limit that another device may see it otherwise.
 
     Args:
-        reason: as `Reason.document` writes it.
+        document: as `Reason.document` writes it.
         tolerance: absolute for numbers below 1, relative above.
     """
-    values = reason.get("values") or {}
+    values = document.get("values")
+    values = values if isinstance(values, Mapping) else {}
     value = values.get("value")
-    name = values.get("score", values.get("name"))
     for limit in (values.get(which) for which in ("threshold", "low", "high")):
-        if value is None or limit is None:
+        if not (isinstance(value, float) and isinstance(limit, float)):
             continue
         if abs(value - limit) <= tolerance * max(1.0, abs(limit)):
-            return f"{name} {value:.6g} against {limit:.6g} ± {tolerance:g}"
+            return f"{values.get('score', values.get('name'))} {value:.6g} against {limit:.6g} ± {tolerance:g}"
     return None

@@ -142,6 +142,15 @@ def assess_all(
     return [answers[number] for number in range(len(cases))]
 
 
+def probe_first_pass(model: Model, case: Case, samplers: Sequence[RunSampler], first_pass: RunSampler | None) -> None:
+    """Whether the first pass answers, where the policy has one. Raises SamplerFailure where it does not."""
+    if model.stages[0] == FIRST_PASS:
+        ready = get_ready(model, case, model.stages)
+        (answer,) = next(Run(model, [ready], samplers, first_pass=first_pass).assessments(until_decided=False))
+        if answer.problems:
+            raise SamplerFailure(str(answer.problems[0]))
+
+
 @dataclass(frozen=True)
 class Run:
     """Cases that are `alike` and are answered together; several only where none is tiled. See `assess_all`."""
