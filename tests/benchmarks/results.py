@@ -184,7 +184,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "memory_volume": ("A whole CT volume", "One request to the hippocampus model.", memory_volume),
     "masks": ("Drawing masks", "Time a bit and sample with T = 20, by the generator of older contracts and of new ones.", masks),
     "stages": ("Cost of a decision", "Test split, each list of stages calibrated alike; passes and sampler time per case, against T = 20.", stages),
-    "aggregator": ("The aggregator's arithmetic", "Processor time of a request without its sampler, this commit against its parent; `masks` and `sampler` are no part of the whole.", aggregator),
+    "aggregator": ("The aggregator's arithmetic", "Processor time of a request without its sampler, against an earlier commit (97de43c here); `masks` and `sampler` are no part of the whole.", aggregator),
     "decisions": ("Decisions", "The published policies on cases that neither weights nor policy have seen.", decisions),
     "volumes": ("Volumes with intervals", "Share of true volumes inside the interval, as the samples give it and after calibration.", volumes),
     "active_learning": ("Choosing images to label", "Nuclei: Dice by the order of `equipoise rank` against random order.", active_learning),
@@ -240,7 +240,7 @@ def headline(run: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if "stages" in found:
         spared = {row["model"]: row["faster"] for row in found["stages"] if row["stages"] == "first pass"}
         times = ", ".join(f"{name} {faster:.1f} ×" for name, faster in spared.items())
-        lines.append(f"- A first pass before the samples: {times} less sampler time at the same certificate.")
+        lines.append(f"- With a first pass: {times} less sampler time, same certificate.")
     if "decisions" in found:
         claims = [claim for each in found["decisions"].values() for claim in each]
         lines.append(
