@@ -29,7 +29,7 @@ def versions(tmp_path_factory, tiny_classifier) -> tuple[Path, Path]:
     shutil.copytree(folder / "one", folder / "two")
     with_policy(folder / "one" / MODEL)
     strict = accepting_policy(load_contract(folder / "two" / MODEL / "1" / "contract.json"))
-    strict = replace(strict, accept=replace(strict.accept, threshold=-1.0))
+    strict = replace(strict, stages=tuple(replace(stage, accept_up_to=-1.0) for stage in strict.stages))
     (folder / "two" / MODEL / "1" / "policy.json").write_text(strict.dumps(), encoding="utf-8")
     return folder / "one", folder / "two"
 

@@ -37,9 +37,9 @@ def test_pneumonia_is_calibrated():
 
 
 @pytest.mark.timeout(900)
-def test_pneumonia_stops_early_on_the_route_of_full_t():
-    """Median samples at most half of T, and at least 99 % of the early ones on the route of full T, on 516 cases."""
-    claims = list(bench.stopping(bench.subject("pneumonia", None, 0)))
+def test_pneumonia_is_decided_by_half_of_the_samples():
+    """Median samples at most half of T, on 516 cases."""
+    claims = list(bench.stages(bench.subject("pneumonia", None, 0)))
     assert len(claims) == 2
     assert not broken(claims)
 
