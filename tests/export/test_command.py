@@ -40,8 +40,10 @@ def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
     contract = load_contract(tmp_path / "repo" / "small" / "1" / "contract.json")
     assert printed["digest"] == contract.digest
     assert [site.name for site in contract.sites] == ["channel_dropout", "head_dropout"]
-    proof = json.loads((tmp_path / "repo" / "small_sampler" / "1" / "proof.json").read_text())
-    assert printed["samplers"] == [{"name": "small_sampler", "proof": proof}]
+    assert printed["samplers"] == [
+        {"name": name, "proof": json.loads((tmp_path / "repo" / name / "1" / "proof.json").read_text())}
+        for name in ("small_sampler", "small_first_pass")
+    ]
     assert printed["cost"]["measured_gain"]["samples"] == 20 and printed["cost"]["measured_gain"]["ratio"] > 0
 
 

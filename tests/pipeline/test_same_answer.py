@@ -16,6 +16,8 @@ import tritonclient.grpc as triton
 from equipoise_client import AsyncUncertaintyClient
 from equipoise_core.budget import at_once
 from equipoise_core.contract import Contract, Task
+from equipoise_core.loading import load_model
+from equipoise_core.stages import chunk_of
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
 from numpy.typing import NDArray
@@ -141,15 +143,18 @@ def test_samples_drawn_in_chunks_give_the_same_answers(restarted, alone, contrac
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_the_chunk_is_what_the_sampler_is_asked_for(restarted, contracts, model):
-    """20 samples are one request of the usual model, five in chunks of 4 and two in chunks of 16."""
+def test_the_chunk_is_what_the_sampler_is_asked_for(restarted, repository, contracts, model):
+    """One T in every request: what the stages have in common, or the largest divisor of it up to what is asked for."""
+    whole = load_model(repository / model / "1").chunk
     tensors = Question(model, SMALL[model][0], seed=1).tensors(contracts[model])
 
     def sampler_requests() -> int:
         return int(restarted.get_inference_statistics(f"{model}_sampler").model_stats[0].inference_count)
 
     before = settled(sampler_requests)
-    for name, requests in ((model, 1), (f"{model}_by_4", 5), (f"{model}_by_16", 2)):
+    for chunk in (None, *CHUNKS):
+        name = f"{model}_by_{chunk}" if chunk else model
+        requests = SAMPLES // chunk_of([whole], chunk)
         ask(restarted, name, tensors, ("mean",))
         poll(lambda least=before + requests: sampler_requests() >= least, f"what {name} asked for is counted")
         after = settled(sampler_requests)
@@ -159,12 +164,13 @@ def test_the_chunk_is_what_the_sampler_is_asked_for(restarted, contracts, model)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_images_of_one_request_share_sampler_requests(restarted, contracts, model):
+def test_images_of_one_request_share_sampler_requests(restarted, repository, contracts, model):
     """Nine images are sampled a few at a time, shared out over the sampler's instances, and not one by one."""
     images = [picture(contracts[model], SMALL[model][0], seed=i) for i in range(9)]
     parameters = restarted.get_model_config(model).config.parameters
     instances = int(parameters["instances"].string_value) if "instances" in parameters else 1
-    most = at_once(contracts[model], contracts[model].window(SMALL[model][0]), SAMPLES)
+    chunk = load_model(repository / model / "1").chunk
+    most = at_once(contracts[model], contracts[model].window(SMALL[model][0]), chunk)
 
     def sampler_requests() -> int:
         statistics = restarted.get_inference_statistics(f"{model}_sampler").model_stats[0]
@@ -173,7 +179,7 @@ def test_images_of_one_request_share_sampler_requests(restarted, contracts, mode
     before = settled(sampler_requests)
     ask(restarted, model, {"image": np.stack(images), "samples": np.full((9, 1), SAMPLES, np.int32)}, ("mean",))
     groups = [min(most, 9 - first) for first in range(0, 9, most)]
-    requests = sum(min(instances, group) for group in groups)
+    requests = sum(min(instances, group) for group in groups) * (SAMPLES // chunk)
     poll(lambda: sampler_requests() >= before + requests, "all are counted")
     assert settled(sampler_requests) - before == requests
 
