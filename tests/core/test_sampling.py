@@ -288,7 +288,7 @@ def test_never_stops_on_numbers_that_are_not_finite(stopping, case):
 
 
 def test_no_number_of_a_foreign_policy_is_used(stopping, case):
-    """Neither its stopping rule, nor its widening, nor its recalibration: it is for another model."""
+    """Neither its stages, nor its widening, nor its recalibration: it is for another model."""
     foreign = dataclasses.replace(
         stopping.policy,
         model_digest="ff" * 32,

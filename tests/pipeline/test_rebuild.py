@@ -52,10 +52,14 @@ def test_committed_files_belong_together(name):
     model = load_model(REPOSITORY / name / "1")
     assert model.policy is not None, model.why_no_policy
     assert model.policy.model_digest == model.contract.model_digest
-    file = REPOSITORY / f"{name}_sampler" / "1" / "model.onnx"
-    assert file.stat().st_size <= LARGEST
-    metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
-    assert metadata == model.contract.graph_metadata()
+    assert model.contract.first_pass is not None
+    for each, contract in (("sampler", model.contract), ("first_pass", model.contract.of_first_pass)):
+        file = REPOSITORY / f"{name}_{each}" / "1" / "model.onnx"
+        assert file.stat().st_size <= LARGEST
+        metadata = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+        assert metadata == contract.graph_metadata()
+        adapter = file.with_name("model.py")
+        assert adapter.resolve() == (REPOSITORY / "hippocampus_sampler" / "1" / "model.py").resolve()
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -63,10 +67,9 @@ def test_committed_configurations_are_generated(name):
     """Nobody edits a config.pbtxt by hand: each is what the contract makes of it, and parses as a Triton message."""
     contract = load_contract(REPOSITORY / name / "1" / "contract.json")
     configurations = {REPOSITORY / name / "config.pbtxt": aggregator_config(contract)}
-    configurations |= {
-        REPOSITORY / f"{name}_sampler" / path: config for path, config in sampler_configs(contract).items()
-    }
-    assert len(configurations) == 4
+    for single, of in ((f"{name}_sampler", contract), (f"{name}_first_pass", contract.of_first_pass)):
+        configurations |= {REPOSITORY / single / path: config for path, config in sampler_configs(of, single).items()}
+    assert len(configurations) == 7
     for path, config in configurations.items():
         text = path.read_text(encoding="utf-8")
         assert text_format.Parse(text, ModelConfig()) == config, path

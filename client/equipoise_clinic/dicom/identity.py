@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,9 @@ def identity_of(series: Series, prediction: Prediction) -> Identity:
     record = prediction.record
     stated = {name: record.get(name) for name in _DECISIVE}
     instances = sorted(str(dataset.SOPInstanceUID) for dataset in series.datasets)
-    decided = [prediction.route.value, (record.get("reason") or {}).get("code")]  # its numbers differ by device
+    reason = record.get("reason")
+    code = reason.get("code") if isinstance(reason, Mapping) else None  # its numbers differ by device
+    decided = [prediction.route.value, code]
     text = json.dumps([LAYOUT, series.study_uid, series.uid, instances, stated, decided], sort_keys=True)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), *_moment(series.first))
 

@@ -37,7 +37,7 @@ IN_FLIGHT_FILES = "in_flight-*-*"
 
 BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
-_CHECK_EVERY = 0.05  # seconds between two looks at the metrics
+_CHECK_EVERY = 0.05  # seconds between two checks of the metrics
 _INSTANCES = 16  # at most so many requests per model are between its queue and the count of those begun
 _UNSEEN = 5.0  # seconds to wait for an accepted request that is neither queued nor running nor answered
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
@@ -148,8 +148,8 @@ class Drain:
             return True
         for name, load in loads.items():
             self._targets.setdefault(name, load.begun + load.queued + _INSTANCES)
-            # From two looks: within one a request can move on between two numbers and count twice. Answered, running
-            # and waiting requests are read in this order, so over two looks it can only be missed.
+            # From two checks: within one a request can move on between two numbers and count twice. Answered, running
+            # and waiting requests are read in this order, so over two checks it can only be missed.
             known = before[name].begun + load.queued if name in before else 0.0
             self._known[name] = max(self._known.get(name, 0.0), known)
         idle = {name for name, load in loads.items() if self._idle(name, load)}
@@ -219,9 +219,9 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
     for descriptor in (sys.stdin.fileno(), signals, log, ended):
         selector.register(descriptor, selectors.EVENT_READ)
     deadline: float | None = None  # of draining, then of ending
-    look: float | None = None  # when to check next whether it has drained
+    check_at: float | None = None  # when to check next whether it has drained
     while True:
-        next_event = look if look is not None else deadline
+        next_event = check_at if check_at is not None else deadline
         timeout = None if next_event is None else max(0.0, next_event - time.monotonic())
         ready = [key.fd for key, _ in selector.select(timeout)]
         if log in ready:
@@ -242,15 +242,15 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
             if hurried:
                 patience, grace = min(hurried), 0.0
             if deadline is None or hurried:
-                look = time.monotonic()
-                deadline = look + patience
+                check_at = time.monotonic()
+                deadline = check_at + patience
         now = time.monotonic()
-        if look is not None and deadline is not None and now >= look:
-            look = now + _CHECK_EVERY
+        if check_at is not None and deadline is not None and now >= check_at:
+            check_at = now + _CHECK_EVERY
             if now >= deadline or drain.done():
                 server.terminate()
-                look, deadline = None, time.monotonic() + grace
-        elif look is None and deadline is not None and now >= deadline:
+                check_at, deadline = None, time.monotonic() + grace
+        elif check_at is None and deadline is not None and now >= deadline:
             if grace:
                 _write(f"Triton did not stop within {grace:g} s and is killed\n".encode())
             _kill_group(server.pid)

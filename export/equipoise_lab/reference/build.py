@@ -33,6 +33,7 @@ from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
 from equipoise_export.options import Options, Sizes
 from equipoise_export.publish.repository import publish_pair
+from equipoise_export.publish.triton_config import first_pass_name, sampler_names
 from rich.console import Console
 from rich.progress import track
 
@@ -204,6 +205,11 @@ def main(
             replace=True,
             first_pass=first_pass,
         )
+        # One stand-in in the repository: a copy of it would miss what is mended in the other.
+        stand_in = into / first_pass_name(compiled.contract) / "1" / "model.py"
+        if not stand_in.is_symlink():
+            stand_in.unlink()
+            stand_in.symlink_to(Path("../..") / sampler_names(compiled.contract)[0] / "1" / "model.py")
         (WEIGHTS / f"{name}.routes.json").write_text(json.dumps(routes, indent=1) + "\n", encoding="utf-8")
         console.print(f"[bold]{name}[/bold] published into {into}", routes)
 
