@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 from equipoise_core.reasons import near_limit, rendered
-from equipoise_core.record import FORMAT, input_digest, tolerance_between
+from equipoise_core.record import FORMAT, input_digest
+from equipoise_core.tolerance import tolerance_between
 from rich.console import Console
 from rich.table import Table
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from equipoise_core.contract import Activation, Contract, Precision
+from equipoise_core.tolerance import TOLERANCES
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
@@ -19,7 +20,7 @@ from ..errors import ProofRefused
 from ..graph.nodes import remove, replace
 from ..graph.session import session
 from ..graph.storage import store
-from .parity import TOLERANCES, Check
+from .parity import Check
 from .references import OnnxNetwork
 
 Array = NDArray[Any]

@@ -18,10 +18,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from equipoise_core.contract import Activation, Contract, Precision, Task
+from equipoise_core.contract import Contract, Precision, Task
+from equipoise_core.known_answers import KnownAnswers, known_image, known_masks
 from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
-from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
+from equipoise_core.tolerance import DROWNED, TOLERANCES
 from numpy.typing import NDArray
 from rich.table import Table
 
@@ -29,6 +30,8 @@ from ..errors import ProofRefused
 from ..graph.session import session
 from ..graph.storage import Weights
 from ..progress import LOGGER
+from .definitions import outputs, probabilities
+from .known import known_answers
 from .references import Network
 from .rounding import REACHED, rounded
 
@@ -37,19 +40,9 @@ SAMPLES = 3
 ROUNDS = 2
 TOGETHER = 16
 """Masks of a classifier that are flipped in one run."""
-TOLERANCES = {Precision.FP32: 1e-4, Precision.FP16: 5e-3}
-"""Largest difference allowed: absolute on probabilities and means of moments, relative on volumes.
-
-Half rounds each weight and each activation once, by up to u = 2⁻¹¹ of itself; L layers deep the logits are off by about
-ε = u·√(2L) of themselves, and p = σ(z) by p·(1 − p)·|z|·ε ≤ 0.224·ε. At L = 50 that is 1.1e-3 (one standard deviation),
-and 5e-3 the largest of a million voxels (5 of them). A network that loses more cancels: its logits are small
-differences of large numbers, and half is not for it.
-"""
 MEAN_TOLERANCE = 1e-3
-"""The same for the mean difference of a half-precision sampler over all voxels, classes and samples."""
-DROWNED = 0.1
-"""And at most this share of the standard deviation over samples, else the variance would be one of rounding; but never
-less than single precision's tolerance."""
+"""The same as the tolerance for the mean difference of a half-precision sampler over all voxels, classes and samples.
+"""
 LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0
 """Largest half number over the largest activation that the proof's images reach: other images go further."""
@@ -85,7 +78,11 @@ class SiteProof:
 
 @dataclass(frozen=True)
 class Proof:
-    """That the sampler equals the network, and how far that was tested."""
+    """That the sampler equals the network, and how far that was tested.
+
+    Attributes:
+        known_answers: of the network, by which the machine that serves the sampler repeats this; None in an older one.
+    """
 
     checks: tuple[Check, ...]
     sites: tuple[SiteProof, ...]
@@ -94,6 +91,7 @@ class Proof:
     versions: dict[str, str]
     precision: str
     tolerance: float
+    known_answers: dict[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """As it is written to `proof.json`."""
@@ -102,9 +100,10 @@ class Proof:
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Proof:
         """Of a `proof.json`. Raises KeyError or TypeError where it is of another form."""
-        known = {field.name: document[field.name] for field in fields(cls)}
-        checks = tuple(Check(**each) for each in known["checks"])
-        return cls(**{**known, "checks": checks, "sites": tuple(SiteProof(**each) for each in known["sites"])})
+        known = {field.name: document[field.name] for field in fields(cls) if field.name != "known_answers"}
+        checks = tuple(Check(**each) for each in known.pop("checks"))
+        sites = tuple(SiteProof(**each) for each in known.pop("sites"))
+        return cls(checks=checks, sites=sites, known_answers=document.get("known_answers"), **known)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         title = f"Proof over {self.images} images, {self.samples} samples, {self.precision}"
@@ -157,6 +156,7 @@ def prove(
             proving.parity(generator.standard_normal((1, contract.channels, *other)).astype(np.float32), seed=ROUNDS)
         first = proving.separate(pairs[0], answers[0])
         sites = () if first is None else proving.sites(images[0], first, answers[0].packed[:1, -1:])
+        known = proving.known()
     return Proof(
         checks=tuple(proving.checks.values()),
         sites=sites,
@@ -165,6 +165,7 @@ def prove(
         versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         precision=contract.precision.value,
         tolerance=proving.tolerance,
+        known_answers=known.document(),
     )
 
 
@@ -199,24 +200,8 @@ class _Proving:
     # --- the two sides ---
 
     def network(self, image: Array, packed: Array) -> Array:
-        """Probabilities of the network, float64 `[K, *S]`, for an image `[1, C, *S]` and a packed mask `[B]`.
-
-        Of one that states its moments: those, `[2K + E + 1, *S]`.
-        """
-        filled = np.where(image <= PADDING_VALUE / 2, np.float32(self.contract.preprocessing.fill), image)
-        wide = self.logits(self.contract, filled, packed).astype(np.float64)
-        if self.contract.states_moments:
-            return wide
-        if self.contract.activation is Activation.SIGMOID:
-            return np.exp(-np.logaddexp(0.0, -wide))
-        if len(wide) > 1 and wide.min() >= 0.0 and np.abs(wide.sum(axis=0) - 1.0).max() < 1e-4:
-            raise ProofRefused(
-                "its output already is probabilities, and would be taken for logits",
-                "the chosen output",
-                "Export the logits: take the final softmax out, or choose another output (--output).",
-            )
-        wide = np.exp(wide - wide.max(axis=0))
-        return wide / wide.sum(axis=0)
+        """See `probabilities`."""
+        return probabilities(self.logits, self.contract, image, packed)
 
     def sampler(self, images: Array, packed: Array | None) -> dict[str, Array]:
         feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
@@ -297,7 +282,7 @@ class _Proving:
                 "Check the weights for NaN, and that the example is normalised as in training.",
             )
         allowed = self.allowed(p)
-        expected = self.expected(images, p)
+        expected = outputs(self.contract, images, p)
         if half is not None:
             self.rounding(half, expected, p)
         for name, value in expected.items():
@@ -366,31 +351,6 @@ class _Proving:
         spread = float((p.max(axis=1) - p.min(axis=1)).max())
         return min(self.tolerance, max(0.02 * spread, self.tolerance / 40))
 
-    def expected(self, images: Array, p: Array) -> dict[str, Array]:
-        """The contract's outputs by their definitions, from p `[N, T, K, *S]`."""
-        if self.contract.task is Task.CLASSIFICATION:
-            return {"probabilities": p}
-        inside = (images > PADDING_VALUE / 2).any(axis=1)[:, None, None]
-        axes = tuple(range(3, p.ndim))
-        if self.contract.states_moments:
-            classes = len(self.contract.classes)
-            parts = np.split(p, np.cumsum([classes, classes, self.contract.decisions]), axis=2)
-            sums = {name: part.sum(axis=1) for name, part in zip(STATED, parts, strict=True)}
-            return {**sums, "volumes": (parts[0] * inside).sum(axis=axes)}
-        with np.errstate(divide="ignore", invalid="ignore"):
-            surprise = np.where(p > 0, -p * np.log(p), 0.0)
-            if self.contract.activation is Activation.SOFTMAX:
-                entropy = surprise.sum(axis=2, keepdims=True)
-            else:
-                q = 1.0 - p
-                entropy = surprise + np.where(q > 0, -q * np.log(q), 0.0)
-        return {
-            "sum_p": p.sum(axis=1),
-            "sum_p2": (p**2).sum(axis=1),
-            "sum_entropy": entropy.sum(axis=1),
-            "volumes": (p * inside).sum(axis=axes),
-        }
-
     def culprit(self, image: Array, allowed: float) -> tuple[str, str]:
         """The site whose bits, all flipped, change the two sides most differently."""
         if not self.contract.stochastic:
@@ -401,7 +361,7 @@ class _Proving:
 
         def sides(masks: Array) -> tuple[Array, Array]:
             p = self.network(image, masks[0, 0])[None, None]
-            return self.expected(image, p)[name], self.sampler(image, masks)[name]
+            return outputs(self.contract, image, p)[name], self.sampler(image, masks)[name]
 
         network, sampler = sides(packed)
         worst, culprit = allowed, ""
@@ -510,6 +470,23 @@ class _Proving:
         runs = [np.concatenate(flips[start : start + TOGETHER], axis=1) for start in range(0, len(flips), TOGETHER)]
         moved = [np.abs(self.sampler(image, run)["probabilities"] - base) for run in runs]
         return [float(effect) for effect in np.concatenate(moved, axis=1)[0].max(axis=1)]
+
+    def known(self) -> KnownAnswers:
+        """The network's answers for the machine that will serve; the sampler gives them here."""
+        self.report("answers that the serving machine repeats")
+        known = known_answers(self.logits, self.contract)
+        for number in range(len(next(iter(known.outputs.values())))):
+            masks = known_masks(self.contract, number, known.drawn_for)
+            got = self.sampler(known_image(self.contract, number), None if masks is None else masks[None])
+            drawn = range(1 if masks is None else len(masks))
+            for each in known.differences(self.contract, [number], drawn, got, self.contract.precision):
+                if not each.passed:
+                    raise ProofRefused(
+                        f"under the same masks, network and sampler differ: {each}",
+                        "the whole network",
+                        "Export without some of its sites (--sites), and report the network.",
+                    )
+        return known
 
     def report(self, stage: str) -> None:
         LOGGER.info("%s: proving in %s, %s", self.contract.name, self.contract.precision.value, stage)

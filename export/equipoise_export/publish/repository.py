@@ -212,11 +212,20 @@ def _covers(existing: Path, new: Path) -> bool:
 
 
 def _renew_proofs(new: Path, into: Path) -> None:
-    """Replaces proofs of an older format, which do not name their file, by this run's."""
+    """Replaces proofs of an older format by this run's: those that lack something, such as the file's digest."""
     for fresh in new.glob(f"*/1/{PROOF}"):
         old = into / fresh.relative_to(new)
-        if not old.is_file() or b'"model_digest"' not in old.read_bytes():
+        if not old.is_file() or _entries(fresh) - _entries(old):
             fresh.replace(old)
+
+
+def _entries(path: Path) -> set[str]:
+    """What a JSON document says something of; nothing where it is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return set()
+    return {key for key, value in document.items() if value is not None} if isinstance(document, dict) else set()
 
 
 def _content(path: Path) -> str | None:

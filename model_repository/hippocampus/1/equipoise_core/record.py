@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Contract, Precision
+from .contract import Contract
+from .tolerance import precision_of
 
 FORMAT = "equipoise-record/2"
 
@@ -38,25 +39,11 @@ def computed_by(contract: Contract, stated: Mapping[str, Any]) -> dict[str, Any]
     known = {name: stated.get(name) for name in ("triton", "onnxruntime", "provider", "provider_options", "device")}
     return {
         **known,
-        "precision": contract.precision.value,
+        "precision": precision_of(contract.precision, known["provider_options"] or {}).value,
         "generator": contract.generator if contract.stochastic else None,
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
-
-
-TOLERANCES = {"same": 1e-5, Precision.FP32.value: 1e-4, Precision.FP16.value: 5e-3}
-"""Within which numbers of a case agree, absolute below 1 and relative above: of the same device and libraries, else by
-the precision of the network, as the export's proof promises it."""
-
-
-def tolerance_between(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Within which two computations of one case agree, by the `computed_by` of their records."""
-    kinds = ("onnxruntime", "provider", "provider_options", "device", "precision")
-    known = one.get("device") is not None and one.get("onnxruntime") is not None
-    if known and all(one.get(name) == other.get(name) for name in kinds):
-        return TOLERANCES["same"]
-    return max(TOLERANCES.get(str(each.get("precision")), TOLERANCES["fp16"]) for each in (one, other))
 
 
 def jsonable(value: Any) -> Any:
