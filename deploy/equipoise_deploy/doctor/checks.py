@@ -5,6 +5,7 @@ from __future__ import annotations
 from .machine import clock, driver, memory, shared_memory
 from .models import audit_log, permissions, policies, release
 from .network import certificate, ports
+from .proof import proof
 from .results import Check
 from .running import counters, inference
 from .software import packages, telemetry, triton_version
@@ -28,3 +29,6 @@ MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (
 
 SERVER_CHECKS: tuple[tuple[str, Check], ...] = (("inference", inference), ("counters", counters))
 """Of a server that runs."""
+
+PROOF_CHECKS: tuple[tuple[str, Check], ...] = (("proof", proof),)
+"""Of a server that runs, where it was asked for: they keep its device busy for a while."""

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..ports import USUAL_PORTS, Ports
-from .checks import MACHINE_CHECKS, SERVER_CHECKS
+from .checks import MACHINE_CHECKS, PROOF_CHECKS, SERVER_CHECKS
 from .results import CheckResult, Status, Subject, as_document, examine
 
 EPILOG = """[bold]Examples[/]
@@ -24,6 +24,8 @@ equipoise doctor --repository /srv/equipoise/current --user equipoise --tls-cert
 equipoise doctor --url localhost:8001 --record-baseline baseline.json   [dim]# in good health[/]
 
 equipoise doctor --url localhost:8001 --http localhost:8000 --metrics localhost:8002 --baseline baseline.json --json
+
+equipoise doctor --repository /srv/equipoise/current --url localhost:8001 --prove   [dim]# before the first patient[/]
 
 Exit code: 0 no failure (a person judges warnings), 1 a failure, or with --strict a warning, 2 wrong usage.
 It contacts Triton on the server's machine and nothing else."""
@@ -43,6 +45,10 @@ def doctor(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Compare latency and variance with this file.")
     ] = None,
     record_baseline: Annotated[Path | None, typer.Option(dir_okay=False, help="Write such a file.")] = None,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Repeat the export's proof: each sampler must answer as the network did."),
+    ] = False,
     trust: Annotated[
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Public key (PEM) that releases must be signed with."),
@@ -65,9 +71,9 @@ def doctor(
     for option, address in addresses.items():
         if address is not None and not address.rpartition(":")[2].isdigit():
             raise typer.BadParameter(f"{option} {address!r}; expected host:port, as in localhost:8001")
-    if url is None and any((http, metrics, baseline, record_baseline)):
+    if url is None and any((http, metrics, baseline, record_baseline, prove)):
         raise typer.BadParameter(
-            "--http, --metrics, --baseline and --record-baseline are about a running server: give --url"
+            "--http, --metrics, --baseline, --record-baseline and --prove are about a running server: give --url"
         )
     if triton_release is not None and not all(part.isdigit() for part in (*triton_release.split("."), "")[:2]):
         raise typer.BadParameter(f"--triton-release {triton_release!r}; expected year and month, as in 26.07")
@@ -75,7 +81,8 @@ def doctor(
         repository, Ports(grpc_port, http_port, metrics_port), trust, tls_cert, tls_key, user, audit_log, url, http,
         metrics, pid, triton_release, baseline, record_baseline,
     )  # fmt: skip
-    results = list(examine(subject, (*MACHINE_CHECKS, *SERVER_CHECKS) if subject.live else MACHINE_CHECKS))
+    checks = (*MACHINE_CHECKS, *(SERVER_CHECKS if subject.live else ()), *(PROOF_CHECKS if prove else ()))
+    results = list(examine(subject, checks))
     if as_json:
         typer.echo(json.dumps(as_document(results), indent=1))
     else:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -20,7 +21,7 @@ _WHEEL = "nvidia-pytriton"
 _CPU = Path("/proc/cpuinfo")
 
 
-def computed_by(sampler: ModelConfig, environment: Mapping[str, str] = os.environ) -> dict[str, object]:
+def computed_by(sampler: ModelConfig, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Of a sampler's configuration as it is served here; what is not known is None. No hardware is waited for."""
     accelerators = sampler.optimization.execution_accelerators.gpu_execution_accelerator
     names = [each.name for each in accelerators]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from equipoise_core.contract import Contract, Task
-from equipoise_core.known_answers import IMAGES, SAMPLES, VALUES, KnownAnswers, at_points, known_image, known_masks
+from equipoise_core.known_answers import IMAGES, VALUES, KnownAnswers, at_points, known_image, known_masks
 from numpy.typing import NDArray
 
 from .definitions import outputs, probabilities
@@ -36,9 +36,7 @@ def known_answers(network: Network, contract: Contract) -> KnownAnswers:
 def _samples(network: Network, contract: Contract, image: Array, number: int) -> Array:
     """`[T, K, *S]`"""
     masks = known_masks(contract, number, contract.digest)
-    drawn = np.zeros((1, 0), np.uint8) if masks is None else masks
-    assert len(drawn) == (SAMPLES if contract.stochastic else 1)
-    return np.stack([probabilities(network, contract, image, mask) for mask in drawn])
+    return np.stack([probabilities(network, contract, image, mask) for mask in masks])
 
 
 def _points(p: Array, most: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 import torch
 from equipoise_core.contract import Contract, Precision, Task
-from equipoise_core.known_answers import KnownAnswers, known_image, known_masks
+from equipoise_core.known_answers import IMAGES, KnownAnswers, known_image, known_masks
 from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
 from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_core.tolerance import DROWNED, TOLERANCES
@@ -475,11 +475,11 @@ class _Proving:
         """The network's answers for the machine that will serve; the sampler gives them here."""
         self.report("answers that the serving machine repeats")
         known = known_answers(self.logits, self.contract)
-        for number in range(len(next(iter(known.outputs.values())))):
-            masks = known_masks(self.contract, number, known.drawn_for)
-            got = self.sampler(known_image(self.contract, number), None if masks is None else masks[None])
-            drawn = range(1 if masks is None else len(masks))
-            for each in known.differences(self.contract, [number], drawn, got, self.contract.precision):
+        for number in range(IMAGES[self.contract.task]):
+            masks = known_masks(self.contract, number, known.drawn_for)[None]
+            image = known_image(self.contract, number)
+            got = self.sampler(image, masks if self.contract.stochastic else None)
+            for each in known.differences(self.contract, [number], range(masks.shape[1]), got, self.contract.precision):
                 if not each.passed:
                     raise ProofRefused(
                         f"under the same masks, network and sampler differ: {each}",
