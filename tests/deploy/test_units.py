@@ -99,6 +99,16 @@ def test_every_unit_is_confined_alike(unit):
     assert user in re.findall(r"^u (\S+)", (SYSTEMD / "equipoise.sysusers").read_text(), re.MULTILINE)
 
 
+def test_a_gpu_is_let_in_with_all_its_devices():
+    """MIG's too, and unified memory's before the start, since the service gains no privileges to have it made."""
+    text = (SYSTEMD / "equipoise.service.d" / "gpu.conf.example").read_text()
+    allowed = re.findall(r"^DeviceAllow=char-(\S+) rw$", text, re.MULTILINE)
+    assert set(allowed) == {"nvidia-frontend", "nvidia", "nvidia-uvm", "nvidia-caps"}
+    assert "\nDevicePolicy=closed\n" in text and "\nPrivateDevices=no\n" in text
+    for order in ("Wants", "After"):
+        assert re.search(rf"^{order}=.*\bmodprobe@nvidia_uvm\.service\b", text, re.MULTILINE)
+
+
 def test_users_and_folders_are_what_systemd_can_make(machine):
     """systemd-sysusers and systemd-tmpfiles take the files; every environment file that a unit reads is here."""
     (machine / "etc" / "passwd").touch()

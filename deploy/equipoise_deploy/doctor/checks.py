@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .machine import clock, driver, memory, shared_memory
+from .gpu import device_files, driver, gpu_memory
+from .machine import clock, cores, memory, shared_memory
 from .models import audit_log, permissions, policies, release
 from .network import certificate, ports
 from .proof import proof
@@ -12,6 +13,9 @@ from .software import packages, telemetry, triton_version
 
 MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (
     ("driver", driver),
+    ("device files", device_files),
+    ("GPU memory", gpu_memory),
+    ("cores", cores),
     ("memory", memory),
     ("shared memory", shared_memory),
     ("clock", clock),

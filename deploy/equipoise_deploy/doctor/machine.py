@@ -1,10 +1,10 @@
-"""What the machine has: driver, memory, shared memory, clock."""
+"""What the machine has: cores, memory, shared memory, clock."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ import psutil
 
 from ..errors import DeployError
 from ..repository import models_in, public_models
+from ..serving import staging
 from ..serving.server import SHARED_MEMORY_BYTES
 from ..serving.staging import aggregator_instances, available_cores
 from .results import CheckResult, Subject, failure, ok, skipped, warning
@@ -23,33 +24,26 @@ LEAST_MEMORY, COMFORTABLE_MEMORY = 2 * GIB, 4 * GIB
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"))
-_QUERY = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 _UNSYNCHRONISED = 0x40  # STA_UNSYNC, adjtimex(2)
 
 
-def driver(subject: Subject) -> Iterator[CheckResult]:
-    """A GPU and its driver, if there is one."""
-    program = shutil.which("nvidia-smi")
-    if program is None and not any(path.exists() for path in _NVIDIA):
+def cores(subject: Subject) -> Iterator[CheckResult]:
+    """What the process may use of the machine's processor: as many aggregators and threads there are."""
+    usable, left = len(os.sched_getaffinity(0)), staging.quota(staging.CGROUPS, staging.own_group())
+    found = f"{min(usable, max(left, 1))} of {os.cpu_count()} cores"
+    older = staging.CGROUPS / "cpu" / "cpu.cfs_quota_us"  # version 1
+    if left < 1:
         yield warning(
-            "driver",
-            "no GPU: neither nvidia-smi nor an NVIDIA device was found; models run on the processor",
-            "to use a GPU, install its driver and the NVIDIA container toolkit",
+            "cores", "the control group leaves less than one core: it is stopped in the middle of runs", "give it two"
         )
-        return
-    if program is None:
-        yield failure("driver", "there is an NVIDIA device, but no nvidia-smi", "install the driver's utilities")
-        return
-    run = subprocess.run([program, *_QUERY], capture_output=True, text=True, timeout=30, check=False)
-    if run.returncode or not run.stdout.strip():
-        said = (run.stderr or run.stdout).strip()[:200]
-        yield failure(
-            "driver", f"nvidia-smi does not answer: {said}", "repair the driver (often a reboot after an upgrade)"
+    elif older.is_file() and int(older.read_text()) > 0:
+        yield warning(
+            "cores",
+            f"{found}; the control group (version 1) has a quota, which is not followed",
+            "use version 2, bind the service to cores (AllowedCPUs=, --cpuset-cpus), or serve with --settings",
         )
-        return
-    for line in run.stdout.strip().splitlines():
-        yield ok("driver", line)
+    else:
+        yield ok("cores", f"{found}, by the control group's quota" if left < usable else found)
 
 
 def memory(subject: Subject) -> Iterator[CheckResult]:

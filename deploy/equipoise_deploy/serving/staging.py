@@ -42,13 +42,15 @@ _MOST_INSTANCES = 16  # each is a process; more of them would wait for the sampl
 # thread each answered 1.6 to 2.0 times as many requests as one with two, and 1.1 to 1.4 times as many as two with two.
 _MOST_SAMPLERS = 4  # each takes a run's memory, the native backend's also the network's
 
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 def available_cores() -> int:
     """Cores this process may use, by its affinity and its control group's quota (version 2), at least 1."""
-    return max(1, min(len(os.sched_getaffinity(0)), quota(Path("/sys/fs/cgroup"), _own_group())))
+    return max(1, min(len(os.sched_getaffinity(0)), quota(CGROUPS, own_group())))
 
 
-def _own_group() -> Path:
+def own_group() -> Path:
     """Control group of this process; in a container its own is the root."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

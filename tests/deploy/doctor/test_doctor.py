@@ -26,6 +26,7 @@ from equipoise_deploy.ports import Ports, listeners
 from equipoise_deploy.promotion.promotion import PromotionRequest, promote
 from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.store import Store
+from equipoise_deploy.serving import staging
 from equipoise_deploy.serving.container import IMAGE
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.publish.repository import publish_pair
@@ -200,28 +201,47 @@ def test_the_audit_log_is_whole_and_writable(tmp_path, subject):
     assert "no folder" in next(models.audit_log(replace(subject, audit_log=tmp_path / "a/b"))).found
 
 
-@pytest.mark.parametrize(
-    ("script", "status", "words"),
-    [
-        ("echo 'NVIDIA L40S, 580.65.06, 46068 MiB'", Status.OK, "L40S"),
-        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", Status.FAILURE, "NVML"),
-    ],
-)
-def test_the_driver_is_asked(tmp_path, monkeypatch, subject, script, status, words):
-    """By its own program, whatever that says."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (finding,) = machine.driver(subject)
-    assert finding.status is status and words in finding.found
-
-
 def test_the_machine_is_looked_at(subject):
     """Memory, shared memory and clock have figures, whatever they are here."""
-    for check in (machine.memory, machine.shared_memory, machine.clock):
+    for check in (machine.cores, machine.memory, machine.shared_memory, machine.clock):
         (finding,) = check(subject)
         assert finding.found and (finding.remedy or finding.status in (Status.OK, Status.SKIPPED))
+
+
+@pytest.mark.parametrize(
+    ("limit", "older", "status", "words"),
+    [
+        ("max 100000", "", Status.OK, " cores"),
+        ("100000 100000", "", Status.OK, "1 of .* cores, by the control group's quota"),
+        ("50000 100000", "", Status.WARNING, "less than one core"),
+        ("max 100000", "-1", Status.OK, " cores"),
+        ("max 100000", "200000", Status.WARNING, "is not followed"),
+    ],
+)
+def test_cores_follow_the_control_groups_quota(tmp_path, monkeypatch, subject, limit, older, status, words):
+    """Not the node's 64."""
+    group = tmp_path / "pod"
+    group.mkdir()
+    (group / "cpu.max").write_text(limit)
+    if older:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(older)
+    monkeypatch.setattr(staging, "CGROUPS", tmp_path)
+    monkeypatch.setattr(staging, "own_group", lambda: Path("pod"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    (finding,) = machine.cores(subject)
+    assert finding.status is status and re.search(words, finding.found)
+    assert staging.available_cores() == (3 if limit.startswith("max") else 1)
+
+
+@pytest.mark.parametrize(("free", "status"), [(0.5, Status.FAILURE), (1.5, Status.WARNING), (2.5, Status.OK)])
+def test_shared_memory_has_room_for_every_process(monkeypatch, subject, free, status):
+    """At least what they begin with; better twice as much."""
+    processes = machine.aggregator_instances(machine.available_cores()) + 1
+    has = int(free * processes * machine.SHARED_MEMORY_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(has, 0, has))
+    (finding,) = machine.shared_memory(subject)
+    assert finding.status is status and (status is Status.OK) is (not finding.remedy)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,11 +11,13 @@ import onnx
 import pytest
 import torch
 from equipoise_core.contract import Task
+from equipoise_core.known_answers import KnownAnswers, known_image, known_masks
 from equipoise_export.compile import compile_sampler
 from equipoise_export.compiled import Compiled
 from equipoise_export.errors import ProofRefused
 from equipoise_export.graph.marker import Call
-from equipoise_export.proof.parity import prove
+from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.proof.parity import Proof, prove
 from equipoise_export.proof.references import TorchNetwork
 from onnx import helper, numpy_helper
 from torch import nn
@@ -33,6 +36,24 @@ def test_a_proof_states_what_was_tested(compiled_unet: Compiled, compiled_classi
     assert {"batch-mates change nothing", "samples are independent", "chunks merge"} <= names
     assert [site["effect"] > 0 for site in document["sites"]] == [True, True]
     assert [site.bits for site in compiled_classifier.proof.sites] == [16, 16]
+
+
+def test_a_proof_carries_answers_that_its_sampler_gives(compiled_unet: Compiled, compiled_classifier: Compiled) -> None:
+    """Few enough to lie in the repository; another network's do not pass for them; an older proof has none."""
+    for compiled in (compiled_unet, compiled_classifier):
+        contract, document = compiled.contract, json.loads(json.dumps(compiled.proof.document()))
+        assert len(json.dumps(document, indent=1)) < 60_000
+        assert Proof.read(document) == compiled.proof
+        assert Proof.read({k: v for k, v in document.items() if k != "known_answers"}).known_answers is None
+        known = KnownAnswers.read(document["known_answers"], contract)
+        masks = known_masks(contract, 0, contract.digest)[None]
+        outputs = OnnxSampler(compiled.model)(known_image(contract, 0), masks)
+        found = list(known.differences(contract, [0], range(4), outputs, contract.precision))
+        assert all(each.passed and each.difference < 1e-5 for each in found)
+        assert {each.output for each in found} == {*outputs, "variance", "mean difference"}
+        moved = OnnxSampler(compiled.model)(known_image(contract, 2), masks)
+        assert not all(each.passed for each in known.differences(contract, [0], range(4), moved, contract.precision))
+    assert len(KnownAnswers.read(compiled_unet.proof.known_answers, compiled_unet.contract).points) > 100
 
 
 def test_probabilities_are_not_taken_for_logits() -> None:

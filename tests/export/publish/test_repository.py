@@ -134,11 +134,16 @@ def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
     assert json.loads((tmp_path / "tinyseg/1/policy.json").read_text()) == {"alpha": 0.1}
 
 
-def test_a_proof_that_does_not_say_of_which_file_is_renewed(tiny_segmentation, tmp_path):
-    """Publishing the same model again is enough; its policy stays."""
+def test_a_proof_that_lacks_something_is_renewed(tiny_segmentation, tmp_path):
+    """Of which file it is, or answers to repeat. Publishing the same model again is enough; its policy stays."""
     publish_pair(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = tmp_path / "tinyseg_sampler/1/proof.json"
-    proof.write_text('{"checks": []}')
+    whole = json.loads(proof.read_text())
+    for older in ({"checks": []}, {**whole, "parity": None}, {}, []):
+        proof.write_text(json.dumps(older))
+        publish_pair(tiny_segmentation, tmp_path)
+        assert json.loads(proof.read_text()) == whole
+    proof.write_text(json.dumps({**whole, "parity": {"max_abs": 1e-9}}))
     publish_pair(tiny_segmentation, tmp_path)
-    assert "model_digest" in json.loads(proof.read_text())
+    assert json.loads(proof.read_text()) != whole, "another run's evidence stays"
     assert (tmp_path / "tinyseg/1/policy.json").is_file()
