@@ -151,6 +151,14 @@ def test_triton_serves_under_the_supervisor(objects, values):
         assert "--trust=/trust/release.pub" in triton["args"] and mounts["/trust"]["readOnly"]
 
 
+def test_a_mig_instance_can_be_asked_for(chart):
+    """By its own resource, in requests and limits; the device plugin passes its capability files in."""
+    (server,) = of(rendered(chart, {"gpu": {"resource": "nvidia.com/mig-1g.10gb"}}), "Deployment", "server")
+    (triton,) = server["spec"]["template"]["spec"]["containers"]
+    for bound in triton["resources"].values():
+        assert bound["nvidia.com/mig-1g.10gb"] == 1 and "nvidia.com/gpu" not in bound
+
+
 def test_probes_ask_for_inference_and_liveness_is_patient(objects):
     """All go to the health port. Liveness gives the supervisor minutes to repair, and draining has its time."""
     (server,) = of(objects, "Deployment", "server")

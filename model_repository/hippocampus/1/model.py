@@ -66,6 +66,13 @@ class TritonPythonModel:
             self.in_flight.set(0)
             self.metrics.add("in_flight", -len(requests))
 
+    def is_ready(self):
+        """For Triton's own ready flags, from 26.04 on; before an inference it does not ask. Not ready is a model that
+        refuses since the server stops, and one whose samplers are gone."""
+        if STOPPING is not None and STOPPING.exists():
+            return False
+        return all(pb_utils.is_model_ready(file.name) for file in self.model.contract.files)
+
     def finalize(self):
         self.metrics.close()
 
