@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .machine import clock, driver, memory, shared_memory
-from .models import audit_log, permissions, policies, release
+from .models import audit_log, cuda_graphs, permissions, policies, release
 from .network import certificate, ports
 from .results import Check
 from .running import counters, inference
@@ -22,6 +22,7 @@ MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (
     ("permissions", permissions),
     ("release", release),
     ("policy", policies),
+    ("CUDA graphs", cuda_graphs),
     ("audit log", audit_log),
 )
 """Before going live, and afterwards as well."""
