@@ -51,7 +51,8 @@ class GpuLimits:
         for group in config.instance_group:
             group.count = self.plan.instances
         for warmup in config.model_warmup:
-            warmup.batch_size = min(warmup.batch_size, images) if warmup.name != "largest" else images
+            if warmup.name == "largest":
+                warmup.batch_size = images
         for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
             if accelerator.name == "tensorrt":
                 accelerator.parameters["max_workspace_size_bytes"] = limit

@@ -100,8 +100,7 @@ def stated_options(config: ModelConfig) -> Iterator[tuple[str, str]]:
 def misplaced(config: ModelConfig) -> list[str]:
     """What the backend would not read where it stands, each with the place where it would."""
     return [
-        f"{name} in {place}: "
-        + (f"it is read in {READ_AT[name].value}" if name in READ_AT else "not an option of ours")
+        f"{name} in {place}: {f'read in {READ_AT[name].value}' if name in READ_AT else 'not an option of ours'}"
         for name, place in stated_options(config)
         if name not in READ_AT or READ_AT[name].value != place
     ]

@@ -12,21 +12,21 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from equipoise_core.budget import image_bytes
 from equipoise_core.contract import Contract
 from equipoise_core.masks import mask_layout
 
 from ..errors import ExportError
+from . import arena
 
 MEASURED_BYTES = 2**28
 """What a measurement may take by `image_bytes`: larger images are reckoned from the largest that keeps within it."""
 
-_RUN = "equipoise: run"
 _EXTENDED = re.compile(r"Extended allocation by (\d+) bytes")
 _TOTAL = re.compile(r"Total allocated bytes: (\d+)")
 
@@ -41,7 +41,7 @@ def measure_memory(model: Path, contract: Contract) -> dict[str, Any]:
     """
     counts = sorted({1, contract.samples}) if contract.stochastic else [1]
     runs = [(samples, size) for size in _sizes(contract, counts[-1]) for samples in counts]
-    found = [_measure(model, contract, samples, size) for samples, size in runs]
+    found = [arena_bytes(model, _shapes(contract, samples, size)) for samples, size in runs]
     return {
         "method": "arena of ONNX Runtime on the CPU, one image, one thread, as requested, shrunk after each run",
         "onnxruntime": onnxruntime.__version__,
@@ -53,19 +53,24 @@ def measure_memory(model: Path, contract: Contract) -> dict[str, Any]:
     }
 
 
-def _measure(model: Path, contract: Contract, samples: int, size: tuple[int, ...]) -> tuple[int, int]:
-    """Bytes of the weights, and of a run. Each in a new process: what is left of another shape would count."""
-    shapes = {"image": [1, contract.channels, *size]}
-    if contract.stochastic:
-        shapes["masks"] = [1, samples, mask_layout(contract, size).bytes]
+def _shapes(contract: Contract, samples: int, size: tuple[int, ...]) -> dict[str, list[int]]:
+    masks = {"masks": [1, samples, mask_layout(contract, size).bytes]} if contract.stochastic else {}
+    return {"image": [1, contract.channels, *size], **masks}
+
+
+def arena_bytes(model: Path, shapes: Mapping[str, list[int]]) -> tuple[int, int]:
+    """Bytes of the weights, and of a run with inputs of these shapes.
+
+    In a process of its own, for what is left of another shape would count. Raises ExportError where it does not run.
+    """
     child = subprocess.run(
-        [sys.executable, "-m", __name__, str(model), json.dumps(shapes)],
+        [sys.executable, "-I", arena.__file__, str(model), json.dumps(shapes)],
         capture_output=True,
         text=True,
         errors="replace",
         env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
     )
-    log = child.stderr.partition(_RUN)[2]
+    log = child.stderr.partition(arena.BEFORE_RUNS)[2]
     extended, totals = _EXTENDED.search(log), [int(total) for total in _TOTAL.findall(log)]
     if child.returncode or extended is None:
         last = [line for line in child.stderr.splitlines() if line.strip()][-1:]
@@ -85,27 +90,3 @@ def _sizes(contract: Contract, samples: int) -> list[tuple[int, ...]]:
 def _half(contract: Contract, size: tuple[int, ...]) -> tuple[int, ...]:
     """Half of each dynamic axis, padded as the network needs it."""
     return contract.window(tuple(max(1, extent // 2) for extent in size))
-
-
-def _run_twice(model: str, shapes: dict[str, list[int]]) -> None:
-    """With the allocator's log on stderr, and `_RUN` before the runs."""
-    onnxruntime.set_default_logger_severity(0)
-    arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_mem": 0})
-    memory = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    onnxruntime.create_and_register_allocator(memory, arena)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # scratch memory of further threads says nothing of a GPU
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    shrink = onnxruntime.RunOptions()
-    shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    types = {"image": np.float32, "masks": np.uint8}
-    print(_RUN, file=sys.stderr, flush=True)
-    for _ in range(2):
-        session.run(None, {name: np.ones(dims, types[name]) for name, dims in shapes.items()}, shrink)
-
-
-if __name__ == "__main__":
-    _run_twice(sys.argv[1], json.loads(sys.argv[2]))

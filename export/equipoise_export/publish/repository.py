@@ -73,9 +73,8 @@ def publish_pair(
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=into) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        _write_model(
-            dict(zip(samplers, members, strict=True)), first_pass, new, into, policy, card, link_code_to, measure
-        )
+        files = dict(zip(samplers, members, strict=True))
+        _write_model(files, first_pass, new, into, policy, card, link_code_to, measure, replace)
         written = (*samplers, *([first_pass_name(compiled.contract)] if first_pass else []), name)
         existing = [
             folder for folder in {**dict.fromkeys(written), **_belonging(into / name)} if (into / folder).exists()
@@ -130,6 +129,7 @@ def _write_model(
     card: str | None,
     link_code_to: Path | None,
     measure: bool,
+    replace: bool,
 ) -> None:
     contract = next(iter(members.values())).contract
     public = root / contract.name
@@ -146,8 +146,8 @@ def _write_model(
     samplers = [*members, *([first_pass_name(contract)] if first_pass else [])]
     if policy is not None:
         _write_json(public / "1" / POLICY, policy)
-    later = into / contract.name / "1" / POLICY  # one that was calibrated for this model since
-    _write_configurations(root, published, public / "1" / POLICY if policy is not None else later)
+    later = into / contract.name / "1" / POLICY  # calibrated for this model since it was published; replaced with it
+    _write_configurations(root, published, later if policy is None and not replace else public / "1" / POLICY)
     if card is not None:
         (public / "README.md").write_text(card, encoding="utf-8")
 
