@@ -103,7 +103,9 @@ def export(
     check_members(members, images.numpy())
     gain = measure_gain(members[0], source.members[0](), images[:1])
     first_pass, why_none = _first_pass(source, members, images, options)
-    folder = publish_pair(members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass)
+    folder = publish_pair(
+        members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
+    )
     contract = members[0].contract
     names = sampler_names(contract, len(members))
     notes = tuple(dict.fromkeys([*(note for member in members for note in member.notes), *why_none]))

@@ -67,6 +67,18 @@ class Noting:
             assert self.turn.wait_for(lambda: self.ahead - self.next >= count, 60)
 
 
+@pytest.mark.parametrize(("size", "count"), [((90, 100), 1), ((16, 16), 7)])
+def test_no_request_has_more_than_the_samplers_take(segmentation, size, count):
+    """Triton refuses one beyond `max_batch_size`, which a GPU's memory may make smaller: of windows as of images."""
+    contract = dataclasses.replace(segmentation, maximum=(16, 18))
+    generator = np.random.default_rng(0)
+    cases = [Case(generator.normal(size=(1, *size)).astype(np.float32), samples=3) for _ in range(count)]
+    for most in (1, 2, MOST_AT_ONCE):
+        sampler = Noting(len(contract.classes))
+        assess_all(Model(contract, None, "none", "code", most=most), cases, [sampler.of("caller")])
+        assert max(sampler.images) == min(most, count if count > 1 else MOST_AT_ONCE)
+
+
 @pytest.mark.parametrize("huge", ["windows", "images"])
 def test_whoever_asks_for_much_has_one_run_at_a_time(segmentation, huge):
     """The small request of another caller, which comes during a run of the large one, is served right after that."""

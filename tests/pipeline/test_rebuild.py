@@ -11,7 +11,7 @@ from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs
+from equipoise_export.publish.triton_config import model_configs, render
 from equipoise_lab.reference.build import compile_reference
 from equipoise_lab.reference.specs import REFERENCES
 from google.protobuf import text_format
@@ -64,13 +64,11 @@ def test_committed_files_belong_together(name):
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_committed_configurations_are_generated(name):
-    """Nobody edits a config.pbtxt by hand: each is what the contract makes of it, and parses as a Triton message."""
-    contract = load_contract(REPOSITORY / name / "1" / "contract.json")
-    configurations = {REPOSITORY / name / "config.pbtxt": aggregator_config(contract)}
-    for single, of in ((f"{name}_sampler", contract), (f"{name}_first_pass", contract.of_first_pass)):
-        configurations |= {REPOSITORY / single / path: config for path, config in sampler_configs(of, single).items()}
-    assert len(configurations) == 7
-    for path, config in configurations.items():
+    """Nobody edits a config.pbtxt by hand: contract, policy and what was measured make it; it parses as a message."""
+    model = load_model(REPOSITORY / name / "1")
+    configurations = model_configs(REPOSITORY, model.contract, model.chunk)
+    assert len(configurations) == 9
+    for path, config in ((REPOSITORY / each, config) for each, config in configurations.items()):
         text = path.read_text(encoding="utf-8")
         assert text_format.Parse(text, ModelConfig()) == config, path
         assert text == render(config), path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .gpu import device_files, driver, gpu_memory
 from .machine import clock, cores, memory, shared_memory
-from .models import audit_log, permissions, policies, release
+from .models import audit_log, cuda_graphs, permissions, policies, release
 from .network import certificate, ports
 from .proof import proof
 from .results import Check
@@ -27,6 +27,7 @@ MACHINE_CHECKS: tuple[tuple[str, Check], ...] = (
     ("permissions", permissions),
     ("release", release),
     ("policy", policies),
+    ("CUDA graphs", cuda_graphs),
     ("audit log", audit_log),
 )
 """Before going live, and afterwards as well."""

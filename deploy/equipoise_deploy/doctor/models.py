@@ -18,8 +18,11 @@ from ..errors import DeployError, ReleaseError
 from ..releases.loading import verified_copy
 from ..releases.release import DOCUMENT
 from ..releases.store import Store
-from ..repository import models_in, public_models
+from ..repository import models_in, parse_configuration, public_models
 from .results import CheckResult, Subject, failure, ok, skipped, warning
+
+CUDA_GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
+"""Options of ONNX Runtime's providers that replay a captured run."""
 
 
 def permissions(subject: Subject) -> Iterator[CheckResult]:
@@ -110,6 +113,33 @@ def policies(subject: Subject) -> Iterator[CheckResult]:
         else:
             rule = model.policy.guarantee
             yield ok("policy", f"{name}: for this model, from {rule.cases} cases; error ≤ {rule.alpha:g}")
+
+
+def cuda_graphs(subject: Subject) -> Iterator[CheckResult]:
+    """No configuration replays CUDA graphs: through Triton they read the first request's inputs again."""
+    found = []
+    try:
+        for model in models_in(subject.repository):
+            folder = subject.repository / model
+            for path in (folder / "config.pbtxt", *sorted((folder / "configs").glob("*.pbtxt"))):
+                config = parse_configuration(path)
+                stated = {name: value.string_value for name, value in config.parameters.items()}
+                for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+                    stated |= dict(accelerator.parameters)
+                names = [name for name in CUDA_GRAPHS if stated.get(name, "0").lower() not in ("0", "false")]
+                if config.optimization.cuda.graphs:
+                    names.append("optimization.cuda.graphs")
+                found += [f"{path} sets {name}" for name in names]
+    except DeployError as error:
+        yield failure("CUDA graphs", str(error), "give what is served with --repository")
+        return
+    if found:
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield failure(
+            "CUDA graphs", f"{found[0]}{others}: answers would be those of another image", "remove it; export it again"
+        )
+    else:
+        yield ok("CUDA graphs", "no configuration enables them")
 
 
 def _log(repository: Path) -> Iterator[CheckResult]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..cli import exits_on
 from ..errors import ReleaseError
+from ..gpu_memory import gpu_limits, parse_bytes
 from .loading import verified_copy
 from .publishing import find_pair, make_release
 from .release import SIGNATURE, read_release
@@ -34,7 +35,7 @@ publish_verb = typer.Typer()
 
 equipoise publish model_repository/hippocampus --store /srv/equipoise --sign release.key --report hippocampus.html
 
-equipoise publish model_repository:pneumonia --store /srv/equipoise
+equipoise publish model_repository:pneumonia --store /srv/equipoise --gpu-memory 8G   [dim]# of a GPU that it shares[/]
 
 A pair of keys: {NEW_KEY}"""
 )
@@ -44,6 +45,13 @@ def publish(
     sign: Annotated[Path | None, typer.Option(help="Private key (PEM) to sign the release with.")] = None,
     report: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Calibration report, kept with the release.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="What the model may take of a GPU's memory, such as 24G: all of it, or its part where several models "
+            "are served. Sets how many images share a run. Default: as exported, for 24G."
+        ),
     ] = None,
     by: ByOption = None,
     as_json: JsonOption = False,
@@ -55,9 +63,18 @@ def publish(
 
     def run() -> dict[str, Any]:
         repository, name = find_pair(pair)
-        release = make_release(repository, name, Store(store), sign, report, by)
+        release = make_release(repository, name, Store(store), sign, report, by, memory)
         folder = Store(store).folder(name, release.version)
-        return {**release.document(), "digest": release.digest, "folder": str(folder), "signed": _signed(folder)}
+        limits = None if memory is None else gpu_limits(folder, name, memory)
+        if limits is not None and not as_json:
+            typer.echo(str(limits))
+        done = {**release.document(), "digest": release.digest, "folder": str(folder), "signed": _signed(folder)}
+        return {**done, "gpu": limits.document()} if limits is not None else done
+
+    try:
+        memory = None if gpu_memory is None else parse_bytes(gpu_memory)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--gpu-memory") from error
 
     def show(done: dict[str, Any]) -> None:
         signed = "signed" if done["signed"] else "not signed"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
+from google.protobuf import text_format
 
 from ..errors import ReleaseError, RepositoryError
-from ..repository import carried_contract, models_of
+from ..gpu_memory import gpu_limits
+from ..repository import carried_contract, models_of, parse_configuration
 from .release import DOCUMENT, REPORT, SIGNATURE, Release, digests, read_release, verify_release
 from .signing import sign
 from .store import NAME, Store, sync, user_and_host
@@ -35,6 +37,7 @@ def make_release(
     key: Path | None = None,
     report: Path | None = None,
     by: str | None = None,
+    gpu_memory: int | None = None,
 ) -> Release:
     """Copies NAME and its samplers into the store, with digests and, given a key, a signature.
 
@@ -43,6 +46,7 @@ def make_release(
     Args:
         report: the calibration report, kept with the release.
         by: who publishes; by default the user of this machine.
+        gpu_memory: bytes of a GPU that the model may take: the release's configurations keep within it.
 
     Raises ReleaseError where the pair is incomplete or contradicts itself.
     """
@@ -56,6 +60,8 @@ def make_release(
             draft.mkdir()
             for model in models_of(repository, name):
                 _copy(repository / model, draft / model)
+            if gpu_memory is not None:
+                _limit(draft, name, gpu_memory)
             if report is not None:
                 shutil.copyfile(report, draft / REPORT)
             release = _describe(draft, name, store, by)
@@ -88,6 +94,17 @@ def _copy(source: Path, target: Path, above: tuple[Path, ...] = ()) -> None:
             shutil.copyfile(entry, target / entry.name)
         else:
             raise ReleaseError(f"{entry} is not a file (a dangling link, or a device); restore or remove it")
+
+
+def _limit(draft: Path, name: str, gpu_memory: int) -> None:
+    """Writes the limits into the configurations of a copy. Raises DeployError where the model does not fit."""
+    limits = gpu_limits(draft, name, gpu_memory)
+    for model in models_of(draft, name):
+        for path in (draft / model / "config.pbtxt", draft / model / "configs" / "tensorrt.pbtxt"):
+            if path.is_file():
+                config = parse_configuration(path)
+                (limits.configure_aggregator if model == name else limits.configure_sampler)(config)
+                path.write_text(text_format.MessageToString(config), encoding="utf-8")
 
 
 def _describe(draft: Path, name: str, store: Store, by: str | None) -> Release:

@@ -19,6 +19,7 @@ from .settings import is_stand_in, on_cpu
 _RELEASE = "NVIDIA_TRITON_SERVER_VERSION"  # NVIDIA's images set it; it also says which ONNX Runtime the backend has
 _WHEEL = "nvidia-pytriton"
 _CPU = Path("/proc/cpuinfo")
+_DECIDING = ("cudnn_conv_algo_search",)  # which Triton reads outside the accelerator
 
 
 def computed_by(sampler: ModelConfig, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def computed_by(sampler: ModelConfig, environment: Mapping[str, str] = os.enviro
         "triton": release or _installed(_WHEEL),
         "onnxruntime": _installed("onnxruntime") if stand_in else release and f"of Triton {release}",
         "provider": f"{provider}ExecutionProvider",
-        "provider_options": {name: value for each in accelerators for name, value in each.parameters.items()},
+        "provider_options": {name: value for each in accelerators for name, value in each.parameters.items()}
+        | {name: sampler.parameters[name].string_value for name in _DECIDING if name in sampler.parameters},
         "device": _processor() if on_cpu(sampler) else _gpu(),
     }
 

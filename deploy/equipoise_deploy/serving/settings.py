@@ -42,6 +42,7 @@ class Settings:
         chunk: samples of an image per sampler request.
         queue: requests that wait, per priority; more are refused at once (UNAVAILABLE).
         retry_after: ms after which a client that was refused should ask again; clients read it in the configuration.
+        gpu_memory: MB (10⁶ bytes) of a GPU that its samplers and first pass may take, all together.
     """
 
     aggregators: int | None = None
@@ -51,6 +52,7 @@ class Settings:
     chunk: int | None = None
     queue: int | None = None
     retry_after: int | None = None
+    gpu_memory: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

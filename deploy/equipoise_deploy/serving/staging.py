@@ -22,6 +22,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ..errors import RepositoryError
+from ..gpu_memory import IMAGES_PARAMETER, gpu_limits
 from ..repository import (
     carried_contract,
     configuration_of,
@@ -97,6 +98,11 @@ def stage_repository(
         for name in public
     }
     owners = {sampler: name for name in public for sampler in samplers_of(repository / name)}
+    limits = {
+        name: gpu_limits(repository, name, each.gpu_memory * 10**6, each.chunk, each.samplers or 1)
+        for name, each in own.items()
+        if each.gpu_memory is not None and not on_cpu(_sampler(repository, name, configuration))
+    }
     compiled: dict[Path, Path] = {}
     for model in model_folders(repository):
         _mirror(model, into / model.name, compiled)
@@ -105,14 +111,20 @@ def stage_repository(
         if model.name in own:
             sampler = _sampler(repository, model.name, configuration)
             own[model.name].configure_aggregator(config, _shares(sampler, own[model.name]))
+            config.parameters[IMAGES_PARAMETER].string_value = str(sampler.max_batch_size)
+            if model.name in limits:
+                limits[model.name].configure_aggregator(config)
             config.parameters["computed_by"].string_value = canonical_json(computed_by(sampler))
             if not on_cpu(sampler):
                 chunk, members = _chunk(repository / model.name, own[model.name]), len(carried_contract(model).samplers)
                 config.parameters[PROBE_SAMPLES].string_value = str(-(-max(2, members) // chunk) * chunk)
         elif model.name in owners:
-            members = len(carried_contract(repository / owners[model.name]).samplers)
-            own[owners[model.name]].configure_sampler(config, max(1, cores // members))
-            _warm_up_with(config, _chunk(repository / owners[model.name], own[owners[model.name]]))
+            owner = owners[model.name]
+            members = len(carried_contract(repository / owner).samplers)
+            own[owner].configure_sampler(config, max(1, cores // members))
+            _warm_up_with(config, -(-_chunk(repository / owner, own[owner]) // members))
+            if owner in limits:
+                limits[owner].configure_sampler(config)
         else:
             continue
         staged = into / chosen.relative_to(repository)

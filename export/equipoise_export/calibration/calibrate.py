@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
+from ..publish.repository import renew_configurations
 from .cases import Labelled, Measured, check_classes, measure
 from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
@@ -198,6 +199,7 @@ def calibrate(
         render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
     )
     _write_policy(repository / name / "1" / "policy.json", chosen)
+    renew_configurations(repository, name)
     return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
 
 

@@ -17,14 +17,17 @@ from typing import Any
 import equipoise_core
 import onnx
 from equipoise_core.canonical import digest_of_file, digest_of_model
+from equipoise_core.case import Model
 from equipoise_core.contract import Contract, ContractError, FirstPass, Sampler, load_contract
+from equipoise_core.policy import PolicyError, load_policy
 
 from ..compiled import Compiled
 from ..errors import ExportError
 from ..graph.storage import DATA, MODEL
-from .triton_config import aggregator_config, first_pass_name, render, sampler_configs, sampler_names
+from .memory import measure_memory
+from .triton_config import first_pass_name, model_configs, render, sampler_names
 
-PROOF = "proof.json"
+PROOF, POLICY = "proof.json", "policy.json"
 
 _CORE = Path(equipoise_core.__file__).parent
 _CARRIED = Path(__file__).parent / "_adapters"  # filled when the wheel is built
@@ -43,6 +46,7 @@ def publish_pair(
     replace: bool = False,
     further: Sequence[Compiled] = (),
     first_pass: Compiled | None = None,
+    measure: bool = False,
 ) -> Path:
     """Writes NAME and its samplers into the repository `into`; returns NAME's folder.
 
@@ -57,6 +61,8 @@ def publish_pair(
         further: the other members of a deep ensemble: the same network and contract with other weights.
         first_pass: one pass before any sample is drawn. Its contract differs in its sites (none) and in
             `states_moments` only.
+        measure: whether to measure what a run takes of memory (a few seconds a file), for the limits of a GPU; what was
+            measured of the same file before is kept. Without, it is reckoned from the images' size.
     """
     name, members = compiled.contract.name, (compiled, *further)
     samplers = sampler_names(compiled.contract, len(members))
@@ -67,7 +73,8 @@ def publish_pair(
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=into) as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
-        _write_model(dict(zip(samplers, members, strict=True)), first_pass, new, into, policy, card, link_code_to)
+        files = dict(zip(samplers, members, strict=True))
+        _write_model(files, first_pass, new, into, policy, card, link_code_to, measure, replace)
         written = (*samplers, *([first_pass_name(compiled.contract)] if first_pass else []), name)
         existing = [
             folder for folder in {**dict.fromkeys(written), **_belonging(into / name)} if (into / folder).exists()
@@ -121,23 +128,26 @@ def _write_model(
     policy: Mapping[str, Any] | None,
     card: str | None,
     link_code_to: Path | None,
+    measure: bool,
+    replace: bool,
 ) -> None:
     contract = next(iter(members.values())).contract
     public = root / contract.name
     (public / "1").mkdir(parents=True)
     published = with_changes(
-        contract, samplers=tuple(_write_sampler(name, member, root) for name, member in members.items())
+        contract, samplers=tuple(_write_sampler(name, member, root, into, measure) for name, member in members.items())
     )
     if first_pass is not None:
-        written = _write_sampler(first_pass_name(contract), first_pass, root)
+        written = _write_sampler(first_pass_name(contract), first_pass, root, into, measure)
         published = with_changes(
             published, first_pass=FirstPass(written.name, written.digest, first_pass.contract.states_moments)
         )
-    (public / "config.pbtxt").write_text(render(aggregator_config(published)), encoding="utf-8")
     (public / "1" / "contract.json").write_text(published.dumps(), encoding="utf-8")
     samplers = [*members, *([first_pass_name(contract)] if first_pass else [])]
     if policy is not None:
-        _write_json(public / "1" / "policy.json", policy)
+        _write_json(public / "1" / POLICY, policy)
+    later = into / contract.name / "1" / POLICY  # calibrated for this model since it was published; replaced with it
+    _write_configurations(root, published, later if policy is None and not replace else public / "1" / POLICY)
     if card is not None:
         (public / "README.md").write_text(card, encoding="utf-8")
 
@@ -147,19 +157,48 @@ def _write_model(
         _link_code(public.name, samplers, root, into, link_code_to)
 
 
-def _write_sampler(name: str, member: Compiled, root: Path) -> Sampler:
+def renew_configurations(repository: Path, name: str) -> None:
+    """Writes the configurations of a published model again, for a policy that came later: its stages decide on T.
+
+    Raises ContractError where it has no readable contract.
+    """
+    version = repository / name / "1"
+    _write_configurations(repository, load_contract(version / "contract.json"), version / POLICY)
+
+
+def _write_configurations(repository: Path, contract: Contract, policy: Path) -> None:
+    try:
+        given = load_policy(policy)
+    except PolicyError:
+        given = None
+    for path, config in model_configs(repository, contract, Model(contract, given, "", "").chunk).items():
+        (repository / path).parent.mkdir(exist_ok=True)
+        (repository / path).write_text(render(config), encoding="utf-8")
+
+
+def _write_sampler(name: str, member: Compiled, root: Path, into: Path, measure: bool) -> Sampler:
     folder = root / name
-    for part in ("1", "configs"):
-        (folder / part).mkdir(parents=True)
+    (folder / "1").mkdir(parents=True)
     onnx.save(member.model, folder / "1" / MODEL)
     if member.weights is not None:
         shutil.copyfile(member.weights.path, folder / "1" / DATA)
-    for path, config in sampler_configs(member.contract, name).items():
-        (folder / path).write_text(render(config), encoding="utf-8")
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
+    memory = _known_memory(into / name / "1" / PROOF, sampler.digest)
+    if measure and memory is None:
+        memory = measure_memory(folder / "1" / MODEL, member.contract)
     # The proof names its file: beside another model it proves nothing.
-    _write_json(folder / "1" / PROOF, {**member.proof.document(), "model_digest": sampler.digest})
+    document = {**member.proof.document(), "model_digest": sampler.digest}
+    _write_json(folder / "1" / PROOF, document if memory is None else {**document, "memory": memory})
     return sampler
+
+
+def _known_memory(proof: Path, digest: str) -> Any:
+    """What was measured of this very file before: measured again it could differ a little, and so the limits."""
+    try:
+        document = json.loads(proof.read_text(encoding="utf-8"))
+        return document.get("memory") if document.get("model_digest") == digest else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _copy_code(public: Path, samplers: Sequence[Path]) -> None:

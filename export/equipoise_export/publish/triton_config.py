@@ -1,39 +1,54 @@
 """Contract → the `config.pbtxt` files that Triton loads, built from Triton's own protobuf messages.
 
-One public model, one sampler or (deep ensemble) several. A sampler has three configurations; `--model-config-name`
+One public model, one sampler or (deep ensemble) several. A sampler has four configurations; `--model-config-name`
 chooses among them:
 
-    config.pbtxt            ONNX Runtime on the GPU: what a hospital runs
+    config.pbtxt            ONNX Runtime on the GPU (CUDA): what a hospital runs
+    configs/tensorrt.pbtxt  the same with TensorRT for what it can run
     configs/cpu.pbtxt       ONNX Runtime on the CPU, native backend
     configs/embedded.pbtxt  the Python stand-in: the wheel's server has no native ONNX Runtime backend
+
+Where each option of the GPU's has to stand is in `backend_options`. There are no CUDA graphs: through Triton they read
+the first request's inputs again. Nothing of the GPU's was run here: no GPU was at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from equipoise_core.budget import MOST_AT_ONCE
 from equipoise_core.canonical import canonical_json
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract, Precision, Task
+from equipoise_core.gpu_memory import GPU_MEMORY, gpu_plan
 from equipoise_core.masks import mask_layout
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-SAMPLER_BATCH = 8
+from .backend_options import MEASURED
+
+SAMPLER_BATCH = MOST_AT_ONCE
 """Images per execution of the sampler at most: the dynamic batcher gathers them over all clients."""
 
 ROUTINE, URGENT = 2, 1
 """Priority levels of the public model's queue; Triton serves the lower number first."""
 
 _QUEUE = 256  # requests that wait per priority; more are refused at once (UNAVAILABLE) than served too late
-# µs that the sampler waits for batch-mates: on a GPU little against one run of the network (not measured here). On the
-# CPU a larger batch gains nothing, and of a tiny model's 6.9 ms the wait was .7.
-_GPU_BATCHING_DELAY = 500
-_GPU_OPTIONS = {
-    # EXHAUSTIVE, the default, times every algorithm anew for each new shape: seconds for a first image of its size.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # Parity with the exported network is promised in fp32; TensorFloat-32 keeps 10 bits of the mantissa.
-    "use_tf32": "0",
+_CUDA_PARAMETERS = {
+    "cudnn_conv_algo_search": "1",  # HEURISTIC: nothing is timed for a new shape
+    "arena_extend_strategy": "1",  # as requested: doubling takes up to twice of what a run needs
 }
+# ONNX Runtime refuses every run on another device than the ones named here, so the instance is bound to this one.
+_SHRINKAGE, _SHRUNK = "memory.enable_memory_arena_shrinkage", "gpu:0"
+
+TENSORRT_CACHE = "/var/cache/equipoise"
+"""Folder of built engines, which must exist and be the service's own. Below it each ONNX file has one by its digest:
+ONNX Runtime names an engine by the graph's tensors, not its weights, so that all members of an ensemble, and a model
+trained again, would share one."""
+
+IMAGES_PARAMETER = "images"
+"""Of a public model: images that its samplers take in one request."""
 _FP32, _INT32, _UINT64, _UINT8, _BYTES = (
     triton.DataType.TYPE_FP32,
     triton.DataType.TYPE_INT32,
@@ -111,23 +126,119 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
     )
 
 
-def sampler_configs(contract: Contract, name: str | None = None) -> Mapping[str, triton.ModelConfig]:
-    """Path below the sampler's folder → configuration. `name`: of the sampler; None: of the only one."""
-    name = name or sampler_names(contract)[0]
+@dataclass(frozen=True)
+class GpuShare:
+    """How one sampler runs on a GPU.
+
+    Attributes:
+        samples: T of its requests.
+        images: of a run at most.
+        bytes: that it may take.
+        digest: of its ONNX file.
+        measured: options of `backend_options.MEASURED` that are faster for this model on this GPU.
+    """
+
+    samples: int
+    images: int = SAMPLER_BATCH
+    bytes: int = GPU_MEMORY
+    digest: str = "unpublished"
+    measured: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if odd := sorted(set(self.measured) - set(MEASURED)):
+            raise ValueError(f"{', '.join(odd)}: not an option to be measured; those are {', '.join(MEASURED)}")
+
+
+def model_configs(repository: Path, contract: Contract, chunk: int) -> Mapping[str, triton.ModelConfig]:
+    """Path below the repository → configuration, of a public model, its samplers and its first pass.
+
+    Args:
+        repository: where the ONNX files and proofs lie.
+        contract: as published.
+        chunk: samples of an image per sampler request, as the policy's stages have them.
+    """
+    plan = gpu_plan(repository, contract, chunk)
+    public = aggregator_config(contract)
+    public.parameters[IMAGES_PARAMETER].CopyFrom(_parameter(str(plan.images)))
+    configs = {f"{contract.name}/config.pbtxt": public}
+    for file in contract.files:
+        own = contract if file in contract.samplers else contract.of_first_pass
+        share = GpuShare(plan.needs[file.name].samples, plan.images, plan.limit(file.name), file.digest)
+        for path, config in sampler_configs(own, file.name, share).items():
+            configs[f"{file.name}/{path}"] = config
+    return configs
+
+
+def sampler_configs(
+    contract: Contract, name: str | None = None, share: GpuShare | None = None
+) -> Mapping[str, triton.ModelConfig]:
+    """Path below the sampler's folder → configuration.
+
+    Args:
+        name: of the sampler; None: of the only one.
+        share: of a GPU; None: all of `GPU_MEMORY`, and the contract's T.
+    """
+    name, share = name or sampler_names(contract)[0], share or GpuShare(contract.samples)
     return {
-        "config.pbtxt": _gpu_config(contract, name),
+        "config.pbtxt": _gpu_config(contract, name, share),
+        "configs/tensorrt.pbtxt": _tensorrt_config(contract, name, share),
         "configs/cpu.pbtxt": _cpu_config(contract, name),
         "configs/embedded.pbtxt": _sampler_config(contract, name, "python", triton.ModelInstanceGroup.KIND_CPU),
     }
 
 
-def _gpu_config(contract: Contract, name: str) -> triton.ModelConfig:
-    accelerator = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="cuda", parameters=_GPU_OPTIONS)
+def _gpu_config(contract: Contract, name: str, share: GpuShare) -> triton.ModelConfig:
     config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_GPU)
-    config.dynamic_batching.max_queue_delay_microseconds = _GPU_BATCHING_DELAY
-    config.optimization.execution_accelerators.gpu_execution_accelerator.append(accelerator)
-    config.model_warmup.append(_warmup(contract))
+    config.max_batch_size = share.images
+    config.instance_group[0].gpus.append(0)
+    for option, value in {**_CUDA_PARAMETERS, "gpu_mem_limit": str(share.bytes), _SHRINKAGE: _SHRUNK}.items():
+        config.parameters[option].CopyFrom(_parameter(value))
+    # TensorFloat-32 keeps 10 bits of the mantissa. In half precision the option would shut out every tensor core.
+    exact = {"use_tf32": "0"} if contract.precision is Precision.FP32 else {}
+    if options := {**exact, **share.measured}:
+        config.optimization.execution_accelerators.gpu_execution_accelerator.append(_accelerator("cuda", options))
+    config.model_warmup.extend(_warmups(contract, share))
     return config
+
+
+def _tensorrt_config(contract: Contract, name: str, share: GpuShare) -> triton.ModelConfig:
+    """One engine for all shapes that are served; what TensorRT cannot run is left to CUDA.
+
+    The profile names the model's inputs only, so all of the graph up to the outputs has to be one engine. TensorRT's
+    TensorFloat-32 has no option here: `NVIDIA_TF32_OVERRIDE=0` in the environment shuts it out.
+    """
+    config = _gpu_config(contract, name, share)
+    smallest, largest = contract.window((1,) * contract.rank), contract.window(contract.maximum)
+    options = {
+        # Half precision has its own proof, so only where the graph itself is in half.
+        "precision_mode": "FP16" if contract.precision is Precision.FP16 else "FP32",
+        "max_workspace_size_bytes": str(share.bytes),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": f"{TENSORRT_CACHE}/{share.digest}",
+        "trt_profile_min_shapes": _profile(contract, 1, 1, smallest),
+        "trt_profile_opt_shapes": _profile(contract, share.images, share.samples, contract.nominal),
+        "trt_profile_max_shapes": _profile(contract, share.images, share.samples, largest),
+    }
+    config.optimization.execution_accelerators.gpu_execution_accelerator.insert(0, _accelerator("tensorrt", options))
+    return config
+
+
+def _accelerator(
+    name: str, options: Mapping[str, str]
+) -> triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator:
+    return triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name=name, parameters=options)
+
+
+def _profile(contract: Contract, images: int, samples: int, size: tuple[int, ...]) -> str:
+    """The inputs' shapes, `name:1x2x3,…`."""
+    shapes = _input_shapes(contract, samples, size)
+    return ",".join(f"{name}:{'x'.join(map(str, (images, *shape)))}" for name, shape in shapes.items())
+
+
+def _input_shapes(contract: Contract, samples: int, size: tuple[int, ...]) -> dict[str, list[int]]:
+    """Of a sampler's inputs, without the batch axis."""
+    image = {"image": [contract.channels, *size]}
+    return {**image, "masks": [samples, mask_layout(contract, size).bytes]} if contract.stochastic else image
 
 
 def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
@@ -171,17 +282,25 @@ def _sampler_config(
     )
 
 
-def _warmup(contract: Contract) -> triton.ModelWarmup:
-    """One image of the nominal size with the usual number of samples, before the server calls itself ready."""
-    inputs = {
-        "image": triton.ModelWarmup.Input(
-            data_type=_FP32, dims=[contract.channels, *contract.nominal], random_data=True
+def _warmups(contract: Contract, share: GpuShare) -> list[triton.ModelWarmup]:
+    """Runs before the server calls itself ready, in this order.
+
+    The largest first: what does not fit into the GPU's memory must show before the first patient. Then the first
+    request's shape, whose plans cuDNN keeps.
+    """
+    types = {"image": _FP32, "masks": _UINT8}
+    runs = [("largest", share.images, contract.window(contract.maximum)), ("nominal", 1, contract.nominal)]
+    return [
+        triton.ModelWarmup(
+            name=name,
+            batch_size=images,
+            inputs={
+                tensor: triton.ModelWarmup.Input(data_type=types[tensor], dims=shape, random_data=True)
+                for tensor, shape in _input_shapes(contract, share.samples, size).items()
+            },
         )
-    }
-    if contract.stochastic:
-        packed = mask_layout(contract, contract.nominal).bytes
-        inputs["masks"] = triton.ModelWarmup.Input(data_type=_UINT8, dims=[contract.samples, packed], random_data=True)
-    return triton.ModelWarmup(name="nominal", batch_size=1, inputs=inputs)
+        for name, images, size in runs
+    ]
 
 
 def _spatial(contract: Contract) -> list[int]:

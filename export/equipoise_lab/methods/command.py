@@ -12,7 +12,7 @@ import torch
 import typer
 from equipoise_core.loading import load_model
 from equipoise_export.errors import ExportError
-from equipoise_export.publish.repository import publish_pair
+from equipoise_export.publish.repository import publish_pair, renew_configurations
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -136,6 +136,7 @@ def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> s
     model = load_model(into / name / "1")
     policy = choose_on_split(replace(model, policy=None), into, reference, data)
     (into / name / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
+    renew_configurations(into, name)
     return policy.guarantee.rule if policy.guarantee else "nothing could be certified"
 
 

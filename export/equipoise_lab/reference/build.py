@@ -204,6 +204,7 @@ def main(
             link_code_to=None if name == "hippocampus" or not real_copy.is_dir() else real_copy,
             replace=True,
             first_pass=first_pass,
+            measure=True,
         )
         # One stand-in in the repository: a copy of it would miss what is mended in the other.
         stand_in = into / first_pass_name(compiled.contract) / "1" / "model.py"

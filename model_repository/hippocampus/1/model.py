@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE))
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from equipoise_core.budget import MOST_AT_ONCE
 from equipoise_core.case import Case
 from equipoise_core.decision import Route
 from equipoise_core.errors import Cancelled, InvalidRequest, SamplerFailure
@@ -46,7 +47,8 @@ class TritonPythonModel:
         parameters = {name: each["string_value"] for name, each in config.get("parameters", {}).items()}
         chunk, instances = parameters.get("chunk"), parameters.get("instances")
         computed_by = json.loads(parameters.get("computed_by", "{}"))
-        self.model = load_model(HERE, int(chunk) if chunk else None, computed_by)
+        most = int(parameters.get("images", MOST_AT_ONCE))
+        self.model = load_model(HERE, int(chunk) if chunk else None, computed_by, most)
         self.in_flight = InFlight(self.model.contract.name)
         self.metrics = Metrics(self.model)
         members = len(self.model.contract.samplers)

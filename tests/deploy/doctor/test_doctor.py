@@ -26,10 +26,12 @@ from equipoise_deploy.ports import Ports, listeners
 from equipoise_deploy.promotion.promotion import PromotionRequest, promote
 from equipoise_deploy.releases.publishing import make_release
 from equipoise_deploy.releases.store import Store
+from equipoise_deploy.repository import parse_configuration
 from equipoise_deploy.serving import staging
 from equipoise_deploy.serving.container import IMAGE
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.publish.repository import publish_pair
+from google.protobuf import text_format
 
 from ...support.ports import free_port
 from ...support.releases import give_policy, make_keys, overwrite, proven
@@ -164,6 +166,28 @@ def test_policies_are_missing_foreign_or_its_own(subject, pairs):
     assert _worst(models.policies(subject)) is Status.FAILURE
     overwrite(pairs / "tinycls_sampler/1/model.onnx", b"nothing")
     assert "does not load" in next(models.policies(subject)).found
+
+
+@pytest.mark.parametrize("where", ["cuda", "tensorrt", "optimization"])
+def test_cuda_graphs_are_refused(subject, pairs, where):
+    """In any configuration of any model: they answer with another image's data."""
+    assert _worst(models.cuda_graphs(subject)) is Status.OK
+    path = pairs / "tinycls_sampler/configs/tensorrt.pbtxt"
+    config = parse_configuration(path)
+    if where == "optimization":
+        config.optimization.cuda.graphs = True
+    for each in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        if each.name == where:
+            each.parameters["enable_cuda_graph" if where == "cuda" else "trt_cuda_graph_enable"] = "1"
+    path.write_text(text_format.MessageToString(config))
+    (found,) = models.cuda_graphs(subject)
+    assert found.status is Status.FAILURE and "tensorrt.pbtxt sets" in found.found
+    for each in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        for name in set(each.parameters) & set(models.CUDA_GRAPHS):
+            each.parameters[name] = "false"
+    config.optimization.cuda.graphs = False
+    path.write_text(text_format.MessageToString(config))
+    assert _worst(models.cuda_graphs(subject)) is Status.OK
 
 
 def test_a_store_is_held_to_its_signatures_and_to_its_log(tmp_path, pairs):

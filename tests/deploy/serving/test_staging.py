@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from equipoise_deploy.errors import RepositoryError
+from equipoise_core.gpu_memory import CUDA_RESERVE
+from equipoise_deploy.errors import DeployError, RepositoryError
+from equipoise_deploy.gpu_memory import gpu_limits
+from equipoise_deploy.repository import configuration_of
 from equipoise_deploy.serving.settings import Settings
 from equipoise_deploy.serving.staging import available_cores, quota, sampler_instances, stage_repository
 from google.protobuf import text_format
@@ -89,6 +92,25 @@ def test_a_sampler_on_the_gpu_keeps_its_instances(repository, tmp_path):
     assert _config(tmp_path / "tinyseg/config.pbtxt").parameters["instances"].string_value == "1"
     assert sampler.HasField("dynamic_batching")
     assert sampler.max_batch_size == 8
+
+
+def test_a_gpus_memory_limits_what_shares_a_run(repository, tmp_path):
+    """Aggregator and sampler agree on how many images; on the CPU there is nothing to limit."""
+    needed = gpu_limits(repository, "tinyseg", 10**12).plan.needed(2)
+    memory = needed // 10**6 + 1
+    for configuration, images in (("", 2), ("tensorrt", 2), ("embedded", 8)):
+        into = tmp_path / (configuration or "gpu")
+        into.mkdir()
+        stage_repository(repository, into, configuration, 2, {"tinyseg": Settings(gpu_memory=memory)})
+        sampler = _config(configuration_of(into / "tinyseg_sampler", configuration))
+        assert sampler.max_batch_size == images
+        assert _config(into / "tinyseg/config.pbtxt").parameters["images"].string_value == str(images)
+        if images == 2:
+            given = int(sampler.parameters["gpu_mem_limit"].string_value)
+            assert needed - CUDA_RESERVE <= given <= memory * 10**6 - CUDA_RESERVE
+            assert sampler.model_warmup[0].batch_size == images
+    with pytest.raises(DeployError, match=r"an image of 64 × 64 needs 1\.11 GB on a GPU, 0\.9 GB were given"):
+        stage_repository(repository, tmp_path / "none", "", 2, {"tinyseg": Settings(gpu_memory=900)})
 
 
 def test_mirror_has_directories_of_its_own_and_links_to_the_files(repository, tmp_path):

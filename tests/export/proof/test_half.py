@@ -82,7 +82,11 @@ def test_inputs_and_outputs_of_a_half_sampler_are_single(half_unet: Compiled, co
     assert kinds == {"image": FLOAT, "masks": UINT8, **dict.fromkeys(["sum_p", "sum_p2", "sum_entropy", "volumes"], FLOAT)}  # noqa: E501  # fmt: skip
     weights = [entry for entry in graph.initializer if len(entry.dims) == 4]
     assert weights and all(entry.data_type == HALF for entry in weights)
-    assert sampler_configs(half_unet.contract) == sampler_configs(compiled_unet.contract)
+    both = sampler_configs(half_unet.contract), sampler_configs(compiled_unet.contract)
+    for configs in both:
+        for config in configs.values():
+            config.optimization.Clear()  # the GPU's options differ
+    assert both[0] == both[1]
     public = aggregator_config(half_unet.contract), aggregator_config(compiled_unet.contract)
     for config in public:
         config.parameters.clear()

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from equipoise_core.canonical import digest_of_file
 from equipoise_core.contract import load_contract
-from equipoise_export.publish.repository import PublishError, publish_pair
+from equipoise_export.publish.repository import PublishError, publish_pair, renew_configurations
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from ...support.releases import give_policy
 
 
 def _files(folder: Path) -> set[str]:
@@ -132,6 +136,42 @@ def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
     (sampler,) = load_contract(tmp_path / "tinyseg/1/contract.json").samplers
     assert proof == {**tiny_segmentation.proof.document(), "model_digest": sampler.digest}
     assert json.loads((tmp_path / "tinyseg/1/policy.json").read_text()) == {"alpha": 0.1}
+
+
+def test_memory_is_measured_where_asked_and_kept_for_the_same_file(tiny_segmentation, tmp_path):
+    """Measured again it could differ a little, and the configurations with it: the same model would be another one."""
+    proof, config = tmp_path / "tinyseg_sampler/1/proof.json", tmp_path / "tinyseg_sampler/config.pbtxt"
+    publish_pair(tiny_segmentation, tmp_path, measure=True)
+    memory = json.loads(proof.read_text())["memory"]
+    assert {run["samples"] for run in memory["runs"]} == {1, 20}
+    assert all(run["bytes"] > 0 for run in memory["runs"])
+    written = config.read_text()
+    publish_pair(tiny_segmentation, tmp_path)
+    publish_pair(tiny_segmentation, tmp_path, measure=True, replace=True)
+    assert json.loads(proof.read_text())["memory"] == memory
+    publish_pair(_changed(tiny_segmentation), tmp_path, replace=True)
+    assert "memory" not in json.loads(proof.read_text())
+    assert config.read_text() != written  # reckoned from the size, which is more
+
+
+def test_configurations_follow_a_policy_that_came_later(tiny_segmentation, tmp_path):
+    """Its stages decide on T, with which the sampler warms up; published again it is the same model."""
+    folder = publish_pair(tiny_segmentation, tmp_path)
+    policy = give_policy(folder)
+    stages = tuple(replace(policy.stages[0], samples=samples) for samples in (5, 20))
+    (folder / "1/policy.json").write_text(replace(policy, stages=stages).dumps())
+
+    def warm_up() -> list[int]:
+        text = (tmp_path / "tinyseg_sampler/config.pbtxt").read_text()
+        return [each.inputs["masks"].dims[0] for each in text_format.Parse(text, ModelConfig()).model_warmup]
+
+    assert warm_up() == [20, 20]
+    renew_configurations(tmp_path, "tinyseg")
+    assert warm_up() == [5, 5]
+    publish_pair(tiny_segmentation, tmp_path)
+    assert warm_up() == [5, 5]
+    publish_pair(tiny_segmentation, tmp_path, replace=True)  # discards the policy
+    assert warm_up() == [20, 20]
 
 
 def test_a_proof_that_lacks_something_is_renewed(tiny_segmentation, tmp_path):

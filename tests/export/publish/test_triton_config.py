@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
 import onnx
 import pytest
-from equipoise_core.contract import Contract, Site, SiteKind, parse_contract
-from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs
+from equipoise_core.contract import Contract, Precision, Site, SiteKind, load_contract, parse_contract
+from equipoise_core.masks import mask_layout
+from equipoise_export.publish.backend_options import MEASURED, misplaced, stated_options
+from equipoise_export.publish.repository import publish_pair
+from equipoise_export.publish.triton_config import GpuShare, aggregator_config, render, sampler_configs
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
+
+GPU = ("config.pbtxt", "configs/tensorrt.pbtxt")
 
 
 def _dims(tensors) -> dict[str, list[int]]:
@@ -56,19 +62,135 @@ def test_each_configuration_names_its_backend_and_device(tiny_segmentation):
     group = triton.ModelInstanceGroup
     assert kinds == {
         "config.pbtxt": ("onnxruntime", group.KIND_GPU, 1),
+        "configs/tensorrt.pbtxt": ("onnxruntime", group.KIND_GPU, 1),
         "configs/cpu.pbtxt": ("onnxruntime", group.KIND_CPU, 1),
         "configs/embedded.pbtxt": ("python", group.KIND_CPU, 1),
     }
 
 
-def test_warm_up_uses_the_nominal_size_and_the_usual_number_of_samples(tiny_segmentation):
-    """The first patient must not wait for the GPU to choose its algorithms."""
-    (warmup,) = sampler_configs(tiny_segmentation.contract)["config.pbtxt"].model_warmup
-    assert _dims_of(warmup) == {"image": [1, 4, 4], "masks": [20, 1]}
+def test_warm_up_has_the_largest_run_and_then_the_first_requests_shape(tiny_segmentation):
+    """What does not fit shows before the first patient, who does not wait for the GPU to choose its algorithms."""
+    share = GpuShare(5, images=3)
+    for path in GPU:
+        config = sampler_configs(tiny_segmentation.contract, share=share)[path]
+        found = [(each.name, each.batch_size, _dims_of(each)) for each in config.model_warmup]
+        assert found == [
+            ("largest", 3, {"image": [1, 64, 64], "masks": [5, 1]}),
+            ("nominal", 1, {"image": [1, 4, 4], "masks": [5, 1]}),
+        ]
 
 
 def _dims_of(warmup) -> dict[str, list[int]]:
     return {name: list(tensor.dims) for name, tensor in warmup.inputs.items()}
+
+
+def _half(contract: Contract) -> Contract:
+    return replace(contract, precision=Precision.FP16)
+
+
+def _native(contract: Contract) -> dict[str, triton.ModelConfig]:
+    """All configurations of the native backend, in both precisions, with everything that may be measured."""
+    share = GpuShare(5, measured=dict.fromkeys(MEASURED, "1"))
+    return {
+        f"{each.precision.value} {path}": config
+        for each in (contract, _half(contract))
+        for path, config in sampler_configs(each, share=share).items()
+        if config.backend == "onnxruntime"
+    }
+
+
+def test_every_option_stands_where_the_backend_reads_it(tiny):
+    """Elsewhere it is overwritten with a default, silently, or refused."""
+    configs = _native(tiny.contract)
+    assert len(configs) == 6
+    for name, config in configs.items():
+        assert list(stated_options(config)), name
+        assert misplaced(config) == [], name
+
+
+@pytest.mark.parametrize("option", ["cudnn_conv_algo_search", "gpu_mem_limit", "arena_extend_strategy"])
+def test_an_option_in_the_wrong_place_is_found(tiny_segmentation, option):
+    """In the accelerator, in the other accelerator, or of a name that nobody knows."""
+    config = sampler_configs(tiny_segmentation.contract)["configs/tensorrt.pbtxt"]
+    tensorrt, cuda = config.optimization.execution_accelerators.gpu_execution_accelerator
+    cuda.parameters[option] = config.parameters.pop(option).string_value
+    assert misplaced(config) == [f"{option} in gpu_execution_accelerator cuda: read in top-level parameters"]
+    tensorrt.parameters["use_tf32"] = cuda.parameters["use_tf32"]
+    config.parameters["gpu_memory_limit"].string_value = "1"
+    assert len(misplaced(config)) == 3
+
+
+def test_single_precision_shuts_out_tf32_and_half_does_not(tiny):
+    """In half precision the option would shut out every tensor core."""
+    for path in GPU:
+        for contract, expected in ((tiny.contract, "0"), (_half(tiny.contract), None)):
+            config = sampler_configs(contract)[path]
+            stated = [
+                each.parameters.get("use_tf32")
+                for each in config.optimization.execution_accelerators.gpu_execution_accelerator
+                if each.name == "cuda"
+            ]
+            assert stated == ([expected] if expected else [])
+
+
+def test_memory_is_bounded_on_one_device_and_nothing_waits_for_batch_mates(tiny):
+    """ONNX Runtime refuses every run on a device that the shrinkage does not name."""
+    for path in GPU:
+        config = sampler_configs(tiny.contract, share=GpuShare(5, images=2, bytes=7_000_000))[path]
+        stated = {name: parameter.string_value for name, parameter in config.parameters.items()}
+        assert stated == {
+            "cudnn_conv_algo_search": "1",
+            "arena_extend_strategy": "1",
+            "gpu_mem_limit": "7000000",
+            "memory.enable_memory_arena_shrinkage": "gpu:0",
+        }
+        assert list(config.instance_group[0].gpus) == [0]
+        assert config.max_batch_size == 2
+        assert config.dynamic_batching.max_queue_delay_microseconds == 0
+
+
+def test_no_configuration_has_cuda_graphs(tiny):
+    """A replayed graph reads the first request's inputs: another patient's image."""
+    for config in _native(tiny.contract).values():
+        assert not [name for name, _ in stated_options(config) if "cuda_graph" in name]
+        assert not config.optimization.HasField("cuda")
+    with pytest.raises(ValueError, match=r"enable_cuda_graph: not an option to be measured"):
+        GpuShare(5, measured={"enable_cuda_graph": "1"})
+
+
+def test_tensorrt_has_one_profile_of_all_that_is_served(tiny_segmentation):
+    """From one sample (of windows) of one image of the smallest size to the largest run; masks follow the size."""
+    contract = replace(
+        tiny_segmentation.contract, sites=(Site("drop", SiteKind.ELEMENT, ("X//2", "Y//2"), 0.5),), nominal=(16, 8)
+    )
+    config = sampler_configs(contract, share=GpuShare(5, images=3, digest="abc"))["configs/tensorrt.pbtxt"]
+    tensorrt, cuda = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (tensorrt.name, cuda.name) == ("tensorrt", "cuda")
+    stated = dict(tensorrt.parameters)
+    smallest = contract.preprocessing.multiple
+    least = mask_layout(contract, (smallest, smallest)).bytes
+    assert stated["trt_profile_min_shapes"] == f"image:1x1x{smallest}x{smallest},masks:1x1x{least}"
+    assert stated["trt_profile_opt_shapes"] == "image:3x1x16x8,masks:3x5x4"
+    assert stated["trt_profile_max_shapes"] == "image:3x1x64x64,masks:3x5x128"
+    assert stated["precision_mode"] == "FP32"
+    half = sampler_configs(_half(contract))["configs/tensorrt.pbtxt"].optimization.execution_accelerators
+    assert half.gpu_execution_accelerator[0].parameters["precision_mode"] == "FP16"
+
+
+def test_no_two_files_share_a_tensorrt_engine(tiny_segmentation, tmp_path):
+    """ONNX Runtime names an engine by the graph's tensors: with another member's weights it would answer wrongly."""
+    other = copy.deepcopy(tiny_segmentation.model)
+    other.doc_string = "other weights"
+    publish_pair(tiny_segmentation, tmp_path, further=[replace(tiny_segmentation, model=other)])
+    paths = set()
+    for file in load_contract(tmp_path / "tinyseg/1/contract.json").files:
+        config = text_format.Parse((tmp_path / file.name / "configs/tensorrt.pbtxt").read_text(), triton.ModelConfig())
+        tensorrt = config.optimization.execution_accelerators.gpu_execution_accelerator[0]
+        assert tensorrt.parameters["trt_engine_cache_enable"] == "1"
+        assert tensorrt.parameters["trt_engine_cache_path"].endswith(file.digest)
+        assert config.model_warmup[0].inputs["masks"].dims[0] == 10  # each member draws half of the samples
+        paths.add(tensorrt.parameters["trt_engine_cache_path"])
+    assert len(paths) == 2
 
 
 def test_the_sampler_has_no_queue_policy(tiny_segmentation):

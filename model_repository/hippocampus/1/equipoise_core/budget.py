@@ -17,12 +17,21 @@ MOST_AT_ONCE = 8
 """Images, or windows, of a run at most: the samplers' `max_batch_size`."""
 
 
-def at_once(contract: Contract, window: tuple[int, ...], samples: int) -> int:
-    """Images of a request, or windows of a large one, that share a sampler run: as many as `RUN_BYTES` are enough for.
+def image_bytes(contract: Contract, window: tuple[int, ...], samples: int) -> int:
+    """What an image of a run is reckoned with, where nothing was measured.
 
     Args:
         window: spatial sizes that the network sees at once.
-        samples: that the run draws of each.
+        samples: that the run draws of it.
     """
-    each = 4 * prod(window) * (contract.channels + MAPS * samples)
-    return max(1, min(MOST_AT_ONCE, RUN_BYTES // each))
+    return 4 * prod(window) * (contract.channels + MAPS * samples)
+
+
+def at_once(contract: Contract, window: tuple[int, ...], samples: int, most: int = MOST_AT_ONCE) -> int:
+    """Images of a request, or windows of a large one, that share a sampler run: as many as `RUN_BYTES` are enough for.
+
+    Args:
+        window, samples: as for `image_bytes`.
+        most: what the samplers take at once.
+    """
+    return max(1, min(most, MOST_AT_ONCE, RUN_BYTES // image_bytes(contract, window, samples)))

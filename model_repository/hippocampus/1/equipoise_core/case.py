@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .budget import MOST_AT_ONCE
 from .contract import Contract
 from .policy import Policy
 from .stages import FIRST_PASS, chunk_of
@@ -24,6 +25,7 @@ class Model:
         code_digest: SHA-256 of the code that decides.
         at_most: samples per sampler request, at most; None: as many as all stages have in common.
         computed_by: what runs the samplers, for the record.
+        most: images that a sampler takes in one request.
     """
 
     contract: Contract
@@ -32,6 +34,7 @@ class Model:
     code_digest: str
     at_most: int | None = None
     computed_by: Mapping[str, Any] = field(default_factory=dict)
+    most: int = MOST_AT_ONCE
 
     @property
     def in_force(self) -> Policy | None:

@@ -6,18 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .budget import MOST_AT_ONCE
 from .canonical import digest_of, digest_of_code, digest_of_file, digest_of_model
 from .case import Model
 from .contract import ContractError, load_contract
 from .policy import Policy, PolicyError, load_policy
 
 
-def load_model(directory: Path, at_most: int | None = None, computed_by: Mapping[str, Any] | None = None) -> Model:
+def load_model(
+    directory: Path,
+    at_most: int | None = None,
+    computed_by: Mapping[str, Any] | None = None,
+    most: int = MOST_AT_ONCE,
+) -> Model:
     """Reads `contract.json`, `policy.json` and the sampler files' digests.
 
     Args:
         directory: `<repository>/<name>/<version>`.
-        at_most, computed_by: see `Model`.
+        at_most, computed_by, most: see `Model`.
 
     Raises:
         ContractError: the contract is broken, or a sampler's file is not the one that it names.
@@ -34,7 +40,7 @@ def load_model(directory: Path, at_most: int | None = None, computed_by: Mapping
                 "publish the model again or restore the file"
             )
     policy, why = _policy(directory / "policy.json")
-    return Model(contract, policy, why, _code_digest(directory), at_most, computed_by or {})
+    return Model(contract, policy, why, _code_digest(directory), at_most, computed_by or {}, most)
 
 
 def _policy(path: Path) -> tuple[Policy | None, str]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .assessment import Assessment
-from .budget import at_once
+from .budget import MOST_AT_ONCE, at_once
 from .case import Case, Input, Model
 from .contract import Contract
 from .errors import SamplerFailure
@@ -131,7 +131,8 @@ def assess_all(
         alike[ready.alike].append((number, ready))
     for those in alike.values():
         one = those[0][1]
-        most = 1 if one.tiling else at_once(model.contract, one.window, min(model.chunk, max(one.stages)))
+        samples = min(model.chunk, max(one.stages))
+        most = 1 if one.tiling else at_once(model.contract, one.window, samples, model.most)
         for some in (those[first : first + most] for first in range(0, len(those), most)):
             numbers, together = zip(*some, strict=True)
             run = Run(model, together, samplers, each, first_pass)
@@ -253,7 +254,7 @@ class Run:
         if self.first_pass is None:
             raise SamplerFailure("there is none to run")
         contract = self.model.contract.of_first_pass
-        return _run(contract, [self.first_pass], self.ready, self._images, (0, None))
+        return _run(contract, [self.first_pass], self.ready, self._images, (0, None), most=self.model.most)
 
     def _moments(self, of: Sequence[int], first: int, count: int) -> list[Moments]:
         """Of these cases' samples `first` … `first + count − 1`."""
@@ -261,7 +262,7 @@ class Run:
         images = self._images if len(of) == len(self.ready) else self._images[list(of)]
         draws = _draws(contract, self._layout, [one.seed for one in ready], first, count)
         total: list[Moments] = []
-        for some in self.each(partial(_run, contract, self.samplers, ready, images), draws):
+        for some in self.each(partial(_run, contract, self.samplers, ready, images, most=self.model.most), draws):
             total = [a + b for a, b in zip(total, some, strict=True)] if total else some
         return total
 
@@ -298,13 +299,15 @@ def _run(
     ready: Sequence[Ready],
     images: NDArray[np.float32],
     draw: Draw,
+    *,
+    most: int,
 ) -> list[Moments]:
-    """One draw's moments, of each case."""
+    """One draw's moments, of each case; at most so many windows a run."""
     sampler, masks = samplers[draw[0]], draw[1]
     spatial = ready[0].case.image.shape[1:]
     if ready[0].tiling is not None:
         windows = partial(_one_sample, contract, sampler, masks)
-        return [stitched_moments(contract, ready[0].tiling, images[0], windows, spatial)]
+        return [stitched_moments(contract, ready[0].tiling, images[0], windows, spatial, most)]
     outputs = sampler(images, masks)
     return [moments_of_outputs(contract, outputs, i, one.case.image.shape[1:]) for i, one in enumerate(ready)]
 
@@ -324,10 +327,11 @@ def stitched_moments(
     padded: NDArray[np.float32],
     run: Callable[[NDArray[np.float32]], Array],
     spatial: tuple[int, ...],
+    most: int = MOST_AT_ONCE,
 ) -> Moments:
-    """The moments of one sample over all windows, padding cropped off again."""
+    """The moments of one sample over all windows, at most so many a run, padding cropped off again."""
     inside = (slice(None), *(slice(0, size) for size in spatial))
-    stitched = tiling.stitch(padded, at_once(contract, tiling.window, 1), run)[inside]
+    stitched = tiling.stitch(padded, at_once(contract, tiling.window, 1, most), run)[inside]
     # What a network states of a voxel is linear in its windows: a mixture of them has the mean of their moments.
     if contract.states_moments:
         return moments_of_stated(stitched, contract)
