@@ -158,7 +158,8 @@ def _write_sampler(name: str, member: Compiled, root: Path) -> Sampler:
         (folder / path).write_text(render(config), encoding="utf-8")
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
     # The proof names its file: beside another model it proves nothing.
-    _write_json(folder / "1" / PROOF, {**member.proof.document(), "model_digest": sampler.digest})
+    gpu = member.placement.document()
+    _write_json(folder / "1" / PROOF, {**member.proof.document(), "gpu": gpu, "model_digest": sampler.digest})
     return sampler
 
 
