@@ -22,6 +22,7 @@ from .measure import Gain, measure_gain
 from .options import DEFAULTS, Options
 from .passes.cost import Cost
 from .proof.ensemble import check_members
+from .proof.gpu import Placement
 from .proof.parity import Proof
 from .publish.repository import publish_pair
 from .publish.triton_config import first_pass_name, sampler_names
@@ -49,11 +50,13 @@ class Exported(Inspection):
     Attributes:
         folder: of the public model, in the repository.
         samplers: Triton's name of each sampler and of the first pass, and its proof.
+        placements: where the nodes of each run on a GPU.
         gain: what was measured here; None for a network without randomness.
     """
 
     folder: Path
     samplers: Mapping[str, Proof]
+    placements: Mapping[str, Placement]
     gain: Gain | None
 
     @property
@@ -107,14 +110,16 @@ def export(
         members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
     )
     contract = members[0].contract
-    names = sampler_names(contract, len(members))
-    notes = tuple(dict.fromkeys([*(note for member in members for note in member.notes), *why_none]))
-    proofs = {name: member.proof for name, member in zip(names, members, strict=True)}
+    published = dict(zip(sampler_names(contract, len(members)), members, strict=True))
     if first_pass is not None:
-        proofs[first_pass_name(contract)] = first_pass.proof
+        published[first_pass_name(contract)] = first_pass
+    placements = {name: each.placement for name, each in published.items()}
+    notes = [note for member in members for note in member.notes] + why_none
+    notes += [warning for placement in placements.values() for warning in placement.warnings]
+    proofs = {name: each.proof for name, each in published.items()}
     cost = members[0].cost
     assert cost is not None
-    return Exported(contract, cost, notes, folder, proofs, gain)
+    return Exported(contract, cost, tuple(dict.fromkeys(notes)), folder, proofs, placements, gain)
 
 
 def _first_pass(

@@ -151,8 +151,9 @@ def export(
         print(json.dumps(_published(result) if isinstance(result, api.Exported) else _inspected(result)))
         return
     if isinstance(result, api.Exported):
-        for proof in result.samplers.values():
+        for name, proof in result.samplers.items():
             console.print(proof)
+            console.print(f"{name}: {result.placements[name]}", highlight=False)
     console.print(result.cost)
     if isinstance(result, api.Exported) and result.gain:
         console.print(str(result.gain))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx
 from equipoise_core.contract import Contract
 
 from .graph.storage import Weights
 from .passes.cost import Cost
+from .proof.gpu import Placement, place
 from .proof.parity import Proof
 
 
@@ -34,3 +36,8 @@ class Compiled:
     notes: tuple[str, ...] = ()
     halves: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where its nodes run on a GPU."""
+        return place(self.model, self.contract, self.weights)

@@ -178,14 +178,18 @@ class Compilation:
 
     @property
     def masks(self) -> ir.Value:
-        """The packed masks, UINT8 `[N, T, B]`; added to the graph's inputs when first asked for."""
+        """The packed masks, FP32 `[N, T, B]`; the UINT8 input is added to the graph's when first asked for.
+
+        TensorRT takes UINT8 at a network's inputs alone and casts it to real numbers alone: any other operator on it
+        would split the engine.
+        """
 
         def make() -> ir.Value:
             dynamic = any(isinstance(entry, str) for site in self.contract.sites for entry in site.shape)
             size = "B" if dynamic else mask_layout(self.contract, self.contract.nominal).bytes
             value = ir.val(MASKS, ir.DataType.UINT8, ["N", "T", size])
             self.graph.inputs.append(value)
-            return value
+            return self.op("Cast", value, to=ir.DataType.FLOAT.value)
 
         return self.made_once(MASKS, make)
 

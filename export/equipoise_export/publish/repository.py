@@ -187,7 +187,7 @@ def _write_sampler(name: str, member: Compiled, root: Path, into: Path, measure:
     if measure and memory is None:
         memory = measure_memory(folder / "1" / MODEL, member.contract)
     # The proof names its file: beside another model it proves nothing.
-    document = {**member.proof.document(), "model_digest": sampler.digest}
+    document = {**member.proof.document(), "gpu": member.placement.document(), "model_digest": sampler.digest}
     _write_json(folder / "1" / PROOF, document if memory is None else {**document, "memory": memory})
     return sampler
 
