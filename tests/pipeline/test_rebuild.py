@@ -11,7 +11,7 @@ from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs
+from equipoise_export.publish.triton_config import aggregator_config, differences, render, sampler_configs
 from equipoise_lab.reference.build import compile_reference
 from equipoise_lab.reference.specs import REFERENCES
 from google.protobuf import text_format
@@ -69,6 +69,8 @@ def test_committed_configurations_are_generated(name):
     configurations = {REPOSITORY / name / "config.pbtxt": aggregator_config(contract)}
     for single, of in ((f"{name}_sampler", contract), (f"{name}_first_pass", contract.of_first_pass)):
         configurations |= {REPOSITORY / single / path: config for path, config in sampler_configs(of, single).items()}
+        model = onnx.load(REPOSITORY / single / "1" / "model.onnx")
+        assert not any(differences(config, model) for config in sampler_configs(of, single).values())
     assert len(configurations) == 7
     for path, config in configurations.items():
         text = path.read_text(encoding="utf-8")

@@ -22,7 +22,14 @@ from equipoise_core.contract import Contract, ContractError, FirstPass, Sampler,
 from ..compiled import Compiled
 from ..errors import ExportError
 from ..graph.storage import DATA, MODEL
-from .triton_config import aggregator_config, first_pass_name, render, sampler_configs, sampler_names
+from .triton_config import (
+    aggregator_config,
+    differences,
+    first_pass_name,
+    render,
+    sampler_configs,
+    sampler_names,
+)
 
 PROOF = "proof.json"
 
@@ -155,6 +162,11 @@ def _write_sampler(name: str, member: Compiled, root: Path) -> Sampler:
     if member.weights is not None:
         shutil.copyfile(member.weights.path, folder / "1" / DATA)
     for path, config in sampler_configs(member.contract, name).items():
+        if found := differences(config, member.model):
+            raise PublishError(
+                f"{name}: {path} and the ONNX file differ in {'; '.join(found)} (type, axes), and Triton would not "
+                "load it. Export the model again; where that does not help, report it"
+            )
         (folder / path).write_text(render(config), encoding="utf-8")
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
     # The proof names its file: beside another model it proves nothing.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import onnx
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Contract, Task
 from equipoise_core.masks import mask_layout
@@ -24,6 +25,7 @@ SAMPLER_BATCH = 8
 ROUTINE, URGENT = 2, 1
 """Priority levels of the public model's queue; Triton serves the lower number first."""
 
+_LONGEST_WAIT = 3_600_000_000  # µs in the queue: Triton ignores a request's own timeout unless it is below a default
 _QUEUE = 256  # requests that wait per priority; more are refused at once (UNAVAILABLE) than served too late
 # µs that the sampler waits for batch-mates: on a GPU little against one run of the network (not measured here). On the
 # CPU a larger batch gains nothing, and of a tiny model's 6.9 ms the wait was .7.
@@ -121,6 +123,26 @@ def sampler_configs(contract: Contract, name: str | None = None) -> Mapping[str,
     }
 
 
+def differences(config: triton.ModelConfig, model: onnx.ModelProto) -> list[str]:
+    """What a sampler's configuration and its ONNX file declare differently: name, type or an axis; none should.
+
+    The native backend refuses such a model, and with it the server does not start. The batch axis is left out, -1 is an
+    axis that the file leaves open.
+    """
+    types = {onnx.TensorProto.FLOAT: _FP32, onnx.TensorProto.UINT8: _UINT8}
+    found = {}
+    for kind, tensors, values in (
+        ("input", config.input, model.graph.input),
+        ("output", config.output, model.graph.output),
+    ):
+        found |= {(kind, tensor.name): [(tensor.data_type, list(tensor.dims)), None] for tensor in tensors}
+        for value in values:
+            tensor = value.type.tensor_type
+            axes = [axis.dim_value or -1 for axis in tensor.shape.dim][1:]
+            found.setdefault((kind, value.name), [None, None])[1] = types.get(tensor.elem_type), axes
+    return [f"{kind} {name}: {stated} and {own}" for (kind, name), (stated, own) in found.items() if stated != own]
+
+
 def _gpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     accelerator = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="cuda", parameters=_GPU_OPTIONS)
     config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_GPU)
@@ -197,7 +219,10 @@ def _mask_bytes(contract: Contract) -> int:
 def _queue_policy() -> triton.ModelQueuePolicy:
     """A bounded queue; a request may bring a timeout, after which it is refused, not computed for nobody."""
     return triton.ModelQueuePolicy(
-        timeout_action=triton.ModelQueuePolicy.REJECT, allow_timeout_override=True, max_queue_size=_QUEUE
+        timeout_action=triton.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=_LONGEST_WAIT,
+        allow_timeout_override=True,
+        max_queue_size=_QUEUE,
     )
 
 
