@@ -87,12 +87,6 @@ def accepted(server: Serving) -> float:
     return sum(metric(server.urls["metrics"], name, 'model="tinyseg"') for name in names)
 
 
-def pid_of(server: Serving, model: str) -> int:
-    """Of one stub of a model, or of Triton (""), in which samplers of the native backend run."""
-    pids = {process.model: process.pid for process in server.processes()}
-    return pids.get(model, pids[""])
-
-
 def stopped(server: Serving) -> str:
     """Ends it in order; what it said of itself."""
     server.process.send_signal(signal.SIGTERM)
@@ -118,7 +112,7 @@ def test_dead_or_stopped_processes_are_restarted(repository, tmp_path, number, v
     """Health says so within 10 s; then the same ports answer the same; of the old server nothing is left."""
     with supervised(repository, tmp_path) as server:
         before, old = answer(server), set(server.family)
-        os.kill(pid_of(server, victim), number)
+        os.kill(server.pid_of(victim), number)
         begin = time.monotonic()
 
         def seen() -> bool:
@@ -416,7 +410,7 @@ def test_a_reload_takes_the_new_version_and_loses_nothing(versions, tmp_path):
     with supervised(versions, tmp_path) as server:
         assert policy(server) is None
         switch(versions, tmp_path / "newer")
-        os.kill(pid_of(server, ""), signal.SIGKILL)
+        os.kill(server.pid_of(""), signal.SIGKILL)
         poll(lambda: server.health()[1].get("restarts") == 1 and server.health()[0] == 200, "it is restarted", PATIENCE)
         assert policy(server) is None, "a restart took a version into service that nobody asked for"
         outcomes: list[object] = []
@@ -478,12 +472,12 @@ def test_a_version_that_cannot_serve_is_not_taken(versions, tmp_path, broken):
 def test_what_is_damaged_in_place_does_not_end_what_serves(copy, tmp_path):
     """There is no version before to go back to: the running one is the only one, and is left alone."""
     with supervised(copy, tmp_path) as server:
-        before, triton = answer(server), pid_of(server, "")
+        before, triton = answer(server), server.pid_of("")
         (copy / "tinyseg_sampler" / "1" / "model.onnx").write_bytes(b"half a mod")
         server.process.send_signal(signal.SIGHUP)
         poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", PATIENCE)
         assert "model.onnx" in server.health()[1]["fell_back"]
-        assert pid_of(server, "") == triton and server.health()[0] == 200
+        assert server.pid_of("") == triton and server.health()[0] == 200
         np.testing.assert_array_equal(answer(server), before)
         assert "THE RELOAD WAS REFUSED" in stopped(server)
 
