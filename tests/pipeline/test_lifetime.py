@@ -134,7 +134,7 @@ def test_what_was_accepted_before_the_stop_is_answered(started, tiny_repository,
     """60 requests wait or run when the signal comes: all get their own whole answers; then nothing is left, exit 0."""
     url = started.urls["metrics"]
     with triton.InferenceServerClient(started.urls["grpc"]) as client:
-        burst = Burst(client, samples=100)
+        burst = Burst(client, samples=400)
         burst.send(60)
         poll(lambda: len(burst.outcomes) + _accepted(url) >= 60, "all requests are accepted")
         assert len(burst.outcomes) < 40, "nearly nothing was left to answer: this would prove nothing"
@@ -148,8 +148,8 @@ def test_what_was_accepted_before_the_stop_is_answered(started, tiny_repository,
     sampler = OnnxSampler(tiny_repository / "tinyseg_sampler" / "1" / "model.onnx", threads=1)
     for seed, outcome in burst.outcomes.items():
         assert not isinstance(outcome, Exception), (seed, outcome)
-        assert int(outcome.as_numpy("samples_used")[0, 0]) == 100
-        expected = assess(local, Case(IMAGE, samples=100, seed=seed), [sampler]).uncertainty.mean
+        assert int(outcome.as_numpy("samples_used")[0, 0]) == 400
+        expected = assess(local, Case(IMAGE, samples=400, seed=seed), [sampler]).uncertainty.mean
         np.testing.assert_allclose(outcome.as_numpy("mean")[0], expected, rtol=0, atol=1e-5)
 
 

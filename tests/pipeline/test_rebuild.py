@@ -11,7 +11,7 @@ from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_export.graph.session import OnnxSampler
-from equipoise_export.publish.triton_config import model_configs, render
+from equipoise_export.publish.triton_config import differences, model_configs, render
 from equipoise_lab.reference.build import compile_reference
 from equipoise_lab.reference.specs import REFERENCES
 from google.protobuf import text_format
@@ -70,5 +70,7 @@ def test_committed_configurations_are_generated(name):
     assert len(configurations) == 9
     for path, config in ((REPOSITORY / each, config) for each, config in configurations.items()):
         text = path.read_text(encoding="utf-8")
+        file = path.parents[len(path.relative_to(REPOSITORY).parts) - 2] / "1" / "model.onnx"
+        assert not file.exists() or not differences(config, onnx.load(file)), path
         assert text_format.Parse(text, ModelConfig()) == config, path
         assert text == render(config), path

@@ -179,9 +179,6 @@ class Fleet:
     def restarts(self, replica: int) -> int:
         return int(self.replicas[replica].health()[1].get("restarts", -1))
 
-    def process(self, replica: int, model: str) -> int:
-        return next(each.pid for each in self.replicas[replica].processes() if each.model == model)
-
     def whole(self) -> bool:
         return self.proxy.up() == len(self.replicas)
 
@@ -240,7 +237,8 @@ def _signalled(replica: int, model: str, number: signal.Signals) -> Fault:
     """Waits until the replica was restarted and takes requests again."""
 
     def fault(made: Fleet, load: Load) -> Mapping[str, float]:
-        server, victim = made.replicas[replica], made.process(replica, model)
+        server = made.replicas[replica]
+        victim = server.pid_of(model)
         _, before = poll(lambda: (said := _health(server))[0] == 200 and said, "it is healthy")
         begin = time.monotonic()
         os.kill(victim, number)

@@ -67,6 +67,11 @@ class Serving:
         guardians = psutil.Process(self.process.pid).children()
         return tuple(each for guardian in guardians for each in server_processes(guardian.pid))
 
+    def pid_of(self, model: str) -> int:
+        """Of one process of a model, or of Triton (""), in which samplers of the native backend run."""
+        pids = {each.model: each.pid for each in self.processes()}
+        return pids.get(model, pids[""])
+
     def remains(self) -> dict[str, list[str]]:
         """What is left of it, by kind; empty: nothing."""
         others = {process for process in self.family if process.pid != self.process.pid}

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 
 from ..errors import DeployError
-from ..repository import models_in, public_models
 from ..serving import staging
+from ..serving.engine import CONFIGURATION_VARIABLE, EMBEDDED
 from ..serving.server import SHARED_MEMORY_BYTES
-from ..serving.staging import aggregator_instances, available_cores
+from ..serving.staging import available_cores, stub_processes
 from .results import CheckResult, Subject, failure, ok, skipped, warning
 
 GIB = 1 << 30
@@ -65,11 +65,11 @@ def memory(subject: Subject) -> Iterator[CheckResult]:
 def shared_memory(subject: Subject) -> Iterator[CheckResult]:
     """`/dev/shm` holds a region for each Python process of the models; a container's default of 64 MB is too little."""
     try:
-        public, everything = len(public_models(subject.repository)), len(models_in(subject.repository.resolve()))
+        configuration = os.environ.get(CONFIGURATION_VARIABLE, EMBEDDED)
+        stubs = stub_processes(subject.repository, configuration, available_cores())
     except DeployError as error:
         yield skipped("shared memory", f"the models cannot be counted: {error}")
         return
-    stubs = public * aggregator_instances(available_cores()) + everything - public
     needed = stubs * SHARED_MEMORY_BYTES
     disk = shutil.disk_usage(_SHARED_MEMORY)
     has = disk.total if subject.live else disk.free  # live, the models hold theirs already

@@ -33,7 +33,7 @@ STOPPING_FILE = "stopping"
 """In the run directory: while it exists, the public models refuse new requests."""
 
 IN_FLIGHT_FILES = "in_flight-*-*"
-"""Beside it: one of each public model's processes, its number and the model's name; how many requests it answers."""
+"""Beside it: one of each public model's processes, its number and the model's name; see `in_flight`."""
 
 BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
@@ -111,6 +111,23 @@ class _Load:
         return not (self.queued or self.running)
 
 
+def in_flight(directory: Path) -> dict[str, tuple[int, int]]:
+    """Public model → requests that its processes are answering, and sampler calls that these wait for.
+
+    A model of an earlier release does not say how many calls: one for each request.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for file in directory.glob(IN_FLIGHT_FILES):
+        _, process, model = file.name.split("-", 2)
+        if not Path(f"/proc/{process}").exists():  # killed in the middle of a request, which Triton has failed
+            continue
+        with contextlib.suppress(FileNotFoundError):  # the server ends, and its directory with it
+            content, (requests, calls) = file.read_bytes(), counts.get(model, (0, 0))
+            answering, waiting = content[:4], content[4:] or content[:4]
+            counts[model] = requests + int.from_bytes(answering, "little"), calls + int.from_bytes(waiting, "little")
+    return counts
+
+
 class Drain:
     """Whether every request that was accepted before the stop is answered, by Triton's metrics and the models' files.
 
@@ -184,14 +201,7 @@ class Drain:
         return loads
 
     def _in_flight(self) -> dict[str, float]:
-        """Public model → requests that its processes are answering."""
-        counts: dict[str, float] = {}
-        for file in self._flag.parent.glob(IN_FLIGHT_FILES):
-            _, process, model = file.name.split("-", 2)
-            if not Path(f"/proc/{process}").exists():  # killed in the middle of a request, which Triton has failed
-                continue
-            counts[model] = counts.get(model, 0.0) + int.from_bytes(file.read_bytes(), "little")
-        return counts
+        return {model: requests for model, (requests, _) in in_flight(self._flag.parent).items()}
 
     def _page(self) -> str:
         import http.client  # not before it is needed: the start should be fast

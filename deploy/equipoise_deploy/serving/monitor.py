@@ -9,7 +9,9 @@
 
 A busy server must not be taken for a dead one. A probe that waits behind long volumes, or is refused because the queue
 is full, says nothing by itself. It counts only where the model has meanwhile made no progress: it has neither answered
-anything nor run a sampler nor used the processor, nor waited for a processor that others used.
+anything nor called or run a sampler nor used the processor, nor waited for a processor that others used. A sampler of
+the native backend runs inside Triton, as those of all other models do: what Triton computes counts for a model only
+while it waits for its sampler.
 """
 
 from __future__ import annotations
@@ -72,16 +74,18 @@ class Activity:
     Attributes:
         counted: requests and executions.
         computed, waited: seconds of processor time, and of waiting for a processor.
+        calls: of its samplers that it waits for now.
     """
 
     counted: float
     computed: float
     waited: float
+    calls: int = 0
 
     def progressed_since(self, before: Activity) -> bool:
         computed = self.computed - before.computed
         starved = computed + self.waited - before.waited >= _STARVED
-        return self.counted > before.counted or computed >= _COMPUTED or starved
+        return self.counted > before.counted or self.calls != before.calls or computed >= _COMPUTED or starved
 
 
 @dataclass
@@ -205,13 +209,16 @@ class ServerMonitor:
             self._counted = now, _counted(self.server.metrics_url)
         names = {contract.name, *(sampler.name for sampler in contract.files)}
         stubs = {process.model for process in self._processes}
+        calls = self.server.sampler_calls(contract.name)
         # A sampler without a process of its own runs inside Triton.
-        ours = [process for process in self._processes if process.model in (names if names <= stubs else {"", *names})]
+        counting = {"", *names} if calls and not names <= stubs else names
+        ours = [process for process in self._processes if process.model in counting]
         seen = [found for found in map(glance, ours) if found]
         return Activity(
             sum(self._counted[1].get(name, 0.0) for name in names),
             sum(each.seconds for each in seen),
             sum(each.waited for each in seen),
+            calls,
         )
 
 

@@ -19,7 +19,7 @@ from ..errors import StartError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports, reached_at
 from ..releases.loading import verified_copy
 from .engine import Engine, find_engine, library_folders
-from .guardian import STOPPING_FILE
+from .guardian import STOPPING_FILE, in_flight
 from .processes import Process, server_processes
 from .readiness import answers_metrics, answers_ready
 from .settings import NONE, Settings
@@ -95,6 +95,7 @@ class TritonServer:
         self._on_log = on_log
         self._start_timeout = start_timeout
         self._exit_timeout = exit_timeout
+        self._directory: Path | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._ended = threading.Event()
@@ -170,6 +171,11 @@ class TritonServer:
         """Triton and its stubs; empty when it has ended."""
         return () if self._guardian is None else server_processes(self._guardian.pid)
 
+    def sampler_calls(self, model: str) -> int:
+        """Calls of its samplers that the public model waits for."""
+        assert self._directory is not None, "the server was not started"
+        return in_flight(self._directory).get(model, (0, 0))[1]
+
     def exit_code(self) -> int | None:
         """Triton's, where it has ended by itself; None while it runs."""
         assert self._guardian is not None, "the server was not started"
@@ -182,7 +188,7 @@ class TritonServer:
 
     def _launch(self) -> None:
         prefix = f"equipoise_{os.getpid()}_{secrets.token_hex(4)}_"
-        directory = Path(tempfile.mkdtemp(prefix="equipoise-"))
+        directory = self._directory = Path(tempfile.mkdtemp(prefix="equipoise-"))
         grace = str(self._exit_timeout + _PATIENCE)
         try:
             (directory / "models").mkdir()

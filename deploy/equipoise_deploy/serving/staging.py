@@ -38,10 +38,16 @@ from .settings import NONE, PROBE_SAMPLES, Settings, is_stand_in, on_cpu
 # 500 ms. 41 requests of 30 ms took 10 times as long as without priorities with one instance, 1.2 to 2.5 times with two,
 # 1.1 to 1.3 times with four, no longer with eight.
 _FEWEST_INSTANCES = 4
-_MOST_INSTANCES = 16  # each is a process; more of them would wait for the sampler, not for a core
+# Each is a process; more of them would wait for the sampler, not for a core. A GPU gets all of them: requests share a
+# run where they meet at the sampler. Of 16 callers 2.1 met with four aggregators, 4.2 with eight, 6.0 with sixteen.
+_MOST_INSTANCES = 16
 # Threads of one run wait for each other, and more so where others want the cores: on two cores two samplers with a
 # thread each answered 1.6 to 2.0 times as many requests as one with two, and 1.1 to 1.4 times as many as two with two.
-_MOST_SAMPLERS = 4  # each takes a run's memory, the native backend's also the network's
+# Each takes a run's memory; a run of the stand-in that is alone gets all cores.
+_MOST_SAMPLERS = 4
+# Threads of the native backend spin while they wait, and no option of it forbids that: the second thread of a run cost
+# 1.5 to 2.5 times the processor time of the first alone. So as many samplers as requests can come at a time.
+_MOST_NATIVE_SAMPLERS = _MOST_INSTANCES
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -71,13 +77,29 @@ def quota(root: Path, group: Path) -> int:
 
 
 def aggregator_instances(cores: int) -> int:
-    """Aggregators per model: one per core, so that one request's arithmetic overlaps with another's sampling."""
+    """Aggregators per model on the CPU: one per core, so that one's arithmetic overlaps with another's sampling."""
     return min(max(_FEWEST_INSTANCES, cores), _MOST_INSTANCES)
 
 
-def sampler_instances(cores: int, members: int) -> int:
-    """Runs at a time of each sampler on the CPU, of the `members` that a request runs at the same time."""
-    return max(1, min(cores, _MOST_SAMPLERS) // members)
+def sampler_instances(cores: int, members: int, native: bool) -> int:
+    """Runs at a time of each sampler on the CPU, of the `members` that a request runs at the same time.
+
+    Args:
+        native: by Triton's own backend, and not by our stand-in.
+    """
+    return max(1, min(cores, _MOST_NATIVE_SAMPLERS if native else _MOST_SAMPLERS) // members)
+
+
+def stub_processes(repository: Path, configuration: str, cores: int) -> int:
+    """Python processes of a repository's models, as they are served; samplers of the native backend have none."""
+    public = public_models(repository)
+    stand_ins = (
+        is_stand_in(parse_configuration(configuration_of(model, configuration)))
+        for model in model_folders(repository)
+        if model.name not in public
+    )
+    aggregators = (published_settings(repository, name, configuration, cores).aggregators or 0 for name in public)
+    return sum(aggregators) + sum(stand_ins)
 
 
 def stage_repository(
@@ -189,12 +211,12 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
         raise RepositoryError(f"{repository / model}'s contract names no sampler; export the model again")
     members = len(names)
     sampler = parse_configuration(configuration_of(repository / names[0], configuration))
-    stated = replace(Settings.stated(aggregator, sampler), aggregators=aggregator_instances(cores))
+    stated = Settings.stated(aggregator, sampler)
     if not on_cpu(sampler):
-        return stated
-    instances = sampler_instances(cores, members)
-    threads = max(1, cores // (instances * members))
-    return replace(stated, samplers=instances, threads=stated.threads or threads)
+        return replace(stated, aggregators=_MOST_INSTANCES)
+    instances = sampler_instances(cores, members, not is_stand_in(sampler))
+    threads = stated.threads or max(1, cores // (instances * members))
+    return replace(stated, aggregators=aggregator_instances(cores), samplers=instances, threads=threads)
 
 
 def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple[Path, ...] = ()) -> None:

@@ -27,7 +27,7 @@ from ..errors import RepositoryError
 from ..repository import models_of, public_models
 from ..serving.engine import find_engine
 from ..serving.settings import Settings, load_settings, settings_document
-from ..serving.staging import aggregator_instances, available_cores, published_settings
+from ..serving.staging import available_cores, published_settings
 from .tuning import KNOBS, Bench, Step, figures, knobs, queue_for, tune
 
 EPILOG = """[bold]Examples[/]
@@ -80,7 +80,8 @@ def tune_command(
                 known, Path(alone), image or [], samples, clients, rounds, seconds, knob or KNOBS, err
             )
         speed = next(trial.median for trial in steps[-1].trials if trial.settings == steps[-1].kept)
-        aggregators = last.aggregators or aggregator_instances(available_cores())
+        published = published_settings(repository, model, find_engine(os.environ).configuration, available_cores())
+        aggregators = published.overlaid(last).aggregators or 1
         chosen = last.overlaid(queue_for(speed.together, longest_wait, aggregators))
         evidence = {**figures_before, model: _evidence(steps, clients, longest_wait)}
         document = settings_document({**before, model: chosen}, evidence)

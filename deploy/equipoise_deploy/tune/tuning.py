@@ -175,7 +175,8 @@ def knobs(published: Settings, cores: int, samples: int, varies: bool) -> tuple[
         samples: T.
         varies: whether samples are drawn, so that there are chunks.
     """
-    usual, half = aggregator_instances(cores), max(1, cores // 2)
+    half = max(1, cores // 2)
+    usual = published.aggregators or aggregator_instances(cores)
     shares = sorted({(cores, 1), (cores, 2), (half, 1), (half, 2), (1, cores)})
     chunks = sorted({-(-samples // part) for part in (2, 4)}) if varies and samples > 1 else []
     choices: dict[str, list[Choice]] = {

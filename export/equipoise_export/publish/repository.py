@@ -25,7 +25,7 @@ from ..compiled import Compiled
 from ..errors import ExportError
 from ..graph.storage import DATA, MODEL
 from .memory import measure_memory
-from .triton_config import first_pass_name, model_configs, render, sampler_names
+from .triton_config import differences, first_pass_name, model_configs, render, sampler_configs, sampler_names
 
 PROOF, POLICY = "proof.json", "policy.json"
 
@@ -182,6 +182,12 @@ def _write_sampler(name: str, member: Compiled, root: Path, into: Path, measure:
     onnx.save(member.model, folder / "1" / MODEL)
     if member.weights is not None:
         shutil.copyfile(member.weights.path, folder / "1" / DATA)
+    for path, config in sampler_configs(member.contract, name).items():
+        if found := differences(config, member.model):
+            raise PublishError(
+                f"{name}: {path} and the ONNX file differ in {'; '.join(found)} (type, axes), and Triton would not "
+                "load it. Export the model again; where that does not help, report it"
+            )
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
     memory = _known_memory(into / name / "1" / PROOF, sampler.digest)
     if measure and memory is None:

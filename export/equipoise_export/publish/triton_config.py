@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
 from equipoise_core.budget import MOST_AT_ONCE
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Contract, Precision, Task
@@ -34,6 +35,7 @@ SAMPLER_BATCH = MOST_AT_ONCE
 ROUTINE, URGENT = 2, 1
 """Priority levels of the public model's queue; Triton serves the lower number first."""
 
+_LONGEST_WAIT = 3_600_000_000  # µs in the queue: Triton ignores a request's own timeout unless it is below a default
 _QUEUE = 256  # requests that wait per priority; more are refused at once (UNAVAILABLE) than served too late
 _CUDA_PARAMETERS = {
     "cudnn_conv_algo_search": "1",  # HEURISTIC: nothing is timed for a new shape
@@ -187,6 +189,26 @@ def sampler_configs(
     }
 
 
+def differences(config: triton.ModelConfig, model: onnx.ModelProto) -> list[str]:
+    """What a sampler's configuration and its ONNX file declare differently: name, type or an axis; none should.
+
+    The native backend refuses such a model, and with it the server does not start. The batch axis is left out, -1 is an
+    axis that the file leaves open.
+    """
+    types = {onnx.TensorProto.FLOAT: _FP32, onnx.TensorProto.UINT8: _UINT8}
+    found = {}
+    for kind, tensors, values in (
+        ("input", config.input, model.graph.input),
+        ("output", config.output, model.graph.output),
+    ):
+        found |= {(kind, tensor.name): [(tensor.data_type, list(tensor.dims)), None] for tensor in tensors}
+        for value in values:
+            tensor = value.type.tensor_type
+            axes = [axis.dim_value or -1 for axis in tensor.shape.dim][1:]
+            found.setdefault((kind, value.name), [None, None])[1] = types.get(tensor.elem_type), axes
+    return [f"{kind} {name}: {stated} and {own}" for (kind, name), (stated, own) in found.items() if stated != own]
+
+
 def _gpu_config(contract: Contract, name: str, share: GpuShare) -> triton.ModelConfig:
     config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_GPU)
     config.max_batch_size = share.images
@@ -316,7 +338,10 @@ def _mask_bytes(contract: Contract) -> int:
 def _queue_policy() -> triton.ModelQueuePolicy:
     """A bounded queue; a request may bring a timeout, after which it is refused, not computed for nobody."""
     return triton.ModelQueuePolicy(
-        timeout_action=triton.ModelQueuePolicy.REJECT, allow_timeout_override=True, max_queue_size=_QUEUE
+        timeout_action=triton.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=_LONGEST_WAIT,
+        allow_timeout_override=True,
+        max_queue_size=_QUEUE,
     )
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import struct
 import sys
 import threading
 import time
@@ -57,7 +58,7 @@ class TritonPythonModel:
         gc.freeze()  # what is there now stays: no collection has to walk it again in the middle of a request
 
     def execute(self, requests):
-        self.in_flight.set(len(requests))
+        self.in_flight.add(requests=len(requests))
         self.metrics.add("in_flight", len(requests))
         try:
             if STOPPING is not None and STOPPING.exists():
@@ -65,7 +66,7 @@ class TritonPythonModel:
                 return [self._refuse(pb_utils.TritonError.UNAVAILABLE, why, "Stopping") for _ in requests]
             return [self._respond(request) for request in requests]
         finally:
-            self.in_flight.set(0)
+            self.in_flight.add(requests=-len(requests))
             self.metrics.add("in_flight", -len(requests))
 
     def is_ready(self):
@@ -81,10 +82,10 @@ class TritonPythonModel:
     def _respond(self, request):
         try:
             contract = self.model.contract
-            samplers = [self.instances.over(BlsSampler(s.name, contract, request)) for s in contract.samplers]
+            samplers = [self._sampler(each.name, contract, request) for each in contract.samplers]
             first, first_pass = contract.first_pass, None
             if first is not None:
-                first_pass = self.instances.over(BlsSampler(first.name, contract.of_first_pass, request))
+                first_pass = self._sampler(first.name, contract.of_first_pass, request)
             cases = cases_of(request)
             wanted = set(request.requested_output_names())
             validate_answer(contract, cases, wanted)
@@ -111,6 +112,9 @@ class TritonPythonModel:
             what = type(error).__name__
             pb_utils.Logger.log_error(f"{self.model.contract.name}: {what} while assessing a case")
             return self._refuse(pb_utils.TritonError.INTERNAL, f"{what} while assessing the case", "Internal")
+
+    def _sampler(self, name, contract, request):
+        return self.instances.over(BlsSampler(name, contract, request, self.in_flight))
 
     def _refuse(self, code, why, kind):
         self.metrics.add(kind, 1)
@@ -155,9 +159,10 @@ def _rows(request, name, count):
 class BlsSampler:
     """`RunSampler` over Triton's business logic scripting, within the request's own timeout."""
 
-    def __init__(self, name, contract, request):
+    def __init__(self, name, contract, request, in_flight):
         self.name = name
         self.request = request
+        self.in_flight = in_flight
         self.begun = False
         self.outputs = sampler_outputs(contract)
         self.ends = time.monotonic() + request.timeout() / 1e6 if request.timeout() else None
@@ -178,14 +183,19 @@ class BlsSampler:
         inputs = [pb_utils.Tensor("image", image)]
         if masks is not None:
             inputs.append(pb_utils.Tensor("masks", masks))
-        response = pb_utils.InferenceRequest(
+        call = pb_utils.InferenceRequest(
             model_name=self.name,
             inputs=inputs,
             requested_output_names=list(self.outputs),
             timeout=left,
             trace=self.request.trace(),
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
-        ).exec()
+        )
+        self.in_flight.add(calls=1)
+        try:
+            response = call.exec()
+        finally:
+            self.in_flight.add(calls=-1)
         if response.has_error():
             raise SamplerFailure(f"the sampler failed: {response.error().message()}")
         self.pace = max(self.pace, (time.monotonic() - begun) / drawn)
@@ -227,19 +237,24 @@ class SamplerInstances:
 
 
 class InFlight:
-    """How many requests this process is answering, in a file beside `STOPPING` that `equipoise serve` reads when it
-    stops: it must be true at once, and a metric takes two round trips a request for that."""
+    """How many requests this process is answering and how many sampler calls it waits for, in a file beside `STOPPING`
+    that `equipoise serve` reads: it must be true at once, and a metric takes two round trips a request for that."""
 
     def __init__(self, model):
+        self.requests = self.calls = 0
+        self.lock = threading.Lock()  # calls come from several threads
         self.file = None
         if STOPPING is not None:
             path = STOPPING.with_name(f"in_flight-{os.getpid()}-{model}")
             self.file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
-            self.set(0)
+            self.add()
 
-    def set(self, count):
-        if self.file is not None:
-            os.pwrite(self.file, count.to_bytes(4, "little"), 0)
+    def add(self, requests=0, calls=0):
+        with self.lock:
+            self.requests += requests
+            self.calls += calls
+            if self.file is not None:
+                os.pwrite(self.file, struct.pack("<II", self.requests, self.calls), 0)
 
 
 class Metrics:

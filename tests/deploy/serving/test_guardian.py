@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from equipoise_deploy.serving.guardian import STOPPING_FILE, Drain
+from equipoise_deploy.serving.guardian import STOPPING_FILE, Drain, in_flight
 
 from ...support.asking import poll
 from ...support.ports import closed_port, free_port
@@ -125,6 +127,20 @@ def test_reads_the_page_where_triton_tells_it(tmp_path):
         poll(drain.done, "two looks at an idle server")
         server.shutdown()
         thread.join()
+
+
+def test_requests_and_sampler_calls_of_living_processes_are_counted(tmp_path):
+    """Over the processes of a model; one of an earlier release says its requests alone."""
+    own = os.getpid()
+    for process, model, content in (
+        (own, "a", struct.pack("<II", 1, 3)),
+        (os.getppid(), "a", struct.pack("<II", 2, 0)),
+        (own, "b-c", struct.pack("<I", 5)),
+        (2**22 + 1, "a", struct.pack("<II", 7, 7)),  # no process has this number
+    ):
+        (tmp_path / f"in_flight-{process}-{model}").write_bytes(content)
+    assert in_flight(tmp_path) == {"a": (3, 3), "b-c": (5, 5)}
+    assert in_flight(tmp_path / "gone") == {}
 
 
 def test_does_not_wait_for_a_server_that_does_not_answer(tmp_path):

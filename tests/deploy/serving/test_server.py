@@ -145,7 +145,7 @@ exec {binary} "$@"
 
 def _aborting(monkeypatch, folder: Path, times: int, error: str, ends: str = "kill -ABRT $$") -> Path:
     """A Triton that ends so often before it starts at last; the file that tells how often it was started."""
-    engine = find_engine({})
+    engine = find_engine(os.environ)
     script = folder / "tritonserver"
     script.write_text(ABORTS.format(folder=folder, times=times, error=error, ends=ends, binary=engine.binary))
     script.chmod(0o755)

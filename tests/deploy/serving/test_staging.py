@@ -12,7 +12,14 @@ from equipoise_deploy.errors import DeployError, RepositoryError
 from equipoise_deploy.gpu_memory import gpu_limits
 from equipoise_deploy.repository import configuration_of
 from equipoise_deploy.serving.settings import Settings
-from equipoise_deploy.serving.staging import available_cores, quota, sampler_instances, stage_repository
+from equipoise_deploy.serving.staging import (
+    available_cores,
+    published_settings,
+    quota,
+    sampler_instances,
+    stage_repository,
+    stub_processes,
+)
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -41,8 +48,10 @@ def test_the_native_backend_on_the_cpu_has_its_threads_by_instance(repository, t
     """Nothing there gives a lone request more of them: what is sampled together is shared out over all instances."""
     stage_repository(repository, tmp_path, "cpu", 8)
     sampler = _config(tmp_path / "tinyseg_sampler/configs/cpu.pbtxt")
-    assert (sampler.instance_group[0].count, sampler.parameters["intra_op_thread_count"].string_value) == (4, "2")
-    assert _config(tmp_path / "tinyseg/config.pbtxt").parameters["instances"].string_value == "4"
+    assert (sampler.instance_group[0].count, sampler.parameters["intra_op_thread_count"].string_value) == (8, "1")
+    assert _config(tmp_path / "tinyseg/config.pbtxt").parameters["instances"].string_value == "8"
+    many = published_settings(repository, "tinyseg", "cpu", 64)
+    assert (many.samplers, many.threads) == (16, 4)
 
 
 @pytest.mark.parametrize("configuration", ["embedded", "cpu"])
@@ -75,10 +84,17 @@ def test_a_quota_limits_the_cores(tmp_path, files, group, cores):
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(("members", "samplers"), [(1, 4), (2, 2), (3, 1), (5, 1)])
-def test_members_of_an_ensemble_share_the_cores(members, samplers):
+@pytest.mark.parametrize(("members", "samplers", "native"), [(1, 4, 8), (2, 2, 4), (3, 1, 2), (5, 1, 1), (9, 1, 1)])
+def test_members_of_an_ensemble_share_the_cores(members, samplers, native):
     """They run at the same time: each runs fewer requests, but one at least."""
-    assert sampler_instances(8, members) == samplers
+    assert sampler_instances(8, members, native=False) == samplers
+    assert sampler_instances(8, members, native=True) == native
+
+
+@pytest.mark.parametrize(("configuration", "processes"), [("embedded", 9), ("cpu", 8), ("", 16)])
+def test_samplers_of_the_native_backend_have_no_process(repository, configuration, processes):
+    """Of eight cores; on a GPU there are as many aggregators as meet at the sampler, whatever the cores."""
+    assert stub_processes(repository, configuration, 8) == processes
 
 
 def test_a_sampler_on_the_gpu_keeps_its_instances(repository, tmp_path):
@@ -92,6 +108,7 @@ def test_a_sampler_on_the_gpu_keeps_its_instances(repository, tmp_path):
     assert _config(tmp_path / "tinyseg/config.pbtxt").parameters["instances"].string_value == "1"
     assert sampler.HasField("dynamic_batching")
     assert sampler.max_batch_size == 8
+    assert _config(tmp_path / "tinyseg/config.pbtxt").instance_group[0].count == 16, "few requests would share a run"
 
 
 def test_a_gpus_memory_limits_what_shares_a_run(repository, tmp_path):

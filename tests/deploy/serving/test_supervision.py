@@ -12,7 +12,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,12 +23,13 @@ import pytest
 from equipoise_client import EquipoiseError, InvalidInput, ModelDied, Retry, ServerUnavailable, UncertaintyClient
 from equipoise_client.backoff import Backoff
 from equipoise_client.transport import Tries
-from equipoise_core.contract import Contract
+from equipoise_core.contract import Contract, Sampler
 from equipoise_deploy.errors import GaveUp
 from equipoise_deploy.serving.health import STALE, HealthServer, ModelHealth, Snapshot, State
-from equipoise_deploy.serving.monitor import CHECK_EVERY, STOPPED, Activity, ProbeState, ServerMonitor
-from equipoise_deploy.serving.processes import glance, server_processes
+from equipoise_deploy.serving.monitor import CHECK_EVERY, STOPPED, Activity, ProbeState, ServerMonitor, Trouble
+from equipoise_deploy.serving.processes import Glance, Process, glance, server_processes
 from equipoise_deploy.serving.restarting import RestartBudget
+from equipoise_export.publish.repository import publish_pair
 from equipoise_load.arrivals import Arrivals
 from equipoise_load.engine import Plan, run
 from equipoise_load.mix import Wish, build_mix
@@ -37,7 +40,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from ...support.asking import metric, poll
 from ...support.ports import closed_port
 from ...support.processes import Serving, alive, serving
-from ...support.repositories import with_policy
+from ...support.repositories import hold, with_policy
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
 LARGE = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
@@ -53,14 +56,12 @@ class Spoilt(TritonPythonModel):
 
 TritonPythonModel = Spoilt
 """
+HANGING = "import pathlib, time\nwhile pathlib.Path({gate!r}).exists(): time.sleep(0.2)"
 
 
-def spoil(repository: Path, what: str) -> None:
-    """Makes the sampler run a few lines before every execution."""
-    path = repository / "tinyseg_sampler" / "1" / "model.py"
-    text = path.read_text()
-    path.unlink()
-    path.write_text(text + AFTER.format(what=what.strip().replace("\n", "\n        ")))
+def spoil(model: Path, what: str) -> None:
+    """Makes a model run a few lines before every execution; a sampler has a process of its own then."""
+    hold(model, AFTER.format(what=what.strip().replace("\n", "\n        ")))
 
 
 @pytest.fixture
@@ -86,11 +87,6 @@ def accepted(server: Serving) -> float:
     return sum(metric(server.urls["metrics"], name, 'model="tinyseg"') for name in names)
 
 
-def pid_of(server: Serving, model: str) -> int:
-    """Of Triton (""), or of one stub of a model."""
-    return next(process.pid for process in server.processes() if process.model == model)
-
-
 def stopped(server: Serving) -> str:
     """Ends it in order; what it said of itself."""
     server.process.send_signal(signal.SIGTERM)
@@ -106,7 +102,7 @@ def stopped(server: Serving) -> str:
     ("number", "victim", "word"),
     [
         (signal.SIGKILL, "tinyseg", "has died"),
-        (signal.SIGKILL, "tinyseg_sampler", "has died"),
+        (signal.SIGKILL, "tinyseg_sampler", "has died|ended by itself"),
         (signal.SIGKILL, "", "has died|ended by itself"),  # its process may be seen first, or its exit code
         (signal.SIGSTOP, "tinyseg_sampler", "is stopped"),
         (signal.SIGSTOP, "", "is stopped"),
@@ -116,7 +112,7 @@ def test_dead_or_stopped_processes_are_restarted(repository, tmp_path, number, v
     """Health says so within 10 s; then the same ports answer the same; of the old server nothing is left."""
     with supervised(repository, tmp_path) as server:
         before, old = answer(server), set(server.family)
-        os.kill(pid_of(server, victim), number)
+        os.kill(server.pid_of(victim), number)
         begin = time.monotonic()
 
         def seen() -> bool:
@@ -140,7 +136,7 @@ def test_dead_or_stopped_processes_are_restarted(repository, tmp_path, number, v
 def test_a_model_that_hangs_is_restarted(copy, tmp_path):
     """Nothing died, Triton says it is ready, the queue takes requests: only the health probe shows it."""
     gate = tmp_path / "closed"
-    spoil(copy, f"import pathlib, time\nwhile pathlib.Path({str(gate)!r}).exists(): time.sleep(0.2)")
+    spoil(copy / "tinyseg_sampler", HANGING.format(gate=str(gate)))
     with supervised(copy, tmp_path) as server:
         before = answer(server)
         gate.touch()
@@ -149,6 +145,37 @@ def test_a_model_that_hangs_is_restarted(copy, tmp_path):
         poll(lambda: server.health()[0] == 200, "it serves again", PATIENCE)
         np.testing.assert_array_equal(answer(server), before)
         assert "neither answered nor made progress" in stopped(server)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_model_that_hangs_is_noticed_while_another_one_is_busy(copy, tmp_path, tiny_classifier):
+    """Wherever samplers run: those of the native backend share Triton's process with those of all other models."""
+    publish_pair(tiny_classifier, copy)
+    gate, over = tmp_path / "closed", threading.Event()
+    spoil(copy / "tinyseg", HANGING.format(gate=str(gate)))
+
+    def load(url: str) -> None:
+        patient = Retry(attempts=20, first=0.5, longest=2.0)
+        with UncertaintyClient(url, timeout=PATIENCE, retry=patient) as client:
+            while not over.is_set():
+                client.predict("tinycls", IMAGE[:, :4, :4], outputs=())
+
+    with supervised(copy, tmp_path) as server, ThreadPoolExecutor(4) as pool:
+        try:
+            before = answer(server)
+            loads = [pool.submit(load, server.urls["grpc"]) for _ in range(4)]
+            gate.touch()
+            poll(lambda: server.health()[0] == 503, "the hang is noticed", PATIENCE)
+            gate.unlink()
+            poll(lambda: server.health()[0] == 200, "it serves again", PATIENCE)
+            np.testing.assert_array_equal(answer(server), before)
+        finally:
+            gate.unlink(missing_ok=True)
+            over.set()
+        for each in loads:
+            each.result(PATIENCE)
+        assert "tinyseg has neither answered nor made progress" in stopped(server)
 
 
 class StandInProber:
@@ -167,13 +194,21 @@ class StandInProber:
             yield next(iter(self.contracts)), None
 
 
-@pytest.mark.parametrize("late", [0.0, 0.7, 1.9, 2.3, 2.9])
-def test_a_hang_is_noticed_within_ten_seconds(monkeypatch, tiny_segmentation, late):
-    """On a machine that does not stand still itself: whenever it begins, between two probes or during one."""
-    contract = tiny_segmentation.contract
+@pytest.fixture
+def monitored(monkeypatch, tiny_segmentation):
+    """A monitor of one model, what is sent to it, its clock, and how to let that go on until there is trouble."""
+    contract = replace(tiny_segmentation.contract, samplers=(Sampler("tinyseg_sampler", "00" * 32),))
+    now = [0.0]
     prober = StandInProber(contract)
     monkeypatch.setattr("equipoise_deploy.serving.monitor.Prober", lambda *_: prober)
-    now = [0.0]
+
+    def until(monitor: ServerMonitor, ends: float) -> Trouble | None:
+        while now[0] < ends:
+            if trouble := monitor.check():
+                return trouble
+            now[0] += CHECK_EVERY
+        return None
+
     with closed_port() as port:  # no metrics: nobody can tell progress from them
         server = SimpleNamespace(
             grpc_url="",
@@ -181,17 +216,47 @@ def test_a_hang_is_noticed_within_ten_seconds(monkeypatch, tiny_segmentation, la
             models=(contract.name,),
             processes=lambda: (),
             exit_code=lambda: None,
+            sampler_calls=lambda model: 0,
         )
-        monitor = ServerMonitor(server, clock=lambda: now[0])
-        while now[0] < 60.0 + late:
-            assert monitor.check() is None
-            now[0] += CHECK_EVERY
-        prober.answering, hangs = False, now[0]
-        while (trouble := monitor.check()) is None:
-            now[0] += CHECK_EVERY
-            assert now[0] - hangs < DETECTED
-    assert "neither answered nor made progress" in trouble.reason
-    assert monitor.models[contract.name].problem(now[0]), "the health port does not say so"
+        yield SimpleNamespace(server=server, prober=prober, now=now, until=until, model=contract.name)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.7, 1.9, 2.3, 2.9])
+def test_a_hang_is_noticed_within_ten_seconds(monitored, late):
+    """On a machine that does not stand still itself: whenever it begins, between two probes or during one."""
+    now = monitored.now
+    monitor = ServerMonitor(monitored.server, clock=lambda: now[0])
+    assert monitored.until(monitor, 60.0 + late) is None
+    monitored.prober.answering = False
+    trouble = monitored.until(monitor, now[0] + DETECTED)
+    assert trouble is not None and "neither answered nor made progress" in trouble.reason
+    assert monitor.models[monitored.model].problem(now[0]), "the health port does not say so"
+
+
+@pytest.mark.parametrize(
+    ("calls", "computes", "hangs"),
+    [
+        (lambda now: 0, "", True),  # what Triton computes is for other models
+        (lambda now: 2, "", False),
+        (lambda now: 2, "other", True),
+        (lambda now: int(now) % 2, "other", False),  # it calls its sampler again and again
+        (lambda now: 0, "tinyseg", False),
+    ],
+)
+def test_triton_computes_for_a_model_only_while_that_calls_its_sampler(monkeypatch, monitored, calls, computes, hangs):
+    """With the native backend all samplers run in Triton's process."""
+    now, prober = monitored.now, monitored.prober
+    processes = tuple(Process(SimpleNamespace(pid=1), name) for name in ("", "tinyseg", "other"))
+    monitored.server.processes = lambda: processes
+    monitored.server.sampler_calls = lambda model: calls(now[0])
+    monkeypatch.setattr(
+        "equipoise_deploy.serving.monitor.glance",
+        lambda process: Glance(False, now[0] if process.model == computes else 1.0, 0.0),
+    )
+    monitor = ServerMonitor(monitored.server, clock=lambda: now[0])
+    assert monitored.until(monitor, 10.0) is None
+    prober.answering = False
+    assert (monitored.until(monitor, 60.0) is not None) == hangs
 
 
 def test_a_model_that_waits_for_a_processor_is_not_hung():
@@ -228,7 +293,7 @@ def test_waiting_for_a_processor_is_seen():
 @pytest.mark.slow
 def test_a_busy_model_is_left_alone(copy, tmp_path):
     """Every execution computes for 6 s, longer than a hang may last: it works, so it is healthy."""
-    spoil(copy, "import time\nends = time.monotonic() + 6.0\nwhile time.monotonic() < ends: pass")
+    spoil(copy / "tinyseg_sampler", "import time\nends = time.monotonic() + 6.0\nwhile time.monotonic() < ends: pass")
     with supervised(copy, tmp_path) as server:
         ends = time.monotonic() + 20.0
         seen: list[tuple[int, str]] = []
@@ -279,7 +344,7 @@ def test_a_saturated_server_stays_healthy(repository, tmp_path):
 def test_what_cannot_be_kept_is_given_up(copy, tmp_path):
     """A model that dies on whatever it is asked: so many restarts as are allowed, then exit code 3 and the reason."""
     poison = tmp_path / "poison"
-    spoil(copy, f"import os, pathlib\nif pathlib.Path({str(poison)!r}).exists(): os._exit(1)")
+    spoil(copy / "tinyseg_sampler", f"import os, pathlib\nif pathlib.Path({str(poison)!r}).exists(): os._exit(1)")
     with supervised(copy, tmp_path, "--restarts=2") as server:
         poison.touch()
         _, said = server.process.communicate(timeout=PATIENCE)
@@ -294,7 +359,7 @@ def test_poison_does_not_loop(copy, tmp_path):
     """An image that kills the sampler is sent twice and then given back as an error; others are answered afterwards."""
     deaths = tmp_path / "deaths"
     spoil(
-        copy,
+        copy / "tinyseg_sampler",
         f"import os, pathlib\nimages = [pb_utils.get_input_tensor_by_name(r, 'image').as_numpy() for r in requests]\n"
         f"if any(image.shape[-1] == 13 for image in images):\n"
         f"    with pathlib.Path({str(deaths)!r}).open('a') as file: file.write('x')\n"
@@ -345,7 +410,7 @@ def test_a_reload_takes_the_new_version_and_loses_nothing(versions, tmp_path):
     with supervised(versions, tmp_path) as server:
         assert policy(server) is None
         switch(versions, tmp_path / "newer")
-        os.kill(pid_of(server, ""), signal.SIGKILL)
+        os.kill(server.pid_of(""), signal.SIGKILL)
         poll(lambda: server.health()[1].get("restarts") == 1 and server.health()[0] == 200, "it is restarted", PATIENCE)
         assert policy(server) is None, "a restart took a version into service that nobody asked for"
         outcomes: list[object] = []
@@ -407,12 +472,12 @@ def test_a_version_that_cannot_serve_is_not_taken(versions, tmp_path, broken):
 def test_what_is_damaged_in_place_does_not_end_what_serves(copy, tmp_path):
     """There is no version before to go back to: the running one is the only one, and is left alone."""
     with supervised(copy, tmp_path) as server:
-        before, triton = answer(server), pid_of(server, "")
+        before, triton = answer(server), server.pid_of("")
         (copy / "tinyseg_sampler" / "1" / "model.onnx").write_bytes(b"half a mod")
         server.process.send_signal(signal.SIGHUP)
         poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", PATIENCE)
         assert "model.onnx" in server.health()[1]["fell_back"]
-        assert pid_of(server, "") == triton and server.health()[0] == 200
+        assert server.pid_of("") == triton and server.health()[0] == 200
         np.testing.assert_array_equal(answer(server), before)
         assert "THE RELOAD WAS REFUSED" in stopped(server)
 

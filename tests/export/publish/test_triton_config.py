@@ -6,13 +6,13 @@ import copy
 import json
 from dataclasses import replace
 
-import onnx
 import pytest
 from equipoise_core.contract import Contract, Precision, Site, SiteKind, load_contract, parse_contract
 from equipoise_core.masks import mask_layout
+from equipoise_export.publish import repository
 from equipoise_export.publish.backend_options import MEASURED, misplaced, stated_options
 from equipoise_export.publish.repository import publish_pair
-from equipoise_export.publish.triton_config import GpuShare, aggregator_config, render, sampler_configs
+from equipoise_export.publish.triton_config import GpuShare, aggregator_config, differences, render, sampler_configs
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
@@ -35,24 +35,42 @@ def test_every_configuration_survives_the_round_trip_through_text(tiny):
 
 
 def test_sampler_configurations_agree_with_the_onnx_file(tiny):
-    """Names, types and axes of each sampler configuration are those of the graph, its batch axis apart."""
-    types = {onnx.TensorProto.FLOAT: triton.TYPE_FP32, onnx.TensorProto.UINT8: triton.TYPE_UINT8}
-
-    def declared(values) -> dict[str, tuple[int, list[int]]]:
-        return {
-            value.name: (
-                types[value.type.tensor_type.elem_type],
-                [axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim][1:],
-            )
-            for value in values
-        }
-
+    """Names, types and axes of each are those of the graph, its batch axis apart. Publishing holds every kind to it."""
     for config in sampler_configs(tiny.contract).values():
         assert config.max_batch_size == 8
-        for tensors, values in ((config.input, tiny.model.graph.input), (config.output, tiny.model.graph.output)):
-            given = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in tensors}
-            # The native backend refuses a model of which one differs, and the server with it.
-            assert given == declared(values)
+        assert not differences(config, tiny.model)
+
+
+def _open(axes: list[int], at: int) -> None:
+    axes[at] = -1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda config: _open(config.output[-1].dims, 0),
+            r"output probabilities: \(11, \[-1, 2\]\) and \(11, \[1, 2\]\)",
+        ),
+        (lambda config: _open(config.input[0].dims, 0), "input image"),
+        (
+            lambda config: config.input.add(name="masks", data_type=triton.TYPE_UINT8, dims=[-1, 1]),
+            "input masks.* None",
+        ),
+        (lambda config: config.output.pop(), "output probabilities: None"),
+        (lambda config: setattr(config.output[0], "data_type", triton.TYPE_FP16), "output probabilities: .10,"),
+    ],
+)
+def test_a_configuration_that_differs_from_the_onnx_file_is_not_published(
+    tiny_deterministic, tmp_path, monkeypatch, spoil, said
+):
+    """By a backend that reads the file; the stand-in and the other configurations would not show it."""
+    configs = sampler_configs(tiny_deterministic.contract)
+    spoil(configs["configs/cpu.pbtxt"])
+    monkeypatch.setattr(repository, "sampler_configs", lambda contract, name: configs)
+    with pytest.raises(repository.PublishError, match=f"cpu.pbtxt and the ONNX file differ in {said}"):
+        repository.publish_pair(tiny_deterministic, tmp_path)
+    assert not list(tmp_path.rglob("*.pbtxt"))
 
 
 def test_each_configuration_names_its_backend_and_device(tiny_segmentation):
