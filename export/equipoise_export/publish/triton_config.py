@@ -1,11 +1,12 @@
 """Contract → the `config.pbtxt` files that Triton loads, built from Triton's own protobuf messages.
 
-One public model, one sampler or (deep ensemble) several. A sampler has three configurations; `--model-config-name`
+One public model, one sampler or (deep ensemble) several. A sampler has four configurations; `--model-config-name`
 chooses among them:
 
-    config.pbtxt            ONNX Runtime on the GPU: what a hospital runs
-    configs/cpu.pbtxt       ONNX Runtime on the CPU, native backend
-    configs/embedded.pbtxt  the Python stand-in: the wheel's server has no native ONNX Runtime backend
+    config.pbtxt                 ONNX Runtime on the GPU: what a hospital runs
+    configs/cpu.pbtxt            ONNX Runtime on the CPU, native backend
+    configs/embedded.pbtxt       the Python stand-in: the wheel's server has no native ONNX Runtime backend
+    configs/embedded_cuda.pbtxt  the stand-in on a GPU: a workstation without containers
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from equipoise_core.canonical import canonical_json
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract, Precision, Task
 from equipoise_core.masks import mask_layout
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
@@ -118,6 +119,7 @@ def sampler_configs(contract: Contract, name: str | None = None) -> Mapping[str,
         "config.pbtxt": _gpu_config(contract, name),
         "configs/cpu.pbtxt": _cpu_config(contract, name),
         "configs/embedded.pbtxt": _sampler_config(contract, name, "python", triton.ModelInstanceGroup.KIND_CPU),
+        "configs/embedded_cuda.pbtxt": _embedded_cuda_config(contract, name),
     }
 
 
@@ -127,6 +129,17 @@ def _gpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     config.dynamic_batching.max_queue_delay_microseconds = _GPU_BATCHING_DELAY
     config.optimization.execution_accelerators.gpu_execution_accelerator.append(accelerator)
     config.model_warmup.append(_warmup(contract))
+    return config
+
+
+def _embedded_cuda_config(contract: Contract, name: str) -> triton.ModelConfig:
+    """The stand-in hands these options to ONNX Runtime's CUDA provider as they are; its words differ from Triton's."""
+    config = _sampler_config(contract, name, "python", triton.ModelInstanceGroup.KIND_MODEL)  # it chooses its device
+    options = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    if contract.precision is Precision.FP32:  # would take half precision's tensor cores away
+        options["use_tf32"] = "0"
+    accelerator = triton.ModelOptimizationPolicy.ExecutionAccelerators.Accelerator(name="cuda", parameters=options)
+    config.optimization.execution_accelerators.gpu_execution_accelerator.append(accelerator)
     return config
 
 

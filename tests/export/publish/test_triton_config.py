@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx
 import pytest
-from equipoise_core.contract import Contract, Site, SiteKind, parse_contract
+from equipoise_core.contract import Contract, Precision, Site, SiteKind, parse_contract
 from equipoise_export.publish.triton_config import aggregator_config, render, sampler_configs
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
@@ -58,7 +58,18 @@ def test_each_configuration_names_its_backend_and_device(tiny_segmentation):
         "config.pbtxt": ("onnxruntime", group.KIND_GPU, 1),
         "configs/cpu.pbtxt": ("onnxruntime", group.KIND_CPU, 1),
         "configs/embedded.pbtxt": ("python", group.KIND_CPU, 1),
+        "configs/embedded_cuda.pbtxt": ("python", group.KIND_MODEL, 1),
     }
+
+
+def test_the_stand_in_gets_the_providers_own_words(tiny_segmentation):
+    """Heuristic search, an arena that does not double, and full single precision; half keeps its tensor cores."""
+    common = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    for precision, more in ((Precision.FP32, {"use_tf32": "0"}), (Precision.FP16, {})):
+        contract = replace(tiny_segmentation.contract, precision=precision)
+        config = sampler_configs(contract)["configs/embedded_cuda.pbtxt"]
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", common | more)
 
 
 def test_warm_up_uses_the_nominal_size_and_the_usual_number_of_samples(tiny_segmentation):
