@@ -46,14 +46,18 @@ class GpuLimits:
     def configure_sampler(self, config: ModelConfig) -> None:
         """Changes a configuration of a sampler on a GPU in place."""
         images, limit = self.plan.images, str(self.plan.limit(config.name))
+        stand_in = config.backend == "python"  # it has the provider's options all in one place
         config.max_batch_size = images
-        config.parameters[_LIMIT].string_value = limit
+        if not stand_in:
+            config.parameters[_LIMIT].string_value = limit
         for group in config.instance_group:
             group.count = self.plan.instances
         for warmup in config.model_warmup:
             if warmup.name == "largest":
                 warmup.batch_size = images
         for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+            if stand_in:
+                accelerator.parameters[_LIMIT] = limit
             if accelerator.name == "tensorrt":
                 accelerator.parameters["max_workspace_size_bytes"] = limit
                 for name in ("trt_profile_opt_shapes", "trt_profile_max_shapes"):

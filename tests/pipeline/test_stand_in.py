@@ -11,13 +11,18 @@ import json
 import sys
 import threading
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 import tritonclient.grpc as triton
+from equipoise_deploy.errors import StartError
 from equipoise_deploy.ports import Ports
+from equipoise_deploy.serving.device import EMBEDDED_CUDA
+from equipoise_deploy.serving.engine import find_engine
+from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_deploy.serving.settings import Settings
 from equipoise_export.publish.repository import publish_pair
@@ -263,3 +268,106 @@ def test_threads_do_not_change_an_answer(tiny_segmentation, threads):
     expected = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]).run(list(OUTPUTS), case)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class _Placed:
+    """ONNX Runtime with a CUDA provider, whose sessions end up on `providers`."""
+
+    __version__ = "1.31"
+    SessionOptions = ort.SessionOptions
+
+    def __init__(self, available, providers):
+        self.available, self.providers, self.opened, self.fallback = available, providers, [], True
+
+    def get_available_providers(self):
+        return self.available
+
+    def preload_dlls(self):
+        pass
+
+    def InferenceSession(self, file, options, providers, **more):
+        self.opened.append((file, providers, more))
+        return self
+
+    def disable_fallback(self):
+        self.fallback = False
+
+    def get_providers(self):
+        return self.providers
+
+    def get_inputs(self):
+        return []
+
+    get_outputs = get_inputs
+
+
+def _load(stand_in, accelerators, runs=1):
+    model = stand_in.TritonPythonModel()
+    config = {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": accelerators}}}
+    config["parameters"] = {"runs": {"string_value": str(runs)}, "alone": {"string_value": "8"}}
+    model.initialize({"model_repository": "", "model_version": "1", "model_config": json.dumps(config)})
+    return model
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_on_a_gpu_all_runs_share_one_session(stand_in, monkeypatch, runs):
+    """With the configuration's options, and without a way back to the CPU."""
+    placed = _Placed([CUDA, CPU], [CUDA, CPU])
+    monkeypatch.setattr(stand_in, "ort", placed)
+    model = _load(stand_in, [{"name": "cuda", "parameters": OPTIONS}], runs)
+    model.finalize()
+    assert model.shared is model.alone is placed
+    assert [(providers, more) for _, providers, more in placed.opened] == [([(CUDA, OPTIONS)], {"enable_fallback": 0})]
+    assert not placed.fallback
+
+
+@pytest.mark.parametrize(
+    ("available", "providers", "said"),
+    [
+        ([CPU], [CPU], f"has no {CUDA}: install the extra embedded-gpu"),
+        ([CUDA, CPU], [CPU], f"{CUDA} did not start"),
+    ],
+)
+def test_a_sampler_that_was_to_run_on_a_gpu_does_not_load_on_the_cpu(stand_in, monkeypatch, available, providers, said):
+    """ONNX Runtime only logs that a provider did not start, and goes on with the CPU."""
+    monkeypatch.setattr(stand_in, "ort", _Placed(available, providers))
+    with pytest.raises(RuntimeError, match=said):
+        _load(stand_in, [{"name": "cuda", "parameters": OPTIONS}])
+
+
+def test_another_accelerator_is_refused(stand_in):
+    """TensorRT is the native backend's."""
+    with pytest.raises(ValueError, match=r"\['tensorrt'\]; the stand-in knows cuda alone"):
+        _load(stand_in, [{"name": "tensorrt"}])
+
+
+def test_a_server_for_the_gpu_refuses_to_start_without_one(tiny_segmentation, tmp_path):
+    """The real ONNX Runtime of this environment has no CUDA provider; the log says what to install."""
+    publish_pair(tiny_segmentation, tmp_path / "models")
+    engine = replace(find_engine({"EQUIPOISE_DEVICE": "cpu"}), configuration=EMBEDDED_CUDA)
+    with pytest.raises(StartError, match=f"has no {CUDA}: install the extra embedded-gpu"):
+        TritonServer(tmp_path / "models", engine, ports=Ports(0, 0, 0)).start()
+
+
+def test_the_configuration_for_a_gpu_is_served(tiny_segmentation, tmp_path):
+    """The CPU's provider in the place of CUDA's: all else of that path is real, and its answers are the CPU's."""
+    publish_pair(tiny_segmentation, tmp_path / "models")
+    code = tmp_path / "models" / SAMPLER / "1" / "model.py"
+    text = code.read_text()
+    assert text.count(f'"{CUDA}"') == 1
+    code.unlink()  # it may be a link
+    code.write_text(text.replace(f'"{CUDA}"', f'"{CPU}"'))
+    engine = replace(find_engine({"EQUIPOISE_DEVICE": "cpu"}), configuration=EMBEDDED_CUDA)
+    session = ort.InferenceSession(tiny_segmentation.model.SerializeToString(), providers=[CPU])
+    case = _case(2, 16, (4, 4), seed=0)
+    with TritonServer(tmp_path / "models", engine, ports=Ports(0, 0, 0)) as server:
+        check_readiness(server.grpc_url, server.models)
+        with triton.InferenceServerClient(server.grpc_url) as client:
+            wanted = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+            answer = client.infer(SAMPLER, _inputs(case), outputs=wanted)
+    for name, array in zip(OUTPUTS, session.run(list(OUTPUTS), case), strict=True):
+        np.testing.assert_allclose(answer.as_numpy(name), array, atol=1e-5)

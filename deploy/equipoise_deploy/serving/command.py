@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -16,6 +17,8 @@ from ..cli import exits_on
 from ..errors import DeployError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from .container import IMAGE, find_container_engine
+from .device import DEVICE_VARIABLE, Device
+from .engine import find_engine
 from .health import USUAL_PORT
 from .monitor import HUNG_AFTER
 from .serve import Listening, serve, serve_in_container
@@ -55,10 +58,18 @@ def serve_command(
     engine: Annotated[
         EngineChoice,
         typer.Option(
-            help="embedded: the Triton of the Python wheel, on the CPU. container: NVIDIA's image on a GPU (this path "
+            help="embedded: the Triton of the Python wheel. container: NVIDIA's image on a GPU (this path "
             "was never executed by its authors, who had no GPU). auto: the container where both are there."
         ),
     ] = EngineChoice.AUTO,
+    device: Annotated[
+        Device,
+        typer.Option(
+            envvar=DEVICE_VARIABLE,
+            help="Where the embedded server's samplers run. auto: on a GPU where one is visible and onnxruntime-gpu is "
+            "installed. cuda: on a GPU, or not at all. Never run on a GPU by its authors, either.",
+        ),
+    ] = Device.AUTO,
     image: Annotated[str, typer.Option(help="Container image.")] = IMAGE,
     settings: Annotated[
         Path | None, typer.Option(help="This machine's settings, as `equipoise tune` writes them; embedded only.")
@@ -96,7 +107,10 @@ def serve_command(
     ports = Ports(grpc_port, http_port, metrics_port)
     with exits_on():
         own = load_settings(settings)[0] if settings is not None else NONE
-        program = find_container_engine() if engine is not EngineChoice.EMBEDDED else None
+        wants_container = engine is EngineChoice.CONTAINER or (engine is EngineChoice.AUTO and device is Device.AUTO)
+        program = find_container_engine() if wants_container else None
+        if engine is EngineChoice.CONTAINER and device is Device.CPU:
+            raise DeployError("the container serves on a GPU; --device cpu is for --engine embedded")
         if program is not None and own:
             raise DeployError("--settings are applied by the embedded server only; use --engine embedded")
         if program is not None and trust is not None:
@@ -108,7 +122,9 @@ def serve_command(
         elif engine is EngineChoice.CONTAINER:
             raise DeployError("no GPU with a container engine (docker, podman) here; use --engine embedded")
         else:
-            plan = Plan(repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust)
+            embedded = find_engine({**os.environ, DEVICE_VARIABLE: device.value})
+            report(embedded.reason)
+            plan = Plan(repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust, embedded)
             serve(plan, health_port, on_log, on_ready, report)
 
 

@@ -9,16 +9,16 @@ from dataclasses import astuple
 from pathlib import Path
 
 from ..ports import LOOPBACK, Ports
+from .device import NVIDIA_DEVICES
 from .server import HARDENING
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 _ENGINES = ("docker", "podman")
-_NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
 
 def find_container_engine() -> str | None:
     """The container engine to use, or None where there is none or no GPU."""
-    return next(filter(None, map(shutil.which, _ENGINES)), None) if _NVIDIA_DEVICE.exists() else None
+    return next(filter(None, map(shutil.which, _ENGINES)), None) if NVIDIA_DEVICES[0].exists() else None
 
 
 def container_command(program: str, repository: Path, ports: Ports, image: str = IMAGE) -> list[str]:

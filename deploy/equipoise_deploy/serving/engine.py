@@ -5,7 +5,8 @@ image's or one with the native ONNX Runtime backend:
 
     EQUIPOISE_TRITON_BINARY    path of `tritonserver`
     EQUIPOISE_TRITON_BACKENDS  folder with one folder per backend; what it lacks is taken from beside the binary
-    EQUIPOISE_TRITON_CONFIG    which configuration of the models: embedded (default), cpu, or empty for config.pbtxt
+    EQUIPOISE_TRITON_CONFIG    which configuration of the models: cpu, or empty for config.pbtxt; by default an
+                               embedded one, for the device that EQUIPOISE_DEVICE asks for (see `device`)
     EQUIPOISE_TRITON_OPTIONS   further options of `tritonserver`, as a shell would split them; they come last and win
 """
 
@@ -20,13 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import EngineError
+from .device import DEVICE_VARIABLE, Device, embedded_configuration
 
 BINARY_VARIABLE = "EQUIPOISE_TRITON_BINARY"
 BACKENDS_VARIABLE = "EQUIPOISE_TRITON_BACKENDS"
 CONFIGURATION_VARIABLE = "EQUIPOISE_TRITON_CONFIG"
 OPTIONS_VARIABLE = "EQUIPOISE_TRITON_OPTIONS"
 
-EMBEDDED = "embedded"
 STUB = "triton_python_backend_stub"
 
 
@@ -40,6 +41,7 @@ class Engine:
         stub: the Python backend's stub for the running Python; None where the backend brings its own.
         configuration: name of the models' configuration (`configs/NAME.pbtxt`); empty for `config.pbtxt`.
         options: of `tritonserver`, after our own.
+        reason: why this configuration, for an operator.
     """
 
     binary: Path
@@ -47,6 +49,7 @@ class Engine:
     stub: Path | None
     configuration: str
     options: tuple[str, ...] = ()
+    reason: str = ""
 
     def link_backends(self, into: Path) -> Path:
         """Fills `into` with links to every backend, the stub beside the Python one: site-packages stays untouched."""
@@ -90,13 +93,28 @@ def find_engine(environment: Mapping[str, str]) -> Engine:
     python = next((folder / "python" for folder in backends if (folder / "python").is_dir()), None)
     if python is None:
         raise EngineError(f"no Python backend in {[str(folder) for folder in candidates]}; set {BACKENDS_VARIABLE}")
+    configuration, reason = _configuration(environment)
     return Engine(
         binary=binary,
         backends=backends,
         stub=None if (python / STUB).exists() else _stub(wheel),
-        configuration=environment.get(CONFIGURATION_VARIABLE, EMBEDDED),
+        configuration=configuration,
         options=tuple(shlex.split(environment.get(OPTIONS_VARIABLE, ""))),
+        reason=reason,
     )
+
+
+def _configuration(environment: Mapping[str, str]) -> tuple[str, str]:
+    """The models' configuration, and why."""
+    asked, named = environment.get(DEVICE_VARIABLE, Device.AUTO.value), environment.get(CONFIGURATION_VARIABLE)
+    if named is None:
+        return embedded_configuration(asked, environment)
+    if asked != Device.AUTO.value:
+        raise EngineError(
+            f"{CONFIGURATION_VARIABLE}={named!r} chooses a configuration, and with it a device, but {asked!r} is asked "
+            f"for as well; leave out one of {CONFIGURATION_VARIABLE} and {DEVICE_VARIABLE} (--device)"
+        )
+    return named, f"{CONFIGURATION_VARIABLE} chooses {named or 'config.pbtxt'}"
 
 
 def library_folders() -> tuple[Path, ...]:

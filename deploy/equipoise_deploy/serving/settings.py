@@ -90,8 +90,8 @@ class Settings:
     def configure_sampler(self, config: ModelConfig, alone: int) -> None:
         """Changes a sampler's configuration in place.
 
-        On the CPU a larger batch gains nothing: unless there is a delay, each request is a run of its own, so that what
-        a run takes is what the public model made its request for, however many requests meet.
+        On the CPU a larger batch gains nothing, and the stand-in makes none: unless there is a delay, each request is a
+        run of its own, so that what a run takes is what the public model made its request for, however many meet.
 
         Args:
             alone: threads of a run that has the sampler's cores to itself, where the backend gives them run by run.
@@ -106,7 +106,7 @@ class Settings:
             config.parameters[_THREADS].string_value = str(self.threads)
         if self.delay is not None:
             config.dynamic_batching.max_queue_delay_microseconds = self.delay
-        if on_cpu(config) and not self.delay:
+        if (on_cpu(config) or is_stand_in(config)) and not self.delay:
             config.ClearField("dynamic_batching")
 
     @classmethod

@@ -32,6 +32,7 @@ from ..repository import (
     samplers_of,
 )
 from .computing import computed_by
+from .device import EMBEDDED_CUDA
 from .settings import NONE, PROBE_SAMPLES, Settings, is_stand_in, on_cpu
 
 # Triton 2.51 loses wake-ups on a queue with priorities: a free instance can wait for another one to finish, or for
@@ -157,7 +158,14 @@ def stage_repository(
 
 def _sampler(repository: Path, model: str, configuration: str) -> ModelConfig:
     """The configuration of a public model's sampler; all of an ensemble are alike."""
-    return parse_configuration(configuration_of(repository / samplers_of(repository / model)[0], configuration))
+    path = configuration_of(repository / samplers_of(repository / model)[0], configuration)
+    config = parse_configuration(path)
+    if configuration == EMBEDDED_CUDA and (on_cpu(config) or not is_stand_in(config)):
+        raise RepositoryError(
+            f"{path} is no configuration for the embedded server on a GPU (configs/{EMBEDDED_CUDA}.pbtxt is missing): "
+            "the model was published by an earlier version; publish it again, or serve with --device cpu"
+        )
+    return config
 
 
 def _shares(sampler: ModelConfig, settings: Settings) -> int:
@@ -210,7 +218,7 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
     if not names:
         raise RepositoryError(f"{repository / model}'s contract names no sampler; export the model again")
     members = len(names)
-    sampler = parse_configuration(configuration_of(repository / names[0], configuration))
+    sampler = _sampler(repository, model, configuration)
     stated = Settings.stated(aggregator, sampler)
     if not on_cpu(sampler):
         return replace(stated, aggregators=_MOST_INSTANCES)

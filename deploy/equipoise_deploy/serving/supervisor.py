@@ -15,6 +15,7 @@ from ..errors import DeployError, NotReadyError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..releases.loading import verified_copy
 from ..repository import public_models
+from .engine import Engine
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
 from .monitor import HUNG_AFTER, ServerMonitor, Trouble
@@ -36,6 +37,7 @@ class Plan:
         restarts: of a Triton that does not serve, within ten minutes.
         hung_after: see `monitor.HUNG_AFTER`.
         trust: public key that every model must be signed with.
+        engine: the Triton to start; None: as `TritonServer` chooses.
     """
 
     repository: Path
@@ -46,6 +48,7 @@ class Plan:
     restarts: int = 5
     hung_after: float = HUNG_AFTER
     trust: Path | None = None
+    engine: Engine | None = None
 
 
 class Supervisor:
@@ -144,6 +147,7 @@ class Supervisor:
         """Starts Triton, proves it and begins to monitor it."""
         self._server = TritonServer(
             self.plan.repository,
+            self.plan.engine,
             ports=self._ports,
             on_log=self._on_log,
             settings=self.plan.settings,

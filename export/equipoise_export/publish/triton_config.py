@@ -3,13 +3,14 @@
 One public model, one sampler or (deep ensemble) several. A sampler has four configurations; `--model-config-name`
 chooses among them:
 
-    config.pbtxt            ONNX Runtime on the GPU (CUDA): what a hospital runs
-    configs/tensorrt.pbtxt  the same with TensorRT for what it can run
-    configs/cpu.pbtxt       ONNX Runtime on the CPU, native backend
-    configs/embedded.pbtxt  the Python stand-in: the wheel's server has no native ONNX Runtime backend
+    config.pbtxt                 ONNX Runtime on the GPU (CUDA): what a hospital runs
+    configs/tensorrt.pbtxt       the same with TensorRT for what it can run
+    configs/cpu.pbtxt            ONNX Runtime on the CPU, native backend
+    configs/embedded.pbtxt       the Python stand-in: the wheel's server has no native ONNX Runtime backend
+    configs/embedded_cuda.pbtxt  the stand-in on a GPU: a workstation without containers
 
-Where each option of the GPU's has to stand is in `backend_options`. There are no CUDA graphs: through Triton they read
-the first request's inputs again. Nothing of the GPU's was run here: no GPU was at hand.
+Where each option of the native backend's has to stand is in `backend_options`. There are no CUDA graphs: through Triton
+they read the first request's inputs again. Nothing of the GPU's was run here: no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ def sampler_configs(
         "configs/tensorrt.pbtxt": _tensorrt_config(contract, name, share),
         "configs/cpu.pbtxt": _cpu_config(contract, name),
         "configs/embedded.pbtxt": _sampler_config(contract, name, "python", triton.ModelInstanceGroup.KIND_CPU),
+        "configs/embedded_cuda.pbtxt": _embedded_cuda_config(contract, name, share),
     }
 
 
@@ -215,9 +217,7 @@ def _gpu_config(contract: Contract, name: str, share: GpuShare) -> triton.ModelC
     config.instance_group[0].gpus.append(0)
     for option, value in {**_CUDA_PARAMETERS, "gpu_mem_limit": str(share.bytes), _SHRINKAGE: _SHRUNK}.items():
         config.parameters[option].CopyFrom(_parameter(value))
-    # TensorFloat-32 keeps 10 bits of the mantissa. In half precision the option would shut out every tensor core.
-    exact = {"use_tf32": "0"} if contract.precision is Precision.FP32 else {}
-    if options := {**exact, **share.measured}:
+    if options := {**_exact(contract), **share.measured}:
         config.optimization.execution_accelerators.gpu_execution_accelerator.append(_accelerator("cuda", options))
     config.model_warmup.extend(_warmups(contract, share))
     return config
@@ -263,6 +263,25 @@ def _input_shapes(contract: Contract, samples: int, size: tuple[int, ...]) -> di
     return {**image, "masks": [samples, mask_layout(contract, size).bytes]} if contract.stochastic else image
 
 
+def _embedded_cuda_config(contract: Contract, name: str, share: GpuShare) -> triton.ModelConfig:
+    """The stand-in hands these options to ONNX Runtime's CUDA provider as they are; its words differ from Triton's."""
+    config = _sampler_config(contract, name, "python", triton.ModelInstanceGroup.KIND_MODEL)  # it chooses its device
+    config.max_batch_size = share.images
+    options = {
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        "gpu_mem_limit": str(share.bytes),
+        **_exact(contract),
+    }
+    config.optimization.execution_accelerators.gpu_execution_accelerator.append(_accelerator("cuda", options))
+    return config
+
+
+def _exact(contract: Contract) -> dict[str, str]:
+    """TensorFloat-32 keeps 10 bits of the mantissa. In half precision the option would shut out every tensor core."""
+    return {"use_tf32": "0"} if contract.precision is Precision.FP32 else {}
+
+
 def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_CPU)
     # One run at a time, on all cores (0): the chunk is the parallelism, and several runs would contend for the caches.
@@ -274,7 +293,7 @@ def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
 def _sampler_config(
     contract: Contract, name: str, backend: str, kind: triton.ModelInstanceGroup.Kind
 ) -> triton.ModelConfig:
-    """What the three have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
+    """What all have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
     spatial = _spatial(contract)
     classes, decisions = len(contract.classes), contract.decisions
     samples = -1 if contract.stochastic else 1  # as the file: the native backend compares them

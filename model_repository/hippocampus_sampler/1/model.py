@@ -1,8 +1,8 @@
-"""Stand-in for Triton's native ONNX Runtime backend: runs the `model.onnx` beside it on the CPU.
+"""Stand-in for Triton's native ONNX Runtime backend: runs the `model.onnx` beside it on the CPU, or on one GPU.
 
-For machines without a GPU, for tests and demos; the configuration `embedded.pbtxt` selects it. Each request is a run of
-its own, and no output is computed that nobody asked for. Unlike the native backend it runs several requests at a time
-within one process: a run that is alone gets all cores, runs that meet share them out.
+For workstations, tests and demos; the configurations `embedded.pbtxt` (CPU) and `embedded_cuda.pbtxt` select it. Each
+request is a run of its own, and no output is computed that nobody asked for. Unlike the native backend it runs several
+requests at a time within one process: on the CPU a run that is alone gets all cores, runs that meet share them out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+CUDA = "CUDAExecutionProvider"
+
 
 class TritonPythonModel:
     """Tensors as the ONNX file declares them; their first axis is the batch.
@@ -28,26 +30,36 @@ class TritonPythonModel:
     Parameters of the configuration, as `equipoise serve` sets them: `runs`, how many requests run at a time (1);
     `intra_op_thread_count`, threads of each of them (0, or nothing said: all cores, as the native backend's); `alone`,
     threads of a run that starts while no other request is there.
+
+    An accelerator `cuda`, with the provider's options: all runs share one session on the GPU. Where the provider does
+    not start, the model does not load: nothing falls back to the CPU.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
         file = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        parameters = json.loads(args["model_config"]).get("parameters", {})
+        config = json.loads(args["model_config"])
+        parameters, cuda = config.get("parameters", {}), _cuda_options(config)
         runs, threads, alone = (
             int(parameters.get(name, {}).get("string_value", 0)) for name in ("runs", "intra_op_thread_count", "alone")
         )
-        self.runs, threads = runs or 1, threads or len(os.sched_getaffinity(0))
+        self.runs = runs or 1
+        if cuda is None:
+            self._open_on_cpu(file, threads or len(os.sched_getaffinity(0)), alone)
+        else:
+            self.shared = self.alone = _cuda_session(file, cuda)
+        self.inputs = tuple(node.name for node in self.shared.get_inputs())
+        self.outputs = tuple(node.name for node in self.shared.get_outputs())
+        self.pool = ThreadPoolExecutor(self.runs)
+        self.room = threading.Semaphore(2 * self.runs)
+        self.lock, self.present = threading.Lock(), 0
+
+    def _open_on_cpu(self, file: Path, threads: int, alone: int) -> None:
         arena = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
         ort.create_and_register_allocator(arena, ort.OrtArenaCfg(0, -1, -1, -1))
         # Threads of one run wait for each other: where several runs share the cores, few threads each are faster.
         self.shared = self.alone = _session(file, threads)
         if self.runs > 1 and alone > threads:
             self.alone = _session(file, alone)  # the weights twice, but one arena
-        self.inputs = tuple(node.name for node in self.shared.get_inputs())
-        self.outputs = tuple(node.name for node in self.shared.get_outputs())
-        self.pool = ThreadPoolExecutor(self.runs)
-        self.room = threading.Semaphore(2 * self.runs)
-        self.lock, self.present = threading.Lock(), 0
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Takes each request, in order, while there is room: for those that run, and for as many that come next, so
@@ -98,6 +110,39 @@ def _session(file: Path, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.use_env_allocators", "1")  # what one session frees, the other may use
     options.log_severity_level = 3
     return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _cuda_options(config: dict[str, Any]) -> dict[str, str] | None:
+    """Of the configuration's accelerator; None: it has none. Raises ValueError for one that is not known here."""
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    if not accelerators:
+        return None
+    names = [each["name"] for each in accelerators]
+    if names != ["cuda"]:
+        raise ValueError(f"the accelerators {names}; the stand-in knows cuda alone")
+    return dict(accelerators[0].get("parameters", {}))
+
+
+def _cuda_session(file: Path, provider_options: dict[str, str]) -> ort.InferenceSession:
+    """A session on the GPU. Raises RuntimeError where ONNX Runtime would compute on the CPU instead."""
+    remedy = (
+        "install the extra embedded-gpu (onnxruntime-gpu, its CUDA libraries; without the package onnxruntime, which "
+        "installs the same module), or serve with --device cpu"
+    )
+    if CUDA not in ort.get_available_providers():
+        raise RuntimeError(f"onnxruntime {ort.__version__} has no {CUDA}: {remedy}")
+    ort.preload_dlls()  # the wheels with the CUDA libraries lie where no linker looks
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # arithmetic on shapes is all that is left to the CPU
+    options.log_severity_level = 2  # among its warnings: convolutions for which it found no engine
+    session = ort.InferenceSession(file, options, providers=[(CUDA, provider_options)], enable_fallback=0)
+    session.disable_fallback()
+    if session.get_providers()[0] != CUDA:  # a provider that cannot start is only logged
+        raise RuntimeError(
+            f"{CUDA} did not start (ONNX Runtime's log says why: driver, GPU, CUDA libraries), and the samplers would "
+            f"run on the CPU: {remedy}"
+        )
+    return session
 
 
 def _error(message: str) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from equipoise_deploy.errors import EngineError
 from equipoise_deploy.ports import USUAL_PORTS
-from equipoise_deploy.serving.engine import EMBEDDED, STUB, find_engine
+from equipoise_deploy.serving.device import EMBEDDED
+from equipoise_deploy.serving.engine import STUB, find_engine
 from equipoise_deploy.serving.server import triton_command
 
 

@@ -35,6 +35,7 @@ def test_pair_has_every_file_of_the_layout(tiny_segmentation, tmp_path):
         "tinyseg_sampler/config.pbtxt",
         "tinyseg_sampler/configs/cpu.pbtxt",
         "tinyseg_sampler/configs/embedded.pbtxt",
+        "tinyseg_sampler/configs/embedded_cuda.pbtxt",
         "tinyseg_sampler/1/model.onnx",
         "tinyseg_sampler/1/model.py",
         "tinyseg_sampler/1/proof.json",

@@ -83,6 +83,7 @@ def test_each_configuration_names_its_backend_and_device(tiny_segmentation):
         "configs/tensorrt.pbtxt": ("onnxruntime", group.KIND_GPU, 1),
         "configs/cpu.pbtxt": ("onnxruntime", group.KIND_CPU, 1),
         "configs/embedded.pbtxt": ("python", group.KIND_CPU, 1),
+        "configs/embedded_cuda.pbtxt": ("python", group.KIND_MODEL, 1),
     }
 
 
@@ -96,6 +97,17 @@ def test_warm_up_has_the_largest_run_and_then_the_first_requests_shape(tiny_segm
             ("largest", 3, {"image": [1, 64, 64], "masks": [5, 1]}),
             ("nominal", 1, {"image": [1, 4, 4], "masks": [5, 1]}),
         ]
+
+
+def test_the_stand_in_gets_the_providers_own_words(tiny_segmentation):
+    """Heuristic search, an arena that does not double, and full single precision; half keeps its tensor cores."""
+    common = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "gpu_mem_limit": "9"}
+    for precision, more in ((Precision.FP32, {"use_tf32": "0"}), (Precision.FP16, {})):
+        contract = replace(tiny_segmentation.contract, precision=precision)
+        config = sampler_configs(contract, share=GpuShare(20, 3, 9))["configs/embedded_cuda.pbtxt"]
+        assert config.max_batch_size == 3
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (accelerator.name, dict(accelerator.parameters)) == ("cuda", common | more)
 
 
 def _dims_of(warmup) -> dict[str, list[int]]:
