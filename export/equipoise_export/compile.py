@@ -23,9 +23,9 @@ from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
 from .progress import LOGGER
-from .proof.file_parity import compare_with_file
-from .proof.parity import prove
+from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
+from .proof.undropped import compare_with_file, compare_with_module
 
 
 def compile_sampler(
@@ -48,13 +48,16 @@ def compile_sampler(
         ExportError: naming reason, site and remedy.
     """
     compilation, network = compile_unproven(module, draft, example, options, dropout)
-    images = example.numpy()
-    if not isinstance(network, OnnxNetwork):
-        return _proven(compilation, network, images)
-    assert isinstance(module, onnx.ModelProto)
-    check = compare_with_file(module, network, compilation.contract, images, options.output)
+    images, contract = example.numpy(), compilation.contract
+    check: Check | None
+    if isinstance(network, OnnxNetwork):
+        assert isinstance(module, onnx.ModelProto)
+        check = compare_with_file(module, network, contract, images, options.output, options.answers)
+    else:
+        check = compare_with_module(network, contract, images, options.answers)
     compiled = _proven(compilation, network, images)
-    return replace(compiled, proof=replace(compiled.proof, checks=(check, *compiled.proof.checks)))
+    checks = (check, *compiled.proof.checks) if check is not None else compiled.proof.checks
+    return replace(compiled, proof=replace(compiled.proof, checks=checks))
 
 
 def compile_first_pass(
@@ -82,7 +85,7 @@ def compile_unproven(
     example: Tensor,
     options: Options = DEFAULTS,
     dropout: bool = True,
-) -> tuple[Compilation, Network]:
+) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
     if isinstance(module, onnx.ModelProto):
         return _from_onnx(module, _fixed(draft), options, dropout)
@@ -117,7 +120,7 @@ def _from_torch(
             "the whole network",
             how_to_make_random(prepared.network.get_submodule(WRAPPED)),
         )
-    return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls)
+    return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls, prepared.original)
 
 
 def _from_onnx(

@@ -16,6 +16,14 @@ class Sizes(str, Enum):
     FIXED = "fixed"  # one
 
 
+class Answers(str, Enum):
+    """What a network's output is."""
+
+    UNSTATED = "unstated"  # logits; refused where it looks like probabilities
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
 @dataclass(frozen=True)
 class Options:
     """Choices of an export, `Options(sites="decoder.*", p=0.2)`; the defaults suit a network trained with dropout.
@@ -33,6 +41,7 @@ class Options:
             None: it may be random or not.
         first_pass: whether the network without dropout is published beside the sampler: a policy may then decide on its
             one pass before any sample is drawn.
+        answers: what its output is; probabilities are taken as they are.
         sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
@@ -45,6 +54,7 @@ class Options:
     log_variance: str | int | None = None
     deterministic: bool | None = False
     first_pass: bool = True
+    answers: Answers = Answers.UNSTATED
     sizes: Sizes = Sizes.AUTO
     largest_file: int = LARGEST_FILE
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from equipoise_core.contract import Activation
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,16 +38,27 @@ class Place:
 
 
 class AnswerOnly(nn.Module):
-    """image → the one tensor at `place` of what the network answers.
+    """image → the one tensor at `place` of what the network answers, as logits.
 
     Args:
         network: image → anything.
+        activation: where the network answers with probabilities: what gives them, to 1e-7, of the logits again.
     """
 
-    def __init__(self, network: nn.Module, place: Place) -> None:
+    def __init__(self, network: nn.Module, place: Place, activation: Activation | None = None) -> None:
         super().__init__()
         self.equipoise_network = network  # `marker.WRAPPED`
         self.place = place
+        self.activation = activation
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.place.of(self.equipoise_network(image), image)
+        """`[N, C, *S]` → `[N, K(, *S)]`."""
+        answer = self.place.of(self.equipoise_network(image), image)
+        if self.activation is None:
+            return answer
+        p = answer.clamp(1e-7, 1 - 1e-7)
+        return torch.log(p) if self.activation is Activation.SOFTMAX else torch.log(p) - torch.log1p(-p)
+
+    def as_it_is(self) -> AnswerOnly:
+        """The same without taking an activation off."""
+        return AnswerOnly(self.equipoise_network, self.place)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import CaptureRefused, ExportRefused
 from ..graph.randomness import sampling
+from ..options import DEFAULTS, Answers, Options
 from .answer import AnswerOnly, Place
 from .heteroscedastic import Heteroscedastic
 
@@ -24,15 +25,14 @@ def choose_answer(
     active: tuple[str, ...],
     example: Tensor,
     draft: Contract,
-    output: str | int | None = None,
-    log_variance: str | int | None = None,
-) -> nn.Module:
+    options: Options = DEFAULTS,
+) -> AnswerOnly | Heteroscedastic:
     """The network as image → logits.
 
     Args:
         active: the modules in training mode: under sampling, the output may be another one.
-        output: index, key or dotted path; where not given, the only output of the shape that the contract asks for.
-        log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
+        options: its `output`, where not given the only output of the shape that the contract asks for; its
+            `log_variance` and `answers`.
 
     Raises:
         ExportRefused: no output, or more than one, fits.
@@ -47,15 +47,18 @@ def choose_answer(
                 "the whole network",
                 "State its --input-shape (C,H,W[,D]) and --multiple as it was trained.",
             ) from error
-    if log_variance is None:
-        return AnswerOnly(network, _place(answer, outputs, len(example), draft, output))
-    if output is None:
+    if options.log_variance is None:
+        place = _place(answer, outputs, len(example), draft, options.output)
+        return AnswerOnly(network, place, draft.activation if options.answers is Answers.PROBABILITIES else None)
+    if options.output is None:
         raise ExportRefused(
             "--log-variance names the output of the noise, but no --output names the logits",
             "the chosen output",
             f"Choose them with --output. There are: {_listing(outputs)}.",
         )
-    mean, noise = (_place(answer, outputs, len(example), draft, chosen) for chosen in (output, log_variance))
+    mean, noise = (
+        _place(answer, outputs, len(example), draft, chosen) for chosen in (options.output, options.log_variance)
+    )
     return Heteroscedastic(network, mean, noise, draft.activation, len(draft.classes))
 
 

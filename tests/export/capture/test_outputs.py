@@ -83,7 +83,7 @@ def test_the_answer_is_found(case: str) -> None:
     """By its shape, else by what the user names; a coarser one is brought to the image's resolution."""
     network, (_, output, which) = network_of(case), CASES[case]
     image = torch.randn(2, 1, 8, 8)
-    answer = choose_answer(network, ("drop",), image, contract(spatial=(8, 8)), output)
+    answer = choose_answer(network, ("drop",), image, contract(spatial=(8, 8)), Options(output=output))
     with sampling(answer, ()), torch.no_grad():
         x = torch.relu(network.first(image))
         expected = network.fine(x) if which is FINE else network.coarse(x)
@@ -122,7 +122,9 @@ def test_what_was_chosen_is_what_is_sampled(case: str) -> None:
 def test_what_is_not_there_or_not_clear_is_refused_with_the_list(wrap: Any, output: str | None, reason: str) -> None:
     """The remedy names every output with its shape."""
     with pytest.raises(ExportRefused, match=reason) as caught:
-        choose_answer(Network(wrap), ("drop",), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), output)
+        choose_answer(
+            Network(wrap), ("drop",), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), Options(output=output)
+        )
     assert "There are: " in caught.value.remedy
     assert "[2, " in caught.value.remedy
 
@@ -139,5 +141,5 @@ def test_transformers_outputs_are_both_mapping_and_dataclass() -> None:
 
     network = Network(lambda fine, coarse, x: Both(fine.mean((2, 3))))
     draft = contract(task=Task.CLASSIFICATION, classes=2, spatial=(8, 8))
-    answer = choose_answer(network, ("drop",), torch.randn(2, 1, 8, 8), draft, "logits")
+    answer = choose_answer(network, ("drop",), torch.randn(2, 1, 8, 8), draft, Options(output="logits"))
     assert answer(torch.randn(2, 1, 8, 8)).shape == (2, 2)
