@@ -105,6 +105,7 @@ def _from_torch(
     if options.min_depth is not None and compilation.contract.stochastic:
         prepared = replace(prepared, active=_deep(compilation, prepared, options.min_depth))
         compilation = _compile(prepared, compilation.contract, options)
+    compilation.notes += prepared.notes
     _refuse_always_on(compilation, prepared)
     _refuse_randomness(compilation, options)
     if prepared.active and not compilation.contract.stochastic and options.deterministic is False:

@@ -24,12 +24,14 @@ class Prepared:
         original: image → the same output as the network gives it: logits or probabilities.
         active: the modules that are in training mode while it is sampled.
         example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
+        notes: what the user should know.
     """
 
     network: nn.Module
     original: nn.Module
     active: tuple[str, ...]
     example: Tensor
+    notes: tuple[str, ...] = ()
 
 
 def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Options) -> Prepared:
@@ -41,7 +43,8 @@ def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Option
     """
     module = unwrapped(module)
     refuse_batch_statistics(module)
-    found = active_modules(module, example[:1])  # one image shows what there is to see
+    seen = active_modules(module, example[:1], options.sites is not None)  # one image shows what there is to see
+    found = seen.names
     network = choose_answer(module, found, example, draft, options)
     if not found and options.p is not None:
         found = switched_off(module)
@@ -49,7 +52,7 @@ def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Option
     if options.p is not None:
         override_p(network, active, options.p)
     original = network.as_it_is() if isinstance(network, AnswerOnly) else network
-    return Prepared(network, original, active, example)
+    return Prepared(network, original, active, example, seen.notes)
 
 
 def _selected(found: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
