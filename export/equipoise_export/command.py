@@ -99,6 +99,9 @@ def export(
     log_variance: Annotated[
         str | None, typer.Option(help="Heteroscedastic networks: the output that holds log σ² of the logits.")
     ] = None,
+    margin: Annotated[
+        int, typer.Option(min=0, help="Mirror images by so many pixels at each border: for unpadded convolutions.")
+    ] = 0,
     precision: Annotated[
         Precision, typer.Option(help="fp16: weights and activations half, statistics and outputs single.")
     ] = Precision.FP32,
@@ -137,7 +140,7 @@ def export(
             "precision": precision,
             "states_moments": states_moments,
             "options": Options(
-                output, sites, p, min_depth, dropout_at, log_variance, deterministic, first_pass, answers, sizes
+                output, sites, p, min_depth, dropout_at, log_variance, margin, deterministic, first_pass, answers, sizes
             ),
         }
         if into is None and not inspect:

@@ -37,6 +37,8 @@ class Options:
         dropout_at: ONNX files: a site behind every tensor whose name matches one of these patterns (commas between
             them): of channels where the tensor is a feature map, else of elements. Needs `p`.
         log_variance: torch: the output that holds log σ² of the logits, for a heteroscedastic network.
+        margin: torch: pixels by which images are mirrored at each border before the network; for networks of unpadded
+            convolutions, whose answer is smaller than the image by twice as much.
         deterministic: a network without anything random is wanted (it gets no `masks` input), and refused otherwise;
             None: it may be random or not.
         first_pass: whether the network without dropout is published beside the sampler: a policy may then decide on its
@@ -52,6 +54,7 @@ class Options:
     min_depth: float | None = None
     dropout_at: str | None = None
     log_variance: str | int | None = None
+    margin: int = 0
     deterministic: bool | None = False
     first_pass: bool = True
     answers: Answers = Answers.UNSTATED

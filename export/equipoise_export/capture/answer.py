@@ -20,18 +20,28 @@ class Place:
 
     Attributes:
         path: keys and indices, outermost first.
-        resize: interpolate it to the image's spatial sizes, as the network's own post-processing would.
+        scale: per spatial axis, image size over answer size: it is interpolated to the image's sizes, as the network's
+            own post-processing would. Empty where it has them already.
+        margin: the image is mirrored by so many pixels at each border first (Ronneberger et al., MICCAI 2015): a
+            network of unpadded convolutions then answers for the whole image.
     """
 
     path: tuple[str | int, ...]
-    resize: bool = False
+    scale: tuple[int, ...] = ()
+    margin: int = 0
+
+    def seen(self, image: Tensor) -> Tensor:
+        """What the network is given for `image` `[N, C, *S]`."""
+        if not self.margin:
+            return image
+        return functional.pad(image, [self.margin] * 2 * (image.dim() - 2), mode="reflect")
 
     def of(self, output: Any, image: Tensor) -> Tensor:
         """The tensor at this place of the output for `image`."""
         for step in self.path:
             inside = isinstance(output, Mapping) or isinstance(step, int)
             output = output[step] if inside else getattr(output, str(step))
-        if self.resize:
+        if self.scale:
             size, mode = image.shape[2:], _MODES[image.dim() - 2]
             output = functional.interpolate(output, size=size, mode=mode, align_corners=False)
         return output  # type: ignore[no-any-return]
@@ -53,7 +63,7 @@ class AnswerOnly(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`[N, C, *S]` → `[N, K(, *S)]`."""
-        answer = self.place.of(self.equipoise_network(image), image)
+        answer = self.place.of(self.equipoise_network(self.place.seen(image)), image)
         if self.activation is None:
             return answer
         p = answer.clamp(1e-7, 1 - 1e-7)
@@ -62,3 +72,14 @@ class AnswerOnly(nn.Module):
     def as_it_is(self) -> AnswerOnly:
         """The same without taking an activation off."""
         return AnswerOnly(self.equipoise_network, self.place)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about how the answer is brought to the image's size."""
+        found = []
+        if self.place.scale:
+            parts = " x ".join(f"1/{factor}" for factor in self.place.scale)
+            found.append(f"its answer has {parts} of the image's resolution and is interpolated to the image's size")
+        if self.place.margin:
+            found.append(f"images are mirrored by {self.place.margin} pixels at each border before the network")
+        return tuple(found)

@@ -52,7 +52,7 @@ def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Option
     if options.p is not None:
         override_p(network, active, options.p)
     original = network.as_it_is() if isinstance(network, AnswerOnly) else network
-    return Prepared(network, original, active, example, seen.notes)
+    return Prepared(network, original, active, example, (*seen.notes, *network.notes))
 
 
 def _selected(found: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:
