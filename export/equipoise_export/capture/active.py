@@ -82,6 +82,18 @@ RUNS = 3
 """With other random numbers each: what one run skips by chance, another does not."""
 
 
+def refuse_wrong_rank(part: nn.Module, name: str, given: tuple[Any, ...]) -> None:
+    """Refuses channel dropout of features that lack its axes: PyTorch takes N for channels, and drops whole images."""
+    without_batch = 2 if isinstance(part, nn.Dropout1d) else 4 if isinstance(part, nn.Dropout3d) else 0
+    if given and isinstance(given[0], Tensor) and given[0].dim() == without_batch:
+        raise CaptureRefused(
+            f"{type(part).__name__} gets features of shape {list(given[0].shape)}: PyTorch takes the first axis, the "
+            "images, for channels, and drops whole images",
+            name,
+            "Use nn.Dropout for features [N, F], nn.Dropout2d for [N, C, H, W].",
+        )
+
+
 def active_modules(module: nn.Module, example: Tensor, chosen: bool = False) -> Active:
     """The modules whose training flag makes randomness act, found by running the network.
 
@@ -169,8 +181,9 @@ class _Watched:
                 moved.add(stack[-1] if stack else "")
             state = now
 
-        def enter(part: nn.Module, _: Any) -> None:
+        def enter(part: nn.Module, given: Any) -> None:
             look()
+            refuse_wrong_rank(part, self.names.get(part, ""), given)
             stack.append(self.names.get(part, ""))
             called.add(stack[-1])
 
@@ -192,6 +205,8 @@ class _Watched:
             with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
                 torch.manual_seed(seed)
                 self.module(self.example)
+        except CaptureRefused:
+            raise
         except Exception as raised:  # noqa: BLE001  # whatever a foreign forward raises
             error = raised
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ class _Reader:
             raise CaptureRefused(
                 f"the network does not run on an image {list(example.shape)}: {type(error).__name__}: {error}",
                 "the whole network",
-                "State its --input-shape (C,H,W[,D]) and --multiple as it was trained.",
+                _what_to_do(network, error),
             ) from error
         self.outputs = dict(_tensors(self.answer))
 
@@ -135,6 +136,27 @@ class _Reader:
             "the chosen output",
             f"{remedy}Or pad its convolutions, or choose another output (--output).",
         )
+
+
+def _what_to_do(network: nn.Module, error: Exception) -> str:
+    """The remedy by what a forward pass on an image alone raised."""
+    needed = [
+        name
+        for name, parameter in inspect.signature(network.forward).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    text = str(error)
+    if len(needed) > 1:
+        return (
+            f"Its forward takes {', '.join(needed)}, a sampler has the image alone: wrap it in a module that binds the "
+            "others to constants."
+        )
+    if isinstance(error, (TypeError, IndexError, KeyError)) and ("indices" in text or "integers, slices" in text):
+        return "Its forward takes a dictionary or a list, a sampler gives the image: wrap it in a module that packs it."
+    if "cuda" in text.lower() or "NVIDIA" in text or "same device" in text:
+        return "A device is written into its code; export runs on the CPU: use the device of the input (x.device)."
+    return "State its --input-shape (C,H,W[,D]) and --multiple as it was trained."
 
 
 def _listing(outputs: Outputs) -> str:
