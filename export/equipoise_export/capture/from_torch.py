@@ -148,11 +148,9 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter talks on stdout, in warnings and in the log; what matters of it comes back as errors."""
-    libraries = ("torch", "onnxscript", "onnx_ir")
-    known = [
-        name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{each}." for each in libraries))
-    ]
-    loggers = [logging.getLogger(name) for name in (*libraries, *known)]
+    libraries = {"torch", "onnxscript", "onnx_ir"}
+    parts = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in libraries]  # with own levels
+    loggers = [logging.getLogger(name) for name in {*libraries, *parts}]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

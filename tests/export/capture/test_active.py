@@ -134,3 +134,10 @@ def test_random_numbers_of_python_in_evaluation_are_refused():
 
     with pytest.raises(CaptureRefused, match="in evaluation mode as well"):
         active_modules(Always(), IMAGE, chosen=True)
+
+
+@pytest.mark.parametrize(("layer", "features"), [(nn.Dropout1d(0.3), (2, 8)), (nn.Dropout3d(0.3), (2, 8, 4, 4))])
+def test_channel_dropout_of_the_wrong_rank_is_refused_by_its_cause(layer, features):
+    """PyTorch takes the images for channels and drops whole images."""
+    with pytest.raises(CaptureRefused, match="drops whole images"):
+        active_modules(nn.Sequential(layer), torch.randn(features))

@@ -35,14 +35,6 @@ def test_a_proof_states_what_was_tested(compiled_unet: Compiled, compiled_classi
     assert [site.bits for site in compiled_classifier.proof.sites] == [16, 16]
 
 
-def test_probabilities_are_not_taken_for_logits() -> None:
-    """Both sides of the proof would take them so, and agree on something that the network never said."""
-    network = nn.Sequential(Classifier(), nn.Softmax(dim=1)).eval()
-    draft = contract(classes=3, spatial=(16, 16), task=Task.CLASSIFICATION)
-    with pytest.raises(ProofRefused, match="already is probabilities"):
-        compile_sampler(network, draft, torch.randn(2, 1, 16, 16))
-
-
 def scaled_wrongly(model: onnx.ModelProto) -> None:
     """Kept units are not scaled by 1/(1 − p)."""
     for entry in model.graph.initializer:
@@ -167,7 +159,6 @@ def test_an_output_that_is_not_finite_is_refused(compiled_unet: Compiled, unet: 
 
 def test_every_site_drops_and_keeps_in_the_proof() -> None:
     """A site of one unit that is hardly ever dropped is dropped all the same: it would go unseen."""
-    from torch import nn
 
     class Path(nn.Module):
         def __init__(self) -> None:
