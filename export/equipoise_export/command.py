@@ -13,7 +13,7 @@ from rich.console import Console
 
 from . import api
 from .errors import ExportError, SpecError
-from .options import Options, Sizes
+from .options import Answers, Options, Sizes
 from .progress import shown
 from .publish.repository import PROOF
 
@@ -72,6 +72,9 @@ def export(
     activation: Annotated[
         Activation | None, typer.Option(help="How logits become probabilities; softmax unless stated.")
     ] = None,
+    answers: Annotated[
+        Answers, typer.Option(help="What its output is; unstated: logits, refused where it looks like probabilities.")
+    ] = Answers.UNSTATED,
     normalisation: Annotated[Normalisation | None, typer.Option(help="As in training; zscore unless stated.")] = None,
     low: Annotated[float, typer.Option(help="Lower percentile or intensity of the normalisation.")] = 0.0,
     high: Annotated[float, typer.Option(help="Upper percentile or intensity of the normalisation.")] = 0.0,
@@ -96,6 +99,9 @@ def export(
     log_variance: Annotated[
         str | None, typer.Option(help="Heteroscedastic networks: the output that holds log σ² of the logits.")
     ] = None,
+    margin: Annotated[
+        int, typer.Option(min=0, help="Mirror images by so many pixels at each border: for unpadded convolutions.")
+    ] = 0,
     precision: Annotated[
         Precision, typer.Option(help="fp16: weights and activations half, statistics and outputs single.")
     ] = Precision.FP32,
@@ -133,7 +139,9 @@ def export(
             "samples": samples,
             "precision": precision,
             "states_moments": states_moments,
-            "options": Options(output, sites, p, min_depth, dropout_at, log_variance, deterministic, first_pass, sizes),
+            "options": Options(
+                output, sites, p, min_depth, dropout_at, log_variance, margin, deterministic, first_pass, answers, sizes
+            ),
         }
         if into is None and not inspect:
             raise SpecError(

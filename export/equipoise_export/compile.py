@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,14 +22,17 @@ from .capture.prepare import Prepared, prepare
 from .compiled import Compiled
 from .errors import CaptureRefused, ExportRefused, SpecError
 from .graph.marker import WRAPPED, drop_markers, own_path
+from .graph.randomness import sampling
 from .graph.storage import LARGEST_FILE, store
 from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
 from .progress import LOGGER
-from .proof.file_parity import compare_with_file
-from .proof.parity import prove
+from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
+from .proof.undropped import compare_with_file, compare_with_module
+
+_Made = TypeVar("_Made")
 
 
 def compile_sampler(
@@ -47,14 +54,28 @@ def compile_sampler(
     Raises:
         ExportError: naming reason, site and remedy.
     """
-    compilation, network = compile_unproven(module, draft, example, options, dropout)
-    images = example.numpy()
-    if not isinstance(network, OnnxNetwork):
-        return _proven(compilation, network, images)
-    assert isinstance(module, onnx.ModelProto)
-    check = compare_with_file(module, network, compilation.contract, images, options.output)
+
+    def compiled(draft: Contract, options: Options) -> Compiled:
+        return _compiled(module, draft, example, options, dropout)
+
+    found, note = _at_its_sizes(compiled, module, draft, example, options)
+    return replace(found, notes=(*found.notes, *note))
+
+
+def _compiled(
+    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options, dropout: bool
+) -> Compiled:
+    compilation, network = _captured(module, draft, example, options, dropout)
+    images, contract = example.numpy(), compilation.contract
+    check: Check | None
+    if isinstance(network, OnnxNetwork):
+        assert isinstance(module, onnx.ModelProto)
+        check = compare_with_file(module, network, contract, images, options.output, options.answers)
+    else:
+        check = compare_with_module(network, contract, images, options.answers)
     compiled = _proven(compilation, network, images)
-    return replace(compiled, proof=replace(compiled.proof, checks=(check, *compiled.proof.checks)))
+    checks = (check, *compiled.proof.checks) if check is not None else compiled.proof.checks
+    return replace(compiled, proof=replace(compiled.proof, checks=checks))
 
 
 def compile_first_pass(
@@ -82,8 +103,60 @@ def compile_unproven(
     example: Tensor,
     options: Options = DEFAULTS,
     dropout: bool = True,
-) -> tuple[Compilation, Network]:
+) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
+
+    def captured(draft: Contract, options: Options) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
+        return _captured(module, draft, example, options, dropout)
+
+    found, note = _at_its_sizes(captured, module, draft, example, options)
+    found[0].notes += note
+    return found
+
+
+def _at_its_sizes(
+    attempt: Callable[[Contract, Options], _Made],
+    module: nn.Module | onnx.ModelProto,
+    draft: Contract,
+    example: Tensor,
+    options: Options,
+) -> tuple[_Made, tuple[str, ...]]:
+    """What `attempt` makes, for all sizes where that works; and a note where it does not.
+
+    Case 1: several sizes, in multiples of what the contract says.
+    Case 2: in multiples of 8, 16 or 32.
+    Case 3: the nominal size. What fails there as well is not about sizes.
+    """
+    if isinstance(module, onnx.ModelProto) or options.sizes is not Sizes.AUTO or draft.spatial == draft.nominal:
+        return attempt(draft, options), ()
+    try:
+        return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
+    except Exception as error:  # noqa: BLE001  # whatever it is, one size may work
+        reason = error.reason if isinstance(error, ExportRefused) else str(error).splitlines()[0]
+    fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
+    stated = draft.preprocessing.multiple
+    for multiple in (8, 16, 32):
+        fits = multiple > stated and not multiple % stated and not any(size % multiple for size in draft.nominal)
+        if not fits or not _runs_at(module, example, tuple(size + multiple for size in draft.nominal)):
+            continue
+        with contextlib.suppress(Exception):
+            coarser = replace(draft, preprocessing=replace(draft.preprocessing, multiple=multiple))
+            made = attempt(coarser, replace(options, sizes=Sizes.DYNAMIC))
+            return made, (f"serves sizes in multiples of {multiple} (--multiple): {reason}",)
+    return fixed, (f"serves images of size {draft.nominal} only: {reason}",)
+
+
+def _runs_at(module: nn.Module, example: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether a network takes images of another size at all."""
+    with contextlib.suppress(Exception), sampling(module, ()), torch.no_grad():
+        module(example.new_zeros((1, example.shape[1], *size)))
+        return True
+    return False
+
+
+def _captured(
+    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options, dropout: bool
+) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
     if isinstance(module, onnx.ModelProto):
         return _from_onnx(module, _fixed(draft), options, dropout)
     return _from_torch(module, _fixed(draft) if options.sizes is Sizes.FIXED else draft, example, options, dropout)
@@ -98,10 +171,11 @@ def _from_torch(
     prepared = prepare(module, draft, example, options)
     if not dropout:
         prepared = replace(prepared, active=())
-    compilation = _compile(prepared, draft, options)
+    compilation = _traced(prepared, draft, options)
     if options.min_depth is not None and compilation.contract.stochastic:
         prepared = replace(prepared, active=_deep(compilation, prepared, options.min_depth))
-        compilation = _compile(prepared, compilation.contract, options)
+        compilation = _traced(prepared, compilation.contract, options)
+    compilation.notes += prepared.notes
     _refuse_always_on(compilation, prepared)
     _refuse_randomness(compilation, options)
     if prepared.active and not compilation.contract.stochastic and options.deterministic is False:
@@ -117,7 +191,7 @@ def _from_torch(
             "the whole network",
             how_to_make_random(prepared.network.get_submodule(WRAPPED)),
         )
-    return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls)
+    return compilation, TorchNetwork(prepared.network, prepared.active, compilation.calls, prepared.original)
 
 
 def _from_onnx(
@@ -161,19 +235,10 @@ def _fixed(draft: Contract) -> Contract:
     return draft if draft.spatial == draft.nominal else replace(draft, spatial=draft.nominal, maximum=draft.nominal)
 
 
-def _compile(prepared: Prepared, draft: Contract, options: Options) -> Compilation:
+def _traced(prepared: Prepared, draft: Contract, options: Options) -> Compilation:
     LOGGER.info("%s: tracing the network", draft.name)
-    try:
-        return compile_graph(
-            capture(prepared, draft.spatial, draft.preprocessing.multiple), draft, options.largest_file
-        )
-    except ExportRefused as refusal:
-        if options.sizes is not Sizes.AUTO or draft.spatial == draft.nominal:
-            raise
-        fixed = _fixed(draft)
-        compilation = compile_graph(capture(prepared, fixed.spatial, 1), fixed, options.largest_file)
-        compilation.notes.append(f"serves images of size {draft.nominal} only: {refusal.reason}")
-        return compilation
+    multiple = 1 if draft.spatial == draft.nominal else draft.preprocessing.multiple
+    return compile_graph(capture(prepared, draft.spatial, multiple), draft, options.largest_file)
 
 
 def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST_FILE) -> Compilation:

@@ -107,6 +107,12 @@ class Description:
         off = [size for size in nominal if size % self.multiple]
         if off:
             raise SpecError(f"--input-shape {text}: {off[0]} is no multiple of {self.multiple} (--multiple)")
+        classes = _given(self.classes, "classes")
+        if len(classes) == 1 and self.activation is not Activation.SIGMOID and not self.states_moments:
+            raise SpecError(
+                f"--classes {classes[0]}: the softmax of one class is always 1; state --activation sigmoid, or name "
+                "the background or the negative class as well"
+            )
         dynamic = sizes is not Sizes.FIXED
         if self.spacing is not None and len(self.spacing) != len(nominal):
             raise SpecError(f"--spacing describes {len(self.spacing)} axes; the image has {len(nominal)}")
@@ -119,7 +125,7 @@ class Description:
             name=_given(self.name, "name"),
             task=_given(self.task, "task"),
             activation=self.activation or Activation.SOFTMAX,
-            classes=_given(self.classes, "classes"),
+            classes=classes,
             channels=channels,
             spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
             nominal=tuple(nominal),

@@ -16,6 +16,14 @@ class Sizes(str, Enum):
     FIXED = "fixed"  # one
 
 
+class Answers(str, Enum):
+    """What a network's output is."""
+
+    UNSTATED = "unstated"  # logits; refused where it looks like probabilities
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
 @dataclass(frozen=True)
 class Options:
     """Choices of an export, `Options(sites="decoder.*", p=0.2)`; the defaults suit a network trained with dropout.
@@ -29,10 +37,13 @@ class Options:
         dropout_at: ONNX files: a site behind every tensor whose name matches one of these patterns (commas between
             them): of channels where the tensor is a feature map, else of elements. Needs `p`.
         log_variance: torch: the output that holds log σ² of the logits, for a heteroscedastic network.
+        margin: torch: pixels by which images are mirrored at each border before the network; for networks of unpadded
+            convolutions, whose answer is smaller than the image by twice as much.
         deterministic: a network without anything random is wanted (it gets no `masks` input), and refused otherwise;
             None: it may be random or not.
         first_pass: whether the network without dropout is published beside the sampler: a policy may then decide on its
             one pass before any sample is drawn.
+        answers: what its output is; probabilities are taken as they are.
         sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
@@ -43,8 +54,10 @@ class Options:
     min_depth: float | None = None
     dropout_at: str | None = None
     log_variance: str | int | None = None
+    margin: int = 0
     deterministic: bool | None = False
     first_pass: bool = True
+    answers: Answers = Answers.UNSTATED
     sizes: Sizes = Sizes.AUTO
     largest_file: int = LARGEST_FILE
 

@@ -169,8 +169,8 @@ def main() -> None:
         network.eval()
         image = torch.randn(1, 1, given.size, given.size)
         pair = torch.randn(2, 1, given.size, given.size)
-        active = active_modules(network, pair)
-        marked = capture(Prepared(network, active, pair), draft.spatial, 1)
+        active = active_modules(network, pair).names
+        marked = capture(Prepared(network, network, active, pair), draft.spatial, 1)
         without = tuple(step for step in PASSES if step.__name__ not in SPEED)
         plainly = ir.to_proto(run_passes(Compilation(marked.clone(), draft), without).model)
         compilation = compile_graph(marked, draft)

@@ -43,7 +43,7 @@ def contract(
 
 def captured(module: nn.Module, example: Tensor, spatial: tuple[int | str, ...], multiple: int = 1) -> ir.Model:
     """The marked graph of a module that answers with its logits alone."""
-    return capture(Prepared(module, active_modules(module, example), example), spatial, multiple)
+    return capture(Prepared(module, module, active_modules(module, example).names, example), spatial, multiple)
 
 
 def mask(name: str, axes: list[int], source: str, target: str, kind: str = "element", index: int = 0) -> str:

@@ -1,17 +1,23 @@
 """Which parts of a network have to be in training mode for its dropout to act, and only those.
 
 `module.train()` switches more than dropout: BatchNorm would normalise by the batch-mates, deep supervision would give
-other outputs. So the network runs once with everything but normalisation in training mode, and the modules in whose own
+other outputs. So the network runs with everything but normalisation in training mode, and the modules in whose own
 code a random number was drawn are noted. Those, and only those, are active afterwards. This finds functional dropout,
-which no type check can, since it depends on the `training` flag of the module that calls it.
+which no type check can, since it depends on the `training` flag of the module that calls it. It runs several times with
+other random numbers, and what differs from run to run is refused.
 """
 
 from __future__ import annotations
 
 import inspect
+import pickle
+import random
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -52,49 +58,206 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
-def active_modules(module: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Names of the modules whose training flag makes randomness act, found by running the network once.
+@dataclass(frozen=True)
+class Active:
+    """Modules that have to be in training mode, by name, and what the user should know."""
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One run: the modules that drew random numbers, moved Python's or NumPy's, were called; and what it raised."""
+
+    drew: frozenset[str]
+    moved: frozenset[str]
+    called: frozenset[str]
+    error: Exception | None
+
+
+_TORCH = ("torch.nn.", "builtins")
+_RANDOM_CALL = re.compile(r"\b(\w*drop\w*|bernoulli_?|rand\w*)\(")
+RUNS = 3
+"""With other random numbers each: what one run skips by chance, another does not."""
+
+
+def refuse_wrong_rank(part: nn.Module, name: str, given: tuple[Any, ...]) -> None:
+    """Refuses channel dropout of features that lack its axes: PyTorch takes N for channels, and drops whole images."""
+    without_batch = 2 if isinstance(part, nn.Dropout1d) else 4 if isinstance(part, nn.Dropout3d) else 0
+    if given and isinstance(given[0], Tensor) and given[0].dim() == without_batch:
+        raise CaptureRefused(
+            f"{type(part).__name__} gets features of shape {list(given[0].shape)}: PyTorch takes the first axis, the "
+            "images, for channels, and drops whole images",
+            name,
+            "Use nn.Dropout for features [N, F], nn.Dropout2d for [N, C, H, W].",
+        )
+
+
+def active_modules(module: nn.Module, example: Tensor, chosen: bool = False) -> Active:
+    """The modules whose training flag makes randomness act, found by running the network.
+
+    Case 1: it runs in training mode: whatever draws then.
+    Case 2: it does not: dropout layers by their type, and every module of foreign code in training mode by itself.
+    In either case the network then runs as it will be sampled, since it may take another way than in training.
 
     Args:
         example: image `[N, C, *S]`.
+        chosen: the caller names the modules that drop (`--sites`): then what else is random may be left out.
+
+    Raises:
+        CaptureRefused: parts are skipped at random, or whether a module drops cannot be seen.
     """
-    names = {part: name for name, part in module.named_modules()}
-    flags = {part: part.training for part in names}
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    stack: list[str] = []
+    watched = _Watched(module, example)
+    runs = [watched.run(lambda _, part: not isinstance(part, _NormBase), seed) for seed in range(RUNS)]
+    found = frozenset[str]().union(*(run.drew for run in runs))
+    notes = _random_skips(runs, chosen)
+    failed = any(run.error for run in runs)
+    if failed:
+        more, unseen = watched.one_by_one()
+        found |= more
+        if unseen and not chosen:
+            name, why = next(iter(unseen.items()))
+            raise CaptureRefused(
+                f"it does not run in training mode ({why}), so whether its own dropout acts cannot be seen",
+                name or "forward",
+                "Let it run on an image alone in training mode, or put the dropout into an nn.Dropout of its own.",
+            )
+        notes += [f"{name or 'forward'} does not run in training mode ({why}): it is sampled without dropout of its "
+                  "own" for name, why in unseen.items()]  # fmt: skip
+    sampled = watched.run(lambda name, _: name in found, RUNS)
+    if sampled.moved:
+        raise CaptureRefused(
+            "it draws from Python's or NumPy's random numbers in evaluation mode as well, which no mask stands for",
+            min(sampled.moved) or "forward",
+            "Draw with torch, or make it depend on self.training.",
+        )
+    other_way = sampled.called - frozenset[str]().union(*(run.called for run in runs))
+    if other_way and not failed:
+        found |= watched.run(lambda name, _: name in found | other_way, RUNS + 1).drew
+    return Active(tuple(sorted(found)), tuple(notes))
 
-    def enter(part: nn.Module, _: Any) -> None:
-        stack.append(names.get(part, ""))
 
-    def leave(part: nn.Module, _: Any, __: Any) -> None:
-        stack.pop()
+def _random_skips(runs: Sequence[_Seen], chosen: bool) -> list[str]:
+    """Refuses, or notes, that whole parts are skipped by chance in training: that is not sampled."""
+    moved = frozenset[str]().union(*(run.moved for run in runs))
+    whole = [run for run in runs if run.error is None]
+    differ = frozenset[str]().union(*(run.drew ^ whole[0].drew for run in whole)) if whole else frozenset()
+    if not moved and not differ:
+        return []
+    where = ", ".join(sorted(own_path(name) or "forward" for name in (moved or differ))[:4])
+    if not chosen:
+        raise CaptureRefused(
+            "in training, parts are skipped at random by what is no torch operation on tensors (Python's or NumPy's "
+            "random numbers, an `if`), which no mask stands for",
+            where,
+            "Use a stochastic depth that multiplies by a mask (torchvision.ops.StochasticDepth), or leave the skipping "
+            "out: choose the modules that drop (--sites).",
+        )
+    return [f"{where}: parts that are skipped at random in training are never skipped"]
 
-    hooks = [
-        handle
-        for part in names
-        for handle in (part.register_forward_pre_hook(enter), part.register_forward_hook(leave))
-    ]
-    witness = _Witness(stack)
+
+class _Watched:
+    """A module that is run with some parts in training mode, and left as it was."""
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        self.module, self.example = module, example
+        self.names = {part: name for name, part in module.named_modules()}
+
+    def run(self, in_training: Callable[[str, nn.Module], bool], seed: int) -> _Seen:
+        """The forward pass, once; Python's, NumPy's and torch's random numbers start from `seed`."""
+        flags = {part: part.training for part in self.names}
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        before = _foreign_state()
+        stack: list[str] = []
+        called: set[str] = set()
+        moved: set[str] = set()
+        state = b""
+
+        def look() -> None:
+            nonlocal state
+            now = pickle.dumps(_foreign_state())
+            if state and now != state:
+                moved.add(stack[-1] if stack else "")
+            state = now
+
+        def enter(part: nn.Module, given: Any) -> None:
+            look()
+            refuse_wrong_rank(part, self.names.get(part, ""), given)
+            stack.append(self.names.get(part, ""))
+            called.add(stack[-1])
+
+        def leave(part: nn.Module, _: Any, __: Any) -> None:
+            look()
+            stack.pop()
+
+        hooks = [
+            handle
+            for part in self.names
+            for handle in (part.register_forward_pre_hook(enter), part.register_forward_hook(leave))
+        ]
+        witness, error = _Witness(stack), None
+        try:
+            for part, name in self.names.items():
+                part.training = in_training(name, part)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  # what networks draw from
+            with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
+                torch.manual_seed(seed)
+                self.module(self.example)
+        except CaptureRefused:
+            raise
+        except Exception as raised:  # noqa: BLE001  # whatever a foreign forward raises
+            error = raised
+        finally:
+            for handle in hooks:
+                handle.remove()
+            for part, flag in flags.items():
+                part.training = flag
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            with torch.no_grad():
+                for name, buffer in self.module.named_buffers():
+                    buffer.copy_(buffers[name])
+        return _Seen(frozenset(witness.found), frozenset(moved), frozenset(called), error)
+
+    def one_by_one(self) -> tuple[frozenset[str], dict[str, str]]:
+        """What drops where the whole does not run in training mode.
+
+        Returns:
+            names; and by name of those that do not run alone either and might drop: why.
+        """
+        found: set[str] = set()
+        unseen: dict[str, str] = {}
+        runs = self.run(lambda *_: False, 0).error is None  # what fails in evaluation too is not about training
+        for part, name in self.names.items():
+            if isinstance(part, nn.modules.dropout._DropoutNd):
+                found.add(name)
+            elif not type(part).__module__.startswith(_TORCH) or _share_of(part):
+                run = self.run(lambda each, _, name=name: each == name, 0)  # type: ignore[misc]
+                found |= run.drew
+                if runs and run.error is not None and _might_drop(part):
+                    unseen[name] = f"{type(run.error).__name__}: {run.error}"
+        return frozenset(found), unseen
+
+
+def _foreign_state() -> tuple[Any, Any]:
+    """Of the global generators of Python and of NumPy."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def _share_of(part: nn.Module) -> bool:
+    """Whether a layer of torch's own (attention, a recurrence) has dropout inside."""
+    return _is_share(getattr(part, "dropout", None)) and bool(part.dropout)
+
+
+def _might_drop(part: nn.Module) -> bool:
+    """Whether the code of a module's class speaks of dropout or random numbers, as far as it can be read."""
     try:
-        module.train()
-        for part in names:
-            if isinstance(part, _NormBase):
-                part.eval()
-        with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
-            module(example)
-        found = set(witness.found)
-    except Exception:  # noqa: BLE001  # some networks cannot run in training mode at all; then types have to do
-        dropouts = {name for part, name in names.items() if isinstance(part, nn.modules.dropout._DropoutNd)}
-        found = set(witness.found) | dropouts
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for part, flag in flags.items():
-            part.training = flag
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
-    return tuple(sorted(found))
+        texts = [inspect.getsource(kind) for kind in type(part).__mro__ if not kind.__module__.startswith(_TORCH)]
+    except (OSError, TypeError):
+        return True
+    return any(_RANDOM_CALL.search(text) for text in texts)
 
 
 def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:

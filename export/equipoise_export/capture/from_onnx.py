@@ -22,10 +22,10 @@ from onnx import numpy_helper, version_converter
 
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, DOMAIN, MASK, encode_shape, matches
-from ..graph.nodes import IMAGE, number_of, replace
+from ..graph.nodes import IMAGE, initializer, number_of, replace
 from ..graph.session import session
 from ..graph.storage import store
-from ..options import Options
+from ..options import Answers, Options
 from .batch_axis import make_batch_dynamic, shapes_for, verify
 from .from_torch import OPSET
 
@@ -44,7 +44,7 @@ def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> i
     common.RemoveUnusedNodesPass()(model)
     image = _name_input(model, draft)
     _choose_output(model, options.output)
-    _take_off_activation(model, draft)
+    _take_off_activation(model, draft, options.answers)
     _refuse_what_cannot_be(model)
     make_batch_dynamic(model, image, draft)
     verify(model, draft)
@@ -139,8 +139,11 @@ def _choose_output(model: ir.Model, output: str | int | None) -> None:
     model.graph.outputs.append(chosen)
 
 
-def _take_off_activation(model: ir.Model, draft: Contract) -> None:
-    """Softmax or Sigmoid at the end goes, with the changes of shape behind it; a classifier's logits become [N, K]."""
+def _take_off_activation(model: ir.Model, draft: Contract, answers: Answers) -> None:
+    """Softmax or Sigmoid at the end goes, with the changes of shape behind it; a classifier's logits become [N, K].
+
+    Of other probabilities (`answers`) the logits are computed, to 1e-7.
+    """
     final = model.graph.outputs[0]
     node = final.producer()
     while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze", "Identity"):
@@ -155,12 +158,33 @@ def _take_off_activation(model: ir.Model, draft: Contract) -> None:
             )
         assert node.inputs[0] is not None
         model.graph.outputs[0] = node.inputs[0]
+    elif answers is Answers.PROBABILITIES:
+        model.graph.outputs[0] = _logits_of(model, final, draft.activation)
     if draft.task is Task.CLASSIFICATION:
         flat = ir.node("Flatten", [model.graph.outputs[0]], {"axis": 1})
         flat.outputs[0].name = "equipoise logits"
         flat.outputs[0].dtype = ir.DataType.FLOAT
         model.graph.append(flat)
         model.graph.outputs[0] = flat.outputs[0]
+
+
+def _logits_of(model: ir.Model, probabilities: ir.Value, activation: Activation) -> ir.Value:
+    """log p, or log p − log(1 − p) for a sigmoid."""
+    least, most, one = (
+        initializer(model.graph, name, np.array(number, np.float32))
+        for name, number in (("least p", 1e-7), ("most p", 1 - 1e-7), ("one", 1.0))
+    )
+    nodes = [ir.node("Clip", [probabilities, least, most])]
+    nodes.append(ir.node("Log", [nodes[0].outputs[0]]))
+    if activation is Activation.SIGMOID:
+        nodes.append(ir.node("Sub", [one, nodes[0].outputs[0]]))
+        nodes.append(ir.node("Log", [nodes[2].outputs[0]]))
+        nodes.append(ir.node("Sub", [nodes[1].outputs[0], nodes[3].outputs[0]]))
+    for number, node in enumerate(nodes):
+        node.outputs[0].name = f"equipoise logits of probabilities {number}"
+        node.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.extend(nodes)
+    return nodes[-1].outputs[0]
 
 
 def _refuse_what_cannot_be(model: ir.Model) -> None:
@@ -265,7 +289,7 @@ class _Marking:
                 f"no activation is called {patterns}", "--dropout-at", f"There are: {_listing(activations)}."
             )
         for value in chosen:
-            feature_map = self.ranks.get(str(value.name), 2) > 3
+            feature_map = self.ranks[str(value.name)] > 3
             uses = list(value.uses())
             marked = self.mask(
                 value, self.unique(str(value.name)), SiteKind.CHANNEL if feature_map else SiteKind.ELEMENT, self.p
@@ -281,7 +305,7 @@ class _Marking:
     def mask(self, x: ir.Value, name: str, kind: SiteKind, p: float) -> ir.Value:
         if not 0 < p < 1:
             raise CaptureRefused(f"the probability of dropping is {p}", name, "Set p between 0 and 1.")
-        rank = self.ranks.get(str(x.name), 2)
+        rank = self.ranks[str(x.name)]
         attributes = {
             "site": name,
             "kind": kind.value,
@@ -294,6 +318,7 @@ class _Marking:
         self.index += 1
         node = ir.node(MASK, [x], attributes, domain=DOMAIN)
         node.outputs[0].name = f"equipoise mask {self.index}"
+        self.ranks[f"equipoise mask {self.index}"] = rank
         node.outputs[0].dtype = ir.DataType.FLOAT
         producer = x.producer()
         if producer is None:

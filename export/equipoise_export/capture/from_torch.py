@@ -148,13 +148,13 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter talks on stdout, in warnings and in the log; what matters of it comes back as errors."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._dynamo", "onnx_ir")
-    ]
+    libraries = {"torch", "onnxscript", "onnx_ir"}
+    parts = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in libraries]  # with own levels
+    loggers = [logging.getLogger(name) for name in {*libraries, *parts}]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

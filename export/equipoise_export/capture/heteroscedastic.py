@@ -38,9 +38,11 @@ class Heteroscedastic(nn.Module):
             self.nodes = nodes.tolist()
             self.weights = (weights / weights.sum()).tolist()
 
+    notes: tuple[str, ...] = ()
+
     def forward(self, image: Tensor) -> Tensor:
         """`[N, C, *S]` → logits `[N, K(, *S)]`."""
-        outputs = self.equipoise_network(image)
+        outputs = self.equipoise_network(self.mean.seen(image))
         f, sigma = self.mean.of(outputs, image), torch.exp(0.5 * self.log_variance.of(outputs, image))
         if self.pair:
             sigma = torch.sqrt((sigma**2).sum(1, keepdim=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CaptureRefused, ExportRefused
 from ..graph.randomness import sampling
+from ..options import DEFAULTS, Answers, Options
 from .answer import AnswerOnly, Place
 from .heteroscedastic import Heteroscedastic
 
@@ -24,66 +27,136 @@ def choose_answer(
     active: tuple[str, ...],
     example: Tensor,
     draft: Contract,
-    output: str | int | None = None,
-    log_variance: str | int | None = None,
-) -> nn.Module:
+    options: Options = DEFAULTS,
+) -> AnswerOnly | Heteroscedastic:
     """The network as image → logits.
 
     Args:
         active: the modules in training mode: under sampling, the output may be another one.
-        output: index, key or dotted path; where not given, the only output of the shape that the contract asks for.
-        log_variance: the output that holds log σ² of the logits, for a heteroscedastic network.
+        options: its `output`, where not given the only output of the shape that the contract asks for; its
+            `log_variance` and `answers`.
 
     Raises:
         ExportRefused: no output, or more than one, fits.
     """
-    with sampling(network, active), torch.no_grad():
+    reader = _Reader(network, active, example, draft, options.margin)
+    if options.log_variance is None:
+        place = reader.place(options.output)
+        return AnswerOnly(network, place, draft.activation if options.answers is Answers.PROBABILITIES else None)
+    if options.output is None:
+        raise ExportRefused(
+            "--log-variance names the output of the noise, but no --output names the logits",
+            "the chosen output",
+            f"Choose them with --output. There are: {_listing(reader.outputs)}.",
+        )
+    mean, noise = (reader.place(chosen) for chosen in (options.output, options.log_variance))
+    return Heteroscedastic(network, mean, noise, draft.activation, len(draft.classes))
+
+
+class _Reader:
+    """A network's output for the example."""
+
+    def __init__(
+        self, network: nn.Module, active: tuple[str, ...], example: Tensor, draft: Contract, margin: int
+    ) -> None:
+        self.network, self.active, self.draft, self.margin = network, active, draft, margin
+        self.batch = len(example)
         try:
-            answer = network(example)
-            outputs = dict(_tensors(answer))
+            self.answer = self.run(example)
         except Exception as error:
             raise CaptureRefused(
                 f"the network does not run on an image {list(example.shape)}: {type(error).__name__}: {error}",
                 "the whole network",
-                "State its --input-shape (C,H,W[,D]) and --multiple as it was trained.",
+                _what_to_do(network, error),
             ) from error
-    if log_variance is None:
-        return AnswerOnly(network, _place(answer, outputs, len(example), draft, output))
-    if output is None:
+        self.outputs = dict(_tensors(self.answer))
+
+    def run(self, image: Tensor) -> Any:
+        with sampling(self.network, self.active), torch.no_grad():
+            return self.network(Place((), margin=self.margin).seen(image))
+
+    def place(self, output: str | int | None) -> Place:
+        """Where the chosen output lies, or the only one that fits."""
+        path = self.chosen(output)
+        return Place(path, self.scale(path), self.margin)
+
+    def chosen(self, output: str | int | None) -> tuple[str | int, ...]:
+        if output is not None:
+            path = _found(self.answer, str(output).split("."))
+            if path not in self.outputs:
+                raise ExportRefused(
+                    f"there is no output {output}", "the chosen output", f"There are: {_listing(self.outputs)}."
+                )
+            return path
+        if len(self.outputs) == 1:
+            return next(iter(self.outputs))
+        full = self.draft.nominal if self.draft.task is Task.SEGMENTATION else ()
+        classes = len(self.draft.classes)
+        exact = [path for path, tensor in self.outputs.items() if tuple(tensor.shape) == (self.batch, classes, *full)]
+        coarse = [
+            path
+            for path, tensor in self.outputs.items()
+            if _smaller(tensor, self.draft) and tensor.shape[:2] == (self.batch, classes)
+        ]
+        if len(exact) == 1 or (not exact and len(coarse) == 1):
+            return (exact or coarse)[0]
         raise ExportRefused(
-            "--log-variance names the output of the noise, but no --output names the logits",
+            f"{len(exact) or len(coarse)} of its outputs have the shape [N, {', '.join(map(str, (classes, *full)))}]",
             "the chosen output",
-            f"Choose them with --output. There are: {_listing(outputs)}.",
+            f"Choose one with --output. There are: {_listing(self.outputs)}.",
         )
-    mean, noise = (_place(answer, outputs, len(example), draft, chosen) for chosen in (output, log_variance))
-    return Heteroscedastic(network, mean, noise, draft.activation, len(draft.classes))
+
+    def scale(self, path: tuple[str | int, ...]) -> tuple[int, ...]:
+        """Image size over answer size per axis, where the answer is smaller.
+
+        Raises:
+            ExportRefused: it is no downsampling of the image: to stretch it would move and enlarge what it shows.
+        """
+        if not _smaller(self.outputs[path], self.draft):
+            return ()
+        nominal, sizes = self.draft.nominal, tuple(self.outputs[path].shape[2:])
+        factors = tuple(round(full / size) for full, size in zip(nominal, sizes, strict=True))
+        pairs = [(nominal, sizes)]
+        double = tuple(2 * full for full in nominal)
+        with contextlib.suppress(Exception):  # it serves one size only
+            larger = dict(_tensors(self.run(torch.zeros(1, self.draft.channels, *double))))
+            pairs.append((double, tuple(larger[path].shape[2:])))
+        if all(
+            size in (full // factor, -(-full // factor))
+            for fulls, each in pairs
+            for full, size, factor in zip(fulls, each, factors, strict=True)
+        ):
+            return factors
+        missing = {full - size for full, size in zip(nominal, sizes, strict=True)}
+        odd = len(missing) > 1 or next(iter(missing)) % 2
+        remedy = "" if odd else f"--margin {next(iter(missing)) // 2} mirrors the image at its borders. "
+        raise ExportRefused(
+            f"it answers {list(sizes)} for an image {list(nominal)}, which is no downsampling of the whole image but a "
+            "part of it (unpadded convolutions?): stretched, everything would move and grow",
+            "the chosen output",
+            f"{remedy}Or pad its convolutions, or choose another output (--output).",
+        )
 
 
-def _place(answer: Any, outputs: Outputs, batch: int, draft: Contract, output: str | int | None) -> Place:
-    """Where the chosen output lies, or the only one that fits."""
-    if output is not None:
-        path = _found(answer, str(output).split("."))
-        if path not in outputs:
-            raise ExportRefused(f"there is no output {output}", "the chosen output", f"There are: {_listing(outputs)}.")
-        return Place(path, _coarser(outputs[path], draft))
-    if len(outputs) == 1:
-        ((path, tensor),) = outputs.items()
-        return Place(path, _coarser(tensor, draft))
-    full = draft.nominal if draft.task is Task.SEGMENTATION else ()
-    classes = len(draft.classes)
-    exact = [path for path, tensor in outputs.items() if tuple(tensor.shape) == (batch, classes, *full)]
-    coarse = [
-        path for path, tensor in outputs.items() if _coarser(tensor, draft) and tensor.shape[:2] == (batch, classes)
+def _what_to_do(network: nn.Module, error: Exception) -> str:
+    """The remedy by what a forward pass on an image alone raised."""
+    needed = [
+        name
+        for name, parameter in inspect.signature(network.forward).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
-    if len(exact) == 1:
-        return Place(exact[0])
-    if not exact and len(coarse) == 1:
-        return Place(coarse[0], resize=True)
-    raise ExportRefused(
-        f"{len(exact) or len(coarse)} of its outputs have the shape [N, {', '.join(map(str, (classes, *full)))}]",
-        "the chosen output",
-        f"Choose one with --output. There are: {_listing(outputs)}.",
-    )
+    text = str(error)
+    if len(needed) > 1:
+        return (
+            f"Its forward takes {', '.join(needed)}, a sampler has the image alone: wrap it in a module that binds the "
+            "others to constants."
+        )
+    if isinstance(error, (TypeError, IndexError, KeyError)) and ("indices" in text or "integers, slices" in text):
+        return "Its forward takes a dictionary or a list, a sampler gives the image: wrap it in a module that packs it."
+    if "cuda" in text.lower() or "NVIDIA" in text or "same device" in text:
+        return "A device is written into its code; export runs on the CPU: use the device of the input (x.device)."
+    return "State its --input-shape (C,H,W[,D]) and --multiple as it was trained."
 
 
 def _listing(outputs: Outputs) -> str:
@@ -110,8 +183,8 @@ def _found(output: Any, steps: list[str]) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _coarser(tensor: Tensor, draft: Contract) -> bool:
-    """Whether it is a segmentation at less than the image's resolution."""
+def _smaller(tensor: Tensor, draft: Contract) -> bool:
+    """Whether it is a segmentation of fewer pixels than the image's."""
     if draft.task is not Task.SEGMENTATION or tensor.dim() != 2 + draft.rank:
         return False
     sizes = tuple(tensor.shape[2:])

@@ -11,6 +11,7 @@ from ..errors import CaptureRefused
 from ..graph.marker import WRAPPED, matches
 from ..options import Options
 from .active import active_modules, override_p, refuse_batch_statistics, switched_off, unwrapped
+from .answer import AnswerOnly
 from .outputs import choose_answer
 
 
@@ -20,13 +21,17 @@ class Prepared:
 
     Attributes:
         network: image `[N, C, *S]` → one tensor of logits.
+        original: image → the same output as the network gives it: logits or probabilities.
         active: the modules that are in training mode while it is sampled.
         example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
+        notes: what the user should know.
     """
 
     network: nn.Module
+    original: nn.Module
     active: tuple[str, ...]
     example: Tensor
+    notes: tuple[str, ...] = ()
 
 
 def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Options) -> Prepared:
@@ -38,14 +43,16 @@ def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Option
     """
     module = unwrapped(module)
     refuse_batch_statistics(module)
-    found = active_modules(module, example[:1])  # one image shows what there is to see
-    network = choose_answer(module, found, example, draft, options.output, options.log_variance)
+    seen = active_modules(module, example[:1], options.sites is not None)  # one image shows what there is to see
+    found = seen.names
+    network = choose_answer(module, found, example, draft, options)
     if not found and options.p is not None:
         found = switched_off(module)
     active = _selected(found, options.sites)
     if options.p is not None:
         override_p(network, active, options.p)
-    return Prepared(network, active, example)
+    original = network.as_it_is() if isinstance(network, AnswerOnly) else network
+    return Prepared(network, original, active, example, (*seen.notes, *network.notes))
 
 
 def _selected(found: tuple[str, ...], patterns: str | None) -> tuple[str, ...]:

@@ -81,13 +81,15 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
 
 def _members(make: Callable[[], nn.Module], files: Sequence[Path]) -> tuple[Callable[[], Exportable], ...]:
-    return tuple(partial(_loaded, make, file) for file in files) or (make,)
+    return tuple(partial(_loaded, make, file) for file in files or (None,))
 
 
-def _loaded(make: Callable[[], nn.Module], file: Path) -> nn.Module:
+def _loaded(make: Callable[[], nn.Module], file: Path | None) -> nn.Module:
+    """With its weights in single precision, in which it is captured and proven: half and bfloat16 lose nothing."""
     module = make()
-    load_weights(module, file)
-    return module
+    if file is not None:
+        load_weights(module, file)
+    return module.float()
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -10,7 +10,6 @@ from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 
-from ..errors import ProofRefused
 from .references import Network
 
 Array = NDArray[Any]
@@ -27,12 +26,6 @@ def probabilities(network: Network, contract: Contract, image: Array, packed: Ar
         return wide
     if contract.activation is Activation.SIGMOID:
         return np.exp(-np.logaddexp(0.0, -wide))
-    if len(wide) > 1 and wide.min() >= 0.0 and np.abs(wide.sum(axis=0) - 1.0).max() < 1e-4:
-        raise ProofRefused(
-            "its output already is probabilities, and would be taken for logits",
-            "the chosen output",
-            "Export the logits: take the final softmax out, or choose another output (--output).",
-        )
     wide = np.exp(wide - wide.max(axis=0))
     return wide / wide.sum(axis=0)
 

@@ -15,15 +15,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from equipoise_core.contract import Contract
+from equipoise_core.contract import Contract, SiteKind
 from equipoise_core.masks import mask_layout, unpack_masks
 from numpy.typing import NDArray
 from onnx import helper
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ProofRefused
-from ..graph.marker import DOMAIN, MASK, Call, marker_of
+from ..graph.marker import DOMAIN, Call
 from ..graph.nodes import IMAGE, without_markers
 from ..graph.randomness import draws, sampling
 from ..graph.session import session
@@ -53,10 +54,14 @@ class TorchNetwork:
     Args:
         active: the modules that are in training mode when the network is sampled.
         calls: per site, which stochastic call of a forward pass it is.
+        original: image → the same output, but probabilities where the network answers with them; None: the module.
     """
 
-    def __init__(self, module: nn.Module, active: tuple[str, ...], calls: Sequence[Call]) -> None:
+    def __init__(
+        self, module: nn.Module, active: tuple[str, ...], calls: Sequence[Call], original: nn.Module | None = None
+    ) -> None:
         self.module = module
+        self.original = original or module
         self.active = active
         self.calls = calls
 
@@ -64,6 +69,26 @@ class TorchNetwork:
     def ready(self) -> Iterator[None]:
         with sampling(self.module, self.active), torch.no_grad():
             yield
+
+    def evaluated(self, image: Array) -> Array:
+        """Answers `[N, K(, *S)]` to images `[N, C, *S]` in evaluation mode, as the network gives them."""
+        with sampling(self.original, ()), torch.no_grad():
+            return self.original(torch.from_numpy(image)).numpy()  # type: ignore[no-any-return]
+
+    def undropped(self, image: Array, ones: bool = False) -> Array:
+        """Answers `[N, K(, *S)]` to images `[N, C, *S]` with nothing dropped.
+
+        Args:
+            ones: a mask that the network's own code draws keeps everything; else it is its expectation, which
+                scaling by 1/(1 − p) makes 1.
+
+        Raises:
+            UnknownNoise: its own code draws other noise than masks.
+        """
+        modules = (self.module.get_submodule(name) for name in self.active)
+        active = tuple(name for name, part in zip(self.active, modules, strict=True) if not _only_noise(part))
+        with sampling(self.module, active), torch.no_grad(), DropoutOff(), ExpectedMasks(ones):
+            return self.module(torch.from_numpy(image)).numpy()  # type: ignore[no-any-return]
 
     def __call__(self, contract: Contract, image: Array, packed: Array) -> Array:
         layout = mask_layout(contract, image.shape[2:])
@@ -78,6 +103,49 @@ class TorchNetwork:
                 MISSED,
             )
         return logits[0].numpy()  # type: ignore[no-any-return]
+
+
+def _only_noise(part: nn.Module) -> bool:
+    """Whether a module has nothing of its own to compute (Dropout, DropPath): in evaluation it is the identity."""
+    return not any(True for _ in (*part.children(), *part.parameters(), *part.buffers()))
+
+
+class UnknownNoise(Exception):
+    """Of this noise it is not known what it is where nothing is dropped."""
+
+
+class DropoutOff(TorchFunctionMode):
+    """Whatever PyTorch calls dropout does nothing, whatever the training flag says."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if "dropout" in name:
+            return args[0] if args else kwargs["input"]
+        if "dropout_p" in kwargs:
+            kwargs["dropout_p"] = 0.0
+        if "training" in kwargs:
+            kwargs["training"] = False
+        return func(*args, **kwargs)
+
+
+class ExpectedMasks(TorchDispatchMode):
+    """Where random numbers are drawn all the same, masks are their expectation, or 1."""
+
+    def __init__(self, ones: bool) -> None:
+        super().__init__()
+        self.ones = ones
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not draws(func, args, kwargs):
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::")
+        if name not in ("bernoulli", "bernoulli_"):
+            raise UnknownNoise(name)
+        p = args[0] if func._overloadname == "default" else args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+        drawn = func(*args, **kwargs)
+        return drawn.fill_(1.0) if self.ones else drawn.copy_(torch.as_tensor(p, dtype=drawn.dtype).expand_as(drawn))
 
 
 class ForcedMasks(TorchDispatchMode):
@@ -144,10 +212,12 @@ class ForcedMasks(TorchDispatchMode):
 
 
 class OnnxNetwork:
-    """A marked graph run as it is, every marker a plain product with the mask that is fed: the proof's other side."""
+    """A marked graph run as it is, every marker a plain product with the mask that is fed: the proof's other side.
+
+    Which units a mask has follows from the site's kind and from the tensor's shape when it runs, not from the marker.
+    """
 
     def __init__(self, marked: ir.Model) -> None:
-        self.markers = {marker_of(node).site: marker_of(node) for node in marked.graph if node.op_type == MASK}
         proto, weights = store(marked)
         shapes = {}
         for node in list(proto.graph.node):
@@ -174,10 +244,11 @@ class OnnxNetwork:
         feeds = {IMAGE: image}
         for site, keep in zip(layout.sites, unpack_masks(layout, packed[None]), strict=True):
             shape = self._shapes(image)[site.name]
-            marker = self.markers[site.name]
-            shape = [size if axis in marker.axes else 1 for axis, size in enumerate(shape)]
-            assert prod(shape) == keep.size, f"{site.name}: {shape} for {keep.size} units"
-            feeds[f"mask {site.name}"] = (keep.reshape(shape) * marker.scale).astype(np.float32)
+            if site.kind is SiteKind.CHANNEL:
+                shape = [*shape[:2], *(1 for _ in shape[2:])]
+            if prod(shape) != keep.size:
+                raise ProofRefused(f"a {site.kind.value} mask for {shape} has {keep.size} units", site.name, MISSED)
+            feeds[f"mask {site.name}"] = (keep.reshape(shape) / (1.0 - site.p)).astype(np.float32)
         return self.session.run([self.answer], feeds)[0][0]  # type: ignore[no-any-return]
 
     def undropped(self, image: Array) -> Array:

@@ -83,7 +83,7 @@ def test_the_answer_is_found(case: str) -> None:
     """By its shape, else by what the user names; a coarser one is brought to the image's resolution."""
     network, (_, output, which) = network_of(case), CASES[case]
     image = torch.randn(2, 1, 8, 8)
-    answer = choose_answer(network, ("drop",), image, contract(spatial=(8, 8)), output)
+    answer = choose_answer(network, ("drop",), image, contract(spatial=(8, 8)), Options(output=output))
     with sampling(answer, ()), torch.no_grad():
         x = torch.relu(network.first(image))
         expected = network.fine(x) if which is FINE else network.coarse(x)
@@ -122,7 +122,9 @@ def test_what_was_chosen_is_what_is_sampled(case: str) -> None:
 def test_what_is_not_there_or_not_clear_is_refused_with_the_list(wrap: Any, output: str | None, reason: str) -> None:
     """The remedy names every output with its shape."""
     with pytest.raises(ExportRefused, match=reason) as caught:
-        choose_answer(Network(wrap), ("drop",), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), output)
+        choose_answer(
+            Network(wrap), ("drop",), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)), Options(output=output)
+        )
     assert "There are: " in caught.value.remedy
     assert "[2, " in caught.value.remedy
 
@@ -139,5 +141,71 @@ def test_transformers_outputs_are_both_mapping_and_dataclass() -> None:
 
     network = Network(lambda fine, coarse, x: Both(fine.mean((2, 3))))
     draft = contract(task=Task.CLASSIFICATION, classes=2, spatial=(8, 8))
-    answer = choose_answer(network, ("drop",), torch.randn(2, 1, 8, 8), draft, "logits")
+    answer = choose_answer(network, ("drop",), torch.randn(2, 1, 8, 8), draft, Options(output="logits"))
     assert answer(torch.randn(2, 1, 8, 8)).shape == (2, 2)
+
+
+class Downsampling(nn.Module):
+    """Answers at 1/stride of the resolution, or, unpadded, for the middle of the image."""
+
+    def __init__(self, kernel: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(1, 4, kernel, stride, padding)
+        self.drop, self.head = nn.Dropout2d(0.3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(torch.relu(self.conv(x))))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 4, 0), (3, 2, 1), (2, 2, 0)])
+def test_a_downsampled_answer_is_interpolated_and_said(kernel: int, stride: int, padding: int) -> None:
+    """The whole image at a lower resolution, whatever its sizes."""
+    network = Downsampling(kernel, stride, padding)
+    answer = choose_answer(network, ("drop",), torch.randn(2, 1, 16, 24), contract(spatial=(16, 24)))
+    assert answer(torch.randn(2, 1, 16, 24)).shape == (2, 2, 16, 24)
+    assert f"1/{stride} x 1/{stride}" in answer.notes[0]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(9, 1), (5, 1), (8, 4), (10, 2)])
+def test_an_answer_for_a_part_of_the_image_is_refused(kernel: int, stride: int) -> None:
+    """Stretched, everything would move and grow, and volumes with it."""
+    draft = contract(spatial=(32, 32))
+    with pytest.raises(ExportRefused, match="no downsampling"):
+        choose_answer(Downsampling(kernel, stride), ("drop",), torch.randn(2, 1, 32, 32), draft)
+
+
+def test_with_a_margin_each_pixel_is_answered_in_its_place() -> None:
+    """Mirrored at its borders, the image has what unpadded convolutions cut off; the remedy says by how much."""
+    network, draft, image = Downsampling(9), contract(spatial=(16, 16)), torch.randn(2, 1, 16, 16)
+    with pytest.raises(ExportRefused) as caught:
+        choose_answer(network, ("drop",), image, draft)
+    assert "--margin 4 " in caught.value.remedy
+    network.eval()
+    answer = choose_answer(network, (), image, draft, Options(margin=4))(image)
+    assert answer.shape == (2, 2, 16, 16)
+    torch.testing.assert_close(answer[..., 4:-4, 4:-4], network(image))
+    compiled = compile_sampler(network, draft, image, Options(margin=4))
+    assert any("mirrored by 4 pixels" in note for note in compiled.notes)
+
+
+class Needs(nn.Module):
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("forward", "remedy"),
+    [
+        (lambda image, age: image + age, "takes image, age"),
+        (lambda batch: batch["image"], "a dictionary or a list"),
+        (lambda image: image.to("cuda"), "device is written into its code"),
+        (lambda image: image.reshape(-1, 7), "--input-shape"),
+    ],
+)
+def test_a_forward_that_fails_is_told_its_own_cause(forward: Callable[..., Tensor], remedy: str) -> None:
+    """Not one remedy for all."""
+    with pytest.raises(ExportRefused) as caught:
+        choose_answer(Needs(forward), (), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)))
+    assert remedy in caught.value.remedy

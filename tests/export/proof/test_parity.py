@@ -56,14 +56,6 @@ def test_a_proof_carries_answers_that_its_sampler_gives(compiled_unet: Compiled,
     assert len(KnownAnswers.read(compiled_unet.proof.known_answers, compiled_unet.contract).points) > 100
 
 
-def test_probabilities_are_not_taken_for_logits() -> None:
-    """Both sides of the proof would take them so, and agree on something that the network never said."""
-    network = nn.Sequential(Classifier(), nn.Softmax(dim=1)).eval()
-    draft = contract(classes=3, spatial=(16, 16), task=Task.CLASSIFICATION)
-    with pytest.raises(ProofRefused, match="already is probabilities"):
-        compile_sampler(network, draft, torch.randn(2, 1, 16, 16))
-
-
 def scaled_wrongly(model: onnx.ModelProto) -> None:
     """Kept units are not scaled by 1/(1 − p)."""
     for entry in model.graph.initializer:
@@ -188,7 +180,6 @@ def test_an_output_that_is_not_finite_is_refused(compiled_unet: Compiled, unet: 
 
 def test_every_site_drops_and_keeps_in_the_proof() -> None:
     """A site of one unit that is hardly ever dropped is dropped all the same: it would go unseen."""
-    from torch import nn
 
     class Path(nn.Module):
         def __init__(self) -> None:
