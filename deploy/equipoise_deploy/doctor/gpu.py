@@ -18,7 +18,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from ..errors import DeployError
 from ..repository import configuration_of, models_in, parse_configuration
-from ..serving.engine import CONFIGURATION_VARIABLE, EMBEDDED
+from ..serving.engine import CONFIGURATION_VARIABLE, chosen_configuration
 from ..serving.settings import on_cpu
 from .results import CheckResult, Subject, failure, ok, skipped, warning
 from .software import SAFE_TRITON
@@ -170,7 +170,7 @@ def gpu_memory(subject: Subject) -> Iterator[CheckResult]:
     if not limits:
         yield skipped(
             "GPU memory",
-            f"the models are served on the processor in the configuration {_configuration()!r}",
+            f"the models are served on the processor in the configuration {chosen_configuration(os.environ)[0]!r}",
             f"set {CONFIGURATION_VARIABLE} as the service has it",
         )
         return
@@ -231,14 +231,10 @@ def _ask(*arguments: str) -> str:
     return run.stdout
 
 
-def _configuration() -> str:
-    return os.environ.get(CONFIGURATION_VARIABLE, EMBEDDED)
-
-
 def _on_gpu(repository: Path) -> dict[str, ModelConfig]:
     """Samplers that run on a GPU in the configuration that this environment chooses. Raises RepositoryError."""
     configs = {
-        name: parse_configuration(configuration_of(repository / name, _configuration()))
+        name: parse_configuration(configuration_of(repository / name, chosen_configuration(os.environ)[0]))
         for name in models_in(repository)
     }
     return {name: config for name, config in configs.items() if not on_cpu(config)}

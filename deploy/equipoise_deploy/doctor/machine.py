@@ -13,7 +13,7 @@ import psutil
 
 from ..errors import DeployError
 from ..serving import staging
-from ..serving.engine import CONFIGURATION_VARIABLE, EMBEDDED
+from ..serving.engine import chosen_configuration
 from ..serving.server import SHARED_MEMORY_BYTES
 from ..serving.staging import available_cores, stub_processes
 from .results import CheckResult, Subject, failure, ok, skipped, warning
@@ -65,7 +65,7 @@ def memory(subject: Subject) -> Iterator[CheckResult]:
 def shared_memory(subject: Subject) -> Iterator[CheckResult]:
     """`/dev/shm` holds a region for each Python process of the models; a container's default of 64 MB is too little."""
     try:
-        configuration = os.environ.get(CONFIGURATION_VARIABLE, EMBEDDED)
+        configuration, _ = chosen_configuration(os.environ)
         stubs = stub_processes(subject.repository, configuration, available_cores())
     except DeployError as error:
         yield skipped("shared memory", f"the models cannot be counted: {error}")

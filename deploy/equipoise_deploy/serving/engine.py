@@ -93,7 +93,7 @@ def find_engine(environment: Mapping[str, str]) -> Engine:
     python = next((folder / "python" for folder in backends if (folder / "python").is_dir()), None)
     if python is None:
         raise EngineError(f"no Python backend in {[str(folder) for folder in candidates]}; set {BACKENDS_VARIABLE}")
-    configuration, reason = _configuration(environment)
+    configuration, reason = chosen_configuration(environment)
     return Engine(
         binary=binary,
         backends=backends,
@@ -104,8 +104,8 @@ def find_engine(environment: Mapping[str, str]) -> Engine:
     )
 
 
-def _configuration(environment: Mapping[str, str]) -> tuple[str, str]:
-    """The models' configuration, and why."""
+def chosen_configuration(environment: Mapping[str, str]) -> tuple[str, str]:
+    """The models' configuration, and why. Raises EngineError where it cannot be told, or cannot be had here."""
     asked, named = environment.get(DEVICE_VARIABLE, Device.AUTO.value), environment.get(CONFIGURATION_VARIABLE)
     if named is None:
         return embedded_configuration(asked, environment)

@@ -198,7 +198,7 @@ def differences(config: triton.ModelConfig, model: onnx.ModelProto) -> list[str]
     axis that the file leaves open.
     """
     types = {onnx.TensorProto.FLOAT: _FP32, onnx.TensorProto.UINT8: _UINT8}
-    found = {}
+    found: dict[tuple[str, str], list[tuple[int | None, list[int]] | None]] = {}
     for kind, tensors, values in (
         ("input", config.input, model.graph.input),
         ("output", config.output, model.graph.output),
