@@ -199,7 +199,7 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
     sampler = parse_configuration(configuration_of(repository / names[0], configuration))
     stated = Settings.stated(aggregator, sampler)
     if not on_cpu(sampler):
-        return replace(stated, aggregators=_MOST_INSTANCES)
+        return replace(stated, aggregators=aggregator_instances(cores) if is_stand_in(sampler) else _MOST_INSTANCES)
     instances = sampler_instances(cores, members, not is_stand_in(sampler))
     threads = stated.threads or max(1, cores // (instances * members))
     return replace(stated, aggregators=aggregator_instances(cores), samplers=instances, threads=threads)
