@@ -161,7 +161,7 @@ def _gpu_config(contract: Contract, name: str) -> triton.ModelConfig:
 
 def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_CPU)
-    # One run at a time on all cores (0), where nothing is known of the machine; `equipoise serve` gives each core a run.
+    # One run at a time on all cores (0), since nothing is known of the machine here; `equipoise serve` shares them out.
     config.parameters["intra_op_thread_count"].CopyFrom(_parameter("0"))
     config.parameters["inter_op_thread_count"].CopyFrom(_parameter("1"))
     return config
