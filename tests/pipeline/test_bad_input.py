@@ -101,6 +101,21 @@ def _assert_lives(stock) -> None:
     assert text(answer["route"]) in {route.value for route in Route}
 
 
+@pytest.mark.parametrize(
+    ("image", "bits", "code"),
+    [((1, 1, 32, 32), (1, 2, 27), ("StatusCode.INVALID_ARGUMENT", "400")),
+     ((1, 1, 33, 33), (1, 2, 28), ("StatusCode.INTERNAL", "500"))],
+)  # fmt: skip
+def test_a_sampler_that_is_asked_directly_says_the_same_on_every_backend(stock, image, bits, code):
+    """Triton refuses what the configuration excludes, ONNX Runtime what the network cannot take; both live on."""
+    tensors = {"image": np.zeros(image, np.float32), "masks": np.zeros(bits, np.uint8)}
+    with pytest.raises(InferenceServerException) as caught:
+        ask(stock, "nuclei_sampler", tensors, ("volumes",))
+    assert caught.value.status() in code
+    assert ("onnx runtime error" in caught.value.message()) == (code[1] == "500"), caught.value
+    _assert_lives(stock)
+
+
 def test_bytes_that_do_not_fill_the_shape_are_refused(stock):
     """A body that is too short for its shape is an error and not an image with something behind it."""
     (image,) = inputs_of(kind_of(stock), case(VOLUME))

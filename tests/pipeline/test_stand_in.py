@@ -129,7 +129,7 @@ class _Tensor:
 
 
 class _Error:
-    INVALID_ARG = 3
+    INTERNAL, INVALID_ARG = 1, 3
 
     def __init__(self, message, code):
         self.message, self.code = message, code
@@ -252,8 +252,10 @@ def test_a_request_that_cannot_run_fails_alone(stand_in, monkeypatch):
     held.model.finalize()
     good, bad, other = (held.answers[value] for value in (1.0, 13.0, 3.0))
     assert [tensor.as_numpy().tolist() for tensor in good[0] + other[0]] == [[[2.0, 2.0]], [[6.0, 6.0]]]
-    assert bad[1].code == _Error.INVALID_ARG and "cannot compute 13" in bad[1].message
-    assert "expected the inputs ['image', 'masks']; got ['image']" in held.answers["incomplete"][1].message
+    assert bad[1].code == _Error.INTERNAL and "cannot compute 13" in bad[1].message
+    incomplete = held.answers["incomplete"][1]
+    assert incomplete.code == _Error.INVALID_ARG
+    assert "expected the inputs ['image', 'masks']; got ['image']" in incomplete.message
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

@@ -40,7 +40,7 @@ from .settings import NONE, PROBE_SAMPLES, Settings, is_stand_in, on_cpu
 # 1.1 to 1.3 times with four, no longer with eight.
 _FEWEST_INSTANCES = 4
 # Each is a process; more of them would wait for the sampler, not for a core. A GPU gets all of them: requests share a
-# run where they meet at the sampler. Of 16 callers 2.1 met with four aggregators, 4.2 with eight, 6.0 with sixteen.
+# run where they meet at the sampler. Of 16 callers 2.0 met with four aggregators, 4.0 with eight, 6.0 with sixteen.
 _MOST_INSTANCES = 16
 # Threads of one run wait for each other, and more so where others want the cores: on two cores two samplers with a
 # thread each answered 1.6 to 2.0 times as many requests as one with two, and 1.1 to 1.4 times as many as two with two.
@@ -221,7 +221,7 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
     sampler = _sampler(repository, model, configuration)
     stated = Settings.stated(aggregator, sampler)
     if not on_cpu(sampler):
-        return replace(stated, aggregators=_MOST_INSTANCES)
+        return replace(stated, aggregators=aggregator_instances(cores) if is_stand_in(sampler) else _MOST_INSTANCES)
     instances = sampler_instances(cores, members, not is_stand_in(sampler))
     threads = stated.threads or max(1, cores // (instances * members))
     return replace(stated, aggregators=aggregator_instances(cores), samplers=instances, threads=threads)

@@ -198,17 +198,24 @@ def differences(config: triton.ModelConfig, model: onnx.ModelProto) -> list[str]
     axis that the file leaves open.
     """
     types = {onnx.TensorProto.FLOAT: _FP32, onnx.TensorProto.UINT8: _UINT8}
-    found: dict[tuple[str, str], list[tuple[int | None, list[int]] | None]] = {}
-    for kind, tensors, values in (
-        ("input", config.input, model.graph.input),
-        ("output", config.output, model.graph.output),
-    ):
-        found |= {(kind, tensor.name): [(tensor.data_type, list(tensor.dims)), None] for tensor in tensors}
-        for value in values:
-            tensor = value.type.tensor_type
-            axes = [axis.dim_value or -1 for axis in tensor.shape.dim][1:]
-            found.setdefault((kind, value.name), [None, None])[1] = types.get(tensor.elem_type), axes
-    return [f"{kind} {name}: {stated} and {own}" for (kind, name), (stated, own) in found.items() if stated != own]
+    stated = {
+        f"{kind} {tensor.name}": (tensor.data_type, list(tensor.dims))
+        for kind, tensors in (("input", config.input), ("output", config.output))
+        for tensor in tensors
+    }
+    own = {
+        f"{kind} {value.name}": (
+            types.get(value.type.tensor_type.elem_type),
+            [axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim][1:],
+        )
+        for kind, values in (("input", model.graph.input), ("output", model.graph.output))
+        for value in values
+    }
+    return [
+        f"{name}: {stated.get(name)} and {own.get(name)}"
+        for name in {**stated, **own}
+        if stated.get(name) != own.get(name)
+    ]
 
 
 def _gpu_config(contract: Contract, name: str, share: GpuShare) -> triton.ModelConfig:
@@ -284,7 +291,7 @@ def _exact(contract: Contract) -> dict[str, str]:
 
 def _cpu_config(contract: Contract, name: str) -> triton.ModelConfig:
     config = _sampler_config(contract, name, "onnxruntime", triton.ModelInstanceGroup.KIND_CPU)
-    # One run at a time, on all cores (0): the chunk is the parallelism, and several runs would contend for the caches.
+    # One run at a time on all cores (0), since nothing is known of the machine here; `equipoise serve` shares them out.
     config.parameters["intra_op_thread_count"].CopyFrom(_parameter("0"))
     config.parameters["inter_op_thread_count"].CopyFrom(_parameter("1"))
     return config

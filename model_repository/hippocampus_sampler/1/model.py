@@ -77,7 +77,7 @@ class TritonPythonModel:
         try:
             response = self._run(request, self.alone if self.present == 1 else self.shared)
         except Exception as error:  # whatever it is, the next request finds its room
-            response = _error(f"{type(error).__name__} in the sampler")
+            response = _error(f"{type(error).__name__} in the sampler", pb_utils.TritonError.INTERNAL)
         finally:
             with self.lock:
                 self.present -= 1
@@ -91,14 +91,15 @@ class TritonPythonModel:
         tensors = [pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs]
         if any(tensor is None for tensor in tensors):
             given = [tensor.name() for tensor in request.inputs()]
-            return _error(f"expected the inputs {list(self.inputs)}; got {given}")
+            return _error(f"expected the inputs {list(self.inputs)}; got {given}", pb_utils.TritonError.INVALID_ARG)
         wanted = set(request.requested_output_names())
         names = [name for name in self.outputs if name in wanted]
         feeds = {name: tensor.as_numpy() for name, tensor in zip(self.inputs, tensors, strict=True)}
         try:
             results = session.run(names, feeds)
         except Exception as error:  # ONNX Runtime's errors share no narrower base
-            return _error(f"ONNX Runtime refused the input: {error}")
+            # The native backend's code and words: it does not know either whether the network or the shape is wrong.
+            return _error(f"onnx runtime error: {error}", pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse([pb_utils.Tensor(n, r) for n, r in zip(names, results, strict=True)])
 
 
@@ -145,5 +146,5 @@ def _cuda_session(file: Path, provider_options: dict[str, str]) -> ort.Inference
     return session
 
 
-def _error(message: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+def _error(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -29,6 +29,7 @@ from equipoise_deploy.releases.store import Store
 from equipoise_deploy.repository import parse_configuration
 from equipoise_deploy.serving import staging
 from equipoise_deploy.serving.container import IMAGE
+from equipoise_deploy.serving.engine import CONFIGURATION_VARIABLE
 from equipoise_deploy.serving.server import TritonServer
 from equipoise_export.publish.repository import publish_pair
 from google.protobuf import text_format
@@ -230,6 +231,16 @@ def test_the_machine_is_looked_at(subject):
     for check in (machine.cores, machine.memory, machine.shared_memory, machine.clock):
         (finding,) = check(subject)
         assert finding.found and (finding.remedy or finding.status in (Status.OK, Status.SKIPPED))
+
+
+def test_shared_memory_is_counted_for_the_processes_that_there_are(subject, monkeypatch):
+    """Samplers of the native backend run inside Triton."""
+    counted = {}
+    for configuration in ("embedded", "cpu"):
+        monkeypatch.setenv(CONFIGURATION_VARIABLE, configuration)
+        (finding,) = machine.shared_memory(subject)
+        counted[configuration] = int(re.search(r"(\d+) Python processes", finding.found)[1])
+    assert counted["embedded"] == counted["cpu"] + 1
 
 
 @pytest.mark.parametrize(
