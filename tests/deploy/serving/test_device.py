@@ -90,7 +90,7 @@ def test_serve_says_what_it_lacks(machine, repository, monkeypatch):
     for words in (["--device", "cuda"], ["--engine", "embedded", "--device", "cuda"]):
         result = CliRunner().invoke(APP, [str(repository), *words])
         assert result.exit_code == 1
-        assert "no GPU is visible" in result.output and "equipoise[embedded-gpu]" in result.output
+        assert "no GPU is visible" in result.output and "equipoise[gpu]" in result.output
     result = CliRunner().invoke(APP, [str(repository), "--engine", "container", "--device", "cpu"])
     assert result.exit_code == 1 and "--device cpu is for --engine embedded" in " ".join(result.output.split())
 
