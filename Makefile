@@ -13,8 +13,15 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_SYSTEM_CERTS := 1
+# WHEELS=folder: everything is installed from there, nothing is fetched; `make wheels` fills it.
+ifdef WHEELS
+export PIP_NO_INDEX := 1
+export PIP_FIND_LINKS := $(abspath $(WHEELS))
+export UV_NO_INDEX := 1
+export UV_FIND_LINKS := $(abspath $(WHEELS))
+endif
 
-.PHONY: help demo test test-all lint types unit rest zoo bench durations reference methods lock clean
+.PHONY: help demo test test-all lint types unit rest zoo bench gpu wheels durations reference methods lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,9 +53,10 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml $(LOCKS)/test.txt $(L
 	$(PIP) --no-deps --editable .
 	@touch $@
 
-$(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml $(LOCK)
-	@test "$*" != bench || $(MAKE) $(VENV)/.installed-test
-	$(PIP) --constraint $(LOCK) --editable '.[$*]'
+# ONNX Runtime's GPU build takes the place of the CPU's, since both install one module; where there is no GPU, nothing.
+GPU_WHEELS := 'onnxruntime-gpu[cuda,cudnn]>=1.21,<2'
+$(VENV)/.installed-gpu: $(VENV)/.installed-test
+	@test ! -e /dev/nvidiactl || { $(BIN)/python -m pip uninstall --quiet --yes onnxruntime && $(PIP) $(GPU_WHEELS); }
 	@touch $@
 
 # Other people's networks that the exporter is tried on. Apart from the environment and without their dependencies: a
@@ -89,12 +97,21 @@ zoo: $(VENV)/.installed-test build/zoo/.installed  ## export and prove some 50 n
 durations: $(VENV)/.installed-test build/zoo/.installed  ## measure how long each test file takes (an hour)
 	EQUIPOISE_SOAK_MINUTES=10 $(BIN)/python -m pytest -m "not exhaustive$(AS_ROOT)" --measure tests/durations.json
 
-bench: $(VENV)/.installed-bench  ## measure and write tests/benchmarks/RESULTS.md (QUICK=1: small sizes)
+bench: $(VENV)/.installed-test  ## measure and write tests/benchmarks/RESULTS.md (QUICK=1: small sizes)
 	$(BIN)/python -m tests.benchmarks.run $(if $(QUICK),--quick) --into build/benchmarks
 	$(BIN)/python -m tests.benchmarks.results build/benchmarks
 
 reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs (RETRAIN=--retrain: train their weights first)
 	$(BIN)/python -m equipoise_lab.reference.build $(RETRAIN)
+
+# Nothing is fetched while it measures. On a GPU without network: WHEELS=folder, and a torch with CUDA in it.
+gpu: $(VENV)/.installed-gpu  ## measure on this machine's GPU, at most 8 minutes; without one on the CPU, and marked so
+	$(BIN)/python -m tests.gpu.run --into build/gpu $(GPU)
+
+wheels: $(VENV)/bin/python  ## download what `make gpu WHEELS=folder` installs, on a machine like that one
+	@test -n "$(WHEELS)" || { echo "Name the folder: make wheels WHEELS=/path/to/folder"; exit 1; }
+	env -u PIP_NO_INDEX $(BIN)/python -m pip download --dest $(WHEELS) --constraint $(LOCK) \
+		--requirement $(LOCKS)/test.txt torch uv hatchling editables $(GPU_WHEELS)
 
 # What the comparison in export/equipoise_lab/README.md rests on: 91 processor minutes of training, resumable, and more to measure it all.
 METHODS := mc_dropout deterministic mc_unetpp mc_transunet ensemble dropout_ensemble calibrated heteroscedastic segwithu student cascade
@@ -111,7 +128,7 @@ methods: $(VENV)/.installed-test  ## train every uncertainty method from scratch
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate pyproject.toml
 lock: $(VENV)/bin/python  ## pin every dependency anew
 	$(PIP) uv
-	$(COMPILE) --extra bench --output-file $(LOCK)
+	$(COMPILE) --extra test --output-file $(LOCK)
 	echo "torch ; sys_platform == 'never'" > $(VENV)/without-torch.txt
 	for extra in demo test; do \
 		$(COMPILE) --extra $$extra --constraint $(LOCK) --override $(VENV)/without-torch.txt \

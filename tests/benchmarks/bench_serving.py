@@ -220,11 +220,11 @@ def _by_generator(peer: Peer, rate: float, seconds: float) -> dict[str, float]:
 
 
 @contextmanager
-def fastapi_peer(kind: str, model: Path, shape: tuple[int, ...], threads: int) -> Iterator[str]:
+def fastapi_peer(kind: str, model: Path, shape: tuple[int, ...], threads: int, device: str = "cpu") -> Iterator[str]:
     port = Ports(0, 0, 0).chosen().http
     environment = {
         **os.environ, "PEER": kind, "MODEL": str(model), "SHAPE": ",".join(map(str, shape)), "SAMPLES": str(T),
-        "THREADS": str(threads), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "THREADS": str(threads), "DEVICE": device, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }  # fmt: skip
     command = [
         sys.executable,

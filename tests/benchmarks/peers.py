@@ -1,6 +1,6 @@
 """What people serve Monte Carlo dropout with today, each written as its users would.
 
-    PEER=loop|batch|copies MODEL=file SHAPE=1,128,128 SAMPLES=20 THREADS=2 uvicorn peers:app
+    PEER=loop|batch|copies MODEL=file SHAPE=1,128,128 SAMPLES=20 THREADS=2 [DEVICE=cuda] uvicorn peers:app
 
 The body of a request is the image's float32 bytes; the answer is mean and variance over T samples, as `numpy.savez`.
 """
@@ -22,6 +22,7 @@ from fastapi.concurrency import run_in_threadpool
 T = int(os.environ["SAMPLES"])
 SHAPE = tuple(int(size) for size in os.environ["SHAPE"].split(","))
 THREADS = int(os.environ["THREADS"])
+DEVICE = os.environ.get("DEVICE", "cpu")
 app = FastAPI()
 
 
@@ -39,11 +40,12 @@ class Loop:
 
     def __init__(self, file: Path) -> None:
         torch.set_num_threads(THREADS)
-        self.network = dropping(torch.load(file, weights_only=False))
+        self.network = dropping(torch.load(file, weights_only=False)).to(DEVICE)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return torch.stack([self.network(torch.from_numpy(image)).softmax(1)[0] for _ in range(T)]).numpy()
+            given = torch.from_numpy(image).to(DEVICE)
+            return torch.stack([self.network(given).softmax(1)[0] for _ in range(T)]).cpu().numpy()
 
 
 class Batch(Loop):
@@ -51,7 +53,8 @@ class Batch(Loop):
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return self.network(torch.from_numpy(image).repeat(T, *[1] * (image.ndim - 1))).softmax(1).numpy()
+            given = torch.from_numpy(image).to(DEVICE)
+            return self.network(given.repeat(T, *[1] * (image.ndim - 1))).softmax(1).cpu().numpy()
 
 
 class Copies:
@@ -61,9 +64,13 @@ class Copies:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = THREADS
         # Its optimiser would remove dropout, and all copies would agree.
+        provider = "CUDAExecutionProvider" if DEVICE == "cuda" else "CPUExecutionProvider"
+        if DEVICE == "cuda":
+            onnxruntime.preload_dlls()
         self.session = onnxruntime.InferenceSession(
-            file, options, providers=["CPUExecutionProvider"], disabled_optimizers=["EliminateDropout"]
+            file, options, providers=[provider], disabled_optimizers=["EliminateDropout"], enable_fallback=0
         )
+        assert self.session.get_providers()[0] == provider, f"{provider} did not start"
         self.input = self.session.get_inputs()[0].name
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

@@ -330,7 +330,7 @@ def test_on_a_gpu_all_runs_share_one_session(stand_in, monkeypatch, runs):
 @pytest.mark.parametrize(
     ("available", "providers", "said"),
     [
-        ([CPU], [CPU], f"has no {CUDA}: install the extra embedded-gpu"),
+        ([CPU], [CPU], f"has no {CUDA}: uninstall onnxruntime and install the extra gpu"),
         ([CUDA, CPU], [CPU], f"{CUDA} did not start"),
     ],
 )
@@ -351,7 +351,7 @@ def test_a_server_for_the_gpu_refuses_to_start_without_one(tiny_segmentation, tm
     """The real ONNX Runtime of this environment has no CUDA provider; the log says what to install."""
     publish_pair(tiny_segmentation, tmp_path / "models")
     engine = replace(find_engine({"EQUIPOISE_DEVICE": "cpu"}), configuration=EMBEDDED_CUDA)
-    with pytest.raises(StartError, match=f"has no {CUDA}: install the extra embedded-gpu"):
+    with pytest.raises(StartError, match=f"has no {CUDA}: uninstall onnxruntime and install the extra gpu"):
         TritonServer(tmp_path / "models", engine, ports=Ports(0, 0, 0)).start()
 
 

@@ -28,10 +28,10 @@ def computed_by(sampler: ModelConfig, environment: Mapping[str, str] = os.enviro
     names = [each.name for each in accelerators]
     provider = "CPU" if on_cpu(sampler) else "Tensorrt" if "tensorrt" in names else "CUDA"
     release = environment.get(_RELEASE)
-    package = "onnxruntime" if on_cpu(sampler) else "onnxruntime-gpu"  # of the stand-in
+    runtime = _installed("onnxruntime") or _installed("onnxruntime-gpu")  # the stand-in's: one or the other
     return {
         "triton": release or _installed(_WHEEL),
-        "onnxruntime": _installed(package) if is_stand_in(sampler) else release and f"of Triton {release}",
+        "onnxruntime": runtime if is_stand_in(sampler) else release and f"of Triton {release}",
         "provider": f"{provider}ExecutionProvider",
         "provider_options": {name: value for each in accelerators for name, value in each.parameters.items()}
         | {name: sampler.parameters[name].string_value for name in _DECIDING if name in sampler.parameters},

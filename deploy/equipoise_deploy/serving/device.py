@@ -21,7 +21,7 @@ EMBEDDED, EMBEDDED_CUDA = "embedded", "embedded_cuda"
 NVIDIA_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """One of them is there where a driver is; the second in WSL."""
 _PROVIDER = "libonnxruntime_providers_cuda.so"
-_INSTALL = "pip uninstall onnxruntime; pip install 'equipoise[embedded-gpu]'"  # both packages install one module
+_INSTALL = "pip uninstall onnxruntime; pip install 'equipoise[gpu]'"  # both packages install one module
 
 
 class Device(str, Enum):

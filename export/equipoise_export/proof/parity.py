@@ -9,7 +9,7 @@ A half-precision sampler is proven as ONNX Runtime runs it here and, for the ans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from typing import Any
@@ -138,7 +138,7 @@ def prove(
     Raises:
         ProofRefused: naming the site where one can be named.
     """
-    proving = _Proving(network, model, contract, halves or {}, weights)
+    proving = Proving(network, model, contract, halves or {}, weights)
     spatial = contract.nominal
     generator = np.random.default_rng(1)
     images = [example[:1].astype(np.float32)]
@@ -177,7 +177,14 @@ class SamplerAnswer:
     outputs: dict[str, Array]
 
 
-class _Proving:
+class Proving:
+    """Both sides, and how they are compared.
+
+    Args:
+        network, model, contract, halves, weights: as for `prove`.
+        run_on: opens the sampler's session; by default on the CPU.
+    """
+
     def __init__(
         self,
         network: Network,
@@ -185,12 +192,13 @@ class _Proving:
         contract: Contract,
         halves: Mapping[str, str],
         weights: Weights | None,
+        run_on: Callable[..., onnxruntime.InferenceSession] = session,
     ) -> None:
         self.logits = network
         self.contract = contract
         self.tolerance = TOLERANCES[contract.precision]
         self.halves = halves
-        self.session = session(model, weights=weights)
+        self.session = run_on(model, weights=weights)
         half = contract.precision is Precision.FP16
         self.rounded = session(rounded(model, halves), weights=weights) if half else None
         self.outputs = [output.name for output in model.graph.output]

@@ -127,8 +127,8 @@ def _cuda_options(config: dict[str, Any]) -> dict[str, str] | None:
 def _cuda_session(file: Path, provider_options: dict[str, str]) -> ort.InferenceSession:
     """A session on the GPU. Raises RuntimeError where ONNX Runtime would compute on the CPU instead."""
     remedy = (
-        "install the extra embedded-gpu (onnxruntime-gpu, its CUDA libraries; without the package onnxruntime, which "
-        "installs the same module), or serve with --device cpu"
+        "uninstall onnxruntime and install the extra gpu (onnxruntime-gpu, the same module, and its CUDA libraries), "
+        "or serve with --device cpu"
     )
     if CUDA not in ort.get_available_providers():
         raise RuntimeError(f"onnxruntime {ort.__version__} has no {CUDA}: {remedy}")
