@@ -40,6 +40,7 @@ class SamplerServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     spoil: Callable[[Outputs, Outputs], Outputs] | None = None
     refuse: grpc.StatusCode | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    sessions: dict[str, Any] = field(default_factory=dict)
     url: str = ""
 
     def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -54,9 +55,12 @@ class SamplerServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         self.shapes.append(given["masks" if "masks" in given else "image"].shape)
-        file = self.repository / request.model_name / "1" / "model.onnx"
+        name = request.model_name
+        if name not in self.sessions:
+            file = self.repository / name / "1" / "model.onnx"
+            self.sessions[name] = session(self.instead.get(name, file), threads=1)
         names = [wanted.name for wanted in request.outputs]
-        ran = session(self.instead.get(request.model_name, file), threads=1).run(names, given)
+        ran = self.sessions[name].run(names, given)
         outputs = dict(zip(names, ran, strict=True))
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         for name, values in (self.spoil(outputs, given) if self.spoil else outputs).items():
