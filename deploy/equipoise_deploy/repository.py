@@ -65,6 +65,8 @@ def configuration_of(model: Path, configuration: str) -> Path:
 
 def parse_configuration(path: Path) -> ModelConfig:
     """Triton's model configuration in a file. Raises RepositoryError."""
+    if path.exists() and not path.is_file():  # whoever opens a named pipe waits for its writer
+        raise RepositoryError(f"{path} is not a file; restore it, or export the model again")
     try:
         config: ModelConfig = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:

@@ -10,7 +10,7 @@ import pytest
 from equipoise_core.gpu_memory import CUDA_RESERVE
 from equipoise_deploy.errors import DeployError, RepositoryError
 from equipoise_deploy.gpu_memory import gpu_limits
-from equipoise_deploy.repository import configuration_of
+from equipoise_deploy.repository import configuration_of, parse_configuration
 from equipoise_deploy.serving.settings import Settings
 from equipoise_deploy.serving.staging import (
     available_cores,
@@ -149,6 +149,13 @@ def test_hidden_folders_are_not_models(repository, tmp_path):
     (tmp_path / "staged").mkdir()
     stage_repository(source, tmp_path / "staged", "embedded", 2)
     assert {path.name for path in (tmp_path / "staged").iterdir()} == {"tinyseg", "tinyseg_sampler"}
+
+
+def test_a_named_pipe_is_no_configuration(tmp_path):
+    """Reading it would wait for a writer, for ever."""
+    os.mkfifo(tmp_path / "config.pbtxt")
+    with pytest.raises(RepositoryError, match=r"config\.pbtxt is not a file"):
+        parse_configuration(tmp_path / "config.pbtxt")
 
 
 def test_folder_without_models_is_refused(tmp_path):

@@ -107,8 +107,9 @@ def _need(version: Path, contract: Contract, samples: int) -> Need:
     """Of the sampler in this version directory; reckoned where its `proof.json` has no measurement."""
     window = contract.window(contract.maximum)
     weights = sum(file.stat().st_size for file in version.glob("model.onnx*"))
+    proof = version / "proof.json"
     try:
-        memory = json.loads((version / "proof.json").read_text(encoding="utf-8"))["memory"]
+        memory = json.loads(proof.read_text(encoding="utf-8") if proof.is_file() else "")["memory"]
         return Need(samples, max(weights, int(memory["weights"])), _extrapolated(memory["runs"], window, samples), True)
     except (OSError, ValueError, LookupError, TypeError):
         return Need(samples, weights, image_bytes(contract, window, samples), False)
