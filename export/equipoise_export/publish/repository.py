@@ -213,10 +213,11 @@ def _covers(existing: Path, new: Path) -> bool:
 
 
 def _renew_proofs(new: Path, into: Path) -> None:
-    """Replaces proofs of an older format, which do not name their file, by this run's."""
+    """Replaces proofs of an older form, which say less, by this run's."""
     for fresh in new.glob(f"*/1/{PROOF}"):
         old = into / fresh.relative_to(new)
-        if not old.is_file() or b'"model_digest"' not in old.read_bytes():
+        said = json.loads(old.read_text(encoding="utf-8")) if old.is_file() else {}
+        if json.loads(fresh.read_text(encoding="utf-8")).keys() - said.keys():
             fresh.replace(old)
 
 

@@ -130,15 +130,18 @@ def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
     publish_pair(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = json.loads((tmp_path / "tinyseg_sampler/1/proof.json").read_text())
     (sampler,) = load_contract(tmp_path / "tinyseg/1/contract.json").samplers
+    assert proof.pop("gpu") == json.loads(json.dumps(tiny_segmentation.placement.document()))
     assert proof == {**tiny_segmentation.proof.document(), "model_digest": sampler.digest}
     assert json.loads((tmp_path / "tinyseg/1/policy.json").read_text()) == {"alpha": 0.1}
 
 
-def test_a_proof_that_does_not_say_of_which_file_is_renewed(tiny_segmentation, tmp_path):
-    """Publishing the same model again is enough; its policy stays."""
+@pytest.mark.parametrize("missing", ["model_digest", "gpu"])
+def test_a_proof_of_an_older_form_is_renewed(tiny_segmentation, tmp_path, missing):
+    """Publishing the same model again is enough, where it does not say of which file; its policy stays."""
     publish_pair(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = tmp_path / "tinyseg_sampler/1/proof.json"
-    proof.write_text('{"checks": []}')
+    said = json.loads(proof.read_text())
+    proof.write_text(json.dumps({key: value for key, value in said.items() if key != missing}))
     publish_pair(tiny_segmentation, tmp_path)
-    assert "model_digest" in json.loads(proof.read_text())
+    assert json.loads(proof.read_text()) == said
     assert (tmp_path / "tinyseg/1/policy.json").is_file()
