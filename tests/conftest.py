@@ -37,6 +37,12 @@ class Tiny:
     proof: TinyProof = TinyProof()
     weights: None = None
 
+    @property
+    def placement(self) -> Any:
+        from equipoise_export.proof.gpu import place  # torch is imported where something is published only
+
+        return place(self.model, self.contract)
+
 
 def _tiny(contract: Contract, graph: str) -> Tiny:
     model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> {graph}')

@@ -44,6 +44,7 @@ def test_a_network_is_published_with_its_proof(tmp_path: Path) -> None:
         {"name": name, "proof": json.loads((tmp_path / "repo" / name / "1" / "proof.json").read_text())}
         for name in ("small_sampler", "small_first_pass")
     ]
+    assert printed["samplers"][0]["proof"]["gpu"]["strays"] == []
     assert printed["cost"]["measured_gain"]["samples"] == 20 and printed["cost"]["measured_gain"]["ratio"] > 0
 
 

@@ -56,6 +56,7 @@ def test_a_network_of_the_zoo_is_exported_and_proven(name: str) -> None:
     )
     assert compiled.contract.spatial == draft.spatial
     assert animal.sites in (None, len(compiled.contract.sites))
+    assert not compiled.placement.strays and not compiled.placement.off_tensorrt
 
     image = torch.randn(1, *animal.shape)
     layout = mask_layout(compiled.contract, draft.nominal)

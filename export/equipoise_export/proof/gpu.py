@@ -209,16 +209,17 @@ class _Graph:
             reached = any(name in on_cpu for name in node.input)
             kernel = self.cuda_takes(node)
             held = not reached or any(not self._is_on_cpu(node, index, on_cpu) for index in range(len(node.input)))
-            if kernel and held:
-                if node.op_type in ANSWERS_ON_CPU:
-                    on_cpu.update(node.output)
-                    of_shapes.update(node.output)
-                continue
-            if reached:  # nothing leads the provider on from a node without a kernel that takes no such tensor
-                on_cpu.update(node.output)
+            answers = node.op_type in ANSWERS_ON_CPU
             varying = {name for name in node.input if name} - self.constants
-            if varying and varying <= of_shapes and (kernel or node.op_type not in MAKERS):
+            arithmetic = varying and varying <= of_shapes and (kernel or node.op_type not in MAKERS)
+            stays = kernel and held
+            if answers or (reached and not stays):  # unreached, a node without a kernel does not lead the provider on
+                on_cpu.update(node.output)
+            if answers or (arithmetic and not stays):
                 of_shapes.update(node.output)
+            if stays:
+                continue
+            if answers or arithmetic:
                 shapes += 1
             else:
                 strays.append(node)

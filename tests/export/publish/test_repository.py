@@ -135,6 +135,7 @@ def test_proof_and_policy_are_written_as_given(tiny_segmentation, tmp_path):
     publish_pair(tiny_segmentation, tmp_path, policy={"alpha": 0.1})
     proof = json.loads((tmp_path / "tinyseg_sampler/1/proof.json").read_text())
     (sampler,) = load_contract(tmp_path / "tinyseg/1/contract.json").samplers
+    assert proof.pop("gpu") == json.loads(json.dumps(tiny_segmentation.placement.document()))
     assert proof == {**tiny_segmentation.proof.document(), "model_digest": sampler.digest}
     assert json.loads((tmp_path / "tinyseg/1/policy.json").read_text()) == {"alpha": 0.1}
 
