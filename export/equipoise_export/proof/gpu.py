@@ -81,7 +81,7 @@ class Placement:
     """Where the nodes of one sampler run.
 
     Attributes:
-        nodes: how many there are once ONNX Runtime has optimised the graph.
+        nodes: how many there are once ONNX Runtime has optimised the graph; in half precision, as published.
         cuda: how many of them run on the GPU.
         shapes: how many do shape arithmetic on the CPU.
         strays: the others, which fall off the CUDA provider.
@@ -101,9 +101,10 @@ class Placement:
         return asdict(self)
 
     def __str__(self) -> str:
-        fallen = f"{len(self.strays)} fall back to the CPU, " if self.strays else ""
+        fallen = f", {len(self.strays)} fall back to the CPU" if self.strays else ""
+        rest = ", the rest is shape arithmetic" if self.shapes else ""
         tensorrt = f"split by {_listed(self.off_tensorrt)}" if self.off_tensorrt else "whole"
-        return f"GPU: {self.cuda} of {self.nodes} nodes, {fallen}the rest is shape arithmetic; TensorRT: {tensorrt}"
+        return f"GPU: {self.cuda} of {self.nodes} nodes{fallen}{rest}; TensorRT: {tensorrt}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
