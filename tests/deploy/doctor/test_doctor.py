@@ -272,7 +272,7 @@ def test_cores_follow_the_control_groups_quota(tmp_path, monkeypatch, subject, l
 @pytest.mark.parametrize(("free", "status"), [(0.5, Status.FAILURE), (1.5, Status.WARNING), (2.5, Status.OK)])
 def test_shared_memory_has_room_for_every_process(monkeypatch, subject, free, status):
     """At least what they begin with; better twice as much."""
-    processes = machine.aggregator_instances(machine.available_cores()) + 1
+    processes = machine.stub_processes(subject.repository, "embedded", machine.available_cores())
     has = int(free * processes * machine.SHARED_MEMORY_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(has, 0, has))
     (finding,) = machine.shared_memory(subject)
