@@ -96,6 +96,9 @@ def test_a_release_for_a_gpu_has_its_limits_in_every_configuration(tmp_path):
                     if name in ("trt_profile_opt_shapes", "trt_profile_max_shapes"):
                         assert {each.split(":")[1].split("x")[0] for each in shapes.split(",")} == {str(plan.images)}
         assert parse_configuration(folder / model / "configs/embedded.pbtxt").max_batch_size == 8
+        stand_in = parse_configuration(folder / model / "configs/embedded_cuda.pbtxt")
+        (cuda,) = stand_in.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (stand_in.max_batch_size, cuda.parameters["gpu_mem_limit"]) == (plan.images, str(plan.limit(model)))
     public = parse_configuration(folder / "nuclei/config.pbtxt")
     assert public.parameters["images"].string_value == str(plan.images)
     assert make_release(REFERENCE, "nuclei", store, gpu_memory=80 * 10**9).version == release.version + 1

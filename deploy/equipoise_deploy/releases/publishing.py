@@ -100,7 +100,8 @@ def _limit(draft: Path, name: str, gpu_memory: int) -> None:
     """Writes the limits into the configurations of a copy. Raises DeployError where the model does not fit."""
     limits = gpu_limits(draft, name, gpu_memory)
     for model in models_of(draft, name):
-        for path in (draft / model / "config.pbtxt", draft / model / "configs" / "tensorrt.pbtxt"):
+        for relative in ("config.pbtxt", "configs/tensorrt.pbtxt", "configs/embedded_cuda.pbtxt"):
+            path = draft / model / relative
             if path.is_file():
                 config = parse_configuration(path)
                 (limits.configure_aggregator if model == name else limits.configure_sampler)(config)

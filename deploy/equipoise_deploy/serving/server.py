@@ -47,7 +47,7 @@ SHARED_MEMORY_BYTES = 16 << 20
 
 _LOG_LINES_KEPT = 400
 _PATIENCE = 5.0  # seconds beyond Triton's own exit timeout before its processes are killed
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _BY_SIGNAL = 128
 """Exit codes from here on: a crash. While its Python backend starts its processes a Triton now and then aborts with
 `boost::interprocess::lock_exception` (2.51; later ones as well, see triton-inference-server/server issue 8882). Four
