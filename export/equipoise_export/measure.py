@@ -50,14 +50,14 @@ class Gain:
 
 
 def measure_gain(compiled: Compiled, network: nn.Module | onnx.ModelProto, image: Tensor) -> Gain | None:
-    """Times both; None for a network without randomness, which makes one pass.
+    """Times both; None for a network without randomness, which makes one pass, and for a file of several images.
 
     Args:
         network: as it was given; of a module, the training flags change.
         image: `[1, C, *nominal]`, normalised.
     """
     contract = compiled.contract
-    if not contract.stochastic:
+    if not contract.stochastic or (isinstance(network, onnx.ModelProto) and _images_written(network) > 1):
         return None
     LOGGER.info("%s: measuring the gain", contract.name)
     sampler = OnnxSampler(compiled.model, weights=compiled.weights)
@@ -78,6 +78,13 @@ def _one_pass(network: nn.Module | onnx.ModelProto, image: Tensor) -> Callable[[
         return torch.no_grad()(partial(network.eval(), image))
     plain = session(network)
     return partial(plain.run, None, {plain.get_inputs()[0].name: image.numpy()})
+
+
+def _images_written(file: onnx.ModelProto) -> int:
+    """The number of images that an ONNX file says it takes; 0: any."""
+    weights = {entry.name for entry in file.graph.initializer}
+    image = next(value for value in file.graph.input if value.name not in weights)
+    return int(image.type.tensor_type.shape.dim[0].dim_value)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -135,8 +135,24 @@ def _choose_output(model: ir.Model, output: str | int | None) -> None:
         raise CaptureRefused(
             f"the graph has {len(outputs)} outputs", "the outputs", f"Choose one of {', '.join(names)} with --output."
         )
+    _refuse_labels(chosen)
     model.graph.outputs.clear()
     model.graph.outputs.append(chosen)
+
+
+def _refuse_labels(output: ir.Value) -> None:
+    floating = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, None)
+    node = output.producer()
+    while node is not None and node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Cast", "Identity"):
+        assert node.inputs[0] is not None
+        node = node.inputs[0].producer()
+    last = "" if node is None else node.op_type
+    if output.dtype not in floating or last in ("ArgMax", "TopK"):
+        raise CaptureRefused(
+            f"it holds labels or decisions ({last or output.dtype}), no logits or probabilities to take a mean of",
+            str(output.name),
+            "Choose another output (--output), or export the file without its last steps.",
+        )
 
 
 def _take_off_activation(model: ir.Model, draft: Contract, answers: Answers) -> None:

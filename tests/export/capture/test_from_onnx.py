@@ -240,3 +240,28 @@ def test_dropout_is_put_into_a_file_that_torch_wrote(name: str, dynamo: bool, tm
     assert refused.exit_code == 1
     assert "no activation is called nothing*" in refused.output
     assert ("layer4" if name != "unet" else "model.2") in refused.output
+
+
+def test_dropout_behind_dropout_drops_elements_of_the_same_tensor() -> None:
+    """A mask's own output has the rank of what it masks: nothing is guessed, and whole channels are not dropped."""
+    body = "r = Relu (x) d = Dropout (r, p) e = Dropout (d, p) f = Flatten (e) y = MatMul (f, w)"
+    compiled = compile_sampler(file(body, weights={"p": np.array(0.25, np.float32)}), draft(), IMAGE)
+    assert [(kind, shape) for _, kind, shape, _ in sites(compiled)] == [("element", (1, 4, 6))] * 2
+
+
+@pytest.mark.parametrize("last", ["y = ArgMax <axis = 1> (z)", "k = ArgMax <axis = 1> (z) y = Cast <to = 1> (k)"])
+def test_labels_are_refused_by_their_cause(last: str) -> None:
+    """There is nothing to take a mean of."""
+    body = f"f = Flatten (x) d = Dropout (f) z = MatMul (d, w) {last}"
+    with pytest.raises(CaptureRefused, match="labels or decisions"):
+        compile_sampler(file(body), draft(), IMAGE)
+
+
+def test_a_file_for_several_images_is_exported_without_a_measured_gain(tmp_path: Path) -> None:
+    """Its pass is not one image's."""
+    onnx.save(file("f = Flatten (x) d = Dropout (f) y = MatMul (d, w)", batch="4"), tmp_path / "vendor.onnx")
+    arguments = ["--name", "small", "--task", "classification", "--input-shape", "1,4,6", "--classes", "a,b,c"]
+    into = ["--into", str(tmp_path / "models"), "--json"]
+    result = CliRunner().invoke(app, [str(tmp_path / "vendor.onnx"), *arguments, *into])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["cost"]["measured_gain"] is None
