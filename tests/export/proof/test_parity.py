@@ -92,7 +92,8 @@ def site_left_out(model: onnx.ModelProto) -> None:
 
 def sites_swapped(model: onnx.ModelProto) -> None:
     """Two sites read each other's bits."""
-    slices = [node for node in model.graph.node if node.op_type == "Slice" and node.input[0] == "masks"]
+    (cast,) = (node for node in model.graph.node if node.input[0] == "masks")
+    slices = [node for node in model.graph.node if node.op_type == "Slice" and node.input[0] == cast.output[0]]
     first, last = slices[0], slices[-1]
     width = 2
     starts = numpy_helper.from_array(np.array([0]), "mutant_start")
