@@ -67,7 +67,7 @@ def test_committed_configurations_are_generated(name):
     """Nobody edits a config.pbtxt by hand: contract, policy and what was measured make it; it parses as a message."""
     model = load_model(REPOSITORY / name / "1")
     configurations = model_configs(REPOSITORY, model.contract, model.chunk)
-    assert len(configurations) == 9
+    assert len(configurations) == 11
     for path, config in ((REPOSITORY / each, config) for each, config in configurations.items()):
         text = path.read_text(encoding="utf-8")
         file = path.parents[len(path.relative_to(REPOSITORY).parts) - 2] / "1" / "model.onnx"

@@ -116,6 +116,7 @@ def test_signal_during_the_start_leaves_nothing(repository, temporary, traces):
     """A start that is given up is cleaned up as well."""
     command = _serve(str(repository), *ANY_PORTS)
     assert command.stderr is not None
+    assert "samplers run on" in command.stderr.readline()
     command.stderr.readline()  # Triton's first line: it runs, its models do not yet
     command.send_signal(signal.SIGTERM)
     command.communicate(timeout=60)

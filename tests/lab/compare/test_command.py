@@ -48,6 +48,7 @@ class Pair:
     model: onnx.ModelProto
     contract: Contract
     proof: object
+    placement: object
     weights: None = None
 
 
@@ -62,7 +63,7 @@ def changed(tiny, name, scale=None, graph=None):
         if entry.name == "scale" and scale:
             entry.CopyFrom(onnx.numpy_helper.from_array(np.float32(scale), "scale"))
     onnx.helper.set_model_props(model, contract.graph_metadata())
-    return Pair(model, contract, tiny.proof)
+    return Pair(model, contract, tiny.proof, tiny.placement)
 
 
 @pytest.fixture(scope="module")
