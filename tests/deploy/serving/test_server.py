@@ -192,7 +192,7 @@ def test_a_port_that_is_taken_before_triton_opens_it_does_not_end_the_start(repo
     assert not traces(temporary, os.getpid())
 
 
-@pytest.mark.parametrize(("ends", "attempts"), [("exit 1", 1), ("kill -ABRT $$", 3), ("kill -SEGV $$", 3)])
+@pytest.mark.parametrize(("ends", "attempts"), [("exit 1", 1), ("kill -ABRT $$", 5), ("kill -SEGV $$", 5)])
 def test_a_triton_that_never_starts_is_an_error_with_its_words(
     repository, temporary, tmp_path, monkeypatch, traces, ends, attempts
 ):
