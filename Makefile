@@ -59,6 +59,10 @@ $(VENV)/.installed-gpu: $(VENV)/.installed-test
 	@test ! -e /dev/nvidiactl || { $(BIN)/python -m pip uninstall --quiet --yes onnxruntime && $(PIP) $(GPU_WHEELS); }
 	@touch $@
 
+$(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml $(LOCK)
+	$(PIP) --constraint $(LOCK) --editable '.[$*]'
+	@touch $@
+
 # Other people's networks that the exporter is tried on. Apart from the environment and without their dependencies: a
 # torchvision from PyPI would replace a CPU build of torch.
 build/zoo/.installed: $(VENV)/.installed-test $(LOCKS)/zoo.txt
