@@ -240,11 +240,12 @@ def true_region(contract: Contract, truth: NDArray[np.uint8], name: str) -> NDAr
 
 
 def missed_foreground(contract: Contract, mean: NDArray[Any], truth: NDArray[np.uint8]) -> tuple[float, ...]:
-    """Share of true foreground voxels below each threshold of `SENSITIVE_GRID`, 0..1; 0 without foreground."""
+    """Share of true foreground voxels below each threshold of `SENSITIVE_GRID`, 0..1; empty without foreground: there
+    is nothing to miss, which is no reason to miss more elsewhere."""
     foreground = 1.0 - mean[0] if contract.activation is Activation.SOFTMAX else mean.max(axis=0)
     inside = foreground[truth > 0]
     if not inside.size:
-        return (0.0,) * len(SENSITIVE_GRID)
+        return ()
     return tuple((np.searchsorted(np.sort(inside), SENSITIVE_GRID, side="left") / inside.size).tolist())
 
 

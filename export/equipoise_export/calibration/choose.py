@@ -389,17 +389,25 @@ def choose_volume(
 
 
 def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) -> SensitiveRule | None:
-    """Conformal risk control of the missed share of foreground; None for classification."""
-    if contract.task is not Task.SEGMENTATION:
+    """Conformal risk control of the missed share of foreground, over cases that have any.
+
+    None for classification, where too few cases have foreground, and where only a threshold of 0 would do, which takes
+    everything for foreground and says nothing.
+    """
+    shares = [step.missed for step in served if step.missed]
+    if contract.task is not Task.SEGMENTATION or len(shares) < cases_needed_for_control(missed):
         return None
-    losses = np.array([step.missed for step in served])
+    losses = np.array(shares)
     index = conformal_risk_control(losses, missed)
+    if SENSITIVE_GRID[index] <= 0.0:
+        return None
+    those, where = ("", "") if len(shares) == len(served) else (" with foreground", ", where it has any")
     return SensitiveRule(
         SENSITIVE_GRID[index],
         missed,
-        len(served),
-        f"conformal risk control on {len(served)} cases, {losses[:, index].mean():.3f} missed there: on average at "
-        f"most {missed:g} of a new case's true foreground is missed by labels_sensitive",
+        len(shares),
+        f"conformal risk control on {len(shares)} cases{those}, {losses[:, index].mean():.3f} missed there: on average "
+        f"at most {missed:g} of a new case's true foreground is missed by labels_sensitive{where}",
     )
 
 

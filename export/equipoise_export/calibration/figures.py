@@ -197,7 +197,10 @@ def sample_figures(judged: Sequence[Judged]) -> dict[str, Any]:
 
 
 def sensitive_figures(judged: Sequence[Judged]) -> dict[str, float]:
-    """Mean missed share of true foreground by `labels` and by `labels_sensitive`."""
+    """Mean missed share of true foreground by `labels` and by `labels_sensitive`, over cases that have any."""
+    judged = [each for each in judged if each.step.missed]
+    if not judged:
+        return {}
     report = {"labels": float(np.mean([each.step.missed[0] for each in judged]))}
     rules = [each.policy.sensitive for each in judged]
     if all(rules):

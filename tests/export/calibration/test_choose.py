@@ -16,6 +16,7 @@ from equipoise_export.calibration.choose import (
     Method,
     choose_policy,
     choose_score,
+    choose_sensitive,
     deal_folds,
     deal_pilot,
     one_each,
@@ -217,3 +218,40 @@ def test_missed_foreground_falls_to_zero_along_the_grid():
     assert missed[0] == pytest.approx(2 / 3)
     assert missed[-1] == 0.0
     assert (np.diff(missed) <= 0).all()
+    assert missed_foreground(contract, np.zeros((1, 4)), np.zeros(4, np.uint8)) == ()
+
+
+def sensitive_rule(missed):
+    """Of cases that miss so much at each threshold; empty: without foreground."""
+    contract = Contract(
+        "s", Task.SEGMENTATION, Activation.SIGMOID, ("x",), 1, ("X",), (4,), (8,),
+        Preprocessing(Normalisation.IDENTITY), (),
+    )  # fmt: skip
+    steps = [Step(20, {}, {}, 0.0, float("nan"), {}, each, np.zeros((1, 1))) for each in missed]
+    return choose_sensitive(contract, steps, 0.05)
+
+
+def missing(random, size):
+    """Shares missed at each threshold by cases whose foreground has probabilities from 0 to 1."""
+    return [
+        tuple((np.searchsorted(np.sort(random.uniform(0, 1, 50)), SENSITIVE_GRID) / 50).tolist()) for _ in range(size)
+    ]
+
+
+def test_cases_without_foreground_do_not_make_up_for_what_is_missed_elsewhere():
+    """Four of five images show nothing: the promise is kept on those that show something, and says so."""
+    random = np.random.default_rng(0)
+    shown = missing(random, 80)
+    rule, alone = sensitive_rule([*shown, *[()] * 320]), sensitive_rule(shown)
+    assert (rule.threshold, rule.cases) == (alone.threshold, 80)
+    assert "80 cases with foreground" in rule.rule and "where it has any" in rule.rule
+    assert "foreground," not in alone.rule and "where it has any" not in alone.rule
+    new = np.array(missing(random, 2000))[:, SENSITIVE_GRID.index(rule.threshold)]
+    assert new.mean() <= 0.05
+
+
+def test_no_rule_where_too_few_cases_have_foreground_or_only_everything_misses_nothing():
+    """A threshold of 0 takes every voxel for foreground, which says nothing."""
+    assert sensitive_rule([*missing(np.random.default_rng(0), 18), *[()] * 300]) is None
+    hopeless = (1.0,) * (len(SENSITIVE_GRID) - 1) + (0.0,)
+    assert sensitive_rule([hopeless] * 100) is None
