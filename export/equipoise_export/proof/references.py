@@ -70,9 +70,12 @@ class TorchNetwork:
         with sampling(self.module, self.active), torch.no_grad():
             yield
 
-    def evaluated(self, image: Array) -> Array:
-        """Answers `[N, K(, *S)]` to images `[N, C, *S]` in evaluation mode, as the network gives them."""
-        with sampling(self.original, ()), torch.no_grad():
+    def evaluated(self, image: Array, ones: bool = False) -> Array:
+        """Answers `[N, K(, *S)]` to images `[N, C, *S]` in evaluation mode, as the network gives them.
+
+        Nothing is dropped by what is random there as well; `ones` and errors as for `undropped`.
+        """
+        with sampling(self.original, ()), torch.no_grad(), DropoutOff(), ExpectedMasks(ones):
             return self.original(torch.from_numpy(image)).numpy()  # type: ignore[no-any-return]
 
     def undropped(self, image: Array, ones: bool = False) -> Array:

@@ -8,6 +8,7 @@ training flag, which must switch dropout and nothing else. It also tells probabi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -83,21 +84,20 @@ def compare_with_module(network: TorchNetwork, contract: Contract, example: Arra
         ProofRefused: its training flag does more than dropout, or probabilities would be taken for logits.
     """
     image = example[:1].astype(np.float32)
-    try:
-        expected = network.evaluated(image)
-    except Exception as error:
-        raise ProofRefused(
-            f"in evaluation it does not give the chosen output: {type(error).__name__}: {error}",
-            "the chosen output",
-            _FLAG,
-        ) from error
     differences = []
     for ones in (False, True):  # a mask that is scaled within its module, and one that is not
         try:
-            logits = network.undropped(image, ones)
+            expected, logits = network.evaluated(image, ones), network.undropped(image, ones)
         except UnknownNoise:
-            refuse_probabilities(network.evaluated, contract, example, answers)
+            with suppress(UnknownNoise):
+                refuse_probabilities(network.evaluated, contract, example, answers)
             return None
+        except Exception as error:
+            raise ProofRefused(
+                f"in evaluation it does not give the chosen output: {type(error).__name__}: {error}",
+                "the chosen output",
+                _FLAG,
+            ) from error
         if logits.shape != expected.shape:
             differences.append(np.inf)
         elif answers is Answers.PROBABILITIES:
