@@ -13,6 +13,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from equipoise_core.contract import Contract, Precision, Task
 from equipoise_core.masks import draw_masks, mask_layout
+from equipoise_core.tolerance import TOLERANCES
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import check_readiness, synthetic_image
 from equipoise_deploy.serving.server import TritonServer
@@ -71,7 +72,8 @@ def parity(target: Target, note: Note) -> str:
     from equipoise_export.compile import compile_unproven
     from equipoise_export.graph.storage import store
     from equipoise_export.options import Options, Sizes
-    from equipoise_export.proof.parity import TOLERANCES, Proving
+    from equipoise_export.proof import definitions
+    from equipoise_export.proof.parity import Proving
     from equipoise_lab.reference.build import draft_contract
     from equipoise_lab.reference.specs import REFERENCES
 
@@ -94,7 +96,7 @@ def parity(target: Target, note: Note) -> str:
             with network.ready():
                 p = np.stack([[proving.network(image[None], mask) for mask in masks]
                               for image, masks in zip(images, packed, strict=True)])  # fmt: skip
-            expected = proving.expected(images, p)
+            expected = definitions.outputs(contract, images, p)
             worst = {key: float(proving.difference(key, got[key], expected[key]).max()) for key in expected}
             ours, theirs = (_variance(contract, each, proving.samples) for each in (got, expected))
             ratio = float(ours.mean() / theirs.mean())
