@@ -16,7 +16,7 @@ _NESTED = ("state_dict", "model_state_dict", "network_weights", "model_state", "
 """Under which keys training frameworks keep the weights in a checkpoint."""
 _WRAPPERS = frozenset({"module", "_orig_mod", "model", "network", "net", "_model"})
 """Names that wrappers (DataParallel, torch.compile, Lightning) put before every name, also one within another."""
-_BESIDE = re.compile(r"(criterion|loss|metric|train_|val_|valid_|test_)|(^|_)(loss|metrics?)\.")
+_BESIDE = re.compile(r"(\w+_)?(criterion|loss|loss_fn|metrics?)\.|(train|val|valid|test)_\w+\.")
 """Names of what training keeps beside the network: the loss's own weights, the state of metrics."""
 _COUNTER = "num_batches_tracked"  # of BatchNorm: older files have none, and evaluation uses none
 
@@ -73,7 +73,7 @@ def _matched(
     prefix = several[0] if several else ""
     candidate = {name: weights[prefix + name] for name in own if prefix + name in weights}
     left = (name for name in weights if name.startswith(prefix) and name.removeprefix(prefix) not in own)
-    return candidate, sorted(name for name in left if prefix or not _BESIDE.search(name))
+    return candidate, sorted(name for name in left if prefix or not _BESIDE.match(name))
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -8,7 +8,10 @@ It imports little, as it is started for each shape.
 from __future__ import annotations
 
 import json
+import os
 import sys
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import, whoever starts it
 
 import numpy as np
 import onnxruntime

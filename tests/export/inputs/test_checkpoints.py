@@ -61,6 +61,7 @@ def test_what_frameworks_save_is_loaded(kind: str, tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "a layer is missing": ({n: v for n, v in OWN.items() if not n.startswith("3.")}, r"missing: 3\.bias"),
     "one more layer": (under("model.", {**OWN, "4.weight": torch.ones(2)}), "not in the network: model.4.weight"),
+    "one more layer that sounds like training": ({**OWN, "3.val_scale.weight": torch.ones(2)}, "3.val_scale.weight"),
     "one more layer, no prefix": ({**OWN, "4.weight": torch.ones(2)}, "not in the network: 4.weight"),
     "another shape": ({**OWN, "3.weight": torch.ones(3, 8, 1, 1)}, "of another shape: 3.weight"),
     "two networks": ({**under("ema."), **under("raw.", OTHER)}, "more than once, under 'ema.', 'raw.'"),
