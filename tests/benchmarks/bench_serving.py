@@ -42,7 +42,8 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -144,24 +145,33 @@ def closed_loop(peer: Peer, clients: int, seconds: float) -> tuple[float, float]
     barrier = threading.Barrier(clients + 1)
 
     def client() -> None:
-        ask = peer.connect()
-        ask()
+        try:
+            ask = peer.connect()
+            ask()
+        except BaseException:
+            barrier.abort()  # who waits for this client would wait for ever
+            raise
         barrier.wait()
-        while not stop.is_set():
+        while True:  # at least once: a stalled machine is slow, not silent
             began = time.perf_counter()
             ask()
             latencies.append(time.perf_counter() - began)
+            if stop.is_set():
+                return
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    began = time.perf_counter()
-    stop.wait(seconds)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    return peer.images * len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1e3
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(client) for _ in range(clients)]
+        with suppress(threading.BrokenBarrierError):  # the client that failed says why, below
+            barrier.wait()
+        began = time.perf_counter()
+        wait(asking, seconds, FIRST_EXCEPTION)
+        stop.set()
+        wait(asking)
+        took = time.perf_counter() - began
+    failures = [each for each in (done.exception() for done in asking) if each is not None]
+    if failures:
+        raise next((each for each in failures if not isinstance(each, threading.BrokenBarrierError)), failures[0])
+    return peer.images * len(latencies) / took, statistics.median(latencies) * 1e3
 
 
 def in_turn(peers: list[Peer], seconds: float) -> dict[str, float]:
@@ -233,8 +243,6 @@ def fastapi_peer(kind: str, model: Path, shape: tuple[int, ...], threads: int, d
         "tests.benchmarks.peers:app",
         "--port",
         str(port),
-        "--log-level",
-        "error",
     ]
     with subprocess.Popen([*command, "--log-level", "error"], env=environment) as process:
         try:
@@ -246,15 +254,13 @@ def fastapi_peer(kind: str, model: Path, shape: tuple[int, ...], threads: int, d
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise RuntimeError(f"the peer at {url} ended with {process.returncode}")
+    while process.poll() is None:  # as long as it takes: importing PyTorch on a busy machine takes minutes
         try:
             urllib.request.urlopen(url.replace("predict", "openapi.json")).close()
             return
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"the peer at {url} did not start within a minute")
+    raise RuntimeError(f"the peer at {url} ended with {process.returncode}")
 
 
 def http(url: str, image: np.ndarray) -> Peer:

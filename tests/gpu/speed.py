@@ -125,14 +125,14 @@ def _loads(peer: Peer, seconds: float) -> dict[str, dict[str, float]]:
 
 def _host(server: TritonServer, ours: Peer, seconds: float) -> dict[str, Any]:
     """Processor time per request of each kind of process, and how long the GPU had nothing to do."""
-    processes = {each.pid: name_of(each.pid) for each in server.processes()}
-    before = {pid: _processor(pid) for pid in processes}
+    processes = {each: name_of(each.pid) for each in server.processes()}
+    before = {each: _processor(each) for each in processes}
     with Sampled(busy) as used:
         rate, _ = closed_loop(ours, CLIENTS[-1], seconds)
     answered = rate * seconds + CLIENTS[-1]  # each client begins with one that is not timed
     spent: dict[str, float] = {}
-    for pid, kind in processes.items():
-        spent[kind] = spent.get(kind, 0.0) + 1e3 * (_processor(pid) - before[pid]) / answered
+    for each, kind in processes.items():
+        spent[kind] = spent.get(kind, 0.0) + 1e3 * (_processor(each) - before[each]) / answered
     return {
         "wall ms per request": 1e3 / rate,
         "processor ms per request": {kind: value for kind, value in spent.items() if value > 0},
@@ -141,6 +141,6 @@ def _host(server: TritonServer, ours: Peer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _processor(pid: int) -> float:
-    spent = psutil.Process(pid).cpu_times()
+def _processor(process: psutil.Process) -> float:
+    spent = process.cpu_times()
     return float(spent.user + spent.system)
