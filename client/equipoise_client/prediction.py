@@ -46,7 +46,8 @@ class Volume:
 
     Attributes:
         classes: per foreground class.
-        total: all foreground classes together; its interval is its own, not a sum of theirs.
+        total: all foreground classes together; its interval is its own, not a sum of theirs. NaN where classes may
+            overlap.
     """
 
     classes: Mapping[str, Estimate]

@@ -318,7 +318,7 @@ def _results(outcome: PredictedFile) -> Iterator[str]:
     volume = outcome.prediction.volume if outcome.prediction else None
     if volume is not None and outcome.contract is not None and outcome.contract.spacing is not None:
         parts = volume.classes.items() if len(volume.classes) > 1 else ()
-        for name, estimate in (*parts, ("total", volume.total)):
+        for name, estimate in (*parts, *([] if outcome.contract.overlapping else [("total", volume.total)])):
             yield f"{escape(name)} {_millilitres(estimate)}"
 
 

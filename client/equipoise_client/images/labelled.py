@@ -4,24 +4,28 @@ Calibrating on images that were prepared differently from those that are served 
 
 Three layouts:
 
-- a folder with `images/` and `labels/`: files of the same name in both (segmentation);
+- a folder with `images/` and `labels/` (or `masks/`; or `imagesTr/` and `labelsTr/`): files of the same name in both,
+  or `labels/CLASS/` with one mask per class (segmentation);
 - a folder of folders named by class, each with images of it (classification);
-- one `.npz` with `images` `[n, *S]` or `[n, C, *S]` and `labels` (or `masks`) `[n]` or `[n, *S]`; optionally `ids`,
-  `patients`, `groups` `[n]` and `spacing` `[rank]`.
+- one `.npz` with `images` `[n, *S]` or `[n, C, *S]` and `labels` (or `masks`) `[n]`, `[n, K]`, `[n, *S]` or
+  `[n, K, *S]`; optionally `ids`, `patients`, `groups` `[n]` and `spacing` `[rank]`.
 
 Where labels are not asked for, a folder of images or an `.npz` with `images` alone will do as well.
 
-Beside the folders a `cases.csv` with the columns `file`, and any of `patient`, `group`, `label` may say more; a `label`
-column replaces folders named by class. Without it every file is a patient of its own.
+Beside the folders a `cases.csv` with the column `file` (a path from there, or a name), and any of `patient`, `group`,
+`label` may say more; a `label` column, or a column of 0 and 1 for each class, replaces folders named by class. Without
+it every file is a patient of its own. A `dataset.json` (nnU-Net, Medical Decathlon) may say which label values make
+each class. What labels may hold: `label_values`.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
@@ -29,6 +33,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 from .grid import pick_nearest
+from .label_values import LabelTable, plain, truth_of_label, truth_of_labels, truth_of_map, truth_of_masks
 from .prepare import Prepared, fit, turn, with_spacing
 from .read import read_image
 
@@ -36,6 +41,9 @@ PSEUDO_LABEL = ".pseudo-label"
 """In the name of every label that a model wrote (`equipoise rank`). Here it is refused: judged by its own answers, a
 model is never wrong."""
 
+_TOLD = ("ids", "patients", "groups", "spacing")  # entries of an archive beside images and labels
+_LABEL_ENDS = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation")
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _ENDINGS = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".dcm")
 
 
@@ -47,8 +55,8 @@ class LabelledImage:
         name: where it came from, below the folder that was named.
         patient: cases of one patient never stand on both sides of a split.
         image: float32 `[C, *S]` in the source's intensities.
-        truth: segmentation: `[*S]` class indices (softmax), or 0/1 (sigmoid, one class); classification: `[]`, the
-            class, or `[K]` 0/1 where several may hold.
+        truth: softmax: class indices, `[*S]` of a segmentation, `[]` of a classification; sigmoid: 0/1 per class,
+            `[K, *S]` or `[K]`.
         spacing: mm per axis, or None.
         group: scanner or site, or "".
     """
@@ -63,172 +71,301 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Row:
-    """What a folder or `cases.csv` says of one file; `label` is a class name, the label's file, or not looked for."""
+    """What a folder or `cases.csv` says of one file.
+
+    Attributes:
+        label: a class's name or index, 0/1 per class, the label's file, one file per class, or not looked for.
+    """
 
     file: Path
-    label: str | Path | None
+    label: str | Path | tuple[Path, ...] | None
     patient: str
     group: str
 
 
 def read_labelled(
-    data: Path, contract: Contract, spacing: tuple[float, ...] | None = None, labels: bool = True
+    data: Path,
+    contract: Contract,
+    spacing: tuple[float, ...] | None = None,
+    labels: bool = True,
+    table: LabelTable | None = None,
 ) -> list[LabelledImage]:
     """All labelled cases. Raises InvalidInput that says what was found and which layouts there are.
 
     Args:
         spacing: mm per axis for files that state none.
         labels: False: they are not looked for, and every truth is blank (zeros).
+        table: which labels make each class; by default `dataset.json` beside the folders says it, or labels are indices
+            or names.
     """
+    beside = (data if data.is_dir() else data.parent) / "dataset.json"
+    if table is None and labels and contract.task is Task.SEGMENTATION and beside.is_file():
+        table = LabelTable.of_dataset(beside)
+    table = table.checked(contract) if table is not None else None
     if data.is_file() and data.suffix == ".npz":
-        return list(_from_archive(data, contract, spacing, labels))
+        return list(_from_archive(data, contract, spacing, labels, table))
     if not data.is_dir():
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
+    folder = _Folder.of(data)
     if not labels:
-        return [_read(row, data, contract, spacing) for row in _images(data)]
-    segmented = contract.task is Task.SEGMENTATION
-    rows = list(_segmentations(data) if segmented else _classes(data, contract))
+        rows = folder.images()
+    elif contract.task is Task.SEGMENTATION:
+        rows = list(_segmentations(folder, contract))
+    else:
+        rows = list(_classes(folder, contract))
     if not rows:
-        expected = "images/ and labels/" if segmented else f"folders {', '.join(contract.classes)}"
-        raise InvalidInput(f"{data} holds no labelled cases of a {contract.task.value}: expected {expected}")
-    return [_read(row, data, contract, spacing) for row in rows]
+        expected = (
+            "images/ and labels/" if contract.task is Task.SEGMENTATION else f"folders {_names(contract.classes)}"
+        )
+        what = f"labelled cases of a {contract.task.value}" if labels else "images"
+        endings = "" if labels else f"; expected files ending in {_names(_ENDINGS)}"
+        raise InvalidInput(f"{data} holds no {what}{endings or f': expected {expected}'}")
+    folder.check_all_used()
+    return [_read(row, data, contract, spacing, table) for row in rows]
 
 
-def _row(file: Path, label: str | Path | None, stated: Mapping[str, str], patient: str) -> Row:
-    """Of a line of `cases.csv`, and the patient where it names none."""
-    return Row(file, label, stated.get("patient") or patient, stated.get("group") or "")
+def _names(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names))
 
 
-def _images(data: Path) -> list[Row]:
-    """All images below the folder, or below its `images/`."""
-    table, folder = _table(data), data / "images"
-    files = [file for file in (folder if folder.is_dir() else data).rglob("*") if file.name.lower().endswith(_ENDINGS)]
-    if not files:
-        raise InvalidInput(f"{data} holds no images; expected files ending in {', '.join(_ENDINGS)}")
-    return [_row(file, None, table.get(file.name, {}), str(file.relative_to(data))) for file in sorted(files)]
+class _Folder:
+    """A folder of images and its `cases.csv`, of which every row must be about an image that is there."""
+
+    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]]) -> None:
+        self.root, self.table = root, table
+        self._used: set[Path] = set()
+
+    @classmethod
+    def of(cls, root: Path) -> _Folder:
+        path = root / "cases.csv"
+        if not path.is_file():
+            return cls(root, {})
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        if rows and "file" not in rows[0]:
+            raise InvalidInput(
+                f"{path}: expected a column `file`, and any of patient, group, label; got {list(rows[0])}"
+            )
+        table: dict[Path, Mapping[str, str]] = {}
+        for row in rows:
+            found = _found(root, row["file"])
+            if found in table:
+                raise InvalidInput(f"{path}: {row['file']} has two rows; expected one for each image")
+            table[found] = row
+        return cls(root, table)
+
+    def part(self, *names: str) -> Path:
+        """The first of these folders that is there, or the first one's name."""
+        return next((self.root / name for name in names if (self.root / name).is_dir()), self.root / names[0])
+
+    def row(self, file: Path, label: str | Path | tuple[Path, ...] | None) -> Row:
+        stated = self.stated(file)
+        patient = stated.get("patient") or str(file.relative_to(self.root))
+        return Row(file, label, patient, stated.get("group") or "")
+
+    def stated(self, file: Path) -> Mapping[str, str]:
+        self._used.add(file)
+        return self.table.get(file, {})
+
+    def images(self) -> list[Row]:
+        """All of them below the folder, or below its `images/`."""
+        folder = self.part("images", "imagesTr")
+        return [self.row(file, None) for file in _images(folder if folder.is_dir() else self.root, deep=True)]
+
+    def check_all_used(self) -> None:
+        unused = sorted(str(file.relative_to(self.root)) for file in self.table.keys() - self._used)
+        if unused:
+            raise InvalidInput(
+                f"{self.root / 'cases.csv'} names {unused[0]} ({len(unused)} such rows), which is no image of these "
+                "cases"
+            )
+
+
+def _found(root: Path, stated: str) -> Path:
+    """The image that a row names: by its path from the folder or from its images/, or by a name that only one has."""
+    for place in (root, root / "images", root / "imagesTr"):
+        if (place / stated).is_file():
+            return place / stated
+    wanted = {stated, Path(stated).name}
+    same = [file for file in _images(root, deep=True) if file.name in wanted or _stem(file) == stated]
+    same = [file for file in same if not {"labels", "masks", "labelsTr"} & set(file.relative_to(root).parts)]
+    if len(same) != 1:
+        found = f"{len(same)} files of that name" if same else "no such file"
+        raise InvalidInput(f"{root / 'cases.csv'}: {stated!r}: {found} in {root}; expected a path from there")
+    return same[0]
+
+
+def _images(folder: Path, deep: bool = False) -> list[Path]:
+    files = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(file for file in files if file.name.lower().endswith(_ENDINGS) and not file.name.startswith("."))
 
 
 def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[np.uint8]:
     """Zeros of the shape that the truth of `image [C, *S]` has."""
-    several = contract.activation is Activation.SIGMOID
-    single = (len(contract.classes),) if several else ()
-    return np.zeros(image.shape[1:] if contract.task is Task.SEGMENTATION else single, np.uint8)
+    several = (len(contract.classes),) if contract.activation is Activation.SIGMOID else ()
+    spatial = image.shape[1:] if contract.task is Task.SEGMENTATION else ()
+    return np.zeros((*several, *spatial), np.uint8)
 
 
-def _table(data: Path) -> dict[str, dict[str, str]]:
-    """`cases.csv` by file name; empty without one."""
-    path = data / "cases.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if rows and "file" not in rows[0]:
-        raise InvalidInput(f"{path}: expected a column `file`, and any of patient, group, label; got {list(rows[0])}")
-    return {row["file"]: row for row in rows}
+def _segmentations(folder: _Folder, contract: Contract) -> Iterator[Row]:
+    images, labels = folder.part("images", "imagesTr"), folder.part("labels", "masks", "labelsTr")
+    regions = [labels / name for name in contract.classes if (labels / name).is_dir()]
+    if regions and len(regions) < len(contract.classes):
+        raise InvalidInput(
+            f"{labels} has folders {_names(each.name for each in regions)}; expected one for each of "
+            f"{_names(contract.classes)}"
+        )
+    for file in _images(images):
+        stated = folder.stated(file).get("label")
+        if stated:
+            found: Path | tuple[Path, ...] = _stated_label(folder.root, labels, stated)
+        elif regions:
+            found = tuple(_label_of(file, region, folder.root) for region in regions)
+        else:
+            found = _label_of(file, labels, folder.root)
+        for each in found if isinstance(found, tuple) else (found,):
+            if PSEUDO_LABEL in each.name:
+                raise InvalidInput(
+                    f"{each.relative_to(folder.root)} is a model's own answer, no truth: give an expert's label instead"
+                )
+        yield folder.row(file, found)
 
 
-def _segmentations(data: Path) -> Iterator[Row]:
-    table = _table(data)
-    for file in sorted(path for path in (data / "images").glob("*") if path.name.lower().endswith(_ENDINGS)):
-        stated = table.get(file.name, {})
-        label = data / "labels" / (stated.get("label") or file.name)
-        if not label.is_file():
-            same = list((data / "labels").glob(f"{_stem(file)}.*"))
-            if len(same) != 1:
-                raise InvalidInput(f"images/{file.name} has no label: expected labels/{file.name}")
-            label = same[0]
-        if PSEUDO_LABEL in label.name:
-            raise InvalidInput(f"labels/{label.name} is a model's own answer, no truth: give an expert's label instead")
-        yield _row(file, label, stated, file.name)
+def _stated_label(root: Path, labels: Path, stated: str) -> Path:
+    for place in (labels, root):
+        if (place / stated).is_file():
+            return place / stated
+    raise InvalidInput(f"cases.csv: label {stated!r}: no such file in {labels} or {root}")
 
 
-def _classes(data: Path, contract: Contract) -> Iterator[Row]:
-    table = _table(data)
-    if table and all("label" in row for row in table.values()):
-        for name, row in table.items():
-            yield _row(data / name, row["label"], row, name)
+def _label_of(image: Path, labels: Path, root: Path) -> Path:
+    """The label of the same name; of another kind of file, with `_mask` and the like, or without nnU-Net's `_0000`."""
+    if (labels / image.name).is_file():
+        return labels / image.name
+    stem = _stem(image)
+    stems = {stem.removesuffix("_0000"), *(f"{stem}{end}" for end in _LABEL_ENDS)}
+    same = [file for file in _images(labels) if file.name.startswith(f"{stem}.") or _stem(file) in stems]
+    if len(same) != 1:
+        found = f"{len(same)} files fit" if same else "has no label"
+        expected = (labels / image.name).relative_to(root)
+        raise InvalidInput(f"{image.relative_to(root)} {found}: expected {expected}")
+    return same[0]
+
+
+def _classes(folder: _Folder, contract: Contract) -> Iterator[Row]:
+    columns = next(iter(folder.table.values()), {}).keys()
+    named = {plain(column): column for column in columns}
+    several = [named.get(plain(name)) for name in contract.classes]
+    if "label" in columns or all(several):
+        for file, row in folder.table.items():
+            label = row["label"] if "label" in columns else ";".join(row[column] for column in several if column)
+            yield folder.row(file, label)
         return
-    for label in contract.classes:
-        for file in sorted(path for path in (data / label).glob("*") if path.name.lower().endswith(_ENDINGS)):
-            name = f"{label}/{file.name}"
-            yield _row(file, label, table.get(name, {}), name)
+    beside = _images(folder.root)
+    if beside:
+        raise InvalidInput(
+            f"{folder.root} holds {len(beside)} images that are in no class's folder, such as {beside[0].name}: "
+            f"expected folders {_names(contract.classes)}, or a cases.csv with the columns file and label"
+        )
+    for place in sorted(each for each in folder.root.iterdir() if each.is_dir()):
+        for file in _images(place, deep=True):
+            yield folder.row(file, place.name)
 
 
 def _stem(file: Path) -> str:
     return file.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
-def _read(row: Row, data: Path, contract: Contract, spacing: tuple[float, ...] | None) -> LabelledImage:
-    prepared = fit(with_spacing(read_image(row.file), spacing), contract)
-    if row.label is None:
-        truth = _blank(contract, prepared.pixels)
-    else:
-        truth = _label_map(row.label, prepared, contract) if isinstance(row.label, Path) else _class(row, contract)
+def _read(
+    row: Row, data: Path, contract: Contract, spacing: tuple[float, ...] | None, table: LabelTable | None
+) -> LabelledImage:
     name = str(row.file.relative_to(data))
+    prepared = fit(with_spacing(read_image(row.file), spacing), contract)
+    try:
+        truth = _truth_of(row, prepared, contract, table)
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from error
     return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group)
 
 
-def _label_map(path: Path, prepared: Prepared, contract: Contract) -> NDArray[np.uint8]:
-    """`[*S]` in the prepared image's grid."""
+def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTable | None) -> NDArray[np.uint8]:
+    if row.label is None:
+        return _blank(contract, prepared.pixels)
+    if isinstance(row.label, str):
+        return truth_of_label(row.label, contract, table)
+    if isinstance(row.label, tuple):
+        return truth_of_masks(
+            np.concatenate([_grey(_planes(each, prepared, contract), each) for each in row.label]), contract
+        )
+    planes = _planes(row.label, prepared, contract)
+    if len(planes) == len(contract.classes) > 1 and row.label.suffix.lower() not in _PICTURES:
+        return truth_of_masks(planes, contract)
+    return truth_of_map(_grey(planes, row.label)[0], contract, table)
+
+
+def _planes(path: Path, prepared: Prepared, contract: Contract) -> NDArray[Any]:
+    """A label's channels `[C, *S]` in the prepared image's grid."""
     pixels = read_image(path).pixels
-    source = prepared.source.pixels
-    spatial = source.shape[-contract.rank :]
+    spatial = prepared.source.pixels.shape[-contract.rank :]
     if pixels.shape[-contract.rank :] != spatial:
         raise InvalidInput(f"{path.name}: label of size {list(pixels.shape)} for an image of size {list(spatial)}")
-    first = pixels.reshape(-1, *spatial)[:1]  # a grey picture may repeat its channel
-    turned = turn(first, prepared.order, prepared.flipped)
-    return _indices(pick_nearest(turned, prepared.grid)[0], contract)
+    turned = turn(pixels.reshape(-1, *spatial), prepared.order, prepared.flipped)
+    return pick_nearest(turned, prepared.grid)
 
 
-def _indices(values: NDArray[Any], contract: Contract) -> NDArray[np.uint8]:
-    """Class indices; of a single label anything above 0 counts, since pictures store it as 255."""
-    if contract.activation is Activation.SIGMOID and len(contract.classes) == 1:
-        return (values > 0).astype(np.uint8)
-    whole = np.rint(values)  # a scale factor in the file leaves 0.996 of a 1
-    if whole.size and (np.abs(values - whole).max() > 0.05 or whole.min() < 0 or whole.max() > 255):
-        raise InvalidInput("a label holds what is no index of a class; expected whole numbers from 0")
-    return whole.astype(np.uint8)
-
-
-def _class(row: Row, contract: Contract) -> NDArray[np.uint8]:
-    stated = str(row.label)
-    several = stated.split(";") if contract.activation is Activation.SIGMOID else [stated]
-    unknown = [name for name in several if name and name not in contract.classes]
-    if unknown:
-        raise InvalidInput(
-            f"{row.file.name}: label {unknown[0]!r}; {contract.name} knows {', '.join(contract.classes)}"
-        )
-    if contract.activation is Activation.SIGMOID:
-        return np.array([name in several for name in contract.classes], dtype=np.uint8)
-    return np.array(contract.classes.index(stated), dtype=np.uint8)
-
-
-def _truth(stored: NDArray[Any], contract: Contract) -> NDArray[np.uint8]:
-    if contract.task is Task.SEGMENTATION:
-        return _indices(stored, contract)
-    return (stored.reshape(()) if stored.size == 1 else stored).astype(np.uint8)
+def _grey(planes: NDArray[Any], path: Path) -> NDArray[Any]:
+    """`[1, *S]`: a grey picture may repeat its channel."""
+    if any((plane != planes[0]).any() for plane in planes[1:]):
+        raise InvalidInput(f"{path.name}: the label is a picture in colour; expected one value per voxel: its class")
+    return planes[:1]
 
 
 def _from_archive(
-    path: Path, contract: Contract, spacing: tuple[float, ...] | None, labelled: bool
+    path: Path, contract: Contract, spacing: tuple[float, ...] | None, labelled: bool, table: LabelTable | None
 ) -> Iterator[LabelledImage]:
-    with np.load(path, allow_pickle=False) as archive:
-        names = set(archive.files)
-        labels = "labels" if "labels" in names else "masks"
-        if not {"images", *([labels] if labelled else [])} <= names:
-            expected = "`images` and `labels` (or `masks`)" if labelled else "`images`"
-            raise InvalidInput(f"{path.name} holds {sorted(names)}; expected {expected}")
-        images = archive["images"]
-        truths = archive[labels] if labelled else [None] * len(images)
-        ids, patients, groups = (archive[n].astype(str) if n in names else None for n in ("ids", "patients", "groups"))
-        stated = tuple(float(mm) for mm in archive["spacing"].reshape(-1)) if "spacing" in names else spacing
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            entries = {name: archive[name] for name in {"images", "labels", "masks", *_TOLD} & set(archive.files)}
+            names = sorted(archive.files)
+    except (ValueError, OSError, BadZipFile) as error:
+        raise InvalidInput(f"{path.name} cannot be read: {error}; expected an .npz of plain arrays") from error
+    labels = "labels" if "labels" in names else "masks"
+    if not {"images", *([labels] if labelled else [])} <= entries.keys():
+        expected = "`images` and `labels` (or `masks`)" if labelled else "`images`"
+        raise InvalidInput(f"{path.name} holds {names}; expected {expected}")
+    images = entries["images"]
+    truths = entries[labels] if labelled else [None] * len(images)
+    ids, patients, groups = (entries[n].astype(str) if n in entries else None for n in ("ids", "patients", "groups"))
+    stated = tuple(float(mm) for mm in entries["spacing"].reshape(-1)) if "spacing" in entries else spacing
     if len(images) != len(truths):
         raise InvalidInput(f"{path.name} holds {len(images)} images and {len(truths)} {labels}; expected one for each")
     if images.ndim == 1 + contract.rank:
         images = images[:, None]
     for index, (image, truth) in enumerate(zip(images, truths, strict=True)):
         name = str(ids[index]) if ids is not None else f"{index:05d}"
-        label = _blank(contract, image) if truth is None else _truth(truth, contract)
+        try:
+            label = _blank(contract, image) if truth is None else _truth_of_entry(truth, image, contract, table)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path.name}, {name}: {error}") from error
         patient = str(patients[index]) if patients is not None else name
         group = str(groups[index]) if groups is not None else ""
         yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group)
+
+
+def _truth_of_entry(
+    truth: NDArray[Any], image: NDArray[Any], contract: Contract, table: LabelTable | None
+) -> NDArray[np.uint8]:
+    """Of one entry of `labels`: segmentations have `[*S]`, `[1, *S]`, `[*S, 1]`, or `[K, *S]`, one mask per class."""
+    if contract.task is not Task.SEGMENTATION:
+        return truth_of_labels(truth, contract, table)
+    spatial = image.shape[1:]
+    if truth.dtype.kind not in "biuf" or truth.shape not in (
+        spatial, (1, *spatial), (*spatial, 1), (len(contract.classes), *spatial)
+    ):  # fmt: skip
+        raise InvalidInput(
+            f"the label has shape {list(truth.shape)} of {truth.dtype}; expected {list(spatial)}, one class per voxel "
+            f"of the image, or {[len(contract.classes), *spatial]}, 0 and 1 per class"
+        )
+    if truth.size == int(np.prod(spatial)):
+        return truth_of_map(truth.reshape(spatial).astype(np.float64), contract, table)
+    return truth_of_masks(truth, contract)

@@ -99,6 +99,7 @@ def calibrate(
     samples: int | None = None,
     pilot: float = 0.3,
     spacing: tuple[float, ...] | None = None,
+    label_values: str | Mapping[str, Sequence[str | int]] | None = None,
     sweep_p: Sequence[float] = (),
     report: str | Path | None = None,
     progress: bool = False,
@@ -122,6 +123,8 @@ def calibrate(
         samples: full T; the contract's by default, or the last of `stages`.
         pilot: share of patients for exploration only: no guarantee rests on them.
         spacing: mm per axis for files that state none.
+        label_values: which labels make each class, such as `{"wt": [1, 2, 3], "et": [3]}`; by default labels are
+            indices or names of classes, or `dataset.json` beside the data says it.
         sweep_p: dropout rates to try; they change no policy.
         report: HTML file; `NAME.calibration.html` in the repository by default.
         progress: whether a bar shows how far it is, on stderr.
@@ -155,7 +158,7 @@ def calibrate(
         alpha, delta, false_alarms, level, missed, Method(method),
         audited=audited,
     )  # fmt: skip
-    cases = labelled_cases(Path(data), contract, spacing)
+    cases = labelled_cases(Path(data), contract, spacing, values=label_values)
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
@@ -181,9 +184,8 @@ def calibrate(
         )
     ]
     if test is not None:
-        others = _measured(
-            model, repository, labelled_cases(Path(test), contract, spacing), acceptable_dice, grid, progress
-        )
+        held_out = labelled_cases(Path(test), contract, spacing, values=label_values)
+        others = _measured(model, repository, held_out, acceptable_dice, grid, progress)
         judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
         sections.append((f"Test cases: {Path(test).name}", note, figures(contract, judged, goals)))

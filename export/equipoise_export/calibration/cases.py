@@ -32,8 +32,8 @@ class Labelled:
     Attributes:
         name: for the report.
         patient: cases of one patient never stand on both sides of a split.
-        truth: segmentation: `[*S]` class indices (softmax), or 0/1 (sigmoid, one class); classification: `[]`, the
-            class, or `[K]` 0/1 where several may hold.
+        truth: softmax: class indices, `[*S]` of a segmentation, `[]` of a classification; sigmoid: 0/1 per class,
+            `[K, *S]` or `[K]`.
         group: scanner or site, or "".
     """
 
@@ -55,7 +55,8 @@ class Step:
         prediction: statistics of the prediction by name.
         loss: 1 where accepting this answer would have been an error, else 0.
         dice: mean over foreground classes; NaN for classification.
-        volumes: per class and `total` (mean, low, high) in mL before any widening; empty without a physical scale.
+        volumes: per class and, unless classes overlap, `total` (mean, low, high) in mL before any widening; empty
+            without a physical scale.
         missed: share of the true foreground that is missed at each threshold of `SENSITIVE_GRID`; empty for
             classification.
         probabilities: `[m, K]`: p̄ of this image (m = 1), or at some of its voxels.
@@ -130,6 +131,8 @@ def measure(
             raise CalibrationError(f"{case.name}: {problems}: calibrate where every case can be answered")
     scale = voxel_volume(case.spacing) if case.spacing and contract.task is Task.SEGMENTATION else None
     names = [*(contract.classes[k] for k in contract.foreground), "total"] if scale else []
+    if contract.overlapping:
+        names = [name for name in names if name != "total"]
     known = answers[-1].input
     chosen = _chosen_voxels(contract, asked, answers[-1].seed)
     return Measured(
@@ -160,30 +163,24 @@ def check_classes(contract: Contract, cases: Sequence[Labelled]) -> None:
 
 
 def _seen(contract: Contract, cases: Sequence[Labelled]) -> list[bool]:
-    softmax = contract.activation is Activation.SOFTMAX
-    if contract.task is Task.CLASSIFICATION and not softmax:
-        truths = np.array([case.truth for case in cases])
-        return [bool(column.any() and not column.all()) for column in truths.T]
-    first = 0 if softmax else 1
-    found = {int(value) for case in cases for value in np.unique(case.truth)}
-    return [index in found for index in range(first, first + len(contract.classes))]
+    if contract.activation is Activation.SOFTMAX:
+        found = {int(value) for case in cases for value in np.unique(case.truth)}
+        return [index in found for index in range(len(contract.classes))]
+    there = np.array([case.truth.reshape(len(contract.classes), -1).any(axis=1) for case in cases])
+    everywhere = np.array([case.truth.reshape(len(contract.classes), -1).all(axis=1) for case in cases])
+    return [bool(a and not b) for a, b in zip(there.any(axis=0), everywhere.all(axis=0), strict=True)]
 
 
 def _check_truth(contract: Contract, case: Labelled) -> None:
     wanted = case.image.shape[1:] if contract.task is Task.SEGMENTATION else ()
-    several = contract.task is Task.CLASSIFICATION and contract.activation is Activation.SIGMOID
-    if several:
-        wanted = (len(contract.classes),)
+    largest = len(contract.classes) - 1
+    if contract.activation is Activation.SIGMOID:
+        wanted, largest = (len(contract.classes), *wanted), 1
     if case.truth.shape != wanted:
         raise CalibrationError(
-            f"{case.name}: the label has shape {list(case.truth.shape)}; expected {list(wanted)}, "
-            + (
-                "one class per voxel of the image"
-                if case.image.shape[1:] == wanted
-                else "see `equipoise calibrate --help`"
-            )
+            f"{case.name}: the label has shape {list(case.truth.shape)}; expected {list(wanted)}; "
+            "see `equipoise calibrate --help`"
         )
-    largest = 1 if contract.activation is Activation.SIGMOID else len(contract.classes) - 1
     if case.truth.size and int(case.truth.max()) > largest:
         raise CalibrationError(
             f"{case.name}: the label holds {int(case.truth.max())}; {contract.name} knows 0 to {largest}"
@@ -232,18 +229,17 @@ def dice_per_class(assessment: Assessment, truth: NDArray[np.uint8]) -> dict[str
 
 
 def true_region(contract: Contract, truth: NDArray[np.uint8], name: str) -> NDArray[np.bool_]:
-    """Voxels of the class `name`, or of any foreground class for `total`."""
-    if name == "total":
-        return np.asarray(truth > 0)
-    index = contract.classes.index(name)
-    return np.asarray(truth == (index if contract.activation is Activation.SOFTMAX else index + 1))
+    """Voxels `[*S]` of the class `name`, or of any foreground class for `total`."""
+    if contract.activation is Activation.SOFTMAX:
+        return np.asarray(truth > 0 if name == "total" else truth == contract.classes.index(name))
+    return np.asarray(truth.any(axis=0) if name == "total" else truth[contract.classes.index(name)] > 0)
 
 
 def missed_foreground(contract: Contract, mean: NDArray[Any], truth: NDArray[np.uint8]) -> tuple[float, ...]:
     """Share of true foreground voxels below each threshold of `SENSITIVE_GRID`, 0..1; empty without foreground: there
     is nothing to miss, which is no reason to miss more elsewhere."""
     foreground = 1.0 - mean[0] if contract.activation is Activation.SOFTMAX else mean.max(axis=0)
-    inside = foreground[truth > 0]
+    inside = foreground[true_region(contract, truth, "total")]
     if not inside.size:
         return ()
     return tuple((np.searchsorted(np.sort(inside), SENSITIVE_GRID, side="left") / inside.size).tolist())
@@ -252,12 +248,8 @@ def missed_foreground(contract: Contract, mean: NDArray[Any], truth: NDArray[np.
 def _hits(contract: Contract, truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """`[voxels, K]`, or `[1, K]` of a classification."""
     classes = len(contract.classes)
-    if contract.activation is Activation.SOFTMAX:
-        hits = truth.reshape(-1, 1) == np.arange(classes)
-    elif contract.task is Task.CLASSIFICATION:
-        hits = truth.reshape(1, -1) == 1
-    else:
-        hits = truth.reshape(-1, 1) == np.arange(1, classes + 1)
+    softmax = contract.activation is Activation.SOFTMAX
+    hits = truth.reshape(-1, 1) == np.arange(classes) if softmax else truth.reshape(classes, -1).T == 1
     return hits.astype(np.float64)
 
 

@@ -33,9 +33,14 @@ Examples:
 
     equipoise calibrate chest --data cases.npz --repository model_repository --sweep-p 0.05,0.1,0.2,0.3,0.5
 
-Data: a folder with images/ and labels/ (files of the same name), a folder of folders named by class, or an .npz with
-images and labels (or masks), optionally ids, patients, groups, spacing. A cases.csv beside the folders may state
-file, patient, group, label.
+    equipoise calibrate brats --data labelled/ --repository model_repository --label-values "wt=1,2,3; tc=1,3; et=3"
+
+Data: a folder with images/ and labels/ or masks/ (files of the same name, or labels/CLASS/ with one mask per class), a
+folder of folders named by class, or an .npz with images and labels (or masks), optionally ids, patients, groups,
+spacing. A cases.csv beside the folders may state file, patient, group, label.
+
+Labels: indices of classes, names of classes, or 0 and 255 for one structure; anything else by --label-values, or by a
+dataset.json (nnU-Net's) beside the data. CLASS=LABEL,… are separated by ;, 1..500 is a range, none=… is no class.
 """
 
 
@@ -67,6 +72,9 @@ def calibrate(
     samples: Annotated[int | None, typer.Option(min=2, help="Full T; the contract's by default.")] = None,
     pilot: Annotated[float, _limited("pilot", "Share of patients for exploration only.")] = 0.3,
     spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
+    label_values: Annotated[
+        str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
+    ] = None,
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -78,7 +86,8 @@ def calibrate(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
             acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
             method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, progress=not as_json,
-            spacing=numbers(spacing) if spacing else None, sweep_p=numbers(sweep_p) if sweep_p else (),
+            spacing=numbers(spacing) if spacing else None, label_values=label_values,
+            sweep_p=numbers(sweep_p) if sweep_p else (),
         )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
         Console(stderr=True).print(f"[red]not calibrated[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)

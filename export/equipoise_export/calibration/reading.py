@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -12,11 +13,23 @@ from .errors import CalibrationError
 
 
 def labelled_cases(
-    data: Path, contract: Contract, spacing: tuple[float, ...] | None, labels: bool = True
+    data: Path,
+    contract: Contract,
+    spacing: tuple[float, ...] | None,
+    labels: bool = True,
+    values: str | Mapping[str, Sequence[str | int]] | None = None,
 ) -> list[Labelled]:
-    """As the client prepares images for this model. `labels` False: images alone will do, the truth is blank."""
-    read = import_module("equipoise_client.images.labelled").read_labelled
-    return [Labelled(**vars(each)) for each in read(data, contract, spacing, labels)]
+    """As the client prepares images for this model.
+
+    Args:
+        labels: False: images alone will do, the truth is blank.
+        values: which labels make each class, as `wt=1,2,3; et=3` or by class; None: they are indices or names.
+    """
+    images = import_module("equipoise_client.images.labelled")
+    table = None
+    if values:
+        table = images.LabelTable.parse(values) if isinstance(values, str) else images.LabelTable.of(values)
+    return [Labelled(**vars(each)) for each in images.read_labelled(data, contract, spacing, labels, table)]
 
 
 def numbers(text: str) -> tuple[float, ...]:

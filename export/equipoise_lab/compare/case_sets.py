@@ -132,7 +132,7 @@ def reference_case_sets(name: str) -> CaseSets:
 
     Raises DataMissingError where the images are not there.
     """
-    from ..reference.build import PILOT_CASES, spacing_of  # loads torch
+    from ..reference.build import PILOT_CASES, spacing_of, truth_of  # loads torch
     from ..reference.data import load, load_shifted_nuclei, reference_split
     from ..reference.specs import REFERENCES
 
@@ -145,8 +145,8 @@ def reference_case_sets(name: str) -> CaseSets:
     def cases(ids: Collection[str]) -> list[Labelled]:
         chosen = data.select(tuple(ids))
         return [
-            Labelled(id_, id_, image, truth, spacing)
-            for id_, image, truth in zip(ids, chosen.images, chosen.targets, strict=True)
+            Labelled(id_, id_, image, truth_of(reference, target), spacing)
+            for id_, image, target in zip(ids, chosen.images, chosen.targets, strict=True)
         ]
 
     test = cases(split.test)
@@ -157,8 +157,8 @@ def reference_case_sets(name: str) -> CaseSets:
     else:
         shift, strange = "H&E-stained tissue instead of fluorescence", load_shifted_nuclei()
         shifted = [
-            Labelled(id_, id_, image, truth)
-            for id_, image, truth in zip(strange.ids, strange.images, strange.targets, strict=True)
+            Labelled(id_, id_, image, truth_of(reference, target))
+            for id_, image, target in zip(strange.ids, strange.images, strange.targets, strict=True)
         ]
     return CaseSets(
         f"reference data {name}",

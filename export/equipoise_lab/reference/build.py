@@ -34,6 +34,7 @@ from equipoise_export.graph.session import published_samplers
 from equipoise_export.options import Options, Sizes
 from equipoise_export.publish.repository import publish_pair
 from equipoise_export.publish.triton_config import first_pass_name, sampler_names
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -95,7 +96,7 @@ def build(reference: Reference, data: Dataset) -> tuple[Compiled, Compiled, Poli
         test = data.select(reference_split(reference.name, data.ids).test)
         assessments = [
             (assess(decided, Case(image, spacing=spacing_of(reference)), samplers, first_pass=first), truth)
-            for image, truth in _each(test, f"{reference.name}: testing")
+            for image, truth in _each(reference, test, "testing")
         ]
     return compiled, first_pass, policy, _routes(assessments, reference.acceptable_dice or 0.0)
 
@@ -127,7 +128,7 @@ def choose_on_split(
                 model, Labelled(name, name, image, truth, spacing_of(reference)), samplers,
                 reference.acceptable_dice or 0.0, stages, first_pass,
             )
-            for name, (image, truth) in zip(ids, _each(cases, f"{model.contract.name}: {what}"), strict=True)
+            for name, (image, truth) in zip(ids, _each(reference, cases, what), strict=True)
         ]  # fmt: skip
 
     return choose_policy(
@@ -147,8 +148,14 @@ def goals(reference: Reference) -> Goals:
     return Goals(f"mean Dice below {reference.acceptable_dice:g}")
 
 
-def _each(data: Dataset, what: str) -> Any:
-    return track(list(zip(data.images, data.targets, strict=True)), what, console=Console(stderr=True))
+def _each(reference: Reference, data: Dataset, what: str) -> Any:
+    truths = [truth_of(reference, target) for target in data.targets]
+    return track(list(zip(data.images, truths, strict=True)), f"{reference.name}: {what}", console=Console(stderr=True))
+
+
+def truth_of(reference: Reference, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A label of its data as `Labelled.truth`: a structure that stands alone has an axis of its own."""
+    return target[None] if reference.activation == "sigmoid" else target
 
 
 def _routes(assessments: list[tuple[Assessment, Any]], acceptable_dice: float) -> dict[str, Any]:

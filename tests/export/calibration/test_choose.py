@@ -213,12 +213,12 @@ def test_missed_foreground_falls_to_zero_along_the_grid():
         "s", Task.SEGMENTATION, Activation.SIGMOID, ("x",), 1, ("X",), (4,), (8,),
         Preprocessing(Normalisation.IDENTITY), (),
     )  # fmt: skip
-    missed = missed_foreground(contract, np.array([[0.9, 0.4, 0.04, 0.0]]), np.array([1, 1, 1, 0], np.uint8))
+    missed = missed_foreground(contract, np.array([[0.9, 0.4, 0.04, 0.0]]), np.array([[1, 1, 1, 0]], np.uint8))
     assert len(missed) == len(SENSITIVE_GRID)
     assert missed[0] == pytest.approx(2 / 3)
     assert missed[-1] == 0.0
     assert (np.diff(missed) <= 0).all()
-    assert missed_foreground(contract, np.zeros((1, 4)), np.zeros(4, np.uint8)) == ()
+    assert missed_foreground(contract, np.zeros((1, 4)), np.zeros((1, 4), np.uint8)) == ()
 
 
 def sensitive_rule(missed):

@@ -130,13 +130,19 @@ class Assessment:
 
     @cached_property
     def volumes(self) -> dict[str, VolumeEstimate]:
-        """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification."""
+        """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification.
+
+        Where regions may overlap there is no total: their sum would count a voxel several times.
+        """
         contract, rule = self.model.contract, self.volume_rule
         if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
             return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
         columns = dict(zip(contract.classes, millilitres.T, strict=True))
-        columns["total"] = millilitres[:, list(contract.foreground)].sum(axis=1)
+        total = (
+            np.full(len(millilitres), np.nan) if contract.overlapping else millilitres[:, contract.foreground].sum(1)
+        )
+        columns["total"] = total
         level = rule.level if rule else UNCALIBRATED_LEVEL
         return {
             name: volume_of_samples(column, level, rule.widening.get(name, 0.0) if rule else 0.0)

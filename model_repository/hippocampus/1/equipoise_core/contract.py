@@ -205,6 +205,11 @@ class Contract:
         background = self.task is Task.SEGMENTATION and self.activation is Activation.SOFTMAX
         return tuple(range(1 if background else 0, len(self.classes)))
 
+    @property
+    def overlapping(self) -> bool:
+        """Whether several classes may be true of one voxel."""
+        return self.activation is Activation.SIGMOID and len(self.classes) > 1
+
     def sizes(self, spatial: tuple[int, ...]) -> dict[str, int]:
         """Name → size of the dynamic dimensions, for an image of these (padded) spatial sizes."""
         return {name: size for name, size in zip(self.spatial, spatial, strict=True) if isinstance(name, str)}
