@@ -22,6 +22,8 @@ class Place:
         path: keys and indices, outermost first.
         scale: per spatial axis, image size over answer size: it is interpolated to the image's sizes, as the network's
             own post-processing would. Empty where it has them already.
+        one_class: the network leaves out the axis of its only class: it answers `[N]` or `[N, *S]`.
+        pooled: a classifier's answer keeps spatial axes of one pixel: `[N, K, 1, 1]`.
         margin: the image is mirrored by so many pixels at each border first (Ronneberger et al., MICCAI 2015): a
             network of unpadded convolutions then answers for the whole image.
     """
@@ -29,6 +31,8 @@ class Place:
     path: tuple[str | int, ...]
     scale: tuple[int, ...] = ()
     margin: int = 0
+    one_class: bool = False
+    pooled: bool = False
 
     def seen(self, image: Tensor) -> Tensor:
         """What the network is given for `image` `[N, C, *S]`."""
@@ -41,6 +45,11 @@ class Place:
         for step in self.path:
             inside = isinstance(output, Mapping) or isinstance(step, int)
             output = output[step] if inside else getattr(output, str(step))
+        if self.one_class:  # `squeeze()` takes the axis of a single image as well
+            spatial = output.shape[-(image.dim() - 2) :] if output.dim() >= image.dim() - 2 else ()
+            output = output.reshape(image.shape[0], 1, *spatial)
+        if self.pooled:
+            output = output.flatten(1)
         if self.scale:
             size, mode = image.shape[2:], _MODES[image.dim() - 2]
             output = functional.interpolate(output, size=size, mode=mode, align_corners=False)

@@ -69,7 +69,7 @@ class _Reader:
                 "the whole network",
                 _what_to_do(network, error),
             ) from error
-        self.outputs = dict(_tensors(self.answer))
+        self.outputs = self.tensors(self.answer, example)
 
     def run(self, image: Tensor) -> Any:
         with sampling(self.network, self.active), torch.no_grad():
@@ -78,7 +78,19 @@ class _Reader:
     def place(self, output: str | int | None) -> Place:
         """Where the chosen output lies, or the only one that fits."""
         path = self.chosen(output)
-        return Place(path, self.scale(path), self.margin)
+        return self.form(path, self.answer, self.scale(path))
+
+    def tensors(self, answer: Any, image: Tensor) -> Outputs:
+        """Of all outputs, with the axes that an answer is to have."""
+        return {path: self.form(path, answer).of(answer, image) for path, _ in _tensors(answer)}
+
+    def form(self, path: tuple[str | int, ...], answer: Any, scale: tuple[int, ...] = ()) -> Place:
+        """A place in the answer to more than one image, and what axes it lacks or has too many."""
+        tensor = next(each for way, each in _tensors(answer) if way == path)
+        spatial = self.draft.rank if self.draft.task is Task.SEGMENTATION else 0
+        one_class = len(self.draft.classes) == 1 and tensor.dim() == 1 + spatial
+        pooled = not spatial and tensor.dim() > 2 and set(tensor.shape[2:]) == {1}
+        return Place(path, scale, self.margin, one_class, pooled)
 
     def chosen(self, output: str | int | None) -> tuple[str | int, ...]:
         if output is not None:
@@ -90,6 +102,12 @@ class _Reader:
             return path
         if len(self.outputs) == 1:
             return next(iter(self.outputs))
+        if not self.outputs:
+            raise ExportRefused(
+                "it answers with labels or decisions (no tensor of floating-point numbers), which have no mean",
+                "the chosen output",
+                "Let it return logits or probabilities: leave argmax and thresholds out of its forward.",
+            )
         full = self.draft.nominal if self.draft.task is Task.SEGMENTATION else ()
         classes = len(self.draft.classes)
         exact = [path for path, tensor in self.outputs.items() if tuple(tensor.shape) == (self.batch, classes, *full)]
@@ -119,7 +137,8 @@ class _Reader:
         pairs = [(nominal, sizes)]
         double = tuple(2 * full for full in nominal)
         with contextlib.suppress(Exception):  # it serves one size only
-            larger = dict(_tensors(self.run(torch.zeros(1, self.draft.channels, *double))))
+            image = torch.zeros(2, self.draft.channels, *double)
+            larger = self.tensors(self.run(image), image)
             pairs.append((double, tuple(larger[path].shape[2:])))
         if all(
             size in (full // factor, -(-full // factor))
@@ -156,6 +175,12 @@ def _what_to_do(network: nn.Module, error: Exception) -> str:
         return "Its forward takes a dictionary or a list, a sampler gives the image: wrap it in a module that packs it."
     if "cuda" in text.lower() or "NVIDIA" in text or "same device" in text:
         return "A device is written into its code; export runs on the CPU: use the device of the input (x.device)."
+    if "must be float, not" in text:
+        return "A probability of dropping is a tensor; PyTorch wants a number (p.item())."
+    if "BFloat16" in text or "Half" in text:
+        return (
+            "Half precision is written into its code; export computes in single precision: use the dtype of the input."
+        )
     return "State its --input-shape (C,H,W[,D]) and --multiple as it was trained."
 
 

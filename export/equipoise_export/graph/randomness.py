@@ -31,13 +31,16 @@ def draws(operator: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | N
 
 @contextmanager
 def sampling(module: nn.Module, active: tuple[str, ...]) -> Iterator[None]:
-    """Evaluation mode with only the named modules in training mode, restored afterwards: Monte Carlo dropout."""
+    """Evaluation mode with only the named modules in training mode, restored afterwards: Monte Carlo dropout.
+
+    In single precision throughout, and without what a forward pass says of gradients: see `plainly`.
+    """
     flags = {part: part.training for part in module.modules()}
     try:
         module.eval()
         for name in active:
             module.get_submodule(name).training = True
-        with slow_attention():
+        with slow_attention(), plainly():
             yield
     finally:
         for part, flag in flags.items():
@@ -53,3 +56,40 @@ def slow_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """`autocast`, `inference_mode` and switches of gradients in a network's code do nothing.
+
+    torch.export would wrap what is inside into a region of its own, a sampler computes in one precision (`--half` is
+    its own), and in inference mode no random number can be replaced.
+    """
+    classes: list[Any] = [torch.autocast, torch.inference_mode, torch.enable_grad, torch.set_grad_enabled]
+    before = [(kind, kind.__enter__, kind.__exit__) for kind in classes]
+    begin, recording = torch.set_grad_enabled.__init__, torch.is_grad_enabled()
+    try:
+        for kind in classes:
+            kind.__enter__, kind.__exit__ = _enter, _leave
+        torch.set_grad_enabled.__init__ = _only_off  # type: ignore[method-assign, assignment]
+        yield
+    finally:
+        torch.set_grad_enabled.__init__ = begin  # type: ignore[method-assign]
+        for kind, enter, leave in before:
+            kind.__enter__, kind.__exit__ = enter, leave
+        torch.set_grad_enabled(recording)
+
+
+def _enter(context: Any) -> Any:
+    return context
+
+
+def _leave(*_: object) -> None:
+    return None
+
+
+def _only_off(context: Any, mode: bool) -> None:
+    """`set_grad_enabled`, which `no_grad` calls too: once off, gradients stay off."""
+    context.prev, context.mode = torch.is_grad_enabled(), mode
+    if not mode:
+        torch._C._set_grad_enabled(False)

@@ -29,7 +29,7 @@ def session(model: OnnxModel, threads: int = 0, weights: Weights | None = None) 
     options.intra_op_num_threads = threads
     # Waiting threads sleep: on a busy machine spinning ones take the cores from those that work.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised; trying sizes, much does
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights.folder.name)
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model

@@ -48,6 +48,12 @@ def find_layouts(c: Compilation) -> None:
 
 def _layout(name: str, one: Shape, two: Shape, larger: Shape) -> Layout:
     grows = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+    if two == (2, *one):
+        raise CaptureRefused(
+            f"tensor {name} has shape {one} for 1 image and {two} for 2: a squeeze() takes the batch's axis as well",
+            name,
+            "Name the axis that is to go: squeeze(1).",
+        )
     if len(one) != len(two) or len(grows) > 1 or any(2 * one[axis] != two[axis] for axis in grows):
         raise CaptureRefused(
             f"tensor {name} has shape {one} for 1 image and {two} for 2: it mixes the images of a batch",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from equipoise_core.contract import Task
+from equipoise_core.contract import Activation, Task
 from equipoise_export.capture.outputs import choose_answer
 from equipoise_export.compile import compile_sampler
 from equipoise_export.errors import ExportRefused
@@ -19,6 +19,7 @@ from equipoise_export.graph.randomness import sampling
 from equipoise_export.graph.session import OnnxSampler
 from equipoise_export.options import Options
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...support.graphs import contract
 
@@ -209,3 +210,132 @@ def test_a_forward_that_fails_is_told_its_own_cause(forward: Callable[..., Tenso
     with pytest.raises(ExportRefused) as caught:
         choose_answer(Needs(forward), (), torch.randn(2, 1, 8, 8), contract(spatial=(8, 8)))
     assert remedy in caught.value.remedy
+
+
+class Features(nn.Module):
+    """Features [N, 8, H, W] with dropout, then what a subclass makes of them."""
+
+    def __init__(self, classes: int = 1) -> None:
+        super().__init__()
+        self.conv, self.drop = nn.Conv2d(1, 8, 3, padding=1), nn.Dropout(0.3)
+        self.head, self.map = nn.Linear(8, classes), nn.Conv2d(8, classes, 1)
+        with torch.no_grad():
+            self.head.weight *= 5
+
+    def features(self, image: Tensor) -> Tensor:
+        return self.drop(torch.relu(self.conv(image)))
+
+    def pooled(self, image: Tensor) -> Tensor:
+        return self.head(self.features(image).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class OneNumber(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.pooled(image).squeeze(1)
+
+
+class OneMap(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.map(self.features(image)).squeeze(1)  # type: ignore[no-any-return]
+
+
+class OneQuarterMap(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return functional.avg_pool2d(self.map(self.features(image)), 2)[:, 0]
+
+
+class Unpooled(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.map(self.features(image)).mean((2, 3), keepdim=True)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "task"),
+    [
+        (OneNumber, 1, Task.CLASSIFICATION),
+        (OneMap, 1, Task.SEGMENTATION),
+        (OneQuarterMap, 1, Task.SEGMENTATION),
+        (Unpooled, 3, Task.CLASSIFICATION),
+    ],
+)
+def test_an_answer_may_lack_an_axis_or_have_one_more(kind: Any, classes: int, task: Task) -> None:
+    """[N] and [N, *S] of one class, [N, K, 1, 1] of a classifier: what is served has the contract's axes."""
+    torch.manual_seed(0)
+    activation = Activation.SIGMOID if classes == 1 else Activation.SOFTMAX
+    draft = replace(contract(task=task, classes=classes, spatial=(8, 8)), activation=activation)
+    example = torch.randn(2, 1, 8, 8)
+    compiled = compile_sampler(kind(classes), draft, example)
+    assert compiled.proof.sites[0].effect > 0
+
+
+class Contexts(Features):
+    """What people leave in a forward pass: none of it changes what single precision gives."""
+
+    def __init__(self, context: Callable[[], Any]) -> None:
+        super().__init__(3)
+        self.context = context
+
+    def forward(self, image: Tensor) -> Tensor:
+        with self.context():
+            return self.pooled(image)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        torch.enable_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.set_grad_enabled(True),
+    ],
+    ids=["no_grad", "enable_grad", "inference_mode", "autocast", "set_grad_enabled"],
+)
+def test_contexts_in_a_forward_pass_are_left_out(context: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    network = Contexts(context)
+    draft = contract(task=Task.CLASSIFICATION, classes=3, spatial=(8, 8))
+    compiled = compile_sampler(network, draft, torch.randn(2, 1, 8, 8))
+    assert [site.name for site in compiled.contract.sites] == ["drop"]
+    assert torch.autocast.__enter__ is not torch.inference_mode.__enter__
+
+
+class ByFirst(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.pooled(image) * image[0].mean()
+
+
+class Labels(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.pooled(image).argmax(1)
+
+
+class SqueezesAll(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        return self.pooled(image).squeeze()
+
+
+class HasScript(Features):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.script = torch.jit.script(nn.ReLU())
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.pooled(self.script(image))
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "says"),
+    [
+        (ByFirst, 3, "beside other images of a batch"),
+        (Labels, 3, "labels or decisions"),
+        (SqueezesAll, 1, r"Name the axis that is to go: squeeze\(1\)"),
+        (HasScript, 3, "script: it is a TorchScript module"),
+    ],
+)
+def test_what_is_no_answer_of_one_image_is_refused_by_its_cause(kind: Any, classes: int, says: str) -> None:
+    activation = Activation.SIGMOID if classes == 1 else Activation.SOFTMAX
+    draft = replace(contract(task=Task.CLASSIFICATION, classes=classes, spatial=(8, 8)), activation=activation)
+    torch.manual_seed(0)
+    with pytest.raises(ExportRefused, match=says):
+        compile_sampler(kind(classes), draft, torch.randn(2, 1, 8, 8))
