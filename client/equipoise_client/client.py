@@ -121,6 +121,21 @@ class _Dialogue:
         """
         return (yield from self._contract(name, self._deadline(timeout)))
 
+    def models(self, *, timeout: float | None = None) -> Operation[tuple[str, ...]]:
+        """Names of the public models that the server serves now. Raises as `predict` does."""
+        deadline, headers = self._deadline(timeout), self._headers or None
+        call = {"headers": headers}
+        index = yield from repeated(self._url, "get_model_repository_index", lambda _: call, deadline, Tries())
+        public = []
+        for entry in index.models:
+            try:
+                if entry.state == "READY":
+                    yield from self._contract(entry.name, deadline)
+                    public.append(str(entry.name))
+            except UnknownModel:
+                continue  # a sampler, or another's
+        return tuple(sorted(set(public)))
+
     def ready(self, name: str, *, timeout: float | None = None) -> Operation[bool]:
         """Whether the server serves this model now; False where it cannot be reached in time. Raises NotPermitted."""
         call = {"model_name": name, "headers": self._headers or None}
@@ -245,6 +260,7 @@ class UncertaintyClient:
     predict = _blocking(_Dialogue.predict)
     predict_batch = _blocking(_Dialogue.predict_batch)
     contract = _blocking(_Dialogue.contract)
+    models = _blocking(_Dialogue.models)
     ready = _blocking(_Dialogue.ready)
 
     def close(self) -> None:
@@ -281,6 +297,7 @@ class AsyncUncertaintyClient:
     predict = _awaited(_Dialogue.predict)
     predict_batch = _awaited(_Dialogue.predict_batch)
     contract = _awaited(_Dialogue.contract)
+    models = _awaited(_Dialogue.models)
     ready = _awaited(_Dialogue.ready)
 
     async def close(self) -> None:

@@ -30,7 +30,8 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 
 def write_figure(path: Path, title: str, contract: Contract, prepared: Prepared, prediction: Prediction) -> None:
-    """Writes a PNG. Segmentation needs the outputs `labels` and `epistemic`, classification `mean` and `variance`.
+    """Writes a PNG. Segmentation needs the outputs `labels` and `epistemic`, classification `calibrated`, `mean`
+    and `variance`.
 
     Args:
         title: first words of the heading; a file's name, never anything that stands in the file.
@@ -153,14 +154,17 @@ def _draw_classification(figure: Any, contract: Contract, prepared: Prepared, pr
     left, right = figure.subplots(1, 2)
     left.imshow(grey(prepared.source.pixels), cmap="gray", vmin=0.0, vmax=1.0)
     View(None, 1, 0, None).dress(left, prepared.source.spacing)
-    means = prediction.mean
+    means, stated = prediction.mean, prediction.calibrated
+    recalibrated = not np.allclose(means, stated, atol=5e-4)
     spread = np.sqrt(np.maximum(prediction.variance, 0.0))
     places = np.arange(len(contract.classes))
-    right.barh(places, means, xerr=spread, color="#8fb8de", ecolor="#222222", capsize=4, height=0.55)
+    right.barh(places, stated, color="#8fb8de", height=0.55)
+    right.errorbar(means, places, xerr=spread, fmt="o" if recalibrated else "none", color="#222222", capsize=4)
     right.set_yticks(places, contract.classes)
     right.invert_yaxis()
     right.set_xlim(0.0, 1.0)
-    right.set_xlabel("probability; whiskers: standard deviation over samples")
+    dots = "; dots: the samples' mean" if recalibrated else ""
+    right.set_xlabel(f"probability{', recalibrated' if recalibrated else ''}{dots}; whiskers: sd over samples")
     right.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(_caption(prediction), fontsize=9)
 

@@ -84,7 +84,7 @@ class Prediction:
 
     @property
     def mean(self) -> NDArray[np.float32]:
-        """Mean probability `[K, *S]`, 0..1."""
+        """Mean probability over samples `[K, *S]`, 0..1, before any recalibration: see `calibrated`."""
         return self._array("mean")
 
     @property
@@ -119,7 +119,7 @@ class Prediction:
 
     @property
     def calibrated(self) -> NDArray[np.float32]:
-        """The mean recalibrated as the policy says `[K, *S]`, 0..1; the mean itself where it says nothing."""
+        """The probability `[K, *S]`, 0..1: the mean, recalibrated where the policy says how."""
         return self._array("calibrated")
 
     @property
@@ -160,3 +160,14 @@ class Prediction:
 def number(value: float) -> float | None:
     """A float as JSON can say it: NaN and infinities become null."""
     return float(value) if math.isfinite(value) else None
+
+
+def in_words(probability: Mapping[str, float | None]) -> str:
+    """`0.93 (mean 0.90 ± 0.04)`: recalibrated, and the samples' own; one number where they are the same."""
+    calibrated, mean, sd = (probability[name] for name in ("calibrated", "mean", "sd"))
+    if mean is None or calibrated is None:
+        return "–"
+    spread = f" ± {sd:.3f}" if sd is not None else ""
+    if f"{calibrated:.3f}" == f"{mean:.3f}":
+        return f"{mean:.3f}{spread}"
+    return f"{calibrated:.3f} (mean {mean:.3f}{spread})"

@@ -22,13 +22,13 @@ from .errors import BadAnswer, InvalidInput, UnknownModel
 from .prediction import Estimate, Prediction, Priority, Volume
 from .transport import MESSAGE_LIMIT
 
-MAPS = ("mean", "variance", "aleatoric", "epistemic", "labels")
+MAPS = ("calibrated", "mean", "variance", "aleatoric", "epistemic", "labels")
 """The arrays that come unless other outputs are named."""
 
 RETRY_AFTER_PARAMETER = "retry_after_ms"
 """In a public model's configuration: when to ask again after it refused a request because its queue was full."""
 
-_ARRAYS = (*MAPS, "variance_corrected", "calibrated", "labels_sensitive")
+_ARRAYS = (*MAPS, "variance_corrected", "labels_sensitive")
 _LONGEST_RETRY = 60_000  # ms: what a server asks for beyond is not believed
 _PER_DECISION = ("aleatoric", "epistemic", "labels", "labels_sensitive")  # E entries, the others have K
 _VERDICT = ("case_score", "samples_used", "route", "reason", "record")

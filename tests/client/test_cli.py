@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from equipoise_client.cli.main import main
 from equipoise_client.cli.verbs import registered
 from equipoise_client.figure import epistemic_limit
+from equipoise_client.prediction import in_words
 from PIL import Image
 
 HEAVY = ("torch", "onnx", "onnxruntime", "matplotlib", "scipy", "PIL", "nibabel", "pydicom")
@@ -175,7 +177,45 @@ def test_pictures_of_plane_images(capsys: Any, triton: Any, tmp_path: Path, mode
     words = ["predict", model, tmp_path / "a.png", "--url", triton.url, "--out", tmp_path / "o"]
     code, out, _ = run(capsys, *words)
     assert code == 0 and (tmp_path / "o" / f"a.{model}.png").stat().st_size > 5_000
-    assert model == "cells" or "pneumonia 0.500 ± 0.100" in out
+    assert model == "cells" or re.search(r"pneumonia 0\.\d{3} \(mean 0\.500 ± 0\.100\)", out)
+
+
+def test_the_probability_that_is_shown_is_the_recalibrated_one(capsys: Any, triton: Any, tmp_path: Path) -> None:
+    """The samples' own mean is there by its name, and alone where the policy does not recalibrate."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)).save(tmp_path / "a.png")
+    _, out, _ = run(capsys, "predict", "chest", tmp_path / "a.png", "--url", triton.url, "--json")
+    (found,) = json.loads(out)
+    assert set(found["probability"]["pneumonia"]) == {"calibrated", "mean", "sd"}
+    assert found["probability"]["pneumonia"]["calibrated"] != found["probability"]["pneumonia"]["mean"] == 0.5
+    assert in_words({"calibrated": 0.5, "mean": 0.5, "sd": 0.1}) == "0.500 ± 0.100"
+    assert in_words({"calibrated": 0.9, "mean": 0.5, "sd": None}) == "0.900 (mean 0.500)"
+    assert in_words({"calibrated": None, "mean": None, "sd": None}) == "–"
+
+
+def test_masks_and_maps_of_pictures_are_files_in_their_grid(capsys: Any, triton: Any, tmp_path: Path) -> None:
+    """A folder of pictures is answered one by one; the mask is 0 and 255, as people and our own reader expect."""
+    values = np.random.default_rng(0).integers(0, 256, (60, 80), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.tif"):
+        Image.fromarray(values).save(tmp_path / "in" / name)
+    (tmp_path / "in" / ".DS_Store").write_bytes(b"no picture")
+    triton.overrides["labels"] = (values > 99).astype(np.uint8)[None, None]
+    words = ["predict", "cells", tmp_path / "in", "--url", triton.url, "--out", tmp_path / "o", "--json"]
+    code, out, _ = run(capsys, *words)
+    found = json.loads(out)
+    assert code == 0 and [Path(each["file"]).name for each in found] == ["a.png", "b.tif"]
+    names = [Path(path).name for path in found[0]["written"]]
+    assert names == ["a.cells.png", "a.cells.labels.png", "a.cells.epistemic.tif"]
+    mask, heat = (np.asarray(Image.open(path)) for path in found[0]["written"][1:])
+    assert mask.shape == heat.shape == values.shape and heat.dtype == np.float32
+    np.testing.assert_array_equal(mask, np.where(values > 99, 255, 0))
+    assert found[0]["share"]["nucleus"] == pytest.approx(np.mean(values > 99))
+
+
+def test_a_wrong_name_lists_what_is_served(capsys: Any, triton: Any, brain_file: Path) -> None:
+    """The public models alone: samplers are nobody's to ask."""
+    code, out, _ = run(capsys, "predict", "brian", brain_file, "--url", triton.url, "--json")
+    assert code == 1 and json.loads(out)[0]["error"].endswith("; it serves brain, cells, chest")
 
 
 def test_results_that_cannot_be_written_are_not_accepted(

@@ -14,8 +14,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.decision import Route
 from rich.console import Console
 from rich.markup import escape
@@ -23,11 +24,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..client import UncertaintyClient
-from ..errors import EquipoiseError, InvalidInput
+from ..errors import EquipoiseError, InvalidInput, UnknownModel
 from ..extras import needs
-from ..images import Kind, Prepared, fit, read_image
+from ..images import Prepared, fit, read_image
+from ..images.maps import write_maps
 from ..images.prepare import with_spacing
-from ..prediction import Estimate, Prediction, Priority, number
+from ..images.read import is_picture
+from ..prediction import Estimate, Prediction, Priority, in_words, number
 from .options import Encrypt, FileTimeout, Spacing, TlsCert, TlsKey, TlsRoot, Url, encryption, parse_spacing, shown
 
 ROUTE_COLOUR = {Route.ACCEPT: "green", Route.REVIEW: "yellow", Route.REJECT: "red"}
@@ -39,6 +42,8 @@ equipoise predict hippocampus brain.nii.gz
 equipoise predict pneumonia *.dcm --json > decisions.json
 
 equipoise predict hippocampus brain.nii.gz --out results   [dim]# picture, labels and uncertainty as NIfTI[/]
+
+equipoise predict nuclei cells/ --out results   [dim]# each picture of a folder: masks as PNG, uncertainty as TIFF[/]
 
 equipoise predict hippocampus study/ --out results   [dim]# DICOM: Segmentation, Parametric Maps and report[/]
 
@@ -79,18 +84,38 @@ class PredictedFile:
             **decided,
             "model": self.model,
             **({"probability": self.probabilities()} if self.probabilities() else {}),
+            **({"share": self.shares()} if self.shares() else {}),
             **({"written": [str(path) for path in self.written]} if self.written else {}),
             **({"error": self.error} if self.error else {}),
         }
 
     def probabilities(self) -> dict[str, dict[str, float | None]]:
-        """Classification: class → mean and standard deviation over samples of its probability, else empty."""
+        """Classification, else empty: class → its probability, recalibrated where the policy says how (`calibrated`),
+        and `mean` and standard deviation (`sd`) over samples before that."""
         if self.prediction is None or self.contract is None or self.contract.task is not Task.CLASSIFICATION:
             return {}
-        means, variances = self.prediction.mean, self.prediction.variance
+        found = self.prediction
         return {
-            name: {"mean": number(means[k]), "sd": number(root(float(variances[k])))}
+            name: {
+                "calibrated": number(found.calibrated[k]),
+                "mean": number(found.mean[k]),
+                "sd": number(root(float(found.variance[k]))),
+            }
             for k, name in enumerate(self.contract.classes)
+        }
+
+    def shares(self) -> dict[str, float]:
+        """Segmentation without a scale in mm, else empty: foreground class → its share of the image, 0..1."""
+        if self.prediction is None or self.contract is None or "labels" not in self.prediction.arrays:
+            return {}
+        volume, labels = self.prediction.volume, self.prediction.labels
+        scaled = volume is not None and any(number(each.mean) is not None for each in volume.classes.values())
+        if scaled and self.contract.spacing is not None:
+            return {}
+        exclusive = self.contract.activation is Activation.SOFTMAX
+        return {
+            self.contract.classes[k]: float(np.mean(labels[0] == k if exclusive else labels[k] > 0))
+            for k in self.contract.foreground
         }
 
 
@@ -111,7 +136,7 @@ def predict(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="PNG, JPEG, TIFF, NumPy, NIfTI or DICOM files, or folders with a DICOM series each.",
+            help="PNG, JPEG, TIFF, NumPy, NIfTI or DICOM files, folders of them, or with a DICOM series each.",
             show_default=False,
         ),
     ],
@@ -128,7 +153,7 @@ def predict(
         Path | None,
         typer.Option(
             file_okay=False,
-            help="Folder for pictures, for NIfTI results of NIfTI files and for DICOM results of DICOM folders.",
+            help="Folder for pictures and for results: masks and maps as NIfTI, PNG and TIFF, or DICOM objects.",
         ),
     ] = None,
     rules: Annotated[
@@ -159,6 +184,7 @@ def predict(
         "priority": None if priority is None else Priority[priority.name],
         "timeout": timeout,
     }
+    files = [each for given in files for each in _files_of(given)]
     progress = shown(files, len(files), "predicting", quiet=as_json or len(files) < 2)
     with client:
         outcomes = list(_cases(client, name, progress, fallback, out, chosen, options))
@@ -187,7 +213,8 @@ def _cases(
     try:
         contract = client.contract(name)
     except EquipoiseError as error:
-        yield from (PredictedFile(file, name, error=str(error)) for file in files)
+        served = _served(client) if isinstance(error, UnknownModel) else ""
+        yield from (PredictedFile(file, name, error=f"{error}{served}") for file in files)
         return
     taken: set[Path] = set()
     for file in files:
@@ -197,9 +224,7 @@ def _cases(
                 yield _study(outcome, client, rules, None if out is None else free_place(out, file, taken), options)
                 continue
             prepared = fit(with_spacing(read_image(file), spacing), contract)
-            wanted = ("mean", "variance") if contract.task is Task.CLASSIFICATION else ()
-            if out is not None and contract.task is Task.SEGMENTATION:
-                wanted = ("labels", "epistemic")
+            wanted = wanted_of(contract, prepared, out is not None)
             millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
             with _elapsed_shown(contract, prepared):
                 answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
@@ -214,6 +239,32 @@ def _cases(
                 outcome, f"{file.name}: {type(error).__name__}: this is a fault of Equipoise, please report it"
             )
         yield outcome
+
+
+def wanted_of(contract: Contract, prepared: Prepared, shown: bool) -> tuple[str, ...]:
+    """The arrays that a result in words needs, or (`shown`) pictures and files as well."""
+    if contract.task is Task.CLASSIFICATION:
+        return ("calibrated", "mean", "variance")
+    if shown:
+        return ("labels", "epistemic")
+    return () if contract.spacing is not None and prepared.spacing is not None else ("labels",)
+
+
+def _files_of(given: Path) -> list[Path]:
+    """The pictures of a folder that holds no DICOM; a folder that does is one series, and stays whole."""
+    inside = sorted(given.iterdir()) if given.is_dir() else []
+    inside = [each for each in inside if each.is_file() and not each.name.startswith(".")]
+    pictures = [each for each in inside if is_picture(each)]
+    return pictures if pictures and len(pictures) == len(inside) else [given]
+
+
+def _served(client: UncertaintyClient) -> str:
+    """What the server serves, as an end of a message; empty where it does not say."""
+    try:
+        names = client.models()
+    except EquipoiseError:
+        return ""
+    return f"; it serves {', '.join(names)}" if names else "; it serves no model of Equipoise"
 
 
 @contextmanager
@@ -270,20 +321,17 @@ def free_place(out: Path, file: Path, taken: set[Path]) -> Path:
 
 
 def _with_results(outcome: PredictedFile, prepared: Prepared, place: Path) -> PredictedFile:
-    """Writes the picture, and for a NIfTI segmentation its maps in the file's own grid."""
+    """Writes the picture, and for a segmentation its maps in the file's own grid."""
     assert outcome.prediction is not None and outcome.contract is not None
     from ..figure import write_figure
-    from ..images import nifti
 
-    prediction, segmentation = outcome.prediction, outcome.contract.task is Task.SEGMENTATION
-    maps = []
+    maps: list[Path] = []
     try:
         picture = place.with_name(f"{place.name}.{outcome.model}.png")
-        write_figure(picture, outcome.file.name, outcome.contract, prepared, prediction)
-        if segmentation and prepared.source.kind is Kind.NIFTI:
-            for name, values in (("labels", prediction.labels), ("epistemic", prediction.epistemic)):
-                maps.append(place.with_name(f"{place.name}.{outcome.model}.{name}.nii.gz"))
-                nifti.write(maps[-1], prepared.to_source(values), prepared.source)
+        write_figure(picture, outcome.file.name, outcome.contract, prepared, outcome.prediction)
+        if outcome.contract.task is Task.SEGMENTATION:
+            stem = place.with_name(f"{place.name}.{outcome.model}")
+            maps = write_maps(stem, outcome.contract, prepared, outcome.prediction)
     except OSError as error:
         return _failed(outcome, f"{place.name}: its results cannot be written: {error}")
     return replace(outcome, written=(picture, *maps))
@@ -302,7 +350,7 @@ def _table(model: str, outcomes: list[PredictedFile]) -> Table:
         table.add_row(
             escape(str(outcome.file)),
             f"[bold {ROUTE_COLOUR[outcome.route]}]{outcome.route.value}[/]",
-            "–" if prediction is None else f"{prediction.case_score:.4f}",
+            "–" if prediction is None or number(prediction.case_score) is None else f"{prediction.case_score:.4f}",
             "\n".join(_results(outcome)),
             "–" if prediction is None else str(prediction.samples_used or "first pass"),
             escape("; ".join(part for part in (prediction.reason if prediction else "", outcome.error or "") if part)),
@@ -311,10 +359,11 @@ def _table(model: str, outcomes: list[PredictedFile]) -> Table:
 
 
 def _results(outcome: PredictedFile) -> Iterator[str]:
-    """Volumes with their interval, or the probability of each class with its standard deviation."""
+    """Volumes with their interval, shares where there is no scale, or the probability of each class."""
     for name, probability in outcome.probabilities().items():
-        known = [value for value in probability.values() if value is not None]
-        yield f"{escape(name)} {' ± '.join(f'{value:.3f}' for value in known)}"
+        yield f"{escape(name)} {in_words(probability)}"
+    for name, share in outcome.shares().items():
+        yield f"{escape(name)} {share:.1%} of the image"
     volume = outcome.prediction.volume if outcome.prediction else None
     if volume is not None and outcome.contract is not None and outcome.contract.spacing is not None:
         parts = volume.classes.items() if len(volume.classes) > 1 else ()

@@ -70,6 +70,12 @@ def read_image(path: str | PathLike[str]) -> SourceImage:
     return finished(file, found.read(file))
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is named as an image of any kind but DICOM, whose files belong together."""
+    found = next((each for end, each in _BY_SUFFIX.items() if path.name.lower().endswith(end)), None)
+    return found is not None and found.name != "DICOM"
+
+
 def _head(file: Path) -> bytes:
     """The first bytes, unpacked where the file is gzipped."""
     if file.is_dir():

@@ -163,7 +163,7 @@ def analyse(
             samples=samples,
             seed=seed,
             spacing=prepared.spacing if segmentation else None,
-            outputs=("labels", "epistemic", "aleatoric") if segmentation else ("mean", "variance"),
+            outputs=("labels", "epistemic", "aleatoric") if segmentation else ("calibrated", "mean", "variance"),
             priority=priority,
             timeout=timeout,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from equipoise_client.prediction import in_words
 from rich.console import Console
 from rich.table import Table
 
@@ -102,12 +103,12 @@ def _table(decisions: list[dict[str, Any]]) -> Table:
 
 
 def _measured(decision: dict[str, Any]) -> str:
-    """The volume with its interval, or the probability of the last class with its standard deviation."""
+    """The volume with its interval, or the probability of the last class."""
     total = decision.get("volume_total")
     if total and total["mean"] is not None:
         return f"{total['mean']:.2f} mL ({total['low']:.2f} to {total['high']:.2f})"
     probabilities = decision.get("probability")
     if probabilities:
         name, figures = list(probabilities.items())[-1]
-        return f"{name} {' ± '.join(f'{value:.2f}' for value in figures.values() if value is not None)}"
+        return f"{name} {in_words(figures)}"
     return ""
