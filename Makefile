@@ -21,7 +21,7 @@ export UV_NO_INDEX := 1
 export UV_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
-.PHONY: help demo test test-all lint types unit rest zoo bench gpu wheels durations reference methods lock clean
+.PHONY: help install demo test test-all lint types unit rest zoo bench gpu wheels durations reference methods lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -68,6 +68,9 @@ $(VENV)/.installed-%: $(VENV)/bin/python pyproject.toml $(LOCK)
 build/zoo/.installed: $(VENV)/.installed-test $(LOCKS)/zoo.txt
 	$(PIP) --no-deps --upgrade --target build/zoo --requirement $(LOCKS)/zoo.txt
 	@touch $@
+
+install: $(VENV)/.installed-client,export,embedded  ## export, serve and ask from .venv: for a network of yours
+	@echo "Installed. Now: . $(VENV)/bin/activate, then: equipoise --help, or export/examples"
 
 demo: $(VENV)/.installed-demo  ## serve the three reference models and decide on real images
 	$(BIN)/equipoise demo

@@ -169,6 +169,12 @@ def export(
         console.print(f"[yellow]note[/yellow]: {note}")
     if isinstance(result, api.Exported):
         console.print(f"published {result.folder} and {', '.join(result.samplers)}")
+        console.print(
+            f"next: equipoise calibrate {result.contract.name} --data LABELLED --repository {result.folder.parent}; "
+            "until then every case goes to review",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _published(result: api.Exported) -> dict[str, Any]:

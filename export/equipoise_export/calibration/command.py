@@ -95,7 +95,7 @@ def calibrate(
     if as_json:
         typer.echo(json.dumps(found.document(), indent=1, allow_nan=False))
     else:
-        _show(console, name, found)
+        _show(console, name, found, repository)
 
 
 def _whole(text: str | None) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ def _whole(text: str | None) -> tuple[int, ...]:
     return tuple(int(number) for number in given)
 
 
-def _show(console: Console, name: str, found: Calibrated) -> None:
+def _show(console: Console, name: str, found: Calibrated, repository: Path) -> None:
     for what, words in guarantees(found.policy, found.why):
         console.print(f"[bold]{what}[/bold]: {words}", highlight=False)
     for title, _, each in found.sections:
@@ -121,5 +121,8 @@ def _show(console: Console, name: str, found: Calibrated) -> None:
             shown.add_row(own, *(f"{n:.4f}" for n in (rate.ece, rate.nll, rate.brier, rate.aurc, rate.loss)))
         console.print(shown)
     console.print(
-        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}", highlight=False, soft_wrap=True
+        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}\n"
+        f"next: equipoise serve {repository}, then: equipoise predict {name} IMAGE",
+        highlight=False,
+        soft_wrap=True,
     )
