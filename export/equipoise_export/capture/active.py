@@ -58,28 +58,6 @@ def refuse_batch_statistics(module: nn.Module) -> None:
             )
 
 
-def refuse_batch_mates(network: nn.Module, example: Tensor) -> None:
-    """Refuses a network whose answer to an image, with nothing dropped, depends on the other images of the batch.
-
-    What draws random numbers in evaluation as well answers differently each time, and is left to the proof.
-
-    Args:
-        network: image `[N, C, *S]` → one tensor `[N, …]`.
-    """
-    witness = _Witness()
-    with sampling(network, ()), torch.no_grad(), torch.random.fork_rng(), witness:
-        together = network(example)
-        alone = torch.cat([network(image[None]) for image in example])
-    bound = 1e-3 * float(together.abs().max()) + 1e-6
-    if witness.found or (alone.shape == together.shape and float((alone - together).abs().max()) <= bound):
-        return
-    raise CaptureRefused(
-        "in evaluation, an image's answer is another one beside other images of a batch than alone",
-        "the whole network",
-        "Compute everything of each image alone; look for indices [0], and sums or means over axis 0.",
-    )
-
-
 @dataclass(frozen=True)
 class Active:
     """Modules that have to be in training mode, by name, and what the user should know."""

@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, mask, translate_mask
 from ..graph.randomness import sampling
-from .active import follows_size, refuse_batch_mates
+from .active import follows_size
 from .per_image import answer_each_image
 from .prepare import Prepared
 from .recurrent import split_layers
@@ -54,7 +54,6 @@ def capture(prepared: Prepared, spatial: tuple[int | str, ...], multiple: int) -
     split_layers(program)
     drawn_once = mark_stochastic(program, dimension_names(program, spatial))
     answer_each_image(program, drawn_once)
-    refuse_batch_mates(network, example)
     return _to_onnx(program)
 
 

@@ -112,8 +112,23 @@ def compare_with_module(network: TorchNetwork, contract: Contract, example: Arra
             "the whole network",
             _FLAG,
         )
+    _refuse_batch_mates(network.evaluated, example)
     refuse_probabilities(network.evaluated, contract, example, answers)
     return Check("the module in evaluation: same with nothing dropped", worst, f"≤ {_OF_MODULE:g}", True)
+
+
+def _refuse_batch_mates(answer: Callable[[Array], Array], example: Array) -> None:
+    """Refuses a network whose answer to the second image depends on the first one."""
+    pair = example[:2].astype(np.float32)
+    alone, beside = answer(pair[-1:]).astype(np.float64), answer(pair)[-1:].astype(np.float64)
+    worst = _of_logits(alone, beside) if alone.shape == beside.shape else np.inf
+    if not worst <= _OF_MODULE:
+        raise ProofRefused(
+            f"an image's answer is another one beside another image of a batch than alone, by {worst:.2e} (allowed "
+            f"{_OF_MODULE:g})",
+            "the whole network",
+            "Compute everything of each image alone; look for indices [0], and sums or means over axis 0.",
+        )
 
 
 def refuse_probabilities(

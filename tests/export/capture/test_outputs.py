@@ -327,7 +327,7 @@ class HasScript(Features):
 @pytest.mark.parametrize(
     ("kind", "classes", "says"),
     [
-        (ByFirst, 3, "beside other images of a batch"),
+        (ByFirst, 3, "beside another image of a batch"),
         (Labels, 3, "labels or decisions"),
         (SqueezesAll, 1, r"Name the axis that is to go: squeeze\(1\)"),
         (HasScript, 3, "script: it is a TorchScript module"),
