@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, TypeVar
 
 import torch
-from equipoise_core.contract import Activation, Contract, ContractError, Precision, Task
+from equipoise_core.contract import Activation, Contract, ContractError, Precision, Task, check_name
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Preprocessing, named
 from equipoise_core.steps import Ends, Step, parse_steps
 from torch import Tensor
@@ -159,7 +158,6 @@ _ENUMS: dict[str, type[Enum]] = {
 _INTENSITIES = ["preprocess", "unclear"]
 _NOT_STATED = ("unclear", "intensities")
 _NAMED = ("normalisation", "low", "high")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 def _member(kind: type[Enum], value: Any, name: str) -> Enum:
@@ -177,12 +175,10 @@ def _given(value: _Value | None, name: str) -> _Value:
 
 
 def _servable(name: str) -> str:
-    """A name that is a folder, a part of a URL and a label of metrics, as it is."""
-    if not _NAME.fullmatch(name):
-        raise SpecError(
-            f"--name {name!r}: Triton could not serve it; expected letters, digits, _ . and -, none of the last two at "
-            "the start, at most 100"
-        )
+    try:
+        check_name(name)
+    except ContractError as error:
+        raise SpecError(f"--name: {error}") from error
     return name
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -29,6 +30,18 @@ MASK_GENERATORS = (BYTEWISE, PHILOX)
 
 class ContractError(ValueError):
     """The contract does not hold together, or does not describe what it lies beside."""
+
+
+def check_name(name: str) -> None:
+    """Raises ContractError for a public model's name that Triton cannot take as folder, argument or URL."""
+    if not _NAME.fullmatch(name):
+        raise ContractError(
+            f"a model named {name!r} cannot be served by Triton; expected at most 100 letters, digits, _ . and -, with "
+            "a letter, a digit or _ first"
+        )
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class Task(str, Enum):
