@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from equipoise_core.contract import Activation, Precision, Task
-from equipoise_core.steps import usage
+from equipoise_core.steps import spellings
 from rich.console import Console
 
 from . import api
@@ -40,7 +40,11 @@ Examples:
 
     equipoise export nets.py:unet --name nuclei --task segmentation --input-shape 1,256,256 \\
         --classes background,nucleus --inspect
-"""
+
+Preprocessing, as in training: --preprocess "scale_range:-57,164,clip" (MONAI, CT), "zscore:nonzero" (MONAI, MR),
+"clip:-80,310 mean_std:102/38" (nnU-Net, CT), "rgb divide:255 imagenet" (torchvision, timm). The steps:
+
+""" + "\n".join(f"    {spelling}" for spelling in spellings())
 
 
 @app.command(epilog=_EXAMPLES)
@@ -79,9 +83,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="STEPS",
-            help="What happens to intensities, as in training, in order; zscore unless stated. CT in MONAI: "
-            "'scale_range:-57,164,clip'. MR: 'zscore:nonzero'. ImageNet: 'rgb divide:255 imagenet'. nnU-Net's CT: "
-            f"'clip:-80,310 mean_std:102/38'. There are {usage()}.",
+            help="What happened to intensities in training, step by step; see the end. zscore unless stated.",
         ),
     ] = None,
     normalisation: Annotated[

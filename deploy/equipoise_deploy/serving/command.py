@@ -41,7 +41,7 @@ def serve_command(
     http_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.http,
     metrics_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.metrics,
     health_port: Annotated[
-        int, typer.Option(help="GET /healthz there: does every model answer? 0 picks a free one.")
+        int, typer.Option(help="GET /healthz there: does every served model answer? 0 picks a free one.")
     ] = USUAL_PORT,
     address: Annotated[
         str, typer.Option(help="Where gRPC, metrics and health listen. It is not encrypted: restrict who can reach it.")

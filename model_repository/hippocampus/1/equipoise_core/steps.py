@@ -355,7 +355,7 @@ def parse_steps(text: str) -> tuple[Step, ...]:
         elif name in STEPS:
             found.append(_step(name, given))
         else:
-            raise ValueError(f"preprocessing {word!r}: there is no step {name!r}; there are {usage()}")
+            raise ValueError(f"preprocessing {word!r}: there is no step {name!r}; there are {', '.join(spellings())}")
         if found and found[-1] == ScaleRange(0.0, 1.0):
             raise ValueError(
                 f"preprocessing {word!r} changes nothing: A_MIN and A_MAX are the intensities that become 0 and 1, "
@@ -364,9 +364,9 @@ def parse_steps(text: str) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def usage() -> str:
-    """All spellings, on one line."""
-    return ", ".join([*map(_usage, STEPS.values()), *(spelling for spelling, _ in _SHORT.values())])
+def spellings() -> list[str]:
+    """All that a word may be: the steps, and shorter ways to say some of them."""
+    return [*map(_usage, STEPS.values()), *(spelling for spelling, _ in _SHORT.values())]
 
 
 def spelled(steps: Iterable[Step]) -> str:
