@@ -12,7 +12,8 @@ from typing import Any
 import onnx
 import pytest
 from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ZScore
 from hypothesis import HealthCheck, settings
 
 from .support.tiers import pytest_addoption, pytest_configure  # noqa: F401 (hooks)
@@ -61,7 +62,7 @@ def _contract(name: str, task: Task, sites: tuple[Site, ...]) -> Contract:
         spatial=("X", "Y") if task is Task.SEGMENTATION else (4, 4),
         nominal=(4, 4),
         maximum=(64, 64),
-        preprocessing=Preprocessing(Normalisation.ZSCORE),
+        preprocessing=Preprocessing((ZScore(),)),
         sites=sites,
         spacing=((0.5, 2.0), (0.5, 2.0)) if task is Task.SEGMENTATION else None,
         samples=20,

@@ -114,7 +114,7 @@ def build_request(
 
 def _checked_images(contract: Contract, images: Sequence[ArrayLike] | NDArray[Any]) -> NDArray[np.float32]:
     axes = ", ".join(["C", *(str(extent) for extent in contract.spatial)])
-    expected = f"{contract.name} expects [{axes}] with C = {contract.channels}"
+    expected = f"{contract.name} expects [{axes}] with C = {contract.image_channels}"
     try:
         given = np.asarray(images)
     except ValueError as error:
@@ -125,7 +125,7 @@ def _checked_images(contract: Contract, images: Sequence[ArrayLike] | NDArray[An
         raise InvalidInput(f"image has shape {list(given.shape[1:])}; {expected}")
     if given.size == 0:
         raise InvalidInput(f"image is empty, its shape is {list(given.shape[1:])}; {expected}, no size 0")
-    if given.shape[1] != contract.channels:
+    if given.shape[1] != contract.image_channels:
         raise InvalidInput(f"image has {given.shape[1]} channels, its shape is {list(given.shape[1:])}; {expected}")
     if given.size * 4 > MESSAGE_LIMIT:
         raise InvalidInput(

@@ -13,9 +13,20 @@ DeployError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class DeployError(RuntimeError):
-    """Something an operator can act on; the message says how."""
+    """Something an operator can act on; the message says how.
+
+    Attributes:
+        models: what is wrong with which model, by its name, where single ones are the cause.
+    """
+
+    def __init__(self, message: str = "", models: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.models = models
 
 
 class EngineError(DeployError):

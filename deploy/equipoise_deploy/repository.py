@@ -17,11 +17,12 @@ CONTRACT_PARAMETER = "contract"
 
 def public_models(repository: Path) -> tuple[str, ...]:
     """Names of the models that clients talk to, sorted: those whose configuration carries a contract."""
-    return tuple(
-        model.name
-        for model in model_folders(repository)
-        if CONTRACT_PARAMETER in parse_configuration(model / "config.pbtxt").parameters
-    )
+    return tuple(model.name for model in model_folders(repository) if is_public(model))
+
+
+def is_public(model: Path) -> bool:
+    """Whether the configuration of a model carries a contract."""
+    return CONTRACT_PARAMETER in parse_configuration(model / "config.pbtxt").parameters
 
 
 def models_in(repository: Path) -> tuple[str, ...]:

@@ -23,7 +23,8 @@ from .options import DEFAULTS, Options
 from .passes.cost import Cost
 from .proof.ensemble import check_members
 from .proof.gpu import Placement
-from .proof.parity import Proof
+from .proof.parity import Check, Proof
+from .proof.preprocessing import Transform, compare_preprocessing, refuse_difference
 from .publish.repository import publish_pair
 from .publish.triton_config import first_pass_name, sampler_names
 
@@ -75,6 +76,7 @@ def export(
     task: Task | str | None = None,
     weights: Sequence[str | Path] = (),
     arguments: Mapping[str, Any] | None = None,
+    transform: Transform | None = None,
     options: Options = DEFAULTS,
     replace: bool = False,
     **description: Any,
@@ -93,16 +95,18 @@ def export(
         task: `segmentation` or `classification`.
         weights: files of weights for `module`; several are a deep ensemble.
         arguments: keyword arguments of the callable, or overrides of a bundle's configuration.
+        transform: the training's own preprocessing of one raw image, a tensor `[C, *S]`: the proof compares what it
+            makes of raw images with what the steps of `preprocess` make of them.
         replace: whether another model of that name may be overwritten.
-        description: more fields of `Description`: `activation`, `normalisation`, `multiple`, `spacing`, …
+        description: more fields of `Description`: `activation`, `preprocess`, `multiple`, `spacing`, …
 
     Raises:
         ExportError: nothing was published; it says what was found, where, and what to do.
     """
-    source, draft, images, options = _read(
-        module, weights, arguments, options, example, {"name": name, "classes": classes, "task": task, **description}
-    )
-    members = [compile_sampler(make(), draft, images, options) for make in source.members]
+    stated = {"name": name, "classes": classes, "task": task, **description}
+    source, draft, images, options = _read(module, weights, arguments, options, example, stated)
+    checks, differs = _check_preprocessing(draft, source, transform, stated)
+    members = [_with(checks, compile_sampler(make(), draft, images, options)) for make in source.members]
     check_members(members, images.numpy())
     gain = measure_gain(members[0], source.members[0](), images[:1])
     first_pass, why_none = _first_pass(source, members, images, options)
@@ -114,12 +118,33 @@ def export(
     if first_pass is not None:
         published[first_pass_name(contract)] = first_pass
     placements = {name: each.placement for name, each in published.items()}
-    notes = [note for member in members for note in member.notes] + why_none
+    notes = [note for member in members for note in member.notes] + why_none + differs
     notes += [warning for placement in placements.values() for warning in placement.warnings]
     proofs = {name: each.proof for name, each in published.items()}
     cost = members[0].cost
     assert cost is not None
     return Exported(contract, cost, tuple(dict.fromkeys(notes)), folder, proofs, placements, gain)
+
+
+def _check_preprocessing(
+    draft: Contract, source: Source, transform: Transform | None, stated: Mapping[str, Any]
+) -> tuple[list[Check], list[str]]:
+    """What the proof says of raw images; or a note, where the caller stated other steps than the bundle's own.
+
+    Raises ProofRefused where the steps are not the training's.
+    """
+    known = transform or source.transform
+    if known is None:
+        return [], []
+    check = compare_preprocessing(draft, known)
+    if transform is None and not check.passed and Description.read(stated).preprocess is not None:
+        return [], [f"on raw images the steps differ from the bundle's own transforms by {check.value:.2g}, as stated"]
+    refuse_difference(check, draft)
+    return [check], []
+
+
+def _with(checks: Sequence[Check], compiled: Compiled) -> Compiled:
+    return replace(compiled, proof=replace(compiled.proof, checks=(*checks, *compiled.proof.checks)))
 
 
 def _first_pass(
@@ -147,9 +172,8 @@ def inspect(
     **description: Any,
 ) -> Inspection:
     """The sites of a network and what samples would cost. Arguments and errors as for `export`."""
-    source, draft, images, options = _read(
-        module, weights, arguments, options, example, {"name": name, "classes": classes, "task": task, **description}
-    )
+    stated = {"name": name, "classes": classes, "task": task, **description}
+    source, draft, images, options = _read(module, weights, arguments, options, example, stated)
     compilation, _ = compile_unproven(source.members[0](), draft, images, options)
     assert compilation.cost is not None
     notes = compilation.notes
@@ -170,7 +194,9 @@ def _read(
     description = Description.read(stated)
     images = None if example is None else _images(example)
     if images is not None:
-        description = replace(description, shape=tuple(images.shape[1:]))
+        low, high = float(images.min()), float(images.max())
+        seen = (low, high) if low < high else None
+        description = replace(description, shape=tuple(images.shape[1:]), intensities=seen)
     source = read_source(module, weights, arguments)
     draft = description.over(source.stated).contract(options.sizes)
     if len(source.members) > 1 and options.deterministic is False:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from equipoise_core.contract import Activation, Precision, Task
-from equipoise_core.preprocessing import Normalisation
+from equipoise_core.steps import spellings
 from rich.console import Console
 
 from . import api
@@ -33,14 +33,18 @@ Examples:
         --input-shape 1,256,256 --classes background,nucleus --multiple 8 --into model_repository
 
     equipoise export bundles/spleen_ct_segmentation --arg network_def.dropout=0.2 --weights retrained.pt \\
-        --normalisation window --low -57 --high 164 --into model_repository
+        --preprocess "scale_range:-57,164,clip" --into model_repository
 
     equipoise export vendor.onnx --dropout-at 'layer4*' --p 0.1 --name chest --task classification \\
         --input-shape 3,224,224 --classes normal,pneumonia --into model_repository
 
     equipoise export nets.py:unet --name nuclei --task segmentation --input-shape 1,256,256 \\
         --classes background,nucleus --inspect
-"""
+
+Preprocessing, as in training: --preprocess "scale_range:-57,164,clip" (MONAI, CT), "zscore:nonzero" (MONAI, MR),
+"clip:-80,310 mean_std:102/38" (nnU-Net, CT), "rgb divide:255 imagenet" (torchvision, timm). The steps:
+
+""" + "\n".join(f"    {spelling}" for spelling in spellings())
 
 
 @app.command(epilog=_EXAMPLES)
@@ -75,9 +79,19 @@ def export(
     answers: Annotated[
         Answers, typer.Option(help="What its output is; unstated: logits, refused where it looks like probabilities.")
     ] = Answers.UNSTATED,
-    normalisation: Annotated[Normalisation | None, typer.Option(help="As in training; zscore unless stated.")] = None,
-    low: Annotated[float, typer.Option(help="Lower percentile or intensity of the normalisation.")] = 0.0,
-    high: Annotated[float, typer.Option(help="Upper percentile or intensity of the normalisation.")] = 0.0,
+    preprocess: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STEPS",
+            help="What happened to intensities in training, step by step; see the end. zscore unless stated.",
+        ),
+    ] = None,
+    normalisation: Annotated[
+        str | None,
+        typer.Option(help="zscore, identity, or with --low and --high window and percentile; those clip nothing."),
+    ] = None,
+    low: Annotated[float | None, typer.Option(help="Intensity or percentile that becomes 0.")] = None,
+    high: Annotated[float | None, typer.Option(help="Intensity or percentile that becomes 1.")] = None,
     multiple: Annotated[int, typer.Option(help="Spatial sizes are padded to a multiple of this.")] = 1,
     fill: Annotated[float, typer.Option(help="Normalised intensity that the network sees in padding.")] = 0.0,
     sizes: Annotated[Sizes, typer.Option(help="Serve any size (dynamic), one (fixed), or what works.")] = Sizes.AUTO,
@@ -127,6 +141,7 @@ def export(
             "weights": weights or (),
             "arguments": _arguments(arg or []),
             "activation": activation,
+            "preprocess": preprocess,
             "normalisation": normalisation,
             "low": low,
             "high": high,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, TypeVar
 
 import torch
-from equipoise_core.contract import Activation, Contract, Precision, Task
-from equipoise_core.preprocessing import NORMALISED_LIMIT, Normalisation, Preprocessing
+from equipoise_core.contract import Activation, Contract, ContractError, Precision, Task, check_name
+from equipoise_core.preprocessing import NORMALISED_LIMIT, Preprocessing, named
+from equipoise_core.steps import Ends, Step, parse_steps
 from torch import Tensor
 
 from .errors import SpecError
@@ -28,8 +29,9 @@ class Description:
         shape: `(C, *S)` of one image; the size used for warm-up.
         classes: one name per output channel; softmax segmentation: background first.
         activation: how logits become probabilities; softmax unless stated.
-        normalisation: as in training; z-scores unless stated. `low` and `high` are its percentiles or intensities.
-        unclear: what the intensities go through, where that is no normalisation that a contract can say.
+        preprocess: what happens to intensities, as in training; z-scores unless stated.
+        unclear: why what the intensities go through cannot be said in such steps.
+        intensities: lowest and highest of the images, where no step says them.
         multiple: spatial sizes are padded to a multiple of this.
         fill: normalised intensity that the network sees in padding.
         maximum: per spatial axis the largest size served; twice that of `shape` unless stated.
@@ -45,10 +47,9 @@ class Description:
     shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
     activation: Activation | None = None
-    normalisation: Normalisation | None = None
-    low: float = 0.0
-    high: float = 0.0
+    preprocess: tuple[Step, ...] | None = None
     unclear: str | None = None
+    intensities: Ends | None = None
     multiple: int = 1
     fill: float = 0.0
     maximum: tuple[int, ...] | None = None
@@ -61,16 +62,20 @@ class Description:
 
     @classmethod
     def read(cls, stated: Mapping[str, Any]) -> Description:
-        """From keyword arguments, with text for enums and lists for tuples.
+        """From keyword arguments, with text for enums, lists for tuples, and spelled steps.
+
+        Preprocessing can also be said by `normalisation` (`zscore`, `percentile`, `window`, `identity`) with `low` and
+        `high`.
 
         Raises:
             SpecError: there is no such field, or no such value of an enum.
         """
-        known = [field.name for field in fields(cls) if field.name != "unclear"]
+        known = [*(field.name for field in fields(cls) if field.name not in _NOT_STATED), *_NAMED]
         unknown = sorted(set(stated) - set(known))
         if unknown:
             raise SpecError(f"{', '.join(unknown)} cannot be stated; there are: {', '.join(known)}")
-        values = dict(stated)
+        values = {name: value for name, value in stated.items() if name not in _NAMED}
+        values["preprocess"] = _steps(values.get("preprocess"), *(stated.get(name) for name in _NAMED))
         for name, kind in _ENUMS.items():
             if values.get(name) is not None:
                 values[name] = _member(kind, values[name], name)
@@ -88,7 +93,7 @@ class Description:
         open_ = [
             field.name for field in fields(self) if field.name not in _INTENSITIES and not getattr(self, field.name)
         ]
-        if self.normalisation is None and (other.normalisation is not None or other.unclear is not None):
+        if self.preprocess is None:
             open_ += _INTENSITIES
         return replace(self, **{name: getattr(other, name) for name in open_})
 
@@ -118,38 +123,41 @@ class Description:
             raise SpecError(f"--spacing describes {len(self.spacing)} axes; the image has {len(nominal)}")
         if self.unclear is not None:
             raise SpecError(
-                f"what the bundle does to intensities ({self.unclear}) is no normalisation of ours: state the nearest "
-                "with --normalisation (and --low, --high), and calibrate with it"
+                f"{self.unclear}. State what happens to intensities with --preprocess (equipoise export --help lists "
+                "the steps), and calibrate with it"
             )
-        return Contract(
-            name=_given(self.name, "name"),
-            task=_given(self.task, "task"),
-            activation=self.activation or Activation.SOFTMAX,
-            classes=classes,
-            channels=channels,
-            spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
-            nominal=tuple(nominal),
-            maximum=self.maximum or tuple(2 * size if dynamic else size for size in nominal),
-            preprocessing=Preprocessing(
-                self.normalisation or Normalisation.ZSCORE, self.low, self.high, self.multiple, self.fill
-            ),
-            sites=(),
-            spacing=self.spacing,
-            orientation=self.orientation,
-            modalities=self.modalities,
-            samples=self.samples,
-            precision=self.precision,
-            states_moments=self.states_moments,
-        )
+        steps = parse_steps("zscore") if self.preprocess is None else self.preprocess
+        try:
+            return Contract(
+                name=_servable(_given(self.name, "name")),
+                task=_given(self.task, "task"),
+                activation=self.activation or Activation.SOFTMAX,
+                classes=classes,
+                channels=channels,
+                spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
+                nominal=tuple(nominal),
+                maximum=self.maximum or tuple(2 * size if dynamic else size for size in nominal),
+                preprocessing=Preprocessing(steps, self.multiple, self.fill, None if steps else self.intensities),
+                sites=(),
+                spacing=self.spacing,
+                orientation=self.orientation,
+                modalities=self.modalities,
+                samples=self.samples,
+                precision=self.precision,
+                states_moments=self.states_moments,
+            )
+        except ContractError as error:
+            raise SpecError(str(error)) from error
 
 
 _ENUMS: dict[str, type[Enum]] = {
     "task": Task,
     "activation": Activation,
-    "normalisation": Normalisation,
     "precision": Precision,
 }
-_INTENSITIES = ["normalisation", "low", "high", "unclear"]
+_INTENSITIES = ["preprocess", "unclear"]
+_NOT_STATED = ("unclear", "intensities")
+_NAMED = ("normalisation", "low", "high")
 
 
 def _member(kind: type[Enum], value: Any, name: str) -> Enum:
@@ -166,10 +174,40 @@ def _given(value: _Value | None, name: str) -> _Value:
     return value
 
 
+def _servable(name: str) -> str:
+    try:
+        check_name(name)
+    except ContractError as error:
+        raise SpecError(f"--name: {error}") from error
+    return name
+
+
+def _steps(
+    spelled: str | Sequence[str | Step] | None, name: str | None, low: float | None, high: float | None
+) -> tuple[Step, ...] | None:
+    """The steps that are spelled, or those of a normalisation's name; None: neither is stated."""
+    ends = [option for option, value in (("--low", low), ("--high", high)) if value is not None]
+    if spelled and (name is not None or ends):
+        raise SpecError("--preprocess states all that happens to intensities; leave --normalisation, --low, --high out")
+    try:
+        if spelled is not None and len(spelled):
+            parts = [spelled] if isinstance(spelled, str) else spelled
+            return tuple(step for part in parts for step in (parse_steps(part) if isinstance(part, str) else (part,)))
+        if name is None and not ends:
+            return None
+        if ends and name not in ("window", "percentile"):
+            raise SpecError(f"{' and '.join(ends)} are the ends of --normalisation window or percentile; state which")
+        return named(str(getattr(name, "value", name)), low or 0.0, high or 0.0)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+
+
 def example_image(draft: Contract) -> Tensor:
-    """Two noise images `[2, C, *nominal]`, within what normalisation gives."""
+    """Two noise images `[2, C, *nominal]`, within what preprocessing gives."""
     generator = torch.Generator().manual_seed(0)
-    unit = draft.preprocessing.normalisation is not Normalisation.ZSCORE
-    shape = (2, draft.channels, *draft.nominal)
-    image = torch.rand(shape, generator=generator) if unit else torch.randn(shape, generator=generator)
-    return image.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+    unit = torch.rand((2, draft.channels, *draft.nominal), generator=generator)
+    low, high = (
+        torch.from_numpy(end).float().reshape(-1, *[1] * len(draft.nominal))
+        for end in draft.preprocessing.normalised_range(draft.channels)
+    )
+    return (low + (high - low) * unit).clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)

@@ -33,7 +33,8 @@ import onnxruntime  # noqa: E402
 import torch  # noqa: E402
 from equipoise_core.contract import Activation, Contract, Task  # noqa: E402
 from equipoise_core.masks import draw_masks, mask_layout  # noqa: E402
-from equipoise_core.preprocessing import Normalisation, Preprocessing  # noqa: E402
+from equipoise_core.preprocessing import Preprocessing  # noqa: E402
+from equipoise_core.steps import ZScore  # noqa: E402
 from equipoise_export.capture.active import active_modules  # noqa: E402
 from equipoise_export.capture.from_torch import capture  # noqa: E402
 from equipoise_export.capture.prepare import Prepared  # noqa: E402
@@ -70,7 +71,7 @@ def cases(size: int) -> dict[str, tuple[nn.Module, Contract]]:
     def contract(name: str, task: Task, classes: int) -> Contract:
         return Contract(
             name, task, Activation.SOFTMAX, tuple(map(str, range(classes))), 1, (size, size), (size, size), (size, size),  # noqa: E501
-            Preprocessing(Normalisation.ZSCORE), (),
+            Preprocessing((ZScore(),)), (),
         )  # fmt: skip
 
     widths = (16, 32, 64, 128, 256)

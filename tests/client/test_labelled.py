@@ -8,7 +8,8 @@ import pytest
 from equipoise_client.errors import InvalidInput
 from equipoise_client.images.labelled import read_labelled
 from equipoise_core.contract import Activation, Contract, Task
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ZScore
 from PIL import Image
 
 
@@ -16,7 +17,7 @@ from PIL import Image
 def classifier():
     return Contract(
         "chest", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "pneumonia"), 1, (28, 28), (28, 28), (28, 28),
-        Preprocessing(Normalisation.ZSCORE), (),
+        Preprocessing((ZScore(),)), (),
     )  # fmt: skip
 
 
@@ -24,7 +25,7 @@ def classifier():
 def segmenter():
     return Contract(
         "hippocampus", Task.SEGMENTATION, Activation.SOFTMAX, ("background", "anterior"), 1, ("X", "Y", "Z"), (8, 8, 8),
-        (64, 64, 64), Preprocessing(Normalisation.ZSCORE), (), spacing=((0.9, 1.1),) * 3, orientation="RAS",
+        (64, 64, 64), Preprocessing((ZScore(),)), (), spacing=((0.9, 1.1),) * 3, orientation="RAS",
     )  # fmt: skip
 
 

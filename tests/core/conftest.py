@@ -2,7 +2,8 @@
 
 import pytest
 from equipoise_core.contract import Activation, Contract, Sampler, Site, SiteKind, Task
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ScalePercentiles, ZScore
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def segmentation() -> Contract:
         spatial=("X", "Y"),
         nominal=(16, 16),
         maximum=(64, 64),
-        preprocessing=Preprocessing(Normalisation.ZSCORE, multiple=4),
+        preprocessing=Preprocessing((ZScore(),), multiple=4),
         sites=(
             Site("encoder.drop", SiteKind.CHANNEL, (5,), 0.2),
             Site("path", SiteKind.PATH, (), 0.1),
@@ -41,7 +42,7 @@ def classification() -> Contract:
         spatial=(8, 8),
         nominal=(8, 8),
         maximum=(8, 8),
-        preprocessing=Preprocessing(Normalisation.PERCENTILE, 0.5, 99.5),
+        preprocessing=Preprocessing((ScalePercentiles(0.5, 99.5),)),
         sites=(Site("head.drop", SiteKind.ELEMENT, (11,), 0.5),),
         samples=6,
         samplers=(Sampler("toyc_sampler", "00" * 32),),

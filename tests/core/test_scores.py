@@ -141,7 +141,7 @@ def test_every_task_has_scores():
 @pytest.fixture(scope="module")
 def segmentation_contract():
     from equipoise_core.contract import Contract
-    from equipoise_core.preprocessing import Normalisation, Preprocessing
+    from equipoise_core.preprocessing import Preprocessing
 
     return Contract(
         "toy",
@@ -152,6 +152,6 @@ def segmentation_contract():
         ("X", "Y"),
         (6, 5),
         (64, 64),
-        Preprocessing(Normalisation.IDENTITY),
+        Preprocessing(),
         (),
     )

@@ -14,7 +14,8 @@ import pytest
 import torch
 from equipoise_core.contract import Activation, Contract, Task, load_contract
 from equipoise_core.masks import draw_masks, mask_layout
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ZScore
 from equipoise_export.capture.prepare import prepare
 from equipoise_export.command import app
 from equipoise_export.compile import compile_sampler
@@ -36,7 +37,7 @@ def contract_of(name: str, animal: Animal) -> Contract:
     axes: tuple[int | str, ...] = {2: ("H", "W"), 3: ("X", "Y", "Z")}[len(size)] if animal.dynamic else size
     return Contract(
         name, Task(animal.task), Activation.SOFTMAX, tuple(map(str, range(animal.classes))), animal.shape[0], axes, size,  # noqa: E501
-        size, Preprocessing(Normalisation.ZSCORE, multiple=animal.multiple), (),
+        size, Preprocessing((ZScore(),), multiple=animal.multiple), (),
     )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def test_onnx_graphs_with_dropout_nodes_become_samplers(name: str, sites: int) -
     """As many sites as Dropout nodes, proven; vgg19's 144 M weights need 6 GB."""
     size = (224, 224)
     classes = tuple(map(str, range(1000)))
-    preprocessing = Preprocessing(Normalisation.ZSCORE)
+    preprocessing = Preprocessing((ZScore(),))
     draft = Contract(
         name, Task.CLASSIFICATION, Activation.SOFTMAX, classes, 3, size, size, size, preprocessing, ()
     )  # fmt: skip

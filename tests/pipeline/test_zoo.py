@@ -16,8 +16,9 @@ import tritonclient.grpc as triton
 from equipoise_core.case import Case
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.loading import load_model
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.sampling import assess
+from equipoise_core.steps import ZScore
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import check_readiness
 from equipoise_deploy.serving.server import TritonServer
@@ -75,7 +76,7 @@ def contract_of(name: str, animal: Animal) -> Contract:
     largest = tuple(2 * extent for extent in size) if animal.dynamic else size
     return Contract(
         name, Task(animal.task), Activation.SOFTMAX, tuple(map(str, range(animal.classes))), animal.shape[0], axes,
-        size, largest, Preprocessing(Normalisation.ZSCORE, multiple=animal.multiple), (), samples=6,
+        size, largest, Preprocessing((ZScore(),), multiple=animal.multiple), (), samples=6,
     )  # fmt: skip
 
 

@@ -13,9 +13,10 @@ import grpc
 import numpy as np
 import pytest
 from equipoise_core.contract import Activation, Contract, Site, SiteKind, Task
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.record import input_digest
 from equipoise_core.scores import SCORES
+from equipoise_core.steps import ScalePercentiles, ZScore
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
@@ -170,7 +171,7 @@ def brain() -> Contract:
         spatial=("X", "Y", "Z"),
         nominal=(16, 16, 16),
         maximum=(256, 256, 256),
-        preprocessing=Preprocessing(Normalisation.ZSCORE),
+        preprocessing=Preprocessing((ZScore(),)),
         sites=_SITES,
         spacing=((0.9, 1.1),) * 3,
         orientation="RAS",
@@ -190,7 +191,7 @@ def chest() -> Contract:
         spatial=(28, 28),
         nominal=(28, 28),
         maximum=(28, 28),
-        preprocessing=Preprocessing(Normalisation.ZSCORE),
+        preprocessing=Preprocessing((ZScore(),)),
         sites=_SITES,
         modalities=("CR", "DX"),
     )
@@ -208,7 +209,7 @@ def cells() -> Contract:
         spatial=("X", "Y"),
         nominal=(32, 32),
         maximum=(512, 512),
-        preprocessing=Preprocessing(Normalisation.PERCENTILE, 1.0, 99.0),
+        preprocessing=Preprocessing((ScalePercentiles(1.0, 99.0),)),
         sites=_SITES,
     )
 

@@ -15,7 +15,8 @@ import onnx_ir as ir
 import onnxruntime
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ZScore
 from equipoise_export.capture.active import active_modules
 from equipoise_export.capture.from_torch import capture
 from equipoise_export.capture.prepare import Prepared
@@ -37,7 +38,7 @@ def contract(
 ) -> Contract:
     sizes = nominal or tuple(size for size in spatial if isinstance(size, int))
     names = tuple(f"class {index}" for index in range(classes))
-    preprocessing = Preprocessing(Normalisation.ZSCORE, multiple=multiple)
+    preprocessing = Preprocessing((ZScore(),), multiple=multiple)
     return Contract("small", task, activation, names, channels, spatial, sizes, sizes, preprocessing, ())
 
 

@@ -74,7 +74,7 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
     turned = turn(pixels, order, flipped)
     spacing = None if image.spacing is None else tuple(image.spacing[axis] for axis in order)
     grid = tuple(_axis(contract, number, size, spacing) for number, size in enumerate(turned.shape[1:]))
-    if prod(axis.size for axis in grid) * contract.channels > MAX_VALUES:
+    if prod(axis.size for axis in grid) * contract.image_channels > MAX_VALUES:
         raise InvalidInput(
             f"at the spacing that {contract.name} expects the image would have {[axis.size for axis in grid]} voxels, "
             "more than one request carries: crop it to the region of interest"
@@ -106,7 +106,7 @@ def with_spacing(image: SourceImage, spacing: tuple[float, ...] | None) -> Sourc
 def _channels(image: SourceImage, contract: Contract) -> NDArray[np.float32]:
     """`[C, *S]` with the contract's C."""
     pixels = image.pixels
-    if image.kind is Kind.ARRAY and contract.channels == 1 and pixels.ndim == contract.rank:
+    if image.kind is Kind.ARRAY and contract.image_channels == 1 and pixels.ndim == contract.rank:
         pixels = pixels[None]  # an array of one channel need not say so
     if pixels.ndim != contract.rank + 1:
         raise InvalidInput(
@@ -115,13 +115,13 @@ def _channels(image: SourceImage, contract: Contract) -> NDArray[np.float32]:
         )
     if image.spacing is not None and len(image.spacing) != contract.rank:
         raise InvalidInput(f"spacing is {image.spacing}; expected {contract.rank} numbers in mm, one for each axis")
-    if len(pixels) == contract.channels:
+    if len(pixels) == contract.image_channels:
         return pixels
-    if image.kind is not Kind.ARRAY and len(pixels) == 3 and contract.channels == 1:
+    if image.kind is not Kind.ARRAY and len(pixels) == 3 and contract.image_channels == 1:
         return np.tensordot(np.array([LUMA], np.float32), pixels, axes=1)
-    if image.kind is not Kind.ARRAY and len(pixels) == 1 and contract.channels == 3:
+    if image.kind is not Kind.ARRAY and len(pixels) == 1 and contract.image_channels == 3:
         return np.repeat(pixels, 3, axis=0)
-    raise InvalidInput(f"the image has {len(pixels)} channels; {contract.name} expects {contract.channels}")
+    raise InvalidInput(f"the image has {len(pixels)} channels; {contract.name} expects {contract.image_channels}")
 
 
 def _turns(image: SourceImage, contract: Contract) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -163,7 +163,7 @@ def _doubts(image: SourceImage, contract: Contract, spacing: tuple[float, ...] |
         yield f"modality {image.modality} given, {contract.name} expects {' or '.join(contract.modalities)}"
     if contract.orientation is not None and image.affine is None and image.kind in (Kind.NIFTI, Kind.DICOM):
         yield f"the file does not state its orientation, {contract.name} expects {contract.orientation}"
-    if contract.channels == 1 and len(image.pixels) == 3 and image.kind is not Kind.ARRAY:
+    if contract.image_channels == 1 and len(image.pixels) == 3 and image.kind is not Kind.ARRAY:
         red, green, blue = image.pixels
         if not (np.array_equal(red, green) and np.array_equal(green, blue)):
             yield f"colour given, {contract.name} expects grey"

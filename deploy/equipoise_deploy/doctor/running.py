@@ -36,13 +36,14 @@ def inference(subject: Subject) -> Iterator[CheckResult]:
     try:
         names = public_models(subject.repository)
         probes = check_readiness(subject.grpc, names)
+        words = {probe.model: probe.words for probe in probes}
         measured = {probe.model: _measure(subject.grpc, probe) for probe in probes}
         before = _read(subject.baseline) if subject.baseline else {}
     except (DeployError, EquipoiseError) as error:
         yield failure("inference", str(error), "restart the server; its log says more")
         return
     for name, now in measured.items():
-        varies = f"largest variance {now['variance']:.3g}" if now["variance"] else "deterministic"
+        varies = f"largest variance {words[name]}"
         then = before.get(name)
         same = not then or isclose(then["variance"], now["variance"], rel_tol=SAME)
         if not 0.0 <= now["variance"] <= 0.25:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..cli import exits_on
@@ -40,7 +41,7 @@ def serve_command(
     http_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.http,
     metrics_port: Annotated[int, typer.Option(help="0 picks a free one.")] = USUAL_PORTS.metrics,
     health_port: Annotated[
-        int, typer.Option(help="GET /healthz there: does every model answer? 0 picks a free one.")
+        int, typer.Option(help="GET /healthz there: does every served model answer? 0 picks a free one.")
     ] = USUAL_PORT,
     address: Annotated[
         str, typer.Option(help="Where gRPC, metrics and health listen. It is not encrypted: restrict who can reach it.")
@@ -85,7 +86,8 @@ def serve_command(
 ) -> None:
     """Serve the models of REPOSITORY on this machine's loopback until SIGINT or SIGTERM.
 
-    It is ready when every model has answered a health probe, a synthetic image. A probe follows every two seconds. Dead
+    It is ready when every model has answered a health probe, a synthetic image. A model that does not is not served;
+    the others are. A probe follows every two seconds. Dead
     or hung processes are restarted. On SIGHUP it serves what REPOSITORY holds then. Production: see deploy/.
     """
     out, err = Console(), Console(stderr=True)
@@ -132,7 +134,9 @@ def _table(listening: Listening) -> Table:
     title = f"Ready after {listening.seconds:.1f} s"
     table = Table("model", "largest variance of a synthetic image", title=title, title_justify="left")
     for probe in listening.probes:
-        table.add_row(probe.model, f"{probe.variance:.2g}" if probe.variance else "deterministic")
+        table.add_row(probe.model, probe.words)
+    for model, why in listening.left_out.items():
+        table.add_row(f"[red]{escape(model)}[/red]", f"[red]NOT READY, not served[/red]: {escape(why)}")
     table.caption = f"gRPC {listening.grpc} · HTTP {listening.http} · metrics {listening.metrics}"
     if listening.health:
         table.caption += f" · health {listening.health}"

@@ -1,7 +1,7 @@
 """Health as a load balancer asks for it: 200 only while health probes are answered.
 
-    GET /healthz          of all public models
-    GET /healthz/NAME     of one
+    GET /healthz          of all public models that are served
+    GET /healthz/NAME     of one; 503 where it is not served because it failed
 
 The body is one line of JSON with the reason, from a snapshot that the supervisor replaces a few times a second. An old
 snapshot counts as unhealthy: the supervisor does not monitor the server any more.
@@ -67,6 +67,7 @@ class Snapshot:
         generation: how often a repository was taken into service: 1 after the start, one more after every reload.
         restarts: how often Triton was restarted because it did not serve.
         fell_back: why the last reload was not carried out; empty where it was.
+        left_out: models that are not served, so that the others are, and why: they failed.
     """
 
     state: State
@@ -75,17 +76,22 @@ class Snapshot:
     generation: int = 0
     restarts: int = 0
     fell_back: str = ""
+    left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     at: float = field(default_factory=time.monotonic)
 
     def status(self, model: str = "", now: float | None = None) -> tuple[bool, str]:
-        """Whether requests may be sent, for one model or for all, and one line that says why not."""
+        """Whether requests may be sent, for one model or for all that are served, and one line that says why not, or
+        which model is not served."""
         if self.state is not State.SERVING:
             return False, f"{self.state.value}: {self.reason}" if self.reason else self.state.value
         if (age := (time.monotonic() if now is None else now) - self.at) > STALE:
             return False, f"the supervisor has not checked for {age:.0f} s"
+        left_out = [f"{name} is not served: {why}" for name, why in self.left_out.items() if model in ("", name)]
+        if model in self.left_out:
+            return False, left_out[0]
         chosen = {model: self.models[model]} if model else self.models
         wrong = [f"{name}: {each.reason}" for name, each in chosen.items() if not each.fine]
-        return not wrong, "; ".join(wrong)
+        return not wrong, "; ".join([*wrong, *left_out])
 
     def document(self, model: str = "") -> tuple[bool, str]:
         """The same with the details, as one line of JSON."""
@@ -98,6 +104,7 @@ class Snapshot:
             "generation": self.generation,
             "restarts": self.restarts,
             "fell_back": self.fell_back,
+            "left_out": dict(self.left_out),
             "models": shown,
         }
         return healthy, json.dumps(document)
@@ -173,7 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         snapshot = self.server.health.current_snapshot()
         path, _, model = self.path.removeprefix("/").partition("/")
-        if f"/{path}" != PATH or (model and model not in snapshot.models and snapshot.state is State.SERVING):
+        if f"/{path}" != PATH or (
+            model and model not in {*snapshot.models, *snapshot.left_out} and snapshot.state is State.SERVING
+        ):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         healthy, line = snapshot.document(model)

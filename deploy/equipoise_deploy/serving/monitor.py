@@ -61,10 +61,12 @@ class Trouble:
     Attributes:
         reason: one line, fit for logs.
         hurry: how it is to be stopped.
+        model: the model whose process or answer it is; empty: Triton's own.
     """
 
     reason: str
     hurry: signal.Signals | None
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,11 +159,11 @@ class ServerMonitor:
         for process in self._processes:
             seen = glance(process)
             if seen is None:
-                return Trouble(f"{process} has died", BRIEFLY)
+                return Trouble(f"{process} has died", BRIEFLY, process.model)
             if not seen.stopped:
                 self._stopped_since.pop(process, None)
             elif now - self._stopped_since.setdefault(process, now) >= STOPPED:
-                return Trouble(f"{process} is stopped", BRIEFLY if process.model else AT_ONCE)
+                return Trouble(f"{process} is stopped", BRIEFLY if process.model else AT_ONCE, process.model)
         return None
 
     def _check_probes(self) -> Trouble | None:
@@ -186,7 +188,7 @@ class ServerMonitor:
     def _check_model(self, model: str, state: ProbeState) -> Trouble | None:
         now = self.clock()
         if state.errors >= _ERRORS:
-            return Trouble(f"{model} failed on {_ERRORS} health probes in a row: {state.wrong}", BRIEFLY)
+            return Trouble(f"{model} failed on {_ERRORS} health probes in a row: {state.wrong}", BRIEFLY, model)
         if state.since is None and now >= state.due:
             state.since = now
             if state.progress is None:  # progress after the probe is measured against this
@@ -198,9 +200,9 @@ class ServerMonitor:
         if state.progress is None or activity.progressed_since(state.progress[1]):
             state.progress = (now, activity)
         if now - state.progress[0] >= self.hung_after:
-            return Trouble(f"{model} has neither answered nor made progress for {self.hung_after:g} s", BRIEFLY)
+            return Trouble(f"{model} has neither answered nor made progress for {self.hung_after:g} s", BRIEFLY, model)
         if now - state.answered >= _LONGEST:
-            return Trouble(f"{model} has not answered a health probe for {_LONGEST:g} s", BRIEFLY)
+            return Trouble(f"{model} has not answered a health probe for {_LONGEST:g} s", BRIEFLY, model)
         return None
 
     def _activity(self, contract: Contract, now: float) -> Activity:

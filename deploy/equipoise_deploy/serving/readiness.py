@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from equipoise_client.images.synthetic import synthetic_image
 from equipoise_client.prediction import Priority
 from equipoise_client.transport import connect
-from equipoise_core.contract import Contract, parse_contract
+from equipoise_core.contract import Contract, ContractError, parse_contract
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
@@ -29,6 +29,9 @@ from .settings import PROBE_SAMPLES
 
 PROBE_ID = "equipoise-probe"
 """Request id of health probes; `model.py` knows it too."""
+
+_SATURATED = 1e-6
+"""p̄(1 − p̄) up to which single precision may hide how samples differ."""
 
 _SAMPLES = 2  # the fewest that can differ
 _OUTPUTS = ("mean", "variance")
@@ -43,11 +46,20 @@ class Probe:
         model: name of the public model.
         seconds: until the answer was there, all models being asked at once.
         variance: the largest over classes and voxels; 0 for a deterministic model.
+        varies: whether its samples can differ at all.
     """
 
     model: str
     seconds: float
     variance: float
+    varies: bool = True
+
+    @property
+    def words(self) -> str:
+        """The variance as a person reads it."""
+        if self.variance:
+            return f"{self.variance:.2g}"
+        return "0: its probabilities are 0 and 1 there" if self.varies else "deterministic"
 
 
 def answers_ready(http_port: int) -> bool:
@@ -61,25 +73,34 @@ def answers_metrics(address: str, port: int) -> bool:
 
 
 def check_readiness(grpc_url: str, models: Sequence[str], timeout: float = 60.0) -> tuple[Probe, ...]:
-    """Probes all public models at once. Raises NotReadyError that names the first one whose answer is wrong.
+    """Probes all public models at once. Raises NotReadyError that names all whose answer is wrong.
 
     Args:
         timeout: seconds for all of them together.
     """
     answers: Answers = queue.SimpleQueue()
     begin = time.monotonic()
-    probes = []
+    probes, contracts, wrong = [], {}, {}
     with connect(grpc_url, None) as client:
-        known = {model: _known(client, model) for model in models}
-        contracts = {model: contract for model, (contract, _) in known.items()}
-        for model, (contract, samples) in known.items():
-            _send(client, model, _inputs(contract, samples), answers, client_timeout=timeout)
+        for model in models:
+            try:
+                contract, samples = _known(client, model)
+                _send(client, model, _inputs(contract, samples), answers, client_timeout=timeout)
+                contracts[model] = contract
+            except (NotReadyError, ContractError, ValueError) as unknown:
+                wrong[model] = str(unknown)
         for _ in contracts:
             model, result, error = answers.get()
-            if error is not None:
-                raise NotReadyError(f"{model} does not answer a synthetic image: {error}") from error
-            arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
-            probes.append(Probe(model, time.monotonic() - begin, plausible_variance(contracts[model], arrays)))
+            try:
+                if error is not None:
+                    raise NotReadyError(f"{model} does not answer a synthetic image: {error}") from error
+                arrays = {name: result.as_numpy(name) for name in _OUTPUTS}
+                variance = plausible_variance(contracts[model], arrays)
+                probes.append(Probe(model, time.monotonic() - begin, variance, contracts[model].varies))
+            except NotReadyError as implausible:
+                wrong[model] = str(implausible)
+    if wrong:
+        raise NotReadyError("; ".join(wrong.values()), wrong)
     return tuple(sorted(probes, key=lambda probe: probe.model))
 
 
@@ -151,12 +172,16 @@ def _send(client: Any, model: str, inputs: list[triton.InferInput], answers: Ans
 
 
 def plausible_variance(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
-    """The largest variance. Raises NotReadyError where the answer cannot be right."""
+    """The largest variance. Raises NotReadyError where the answer cannot be right.
+
+    It is at most p̄(1 − p̄): where all probabilities are 0 or 1, none can show, and the proof of the export has to do.
+    """
     for name, array in arrays.items():
         if array is None or array.size == 0 or not np.isfinite(array).all():
             raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
     largest = float(arrays["variance"].max())
-    if contract.varies and not largest > 0.0:
+    mean = arrays["mean"].astype(np.float64)
+    if contract.varies and not largest > 0.0 and float((mean * (1.0 - mean)).max()) > _SATURATED:
         raise NotReadyError(
             f"{contract.name} answers with the same output for every sample (variance 0): its masks have no effect, "
             "or its members are identical; export it again"

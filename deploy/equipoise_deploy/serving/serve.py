@@ -6,9 +6,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -49,6 +49,7 @@ class Listening:
         grpc, http, metrics, health: where it listens; health is empty where there is none.
         probes: the public models' answers to a synthetic image.
         seconds: from the call until now.
+        left_out: public models that are not served because they failed, and why.
     """
 
     grpc: str
@@ -57,6 +58,7 @@ class Listening:
     probes: tuple[Probe, ...]
     seconds: float
     health: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -101,7 +103,8 @@ def serve(
         try:
             probes = supervisor.start()
             server, seconds = supervisor.server, time.monotonic() - begin
-            on_ready(Listening(server.grpc_url, server.http_url, server.metrics_url, probes, seconds, health.url))
+            urls = server.grpc_url, server.http_url, server.metrics_url
+            on_ready(Listening(*urls, probes, seconds, health.url, dict(supervisor.left_out)))
             while True:
                 if pending.reload:
                     pending.reload = False

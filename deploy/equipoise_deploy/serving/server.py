@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -47,6 +49,9 @@ SHARED_MEMORY_BYTES = 16 << 20
 
 _LOG_LINES_KEPT = 400
 _PATIENCE = 5.0  # seconds beyond Triton's own exit timeout before its processes are killed
+_AFTER_DEATH = 10.0  # seconds that the others have to load after a process of a model has died: Triton waits for it
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+_FAILED = re.compile(r"failed to load '([^']+)'.*")
 _ATTEMPTS = 5
 _BY_SIGNAL = 128
 """Exit codes from here on: a crash. While its Python backend starts its processes a Triton now and then aborts with
@@ -100,6 +105,9 @@ class TritonServer:
         self._reader: threading.Thread | None = None
         self._ended = threading.Event()
         self._crashed = False  # at the last start
+        self._loaded: set[str] = set()
+        self._failed: dict[str, str] = {}  # model → Triton's line about it
+        self._died = math.inf  # when a process of a model was seen to die while the server started
         self._log: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
 
     @property
@@ -207,6 +215,9 @@ class TritonServer:
             self._ended.clear()
             self._log.clear()
             self._crashed = False
+            self._loaded.clear()
+            self._failed.clear()
+            self._died = math.inf
             self._reader = None
             self._guardian = subprocess.Popen(
                 [*guard, "--directory", str(directory), "--", *command],
@@ -228,19 +239,31 @@ class TritonServer:
             for block in log:
                 line = block.decode(errors="replace").rstrip("\n")
                 self._log.append(line)
+                if loaded := _LOADED.search(line):
+                    self._loaded.add(loaded[1])
+                elif failed := _FAILED.search(line):
+                    self._failed.setdefault(failed[1], line[failed.start() :])
+                elif "terminate called" in line:
+                    self._died = min(self._died, time.monotonic())
                 self._on_log(line)
         self._ended.set()
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + self._start_timeout
+        assert self._directory is not None
         while not (answers_ready(self.ports.http) and answers_metrics(reached_at(self._address), self.ports.metrics)):
             if self._ended.wait(0.02):
                 assert self._guardian is not None
                 self._crashed = self._guardian.wait() >= _BY_SIGNAL
-                raise StartError(f"Triton ended before it was ready. Its log:\n{self.relevant_log}")
-            if time.monotonic() > deadline:
+                raise StartError(f"Triton ended before it was ready. Its log:\n{self.relevant_log}", self._failed)
+            if (now := time.monotonic()) > min(deadline, self._died + _AFTER_DEATH):
+                late = sorted(folder.name for folder in (self._directory / "models").iterdir())
+                late = [name for name in late if name not in self._loaded]
+                why = "a process died" if now <= deadline else f"it did not load within {self._start_timeout:g} s"
                 raise StartError(
-                    f"Triton was not ready within {self._start_timeout:g} s. Its log:\n{self.relevant_log}"
+                    f"Triton does not get ready: {why}; not loaded: {', '.join(late) or 'nothing'}. Its log:\n"
+                    f"{self.relevant_log}",
+                    {**dict.fromkeys(late, why), **self._failed},
                 )
 
 

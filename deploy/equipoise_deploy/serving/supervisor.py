@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from equipoise_core.contract import ContractError
+from equipoise_core.contract import ContractError, check_name
 from equipoise_core.loading import load_model
 
-from ..errors import DeployError, NotReadyError
+from ..errors import DeployError, GaveUp, NotReadyError, RepositoryError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..releases.loading import verified_copy
-from ..repository import public_models
+from ..repository import is_public, public_models, samplers_of
 from .engine import Engine
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
@@ -54,8 +55,14 @@ class Plan:
 class Supervisor:
     """One Triton and what is known of it.
 
+    A model that cannot serve is left out, and the others are served: Triton does not know it then, so that it answers
+    nothing. It is tried again at the next reload.
+
     Args:
         report: called with one line whenever something happens that an operator should know; never with case data.
+
+    Attributes:
+        left_out: public models that are not served, and why.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class Supervisor:
         self._server: TritonServer | None = None
         self._monitor: ServerMonitor | None = None
         self._generation, self._fell_back = 0, ""
+        self.left_out: dict[str, str] = {}
 
     @property
     def server(self) -> TritonServer:
@@ -95,43 +103,58 @@ class Supervisor:
         self._set_state(State.RESTARTING, trouble.reason)
         self._report(f"{trouble.reason}: restarting Triton")
         self._stop_server(trouble)
-        self._recover(trouble.reason)
+        try:
+            self._recover(trouble.reason)
+        except GaveUp:
+            if not self._leave_out({trouble.model: trouble.reason}):
+                raise
+            self._budget = RestartBudget(self.plan.restarts, total=self._budget.total)
+            self._recover(trouble.reason)
 
     def reload(self) -> None:
         """Serves what the repository holds now; where that fails, the models from before stay in service."""
         try:
             fresh = pinned(self.plan.repository)
-            self._examine(fresh)
+            known = {name for name in self.left_out if fresh.get(name) == self._models.get(name)}
+            still_bad = self._examine(fresh, known)
         except (DeployError, ContractError, OSError, ValueError) as error:
             self._refuse_reload(error)
             self._publish_health()
             return
-        before = self._models
+        before, left_out = self._models, self.left_out
         self._report(f"reload: draining, then serving {len(fresh)} models from {self.plan.repository}")
         self.drain("reload")
         self._stop_server()
-        self._models, self._fell_back = fresh, ""
+        self._models, self._fell_back, self.left_out = fresh, "", still_bad
         try:
-            self._start_server()
+            self._start_server(may_fail=known)
             self._generation += 1
         except DeployError as error:
-            self._models = before
+            self._models, self.left_out = before, left_out
             self._refuse_reload(error)
             self._start_or_recover()
         else:
             self._report(f"reloaded: serving generation {self._generation}")
             self._publish_health()
 
-    def _examine(self, models: Mapping[str, Path]) -> None:
+    def _examine(self, models: Mapping[str, Path], may_fail: Collection[str]) -> dict[str, str]:
         """Raises where reading shows that these cannot be served, before the running server is stopped for them.
 
-        What was served before need not be there any more: a plain repository may have been changed in place.
+        Returns those that may fail and would, with the reason. What was served before need not be there any more: a
+        plain repository may have been changed in place.
         """
         with tempfile.TemporaryDirectory(prefix="equipoise-") as scratch:
             linked = link_pinned(models, Path(scratch) / "pinned")
             found = verified_copy(linked, Path(scratch) / "verified", self.plan.trust)
+            bad = {}
             for name in public_models(found):
-                load_model(found / name / "1")
+                try:
+                    load_model(found / name / "1")
+                except (ContractError, OSError, ValueError) as error:
+                    if name not in may_fail:
+                        raise
+                    bad[name] = _first_line(error)
+            return bad
 
     def drain(self, reason: str) -> None:
         """Answers 503 on the health port, and gives a proxy the time to notice."""
@@ -143,8 +166,59 @@ class Supervisor:
         self._set_state(State.DRAINING, reason)
         self._stop_server()
 
-    def _start_server(self) -> tuple[Probe, ...]:
-        """Starts Triton, proves it and begins to monitor it."""
+    def _start_server(self, may_fail: Collection[str] | None = None) -> tuple[Probe, ...]:
+        """Starts Triton, proves it and begins to monitor it; models that fail are left out where others do not.
+
+        Args:
+            may_fail: the only models that may be left out; None: any.
+        """
+        while True:
+            try:
+                self._refuse_unreadable()
+                return self._try_server()
+            except DeployError as error:
+                if not self._leave_out(error.models, may_fail):
+                    raise
+
+    def _refuse_unreadable(self) -> None:
+        """Raises RepositoryError for models that reading shows Triton cannot serve."""
+        wrong = {}
+        for name in self._served():
+            try:
+                check_name(name)
+                samplers_of(self._models[name])
+            except (ContractError, RepositoryError) as error:
+                wrong[name] = str(error)
+        if wrong:
+            raise RepositoryError("; ".join(wrong.values()), wrong)
+
+    def _served(self) -> list[str]:
+        """Public models that are not left out."""
+        public = [name for name, path in self._models.items() if (path / "config.pbtxt").exists() and is_public(path)]
+        return sorted(set(public) - set(self.left_out))
+
+    def _leave_out(self, models: Mapping[str, str], may_fail: Collection[str] | None = None) -> bool:
+        """Leaves out the public models that these are or belong to; False, and none is, where none would be left."""
+        served = self._served()
+        culprits = {}
+        for name in served:
+            parts = {name, *_parts(self._models[name])} & set(models)
+            if parts:
+                culprits[name] = "; ".join(models[part].splitlines()[0] for part in sorted(parts))
+        allowed = may_fail is None or set(culprits) <= set(may_fail)
+        if not culprits or len(culprits) == len(served) or not allowed:
+            return False
+        self.left_out |= culprits
+        for name, why in culprits.items():
+            self._report(f"NOT READY, AND NOT SERVED: {name}: {why}")
+        return True
+
+    def _pinned(self) -> dict[str, Path]:
+        """All folders but those of models that are left out."""
+        gone = {part for name in self.left_out for part in (name, *_parts(self._models[name]))}
+        return {name: path for name, path in self._models.items() if name not in gone}
+
+    def _try_server(self) -> tuple[Probe, ...]:
         self._server = TritonServer(
             self.plan.repository,
             self.plan.engine,
@@ -152,7 +226,7 @@ class Supervisor:
             on_log=self._on_log,
             settings=self.plan.settings,
             address=self.plan.address,
-            pinned=self._models,
+            pinned=self._pinned(),
             trust=self.plan.trust,
         )
         try:
@@ -170,13 +244,15 @@ class Supervisor:
 
     def _start_or_recover(self) -> None:
         try:
-            self._start_server()
+            self._start_server(may_fail=())
         except DeployError as error:
             self._recover(_first_line(error))
         else:
             self._publish_health()
 
     def _recover(self, reason: str) -> None:
+        """Starts the server again. All models served before; one is left out only from the second attempt on."""
+        may_fail: Collection[str] | None = ()
         while True:
             pause = self._budget.take(reason)
             if pause:
@@ -184,9 +260,9 @@ class Supervisor:
                 time.sleep(pause)
             begin = time.monotonic()
             try:
-                self._start_server()
+                self._start_server(may_fail)
             except DeployError as error:
-                reason = f"the restart failed: {_first_line(error)}"
+                reason, may_fail = f"the restart failed: {_first_line(error)}", None
                 self._report(reason)
                 continue
             self._report(f"serving again after {time.monotonic() - begin:.1f} s (restart {self._budget})")
@@ -219,8 +295,16 @@ class Supervisor:
             for name, state in self._monitor.models.items()
         }
         self._health.snapshot = Snapshot(
-            State.SERVING, "", models, self._generation, self._budget.total, self._fell_back, now
+            State.SERVING, "", models, self._generation, self._budget.total, self._fell_back, dict(self.left_out), now
         )
+
+
+def _parts(model: Path) -> list[str]:
+    """The samplers of a public model, and its first pass; those that bear its name where its contract is unreadable."""
+    try:
+        return samplers_of(model)
+    except DeployError:
+        return [folder.name for folder in model.parent.glob(f"{glob.escape(model.name)}_*")]
 
 
 def _first_line(error: Exception) -> str:

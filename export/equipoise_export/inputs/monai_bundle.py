@@ -12,24 +12,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from equipoise_core.contract import Activation, Task
-from equipoise_core.preprocessing import Normalisation
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ..draft import Description
 from ..errors import SpecError
 from .factory import importable
+from .monai_transforms import Reading, Unmapped, read_transforms, transform_name
 
 _CONFIGS = ("inference", "evaluate", "train")
 _FORMATS = (".json", ".yaml", ".yml")
-_INTENSITY = re.compile(r"(Intensity|Normalize|CLAHE|Histogram|Gamma)")
-_ROUNDING = 0.01
-"""A spacing is stated as one number; images resampled to it may be off by this share."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,7 @@ class Bundle:
         Args:
             overrides: `network_def.dropout` → 0.2 and the like.
         """
-        parser = _parser()
-        parser.read_config(str(self.config))
-        parser.read_meta(dict(self.metadata))
-        parser["bundle_root"] = str(self.folder)
-        parser["device"] = "$torch.device('cpu')"
+        parser = self._resolver()
         for key, value in overrides.items():
             place = key.replace(".", "#")
             if place.split("#")[0] not in self.source:
@@ -78,11 +74,17 @@ class Bundle:
             raise SpecError(f"{self.config}: {found} is a {type(module).__name__}; expected a torch.nn.Module")
         return module
 
+    def _resolver(self) -> Any:
+        parser = _parser()
+        parser.read_config(str(self.config))
+        parser.read_meta(dict(self.metadata))
+        parser["bundle_root"] = str(self.folder)
+        parser["device"] = "$torch.device('cpu')"
+        return parser
+
     def stated(self) -> Description:
         """What metadata and transforms say."""
-        formats = self.metadata.get("network_data_format") or {}
-        image = _only((formats.get("inputs") or {}), "image")
-        answer = _only((formats.get("outputs") or {}), "pred")
+        image, answer = self._image, self._answer
         sizes = image.get("spatial_shape") or []
         channels = image.get("num_channels")
         shape = (channels, *sizes)
@@ -92,33 +94,56 @@ class Bundle:
             shape=shape if sizes and all(isinstance(size, int) for size in shape) else None,
             classes=_classes(answer),
             modalities=_modalities(image.get("modality")),
-            **self._transforms(len(sizes)),
+            **self._transforms(),
         )
 
-    def _transforms(self, rank: int) -> dict[str, Any]:
+    def _transforms(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for step in _steps(self.source.get("postprocessing")):
-            if str(step.get("_target_", "")).rsplit(".", 1)[-1].startswith("Activations"):
+            if transform_name(step).startswith("Activations"):
                 kinds = [kind for kind in Activation if step.get(kind.value) is True]
                 found |= {"activation": kinds[0]} if len(kinds) == 1 else {}
-        changes = []
-        for step in _steps(self.source.get("preprocessing")):
-            kind = str(step.get("_target_", "")).rsplit(".", 1)[-1].rstrip("dD")
-            if kind == "Spacing" and _numbers(step.get("pixdim"), rank):
-                ranges = ((mm * (1 - _ROUNDING), mm * (1 + _ROUNDING)) for mm in step["pixdim"][:rank])
-                found["spacing"] = tuple((float(f"{low:.6g}"), float(f"{high:.6g}")) for low, high in ranges)
-            elif kind == "Orientation" and isinstance(step.get("axcodes"), str):
-                found["orientation"] = step["axcodes"][:rank]
-            elif _INTENSITY.search(kind):
-                changes.append((kind, step))
+        try:
+            reading, _ = self._preprocessing
+        except Unmapped as error:
+            return found | {"unclear": f"the bundle's preprocessing cannot be taken over: {error}"}
+        return found | reading.stated | {"preprocess": tuple(reading.steps)}
+
+    @cached_property
+    def _preprocessing(self) -> tuple[Reading, list[str]]:
+        """What the transforms before the network say, and where those of intensities stand. Raises Unmapped."""
         if "preprocessing" not in self.source:
-            return found | {"unclear": "it states none"}
-        if not changes:
-            found["normalisation"] = Normalisation.IDENTITY
-        else:
-            scale = _normalisation(*changes[0]) if len(changes) == 1 else None
-            found |= scale or {"unclear": ", ".join(kind for kind, _ in changes)}
-        return found
+            raise Unmapped("it states none (the configuration has no preprocessing)")
+        parser, image = self._resolver(), self._image
+        places = list(_places(parser, "preprocessing"))
+        with importable(self.folder):
+            transforms = [_resolved(parser, place) for place in places]
+        at = [n for n, each in enumerate(transforms) if not each.get("_disabled_")]
+        reading = read_transforms(
+            [transforms[n] for n in at],
+            image.get("num_channels"),
+            image.get("spatial_shape") or [],
+            _task(self._answer),
+        )
+        return reading, [places[at[n]] for n in reading.of]
+
+    def transform(self, image: Tensor) -> NDArray[np.float32]:
+        """The bundle's own transforms of intensities, run by MONAI: `[C, *S]` → `[C', *S]`."""
+        parser, current = self._resolver(), image
+        with importable(self.folder):
+            for place in self._preprocessing[1]:
+                transform = parser.get_parsed_content(place)
+                keys = getattr(transform, "keys", None)
+                current = transform(dict.fromkeys(keys, current))[keys[0]] if keys else transform(current)
+        return np.asarray(current, np.float32)
+
+    @property
+    def _image(self) -> Mapping[str, Any]:
+        return _only((self.metadata.get("network_data_format") or {}).get("inputs") or {}, "image")
+
+    @property
+    def _answer(self) -> Mapping[str, Any]:
+        return _only((self.metadata.get("network_data_format") or {}).get("outputs") or {}, "pred")
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -189,25 +214,29 @@ def _steps(transforms: Any) -> list[Mapping[str, Any]]:
     return [step for step in steps or [] if isinstance(step, Mapping)] if isinstance(steps, list) else []
 
 
-def _numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) >= count and all(isinstance(v, (int, float)) and v > 0 for v in value)
+def _places(parser: Any, place: str) -> Iterator[str]:
+    """Where the single transforms stand in a configuration. Raises Unmapped for what is not written out there."""
+    found = parser[place]
+    if isinstance(found, str) and found.startswith("@"):
+        yield from _places(parser, found[1:].replace("::", "#"))
+    elif isinstance(found, list):
+        for number in range(len(found)):
+            yield from _places(parser, f"{place}#{number}")
+    elif isinstance(found, Mapping) and transform_name(found) == "Compose":
+        yield from _places(parser, f"{place}#transforms") if "transforms" in found else ()
+    elif isinstance(found, Mapping) and "_target_" in found:
+        yield place
+    else:
+        raise Unmapped(f"{found!r} at {place} is no list of transforms that can be read")
 
 
-def _normalisation(kind: str, step: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The contract's words for one intensity transform; None where it does something else.
-
-    Case 1: NormalizeIntensity of each channel by its own mean and deviation is `zscore`.
-    Case 2: ScaleIntensity to 0…1 is `percentile` 0 to 100.
-    Case 3: ScaleIntensityRange to 0…1 without clipping is `window`.
-    """
-    if kind == "NormalizeIntensity" and not step.get("nonzero") and "subtrahend" not in step and "divisor" not in step:
-        return {"normalisation": Normalisation.ZSCORE} if step.get("channel_wise") else None
-    if (step.get("minv", 0.0), step.get("maxv", 1.0)) != (0.0, 1.0) or step.get("factor") is not None:
-        return None
-    if kind == "ScaleIntensity" and step.get("channel_wise"):
-        return {"normalisation": Normalisation.PERCENTILE, "low": 0.0, "high": 100.0}
-    ends = (step.get("a_min"), step.get("a_max"))
-    plain = (step.get("b_min"), step.get("b_max")) == (0, 1) and not step.get("clip")
-    if kind == "ScaleIntensityRange" and plain and all(isinstance(end, (int, float)) for end in ends):
-        return {"normalisation": Normalisation.WINDOW, "low": float(ends[0]), "high": float(ends[1])}  # type: ignore[arg-type]
-    return None
+def _resolved(parser: Any, place: str) -> dict[str, Any]:
+    """A transform's configuration with the values of its references and expressions."""
+    given = dict(parser[place])
+    for name, value in given.items():
+        if name != "_target_" and any(sign in str(value) for sign in "@$"):
+            try:
+                given[name] = parser.get_parsed_content(f"{place}#{name}")
+            except Exception as error:
+                raise Unmapped(f"{place}#{name}, {value!r}, cannot be evaluated: {error}") from error
+    return given

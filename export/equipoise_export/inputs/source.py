@@ -11,7 +11,8 @@ from typing import Any
 
 import onnx
 from equipoise_core.canonical import digest_of_file
-from torch import nn
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
 from ..draft import Description
 from ..errors import SpecError
@@ -29,10 +30,12 @@ class Source:
     Attributes:
         members: each makes one network anew: one, or those of a deep ensemble.
         stated: what a bundle says about itself.
+        transform: a bundle's own preprocessing of one raw image, `[C, *S]` → `[C', *S]`, where steps can say it.
     """
 
     members: tuple[Callable[[], Exportable], ...]
     stated: Description = Description()  # noqa: RUF009  # it is frozen
+    transform: Callable[[Tensor], ArrayLike] | None = None
 
 
 def read_source(
@@ -66,7 +69,9 @@ def read_source(
     if Path(spec).is_dir():
         bundle = read_bundle(Path(spec))
         files = files or (bundle.stored_weights(),)
-        return Source(_members(partial(bundle.module, arguments or {}), files), bundle.stated())
+        stated = bundle.stated()
+        members = _members(partial(bundle.module, arguments or {}), files)
+        return Source(members, stated, None if stated.unclear else bundle.transform)
     return Source(_members(partial(load_module, spec, arguments), files))
 
 

@@ -94,7 +94,7 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
         backend="python",
         max_batch_size=0,
         input=[
-            _input("image", _FP32, [-1, contract.channels, *spatial]),
+            _input("image", _FP32, [-1, contract.image_channels, *spatial]),
             _input("samples", _INT32, [-1, 1], optional=True),
             _input("seed", _UINT64, [-1, 1], optional=True),
             _input("spacing", _FP32, [-1, contract.rank], optional=True),

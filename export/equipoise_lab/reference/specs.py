@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ScalePercentiles, ZScore
 from torch import nn
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -73,7 +74,7 @@ HIPPOCAMPUS = Reference(
     activation="softmax",
     classes=("background", "anterior", "posterior"),
     input_shape=(1, 40, 56, 40),
-    preprocessing=Preprocessing(Normalisation.ZSCORE, multiple=8),
+    preprocessing=Preprocessing((ZScore(),), multiple=8),
     spacing=((0.9, 1.1), (0.9, 1.1), (0.9, 1.1)),
     orientation="RAS",
     modality=("MR",),
@@ -89,7 +90,7 @@ PNEUMONIA = Reference(
     activation="softmax",
     classes=("normal", "pneumonia"),
     input_shape=(1, 28, 28),
-    preprocessing=Preprocessing(Normalisation.PERCENTILE, low=0.5, high=99.5, multiple=4),
+    preprocessing=Preprocessing((ScalePercentiles(0.5, 99.5),), multiple=4),
     spacing=None,
     orientation=None,
     modality=("CR", "DX"),
@@ -105,7 +106,7 @@ NUCLEI = Reference(
     activation="sigmoid",
     classes=("nucleus",),
     input_shape=(1, 256, 256),
-    preprocessing=Preprocessing(Normalisation.PERCENTILE, low=1.0, high=99.8, multiple=8),
+    preprocessing=Preprocessing((ScalePercentiles(1.0, 99.8),), multiple=8),
     spacing=None,
     orientation=None,
     modality=("GM", "SM"),

@@ -13,6 +13,8 @@ import pytest
 import tritonclient.grpc as triton
 from equipoise_client.images.synthetic import synthetic_image
 from equipoise_core.contract import FirstPass, Sampler
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import parse_steps
 from equipoise_deploy.errors import NotReadyError
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.readiness import plausible_variance
@@ -44,12 +46,25 @@ def test_synthetic_image_has_the_nominal_size_and_structure(tiny_segmentation):
     assert np.isfinite(image).all() and image.std() > 0
 
 
+@pytest.mark.parametrize(
+    ("steps", "low", "high"),
+    [("identity", 0.0, 1.0), ("window:-57,164", -57.0, 164.0), ("rgb divide:255 imagenet", 0.0, 255.0)],
+)
+def test_synthetic_image_has_the_scale_of_the_contract(tiny_segmentation, steps, low, high):
+    """A network that takes intensities as they are would be saturated by others."""
+    preprocessing = Preprocessing(parse_steps(steps))
+    image = synthetic_image(replace(tiny_segmentation.contract, preprocessing=preprocessing, channels=3))
+    assert low <= image.min() < image.max() <= high and np.ptp(image) > 0.3 * (high - low)
+
+
 def test_no_variance_between_samples_is_not_ready(tiny_segmentation, tiny_deterministic):
     """Masks that do not act are the one failure that a look at the mean does not show."""
     answer = {"mean": np.full((1, 2), 0.5, np.float32), "variance": np.zeros((1, 2), np.float32)}
     with pytest.raises(NotReadyError, match="variance 0"):
         plausible_variance(tiny_segmentation.contract, answer)
     assert plausible_variance(tiny_deterministic.contract, answer) == 0.0
+    sure = {**answer, "mean": np.array([[1.0, 3e-9]], np.float32)}
+    assert plausible_variance(tiny_segmentation.contract, sure) == 0.0, "where nothing can vary, nothing is missing"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -380,6 +380,94 @@ def test_poison_does_not_loop(copy, tmp_path):
         assert 1 <= server.health()[1]["restarts"] <= 2
 
 
+BAD = {
+    "it fails on every request": "does not answer a synthetic image",
+    "its sampler does not load": "model.onnx",
+    "a process of it dies while it starts": "",
+    "its name": "cannot be served by Triton",
+    "its contract is unreadable": "carries no readable contract",
+}
+
+
+def worsen(models: Path, how: str) -> str:
+    """Makes the second model one that cannot serve; its name."""
+    bad = models / "tinycls"
+    if how == "it fails on every request":
+        spoil(bad, 'raise RuntimeError("spoilt")')
+    elif how == "its sampler does not load":
+        (models / "tinycls_sampler" / "1" / "model.onnx").write_bytes(b"not a model")
+    elif how == "a process of it dies while it starts":
+        hold(bad, "\nos.abort()\n")
+    else:
+        config = text_format.Parse((bad / "config.pbtxt").read_text(), ModelConfig())
+        if how == "its name":
+            config.name = "tiny cls"
+            bad = bad.rename(models / config.name)
+        else:
+            config.parameters["contract"].string_value = "{}"
+        (bad / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return bad.name
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+@pytest.mark.parametrize("how", BAD)
+def test_one_bad_model_does_not_take_the_others_down(copy, tmp_path, tiny_classifier, how):
+    """It is named with the reason and not served at all, so never accepted; a restart does not change that."""
+    publish_pair(tiny_classifier, copy)
+    bad = worsen(copy, how)
+    with supervised(copy, tmp_path) as server:
+        before = answer(server)
+        status, told = server.health()
+        assert status == 200 and list(told["models"]) == ["tinyseg"]
+        assert list(told["left_out"]) == [bad] and BAD[how] in told["left_out"][bad]
+        assert f"{bad} is not served" in told["reason"]
+        with UncertaintyClient(server.urls["grpc"], timeout=PATIENCE) as client, pytest.raises(EquipoiseError):
+            client.predict("tinycls", np.zeros((1, 4, 4), np.float32))
+        os.kill(server.pid_of(""), signal.SIGKILL)
+        poll(lambda: server.health()[1].get("restarts") == 1 and server.health()[0] == 200, "it is restarted", PATIENCE)
+        np.testing.assert_array_equal(answer(server), before)
+        assert list(server.health()[1]["left_out"]) == [bad]
+        assert f"NOT READY, AND NOT SERVED: {bad}: " in stopped(server)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_bad_model_may_stay_bad_at_a_reload_and_comes_back_when_it_is_repaired(copy, tmp_path, tiny_classifier):
+    """A reload for another model's sake is not refused for it; one that makes a good model bad is."""
+    publish_pair(tiny_classifier, copy)
+    file = copy / "tinycls_sampler" / "1" / "model.onnx"
+    good = file.read_bytes()
+    file.write_bytes(b"not a model")
+    with supervised(copy, tmp_path) as server:
+        for content, generation, left_out in ((b"not it", 2, ["tinycls"]), (good, 3, [])):
+            file.write_bytes(content)
+            server.process.send_signal(signal.SIGHUP)
+            poll(lambda: server.health()[1].get("generation") == generation, "it is reloaded", PATIENCE)  # noqa: B023
+            poll(lambda: server.health()[0] == 200, "it serves", PATIENCE)
+            assert list(server.health()[1]["left_out"]) == left_out
+        file.write_bytes(b"broken again")
+        server.process.send_signal(signal.SIGHUP)
+        poll(lambda: server.health()[1].get("fell_back"), "the reload is refused", PATIENCE)
+        stopped(server)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_model_that_keeps_dying_is_left_out_when_restarts_are_used_up(copy, tmp_path, tiny_classifier):
+    """Whatever kills it, the others are served on."""
+    publish_pair(tiny_classifier, copy)
+    poison = tmp_path / "poison"
+    spoil(copy / "tinycls_sampler", f"import os, pathlib\nif pathlib.Path({str(poison)!r}).exists(): os._exit(1)")
+    with supervised(copy, tmp_path, "--restarts=1") as server:
+        assert not server.health()[1]["left_out"]
+        poison.touch()
+        poll(lambda: list(server.health()[1].get("left_out", ())) == ["tinycls"], "it is left out", PATIENCE)
+        poll(lambda: server.health()[0] == 200, "the other is served", PATIENCE)
+        answer(server)
+        stopped(server)
+
+
 @pytest.fixture
 def versions(copy, tmp_path, tiny_segmentation) -> Path:
     """A link to a repository, and beside it a second version (the same model under a policy) to set it to."""

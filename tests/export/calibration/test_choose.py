@@ -9,7 +9,8 @@ from equipoise_core.contract import Activation, Contract, Sampler, Site, SiteKin
 from equipoise_core.decision import Route
 from equipoise_core.moments import Moments
 from equipoise_core.policy import parse_policy
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ZScore
 from equipoise_export.calibration.cases import SENSITIVE_GRID, Measured, Step, missed_foreground
 from equipoise_export.calibration.choose import (
     Goals,
@@ -32,7 +33,7 @@ GOALS = Goals("wrong label", method=Method.ISOTONIC)
 def contract():
     return Contract(
         "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
-        Preprocessing(Normalisation.ZSCORE), (Site("head", SiteKind.ELEMENT, (8,), 0.5),), samples=20,
+        Preprocessing((ZScore(),)), (Site("head", SiteKind.ELEMENT, (8,), 0.5),), samples=20,
         samplers=(Sampler("toy_sampler", "00" * 32),),
     )  # fmt: skip
 
@@ -211,7 +212,7 @@ def test_missed_foreground_falls_to_zero_along_the_grid():
     """Foreground of probability .9, .4, .04 and background: at ½ two of three are missed, at 0 none."""
     contract = Contract(
         "s", Task.SEGMENTATION, Activation.SIGMOID, ("x",), 1, ("X",), (4,), (8,),
-        Preprocessing(Normalisation.IDENTITY), (),
+        Preprocessing(), (),
     )  # fmt: skip
     missed = missed_foreground(contract, np.array([[0.9, 0.4, 0.04, 0.0]]), np.array([[1, 1, 1, 0]], np.uint8))
     assert len(missed) == len(SENSITIVE_GRID)
@@ -225,7 +226,7 @@ def sensitive_rule(missed):
     """Of cases that miss so much at each threshold; empty: without foreground."""
     contract = Contract(
         "s", Task.SEGMENTATION, Activation.SIGMOID, ("x",), 1, ("X",), (4,), (8,),
-        Preprocessing(Normalisation.IDENTITY), (),
+        Preprocessing(), (),
     )  # fmt: skip
     steps = [Step(20, {}, {}, 0.0, float("nan"), {}, each, np.zeros((1, 1))) for each in missed]
     return choose_sensitive(contract, steps, 0.05)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from equipoise_core.contract import Task, load_contract
-from equipoise_core.preprocessing import Normalisation
+from equipoise_core.steps import parse_steps
 from equipoise_export.command import app
 from equipoise_export.graph.session import OnnxSampler
 from equipoise_export.inputs.monai_bundle import read_bundle
@@ -101,7 +101,7 @@ def test_a_bundle_says_what_a_contract_needs(tmp_path: Path, as_yaml: bool) -> N
     assert (stated.name, stated.task, stated.shape) == ("spleen_ct", Task.SEGMENTATION, (1, 16, 24))
     assert (stated.classes, stated.modalities, stated.orientation) == (("background", "spleen"), ("CT",), "RA")
     assert stated.spacing == ((1.485, 1.515), (1.98, 2.02))
-    assert (stated.normalisation, stated.low, stated.high) == (Normalisation.WINDOW, -57.0, 164.0)
+    assert stated.preprocess == parse_steps("scale_range:-57,164")
 
 
 def test_a_bundle_is_published_with_its_weights(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_bundle_is_published_with_its_weights(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     contract = load_contract(tmp_path / "repo" / "spleen" / "1" / "contract.json")
     assert contract.classes == ("background", "spleen")
-    assert contract.preprocessing.normalisation is Normalisation.WINDOW
+    assert contract.preprocessing.steps == parse_steps("scale_range:-57,164")
     image = np.random.default_rng(0).random((1, 1, 16, 24)).astype(np.float32)
     kept = np.full((1, 1, -(-sum(np.prod(s.units({"H": 16, "W": 24})) for s in contract.sites) // 8)), 255, np.uint8)
     got = OnnxSampler(tmp_path / "repo" / "spleen_sampler" / "1" / "model.onnx")(image, kept)["sum_p"]
@@ -133,7 +133,8 @@ def test_what_is_stated_on_the_command_line_wins(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     contract = load_contract(tmp_path / "repo" / "organ" / "1" / "contract.json")
     assert (contract.classes, contract.modalities) == (("none", "some"), ("MR",))
-    assert contract.preprocessing.normalisation is Normalisation.ZSCORE
+    assert contract.preprocessing.steps == parse_steps("zscore")
+    assert "steps differ from the bundle's own transforms by" in " ".join(result.output.split())
     assert {site.p for site in contract.sites} == {0.4}
 
 
@@ -147,14 +148,34 @@ def test_a_bundle_without_dropout_is_refused_with_the_remedy(tmp_path: Path) -> 
     assert {site["p"] for site in json.loads(printed.stdout.strip().splitlines()[-1])["sites"]} == {0.1}
 
 
-CLIPPED = {**WINDOW, "clip": True}
+def test_the_proof_runs_raw_images_through_the_bundles_own_transforms(tmp_path: Path) -> None:
+    """Clipped as MONAI clips, references and expressions evaluated, nested and disabled transforms as by MONAI."""
+    steps = [
+        {"_target_": "Compose", "transforms": [{**WINDOW, "clip": "$not False", "a_min": "@lowest"}]},
+        {"_target_": "NormalizeIntensityd", "keys": ["image"], "nonzero": True},
+        {"_target_": "GaussianSmoothd", "keys": "image", "_disabled_": True},
+    ]
+    folder, _ = make(tmp_path / "spleen", *steps, lowest=-57)
+    result = export(str(folder), "--into", str(tmp_path / "repo"), "--multiple", "2")
+    assert result.exit_code == 0, result.output
+    contract = load_contract(tmp_path / "repo" / "spleen" / "1" / "contract.json")
+    assert contract.preprocessing.steps == parse_steps("scale_range:-57,164,clip zscore:nonzero")
+    proof = json.loads((tmp_path / "repo" / "spleen_sampler" / "1" / "proof.json").read_text(encoding="utf-8"))
+    (check,) = (each for each in proof["checks"] if each["name"].startswith("preprocessing of raw images"))
+    assert check["passed"] and check["value"] < 1e-5
+    assert "preprocessing of raw images" in " ".join(result.output.split())
+
+
+SMOOTH = {"_target_": "GaussianSmoothd", "keys": "image"}
 
 
 @pytest.mark.parametrize(
     ("steps", "changes", "arguments", "said"),
     [
-        ([CLIPPED], {}, [], "ScaleIntensityRange) is no normalisation of ours"),
-        ([WINDOW, {"_target_": "NormalizeIntensityd", "keys": "image"}], {}, [], "state the nearest with"),
+        ([SMOOTH], {}, [], "GaussianSmooth (transform 5) is no step of a contract"),
+        ([WINDOW, SMOOTH], {}, [], "State what happens to intensities with --preprocess"),
+        ([], {"preprocessing": "$monai.transforms.Compose([])"}, [], "is no list of transforms that can be read"),
+        ([{**WINDOW, "a_min": "$1 / 0"}], {}, [], "cannot be evaluated"),
         ([WINDOW], {}, ["--arg", "dropuot=1"], "has no dropuot; try network_def.dropuot"),
         ([WINDOW], {"network_def": {"_target_": "UNet"}}, [], "network_def cannot be built"),
         ([WINDOW], {"network_def": {"_target_": "Compose"}}, [], "expected a torch.nn.Module"),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.policy import Policy
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.stages import Stage
+from equipoise_core.steps import ZScore
 from equipoise_export.calibration.choose import ChosenPolicy
 from equipoise_lab.compare import figures as named
 from equipoise_lab.compare.bootstrap import CELLS, bootstrap, differences, estimate, resample
@@ -18,7 +19,7 @@ from equipoise_lab.compare.sums import mean as weighted_mean
 
 CONTRACT = Contract(
     "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
-    Preprocessing(Normalisation.ZSCORE), (),
+    Preprocessing((ZScore(),)), (),
 )  # fmt: skip
 NOTHING = Policy("", "", (Stage(20, "lack_of_confidence"),))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .canonical import canonical_json, digest_of, optional, parse_document, read_json
-from .preprocessing import Normalisation, Preprocessing
+from .preprocessing import Preprocessing
 
 FORMAT = "equipoise-contract/2"
 
@@ -29,6 +30,18 @@ MASK_GENERATORS = (BYTEWISE, PHILOX)
 
 class ContractError(ValueError):
     """The contract does not hold together, or does not describe what it lies beside."""
+
+
+def check_name(name: str) -> None:
+    """Raises ContractError for a public model's name that Triton cannot take as folder, argument or URL."""
+    if not _NAME.fullmatch(name):
+        raise ContractError(
+            f"a model named {name!r} cannot be served by Triton; expected at most 100 letters, digits, _ . and -, with "
+            "a letter, a digit or _ first"
+        )
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 class Task(str, Enum):
@@ -107,7 +120,7 @@ class Contract:
     Attributes:
         name: the public model's name in Triton.
         classes: one name per channel of the network's output. Softmax segmentation: the first is background.
-        channels: C of the input.
+        channels: C of the network's input; the image that comes has `image_channels`.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
         nominal: per spatial axis the size used for warm-up and for the health probe that proves readiness.
         maximum: per spatial axis the largest size that the network sees at once. A larger image to be segmented is
@@ -164,6 +177,10 @@ class Contract:
             raise ContractError("only a segmentation states its own moments: those of a classifier are its samples'")
         if self.first_pass is not None and self.first_pass.name in {sampler.name for sampler in self.samplers}:
             raise ContractError(f"{self.first_pass.name} is a sampler and the first pass; each has a file of its own")
+        try:
+            self.preprocessing.image_channels(self.channels)
+        except ValueError as error:
+            raise ContractError(f"the preprocessing does not fit the network: {error}") from error
         if len(set(names)) != len(names):
             raise ContractError(f"site names repeat: {sorted(name for name in names if names.count(name) > 1)}")
 
@@ -171,6 +188,11 @@ class Contract:
     def rank(self) -> int:
         """Number of spatial axes."""
         return len(self.spatial)
+
+    @property
+    def image_channels(self) -> int:
+        """C of the image that comes: 1 where preprocessing makes three of it."""
+        return self.preprocessing.image_channels(self.channels)
 
     @property
     def stochastic(self) -> bool:
@@ -238,7 +260,6 @@ class Contract:
 
     def graph_document(self) -> dict[str, Any]:
         """The part that the ONNX metadata repeats."""
-        preprocessing = self.preprocessing
         return {
             "format": FORMAT,
             "name": self.name,
@@ -249,7 +270,7 @@ class Contract:
             "spatial": list(self.spatial),
             "nominal": list(self.nominal),
             "maximum": list(self.maximum),
-            "preprocessing": {**vars(preprocessing), "normalisation": preprocessing.normalisation.value},
+            "preprocessing": self.preprocessing.document(),
             "sites": [
                 {"name": site.name, "kind": site.kind.value, "shape": list(site.shape), "p": site.p}
                 for site in self.sites
@@ -297,9 +318,7 @@ def _contract(document: Any) -> Contract:
         spatial=_extents(document["spatial"]),
         nominal=tuple(int(size) for size in document["nominal"]),
         maximum=tuple(int(size) for size in document["maximum"]),
-        preprocessing=Preprocessing(
-            **{**document["preprocessing"], "normalisation": Normalisation(document["preprocessing"]["normalisation"])}
-        ),
+        preprocessing=Preprocessing.read(document["preprocessing"]),
         sites=tuple(
             Site(str(site["name"]), SiteKind(site["kind"]), _extents(site["shape"]), float(site["p"]))
             for site in document["sites"]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from .contract import Contract, Precision, Task
 from .masks import draw_masks, mask_layout
 from .moments import sampler_outputs
-from .preprocessing import Normalisation
 from .tolerance import DROWNED, TOLERANCES
 
 FORMAT = "equipoise-known-answers/1"
@@ -39,7 +38,7 @@ Array = NDArray[np.floating[Any]]
 
 
 def known_image(contract: Contract, number: int) -> NDArray[np.float32]:
-    """`[1, C, *nominal]` in the range of the contract's normalisation: blocks under noise, so edges and texture.
+    """`[1, C, *nominal]` in the range of the contract's preprocessing: blocks under noise, so edges and texture.
 
     The weight of the noise follows from the number: 1/4, 1/8, 1/2, 1/16.
     """
@@ -49,8 +48,8 @@ def known_image(contract: Contract, number: int) -> NDArray[np.float32]:
         blocks = np.take(blocks, np.arange(size) * 5 // size, axis=axis)
     weight = (0.25, 0.125, 0.5, 0.0625)[number % 4]
     unit = blocks * (1.0 - weight) + noise * weight
-    scaled = 4.0 * unit - 2.0 if contract.preprocessing.normalisation is Normalisation.ZSCORE else unit
-    return scaled[None].astype(np.float32)
+    low, high = (end.reshape(-1, *[1] * contract.rank) for end in contract.preprocessing.normalised_range(len(unit)))
+    return (low + (high - low) * unit)[None].astype(np.float32)
 
 
 def known_masks(contract: Contract, number: int, drawn_for: str) -> NDArray[np.uint8]:

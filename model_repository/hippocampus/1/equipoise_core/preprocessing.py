@@ -7,13 +7,14 @@ Resampling to the contract's spacing is the client's: it alone knows the geometr
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import numeric
+from .steps import Ends, Rgb, ScalePercentiles, ScaleRange, Step, ZScore, parse_steps, read_step, spelled, step_document
 
 PADDING_VALUE = -1.0e6
 """Marks voxels outside the image, as DICOM's Pixel Padding Value (0028,0120) does. The sampler's graph replaces them
@@ -23,73 +24,102 @@ NORMALISED_LIMIT = 1.0e4
 """Normalised intensities are clipped to ± this, so that no voxel of an image can be taken for padding."""
 
 
-class Normalisation(str, Enum):
-    """How intensities come to a common scale, channel by channel, with no parameter that depends on the scanner."""
-
-    ZSCORE = "zscore"
-    PERCENTILE = "percentile"
-    WINDOW = "window"
-    IDENTITY = "identity"
-
-
 @dataclass(frozen=True)
 class Preprocessing:
     """What the aggregator does to an image before the sampler sees it.
 
     Attributes:
-        normalisation: `zscore` subtracts the image's mean and divides by its standard deviation; `percentile` maps the
-            percentiles (low, high) of the image to 0 and 1; `window` maps the intensities (low, high) to 0 and 1;
-            `identity` leaves them alone.
-        low, high: percentiles in 0..100 or intensities, see above; unused otherwise.
+        steps: what happens to intensities, in order; none: they are taken as they are.
         multiple: each spatial size is padded at its end to a multiple of this (what the network's pooling asks for).
         fill: the normalised intensity that the network sees in padding.
+        intensities: lowest and highest of the images that the network was exported with; None: as the steps say.
+        unused: two numbers beside `zscore` or `identity` in earlier contracts. They mean nothing, but the digest covers
+            them.
     """
 
-    normalisation: Normalisation
-    low: float = 0.0
-    high: float = 0.0
+    steps: tuple[Step, ...] = ()
     multiple: int = 1
     fill: float = 0.0
+    intensities: Ends | None = None
+    unused: Ends = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if self.normalisation in (Normalisation.PERCENTILE, Normalisation.WINDOW) and not self.low < self.high:
-            raise ValueError(f"{self.normalisation.value} needs low < high; got {self.low} and {self.high}")
         if self.multiple < 1:
             raise ValueError(f"multiple is the divisor of the spatial sizes, at least 1; got {self.multiple}")
+        if self.intensities is not None and not -math.inf < self.intensities[0] < self.intensities[1] < math.inf:
+            raise ValueError(f"intensities are the lowest and the highest, below each other; got {self.intensities}")
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Preprocessing:
+        """From a contract. Raises ValueError, KeyError or TypeError where it is none."""
+        given = dict(document)
+        if "steps" in given:
+            given["steps"] = tuple(map(read_step, given["steps"]))
+        else:
+            name, low, high = given.pop("normalisation"), given.pop("low"), given.pop("high")
+            given["steps"] = named(name, low, high)
+            if name not in _WITH_ENDS:
+                given["unused"] = (low, high)
+        if given.get("intensities") is not None:
+            given["intensities"] = tuple(given["intensities"])
+        return cls(**given)
+
+    def document(self) -> dict[str, Any]:
+        """As a contract states it: what can be said by one of four names is."""
+        name, (low, high) = "", self.unused
+        match self.steps:
+            case ():
+                name = "identity"
+            case (ZScore(nonzero=False, together=False),):
+                name = "zscore"
+            case (ScalePercentiles(low, high, 0.0, 1.0, clip=False, together=False),):
+                name = "percentile"
+            case (ScaleRange(low, high, 0.0, 1.0, clip=False),):
+                name = "window"
+        said = {"normalisation": name, "low": low, "high": high} if name else {}
+        stated = said or {"steps": [step_document(step) for step in self.steps]}
+        seen = {} if self.intensities is None else {"intensities": list(self.intensities)}
+        return {**stated, "multiple": self.multiple, "fill": self.fill, **seen}
+
+    def image_channels(self, channels: int) -> int:
+        """Channels of the image that comes, where the network takes so many.
+
+        Raises ValueError where the steps do not fit them.
+        """
+        given = 1 if any(isinstance(step, Rgb) for step in self.steps) else channels
+        result = given
+        for step in self.steps:
+            result = step.check(result)
+        if result != channels:
+            raise ValueError(f"{spelled(self.steps)} gives {result} channels; the network takes {channels}")
+        return given
+
+    @property
+    def source_range(self) -> Ends:
+        """Lowest and highest intensity that an image may be made up with."""
+        if self.intensities is not None:
+            return self.intensities
+        return next((step.made_for for step in self.steps if step.made_for is not None), (0.0, 1.0))
+
+    def normalised_range(self, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What becomes of `source_range` in each of the network's channels: `[C]`, `[C]`."""
+        low, high = (np.full(self.image_channels(channels), end, np.float64) for end in self.source_range)
+        for step in self.steps:
+            low, high = step.ends(low, high)
+        return np.minimum(low, high), np.maximum(low, high)
 
     def normalise(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One image `[C, *S]` in the source's intensities → the same shape in the network's; finite for finite input.
+        """One image `[C, *S]` in the source's intensities → `[C', *S]` in the network's; finite for finite input.
 
-        A constant channel becomes 0 everywhere: it carries nothing to scale by.
+        In double precision until the end.
         """
-        normalised = np.zeros(image.shape, np.float32)
-        for channel, result in zip(image, normalised, strict=True):
-            self._normalise(channel.reshape(-1), result.reshape(-1))
+        values: NDArray[np.floating[Any]] = image.reshape(len(image), -1)
+        for step in self.steps:
+            values = step.apply(values)
+        normalised = values.astype(np.float32).reshape(-1, *image.shape[1:])
+        if max(-float(normalised.min()), float(normalised.max())) > NORMALISED_LIMIT:
+            np.clip(normalised, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=normalised)
         return normalised
-
-    def _normalise(self, channel: NDArray[np.float32], result: NDArray[np.float32]) -> None:
-        """Intensities `[V]` into zeros `[V]`; in double precision until the end."""
-        least, most = float(channel.min()), float(channel.max())
-        if self.normalisation is Normalisation.ZSCORE:
-            scaled = channel.astype(np.float64)
-            low = numeric.mean(scaled)
-            scaled -= low
-            span = math.sqrt(numeric.dot(scaled, scaled) / scaled.size)
-        else:
-            low, high = self.low, self.high
-            if self.normalisation is Normalisation.PERCENTILE:
-                low, high = numeric.quantiles(channel, (low / 100.0, high / 100.0))
-            elif self.normalisation is Normalisation.IDENTITY:
-                low, high = 0.0, 1.0
-            scaled = np.subtract(channel, low, dtype=np.float64)
-            span = high - low
-        # Relative to the intensities' own size, so that rounding noise on a constant image is not blown up into one.
-        if span <= 1e-7 * max(-least, most, 1e-30):
-            return
-        scaled /= span
-        if max(low - least, most - low) > NORMALISED_LIMIT * span:
-            np.clip(scaled, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=scaled)
-        result[...] = scaled
 
     def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The spatial sizes that `pad` gives an image of this size."""
@@ -107,3 +137,15 @@ class Preprocessing:
         if not any(after for _, after in extra):
             return image
         return np.pad(image, extra, constant_values=PADDING_VALUE)
+
+
+_WITH_ENDS = {"percentile": ScalePercentiles, "window": ScaleRange}
+NAMES = ("zscore", *_WITH_ENDS, "identity")
+"""Names of what is one step or none; `window` and `percentile` have two ends, and nothing is clipped."""
+
+
+def named(name: str, low: float, high: float) -> tuple[Step, ...]:
+    """The steps of one of NAMES. Raises ValueError."""
+    if name not in NAMES:
+        raise ValueError(f"normalisation {name!r}: expected {' or '.join(NAMES)}")
+    return (_WITH_ENDS[name](low, high),) if name in _WITH_ENDS else parse_steps(name)

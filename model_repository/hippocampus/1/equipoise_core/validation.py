@@ -23,13 +23,13 @@ MAX_ANSWER = 2**31 - 2**20
 def validate(contract: Contract, case: Case) -> None:
     """Raises InvalidRequest that says what was given, what is expected and what to do."""
     image = case.image
-    expected = f"[{contract.channels}, {', '.join(str(extent) for extent in contract.spatial)}]"
+    expected = f"[{contract.image_channels}, {', '.join(str(extent) for extent in contract.spatial)}]"
     if image.ndim != 1 + contract.rank:
         raise InvalidRequest(f"image has shape {list(image.shape)}; {contract.name} expects {expected} per image")
     if image.size == 0:
         raise InvalidRequest(f"image is empty: shape {list(image.shape)}; send at least one voxel per axis")
-    if image.shape[0] != contract.channels:
-        raise InvalidRequest(f"image has {image.shape[0]} channels; {contract.name} expects {contract.channels}")
+    if image.shape[0] != contract.image_channels:
+        raise InvalidRequest(f"image has {image.shape[0]} channels; {contract.name} expects {contract.image_channels}")
     if contract.task is Task.CLASSIFICATION:
         _validate_whole(contract, image.shape[1:])
     if image[0].size > MAX_VOXELS:
