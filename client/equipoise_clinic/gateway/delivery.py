@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from time import time
@@ -12,12 +13,16 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.backoff import Backoff
 from equipoise_client.errors import EquipoiseError
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 
 from .observe import Log, Metrics
 from .settings import Deliver, password
 from .spool import Spool
 from .store import OutboxItem, Store
+
+_NO_KIND = (0x0122, 0xC122)
+"""SOP class not supported (PS3.7 C.5.6); of STOW-RS also its transfer syntax (PS3.18 table I.2-2)."""
 
 _DUPLICATE = 0x0111
 """DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
@@ -35,11 +40,15 @@ class Refused(EquipoiseError):
     """The destination does not want this object. The message is a status, never what the destination wrote."""
 
 
+class Unwanted(EquipoiseError):
+    """The destination does not take objects of this kind, whatever is in them. The message as that of `Refused`."""
+
+
 class Destination(Protocol):
     """Where objects are sent. To send twice what has the same UID must store it once, as DICOM archives do."""
 
     def send(self, dataset: pydicom.Dataset) -> None:
-        """Returns when the object was stored. Raises Away, Sick, Refused."""
+        """Returns when the object was stored. Raises Away, Sick, Refused, Unwanted."""
 
 
 class Stow:
@@ -63,12 +72,13 @@ class Stow:
                 raise Sick(f"HTTP status {status}") from None
             if status in self._LATER:
                 raise Away(f"HTTP status {status}") from None
-            self._refused(dataset, f"HTTP status {status}")
+            self._refused(dataset, f"HTTP status {status}", _reason(error.response))
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
         else:
             for failed in answer.get("FailedSOPSequence") or []:
-                self._refused(dataset, f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+                code = int(failed.get("FailureReason", 0))
+                self._refused(dataset, f"failure reason {code:#06x}", code)
 
     def holds(self, dataset: pydicom.Dataset) -> bool:
         """Whether an object of this UID is there, by QIDO-RS."""
@@ -77,14 +87,22 @@ class Stow:
         found = self._client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
         return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
 
-    def _refused(self, dataset: pydicom.Dataset, why: str) -> None:
+    def _refused(self, dataset: pydicom.Dataset, why: str, code: int = 0) -> None:
         """Some archives refuse what they hold already, sent before a crash: equal UIDs are equal objects here."""
         try:
             if self.holds(dataset):
                 return
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
+        if code in _NO_KIND:
+            raise Unwanted(f"failure reason {code:#06x}")
         raise Refused(why)
+
+
+def _reason(response: requests.Response | None) -> int:
+    """The Failure Reason in an answer that refuses all; 0 where it states none that can be read."""
+    found = re.search(rb"00081197[^0-9]+?([0-9]{3,5})", b"" if response is None else response.content[:65536])
+    return int(found[1]) if found else 0
 
 
 class CStore:
@@ -97,15 +115,18 @@ class CStore:
         entity = AE(ae_title=self._settings.caller)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._settings.timeout_seconds
         entity.connection_timeout = self._settings.timeout_seconds
-        entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        # pynetdicom converts between these two; more than one archive takes only the second.
+        plain = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+        entity.add_requested_context(dataset.SOPClassUID, plain if syntax in plain else syntax)
         association = entity.associate(self._settings.host, self._settings.port, ae_title=self._settings.aet)
         if not association.is_established:
             if association.is_rejected or not association.rejected_contexts:
                 raise Away("no association")
-            raise Refused("its SOP class or transfer syntax is not accepted")
+            raise Unwanted("its SOP class or transfer syntax is not accepted")
         try:
             if not association.accepted_contexts:
-                raise Refused("its SOP class or transfer syntax is not accepted")
+                raise Unwanted("its SOP class or transfer syntax is not accepted")
             status = association.send_c_store(dataset)
         except RuntimeError as error:  # the association ended
             raise Away(type(error).__name__) from None
@@ -114,6 +135,8 @@ class CStore:
         if "Status" not in status:
             raise Away("no answer")
         code = int(status.Status)
+        if code in _NO_KIND:
+            raise Unwanted(f"status {code:#06x}")
         if 0xA700 <= code <= 0xA7FF:
             raise Sick(f"status {code:#06x}")  # out of resources
         if code not in (0x0000, _DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
@@ -166,6 +189,8 @@ class DeliveryWorker:
             self._missed(item, str(error), everything=True)
         except Refused as error:
             self._refused(item, str(error))
+        except Unwanted as error:
+            self._unwanted(item, str(error))
         except FileNotFoundError:
             self._give_up(item, f"object {item.number} is not in the outbox any more")
         except Exception as error:  # noqa: BLE001 (one object that cannot be sent must not stop the others)
@@ -208,6 +233,16 @@ class DeliveryWorker:
         pause = self._backoff.pause(item.attempts)
         self._log.warning("object refused by destination", case=item.case, object=item.number, why=why, seconds=pause)
         self._store.outbox.refused(item, pause)
+
+    def _unwanted(self, item: OutboxItem, why: str) -> None:
+        """No use to try again: the others of the case go on."""
+        self._away = 0
+        self._metrics.reachable.labels("destination").set(1)
+        self._metrics.deliveries.labels("unwanted").inc()
+        name = UID(item.sop_class).name or f"object {item.number}"
+        self._log.warning("kind of object refused by destination", case=item.case, kind=name, why=why)
+        if self._store.outbox.unwanted(item, f"{name} was not taken by the destination: {why}"):
+            self._log.info("case delivered", case=item.case)
 
     def _give_up(self, item: OutboxItem, reason: str) -> None:
         self._metrics.deliveries.labels("dead").inc()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import EquipoiseError
 from prometheus_client import generate_latest
+from pydicom.uid import UID
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -75,7 +76,7 @@ class Gateway:
         with ExitStack() as opened:
             self._spool = Spool(settings.directory, int(settings.reserve_megabytes * 1e6))
             opened.enter_context(_alone(settings))
-            longest = max(settings.deliver.longest_seconds, 3600.0)
+            longest = max(settings.deliver.longest_seconds, settings.incomplete_seconds, 3600.0)
             self._store = Store(settings.directory / "gateway.db", patience=longest)
             opened.callback(self._store.close)
             self._sweep()
@@ -83,13 +84,14 @@ class Gateway:
             client = opened.enter_context(
                 UncertaintyClient(settings.triton.url, timeout=settings.triton.timeout_seconds, tls=settings.triton.tls)
             )
-            intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed)
+            largest = int(settings.largest_megabytes * 1e6)
+            intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed, largest)
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
             analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared)
             delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
             ports = {}
-            receiver = Receiver(settings.receive, intake, self._log) if settings.receive else None
+            receiver = Receiver(settings.receive, intake, self._log, largest) if settings.receive else None
             if receiver is not None:
                 try:
                     ports["receive"] = receiver.start()
@@ -135,7 +137,7 @@ class Gateway:
     def _sweep(self) -> None:
         """Removes files that a crash left without their row: no sender got an answer, and the analysis is repeated."""
         store, spool = self._store, self._spool
-        instances = {spool.instance(study, uid) for study, uid in store.studies.instances()}
+        instances = {spool.instance(*each) for each in store.studies.instances()}
         count = spool.sweep(instances, {case.key for case in store.cases.all()}, set(store.studies.aside()))
         if count:
             self._log.info("unfinished files removed", files=count)
@@ -222,6 +224,10 @@ class Gateway:
             "oldest_waiting_seconds": round(self._store.studies.oldest(), 1),
             **self._store.counts(),
             "worklist": len(self._store.cases.worklist()),
+            "refused_kinds": {
+                UID(kind).name: {"reason": reason, "objects": objects}
+                for kind, (reason, objects) in self._store.outbox.refusals().items()
+            },
         }
 
     def exposition(self) -> bytes:
@@ -231,6 +237,9 @@ class Gateway:
             gauge = metrics.studies if table == "studies" else metrics.cases
             for state, count in states.items():
                 gauge.labels(state).set(count)
+        metrics.unwanted.clear()
+        for kind, (_, objects) in self._store.outbox.refusals().items():
+            metrics.unwanted.labels(UID(kind).name).set(objects)
         metrics.oldest.set(self._store.studies.oldest())
         metrics.worklist.set(len(self._store.cases.worklist()))
         metrics.free.set(self._spool.free)

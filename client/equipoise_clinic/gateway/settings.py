@@ -13,6 +13,7 @@ from equipoise_client.errors import EquipoiseError, InvalidInput
 from equipoise_client.transport import Tls
 from msgspec import Meta
 from msgspec.structs import replace
+from pydicom.uid import UID, Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
 
 from ..toml_file import Strict, read_toml
 
@@ -28,6 +29,26 @@ class Handling(str, Enum):
 
     SEND = "send"
     HOLD = "hold"
+
+
+class ObjectKind(str, Enum):
+    """Kinds of result objects."""
+
+    SEGMENTATION = "segmentation"
+    MAPS = "maps"
+    REPORT = "report"
+
+
+_KINDS = {
+    SegmentationStorage: ObjectKind.SEGMENTATION,
+    ParametricMapStorage: ObjectKind.MAPS,
+    Comprehensive3DSRStorage: ObjectKind.REPORT,
+}
+
+
+def kind_of(sop_class: str) -> ObjectKind | None:
+    """None: no class of ours, or (in a database of an earlier version) not noted."""
+    return _KINDS.get(UID(sop_class))
 
 
 class Triton(Strict, frozen=True):
@@ -101,6 +122,7 @@ class Deliver(Strict, frozen=True):
 
     Attributes:
         stow_url: DICOMweb root; else `host`, `port`, `aet` name a C-STORE receiver.
+        objects: kinds of objects that are sent; others are made and kept for the worklist only.
         attempts: refusals of one object after which it becomes a dead letter.
         away_hours: results become dead letters when the destination cannot be reached for this long.
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
@@ -116,6 +138,7 @@ class Deliver(Strict, frozen=True):
     accept: Handling = Handling.SEND
     review: Handling = Handling.HOLD
     reject: Handling = Handling.HOLD
+    objects: tuple[ObjectKind, ...] = tuple(ObjectKind)
     attempts: Annotated[int, Meta(ge=1)] = 8
     away_hours: float = 96.0
     first_seconds: Annotated[float, Meta(gt=0)] = 2.0
@@ -158,6 +181,10 @@ class Settings(Strict, frozen=True):
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
         keep_input_hours: received images are deleted this long after their study was analysed.
+        incomplete_seconds: a series that is known to be incomplete is waited for this long after its study's last
+            image; then it goes to review.
+        largest_megabytes: larger objects are not taken, so that memory is bounded: by this for each association, and
+            by the largest series that a rule sends to a model.
     """
 
     directory: Path
@@ -172,6 +199,8 @@ class Settings(Strict, frozen=True):
     review: Review = Review()
     reserve_megabytes: float = 2048.0
     keep_input_hours: float = 24.0
+    incomplete_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600.0
+    largest_megabytes: Annotated[float, Meta(gt=0)] = 1024.0
 
 
 def load_settings(path: Path) -> Settings:
@@ -199,6 +228,8 @@ def password(file: Path | None) -> str:
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
         raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
+    if ObjectKind.REPORT not in settings.deliver.objects:
+        raise BadSettings("[deliver] objects: expected the report among them; it alone says what was decided")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):
         raise BadSettings("[deliver]: expected either stow_url or host (with port and aet)")
     try:

@@ -10,9 +10,10 @@ what the audit log is to get. No column holds what identifies a person; DICOM UI
 
 Logged: the audit log holds the decision. Dead: its analysis or delivery failed too often; `Store.revive` tries again.
 
-**Late images.** Images that come after their study was analysed make it `receiving` again. If the new answer is the
-same, nothing happens. If not, and nothing of the old one was sent, the new one takes its place. If something was sent,
-the sent result stays the only one, and the case goes to the worklist as `late`: a person decides what to do about it.
+**Late images.** Images that come after their study was analysed make it `receiving` again, and so do damaged ones, and
+others under a UID that is known. If the new answer is the same, nothing happens. If not, and nothing of the old one was
+sent, the new one takes its place. If something was sent, the new one is a new version that says so (`replaces`), and
+the old one goes to the worklist as `late`: a person decides what to do about it.
 Where the earlier images were deleted already (`keep_input_hours`), a series that they belong to is rejected until they
 are sent again: what is left of it would pass for the whole.
 """
@@ -22,14 +23,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import cases, studies
-from .cases import FINISHED, Cases, Kept, NewCase, StoredCase, fingerprint_of
+from .cases import FINISHED, Cases, Kept, NewCase, NewObject, StoredCase, fingerprint_of
 from .database import Database
 from .journal import Journal, JournalLine
 from .outbox import Outbox, OutboxItem
 from .studies import Studies, Study
 
 __all__ = [
-    "FINISHED", "JournalLine", "Kept", "NewCase", "OutboxItem", "Store", "StoredCase", "Study", "fingerprint_of",
+    "FINISHED", "JournalLine", "Kept", "NewCase", "NewObject", "OutboxItem", "Store", "StoredCase", "Study",
+    "fingerprint_of",
 ]  # fmt: skip
 
 
@@ -51,7 +53,10 @@ class Store(Database):
     def revive(self) -> int:
         """All dead letters are sent again, all dead studies analysed again; how many there were."""
         with self.transaction() as db:
-            db.execute("UPDATE outbox SET state = 'waiting', attempts = 0, due = 0, away = NULL WHERE state = 'dead'")
+            db.execute(
+                "UPDATE outbox SET state = 'waiting', attempts = 0, due = 0, away = NULL"
+                " WHERE state IN ('dead', 'unwanted') AND owner IN (SELECT key FROM cases WHERE state = 'dead')"
+            )
             count = db.execute("UPDATE cases SET state = 'delivering', reason = '' WHERE state = 'dead'").rowcount
             count += db.execute(
                 "UPDATE studies SET state = 'receiving', reason = '', attempts = 0, due = 0"
