@@ -65,7 +65,7 @@ def test_what_is_missing_is_said_with_its_numbers(datasets, words) -> None:
         images(40, ImagesInAcquisition=40, NumberOfSeriesRelatedInstances=40),
         images(40, first=0),
         images(40, ImagesInAcquisition=20),
-        [*images(9, AcquisitionNumber=1, ImagesInAcquisition=9), *images(9, AcquisitionNumber=2, ImagesInAcquisition=9)],
+        [*images(9, AcquisitionNumber=1, ImagesInAcquisition=9), *images(9, AcquisitionNumber=2)],
         images(40, step=0),
         images(1, first=7),
         images(5, ImagesInAcquisition=""),

@@ -83,8 +83,14 @@ class Studies:
         return int(self._database.rows(query, study.key, series)[0]["n"])
 
     def missing(self, study: Study, series: str) -> tuple[str, ...]:
-        """Why a series is known to be incomplete: images of it that came damaged, or that its archive does not give."""
-        query = "SELECT COUNT(*) AS n FROM instances WHERE study = ? AND series IN (?, '') AND damaged = 1"
+        """Why a series is known to be incomplete: images of it that came damaged, or that its archive does not give.
+
+        Args:
+            series: its Series Instance UID; "" for any of the study.
+        """
+        query = (
+            "SELECT COUNT(*) AS n FROM instances WHERE study = ?1 AND (?2 = '' OR series IN (?2, '')) AND damaged = 1"
+        )
         damaged = self._database.rows(query, study.key, series)[0]["n"]
         absent = self._database.row("SELECT count FROM absent WHERE study = ? AND series = ?", study.uid, series)
         reasons = [f"{damaged} of its images came damaged and were set aside"] if damaged else []
