@@ -9,6 +9,7 @@ import secrets
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -74,19 +75,26 @@ class Intake:
         Args:
             study: Study Instance UID that it is of after all that its source knows, for an object that states none.
         """
+        names = _names(content, self._largest, study)
         try:
-            outcome = self._take(content, quiet, source, study)
-        except OutOfRoom:
+            outcome = self._take(content, quiet, source, names)
+        except Exception:
             self._metrics.instances.labels("refused").inc()
+            self._note_refusal(names, quiet)
             raise
         self._metrics.instances.labels(outcome.value).inc()
         return outcome
 
-    def _take(self, content: bytes, quiet: float, source: str, study: str) -> Outcome:
-        names = _Names(study)
+    def _note_refusal(self, names: _Names, quiet: float) -> None:
+        """Until it is sent again, a study of which a part is here is incomplete, even if nothing more of it comes."""
+        with suppress(OutOfRoom):
+            key = self._store.studies.key_of(names.study)
+            if key is not None and names.instance:
+                self._store.studies.damaged(key, names.study, names.series, names.instance, quiet)
+
+    def _take(self, content: bytes, quiet: float, source: str, names: _Names) -> Outcome:
         digest = ""
         try:
-            names = _names(content, self._largest, study)
             dataset = parsed(content, self._largest)
             kind = UID(str(dataset.SOPClassUID))
             if "Image Storage" not in kind.name and kind.name != kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from http import HTTPStatus
@@ -155,10 +155,24 @@ class Listed:
     version: str = ""
 
 
+@dataclass(frozen=True)
+class ListedSeries:
+    """A series that an archive has.
+
+    Attributes:
+        stated: how many instances it says that there are; 0 where it does not say.
+    """
+
+    uid: str
+    instances: tuple[Listed, ...]
+    stated: int = 0
+
+
 class Puller:
     """Takes what is new of one study after another; for sources that are asked.
 
-    What is no image is fetched once, not at every poll; what was set aside, at times.
+    What is no image is fetched once, not at every poll; what was set aside, at times. A series is incomplete until all
+    that was listed is here: an archive may go away in the middle of it.
     """
 
     def __init__(self, intake: Intake, store: Store) -> None:
@@ -166,7 +180,7 @@ class Puller:
         self._useless: dict[str, float] = {}  # UID → until when it is not fetched again
         self._versions: dict[str, str] = {}
 
-    def take(self, study_uid: str, listing: Callable[[], Iterable[Listed]], quiet: float, name: str) -> int:
+    def take(self, study_uid: str, listing: Callable[[], Iterable[ListedSeries]], quiet: float, name: str) -> int:
         """Lists and takes until nothing new is found: images may come meanwhile, or be needed again after deletion.
 
         Args:
@@ -175,16 +189,23 @@ class Puller:
         taken, before = 0, -1
         while taken != before:
             before, known = taken, self._store.studies.known(study_uid)
-            for each in listing():
-                same = not each.version or self._versions.get(each.uid) == each.version
-                if (each.uid in known and same) or self._useless.get(each.uid, 0.0) > monotonic():
-                    continue
-                outcome = self._intake.take(each.fetch(), quiet, name, study_uid)
-                taken += outcome is Outcome.TAKEN
-                self._versions[each.uid] = each.version
-                if outcome in (Outcome.IGNORED, Outcome.ASIDE):
-                    self._useless[each.uid] = monotonic() + (_AGAIN if outcome is Outcome.ASIDE else float("inf"))
+            for series in listing():
+                wanted = [each for each in series.instances if self._wanted(each, known)]
+                unlisted = max(0, series.stated - len(series.instances))
+                self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
+                for each in wanted:
+                    outcome = self._intake.take(each.fetch(), quiet, name, study_uid)
+                    taken += outcome is Outcome.TAKEN
+                    self._versions[each.uid] = each.version
+                    if outcome in (Outcome.IGNORED, Outcome.ASIDE):
+                        again = _AGAIN if outcome is Outcome.ASIDE else float("inf")
+                        self._useless[each.uid] = monotonic() + again
+                self._store.studies.absent(study_uid, series.uid, unlisted)
         return taken
+
+    def _wanted(self, listed: Listed, known: Container[str]) -> bool:
+        same = not listed.version or self._versions.get(listed.uid) == listed.version
+        return not (listed.uid in known and same) and self._useless.get(listed.uid, 0.0) <= monotonic()
 
 
 class Orthanc:
@@ -243,14 +264,17 @@ class Orthanc:
         self._store.studies.settle(uid)
         return taken
 
-    def _listing(self, study: str) -> Iterator[Listed]:
+    def _listing(self, study: str) -> Iterator[ListedSeries]:
         for series in self._json(f"/studies/{study}/series", missing=[]):
-            if series.get("MainDicomTags", {}).get("Modality") in _MAPS:
-                continue
-            for instance in self._json(f"/series/{series['ID']}/instances", missing=[]):
-                path = f"/instances/{instance['ID']}/file"
-                uid = str(instance["MainDicomTags"].get("SOPInstanceUID", ""))
-                yield Listed(uid, functools.partial(self._get, path), str(instance.get("FileUuid", "")))
+            tags = series.get("MainDicomTags", {})
+            if tags.get("Modality") not in _MAPS:
+                instances = self._json(f"/series/{series['ID']}/instances", missing=[])
+                yield ListedSeries(str(tags.get("SeriesInstanceUID", "")), tuple(map(self._listed, instances)))
+
+    def _listed(self, instance: Any) -> Listed:
+        uid = str(instance["MainDicomTags"].get("SOPInstanceUID", ""))
+        fetch = functools.partial(self._get, f"/instances/{instance['ID']}/file")
+        return Listed(uid, fetch, str(instance.get("FileUuid", "")))
 
     def _json(self, path: str, missing: Any = None) -> Any:
         try:
@@ -291,7 +315,7 @@ class Web:
 
     def __init__(self, settings: WebSource, intake: Intake, store: Store) -> None:
         self.every = settings.every_seconds
-        self._settings, self._store = settings, store
+        self._settings = settings
         self._puller = Puller(intake, store)
         session = requests.Session()
         if settings.user:
@@ -323,20 +347,21 @@ class Web:
     def _take(self, study: str) -> int:
         return self._puller.take(study, lambda: self._listing(study), self._settings.quiet_seconds, self.name)
 
-    def _listing(self, study: str) -> Iterator[Listed]:
+    def _listing(self, study: str) -> Iterator[ListedSeries]:
         for series in self._client.search_for_series(study, get_remaining=True):
             if _tag(series, "00080060") in _MAPS:
                 continue
             uid = _tag(series, "0020000E")
-            instances = self._client.search_for_instances(study, uid, get_remaining=True)
-            stated = _tag(series, "00201209")  # Number of Series Related Instances
-            self._store.studies.absent(study, uid, max(0, int(stated or 0) - len(instances)))
-            for instance in instances:
-                name = _tag(instance, "00080018")
-                yield Listed(name, functools.partial(self._fetch, study, uid, name))
+            names = [_tag(each, _UID) for each in self._client.search_for_instances(study, uid, get_remaining=True)]
+            instances = tuple(Listed(name, functools.partial(self._fetch, study, uid, name)) for name in names)
+            yield ListedSeries(uid, instances, int(_tag(series, _RELATED) or 0))
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
         return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
+
+
+_UID, _RELATED = "00080018", "00201209"
+"""SOP Instance UID, Number of Series Related Instances."""
 
 
 def _tag(found: Any, tag: str) -> str:

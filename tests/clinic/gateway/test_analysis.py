@@ -136,7 +136,7 @@ def test_a_damaged_image_marks_its_series_and_no_other(desk, asked):
     desk.received([*images[:5], *images[6:]])
     desk.intake.take(images[5][:-10], 0.0, "test", uid)
     worker_of(desk, TWO).step()
-    assert asked == [("mr", ("1 of its images came damaged and were set aside",)), ("ct", ())]
+    assert asked == [("mr", ("1 of its images came damaged or could not be taken",)), ("ct", ())]
 
 
 def test_one_bad_series_stops_no_other(desk, asked):

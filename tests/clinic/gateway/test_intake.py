@@ -94,7 +94,7 @@ def test_a_malformed_object_marks_its_series(desk, stated):
     broken = _cut(good[2]) if stated else good[2][:200]
     assert desk.intake.take(broken, 0.0, "test", "" if stated else uid) is Outcome.ASIDE
     marked = desk.store.studies.get(received.key)
-    assert desk.store.studies.missing(marked, series) == ("1 of its images came damaged and were set aside",)
+    assert desk.store.studies.missing(marked, series) == ("1 of its images came damaged or could not be taken",)
     assert marked.revision == received.revision + 1, "an analysis under way saw too little"
 
 
@@ -150,6 +150,23 @@ def test_a_deflated_object_is_not_unpacked_beyond_the_limit(tmp_path, megabytes,
     finally:
         tracemalloc.stop()
         desk.store.close()
+
+
+def test_a_study_of_which_an_image_was_refused_is_incomplete_until_it_is_sent_again(desk):
+    """A full disk, or a stop, in the middle of it: the sender keeps the image, and may never send it again."""
+    images = study(count=3)
+    series = str(read(images[0]).SeriesInstanceUID)
+    received = desk.received(images[:2])
+    desk.spool.reserve = 1 << 62
+    with pytest.raises(OutOfRoom):
+        desk.intake.take(images[2], 0.0, "test")
+    assert desk.store.studies.missing(received, series)
+    with pytest.raises(OutOfRoom):
+        desk.intake.take(study(count=1)[0], 0.0, "test")
+    assert len(desk.store.studies.all()) == 1, "a study of which nothing is here is its sender's"
+    desk.spool.reserve = 0
+    assert desk.intake.take(images[2], 0.0, "test") is Outcome.TAKEN
+    assert not desk.store.studies.missing(received, series)
 
 
 def test_an_object_that_is_too_large_is_set_aside(desk):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
-from equipoise_clinic.gateway.receivers import Listed, Orthanc, Puller, Receiver, SourceAway, Web
+from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Puller, Receiver, SourceAway, Web
 from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
@@ -186,7 +188,7 @@ def test_an_archive_that_has_other_content_by_now_is_read_again(desk):
     fetched = []
 
     def listing(content: bytes, version: str):
-        return lambda: [Listed(uid, lambda: fetched.append(version) or content, version)]
+        return lambda: [ListedSeries("1.2.3", (Listed(uid, lambda: fetched.append(version) or content, version),))]
 
     puller = Puller(desk.intake, desk.store)
     assert puller.take(study_uid, listing(first, "a"), 0.0, "test") == 1
@@ -194,3 +196,29 @@ def test_an_archive_that_has_other_content_by_now_is_read_again(desk):
     assert puller.take(study_uid, listing(second, "b"), 0.0, "test") == 1
     assert fetched == ["a", "b"]
     assert Puller(desk.intake, desk.store).take(study_uid, listing(second, "b"), 0.0, "test") == 0, "after a restart"
+
+
+def test_a_series_is_incomplete_until_its_archive_has_given_all_of_it(desk):
+    """It goes away in the middle of a study; a quiet time later what came of it would pass for the whole."""
+    images = study(count=3)
+    uid, series = (str(read(images[0])[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID"))
+    away = [True]
+
+    def fetch(number: int) -> bytes:
+        if number == 2 and away[0]:
+            raise SourceAway
+        return images[number]
+
+    def listing():
+        names = [str(read(each).SOPInstanceUID) for each in images]
+        listed = tuple(Listed(name, partial(fetch, number)) for number, name in enumerate(names))
+        return [ListedSeries(series, listed, stated=4)]
+
+    puller = Puller(desk.intake, desk.store)
+    with pytest.raises(SourceAway):
+        puller.take(uid, listing, 0.0, "test")
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, series) == ("its archive has 4 images more than it has given so far",)
+    away[0] = False
+    assert puller.take(uid, listing, 0.0, "test") == 1
+    assert desk.store.studies.missing(received, series) == ("its archive has 1 images more than it has given so far",)

@@ -232,7 +232,7 @@ def test_a_series_of_which_an_image_came_damaged_is_incomplete_until_a_good_one_
 def test_an_archive_that_gives_less_than_it_counts_is_believed(desk):
     received = desk.received()
     desk.store.studies.absent(received.uid, "1.2.3", 8)
-    assert desk.store.studies.missing(received, "1.2.3") == ("its archive counts 8 images more than it gives",)
+    assert desk.store.studies.missing(received, "1.2.3") == ("its archive has 8 images more than it has given so far",)
     desk.store.studies.absent(received.uid, "1.2.3", 0)
     assert desk.store.studies.missing(received, "1.2.3") == ()
 

@@ -93,13 +93,13 @@ class Studies:
         )
         damaged = self._database.rows(query, study.key, series)[0]["n"]
         absent = self._database.row("SELECT count FROM absent WHERE study = ? AND series = ?", study.uid, series)
-        reasons = [f"{damaged} of its images came damaged and were set aside"] if damaged else []
+        reasons = [f"{damaged} of its images came damaged or could not be taken"] if damaged else []
         if absent and absent["count"]:
-            reasons.append(f"its archive counts {absent['count']} images more than it gives")
+            reasons.append(f"its archive has {absent['count']} images more than it has given so far")
         return tuple(reasons)
 
     def absent(self, study_uid: str, series: str, count: int) -> None:
-        """How many images more an archive says that it holds of a series than it lists."""
+        """How many images more an archive says that it has of a series than it has given so far."""
         row = self._database.row("SELECT count FROM absent WHERE study = ? AND series = ?", study_uid, series)
         if (row["count"] if row else 0) != count:
             statement = (
@@ -128,7 +128,9 @@ class Studies:
         return bool(taken.rowcount)
 
     def damaged(self, key: str, study_uid: str, series: str, uid: str, quiet: float) -> bool:
-        """An image came that cannot be used: its series is incomplete until a good one comes. False: that is known.
+        """An image came that cannot be used or was refused: its series is incomplete until a good one comes.
+
+        False: that is known, or a good one is here.
 
         Args:
             key: a fresh one, used where the study is new.
