@@ -16,10 +16,14 @@ from equipoise_client.errors import EquipoiseError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 
+from ..dicom.tls import client_context
 from .observe import Log, Metrics
 from .settings import Deliver, password
 from .spool import Spool
 from .store import OutboxItem, Store
+
+PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+"""pynetdicom converts between the two; more than one archive takes the second alone."""
 
 _NO_KIND = (0x0122, 0xC122)
 """SOP class not supported (PS3.7 C.5.6); of STOW-RS also its transfer syntax (PS3.18 table I.2-2)."""
@@ -60,6 +64,10 @@ class Stow:
         session = requests.Session()
         if settings.user:
             session.auth = (settings.user, password(settings.password_file))
+        if settings.tls_root is not None:
+            session.verify = str(settings.tls_root)
+        if settings.tls_cert is not None:
+            session.cert = (str(settings.tls_cert), str(settings.tls_key or settings.tls_cert))
         self._client = DICOMwebClient(settings.stow_url, session=session, timeout=settings.timeout_seconds)
         self._client.set_http_retry_params(retry=False)
 
@@ -110,16 +118,17 @@ class CStore:
 
     def __init__(self, settings: Deliver) -> None:
         self._settings = settings
+        self._tls = client_context(settings.tls_root, settings.tls_cert, settings.tls_key)
 
     def send(self, dataset: pydicom.Dataset) -> None:
         entity = AE(ae_title=self._settings.caller)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._settings.timeout_seconds
         entity.connection_timeout = self._settings.timeout_seconds
         syntax = dataset.file_meta.TransferSyntaxUID
-        # pynetdicom converts between these two; more than one archive takes only the second.
-        plain = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-        entity.add_requested_context(dataset.SOPClassUID, plain if syntax in plain else syntax)
-        association = entity.associate(self._settings.host, self._settings.port, ae_title=self._settings.aet)
+        entity.add_requested_context(dataset.SOPClassUID, list(PLAIN) if syntax in PLAIN else syntax)
+        host = self._settings.host
+        tls = None if self._tls is None else (self._tls, host)
+        association = entity.associate(host, self._settings.port, ae_title=self._settings.aet, tls_args=tls)
         if not association.is_established:
             if association.is_rejected or not association.rejected_contexts:
                 raise Away("no association")

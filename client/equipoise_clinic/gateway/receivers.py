@@ -24,6 +24,7 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from ..dicom.archive import AS_STORED, encoded
+from ..dicom.tls import server_context
 from .intake import Intake, Outcome
 from .observe import Log
 from .settings import OrthancSource, Receive, WebSource, password
@@ -93,10 +94,12 @@ class Receiver:
         self._server: Any = None
 
     def start(self) -> int:
-        """Listens; returns the port. Raises OSError."""
+        """Listens; returns the port. Raises OSError, InvalidInput."""
+        settings = self._settings
         self._server = self._entity.start_server(
-            (self._settings.host, self._settings.port),
+            (settings.host, settings.port),
             block=False,
+            ssl_context=server_context(settings.tls_cert, settings.tls_key, settings.tls_clients),
             evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_PDU_RECV, self._count)],
         )
         return int(self._server.socket.getsockname()[1])

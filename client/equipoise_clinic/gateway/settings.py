@@ -78,7 +78,9 @@ class Receive(Strict, frozen=True):
 
     Attributes:
         callers: AE titles that may send; empty: any.
-        quiet_seconds: a study is complete when nothing of it has arrived for this long.
+        quiet_seconds: a study is looked at when nothing of it has arrived for this long.
+        tls_cert, tls_key: of this receiver; it then takes TLS alone.
+        tls_clients: authority whose certificates senders must have.
     """
 
     aet: str = "EQUIPOISE"
@@ -87,6 +89,9 @@ class Receive(Strict, frozen=True):
     callers: tuple[str, ...] = ()
     quiet_seconds: float = 30.0
     associations: int = 10
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_clients: Path | None = None
 
 
 class OrthancSource(Strict, frozen=True):
@@ -126,6 +131,8 @@ class Deliver(Strict, frozen=True):
         attempts: refusals of one object after which it becomes a dead letter.
         away_hours: results become dead letters when the destination cannot be reached for this long.
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
+        tls_root: authority to trust; C-STORE then goes over TLS. With `https` in `stow_url`: instead of the system's.
+        tls_cert, tls_key: prove who this gateway is.
     """
 
     stow_url: str = ""
@@ -144,6 +151,9 @@ class Deliver(Strict, frozen=True):
     first_seconds: Annotated[float, Meta(gt=0)] = 2.0
     longest_seconds: float = 300.0
     timeout_seconds: float = 60.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class Health(Strict, frozen=True):
@@ -228,6 +238,10 @@ def password(file: Path | None) -> str:
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
         raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
+    if settings.receive and settings.receive.tls_clients and not settings.receive.tls_cert:
+        raise BadSettings(
+            "[receive] tls_clients: expected tls_cert and tls_key with it; without them nothing is encrypted"
+        )
     if ObjectKind.REPORT not in settings.deliver.objects:
         raise BadSettings("[deliver] objects: expected the report among them; it alone says what was decided")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):
