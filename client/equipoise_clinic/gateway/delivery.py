@@ -25,10 +25,10 @@ from .store import OutboxItem, Store
 PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 """pynetdicom converts between the two; more than one archive takes the second alone."""
 
-_NO_KIND = (0x0122, 0xC122)
+NO_KIND = (0x0122, 0xC122)
 """SOP class not supported (PS3.7 C.5.6); of STOW-RS also its transfer syntax (PS3.18 table I.2-2)."""
 
-_DUPLICATE = 0x0111
+DUPLICATE = 0x0111
 """DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
 
 
@@ -102,7 +102,7 @@ class Stow:
                 return
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
-        if code in _NO_KIND:
+        if code in NO_KIND:
             raise Unwanted(f"failure reason {code:#06x}")
         raise Refused(why)
 
@@ -144,11 +144,11 @@ class CStore:
         if "Status" not in status:
             raise Away("no answer")
         code = int(status.Status)
-        if code in _NO_KIND:
+        if code in NO_KIND:
             raise Unwanted(f"status {code:#06x}")
         if 0xA700 <= code <= 0xA7FF:
             raise Sick(f"status {code:#06x}")  # out of resources
-        if code not in (0x0000, _DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
+        if code not in (0x0000, DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
             raise Refused(f"status {code:#06x}")
 
 

@@ -31,7 +31,7 @@ from .settings import OrthancSource, Receive, WebSource, password
 from .spool import OutOfRoom
 from .store import Store
 
-_PDU = 1 << 20
+PDU = 1 << 20
 """Bytes that a sender may put into one PDU: few enough to count them before they are many."""
 
 _LAST_FRAGMENT = 0b10
@@ -89,7 +89,7 @@ class Receiver:
         entity.require_called_aet = True
         entity.require_calling_aet = list(settings.callers)
         entity.maximum_associations = settings.associations
-        entity.maximum_pdu_size = _PDU
+        entity.maximum_pdu_size = PDU
         self._entity = entity
         self._server: Any = None
 

@@ -40,6 +40,7 @@ _LONGEST = 60.0  # seconds of one wait; the clock may be set meanwhile
 _FULL = 2.0  # seconds until a part tries again after a full disk
 _TROUBLE = 5.0  # seconds until a part tries again after an unexpected error
 _TIDY = 3.0  # seconds between checks for files that are no longer needed
+_PURGE = 3600.0  # seconds between checks for studies that are to be forgotten
 _AUDIT = 300.0  # seconds between checks of what is new in the audit log
 
 
@@ -103,6 +104,7 @@ class Gateway:
             work = {"analysis": analysis.step, "dispatch": self._dispatch, "delivery": delivery.step}
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),
+                "purging": (_PURGE, self._purge),
                 "audit": (_AUDIT, watch.look),
                 **{source.name: (source.every, partial(self._poll, source)) for source in self._sources(intake)},
             }
@@ -209,6 +211,11 @@ class Gateway:
             self._intake.forget(study)
         self._intake.forget_aside(expired)
         self._passed("tidied")
+
+    def _purge(self) -> None:
+        count = self._store.purge(time() - self._settings.keep_results_days * 86400.0)
+        if count:
+            self._log.info("studies forgotten", studies=count)
 
     def _finished(self, key: str) -> bool:
         """False also where the store does not know the case yet: its files are written first."""

@@ -191,6 +191,8 @@ class Settings(Strict, frozen=True):
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
         keep_input_hours: received images are deleted this long after their study was analysed.
+        keep_results_days: what the database holds of a study that is done with is deleted this long after its last
+            image; the audit log is kept.
         incomplete_seconds: a series that is known to be incomplete is waited for this long after its study's last
             image; then it goes to review.
         largest_megabytes: larger objects are not taken, so that memory is bounded: by this for each association, and
@@ -209,6 +211,7 @@ class Settings(Strict, frozen=True):
     review: Review = Review()
     reserve_megabytes: float = 2048.0
     keep_input_hours: float = 24.0
+    keep_results_days: Annotated[float, Meta(ge=1)] = 365.0
     incomplete_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600.0
     largest_megabytes: Annotated[float, Meta(gt=0)] = 1024.0
 

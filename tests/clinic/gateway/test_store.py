@@ -353,6 +353,29 @@ def test_dead_letters_are_kept_until_somebody_says_so(desk):
     assert desk.store.outbox.next()[0].number == 1
 
 
+def test_a_study_that_is_done_with_is_forgotten_and_no_other(desk):
+    """Not one that still waits, whose images are here, whose result is not sent, or about which a person is asked."""
+    done, open_, held = (desk.received(study()) for _ in range(3))
+    waiting = desk.received(study())
+    for received, key, route in ((done, "a" * 16, "accept"), (open_, "b" * 16, "review"), (held, "d" * 16, "accept")):
+        desk.decided(received, study(count=3), key, route=route)
+        desk.store.studies.end(received, "analysed")
+    desk.dispatched(review="send")
+    while (item := desk.store.outbox.next()[0]) is not None:
+        desk.store.outbox.sent(item)
+    later = waiting.heard + 1.0
+    assert desk.store.purge(later) == 0, "its images are here"
+    assert desk.intake.forget(desk.store.studies.get(done.key)) and desk.intake.forget(
+        desk.store.studies.get(open_.key)
+    )
+    assert desk.store.purge(done.heard - 1.0) == 0, "too early"
+    assert desk.store.purge(later) == 1
+    assert {each.key for each in desk.store.studies.all()} == {open_.key, held.key, waiting.key}
+    assert {case.key for case in desk.store.cases.all()} == {"b" * 16, "d" * 16}
+    assert desk.store.purge(later) == 0
+    assert desk.received(study()).state == "receiving"
+
+
 def test_no_personal_data_is_in_the_database(desk):
     from ...support.studies import PLANTED
 

@@ -64,6 +64,31 @@ class Store(Database):
             ).rowcount
         return count
 
+    def purge(self, before: float) -> int:
+        """Forgets studies that are done with and of which nothing came since `before`; how many there were.
+
+        Done with: its images are deleted, each of its results is sent, withheld or replaced, and no person is asked for
+        anything. The audit log keeps the decisions. Should such a study come again, it is a new one.
+        """
+        done = (  # all of it is constant
+            "SELECT s.key FROM studies s"  # noqa: S608
+            " WHERE s.state <> 'receiving' AND s.kept = 0 AND s.heard < ? AND NOT EXISTS"
+            f" (SELECT 1 FROM cases c WHERE c.study = s.key AND (c.state NOT IN {FINISHED} OR {cases.OPEN}))"
+            " AND NOT EXISTS (SELECT 1 FROM journal j JOIN cases c ON c.key = j.owner"
+            " WHERE c.study = s.key AND j.written = 0)"
+        )
+        if not self.rows(f"{done} LIMIT 1", before):
+            return 0
+        with self.transaction() as db:
+            keys = [(row["key"],) for row in db.execute(done, (before,)).fetchall()]
+            for table in ("outbox", "journal"):
+                db.executemany(f"DELETE FROM {table} WHERE owner IN (SELECT key FROM cases WHERE study = ?)", keys)  # noqa: S608
+            db.executemany("DELETE FROM absent WHERE study = (SELECT uid FROM studies WHERE key = ?)", keys)
+            for table in ("cases", "instances"):
+                db.executemany(f"DELETE FROM {table} WHERE study = ?", keys)  # noqa: S608
+            db.executemany("DELETE FROM studies WHERE key = ?", keys)
+        return len(keys)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """`studies`, `cases` → state → how many; every state is there."""
         counted = {"studies": dict.fromkeys(studies.STATES, 0), "cases": dict.fromkeys(cases.STATES, 0)}

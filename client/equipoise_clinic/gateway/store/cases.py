@@ -22,6 +22,13 @@ FINISHED = ("delivered", "withheld", "rejected")
 """States of cases whose objects need not be kept."""
 
 
+OPEN = (
+    "(verdict IS NULL AND state <> 'rejected'"
+    " AND (state IN ('review', 'dead') OR route <> 'accept' OR marked = 1 OR late = 1))"
+)
+"""SQL: a person is asked for a verdict."""
+
+
 class Kept(str, Enum):
     """What became of an analysis."""
 
@@ -121,9 +128,7 @@ class Cases:
     def worklist(self) -> list[StoredCase]:
         """What waits for a person, most uncertain first; what has no score comes before all that have one."""
         rows = self._database.rows(
-            "SELECT * FROM cases WHERE verdict IS NULL AND state <> 'rejected'"
-            " AND (state = 'review' OR route <> 'accept' OR marked = 1 OR late = 1 OR state = 'dead')"
-            " ORDER BY score IS NOT NULL, score DESC, created"
+            f"SELECT * FROM cases WHERE {OPEN} ORDER BY score IS NOT NULL, score DESC, created"  # noqa: S608
         )
         return [_case(row) for row in rows]
 
