@@ -56,7 +56,7 @@ def gateway(
         typer.echo("the configuration can be used")
         return
     if conformance:
-        from ..conformance import statement
+        from .conformance import statement
 
         typer.echo(statement(settings), nl=False)
         return

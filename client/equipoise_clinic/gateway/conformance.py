@@ -1,6 +1,6 @@
 """The DICOM Conformance Statement, in the layout of PS3.2 annex A, from what the code negotiates and writes.
 
-`equipoise gateway CONFIG --conformance` prints a site's; `CONFORMANCE.md` beside this file is that of
+`equipoise gateway CONFIG --conformance` prints a site's; `CONFORMANCE.md` in the package is that of
 the example.
 """
 
@@ -14,9 +14,9 @@ from pydicom.uid import UID, Comprehensive3DSRStorage, ParametricMapStorage, Seg
 from pynetdicom import AllStoragePresentationContexts
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from .dicom import codes
-from .gateway.delivery import DUPLICATE, NO_KIND, PLAIN
-from .gateway.receivers import (
+from ..dicom import codes
+from .delivery import DUPLICATE, NO_KIND, PLAIN
+from .receivers import (
     CANNOT_UNDERSTAND,
     OUT_OF_RESOURCES,
     PDU,
@@ -24,7 +24,7 @@ from .gateway.receivers import (
     SUCCESS,
     syntaxes,
 )
-from .gateway.settings import Settings, kind_of
+from .settings import Settings, kind_of
 
 CREATED = (SegmentationStorage, ParametricMapStorage, Comprehensive3DSRStorage)
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import equipoise_clinic
-from equipoise_clinic import conformance
 from equipoise_clinic.dicom.report import objects_of
 from equipoise_clinic.dicom.result_source import Predecessor
+from equipoise_clinic.gateway import conformance
 from equipoise_clinic.gateway.receivers import Receiver
 from equipoise_clinic.gateway.settings import EXAMPLE, Receive, load_settings
 from msgspec.structs import replace
@@ -16,8 +16,8 @@ from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
-from ..support.phantom import phantom
-from ..support.result_sources import find, head  # noqa: F401 (fixtures)
+from ...support.phantom import phantom
+from ...support.result_sources import find, head  # noqa: F401 (fixtures)
 
 PAGE = Path(equipoise_clinic.__file__).with_name("CONFORMANCE.md")
 
