@@ -173,6 +173,11 @@ class AnalysisWorker:
         return min(study.heard + longest - time(), longest)
 
     def _one(self, study: Study, series: ChosenSeries) -> None:
+        """Asks until the answer is kept, or more images have come: what was there before may be sent meanwhile."""
+        while self._try(study, series) is Kept.STALE and self._store.studies.get(study.key).revision == study.revision:
+            pass
+
+    def _try(self, study: Study, series: ChosenSeries) -> Kept:
         """Asks, and keeps the answer: as a new version where something was sent of another result before it."""
         analysis = self._ask(study, series)
         result = _result(analysis, self._settings.deliver.objects)
@@ -183,7 +188,7 @@ class AnalysisWorker:
                 if replaces and result.fingerprint != before.fingerprint:
                     analysis = self._ask(study, series, replaces)
                     result = _result(analysis, self._settings.deliver.objects, replaces)
-        self._keep(study, analysis, result)
+        return self._keep(study, analysis, result)
 
     def _ask(self, study: Study, series: ChosenSeries, replaces: str = "") -> Analysis:
         report = self._store.cases.report(replaces, Comprehensive3DSRStorage) if replaces else None
@@ -197,7 +202,7 @@ class AnalysisWorker:
         self._passed("analysis.answered")
         return analysis
 
-    def _keep(self, study: Study, analysis: Analysis, result: NewCase) -> None:
+    def _keep(self, study: Study, analysis: Analysis, result: NewCase) -> Kept:
         case = secrets.token_hex(8)
         files = {f"{index}.dcm": encoded(each) for index, each in enumerate(analysis.objects, start=1)}
         unused = case
@@ -219,6 +224,7 @@ class AnalysisWorker:
         )
         if analysis.cleaned:
             self._log.warning("attributes corrected in the results", case=case, attributes=list(analysis.cleaned))
+        return kept
 
 
 def _result(analysis: Analysis, kinds: Collection[ObjectKind], replaces: str = "") -> NewCase:

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 from equipoise_client import ModelDied, ServerUnavailable
 from equipoise_client.images.rejections import ImagesDeleted
+from equipoise_client.prediction import Route
 from equipoise_clinic.dicom.rules import Rule, Rules
 from equipoise_clinic.gateway import analysis as analysis_module
 from equipoise_clinic.gateway.analysis import ATTEMPTS, AnalysisWorker
-from equipoise_clinic.gateway.settings import Triton
+from equipoise_clinic.gateway.settings import Deliver, Triton
+from pydicom.uid import Comprehensive3DSRStorage
 
-from ...support.studies import read, study
+from ...support.studies import read, report, study
 
 HOUR = 3600.0
 
@@ -163,6 +165,52 @@ def test_a_model_that_is_away_stops_no_other(desk, monkeypatch):
         worker.step()
         desk.store.execute("UPDATE studies SET due = 0")
     assert done == ["ct"] and state(desk, received) == "receiving"
+
+
+@pytest.fixture
+def answers(desk, monkeypatch):
+    """A worker whose server answers with the next of some objects, and what it was told that they replace."""
+    prediction = SimpleNamespace(volume=None, route=Route.ACCEPT, reason="sure", case_score=0.1, record={})
+    objects: list[list[bytes]] = []
+    asked: list[str] = []
+
+    def ask(self, received, series, replaces=""):
+        asked.append(replaces)
+        made = [read(each) for each in objects[0]]
+        if replaces:
+            made[0].SOPInstanceUID += ".1"
+        return SimpleNamespace(
+            prediction=prediction, objects=made, series_uid="1.2.3", model_digest="f" * 64, cleaned=(),
+            contract=SimpleNamespace(name="tiny"), most_uncertain=None,
+        )  # fmt: skip
+
+    monkeypatch.setattr(AnalysisWorker, "_ask", ask)
+    monkeypatch.setattr(analysis_module, "draw", lambda _: b"a picture")
+    worker = worker_of(desk)
+    worker._settings = SimpleNamespace(**vars(worker._settings), audit=desk.audit, deliver=Deliver())
+    return worker, objects, asked
+
+
+def test_a_result_that_is_sent_while_the_next_is_made_is_named_by_it(desk, answers):
+    """Else the new one would be lost: it does not fit what was there when it was asked for."""
+    worker, objects, asked = answers
+    received = desk.received()
+    objects[:] = [[report("1.2.3", Comprehensive3DSRStorage)]]
+    worker._one(received, None)
+    objects[:] = [[report("1.2.3", Comprehensive3DSRStorage)]]
+    keep = desk.store.cases.keep
+
+    def sent_meanwhile(*arguments):
+        desk.dispatched()
+        return keep(*arguments)
+
+    desk.store.cases.keep = sent_meanwhile
+    worker._one(received, None)
+    first, second = desk.store.cases.all()
+    assert asked == ["", "", "", first.key], "a first, a second, and the second again"
+    assert (first.late, second.late, second.replaces) == (True, False, first.key)
+    worker._one(received, None)
+    assert len(desk.store.cases.all()) == 2, "the same images again: the same result"
 
 
 def test_a_study_of_which_all_came_damaged_says_so(desk, asked):
