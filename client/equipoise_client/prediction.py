@@ -133,6 +133,10 @@ class Prediction:
         before = "" if self.route is Route.ACCEPT else self.reason
         return dataclasses.replace(self, route=route, reason="; ".join(part for part in (before, reason) if part))
 
+    def remarked(self, remark: str) -> Prediction:
+        """The same decision, with one more remark in its reason."""
+        return dataclasses.replace(self, reason="; ".join(part for part in (self.reason, remark) if part))
+
     def document(self) -> dict[str, Any]:
         """Everything but the arrays, ready for JSON."""
         volume = self.volume

@@ -351,10 +351,14 @@ def test_a_malformed_object_among_good_ones_is_set_aside(server, pacs, tmp_path,
     images = tiny_study(6)
     broken = read(images[0])
     broken.SOPInstanceUID, broken.PixelData = generate_uid(), b"\0\0"
-    settings = configuration(tmp_path / "a", server.grpc_url, TINY, receive=receiving(), deliver=stow(pacs))
+    settings = configuration(
+        tmp_path / "a", server.grpc_url, TINY, receive=receiving(), deliver=stow(pacs),
+        settings={"incomplete_seconds": 0.5},
+    )  # fmt: skip
     with gateway(settings, log=log) as running:
         assert send(running.ports["receive"], [encoded(broken), *images]) == [0xC000, 0]
         poll(lambda: running.states("cases") == ["delivered"], "delivered")
+        assert rows(running.directory, "SELECT route FROM cases") == [("review",)], "its series is incomplete"
         (aside,) = running.logged("object set aside")
         assert "bytes of pixels" in aside["reason"]
         assert (running.directory / "aside" / f"{aside['object']}.dcm").exists()
@@ -388,6 +392,51 @@ def test_late_images_never_make_a_second_result(server, pacs, tmp_path, log, sen
         ((state, late),) = rows(running.directory, "SELECT state, late FROM cases")
         assert (state, late) == (("delivered", 1) if sent else ("rejected", 0))
         assert len(results(pacs, uid_of([first]))) == (4 if sent else 0)
+        running.stop()
+
+
+def test_other_pixels_under_a_known_uid_make_a_new_version(server, pacs, tmp_path, log):
+    """It is sent, names the report that it replaces, and a person is called about the first one."""
+    (image,) = tiny_study(50)
+    corrected = read(image)
+    corrected.PixelData = read(tiny_study(51)[0]).PixelData
+    settings = configuration(tmp_path / "a", server.grpc_url, TINY, receive=receiving(), deliver=stow(pacs))
+    with gateway(settings, log=log) as running:
+        send(running.ports["receive"], [image])
+        poll(lambda: running.states("cases") == ["delivered"], "a result")
+        assert send(running.ports["receive"], [encoded(corrected)]) == [0]
+        poll(lambda: running.states("cases") == ["delivered"] * 2, "a new version")
+        assert send(running.ports["receive"], [encoded(corrected)]) == [0]
+        assert results(pacs, uid_of([image])) == ["OT"] * 4 + ["SEG"] * 2 + ["SR"] * 2
+        first, second = rows(running.directory, "SELECT key, late, replaces, why FROM cases ORDER BY created")
+        assert (first[1:3], second[1:3]) == ((1, ""), (0, first[0])) and "incomplete" in second[3]
+        reports = [
+            read(pacs.file(tags["ID"])) for tags in found(pacs, uid_of([image])).values() if tags["Modality"] == "SR"
+        ]
+        replaced = [each for each in reports if "PredecessorDocumentsSequence" in each]
+        ((named,),) = [
+            each.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence for each in replaced
+        ]
+        assert named.ReferencedSOPInstanceUID in {each.SOPInstanceUID for each in reports} - {
+            replaced[0].SOPInstanceUID
+        }
+        running.stop()
+        assert not list(verify(running.directory / "decisions.jsonl"))
+
+
+def test_an_incomplete_series_waits_goes_to_review_and_says_so(server, pacs, tmp_path, log):
+    images = study(count=1, rows=16, columns=12, seed=52, ImagesInAcquisition=2)
+    settings = configuration(
+        tmp_path / "a", server.grpc_url, TINY, receive=receiving(), deliver={**stow(pacs), "review": "hold"},
+        settings={"incomplete_seconds": 1.0},
+    )  # fmt: skip
+    with gateway(settings, log=log) as running:
+        send(running.ports["receive"], images)
+        poll(lambda: running.states("cases") == ["review"], "it is for review")
+        assert running.logged("incomplete series waits")
+        ((why,),) = rows(running.directory, "SELECT why FROM cases")
+        assert "the series is incomplete: 1 of 2 images (Images in Acquisition)" in why
+        assert results(pacs, uid_of(images)) == []
         running.stop()
 
 

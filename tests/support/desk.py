@@ -13,7 +13,7 @@ from equipoise_clinic.gateway.audit_log import write_out
 from equipoise_clinic.gateway.intake import Intake
 from equipoise_clinic.gateway.observe import Log, Metrics
 from equipoise_clinic.gateway.spool import Spool
-from equipoise_clinic.gateway.store import Kept, NewCase, Store, Study, fingerprint_of
+from equipoise_clinic.gateway.store import Kept, NewCase, NewObject, Store, Study, fingerprint_of
 
 from .studies import read, study
 
@@ -48,11 +48,16 @@ class Desk:
 
     def decided(self, received: Study, objects: list[bytes] | None = None, case: str = "c" * 16, **changes) -> Kept:
         """A result in the outbox; `changes` are fields of `NewCase`."""
-        objects = objects or study(count=3)
-        uids = tuple(str(read(each).SOPInstanceUID) for each in objects)
+        objects = study(count=3) if objects is None else objects
+        made = [read(each) for each in objects]
+        uids = tuple(str(each.SOPInstanceUID) for each in made)
         given = {
             "series": "1.2.3", "model": "tiny", "version": "f" * 64, "fingerprint": fingerprint_of(uids),
-            "route": "review", "why": "too uncertain", "score": 0.25, "marked": False, "objects": uids,
+            "route": "review", "why": "too uncertain", "score": 0.25, "marked": False,
+            "objects": tuple(
+                NewObject(n, str(each.SOPClassUID), str(each.SeriesInstanceUID), str(each.SOPInstanceUID))
+                for n, each in enumerate(made, start=1)
+            ),
             "volume": {"total": {"mean": 1.5, "sd": 0.1, "low": 1.2, "high": 1.8}},
             "record": {"format": "test/1", "model": "tiny", "route": "review"}, **changes,
         }  # fmt: skip

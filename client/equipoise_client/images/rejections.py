@@ -29,6 +29,10 @@ class WrongPlane(NoSeriesFits):
     reason = "no series is cut in the plane that the rules ask for"
 
 
+class WrongView(NoSeriesFits):
+    reason = "no image has the View Position that the rules ask for"
+
+
 class TooFewSlices(NoSeriesFits):
     reason = "the series has too few slices"
 
@@ -71,10 +75,6 @@ class UnreadableSyntax(StudyRejected):
 
 class UnsuitableImage(StudyRejected):
     reason = "the model cannot take this image"
-
-
-class NoResults(StudyRejected):
-    reason = "no result objects can be made for this series"
 
 
 class ImagesDeleted(StudyRejected):

@@ -19,6 +19,8 @@ from typing import Any
 from equipoise_client.errors import InvalidInput, NotPermitted, ServerUnavailable
 from equipoise_client.extras import needs
 
+from .tls import client_context
+
 CALLING_AET = "EQUIPOISE"
 
 _DIMSE = re.compile(r"dicom://(?P<aet>[^@/:\s]{1,16})@(?P<host>[^@/:\s]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})/?")
@@ -45,7 +47,7 @@ class Access:
 
     Attributes:
         authorization: value of the Authorization header, such as "Bearer …".
-        root: PEM file of the authority to trust instead of the system's.
+        root: PEM file of the authority to trust instead of the system's; C-STORE then goes over TLS.
         certificate, key: PEM files of this client.
         timeout: seconds without an answer.
     """
@@ -79,7 +81,7 @@ def send(
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", calling_aet) or not calling_aet.strip():
         raise InvalidInput(f"{calling_aet!r} is not an AE title; expected 1 to 16 ASCII characters without backslash")
     peer = (address["host"].strip("[]"), int(address["port"]), address["aet"])
-    return _c_store(instances, *peer, calling_aet, access.timeout)
+    return _c_store(instances, *peer, calling_aet, access)
 
 
 def fetch(url: str, study: str, *, access: Access = DEFAULT) -> Iterator[Any]:
@@ -188,22 +190,24 @@ def _translated(url: str) -> Iterator[None]:
 
 
 def _c_store(
-    instances: Iterable[Any], host: str, port: int, aet: str, calling_aet: str, timeout: float
+    instances: Iterable[Any], host: str, port: int, aet: str, calling_aet: str, access: Access
 ) -> Iterator[Stored]:
     """An association for each instance: contexts are proposed for what it is, Parametric Maps included."""
     with needs("clinic", "sending over DICOM"):
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
         from pynetdicom import AE
 
+    context = client_context(access.root, access.certificate, access.key)
+    tls = None if context is None else (context, host)
     for dataset in instances:
         uid = str(dataset.SOPInstanceUID)
         stored = dataset.file_meta.TransferSyntaxUID
         entity = AE(ae_title=calling_aet)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout
-        entity.connection_timeout = timeout
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = access.timeout
+        entity.connection_timeout = access.timeout
         syntaxes = [stored] if stored.is_compressed else [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
         entity.add_requested_context(dataset.SOPClassUID, syntaxes)
-        association = entity.associate(host, port, ae_title=aet)
+        association = entity.associate(host, port, ae_title=aet, tls_args=tls)
         if not association.is_established:
             if association.is_rejected:
                 raise NotPermitted(f"{aet} at {host}:{port} does not accept {calling_aet}; check the AE titles")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from equipoise_client.prediction import Prediction
 
+from .dates import da, tm
 from .series import Series
 
 LAYOUT = 1
@@ -43,14 +44,14 @@ def uid_of(*what: str) -> str:
     return f"2.25.{int.from_bytes(number, 'big')}"
 
 
-def identity_of(series: Series, prediction: Prediction) -> Identity:
-    """The identity of a decision; the record says all of it that is not in the series' UIDs."""
+def identity_of(series: Series, prediction: Prediction, remarks: Sequence[str] = ()) -> Identity:
+    """The identity of a decision; the record says all of it that is not in the series' UIDs, or in `remarks`."""
     record = prediction.record
     stated = {name: record.get(name) for name in _DECISIVE}
     instances = sorted(str(dataset.SOPInstanceUID) for dataset in series.datasets)
     reason = record.get("reason")
     code = reason.get("code") if isinstance(reason, Mapping) else None  # its numbers differ by device
-    decided = [prediction.route.value, code]
+    decided = [prediction.route.value, code, *remarks]
     text = json.dumps([LAYOUT, series.study_uid, series.uid, instances, stated, decided], sort_keys=True)
     return Identity(hashlib.sha256(text.encode()).hexdigest(), *_moment(series.first))
 
@@ -62,8 +63,15 @@ _DECISIVE = ("model", *_DIGESTS, "seed", "samples", "samples_planned")
 def _moment(dataset: Any) -> tuple[str, str]:
     """Date and time of the source, the most specific that are there; 1900-01-01 where it has none."""
     for kind in ("Series", "Acquisition", "Content", "Study"):
-        date = str(dataset.get(f"{kind}Date", "") or "")
-        if len(date) == 8 and date.isdigit():
-            time = str(dataset.get(f"{kind}Time", "") or "").split(".")[0]
-            return date, time if len(time) == 6 and time.isdigit() else "000000"
+        date = da(_text(dataset, f"{kind}Date"))
+        if date:
+            time = tm(_text(dataset, f"{kind}Time")).split(".")[0]
+            return date, time if len(time) == 6 else "000000"
     return "19000101", "000000"
+
+
+def _text(dataset: Any, name: str) -> str:
+    try:
+        return str(dataset.get(name, "") or "")
+    except Exception:  # noqa: BLE001 (a value that is none of its kind makes pydicom raise nearly anything)
+        return ""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from . import codes
 from .result_source import STATEMENT, ResultSource
-from .source import CHARACTERS, ascending, finished, headers, in_file_order
+from .source import CHARACTERS, ascending, finished, in_file_order
 
 
 def segmentation(source: ResultSource) -> Any:
@@ -43,7 +43,7 @@ def segmentation(source: ResultSource) -> Any:
     ]
     masks = in_file_order(source.series, np.moveaxis(source.masks, 0, -1)).astype(np.uint8)
     result = Segmentation(
-        source_images=headers(source.series),
+        source_images=list(source.headers.datasets),
         pixel_array=masks,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
@@ -55,7 +55,7 @@ def segmentation(source: ResultSource) -> Any:
         **source.equipment("segmentation", 8001),
     )
     result.ContentCreatorName = ""
-    return finished(result, source.series, source.identity)
+    return finished(result, source.headers, source.identity)
 
 
 def uncertainty_maps(source: ResultSource) -> tuple[Any, Any]:
@@ -86,7 +86,7 @@ def _map(
         quantity_definition=quantity,
     )
     result = ParametricMap(
-        source_images=headers(source.series),
+        source_images=list(source.headers.datasets),
         pixel_array=in_file_order(source.series, values).astype(np.float32),
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
@@ -105,7 +105,7 @@ def _map(
     shared = result.SharedFunctionalGroupsSequence[0]
     if "FrameAnatomySequence" not in shared:  # dcmqi's reader crashes without it
         shared.FrameAnatomySequence = [_anatomy(source)]
-    return finished(result, source.series, source.identity)
+    return finished(result, source.headers, source.identity)
 
 
 def property_type(source: ResultSource, name: str) -> Any:

@@ -18,7 +18,7 @@ from . import codes
 from .identity import uid_of
 from .maps import property_type, segmentation, uncertainty_maps
 from .result_source import STATEMENT, ResultSource
-from .source import CHARACTERS, finished, headers
+from .source import CHARACTERS, finished
 
 
 def objects_of(source: ResultSource) -> tuple[Any, ...]:
@@ -56,7 +56,6 @@ def report(source: ResultSource, segments: Any | None, evidence: tuple[Any, ...]
     groups = [_case(source)]
     if segments is not None:
         groups = [*_segments(source, segments), *groups]
-    sources = headers(source.series)
     content = MeasurementReport(
         observation_context=ObservationContext(observer_device_context=device),
         procedure_reported=codes.procedure(str(source.series.first.get("Modality", ""))),
@@ -64,16 +63,30 @@ def report(source: ResultSource, segments: Any | None, evidence: tuple[Any, ...]
         title=codes.IMAGING_REPORT,
     )
     result = Comprehensive3DSR(
-        evidence=[*sources, *([] if segments is None else [segments]), *evidence],
+        evidence=[*source.headers.datasets, *([] if segments is None else [segments]), *evidence],
         content=content[0],
         is_complete=True,
         is_final=False,
         is_verified=False,
         specific_character_set=CHARACTERS,
         coding_schemes=[codes.scheme()],
+        previous_versions=_previous(source),
         **source.equipment("report", 8004),
     )
-    return finished(result, source.series, source.identity)
+    return finished(result, source.headers, source.identity)
+
+
+def _previous(source: ResultSource) -> list[Any] | None:
+    """For Predecessor Documents Sequence (PS3.3 C.17.2): a report about fewer images of the series."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import Comprehensive3DSRStorage
+
+    if source.predecessor is None:
+        return None
+    earlier = Dataset()
+    earlier.StudyInstanceUID, earlier.SeriesInstanceUID = source.series.study_uid, source.predecessor.series_uid
+    earlier.SOPClassUID, earlier.SOPInstanceUID = Comprehensive3DSRStorage, source.predecessor.instance_uid
+    return [earlier]
 
 
 def _segments(source: ResultSource, segments: Any) -> Iterator[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,18 @@ from numpy.typing import NDArray
 from .identity import Identity, identity_of
 from .rules import Rule
 from .series import Series
+from .source import Headers, headers
 
 STATEMENT = "Preliminary, unverified; research only, not a medical device"
 """The intended use, short enough for Content Description (64 characters)."""
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """The report of an earlier result about the same series, which was sent and did not cover all of its images."""
+
+    series_uid: str
+    instance_uid: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +41,7 @@ class ResultSource:
             normal; None for classification.
         epistemic, aleatoric: float32 `[slices, rows, columns]`, nats, likewise; the largest of all classes where
             classes do not exclude each other.
+        predecessor: an earlier report that this one replaces, as `analyse` takes it.
     """
 
     series: Series
@@ -40,6 +52,12 @@ class ResultSource:
     masks: NDArray[np.bool_] | None
     epistemic: NDArray[np.float32] | None
     aleatoric: NDArray[np.float32] | None
+    predecessor: Predecessor | None = None
+
+    @cached_property
+    def headers(self) -> Headers:
+        """The series' headers as the results quote them."""
+        return headers(self.series)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -77,19 +95,31 @@ class ResultSource:
 
 
 def result_source(
-    series: Series, rule: Rule, contract: Contract, prepared: Prepared, prediction: Prediction
+    series: Series,
+    rule: Rule,
+    contract: Contract,
+    prepared: Prepared,
+    prediction: Prediction,
+    remarks: Sequence[str] = (),
+    predecessor: Predecessor | None = None,
 ) -> ResultSource:
-    """Brings the answer's maps back to the source's voxels."""
-    identity = identity_of(series, prediction)
+    """Brings the answer's maps back to the source's voxels.
+
+    Args:
+        remarks: what else was decided on, beyond the answer; part of the result's identity.
+    """
+    replaced = () if predecessor is None else (predecessor.instance_uid,)
+    identity = identity_of(series, prediction, (*remarks, *replaced))
     if contract.task is Task.CLASSIFICATION:
-        return ResultSource(series, rule, contract, prediction, identity, None, None, None)
+        return ResultSource(series, rule, contract, prediction, identity, None, None, None, predecessor)
     labels = _slices(prepared.to_source(prediction.labels))
     if contract.activation is Activation.SOFTMAX:
         masks = np.stack([labels[0] == k for k in contract.foreground])
     else:
         masks = labels[list(contract.foreground)] > 0
     maps = (_slices(prepared.to_source(each)).max(axis=0) for each in (prediction.epistemic, prediction.aleatoric))
-    return ResultSource(series, rule, contract, prediction, identity, masks, *maps)
+    epistemic, aleatoric = maps
+    return ResultSource(series, rule, contract, prediction, identity, masks, epistemic, aleatoric, predecessor)
 
 
 def _slices(values: NDArray[Any]) -> NDArray[Any]:

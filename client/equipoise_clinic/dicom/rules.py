@@ -6,7 +6,9 @@
     description = "hippo"        # regular expression, searched in Series Description, case ignored
     plane = "axial"              # or "coronal", "sagittal"
     minimum_slices = 20
+    view = "PA"                  # View Position of a radiograph; without it a frontal one is taken before a lateral one
     body_part = "BRAIN"          # for results, where the images do not state theirs
+    ignore_counts = false        # true: a scanner whose Images in Acquisition or Instance Numbers are known to be wrong
 
     [segments.hippocampus]       # codes of the classes, where there are better ones than "anatomical structure"
     anterior = { scheme = "SCT", value = "5366008", meaning = "Hippocampus" }
@@ -48,6 +50,8 @@ class _Entry(Strict, frozen=True):
     description: str = ""
     plane: str = ""
     minimum_slices: int = 1
+    view: str = ""
+    ignore_counts: bool = False
     body_part: str = ""
 
     def __post_init__(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,29 @@ from equipoise_client.images.source import Kind, SourceImage, check_size, finish
 from equipoise_client.images.stack import Stack, normal_axes, stack
 from numpy.typing import NDArray
 
+from .completeness import missing
 from .rules import PLANES
 
-_SUFFIXES = (".dcm", ".dicom", ".ima")
+_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
+"""Of files that are DICOM by their name; so are those that end with a number, as `IM.0007` or a UID."""
+_NO_IMAGES = ("dicomdir", "readme", "license", "version", "lockfile")
 _NAME = Path("the series")  # stands for files in messages: their names may be made of the patient's
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The images of one series as they came, not yet known to be a volume."""
+    """The images of one series as they came, not yet known to be a volume.
+
+    Attributes:
+        lost: what is known to be missing, since it could not be read.
+        counts: what is missing after counts and numbers in the headers (`completeness.missing`).
+        fault: why it cannot be used, where reading showed it.
+    """
 
     datasets: tuple[Any, ...]
+    lost: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
+    fault: StudyRejected | None = None
 
     @property
     def uid(self) -> str:
@@ -51,6 +63,17 @@ class Group:
     @property
     def description(self) -> str:
         return str(self.datasets[0].get("SeriesDescription", "") or "")
+
+    @property
+    def view(self) -> str:
+        """View Position of a projection image, as `PA` or `LL`; "" where it has none."""
+        return str(self.datasets[0].get("ViewPosition", "") or "").strip().upper()
+
+    def images(self) -> list[Group]:
+        """Each projection image by itself, else the series as it is: two radiographs are never one volume."""
+        if self.modality not in _PROJECTIONS or len(self.datasets) == 1:
+            return [self]
+        return [replace(self, datasets=(dataset,)) for dataset in self.datasets]
 
     @cached_property
     def slices(self) -> int:
@@ -83,6 +106,7 @@ class Series:
         positions, orientation: Image Position (Patient) of every slice `[slices][3]` and what they share `[6]`; None
             where the image has none (a radiograph).
         plane_spacing: mm between (rows, columns), or None.
+        incomplete: reasons for which images of it are known to be missing.
     """
 
     datasets: tuple[Any, ...]
@@ -91,6 +115,7 @@ class Series:
     positions: NDArray[np.float64] | None
     orientation: tuple[float, ...] | None
     plane_spacing: tuple[float, float] | None
+    incomplete: tuple[str, ...] = ()
 
     @property
     def first(self) -> Any:
@@ -133,49 +158,94 @@ class Series:
 
 
 _SIZES = ("Rows", "Columns", "SamplesPerPixel")
+_PROJECTIONS = ("CR", "DX", "MG", "IO", "PX")
 
 
 def read(given: Path | Iterable[Any]) -> list[Group]:
     """The image series among datasets, or in all files of a folder and the folders in it.
 
-    Objects without an image (results, reports, DICOMDIR) and files of other formats are left out.
-    Raises NothingReadable, DamagedInstance, MixedStudies.
+    Objects without an image (results, reports, DICOMDIR) and files of other formats are left out. What is an image, or
+    could be one, and cannot be read marks its series as incomplete, and all series where it does not state its own.
+    Raises NothingReadable, DamagedInstance where nothing is left, MixedStudies.
     """
     with needs("clinic", "reading DICOM series"):
         import pydicom  # noqa: F401
-    datasets = list(_files(given) if isinstance(given, Path) else given)
     groups: dict[str, dict[str, Any]] = defaultdict(dict)
     studies, patients = set(), set()
-    for dataset in datasets:
-        with _damage():
-            if any(not dataset.get(name) for name in ("SOPClassUID", "SOPInstanceUID", *_UIDS)):
-                raise DamagedInstance("it lacks the identifiers that every instance has")
-            studies.add(str(dataset.StudyInstanceUID))
-            if "Image Storage" not in dataset.SOPClassUID.name:
-                continue
-            patients.add(str(dataset.get("PatientID", "") or "").strip())
-            known = groups[dataset.SeriesInstanceUID].setdefault(dataset.SOPInstanceUID, dataset)
-            if known is not dataset and known.get("PixelData") != dataset.get("PixelData"):
-                raise DuplicatePositions("one instance came twice with different pixels")
+    lost: Counter[str] = Counter()
+    faults: dict[str, StudyRejected] = {}
+    for dataset in _files(given) if isinstance(given, Path) else given:
+        series = ""
+        try:
+            with _damage():
+                series = str(dataset.get("SeriesInstanceUID", "") or "")
+                sop_class = dataset.get("SOPClassUID")
+                known_class = bool(sop_class) and sop_class.name != sop_class
+                if known_class and "Image Storage" not in sop_class.name:
+                    continue
+                if not known_class and "Rows" not in dataset and series:
+                    continue  # private, and no image
+                if not known_class or "PixelData" not in dataset or not all(dataset.get(name) for name in _UIDS):
+                    lost[series] += 1
+                    continue
+                studies.add(str(dataset.StudyInstanceUID))
+                patients.add(" ".join(str(dataset.get("PatientID", "") or "").casefold().split()))
+                known = groups[series].setdefault(dataset.SOPInstanceUID, dataset)
+                if known is not dataset and known.get("PixelData") != dataset.get("PixelData"):
+                    faults[series] = DuplicatePositions("one instance came twice with different pixels")
+        except DamagedInstance:
+            lost[series] += 1
     if len(studies) > 1 or len(patients) > 1:
         raise MixedStudies(f"{len(studies)} studies and {len(patients)} patients; give one study at a time")
     if not groups:
-        raise NothingReadable
-    return [Group(tuple(groups[uid].values())) for uid in sorted(groups)]
+        raise DamagedInstance("no image of it can be read") if lost else NothingReadable
+    return [
+        Group(tuple(groups[uid].values()), tuple(_losses(lost[uid], lost[""])), _counted(groups[uid]), faults.get(uid))
+        for uid in sorted(groups)
+    ]
 
 
-_UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
-def volume_of(group: Group) -> Series:
+def _losses(own: int, unknown: int) -> Iterator[str]:
+    if own:
+        yield f"{own} of its instances cannot be read"
+    if unknown:
+        yield f"{unknown} files beside it cannot be read, and may be of it"
+
+
+def _counted(datasets: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        with _damage():
+            return missing(tuple(datasets.values()))
+    except DamagedInstance:
+        return ("its counts and numbers cannot be read",)
+
+
+def volume_of(group: Group, ignore_counts: bool = False) -> Series:
     """The group as one image or one volume.
 
-    Raises NotOneVolume, NoGeometry, NoFrameOfReference, UnreadableSyntax, DamagedInstance, and what `stack` raises.
+    Args:
+        ignore_counts: counts and numbers in its headers are not to be believed (`Rule.ignore_counts`).
+
+    Raises its `fault`, NotOneVolume, NoGeometry, NoFrameOfReference, UnreadableSyntax, DamagedInstance, and what
+    `stack` raises.
     """
+    if group.fault is not None:
+        raise group.fault
+    try:
+        series = _volume_of(group)
+    except StudyRejected as reason:
+        if group.lost:  # what cannot be read is why
+            raise DamagedInstance("; ".join((*group.lost, str(reason)))) from None
+        raise
+    return replace(series, incomplete=group.lost + (() if ignore_counts else group.counts))
+
+
+def _volume_of(group: Group) -> Series:
     with _damage():
         for dataset in group.datasets:
-            if "PixelData" not in dataset:
-                raise DamagedInstance("it has no pixels")
             if not pixels.decodable(dataset.file_meta.TransferSyntaxUID):
                 raise UnreadableSyntax(dataset.file_meta.TransferSyntaxUID.name)
         first, frames = group.datasets[0], pixels.frames_of(group.datasets[0])
@@ -215,21 +285,59 @@ def volume_of(group: Group) -> Series:
 
 
 def _files(folder: Path) -> Iterator[Any]:
-    """Every DICOM file under the folder, read; files are taken in the order of their names."""
-    import pydicom
-
+    """Every file under the folder that is DICOM or could be; in the order of their names."""
     if not folder.is_dir():
         raise NothingReadable("expected a folder with DICOM files")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if file.name.startswith(".") or file.name.casefold() in _NO_IMAGES:  # AppleDouble (`._name`) and the like
+            continue
         with file.open("rb") as stream:
             is_dicom = stream.read(132)[128:] == b"DICM"
-        if is_dicom:
-            with _damage():
-                dataset = pydicom.dcmread(file)
-            if dataset.file_meta.get("MediaStorageSOPClassUID") != "1.2.840.10008.1.3.10":  # a DICOMDIR is a list
+        suffix = file.suffix.casefold()
+        if is_dicom or suffix in _SUFFIXES or suffix[1:].isdigit():
+            dataset = dataset_of(file)
+            # A DICOMDIR by another name is a list as well.
+            if dataset.file_meta.get("MediaStorageSOPClassUID") != "1.2.840.10008.1.3.10":
                 yield dataset
-        elif file.suffix.lower() in _SUFFIXES:
-            raise DamagedInstance("a file is named as DICOM, but does not begin as one")
+
+
+def dataset_of(file: Path) -> Any:
+    """A DICOM file, its pixels left on the disk until they are asked for.
+
+    Of a damaged file as much of its header as can be read, without pixels: it may say which series it is of.
+    """
+    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    empty = Dataset()
+    empty.file_meta = FileMetaDataset()
+    for whole in (True, False):
+        try:
+            with _damage():
+                dataset = pydicom.dcmread(file, defer_size=_DEFERRED, stop_before_pixels=not whole)
+                if whole:
+                    _check_length(dataset, file)
+                return dataset
+        except DamagedInstance:
+            continue
+    return empty
+
+
+_DEFERRED = 1 << 16
+"""Bytes of an element from which it stays on the disk, so that memory holds no more than the series in use."""
+
+
+def _check_length(dataset: Any, file: Path) -> None:
+    """pydicom takes pixels that end with the file as they are, however many were announced."""
+    element = dataset.get_item(_PIXEL_DATA, keep_deferred=True)
+    announced = getattr(element, "length", _UNDEFINED)
+    if announced != _UNDEFINED:
+        there = file.stat().st_size - element.value_tell if element.value is None else len(element.value)
+        if there < announced:
+            raise DamagedInstance("it was cut off within its pixels")
+
+
+_PIXEL_DATA, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF
 
 
 @contextmanager

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from equipoise_client.images.dicom import functional_group
 from numpy.typing import NDArray
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import DataElement
 from pydicom.tag import Tag
 from pydicom.valuerep import DS
 
+from .dates import da, tm
 from .identity import Identity
 from .series import Series
 
@@ -33,23 +38,63 @@ _TYPE_2 = (
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "OverlayData", "IconImageSequence")
 
 
-def headers(series: Series) -> list[Any]:
-    """The series' datasets without pixels and private elements, with nothing in them that highdicom would refuse.
+@dataclass(frozen=True, eq=False)
+class Headers:
+    """A series' datasets without pixels and private elements, with nothing in them that highdicom would refuse.
 
     Spacing between slices is that of their positions: highdicom copies the source's own, which may be stale, whatever
-    it is told.
+    it is told. Orientation and pixel spacing are the series', without noise in the last digits.
+
+    Attributes:
+        datasets: in the order of the series'.
+        cleaned: keywords of attributes that DICOM does not allow so, and that were corrected or emptied.
+        sex: Patient's Sex as the source has it; highdicom takes none but the standard's.
     """
-    return [_header(dataset, series) for dataset in series.datasets]
+
+    datasets: tuple[Any, ...]
+    cleaned: tuple[str, ...]
+    sex: str
 
 
-def _header(dataset: Any, series: Series) -> Any:
+def headers(series: Series) -> Headers:
+    cleaned: set[str] = set()
+    datasets = tuple(_header(dataset, series, cleaned) for dataset in series.datasets)
+    return Headers(datasets, tuple(sorted(cleaned)), str(series.first.get("PatientSex", "") or ""))
+
+
+_CLEANING: Mapping[str, Callable[[str], str]] = {
+    "DA": da,
+    "TM": tm,
+    "AS": lambda text: text if re.fullmatch(r"\d{3}[DWMY]", text) else "",
+}
+"""VR → what makes a valid value of a text, or "" where there is none."""
+
+
+def _clean(dataset: Any, cleaned: set[str]) -> Iterator[Any]:
+    """Copies of the elements that are kept; setting an attribute changes an element in place."""
+    for tag in list(dataset.keys()):
+        if tag.is_private or keyword_for_tag(tag) in _PIXELS:
+            continue
+        try:
+            element = copy(dataset[tag])
+            if element.VR in _CLEANING and element.value:
+                value = _CLEANING[element.VR](str(element.value))
+                if value != str(element.value):
+                    cleaned.add(element.keyword)
+                    element = DataElement(tag, element.VR, value)
+        except Exception:  # noqa: BLE001 (a value that is none of its kind makes pydicom raise nearly anything)
+            cleaned.add(keyword_for_tag(tag))
+            continue
+        yield element
+
+
+def _header(dataset: Any, series: Series, cleaned: set[str]) -> Any:
     from highdicom import PixelMeasuresSequence
     from pydicom.dataset import Dataset
 
     header = Dataset()
-    for element in dataset:
-        if not element.tag.is_private and element.keyword not in _PIXELS:
-            header.add(copy(element))  # setting an attribute changes the element in place
+    for element in _clean(dataset, cleaned):
+        header.add(element)
     header.file_meta = dataset.file_meta
     for name in _TYPE_2:
         if name not in header:
@@ -63,6 +108,10 @@ def _header(dataset: Any, series: Series) -> Any:
         header.pop("SpacingBetweenSlices", None)
         if gap is not None:
             header.SpacingBetweenSlices = DS(gap, auto_format=True)
+        if series.orientation is not None and "ImageOrientationPatient" in header:
+            header.ImageOrientationPatient = [DS(cosine, auto_format=True) for cosine in series.orientation]
+        if series.plane_spacing is not None and "PixelSpacing" in header:
+            header.PixelSpacing = [DS(mm, auto_format=True) for mm in series.plane_spacing]
         return header
     shared = Dataset()
     for element in (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]:
@@ -79,13 +128,17 @@ def _header(dataset: Any, series: Series) -> Any:
 def _thickness(dataset: Any) -> float:
     """Slice Thickness, mm; 0 where it is not stated."""
     measures = functional_group(dataset, 0, "PixelMeasuresSequence") or {}
-    return float(measures.get("SliceThickness") or dataset.get("SliceThickness") or 0.0)
+    try:
+        return max(0.0, float(measures.get("SliceThickness") or dataset.get("SliceThickness") or 0.0))
+    except (TypeError, ValueError):
+        return 0.0
 
 
-def finished(result: Any, series: Series, identity: Identity) -> Any:
-    """The object with patient and study as in the source, without times of writing and random UIDs."""
-    for element in _quoted(series.first):
+def finished(result: Any, headers: Headers, identity: Identity) -> Any:
+    """The object with patient and study as in the source's headers, without times of writing and random UIDs."""
+    for element in _quoted(headers.datasets[0]):
         result.add(element)
+    result.PatientSex = headers.sex
     for name in _TYPE_2:
         if name not in result:
             setattr(result, name, "")
@@ -109,7 +162,6 @@ _TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
 
 def _quoted(source: Any) -> Iterator[Any]:
     """Patient and study, decoded from the source's character set."""
-    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
     quoted = Dataset()

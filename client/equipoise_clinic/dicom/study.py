@@ -19,20 +19,20 @@ from equipoise_client.images import dicom as pixels
 from equipoise_client.images.prepare import Prepared, fit
 from equipoise_client.images.rejections import (
     NoGeometry,
-    NoResults,
     NoSeriesFits,
     SeveralSeriesFit,
     TooFewSlices,
     UnsuitableImage,
     WrongModality,
     WrongPlane,
+    WrongView,
 )
 from equipoise_client.images.source import SourceImage
 from equipoise_client.prediction import Prediction, Priority
 from equipoise_core.contract import Contract, Task
 from numpy.typing import NDArray
 
-from .result_source import ResultSource, result_source
+from .result_source import Predecessor, ResultSource, result_source
 from .rules import Rule, Rules
 from .series import Group, Series, read, volume_of
 
@@ -43,6 +43,26 @@ class ChosenSeries:
 
     series: Series
     rule: Rule
+
+    @property
+    def model(self) -> str:
+        return self.rule.model
+
+
+@dataclass(frozen=True, eq=False)
+class Refusal:
+    """A series that is for a model and cannot be used."""
+
+    model: str
+    reason: StudyRejected
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What becomes of the series of a study; those that no rule fits are left out."""
+
+    chosen: tuple[ChosenSeries, ...]
+    refused: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +94,12 @@ class Analysis:
 
     Attributes:
         objects: complete DICOM instances, one series each in the source's study: Segmentation, Parametric Maps
-            (epistemic, aleatoric), Comprehensive 3D SR; of a classification the SR alone.
-        prediction: the answer, held back from `accept` where the series itself raises doubts.
+            (epistemic, aleatoric), Comprehensive 3D SR; of a classification the SR alone. Empty where none can be made.
+        prediction: the answer, held back from `accept` where the series itself raises doubts, is incomplete, or no
+            objects can be made of it.
         most_uncertain: for a picture.
         contract, prepared: what the model takes, and the image as it got it.
+        cleaned: keywords of attributes of the source that DICOM does not allow so, corrected or emptied in the results.
     """
 
     objects: tuple[Any, ...]
@@ -86,6 +108,7 @@ class Analysis:
     contract: Contract
     prepared: Prepared
     series_uid: str
+    cleaned: tuple[str, ...] = ()
 
     @property
     def model_digest(self) -> str:
@@ -93,30 +116,55 @@ class Analysis:
 
 
 def select(given: Path | Iterable[Any], rules: Rules) -> list[ChosenSeries]:
-    """Which series of one study go to which model.
+    """As `sorted_out`, where refusals of some series are of no interest. Raises StudyRejected where nothing is left."""
+    found = sorted_out(given, rules)
+    if not found.chosen:
+        raise found.refused[0].reason
+    return list(found.chosen)
+
+
+def sorted_out(given: Path | Iterable[Any], rules: Rules) -> Selection:
+    """Which series of one study go to which model. A series that cannot be used stops no other.
 
     Args:
         given: a folder with DICOM files, or datasets with pixels, in any order; of one study of one patient.
 
-    Raises StudyRejected, where nothing fits or what fits is not one straight volume; never anything else about data.
+    Raises StudyRejected, where no series fits a rule or all are mixed up; never anything else about data.
     """
     with needs("clinic", "reading DICOM studies"):
-        groups = read(given)
-        chosen, taken = [], set()
+        groups = [image for group in read(given) for image in group.images()]
+        chosen: list[ChosenSeries] = []
+        refused: list[Refusal] = []
+        taken: set[str] = set()
         for rule in rules.series:
             fitting = [group for group in groups if _misfit(group, rule) is None]
-            if fitting and rule.model not in taken:
-                if len(fitting) > 1:
-                    raise SeveralSeriesFit(f"{len(fitting)} series fit the rule for {rule.model}; make it narrower")
-                taken.add(rule.model)
-                chosen.append(ChosenSeries(volume_of(fitting[0]), rule))
-    if not chosen:
+            if not fitting or rule.model in taken:
+                continue
+            taken.add(rule.model)
+            try:
+                chosen.append(ChosenSeries(volume_of(_the_one(fitting, rule), rule.ignore_counts), rule))
+            except StudyRejected as reason:
+                refused.append(Refusal(rule.model, reason))
+    if not chosen and not refused:
         misfits = [_misfit(group, rule) for rule in rules.series for group in groups]
         raise max((each for each in misfits if each is not None), key=lambda each: _CLOSENESS.index(type(each)))
-    return chosen
+    return Selection(tuple(chosen), tuple(refused))
 
 
-_CLOSENESS = (NoSeriesFits, WrongModality, WrongPlane, TooFewSlices)
+_FRONTAL = ("PA", "AP")
+
+
+def _the_one(fitting: list[Group], rule: Rule) -> Group:
+    """The only one that fits; of radiographs the only frontal one. Raises SeveralSeriesFit."""
+    if len(fitting) == 1:
+        return fitting[0]
+    frontal = [group for group in fitting if group.view in _FRONTAL]
+    if len(frontal) == 1 and all(group.view for group in fitting):
+        return frontal[0]
+    raise SeveralSeriesFit(f"{len(fitting)} fit the rule for {rule.model}; make it narrower (description, view, plane)")
+
+
+_CLOSENESS = (NoSeriesFits, WrongModality, WrongPlane, WrongView, TooFewSlices)
 """Where no series fits, the reason of the closest one is given; later ones are closer."""
 
 
@@ -128,6 +176,8 @@ def _misfit(group: Group, rule: Rule) -> NoSeriesFits | None:
         return WrongModality(f"{rule.modality} expected")
     if rule.plane and group.plane != rule.plane:
         return WrongPlane(f"{rule.plane} expected")
+    if rule.view and group.view != rule.view.upper():
+        return WrongView(f"{rule.view} expected")
     if group.slices < rule.minimum_slices:
         return TooFewSlices(f"{group.slices}, expected {rule.minimum_slices} or more")
     return None
@@ -137,12 +187,18 @@ def analyse(
     chosen: ChosenSeries,
     client: UncertaintyClient,
     *,
+    missing: Sequence[str] = (),
+    predecessor: Predecessor | None = None,
     samples: int | None = None,
     seed: int | None = None,
     priority: Priority | int | None = None,
     timeout: float | None = None,
 ) -> Analysis:
     """Asks the server about a series and makes the result objects.
+
+    Args:
+        missing: reasons for which the series is incomplete, beyond those of its own headers.
+        predecessor: the report of an earlier result, about fewer images, that was sent.
 
     Raises StudyRejected where the model cannot take it; what the client raises about the server passes through
     (ServerUnavailable, DeadlineExceeded, … : another time it may work).
@@ -178,15 +234,26 @@ def analyse(
     if codes & {"sampler_failed", "first_pass_failed"}:
         raise ServerUnavailable(f"{model} could not draw all samples; ask again")
     prediction = prepared.judge(answer)
-    source = result_source(series, chosen.rule, contract, prepared, prediction)
+    incomplete = (*series.incomplete, *missing)
+    if incomplete:
+        prediction = prediction.at_most_review(f"the series is incomplete: {'; '.join(incomplete)}")
+    if predecessor is not None:
+        prediction = prediction.remarked("replaces an earlier result that was incomplete: it did not cover all images")
+    source = result_source(series, chosen.rule, contract, prepared, prediction, incomplete, predecessor)
+    objects: tuple[Any, ...] = ()
+    cleaned: tuple[str, ...] = ()
     try:
         with pixels.silence():
+            cleaned = source.headers.cleaned
             objects = objects_of(source)
     except (MissingExtra, MemoryError):
         raise
-    except Exception as error:  # highdicom checks what the source says, and raises many kinds
-        raise NoResults(type(error).__name__) from error
-    return Analysis(objects, prediction, _most_uncertain(source, prepared.source), contract, prepared, series.uid)
+    except Exception as error:  # noqa: BLE001 (highdicom checks what the source says, and raises many kinds)
+        prediction = prediction.at_most_review(
+            f"no result objects can be made for this series ({type(error).__name__})"
+        )
+    picture = _most_uncertain(source, prepared.source)
+    return Analysis(objects, prediction, picture, contract, prepared, series.uid, cleaned)
 
 
 def _most_uncertain(source: ResultSource, image: SourceImage) -> Slice:

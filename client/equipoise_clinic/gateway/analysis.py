@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Collection
+from time import monotonic, time
 
 from equipoise_client.backoff import Backoff
 from equipoise_client.client import UncertaintyClient
@@ -17,19 +17,22 @@ from equipoise_client.errors import (
     StudyRejected,
     UnknownModel,
 )
-from equipoise_client.images.rejections import ImagesDeleted
+from equipoise_client.images.rejections import DamagedInstance, ImagesDeleted, NothingReadable
 from equipoise_client.prediction import number
 from equipoise_core.decision import Route
+from pydicom.uid import Comprehensive3DSRStorage
 
 from ..audit import end
 from ..dicom.archive import encoded
+from ..dicom.result_source import Predecessor
 from ..dicom.rules import Rules
-from ..dicom.study import Analysis, ChosenSeries, analyse, select
+from ..dicom.series import dataset_of
+from ..dicom.study import Analysis, ChosenSeries, analyse, sorted_out
 from .observe import Log, Metrics
 from .picture import draw
-from .settings import Settings
+from .settings import ObjectKind, Settings, kind_of
 from .spool import OutOfRoom, Spool
-from .store import Kept, NewCase, Store, Study, fingerprint_of
+from .store import Kept, NewCase, NewObject, Store, Study, fingerprint_of
 
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
 """The server is away, or was set up wrongly. The study is not the reason: it waits, and no attempt is counted."""
@@ -64,6 +67,7 @@ class AnalysisWorker:
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._failures = 0  # in a row, to get an answer from the server
         self._successes = 0
+        self._done: set[tuple[str, int, str]] = set()  # study, revision, model: kept while others of the study wait
         self._before: dict[str, tuple[int, float]] = {}  # study → successes when it last failed, when it first failed
 
     def step(self) -> float:
@@ -116,26 +120,90 @@ class AnalysisWorker:
             self._store.studies.postpone(study, pause, counted)
 
     def _analyse(self, study: Study) -> None:
-        chosen = select(self._spool.incoming(study.key), self._rules)
+        """Every series by itself: one that cannot be used, or that a model is away for, stops no other."""
+        files = [self._spool.instance(*each) for each in self._store.studies.instances(study.key)]
+        try:
+            selection = sorted_out(map(dataset_of, sorted(files)), self._rules)
+        except NothingReadable:
+            if damaged := self._store.studies.missing(study, ""):
+                raise DamagedInstance("; ".join(damaged)) from None
+            raise
         self._passed("analysis.selected")
-        for series in chosen:
-            if self._store.studies.deleted(study, series.series.uid):
-                raise ImagesDeleted
-        for series in chosen:
-            self._one(study, series)
-        if self._store.studies.end(study, "analysed"):
-            self._log.info("study analysed", study=study.key, series=len(chosen))
+        refused = {each.model: each.reason for each in selection.refused}
+        trouble: Exception | None = None
+        waits = 0.0
+        for series in selection.chosen:
+            task = (study.key, study.revision, series.model)
+            try:
+                missing = self._missing(study, series)
+                if missing and (left := self._patience(study)) > 0.0:
+                    self._log.info("incomplete series waits", study=study.key, model=series.model, why=list(missing))
+                    waits = max(waits, left)
+                elif task not in self._done:
+                    self._one(study, series)
+                    self._done.add(task)
+            except StudyRejected as rejected:
+                refused[series.model] = rejected
+            except OutOfRoom:
+                raise
+            except Exception as error:  # noqa: BLE001 (raised again when the others have had their turn)
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+        if waits:
+            self._store.studies.postpone(study, waits, counted=False)
+            return
+        if refused and len(refused) == len(selection.chosen) + len(selection.refused):
+            raise next(iter(refused.values()))
+        reason = "; ".join(f"{model}: {rejected.reason}" for model, rejected in refused.items())
+        if self._store.studies.end(study, "analysed", reason, refused.keys()):
+            self._log.info("study analysed", study=study.key, series=len(selection.chosen), rejected=list(refused))
+        self._done = {task for task in self._done if task[0] != study.key}
         self._passed("analysis.ended")
 
+    def _missing(self, study: Study, series: ChosenSeries) -> tuple[str, ...]:
+        """Why the series is known to be incomplete. Raises ImagesDeleted."""
+        if self._store.studies.deleted(study, series.series.uid):
+            raise ImagesDeleted
+        return (*series.series.incomplete, *self._store.studies.missing(study, series.series.uid))
+
+    def _patience(self, study: Study) -> float:
+        """Seconds for which more of an incomplete series is waited for."""
+        longest = self._settings.incomplete_seconds
+        return min(study.heard + longest - time(), longest)
+
     def _one(self, study: Study, series: ChosenSeries) -> None:
-        analysis = analyse(series, self._client)
+        """Asks until the answer is kept, or more images have come: what was there before may be sent meanwhile."""
+        while self._try(study, series) is Kept.STALE and self._store.studies.get(study.key).revision == study.revision:
+            pass
+
+    def _try(self, study: Study, series: ChosenSeries) -> Kept:
+        """Asks, and keeps the answer: as a new version where something was sent of another result before it."""
+        analysis = self._ask(study, series)
+        result = _result(analysis, self._settings.deliver.objects)
+        before = self._store.cases.earlier(study, result.series, result.model, result.version)
+        if before is not None:
+            sent = before.late or self._store.cases.sent(before.key)
+            for replaces in (before.replaces, before.key if sent else ""):
+                if replaces and result.fingerprint != before.fingerprint:
+                    analysis = self._ask(study, series, replaces)
+                    result = _result(analysis, self._settings.deliver.objects, replaces)
+        return self._keep(study, analysis, result)
+
+    def _ask(self, study: Study, series: ChosenSeries, replaces: str = "") -> Analysis:
+        report = self._store.cases.report(replaces, Comprehensive3DSRStorage) if replaces else None
+        predecessor = None if report is None else Predecessor(*report)
+        missing = self._store.studies.missing(study, series.series.uid)
+        analysis = analyse(series, self._client, missing=missing, predecessor=predecessor)
         self._failures = 0
         self._successes += 1
         self._before.pop(study.key, None)
         self._metrics.reachable.labels("triton").set(1)
         self._passed("analysis.answered")
+        return analysis
+
+    def _keep(self, study: Study, analysis: Analysis, result: NewCase) -> Kept:
         case = secrets.token_hex(8)
-        result = _result(analysis)
         files = {f"{index}.dcm": encoded(each) for index, each in enumerate(analysis.objects, start=1)}
         unused = case
         try:
@@ -144,7 +212,7 @@ class AnalysisWorker:
             self._spool.write(self._spool.picture(case), draw(analysis.most_uncertain))
             self._passed("analysis.drawn")
             kept, replaced = self._store.cases.keep(study, case, result, end(self._settings.audit))
-            unused = {Kept.NEW: "", Kept.REPLACED: replaced or ""}.get(kept, case)
+            unused = {Kept.NEW: "", Kept.LATE: "", Kept.REPLACED: replaced or ""}.get(kept, case)
             self._passed("analysis.recorded")
         finally:
             if unused:
@@ -154,12 +222,22 @@ class AnalysisWorker:
         self._log.info(
             "analysis result", study=study.key, case=case, outcome=kept.value, route=result.route, model=result.model
         )
+        if analysis.cleaned:
+            self._log.warning("attributes corrected in the results", case=case, attributes=list(analysis.cleaned))
+        return kept
 
 
-def _result(analysis: Analysis) -> NewCase:
+def _result(analysis: Analysis, kinds: Collection[ObjectKind], replaces: str = "") -> NewCase:
     prediction = analysis.prediction
     found = {} if prediction.volume is None else {**prediction.volume.classes, "total": prediction.volume.total}
     uids = tuple(str(each.SOPInstanceUID) for each in analysis.objects)
+    if not uids:  # the decision itself
+        uids = (prediction.route.value, prediction.reason, str(prediction.record.get("input_digest")))
+    objects = tuple(
+        NewObject(number, str(each.SOPClassUID), str(each.SeriesInstanceUID), str(each.SOPInstanceUID))
+        for number, each in enumerate(analysis.objects, start=1)
+        if kind_of(str(each.SOPClassUID)) in kinds
+    )
     return NewCase(
         series=analysis.series_uid,
         model=analysis.contract.name,
@@ -171,5 +249,6 @@ def _result(analysis: Analysis) -> NewCase:
         volume={name: estimate.document() for name, estimate in found.items()},
         marked=bool(prediction.record.get("audit")) and prediction.route is Route.ACCEPT,
         record={**prediction.record, "routed": {"route": prediction.route.value, "reason": prediction.reason}},
-        objects=uids,
+        objects=objects,
+        replaces=replaces,
     )

@@ -20,6 +20,8 @@ equipoise gateway gateway.toml
 
 equipoise gateway gateway.toml --status   [dim]# how many studies and results, in which state[/]
 
+equipoise gateway gateway.toml --conformance   [dim]# the DICOM Conformance Statement[/]
+
 equipoise gateway gateway.toml --retry-dead   [dim]# send and analyse again what was given up[/]
 
 SIGTERM ends it after the step it is at. Killed, it goes on where it was at the next start; nothing is lost or doubled.
@@ -31,6 +33,9 @@ def gateway(
     example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and end.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Read configuration and rules, and end.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Print counts by state as JSON, and end.")] = False,
+    conformance: Annotated[
+        bool, typer.Option("--conformance", help="Print this site's DICOM Conformance Statement, and end.")
+    ] = False,
     retry_dead: Annotated[
         bool, typer.Option("--retry-dead", help="Try dead letters and given-up studies again, and end.")
     ] = False,
@@ -49,6 +54,11 @@ def gateway(
     if check:
         Rules.load(settings.rules)
         typer.echo("the configuration can be used")
+        return
+    if conformance:
+        from .conformance import statement
+
+        typer.echo(statement(settings), nl=False)
         return
     if status or retry_dead:
         store = Store(settings.directory / "gateway.db")

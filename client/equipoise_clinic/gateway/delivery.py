@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from time import time
@@ -12,14 +13,22 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.backoff import Backoff
 from equipoise_client.errors import EquipoiseError
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 
+from ..dicom.tls import client_context
 from .observe import Log, Metrics
 from .settings import Deliver, password
 from .spool import Spool
 from .store import OutboxItem, Store
 
-_DUPLICATE = 0x0111
+PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+"""pynetdicom converts between the two; more than one archive takes the second alone."""
+
+NO_KIND = (0x0122, 0xC122)
+"""SOP class not supported (PS3.7 C.5.6); of STOW-RS also its transfer syntax (PS3.18 table I.2-2)."""
+
+DUPLICATE = 0x0111
 """DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
 
 
@@ -35,11 +44,15 @@ class Refused(EquipoiseError):
     """The destination does not want this object. The message is a status, never what the destination wrote."""
 
 
+class Unwanted(EquipoiseError):
+    """The destination does not take objects of this kind, whatever is in them. The message as that of `Refused`."""
+
+
 class Destination(Protocol):
     """Where objects are sent. To send twice what has the same UID must store it once, as DICOM archives do."""
 
     def send(self, dataset: pydicom.Dataset) -> None:
-        """Returns when the object was stored. Raises Away, Sick, Refused."""
+        """Returns when the object was stored. Raises Away, Sick, Refused, Unwanted."""
 
 
 class Stow:
@@ -51,6 +64,10 @@ class Stow:
         session = requests.Session()
         if settings.user:
             session.auth = (settings.user, password(settings.password_file))
+        if settings.tls_root is not None:
+            session.verify = str(settings.tls_root)
+        if settings.tls_cert is not None:
+            session.cert = (str(settings.tls_cert), str(settings.tls_key or settings.tls_cert))
         self._client = DICOMwebClient(settings.stow_url, session=session, timeout=settings.timeout_seconds)
         self._client.set_http_retry_params(retry=False)
 
@@ -63,12 +80,13 @@ class Stow:
                 raise Sick(f"HTTP status {status}") from None
             if status in self._LATER:
                 raise Away(f"HTTP status {status}") from None
-            self._refused(dataset, f"HTTP status {status}")
+            self._refused(dataset, f"HTTP status {status}", _reason(error.response))
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
         else:
             for failed in answer.get("FailedSOPSequence") or []:
-                self._refused(dataset, f"failure reason {int(failed.get('FailureReason', 0)):#06x}")
+                code = int(failed.get("FailureReason", 0))
+                self._refused(dataset, f"failure reason {code:#06x}", code)
 
     def holds(self, dataset: pydicom.Dataset) -> bool:
         """Whether an object of this UID is there, by QIDO-RS."""
@@ -77,14 +95,22 @@ class Stow:
         found = self._client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
         return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
 
-    def _refused(self, dataset: pydicom.Dataset, why: str) -> None:
+    def _refused(self, dataset: pydicom.Dataset, why: str, code: int = 0) -> None:
         """Some archives refuse what they hold already, sent before a crash: equal UIDs are equal objects here."""
         try:
             if self.holds(dataset):
                 return
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
+        if code in NO_KIND:
+            raise Unwanted(f"failure reason {code:#06x}")
         raise Refused(why)
+
+
+def _reason(response: requests.Response | None) -> int:
+    """The Failure Reason in an answer that refuses all; 0 where it states none that can be read."""
+    found = re.search(rb"00081197[^0-9]+?([0-9]{3,5})", b"" if response is None else response.content[:65536])
+    return int(found[1]) if found else 0
 
 
 class CStore:
@@ -92,20 +118,24 @@ class CStore:
 
     def __init__(self, settings: Deliver) -> None:
         self._settings = settings
+        self._tls = client_context(settings.tls_root, settings.tls_cert, settings.tls_key)
 
     def send(self, dataset: pydicom.Dataset) -> None:
         entity = AE(ae_title=self._settings.caller)
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._settings.timeout_seconds
         entity.connection_timeout = self._settings.timeout_seconds
-        entity.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
-        association = entity.associate(self._settings.host, self._settings.port, ae_title=self._settings.aet)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        entity.add_requested_context(dataset.SOPClassUID, list(PLAIN) if syntax in PLAIN else syntax)
+        host = self._settings.host
+        tls = None if self._tls is None else (self._tls, host)
+        association = entity.associate(host, self._settings.port, ae_title=self._settings.aet, tls_args=tls)
         if not association.is_established:
             if association.is_rejected or not association.rejected_contexts:
                 raise Away("no association")
-            raise Refused("its SOP class or transfer syntax is not accepted")
+            raise Unwanted("its SOP class or transfer syntax is not accepted")
         try:
             if not association.accepted_contexts:
-                raise Refused("its SOP class or transfer syntax is not accepted")
+                raise Unwanted("its SOP class or transfer syntax is not accepted")
             status = association.send_c_store(dataset)
         except RuntimeError as error:  # the association ended
             raise Away(type(error).__name__) from None
@@ -114,9 +144,11 @@ class CStore:
         if "Status" not in status:
             raise Away("no answer")
         code = int(status.Status)
+        if code in NO_KIND:
+            raise Unwanted(f"status {code:#06x}")
         if 0xA700 <= code <= 0xA7FF:
             raise Sick(f"status {code:#06x}")  # out of resources
-        if code not in (0x0000, _DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
+        if code not in (0x0000, DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
             raise Refused(f"status {code:#06x}")
 
 
@@ -166,6 +198,8 @@ class DeliveryWorker:
             self._missed(item, str(error), everything=True)
         except Refused as error:
             self._refused(item, str(error))
+        except Unwanted as error:
+            self._unwanted(item, str(error))
         except FileNotFoundError:
             self._give_up(item, f"object {item.number} is not in the outbox any more")
         except Exception as error:  # noqa: BLE001 (one object that cannot be sent must not stop the others)
@@ -208,6 +242,16 @@ class DeliveryWorker:
         pause = self._backoff.pause(item.attempts)
         self._log.warning("object refused by destination", case=item.case, object=item.number, why=why, seconds=pause)
         self._store.outbox.refused(item, pause)
+
+    def _unwanted(self, item: OutboxItem, why: str) -> None:
+        """No use to try again: the others of the case go on."""
+        self._away = 0
+        self._metrics.reachable.labels("destination").set(1)
+        self._metrics.deliveries.labels("unwanted").inc()
+        name = UID(item.sop_class).name or f"object {item.number}"
+        self._log.warning("kind of object refused by destination", case=item.case, kind=name, why=why)
+        if self._store.outbox.unwanted(item, f"{name} was not taken by the destination: {why}"):
+            self._log.info("case delivered", case=item.case)
 
     def _give_up(self, item: OutboxItem, reason: str) -> None:
         self._metrics.deliveries.labels("dead").inc()

@@ -84,6 +84,7 @@ class Metrics:
         )
         self.studies = gauge("studies", "studies by state", "state")
         self.cases = gauge("cases", "cases by state", "state")
+        self.unwanted = gauge("unwanted_objects", "objects of a kind that the destination does not take", "kind")
         self.oldest = gauge("oldest_waiting_seconds", "age of the study that has waited longest")
         self.worklist = gauge("worklist", "cases that wait for an expert")
         self.free = gauge("free_bytes", "free disk in the gateway's directory")

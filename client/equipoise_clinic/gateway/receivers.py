@@ -5,25 +5,37 @@ from __future__ import annotations
 import functools
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import date, timedelta
 from http import HTTPStatus
+from time import monotonic
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.errors import EquipoiseError
+from equipoise_client.images.dicom import decodable
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from ..dicom.archive import AS_STORED, encoded
+from ..dicom.tls import server_context
 from .intake import Intake, Outcome
 from .observe import Log
 from .settings import OrthancSource, Receive, WebSource, password
 from .spool import OutOfRoom
 from .store import Store
+
+PDU = 1 << 20
+"""Bytes that a sender may put into one PDU: few enough to count them before they are many."""
+
+_LAST_FRAGMENT = 0b10
+"""Of a message control header, DICOM PS3.8 annex E.2."""
 
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 """DICOM PS3.4 table B.2-1 and PS3.7 annex C."""
@@ -48,31 +60,47 @@ class Source(Protocol):
         """Takes new images; returns how many. Raises SourceAway, OutOfRoom; what was taken before stays taken."""
 
 
+def syntaxes() -> list[UID]:
+    """Transfer syntaxes that are offered: those whose pixels can be unpacked here, so that a sender transcodes others.
+
+    Deflated data sets are not among them: whoever has one can send it as it was before.
+    """
+    return [each for each in AllTransferSyntaxes if decodable(each) and not each.is_deflated]
+
+
 class Receiver:
     """A C-STORE receiver. Answers success only for what is safely on disk; 0xA700 where there is no room.
 
     A malformed object is answered with 0xC000: its sender learns of it, and we keep it aside.
     """
 
-    def __init__(self, settings: Receive, intake: Intake, log: Log) -> None:
-        self._settings, self._intake, self._log = settings, intake, log
+    def __init__(self, settings: Receive, intake: Intake, log: Log, largest: int = 1 << 30) -> None:
+        self._settings, self._intake, self._log, self._largest = settings, intake, log, largest
+        self._studies: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # association → study of its last good object
+        self._received: WeakKeyDictionary[Any, int] = (
+            WeakKeyDictionary()
+        )  # association → bytes of the object that comes
         entity = AE(ae_title=settings.aet)
         entity.supported_contexts = [
-            build_context(context.abstract_syntax or "", list[str | UID](AllTransferSyntaxes))
+            build_context(context.abstract_syntax or "", list[str | UID](syntaxes()))
             for context in AllStoragePresentationContexts
         ]
         entity.add_supported_context(Verification)
         entity.require_called_aet = True
         entity.require_calling_aet = list(settings.callers)
         entity.maximum_associations = settings.associations
-        entity.maximum_pdu_size = 0
+        entity.maximum_pdu_size = PDU
         self._entity = entity
         self._server: Any = None
 
     def start(self) -> int:
-        """Listens; returns the port. Raises OSError."""
+        """Listens; returns the port. Raises OSError, InvalidInput."""
+        settings = self._settings
         self._server = self._entity.start_server(
-            (self._settings.host, self._settings.port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
+            (settings.host, settings.port),
+            block=False,
+            ssl_context=server_context(settings.tls_cert, settings.tls_key, settings.tls_clients),
+            evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_PDU_RECV, self._count)],
         )
         return int(self._server.socket.getsockname()[1])
 
@@ -87,9 +115,23 @@ class Receiver:
             association.abort()
             association.join(5.0)
 
+    def _count(self, event: Any) -> None:
+        """An association whose object grows beyond the limit ends, before it fills the memory."""
+        if isinstance(event.pdu, P_DATA_TF):
+            for item in event.pdu.presentation_data_value_items:
+                data = item.presentation_data_value or b"\0"
+                received = self._received.get(event.assoc, 0) + len(data)
+                self._received[event.assoc] = 0 if data[0] & _LAST_FRAGMENT and received <= self._largest else received
+            if self._received.get(event.assoc, 0) > self._largest:
+                self._log.warning("association aborted", reason="an object is larger than largest_megabytes allows")
+                event.assoc.abort()
+
     def _store(self, event: Any) -> int:
         try:
-            outcome = self._intake.take(event.encoded_dataset(), self._settings.quiet_seconds, "c-store")
+            study = self._studies.get(event.assoc, "")
+            outcome = self._intake.take(event.encoded_dataset(), self._settings.quiet_seconds, "c-store", study)
+            if outcome is not Outcome.ASIDE:
+                self._studies[event.assoc] = str(event.dataset.StudyInstanceUID)
         except OutOfRoom:
             self._log.warning("object refused", reason="no room", status=f"{OUT_OF_RESOURCES:#06x}")
             return OUT_OF_RESOURCES
@@ -99,35 +141,74 @@ class Receiver:
         return CANNOT_UNDERSTAND if outcome is Outcome.ASIDE else SUCCESS
 
 
+_AGAIN = 600.0
+"""Seconds after which what was set aside is fetched again: the archive may have a good copy by then."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An instance that an archive has.
+
+    Attributes:
+        version: another one where the archive has other content under the same UID; "" where it does not tell.
+    """
+
+    uid: str
+    fetch: Callable[[], bytes]
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class ListedSeries:
+    """A series that an archive has.
+
+    Attributes:
+        stated: how many instances it says that there are; 0 where it does not say.
+    """
+
+    uid: str
+    instances: tuple[Listed, ...]
+    stated: int = 0
+
+
 class Puller:
     """Takes what is new of one study after another; for sources that are asked.
 
-    What was set aside or is no image is fetched once, not at every poll.
+    What is no image is fetched once, not at every poll; what was set aside, at times. A series is incomplete until all
+    that was listed is here: an archive may go away in the middle of it.
     """
 
     def __init__(self, intake: Intake, store: Store) -> None:
         self._intake, self._store = intake, store
-        self._useless: set[str] = set()
+        self._useless: dict[str, float] = {}  # UID → until when it is not fetched again
+        self._versions: dict[str, str] = {}
 
-    def take(
-        self, study_uid: str, listing: Callable[[], Iterable[tuple[str, Callable[[], bytes]]]], quiet: float, name: str
-    ) -> int:
+    def take(self, study_uid: str, listing: Callable[[], Iterable[ListedSeries]], quiet: float, name: str) -> int:
         """Lists and takes until nothing new is found: images may come meanwhile, or be needed again after deletion.
 
         Args:
-            listing: SOP Instance UIDs that the archive has of the study, and how to fetch each.
+            listing: what the archive has of the study.
         """
         taken, before = 0, -1
         while taken != before:
             before, known = taken, self._store.studies.known(study_uid)
-            for uid, fetch in listing():
-                if uid in known or uid in self._useless:
-                    continue
-                outcome = self._intake.take(fetch(), quiet, name)
-                taken += outcome is Outcome.TAKEN
-                if outcome in (Outcome.IGNORED, Outcome.ASIDE):
-                    self._useless.add(uid)
+            for series in listing():
+                wanted = [each for each in series.instances if self._wanted(each, known)]
+                unlisted = max(0, series.stated - len(series.instances))
+                self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
+                for each in wanted:
+                    outcome = self._intake.take(each.fetch(), quiet, name, study_uid)
+                    taken += outcome is Outcome.TAKEN
+                    self._versions[each.uid] = each.version
+                    if outcome in (Outcome.IGNORED, Outcome.ASIDE):
+                        again = _AGAIN if outcome is Outcome.ASIDE else float("inf")
+                        self._useless[each.uid] = monotonic() + again
+                self._store.studies.absent(study_uid, series.uid, unlisted)
         return taken
+
+    def _wanted(self, listed: Listed, known: Container[str]) -> bool:
+        same = not listed.version or self._versions.get(listed.uid) == listed.version
+        return not (listed.uid in known and same) and self._useless.get(listed.uid, 0.0) <= monotonic()
 
 
 class Orthanc:
@@ -186,13 +267,17 @@ class Orthanc:
         self._store.studies.settle(uid)
         return taken
 
-    def _listing(self, study: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    def _listing(self, study: str) -> Iterator[ListedSeries]:
         for series in self._json(f"/studies/{study}/series", missing=[]):
-            if series.get("MainDicomTags", {}).get("Modality") in _MAPS:
-                continue
-            for instance in self._json(f"/series/{series['ID']}/instances", missing=[]):
-                path = f"/instances/{instance['ID']}/file"
-                yield str(instance["MainDicomTags"].get("SOPInstanceUID", "")), functools.partial(self._get, path)
+            tags = series.get("MainDicomTags", {})
+            if tags.get("Modality") not in _MAPS:
+                instances = self._json(f"/series/{series['ID']}/instances", missing=[])
+                yield ListedSeries(str(tags.get("SeriesInstanceUID", "")), tuple(map(self._listed, instances)))
+
+    def _listed(self, instance: Any) -> Listed:
+        uid = str(instance["MainDicomTags"].get("SOPInstanceUID", ""))
+        fetch = functools.partial(self._get, f"/instances/{instance['ID']}/file")
+        return Listed(uid, fetch, str(instance.get("FileUuid", "")))
 
     def _json(self, path: str, missing: Any = None) -> Any:
         try:
@@ -265,17 +350,21 @@ class Web:
     def _take(self, study: str) -> int:
         return self._puller.take(study, lambda: self._listing(study), self._settings.quiet_seconds, self.name)
 
-    def _listing(self, study: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        for series in self._client.search_for_series(study):
+    def _listing(self, study: str) -> Iterator[ListedSeries]:
+        for series in self._client.search_for_series(study, get_remaining=True):
             if _tag(series, "00080060") in _MAPS:
                 continue
             uid = _tag(series, "0020000E")
-            for instance in self._client.search_for_instances(study, uid):
-                name = _tag(instance, "00080018")
-                yield name, functools.partial(self._fetch, study, uid, name)
+            names = [_tag(each, _UID) for each in self._client.search_for_instances(study, uid, get_remaining=True)]
+            instances = tuple(Listed(name, functools.partial(self._fetch, study, uid, name)) for name in names)
+            yield ListedSeries(uid, instances, int(_tag(series, _RELATED) or 0))
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
         return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
+
+
+_UID, _RELATED = "00080018", "00201209"
+"""SOP Instance UID, Number of Series Related Instances."""
 
 
 def _tag(found: Any, tag: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import EquipoiseError
 from prometheus_client import generate_latest
+from pydicom.uid import UID
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -39,6 +40,7 @@ _LONGEST = 60.0  # seconds of one wait; the clock may be set meanwhile
 _FULL = 2.0  # seconds until a part tries again after a full disk
 _TROUBLE = 5.0  # seconds until a part tries again after an unexpected error
 _TIDY = 3.0  # seconds between checks for files that are no longer needed
+_PURGE = 3600.0  # seconds between checks for studies that are to be forgotten
 _AUDIT = 300.0  # seconds between checks of what is new in the audit log
 
 
@@ -75,7 +77,7 @@ class Gateway:
         with ExitStack() as opened:
             self._spool = Spool(settings.directory, int(settings.reserve_megabytes * 1e6))
             opened.enter_context(_alone(settings))
-            longest = max(settings.deliver.longest_seconds, 3600.0)
+            longest = max(settings.deliver.longest_seconds, settings.incomplete_seconds, 3600.0)
             self._store = Store(settings.directory / "gateway.db", patience=longest)
             opened.callback(self._store.close)
             self._sweep()
@@ -83,13 +85,14 @@ class Gateway:
             client = opened.enter_context(
                 UncertaintyClient(settings.triton.url, timeout=settings.triton.timeout_seconds, tls=settings.triton.tls)
             )
-            intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed)
+            largest = int(settings.largest_megabytes * 1e6)
+            intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed, largest)
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
             analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared)
             delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
             ports = {}
-            receiver = Receiver(settings.receive, intake, self._log) if settings.receive else None
+            receiver = Receiver(settings.receive, intake, self._log, largest) if settings.receive else None
             if receiver is not None:
                 try:
                     ports["receive"] = receiver.start()
@@ -101,6 +104,7 @@ class Gateway:
             work = {"analysis": analysis.step, "dispatch": self._dispatch, "delivery": delivery.step}
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),
+                "purging": (_PURGE, self._purge),
                 "audit": (_AUDIT, watch.look),
                 **{source.name: (source.every, partial(self._poll, source)) for source in self._sources(intake)},
             }
@@ -135,7 +139,7 @@ class Gateway:
     def _sweep(self) -> None:
         """Removes files that a crash left without their row: no sender got an answer, and the analysis is repeated."""
         store, spool = self._store, self._spool
-        instances = {spool.instance(study, uid) for study, uid in store.studies.instances()}
+        instances = {spool.instance(*each) for each in store.studies.instances()}
         count = spool.sweep(instances, {case.key for case in store.cases.all()}, set(store.studies.aside()))
         if count:
             self._log.info("unfinished files removed", files=count)
@@ -208,6 +212,11 @@ class Gateway:
         self._intake.forget_aside(expired)
         self._passed("tidied")
 
+    def _purge(self) -> None:
+        count = self._store.purge(time() - self._settings.keep_results_days * 86400.0)
+        if count:
+            self._log.info("studies forgotten", studies=count)
+
     def _finished(self, key: str) -> bool:
         """False also where the store does not know the case yet: its files are written first."""
         case = self._store.cases.get(key)
@@ -222,6 +231,10 @@ class Gateway:
             "oldest_waiting_seconds": round(self._store.studies.oldest(), 1),
             **self._store.counts(),
             "worklist": len(self._store.cases.worklist()),
+            "refused_kinds": {
+                UID(kind).name: {"reason": reason, "objects": objects}
+                for kind, (reason, objects) in self._store.outbox.refusals().items()
+            },
         }
 
     def exposition(self) -> bytes:
@@ -231,6 +244,9 @@ class Gateway:
             gauge = metrics.studies if table == "studies" else metrics.cases
             for state, count in states.items():
                 gauge.labels(state).set(count)
+        metrics.unwanted.clear()
+        for kind, (_, objects) in self._store.outbox.refusals().items():
+            metrics.unwanted.labels(UID(kind).name).set(objects)
         metrics.oldest.set(self._store.studies.oldest())
         metrics.worklist.set(len(self._store.cases.worklist()))
         metrics.free.set(self._spool.free)

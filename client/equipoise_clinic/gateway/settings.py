@@ -13,6 +13,7 @@ from equipoise_client.errors import EquipoiseError, InvalidInput
 from equipoise_client.transport import Tls
 from msgspec import Meta
 from msgspec.structs import replace
+from pydicom.uid import UID, Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
 
 from ..toml_file import Strict, read_toml
 
@@ -28,6 +29,26 @@ class Handling(str, Enum):
 
     SEND = "send"
     HOLD = "hold"
+
+
+class ObjectKind(str, Enum):
+    """Kinds of result objects."""
+
+    SEGMENTATION = "segmentation"
+    MAPS = "maps"
+    REPORT = "report"
+
+
+_KINDS = {
+    SegmentationStorage: ObjectKind.SEGMENTATION,
+    ParametricMapStorage: ObjectKind.MAPS,
+    Comprehensive3DSRStorage: ObjectKind.REPORT,
+}
+
+
+def kind_of(sop_class: str) -> ObjectKind | None:
+    """None: no class of ours, or (in a database of an earlier version) not noted."""
+    return _KINDS.get(UID(sop_class))
 
 
 class Triton(Strict, frozen=True):
@@ -57,7 +78,9 @@ class Receive(Strict, frozen=True):
 
     Attributes:
         callers: AE titles that may send; empty: any.
-        quiet_seconds: a study is complete when nothing of it has arrived for this long.
+        quiet_seconds: a study is looked at when nothing of it has arrived for this long.
+        tls_cert, tls_key: of this receiver; it then takes TLS alone.
+        tls_clients: authority whose certificates senders must have.
     """
 
     aet: str = "EQUIPOISE"
@@ -66,6 +89,9 @@ class Receive(Strict, frozen=True):
     callers: tuple[str, ...] = ()
     quiet_seconds: float = 30.0
     associations: int = 10
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_clients: Path | None = None
 
 
 class OrthancSource(Strict, frozen=True):
@@ -101,9 +127,12 @@ class Deliver(Strict, frozen=True):
 
     Attributes:
         stow_url: DICOMweb root; else `host`, `port`, `aet` name a C-STORE receiver.
+        objects: kinds of objects that are sent; others are made and kept for the worklist only.
         attempts: refusals of one object after which it becomes a dead letter.
         away_hours: results become dead letters when the destination cannot be reached for this long.
         first_seconds, longest_seconds: pause after the first failure, doubled after each, and its cap.
+        tls_root: authority to trust; C-STORE then goes over TLS. With `https` in `stow_url`: instead of the system's.
+        tls_cert, tls_key: prove who this gateway is.
     """
 
     stow_url: str = ""
@@ -116,11 +145,15 @@ class Deliver(Strict, frozen=True):
     accept: Handling = Handling.SEND
     review: Handling = Handling.HOLD
     reject: Handling = Handling.HOLD
+    objects: tuple[ObjectKind, ...] = tuple(ObjectKind)
     attempts: Annotated[int, Meta(ge=1)] = 8
     away_hours: float = 96.0
     first_seconds: Annotated[float, Meta(gt=0)] = 2.0
     longest_seconds: float = 300.0
     timeout_seconds: float = 60.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class Health(Strict, frozen=True):
@@ -158,6 +191,12 @@ class Settings(Strict, frozen=True):
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
         keep_input_hours: received images are deleted this long after their study was analysed.
+        keep_results_days: what the database holds of a study that is done with is deleted this long after its last
+            image; the audit log is kept.
+        incomplete_seconds: a series that is known to be incomplete is waited for this long after its study's last
+            image; then it goes to review.
+        largest_megabytes: larger objects are not taken, so that memory is bounded: by this for each association, and
+            by the largest series that a rule sends to a model.
     """
 
     directory: Path
@@ -172,6 +211,9 @@ class Settings(Strict, frozen=True):
     review: Review = Review()
     reserve_megabytes: float = 2048.0
     keep_input_hours: float = 24.0
+    keep_results_days: Annotated[float, Meta(ge=1)] = 365.0
+    incomplete_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600.0
+    largest_megabytes: Annotated[float, Meta(gt=0)] = 1024.0
 
 
 def load_settings(path: Path) -> Settings:
@@ -199,6 +241,12 @@ def password(file: Path | None) -> str:
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
         raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
+    if settings.receive and settings.receive.tls_clients and not settings.receive.tls_cert:
+        raise BadSettings(
+            "[receive] tls_clients: expected tls_cert and tls_key with it; without them nothing is encrypted"
+        )
+    if ObjectKind.REPORT not in settings.deliver.objects:
+        raise BadSettings("[deliver] objects: expected the report among them; it alone says what was decided")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):
         raise BadSettings("[deliver]: expected either stow_url or host (with port and aet)")
     try:

@@ -65,8 +65,9 @@ class Spool:
     def incoming(self, study: str) -> Path:
         return self.root / "incoming" / study
 
-    def instance(self, study: str, uid: str) -> Path:
-        return self.incoming(study) / f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.dcm"
+    def instance(self, study: str, uid: str, digest: str = "") -> Path:
+        """Another content under the same UID is another file: a crash between the two leaves the one that is known."""
+        return self.incoming(study) / f"{hashlib.sha256((uid + digest).encode()).hexdigest()[:32]}.dcm"
 
     def outbox(self, case: str) -> Path:
         return self.root / "outbox" / case

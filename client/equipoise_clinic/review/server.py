@@ -157,6 +157,7 @@ class Page:
                 by_proxy=self._door.by_proxy,
                 rows=rows[:_MOST],
                 failed=failed[:_MOST],
+                refused=self._worklist.refused_kinds() if session else [],
                 count=len(rows),
             )
         )

@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failed:
-    """A study without a result."""
+    """A study without a result, or without one for each of its series."""
 
     study: Study
     age: str
@@ -54,12 +54,17 @@ class Worklist:
         return [self._row(case) for case in self._store.cases.worklist()]
 
     def failed(self) -> list[Failed]:
-        """Rejected and given-up studies, newest first."""
-        studies = [*self._store.studies.all("rejected"), *self._store.studies.all("dead")]
+        """Rejected and given-up studies, and those of which a series was rejected, newest first."""
+        partly = [each for each in self._store.studies.all("analysed") if each.reason]
+        studies = [*self._store.studies.all("rejected"), *self._store.studies.all("dead"), *partly]
         return [
             Failed(each, age(time() - each.heard), self._viewer(each.uid))
             for each in sorted(studies, key=lambda study: -study.heard)
         ]
+
+    def refused_kinds(self) -> list[str]:
+        """What kinds of objects the destination does not take, and why."""
+        return [reason for reason, _ in self._store.outbox.refusals().values()]
 
     def picture(self, case: str) -> bytes | None:
         """PNG; None where there is none."""

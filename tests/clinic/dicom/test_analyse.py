@@ -10,6 +10,7 @@ import pydicom
 import pytest
 from equipoise_client import Retry, Route, ServerUnavailable, UncertaintyClient
 from equipoise_client.images.rejections import UnsuitableImage
+from equipoise_clinic.dicom.result_source import Predecessor
 from equipoise_clinic.dicom.rules import Rules
 from equipoise_clinic.dicom.study import analyse, outputs, select
 
@@ -122,3 +123,75 @@ def test_results_that_are_stored_are_the_same_when_read(tmp_path, client, source
         file = tmp_path / f"{number}.dcm"
         dataset.save_as(file, enforce_file_format=True)
         assert pydicom.dcmread(file).SOPInstanceUID == dataset.SOPInstanceUID
+
+
+def test_a_series_that_is_known_to_be_incomplete_is_never_accepted(client, source) -> None:
+    """Neither by its own headers nor by what its source knows; and the report says so."""
+    whole = analyse(chosen(source), client)
+    found = analyse(chosen(source), client, missing=("1 of its images came damaged or could not be taken",))
+    assert whole.prediction.route is Route.ACCEPT and found.prediction.route is Route.REVIEW
+    assert "the series is incomplete: 1 of its images came damaged" in found.prediction.reason
+    assert not {each.SOPInstanceUID for each in whole.objects} & {each.SOPInstanceUID for each in found.objects}
+    for dataset in source.datasets:
+        dataset.ImagesInAcquisition = 40
+    stated = analyse(chosen(source), client)
+    assert stated.prediction.route is Route.REVIEW and "9 of 40 images" in stated.prediction.reason
+    said = [str(element.value) for element in stated.objects[-1].iterall() if element.VR == "UT"]
+    assert any("9 of 40 images" in text for text in said)
+
+
+def test_a_new_version_names_the_report_that_it_replaces(client, source) -> None:
+    """Predecessor Documents Sequence, and in words that the first was incomplete."""
+    first = analyse(chosen(source), client)
+    report = first.objects[-1]
+    earlier = Predecessor(str(report.SeriesInstanceUID), str(report.SOPInstanceUID))
+    second = analyse(chosen(source), client, predecessor=earlier)
+    (study,) = second.objects[-1].PredecessorDocumentsSequence
+    ((named,),) = [series.ReferencedSOPSequence for series in study.ReferencedSeriesSequence]
+    assert named.ReferencedSOPInstanceUID == report.SOPInstanceUID
+    assert second.prediction.route is Route.ACCEPT and "incomplete" in second.prediction.reason
+    assert not {each.SOPInstanceUID for each in first.objects} & {each.SOPInstanceUID for each in second.objects}
+
+
+ODD = [
+    ("PatientBirthDate", "DA", "19500000"), ("PatientBirthDate", "DA", "ANONYMIZED"), ("StudyDate", "DA", "2020-01-21"),
+    ("SeriesDate", "DA", "20201399"), ("StudyTime", "TM", "01:06:43"), ("StudyTime", "TM", "010643.1234567"),
+    ("PatientAge", "AS", "45"), ("SliceThickness", "DS", ""), ("AcquisitionTime", "TM", "99"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("name", "vr", "value"), ODD, ids=[f"{name} {value}" for name, _, value in ODD])
+def test_odd_attributes_cost_no_decision(tmp_path, client, source, name, vr, value) -> None:
+    """They are corrected or emptied in the results, and named."""
+    for dataset in source.datasets:
+        dataset.add(pydicom.DataElement(name, vr, value, validation_mode=0))
+    found = analyse(chosen(source), client)
+    assert found.prediction.route is Route.ACCEPT and len(found.objects) == 4
+    assert found.cleaned == ((name,) if value else ())
+    for number, each in enumerate(found.objects):
+        each.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+        assert str(each.get(name, "")) != value or not value
+
+
+def test_noise_in_the_orientation_costs_no_decision(client, source) -> None:
+    generator = np.random.default_rng(5)
+    for dataset in source.datasets:
+        noise = generator.normal(0, 1e-7, 6)
+        cosines = np.array(dataset.ImageOrientationPatient, float) + noise
+        dataset.ImageOrientationPatient = [f"{cosine:.12f}" for cosine in cosines]
+        dataset.PixelSpacing = [f"{float(mm) + 1e-7 * generator.normal():.10f}" for mm in dataset.PixelSpacing]
+    assert len(analyse(chosen(source), client).objects) == 4
+
+
+def test_where_no_objects_can_be_made_the_decision_is_kept_for_review(client, source, monkeypatch) -> None:
+    from equipoise_clinic.dicom import report
+
+    def fails(_):
+        raise ValueError("a patient's name")
+
+    monkeypatch.setattr(report, "objects_of", fails)
+    found = analyse(chosen(source), client)
+    assert found.objects == () and found.prediction.route is Route.REVIEW
+    assert found.prediction.reason.endswith("no result objects can be made for this series (ValueError)")
+    assert found.prediction.case_score == 0.125 and found.most_uncertain.grey.any()

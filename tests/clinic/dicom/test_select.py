@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from equipoise_client import InvalidInput, StudyRejected
 from equipoise_client.images import rejections
@@ -29,9 +30,10 @@ from equipoise_client.images.rejections import (
     UnreadableSyntax,
     WrongModality,
     WrongPlane,
+    WrongView,
 )
 from equipoise_clinic.dicom.rules import Rule, Rules
-from equipoise_clinic.dicom.study import select
+from equipoise_clinic.dicom.study import select, sorted_out
 
 from ...support.phantom import GAP, NAME, PATIENT, SLICES, SYNTAXES, compressed, header, multiframe, phantom
 
@@ -243,12 +245,37 @@ class TestFolder:
         (chosen,) = select(folder, ANY)
         assert {str(each.Modality) for each in chosen.series.datasets} == {"MR"}
 
+    @pytest.mark.parametrize("name", ["last.dcm", "IM9", "IM.0009", "1.2.840.10008.99"])
     @pytest.mark.parametrize("content", [b"", b"\0" * 500], ids=["empty", "zeros"])
-    def test_a_file_that_only_claims_to_be_one(self, folder: Path, content: bytes) -> None:
-        """Without it the last slice might be missing, and nobody would know."""
-        (folder / "last.dcm").write_bytes(content)
-        with pytest.raises(DamagedInstance):
-            select(folder, ANY)
+    def test_a_file_that_only_claims_to_be_one(self, folder: Path, name: str, content: bytes) -> None:
+        """Without it the last slice might be missing: the series is known to be incomplete."""
+        (folder / name).write_bytes(content)
+        (chosen,) = select(folder, ANY)
+        assert chosen.series.incomplete == ("1 files beside it cannot be read, and may be of it",)
+
+    @pytest.mark.parametrize("name", ["._IM3", ".DS_Store", "DICOMDIR", "README", "viewer.exe", "notes.txt"])
+    def test_what_is_no_image_by_its_name_is_left_alone(self, folder: Path, name: str) -> None:
+        (folder / name).write_bytes(b"\0\5\x16\7" + bytes(200))
+        (chosen,) = select(folder, ANY)
+        assert chosen.series.incomplete == ()
+
+    @pytest.mark.parametrize("size", [400, 900, -100])
+    def test_an_edge_that_was_cut_off_leaves_the_series_incomplete(self, folder: Path, size: int) -> None:
+        """Geometry cannot show that the last slice is missing."""
+        files = {pydicom.dcmread(file).InstanceNumber: file for file in folder.rglob("IM*")}
+        files[SLICES].write_bytes(files[SLICES].read_bytes()[:size])
+        (chosen,) = select(folder, ANY)
+        assert len(chosen.series.datasets) == SLICES - 1 and chosen.series.incomplete
+
+    def test_pixels_stay_on_the_disk_until_they_are_asked_for(self, folder: Path, monkeypatch) -> None:
+        """So that memory holds the series in use, and not the study."""
+        from equipoise_clinic.dicom import series
+
+        monkeypatch.setattr(series, "_DEFERRED", 100)
+        (chosen,) = select(folder, ANY)
+        held = [each.get_item("PixelData", keep_deferred=True).value for each in chosen.series.datasets]
+        assert held == [None] * SLICES
+        np.testing.assert_array_equal(chosen.series.image().pixels[0], phantom().values)
 
     @pytest.mark.parametrize("size", [140, 200, 400, 900, -100])
     def test_a_file_that_was_cut_off(self, folder: Path, size: int) -> None:
@@ -322,6 +349,22 @@ class TestRules:
                 dataset.add_new(name, "LO", ["a", "b"])
         (chosen,) = select(datasets, Rules((Rule("m", modality="MR", plane="axial", minimum_slices=9),)))
         assert chosen.series.first.SeriesDescription == "T1 HippoCrop"
+
+    def test_one_bad_series_stops_no_other(self) -> None:
+        """Each model gets its own; what was refused is said."""
+        datasets = [each for each in self.study() if each.SeriesDescription != "Head" or each.InstanceNumber != 4]
+        rules = Rules((Rule("a", description="hippo"), Rule("b", modality="CT"), Rule("c", modality="PT")))
+        found = sorted_out(datasets, rules)
+        assert [each.model for each in found.chosen] == ["a"]
+        assert [(each.model, type(each.reason)) for each in found.refused] == [("b", MissingSlices)]
+        with pytest.raises(MissingSlices):
+            select(datasets, Rules((Rule("b", modality="CT"),)))
+
+    def test_two_versions_of_one_instance_spoil_their_series_alone(self) -> None:
+        datasets = self.study()
+        two_versions_of_one(datasets)
+        found = sorted_out(datasets, Rules((Rule("a", description="localizer"), Rule("b", modality="CT"))))
+        assert [each.model for each in found.chosen] == ["b"] and [each.model for each in found.refused] == ["a"]
 
     def test_one_series_for_each_model(self) -> None:
         """The first rule of a model that fits is taken; another model may have another series, or the same."""
@@ -401,6 +444,49 @@ def test_a_radiograph_needs_no_geometry() -> None:
     assert chosen.series.volume is None and chosen.series.image().pixels.shape == (1, 20, 28)
     with pytest.raises(NoGeometry):
         select(datasets, ANY)
+
+
+def radiograph(number: int, view: str, series: int = 1) -> Any:
+    dataset = header()
+    dataset.Modality, dataset.ViewPosition, dataset.InstanceNumber = "DX", view, number
+    dataset.SOPInstanceUID, dataset.SeriesInstanceUID = f"1.2.3.{number}", f"1.2.4.{series}"
+    dataset.PixelData = bytes(2 * dataset.Rows * dataset.Columns)
+    return dataset
+
+
+class TestViews:
+    @pytest.mark.parametrize("series", [1, 2], ids=["one series", "two series"])
+    @pytest.mark.parametrize(
+        ("rule", "view"), [(Rule("m"), "PA"), (Rule("m", view="PA"), "PA"), (Rule("m", view="ll"), "LL")]
+    )
+    def test_the_frontal_one_unless_the_rules_say_another(self, series: int, rule: Rule, view: str) -> None:
+        (chosen,) = select([radiograph(1, "LL"), radiograph(2, "PA", series)], Rules((rule,)))
+        assert chosen.series.first.ViewPosition == view and chosen.series.incomplete == ()
+
+    @pytest.mark.parametrize("views", [("PA", "PA"), ("PA", ""), ("", ""), ("PA", "AP"), ("LL", "RL")])
+    def test_where_it_is_not_clear_nothing_is_chosen(self, views: tuple[str, str]) -> None:
+        with pytest.raises(SeveralSeriesFit):
+            select([radiograph(number, view) for number, view in enumerate(views)], ANY)
+
+    def test_no_image_has_the_view(self) -> None:
+        with pytest.raises(WrongView):
+            select([radiograph(1, "LL")], Rules((Rule("m", view="PA"),)))
+
+
+def test_a_patient_id_in_another_spelling_is_the_same_patient() -> None:
+    datasets = list(phantom().datasets)
+    datasets[0].PatientID = f" {PATIENT.lower()}  "
+    assert len(select(datasets, ANY)) == 1
+
+
+def test_a_site_may_say_that_a_scanner_s_counts_are_wrong() -> None:
+    datasets = list(phantom().datasets)
+    for dataset in datasets:
+        dataset.ImagesInAcquisition = SLICES + 1
+    (chosen,) = select(datasets, ANY)
+    assert chosen.series.incomplete == (f"{SLICES} of {SLICES + 1} images (Images in Acquisition)",)
+    (chosen,) = select(datasets, Rules((Rule("head", ignore_counts=True),)))
+    assert chosen.series.incomplete == ()
 
 
 def test_the_real_series(tmp_path: Path) -> None:

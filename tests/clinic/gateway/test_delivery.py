@@ -7,14 +7,32 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from equipoise_clinic.gateway.delivery import Away, CStore, DeliveryWorker, Refused, Stow, destination
+import requests
+from equipoise_clinic.gateway.delivery import (
+    Away,
+    CStore,
+    DeliveryWorker,
+    Refused,
+    Stow,
+    Unwanted,
+    _reason,
+    destination,
+)
 from equipoise_clinic.gateway.settings import Deliver
 from msgspec.structs import replace
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MRImageStorage,
+    ParametricMapStorage,
+    SegmentationStorage,
+)
 from pynetdicom import AE, evt
 
 from ...support.orthanc import orthanc
-from ...support.studies import PLANTED, read, study
+from ...support.studies import PLANTED, read, report, study
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +157,11 @@ def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
     while desk.store.cases.all()[0].state == "delivering":
         desk.store.wait(desk.store.changes, sender.step())
     (case,) = desk.store.cases.all()
-    assert (case.state, case.reason) == ("dead", "object 2 was refused 3 times: status 0xa900")
-    assert taken == [read(objects[0]).SOPInstanceUID], "the rest must not go without what it refers to"
+    why = [f"object {number} was refused 3 times: status 0xa900" for number in (2, 3)]
+    assert (case.state, case.reason) == ("dead", "; ".join(why))
+    assert taken == [read(objects[0]).SOPInstanceUID]
     events = [line["event"] for line in desk.lines()]
-    assert events.count("object refused by destination") == 2 and events.count("dead letter") == 1
+    assert events.count("object refused by destination") == 4 and events.count("dead letter") == 2
     assert (desk.spool.outbox(case.key) / "2.dcm").exists()
     assert not any(value in desk.text.getvalue() for value in PLANTED.values())
 
@@ -165,6 +184,78 @@ def full():
     patient = {"attempts": 2, "first_seconds": 0.001, "longest_seconds": 0.002}
     yield Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="FULL", **patient), unwelcome, taken
     server.shutdown()
+
+
+KINDS = (SegmentationStorage, ParametricMapStorage, Comprehensive3DSRStorage)
+
+
+@pytest.fixture
+def narrow():
+    """A C-STORE receiver for a set of SOP classes, in implicit VR alone; its settings, and the classes that it took."""
+    servers, taken = [], []
+
+    def make(*kinds: str) -> Deliver:
+        entity = AE(ae_title="NARROW")
+        for kind in kinds:
+            entity.add_supported_context(kind, ImplicitVRLittleEndian)
+        receive = lambda event: taken.append(event.request.AffectedSOPClassUID) or 0x0000  # noqa: E731
+        servers.append(entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)]))
+        patient = {"attempts": 3, "first_seconds": 0.001, "longest_seconds": 0.002}
+        return Deliver(host="127.0.0.1", port=servers[-1].socket.getsockname()[1], aet="NARROW", **patient)
+
+    yield make, taken
+    for server in servers:
+        server.shutdown()
+
+
+def sent_all(desk, settings: Deliver) -> None:
+    sender = delivery_worker(desk, settings)
+    while "delivering" in [case.state for case in desk.store.cases.all()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
+
+
+def of_kinds() -> list[bytes]:
+    return [report("1.2.3", kind) for kind in KINDS]
+
+
+@pytest.mark.parametrize("left_out", [SegmentationStorage, ParametricMapStorage])
+def test_an_archive_that_refuses_a_kind_gets_the_others(desk, narrow, left_out):
+    """The report above all; and what is refused is remembered, shown, and offered once for each later result."""
+    make, taken = narrow
+    settings = make(*(kind for kind in KINDS if kind != left_out))
+    for case in ("a" * 16, "b" * 16):
+        desk.decided(desk.received(study()), of_kinds(), case, route="accept")
+    desk.dispatched()
+    sent_all(desk, settings)
+    assert taken == [kind for kind in KINDS if kind != left_out] * 2
+    ((kind, (why, objects)),) = desk.store.outbox.refusals().items()
+    assert (kind, objects) == (left_out, 2) and UID(left_out).name in why
+    for case in desk.store.cases.all():
+        assert case.state == "delivered" and UID(left_out).name in case.reason
+    assert desk.store.cases.worklist() == [], "whoever runs such an archive must not judge each case for that"
+    desk.decided(desk.received(study()), of_kinds(), "d" * 16, route="accept")
+    desk.dispatched()
+    sent_all(desk, make(*KINDS))
+    assert desk.store.outbox.refusals() == {}, "the archive has learned it"
+
+
+def test_a_result_whose_report_is_refused_calls_a_person(desk, narrow):
+    make, taken = narrow
+    desk.decided(desk.received(), of_kinds(), route="accept")
+    desk.dispatched()
+    sent_all(desk, make(SegmentationStorage))
+    (case,) = desk.store.cases.worklist()
+    assert case.state == "dead" and "Comprehensive 3D SR Storage" in case.reason and taken == [SegmentationStorage]
+    assert desk.store.revive() == 1
+    sent_all(desk, make(*KINDS))
+    assert [case.state for case in desk.store.cases.all()] == ["delivered"] and len(taken) == 3
+
+
+def test_a_refusal_over_stow_names_its_reason():
+    """FailureReason 0x0122: the class; any other: the object."""
+    answer = requests.Response()
+    answer._content = b'{"00081198":{"vr":"SQ","Value":[{"00081197":{"vr":"US","Value":[290]}}]}}'
+    assert _reason(answer) == 0x0122 and _reason(None) == 0
 
 
 def uids(objects: list[bytes]) -> set[str]:
@@ -196,7 +287,7 @@ def test_an_object_that_an_archive_cannot_store_does_not_hold_up_the_others(desk
             desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
         for _ in range(3):  # nothing else is left: its turn
             desk.store.wait(desk.store.changes, min(sender.step(), 0.01))
-    assert desk.store.cases.get("a" * 16).reason == "object 1 was refused 2 times: status 0xa700"
+    assert desk.store.cases.get("a" * 16).reason.startswith("object 1 was refused 2 times: status 0xa700")
 
 
 def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
@@ -253,9 +344,7 @@ def test_a_silent_archive_is_waited_for_as_long_as_the_configuration_says():
 
 def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):
     port, _ = choosy
-    from ...support.studies import report
-
-    with pytest.raises(Refused):
+    with pytest.raises(Unwanted):
         CStore(Deliver(host="127.0.0.1", port=port, aet="CHOOSY")).send(read(report("1.2.3")))
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 from time import time
 
 import pytest
 from equipoise_clinic.audit import Kind, append, verify
-from equipoise_clinic.gateway.intake import Outcome
+from equipoise_clinic.gateway.intake import Intake, Outcome
 from equipoise_clinic.gateway.spool import OutOfRoom
-from pydicom.uid import Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    ParametricMapStorage,
+    SegmentationStorage,
+)
 
 from ...support.desk import Desk
 from ...support.disks import small_disk
@@ -75,8 +81,98 @@ def test_a_malformed_object_is_set_aside_with_a_reason_and_the_others_go_on(desk
     assert reason and not any(value in reason for value in PLANTED.values())
     assert len(list((desk.directory / "aside").iterdir())) == 1
     assert desk.intake.take(good[1], 0.0, "test") is Outcome.TAKEN, "a whole copy must be able to follow"
-    (received,) = desk.store.studies.all()
-    assert received.revision == 3
+    (received,) = [each for each in desk.store.studies.all() if each.uid == str(read(good[0]).StudyInstanceUID)]
+    assert len(desk.store.studies.instances(received.key)) == 3
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["by its own UIDs", "by its neighbours"])
+def test_a_malformed_object_marks_its_series(desk, stated):
+    """Also one that does not say what it is of: whoever sent it knows the study."""
+    good = study(count=3)
+    (uid, series) = (str(read(good[0])[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID"))
+    received = desk.received(good[:2])
+    broken = _cut(good[2]) if stated else good[2][:200]
+    assert desk.intake.take(broken, 0.0, "test", "" if stated else uid) is Outcome.ASIDE
+    marked = desk.store.studies.get(received.key)
+    assert desk.store.studies.missing(marked, series) == ("1 of its images came damaged or could not be taken",)
+    assert marked.revision == received.revision + 1, "an analysis under way saw too little"
+
+
+def test_a_study_of_damaged_images_alone_is_seen(desk):
+    desk.intake.take(_cut(study(count=1)[0]), 0.0, "test")
+    assert [each.state for each in desk.store.studies.all()] == ["receiving"]
+
+
+def test_the_same_uid_with_other_pixels_takes_the_place_of_the_image_before(desk):
+    """An image is known by its content; the good one after a damaged one is not thrown away."""
+    images = study(count=2)
+    received = desk.received(images)
+    desk.store.studies.end(received, "analysed")
+    corrected = read(images[1])
+    corrected.PixelData = bytes(len(corrected.PixelData))
+    assert desk.intake.take(encoded(corrected), 0.0, "test") is Outcome.TAKEN
+    after = desk.store.studies.get(received.key)
+    assert (after.state, after.revision) == ("receiving", received.revision + 1)
+    files = {desk.spool.instance(*each).read_bytes() for each in desk.store.studies.instances(received.key)}
+    assert files == {images[0], encoded(corrected)}
+    assert len(list(desk.spool.incoming(received.key).iterdir())) == 2, "the one before is gone"
+    assert [line["event"] for line in desk.lines()] == ["image replaced"]
+
+
+def test_the_same_image_from_another_sender_is_the_same(desk):
+    """What stands before the data set is the sender's: who it is, and with which software it sends."""
+    (image,) = study(count=1)
+    received = desk.received([image])
+    other = read(image)
+    other.file_meta.ImplementationVersionName, other.file_meta.SourceApplicationEntityTitle = "OTHER", "PACS"
+    assert encoded(other) != image and desk.intake.take(encoded(other), 0.0, "test") is Outcome.KNOWN
+    assert desk.store.studies.get(received.key) == received
+
+
+def _deflated(megabytes: int) -> bytes:
+    dataset = read(study(count=1)[0])
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.Rows, dataset.Columns = 1000, 500 * megabytes
+    dataset.PixelData = bytes(megabytes * 1_000_000)
+    return encoded(dataset)
+
+
+@pytest.mark.parametrize(("megabytes", "outcome"), [(1, Outcome.TAKEN), (64, Outcome.ASIDE)])
+def test_a_deflated_object_is_not_unpacked_beyond_the_limit(tmp_path, megabytes, outcome):
+    desk = Desk(tmp_path / "gateway")
+    intake = Intake(desk.spool, desk.store, desk.log, desk.metrics, lambda point: None, largest=4_000_000)
+    content = _deflated(megabytes)
+    assert len(content) < 1_000_000
+    tracemalloc.start()
+    try:
+        assert intake.take(content, 0.0, "test") is outcome
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
+        desk.store.close()
+
+
+def test_a_study_of_which_an_image_was_refused_is_incomplete_until_it_is_sent_again(desk):
+    """A full disk, or a stop, in the middle of it: the sender keeps the image, and may never send it again."""
+    images = study(count=3)
+    series = str(read(images[0]).SeriesInstanceUID)
+    received = desk.received(images[:2])
+    desk.spool.reserve = 1 << 62
+    with pytest.raises(OutOfRoom):
+        desk.intake.take(images[2], 0.0, "test")
+    assert desk.store.studies.missing(received, series)
+    with pytest.raises(OutOfRoom):
+        desk.intake.take(study(count=1)[0], 0.0, "test")
+    assert len(desk.store.studies.all()) == 1, "a study of which nothing is here is its sender's"
+    desk.spool.reserve = 0
+    assert desk.intake.take(images[2], 0.0, "test") is Outcome.TAKEN
+    assert not desk.store.studies.missing(received, series)
+
+
+def test_an_object_that_is_too_large_is_set_aside(desk):
+    intake = Intake(desk.spool, desk.store, desk.log, desk.metrics, lambda point: None, largest=500)
+    assert intake.take(study(count=1)[0], 0.0, "test") is Outcome.ASIDE
+    assert "largest_megabytes" in next(iter(desk.store.studies.aside().values()))
 
 
 def test_a_malformed_object_that_comes_again_and_again_is_kept_once_and_not_for_ever(desk):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
-from equipoise_clinic.gateway.receivers import Orthanc, Receiver, SourceAway, Web
+from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Puller, Receiver, SourceAway, Web
 from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
@@ -38,7 +40,7 @@ def test_a_stable_study_is_taken_whole_once_and_at_once(desk, pacs):
     images = study(count=4)
     uid = stable(pacs, [*images, report(str(read(images[0]).StudyInstanceUID))])
     assert source(desk, pacs).poll() >= 4
-    assert desk.store.studies.known(uid) == {str(read(each).SOPInstanceUID) for each in images}
+    assert desk.store.studies.known(uid).keys() == {str(read(each).SOPInstanceUID) for each in images}
     assert desk.store.studies.next()[0] is not None, "it is complete: nothing more to wait for"
     assert source(desk, pacs).poll() == 0, "the position is durable"
 
@@ -134,3 +136,89 @@ def test_the_receiver_answers_success_for_what_is_on_disk(desk, receiver):
 @pytest.mark.parametrize(("aet", "caller"), [("OTHER", "MODALITY"), ("EQUIPOISE", "STRANGER")])
 def test_who_is_not_expected_is_not_let_in(receiver, aet, caller):
     assert not associated(receiver, aet, caller).is_established
+
+
+@pytest.mark.parametrize(
+    ("syntax", "taken"),
+    [("1.2.840.10008.1.2", True), ("1.2.840.10008.1.2.5", True), ("1.2.840.10008.1.2.4.70", True),
+     ("1.2.840.10008.1.2.1.99", False), ("1.2.840.10008.1.2.4.92", False), ("1.2.840.10008.1.2.4.102", False)],
+)  # fmt: skip
+def test_what_cannot_be_unpacked_is_refused_before_it_is_sent(receiver, syntax, taken):
+    """So that the sender transcodes: JPEG 2000 part 2 and MPEG-4 have no decoder here; deflated data is not offered."""
+    entity = AE(ae_title="MODALITY")
+    entity.add_requested_context(MRImageStorage, syntax)
+    association = entity.associate("127.0.0.1", receiver, ae_title="EQUIPOISE")
+    assert association.is_established == taken
+    association.abort()
+
+
+def test_an_object_that_would_fill_the_memory_ends_its_association(desk):
+    made = Receiver(Receive(port=0), desk.intake, desk.log, largest=1_000_000)
+    port = made.start()
+    try:
+        (small,), (large,) = study(count=1), study(count=1, rows=1024, columns=1024)
+        association = associated(port)
+        assert association.send_c_store(read(small)).Status == 0x0000
+        assert "Status" not in association.send_c_store(read(large))
+        assert associated(port).send_c_store(read(study(count=1)[0])).Status == 0x0000, "the receiver lives on"
+    finally:
+        made.stop()
+    assert len(desk.store.studies.instances()) == 2
+    assert "association aborted" in [line["event"] for line in desk.lines()]
+
+
+def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, receiver):
+    images = [read(each) for each in study(count=3)]
+    association = associated(receiver)
+    assert association.send_c_store(images[0]).Status == 0x0000
+    del images[1].StudyInstanceUID
+    assert association.send_c_store(images[1]).Status == 0xC000
+    association.release()
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, str(images[0].SeriesInstanceUID))
+
+
+def test_an_archive_that_has_other_content_by_now_is_read_again(desk):
+    """Orthanc's FileUuid changes when an instance is overwritten."""
+    first, second = study(count=1)[0], None
+    corrected = read(first)
+    corrected.PixelData = bytes(len(corrected.PixelData))
+    second = encoded(corrected)
+    uid, study_uid = str(corrected.SOPInstanceUID), str(corrected.StudyInstanceUID)
+    fetched = []
+
+    def listing(content: bytes, version: str):
+        return lambda: [ListedSeries("1.2.3", (Listed(uid, lambda: fetched.append(version) or content, version),))]
+
+    puller = Puller(desk.intake, desk.store)
+    assert puller.take(study_uid, listing(first, "a"), 0.0, "test") == 1
+    assert puller.take(study_uid, listing(first, "a"), 0.0, "test") == 0
+    assert puller.take(study_uid, listing(second, "b"), 0.0, "test") == 1
+    assert fetched == ["a", "b"]
+    assert Puller(desk.intake, desk.store).take(study_uid, listing(second, "b"), 0.0, "test") == 0, "after a restart"
+
+
+def test_a_series_is_incomplete_until_its_archive_has_given_all_of_it(desk):
+    """It goes away in the middle of a study; a quiet time later what came of it would pass for the whole."""
+    images = study(count=3)
+    uid, series = (str(read(images[0])[name].value) for name in ("StudyInstanceUID", "SeriesInstanceUID"))
+    away = [True]
+
+    def fetch(number: int) -> bytes:
+        if number == 2 and away[0]:
+            raise SourceAway
+        return images[number]
+
+    def listing():
+        names = [str(read(each).SOPInstanceUID) for each in images]
+        listed = tuple(Listed(name, partial(fetch, number)) for number, name in enumerate(names))
+        return [ListedSeries(series, listed, stated=4)]
+
+    puller = Puller(desk.intake, desk.store)
+    with pytest.raises(SourceAway):
+        puller.take(uid, listing, 0.0, "test")
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, series) == ("its archive has 4 images more than it has given so far",)
+    away[0] = False
+    assert puller.take(uid, listing, 0.0, "test") == 1
+    assert desk.store.studies.missing(received, series) == ("its archive has 1 images more than it has given so far",)

@@ -179,16 +179,62 @@ def test_late_images_replace_what_was_not_sent(desk):
     assert [case.key for case in desk.store.cases.worklist()] == ["d" * 16]
 
 
-def test_late_images_leave_what_was_sent_and_call_a_person(desk):
+def test_late_images_make_a_new_version_of_what_was_sent_and_call_a_person(desk):
     received = desk.received()
     desk.decided(received, route="accept")
     desk.dispatched()
     while (item := desk.store.outbox.next()[0]) is not None:
         desk.store.outbox.sent(item)
     assert desk.store.cases.worklist() == []
-    assert desk.decided(received, case="d" * 16) is Kept.LATE
+    assert desk.decided(received, case="d" * 16) is Kept.STALE, "a new version has to say what it replaces"
+    assert desk.decided(received, case="e" * 16, replaces="c" * 16, route="accept") is Kept.LATE
     (case,) = desk.store.cases.worklist()
     assert (case.key, case.late, case.state) == ("c" * 16, True, "delivered")
+    assert desk.dispatched() == ["delivering"]
+    current = desk.store.cases.earlier(received, case.series, case.model, case.version)
+    assert (current.key, current.replaces) == ("e" * 16, "c" * 16)
+
+
+def test_images_that_are_again_as_they_were_make_the_sent_result_the_current_one(desk):
+    """One UID never names two contents: what was sent once is not made a second time."""
+    received, objects = desk.received(), study(count=3)
+    desk.decided(received, objects, route="accept")
+    desk.dispatched()
+    assert desk.decided(received, case="d" * 16, replaces="c" * 16) is Kept.LATE
+    assert desk.decided(received, objects, case="e" * 16) is Kept.SAME
+    assert {case.key: case.state for case in desk.store.cases.all()} == {"c" * 16: "delivering", "d" * 16: "rejected"}
+    assert not desk.store.cases.get("c" * 16).late
+
+
+def test_a_decision_without_objects_waits_for_a_person_whatever_its_route(desk):
+    desk.decided(desk.received(), [], fingerprint="f" * 64, route="accept")
+    assert desk.dispatched(review="send") == ["review"]
+    (case,) = desk.store.cases.worklist()
+    assert desk.store.cases.judge(case.key, case.fingerprint, "accept", "dr.who", 0)
+    assert desk.store.cases.get(case.key).state == "withheld", "there is nothing to send"
+
+
+def test_a_series_of_which_an_image_came_damaged_is_incomplete_until_a_good_one_comes(desk):
+    images = study()
+    series, lost = str(read(images[0]).SeriesInstanceUID), str(read(images[-1]).SOPInstanceUID)
+    received = desk.received(images[:-1])
+    desk.store.studies.end(received, "analysed")
+    assert desk.store.studies.damaged("x" * 16, received.uid, series, lost, 0.0)
+    assert not desk.store.studies.damaged("x" * 16, received.uid, series, lost, 0.0), "again: nothing new"
+    marked = desk.store.studies.get(received.key)
+    assert marked.state == "receiving" and desk.store.studies.missing(marked, series)
+    assert not desk.store.studies.missing(marked, "1.2.3"), "another series is whole"
+    whole = desk.received(images[-1:])
+    assert not desk.store.studies.missing(whole, series)
+    assert not desk.store.studies.damaged("x" * 16, received.uid, series, lost, 0.0), "a good one is here"
+
+
+def test_an_archive_that_gives_less_than_it_counts_is_believed(desk):
+    received = desk.received()
+    desk.store.studies.absent(received.uid, "1.2.3", 8)
+    assert desk.store.studies.missing(received, "1.2.3") == ("its archive has 8 images more than it has given so far",)
+    desk.store.studies.absent(received.uid, "1.2.3", 0)
+    assert desk.store.studies.missing(received, "1.2.3") == ()
 
 
 def test_a_study_that_is_rejected_later_takes_its_unsent_result_along(desk):
@@ -238,8 +284,16 @@ def test_images_of_a_database_of_an_earlier_version_may_be_of_any_series(desk):
     desk.store.studies.end(received, "analysed")
     desk.store.close()
     with sqlite3.connect(desk.directory / "gateway.db") as old:
-        for column in ("series", "deleted"):
-            old.execute(f"ALTER TABLE instances DROP COLUMN {column}")
+        old.execute("DROP INDEX one_result")
+        for table in ("absent", "refusals"):
+            old.execute(f"DROP TABLE {table}")
+        for table, columns in (
+            ("instances", ("series", "deleted", "digest", "damaged")),
+            ("outbox", ("sop_class", "series")),
+            ("cases", ("replaces",)),
+        ):
+            for column in columns:
+                old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         old.execute("ALTER TABLE outbox RENAME TO parcels")
         old.execute("PRAGMA user_version = 0")
     old.close()
@@ -292,10 +346,34 @@ def test_dead_letters_are_kept_until_somebody_says_so(desk):
     desk.dispatched()
     item, _ = desk.store.outbox.next()
     desk.store.outbox.give_up(item, "object 1 was refused 8 times: status 0xa900")
-    assert desk.store.outbox.next()[0] is None
+    while (item := desk.store.outbox.next()[0]) is not None:
+        assert not desk.store.outbox.sent(item), "the others are sent; the case is not complete for that"
     assert [case.reason for case in desk.store.cases.worklist()] == ["object 1 was refused 8 times: status 0xa900"]
     assert desk.store.revive() == 1
     assert desk.store.outbox.next()[0].number == 1
+
+
+def test_a_study_that_is_done_with_is_forgotten_and_no_other(desk):
+    """Not one that still waits, whose images are here, whose result is not sent, or about which a person is asked."""
+    done, open_, held = (desk.received(study()) for _ in range(3))
+    waiting = desk.received(study())
+    for received, key, route in ((done, "a" * 16, "accept"), (open_, "b" * 16, "review"), (held, "d" * 16, "accept")):
+        desk.decided(received, study(count=3), key, route=route)
+        desk.store.studies.end(received, "analysed")
+    desk.dispatched(review="send")
+    while (item := desk.store.outbox.next()[0]) is not None:
+        desk.store.outbox.sent(item)
+    later = waiting.heard + 1.0
+    assert desk.store.purge(later) == 0, "its images are here"
+    assert desk.intake.forget(desk.store.studies.get(done.key)) and desk.intake.forget(
+        desk.store.studies.get(open_.key)
+    )
+    assert desk.store.purge(done.heard - 1.0) == 0, "too early"
+    assert desk.store.purge(later) == 1
+    assert {each.key for each in desk.store.studies.all()} == {open_.key, held.key, waiting.key}
+    assert {case.key for case in desk.store.cases.all()} == {"b" * 16, "d" * 16}
+    assert desk.store.purge(later) == 0
+    assert desk.received(study()).state == "receiving"
 
 
 def test_no_personal_data_is_in_the_database(desk):

@@ -22,14 +22,21 @@ FINISHED = ("delivered", "withheld", "rejected")
 """States of cases whose objects need not be kept."""
 
 
+OPEN = (
+    "(verdict IS NULL AND state <> 'rejected'"
+    " AND (state IN ('review', 'dead') OR route <> 'accept' OR marked = 1 OR late = 1))"
+)
+"""SQL: a person is asked for a verdict."""
+
+
 class Kept(str, Enum):
     """What became of an analysis."""
 
     NEW = "new"
     SAME = "same"
-    REPLACED = "replaced"
-    LATE = "late"
-    STALE = "stale"
+    REPLACED = "replaced"  # an earlier one, of which nothing was sent
+    LATE = "late"  # a new version beside an earlier one, which was sent
+    STALE = "stale"  # not kept: more images came meanwhile, or an earlier one was sent that it does not name
 
 
 @dataclass(frozen=True)
@@ -57,16 +64,31 @@ class Result:
 
 
 @dataclass(frozen=True)
+class NewObject:
+    """A DICOM object of a result.
+
+    Attributes:
+        number: 1-based place in the order of sending, and its file's name.
+    """
+
+    number: int
+    sop_class: str
+    series: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class NewCase(Result):
     """A result that is ready to be kept.
 
     Attributes:
         record: for the audit log.
-        objects: UIDs of its DICOM objects, in the order of sending.
+        objects: those of its DICOM objects that are sent, in order.
     """
 
     record: Mapping[str, Any]
-    objects: tuple[str, ...]
+    objects: tuple[NewObject, ...]
+    replaces: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +98,7 @@ class StoredCase(Result):
     Attributes:
         reason: why it is rejected or dead.
         late: images came after it was sent, see the package.
+        replaces: key of the sent result that this one is a new version of; "" where there is none.
     """
 
     key: str
@@ -85,6 +108,7 @@ class StoredCase(Result):
     late: bool
     verdict: str | None
     created: float
+    replaces: str
 
 
 class Cases:
@@ -104,16 +128,32 @@ class Cases:
     def worklist(self) -> list[StoredCase]:
         """What waits for a person, most uncertain first; what has no score comes before all that have one."""
         rows = self._database.rows(
-            "SELECT * FROM cases WHERE verdict IS NULL AND state <> 'rejected'"
-            " AND (state = 'review' OR route <> 'accept' OR marked = 1 OR late = 1 OR state = 'dead')"
-            " ORDER BY score IS NOT NULL, score DESC, created"
+            f"SELECT * FROM cases WHERE {OPEN} ORDER BY score IS NOT NULL, score DESC, created"  # noqa: S608
         )
         return [_case(row) for row in rows]
 
+    def earlier(self, study: Study, series: str, model: str, version: str) -> StoredCase | None:
+        """The result that a new one would replace: the current one, else the latest that was sent."""
+        row = self._database.row(
+            "SELECT * FROM cases WHERE study = ? AND series = ? AND model = ? AND version = ? AND state <> 'rejected'"
+            " ORDER BY late, created DESC",
+            study.key, series, model, version,
+        )  # fmt: skip
+        return _case(row) if row else None
+
+    def sent(self, case: str) -> bool:
+        """Whether anything of it was sent, or may have been."""
+        with self._database.transaction() as db:
+            return anything_sent(db, case)
+
+    def report(self, case: str, sop_class: str) -> tuple[str, str] | None:
+        """Series and SOP Instance UID of its object of that class; None where it has none, or that is not known."""
+        query = "SELECT series, uid FROM outbox WHERE owner = ? AND sop_class = ? AND series <> ''"
+        row = self._database.row(query, case, sop_class)
+        return (row["series"], row["uid"]) if row else None
+
     def keep(self, study: Study, case: str, result: NewCase, log_end: int) -> tuple[Kept, str | None]:
         """Takes a result in; see the package for late ones. Returns what was done, and a case key that it replaced.
-
-        A result of fewer images than there are by now is not kept (`STALE`).
 
         Args:
             case: a fresh key, under which the objects already lie in the outbox.
@@ -123,33 +163,42 @@ class Cases:
             now = db.execute("SELECT revision FROM studies WHERE key = ?", (study.key,)).fetchone()["revision"]
             if now != study.revision:  # more images came meanwhile: it is analysed again, whole
                 return Kept.STALE, None
-            old = db.execute(
+            there = db.execute(
                 "SELECT * FROM cases WHERE study = ? AND series = ? AND model = ? AND version = ?"
-                " AND state <> 'rejected'",
+                " AND state <> 'rejected' ORDER BY late, created DESC",
                 (study.key, result.series, result.model, result.version),
-            ).fetchone()
+            ).fetchall()
+            old = next((row for row in there if not row["late"]), None)
             if old is not None and old["fingerprint"] == result.fingerprint:
                 return Kept.SAME, None
+            kept, replaced = Kept.NEW, None
             if old is not None and anything_sent(db, old["key"]):
+                if result.replaces != old["key"]:
+                    return Kept.STALE, None
+                kept = Kept.LATE
                 mark_late(db, old["key"])
-                return Kept.LATE, None
-            if old is not None:
-                withdraw(db, old["key"])
+            elif old is not None:
+                kept, replaced = Kept.REPLACED, str(old["key"])
+                withdraw(db, replaced)
+            again = next((row for row in there if row["fingerprint"] == result.fingerprint), None)
+            if again is not None:  # the images are as they were for a result that was sent: it is the current one again
+                db.execute("UPDATE cases SET late = 0, reason = '' WHERE key = ?", (again["key"],))
+                return Kept.SAME, None
             db.execute(
                 "INSERT INTO cases (key, study, series, model, version, fingerprint, state, route, why, score, volume,"
-                " marked, created) VALUES (?, ?, ?, ?, ?, ?, 'analysed', ?, ?, ?, ?, ?, ?)",
+                " marked, created, replaces) VALUES (?, ?, ?, ?, ?, ?, 'analysed', ?, ?, ?, ?, ?, ?, ?)",
                 (case, study.key, result.series, result.model, result.version, result.fingerprint, result.route,
-                 result.why, result.score, json.dumps(result.volume), int(result.marked), time()),
+                 result.why, result.score, json.dumps(result.volume), int(result.marked), time(), result.replaces),
             )  # fmt: skip
             db.executemany(
-                "INSERT INTO outbox (owner, number, uid, state) VALUES (?, ?, ?, 'waiting')",
-                [(case, number, uid) for number, uid in enumerate(result.objects, start=1)],
+                "INSERT INTO outbox (owner, number, uid, state, sop_class, series) VALUES (?, ?, ?, 'waiting', ?, ?)",
+                [(case, each.number, each.uid, each.sop_class, each.series) for each in result.objects],
             )
             note(db, case, "decision", dict(result.record), log_end)
-        return (Kept.NEW, None) if old is None else (Kept.REPLACED, old["key"])
+        return kept, replaced
 
     def dispatch(self, handling: Mapping[str, str]) -> list[StoredCase]:
-        """Sends logged decisions on their way: to delivery or to review. Returns what was moved.
+        """Sends logged decisions on their way: to delivery or to review, as all that have no objects. Returns them.
 
         Args:
             handling: route → "send" or "hold".
@@ -163,7 +212,8 @@ class Cases:
         moved = []
         with self._database.transaction() as db:
             for row in db.execute(logged).fetchall():
-                state = "delivering" if handling[row["route"]] == "send" else "review"
+                empty = db.execute("SELECT 1 FROM outbox WHERE owner = ?", (row["key"],)).fetchone() is None
+                state = "delivering" if handling[row["route"]] == "send" and not empty else "review"
                 db.execute("UPDATE cases SET state = ? WHERE key = ?", (state, row["key"]))
                 moved.append(_case({**dict(row), "state": state}))
         return moved
@@ -186,7 +236,8 @@ class Cases:
             body = {"decision": decision["sequence"], "by": by, "verdict": verdict, "case": case}
             note(db, case, "verdict", body, log_end)
             state = row["state"]
-            if verdict == "accept":
+            empty = db.execute("SELECT 1 FROM outbox WHERE owner = ?", (case,)).fetchone() is None
+            if verdict == "accept" and not empty:
                 state = "delivering" if state in ("analysed", "review") else state
             elif state != "delivered":
                 state = "withheld"  # also where a part was sent: what an expert calls wrong is not sent further

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 
 SENT_LATE = "images arrived after this result was sent: it does not cover them"
 REPLACED = "more images of the study came before it was sent: they are analysed together"
@@ -18,9 +19,15 @@ def anything_sent(db: sqlite3.Connection, case: str) -> bool:
     return sent.fetchone() is not None
 
 
-def end_cases(db: sqlite3.Connection, study: str) -> None:
-    """Nothing can be said about the whole study: unsent results are withdrawn, sent ones go to the worklist."""
-    for row in db.execute("SELECT key FROM cases WHERE study = ? AND state <> 'rejected'", (study,)).fetchall():
+def end_cases(db: sqlite3.Connection, study: str, models: Collection[str] | None = None) -> None:
+    """Nothing can be said about the whole study: unsent results are withdrawn, sent ones go to the worklist.
+
+    Args:
+        models: only these models' results; None: all.
+    """
+    for row in db.execute("SELECT key, model FROM cases WHERE study = ? AND state <> 'rejected'", (study,)).fetchall():
+        if models is not None and row["model"] not in models:
+            continue
         if anything_sent(db, row["key"]):
             mark_late(db, row["key"])
         else:

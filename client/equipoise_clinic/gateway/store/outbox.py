@@ -1,15 +1,19 @@
 """Results on their way out, one DICOM object at a time.
 
     waiting ──▶ sent
-       │▲
-       ▼└ revive
-      dead(refused too often, or its destination was away too long)
+     │ │▲
+     │ ▼└ revive
+     │dead(refused too often, or its destination was away too long)
+     ▼
+    unwanted(its kind is refused, whatever is in it)
 
-Nothing leaves before the audit log holds the decision.
+Nothing leaves before the audit log holds the decision. A kind of objects that a destination does not take is
+remembered, and each later object of that kind is offered once: it may have learned it.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from time import time
 
@@ -22,12 +26,14 @@ class OutboxItem:
 
     Attributes:
         number: 1-based place in the order of sending, and its file's name.
+        sop_class: "" where a version put it here which did not note that.
         away: since when its destination has not answered, seconds since 1970; None: it answered last time.
     """
 
     case: str
     number: int
     uid: str
+    sop_class: str
     attempts: int
     away: float | None
 
@@ -41,13 +47,14 @@ class Outbox:
     def next(self) -> tuple[OutboxItem | None, float]:
         """The next object to send; or None, and seconds until there will be one (infinite: none waits).
 
-        Objects of a case go in order, so that a report never arrives without what it reports on; nothing goes before
-        the audit log holds the decision, and the verdict that released it.
+        Objects of a case go in order, so that a report arrives after what it reports on, but what was refused holds up
+        no other. Nothing goes before the audit log holds the decision, and the verdict that released it.
         """
         row = self._database.row(
             "SELECT p.* FROM outbox p JOIN cases c ON c.key = p.owner"
-            " WHERE c.state = 'delivering' AND p.state = 'waiting' AND p.number ="
-            " (SELECT MIN(number) FROM outbox q WHERE q.owner = p.owner AND q.state = 'waiting')"
+            " WHERE c.state = 'delivering' AND p.state = 'waiting' AND NOT EXISTS"
+            " (SELECT 1 FROM outbox q WHERE q.owner = p.owner AND q.state = 'waiting' AND q.number < p.number"
+            " AND q.attempts = 0)"
             " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
             " ORDER BY p.due, c.created LIMIT 1"
         )
@@ -56,21 +63,28 @@ class Outbox:
         waits = row["due"] - time()
         if 0 < waits <= self._database.patience:
             return None, waits
-        return OutboxItem(row["owner"], row["number"], row["uid"], row["attempts"], row["away"]), 0.0
+        return OutboxItem(row["owner"], row["number"], row["uid"], row["sop_class"], row["attempts"], row["away"]), 0.0
 
     def sent(self, item: OutboxItem) -> bool:
         """It has arrived. True: the case is complete now."""
         with self._database.transaction() as db:
+            db.execute("DELETE FROM refusals WHERE sop_class = ?", (item.sop_class,))
+            return _ended(db, item, "sent", "") == "delivered"
+
+    def unwanted(self, item: OutboxItem, reason: str) -> bool:
+        """Its kind is refused; the others of its case go on. True: the case is complete now."""
+        with self._database.transaction() as db:
             db.execute(
-                "UPDATE outbox SET state = 'sent', away = NULL WHERE owner = ? AND number = ?",
-                (item.case, item.number),
+                "INSERT INTO refusals VALUES (?, ?, 1, ?)"
+                " ON CONFLICT (sop_class) DO UPDATE SET objects = objects + 1, reason = excluded.reason",
+                (item.sop_class, reason, time()),
             )
-            left = db.execute(
-                "SELECT COUNT(*) AS n FROM outbox WHERE owner = ? AND state <> 'sent'", (item.case,)
-            ).fetchone()["n"]
-            if not left:
-                db.execute("UPDATE cases SET state = 'delivered' WHERE key = ? AND state = 'delivering'", (item.case,))
-        return not left
+            return _ended(db, item, "unwanted", reason) == "delivered"
+
+    def refusals(self) -> dict[str, tuple[str, int]]:
+        """SOP Class UID → why the destination takes no objects of it, and how many it has refused since it last did."""
+        rows = self._database.rows("SELECT * FROM refusals ORDER BY sop_class")
+        return {row["sop_class"]: (row["reason"], row["objects"]) for row in rows}
 
     def refused(self, item: OutboxItem, seconds: float) -> None:
         """A destination that is there does not want it; again after `seconds`."""
@@ -92,10 +106,29 @@ class Outbox:
         self._database.execute(statement, now + seconds, now, int(everything), item.case, item.number)
 
     def give_up(self, item: OutboxItem, reason: str) -> None:
-        """A dead letter: the object and its case stay where they are until `Store.revive`."""
+        """A dead letter: the object stays where it is until `Store.revive`; the others of its case go on."""
         with self._database.transaction() as db:
-            db.execute("UPDATE outbox SET state = 'dead' WHERE owner = ? AND number = ?", (item.case, item.number))
-            db.execute(
-                "UPDATE cases SET state = 'dead', reason = ? WHERE key = ? AND state = 'delivering'",
-                (reason, item.case),
-            )
+            _ended(db, item, "dead", reason)
+
+
+def _ended(db: sqlite3.Connection, item: OutboxItem, state: str, reason: str) -> str | None:
+    """Notes an object's end. Returns the state of its case where that ends with it: `delivered` or `dead`.
+
+    A case is dead, so that a person sees it, where an object was given up, or nothing but unwanted kinds is left.
+    """
+    db.execute(
+        "UPDATE outbox SET state = ?, away = NULL WHERE owner = ? AND number = ?", (state, item.case, item.number)
+    )
+    if reason:
+        db.execute(
+            "UPDATE cases SET reason = CASE WHEN reason = '' THEN ?1 ELSE reason || '; ' || ?1 END"
+            " WHERE key = ?2 AND state = 'delivering' AND instr(reason, ?1) = 0",
+            (reason, item.case),
+        )
+    rows = db.execute("SELECT state, sop_class FROM outbox WHERE owner = ? ORDER BY number", (item.case,)).fetchall()
+    states = [row["state"] for row in rows]
+    if "waiting" in states:
+        return None
+    ended = "dead" if "dead" in states or states[-1] == "unwanted" else "delivered"  # the report is last
+    db.execute("UPDATE cases SET state = ? WHERE key = ? AND state = 'delivering'", (ended, item.case))
+    return ended

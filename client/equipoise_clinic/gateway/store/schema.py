@@ -102,7 +102,36 @@ def _second(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE parcels RENAME TO outbox")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
+def _third(db: sqlite3.Connection) -> None:
+    """Images by content, damaged ones, what archives say that they hold; results that replace a sent one; kinds.
+
+    A digest, a kind or a series that was not noted before is empty.
+    """
+    for statement in (
+        "ALTER TABLE instances ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE instances ADD COLUMN damaged INTEGER NOT NULL DEFAULT 0",
+        "CREATE TABLE absent (study TEXT NOT NULL, series TEXT NOT NULL, count INTEGER NOT NULL,"
+        " PRIMARY KEY (study, series)) STRICT, WITHOUT ROWID",
+        "ALTER TABLE cases ADD COLUMN replaces TEXT NOT NULL DEFAULT ''",
+        "DROP INDEX one_result",
+        "CREATE UNIQUE INDEX one_result ON cases (study, series, model, version)"
+        " WHERE state <> 'rejected' AND late = 0",
+        "CREATE TABLE sendings (owner TEXT NOT NULL REFERENCES cases (key), number INTEGER NOT NULL,"
+        " uid TEXT NOT NULL UNIQUE, state TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'dead', 'unwanted')),"
+        " attempts INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0, away REAL,"
+        " sop_class TEXT NOT NULL DEFAULT '', series TEXT NOT NULL DEFAULT '',"
+        " PRIMARY KEY (owner, number)) STRICT, WITHOUT ROWID",
+        "INSERT INTO sendings (owner, number, uid, state, attempts, due, away)"
+        " SELECT owner, number, uid, state, attempts, due, away FROM outbox",
+        "DROP TABLE outbox",
+        "ALTER TABLE sendings RENAME TO outbox",
+        "CREATE TABLE refusals (sop_class TEXT PRIMARY KEY, reason TEXT NOT NULL, objects INTEGER NOT NULL,"
+        " since REAL NOT NULL) STRICT",
+    ):
+        db.execute(statement)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second, _third)
 
 
 def migrate(db: sqlite3.Connection) -> None:
