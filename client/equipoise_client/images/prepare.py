@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 from equipoise_core.contract import Contract, Task
+from equipoise_core.preprocessing import Normalisation
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 from ..prediction import Prediction
 from .grid import Axis, interpolate, pick_nearest
+from .header import judged
 from .source import MAX_VALUES, Kind, SourceImage
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, ITU-R BT.601-7, as Pillow's mode "L" has them."""
 
-COARSEST = 1.5
-"""A source this many times coarser than the model was made for is interpolated, but never accepted: what the network
+COARSEST = 1.01
+"""A source coarser than the model was made for (rounding apart) is interpolated, but never accepted: what the network
 would need to see is not in it."""
 
 
@@ -34,6 +36,8 @@ class Prepared:
         pixels: float32 `[C, *S]`, in the source's intensities (normalising is the server's).
         spacing: mm per axis of S, or None where the source does not say.
         doubts: reasons for which the answer must not be accepted, whatever the server says.
+        contradictions: reasons for which it must be rejected.
+        inside: for each axis of the source, from where to where it was taken: around it there is only padding.
         order: for each axis of S, which axis of the source it is.
         flipped: for each axis of S, whether it runs against the source's.
         grid: for each axis of S, how it was sampled.
@@ -43,20 +47,37 @@ class Prepared:
     pixels: NDArray[np.float32]
     spacing: tuple[float, ...] | None
     doubts: tuple[str, ...]
+    contradictions: tuple[str, ...]
+    inside: tuple[slice, ...]
     order: tuple[int, ...]
     flipped: tuple[bool, ...]
     grid: tuple[Axis, ...]
 
     def judge(self, prediction: Prediction) -> Prediction:
-        """The prediction, held back from `accept` where there are doubts about the image; never the other way."""
+        """The prediction, held back where something speaks against the image; never the other way."""
+        if self.contradictions:
+            return prediction.rejected("; ".join((*self.contradictions, *self.doubts)))
         return prediction.at_most_review("; ".join(self.doubts)) if self.doubts else prediction
 
+    def from_source(self, values: NDArray[Any]) -> NDArray[Any]:
+        """`[C, *S]` of the source's grid, with the axes of the model's, not yet resampled."""
+        return turn(values[(slice(None), *self.inside)], self.order, self.flipped)
+
     def to_source(self, maps: NDArray[Any]) -> NDArray[Any]:
-        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly."""
+        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly.
+
+        Padding that was cut off is 0.
+        """
         back = tuple(axis.inverse for axis in self.grid)
         restored = interpolate(maps, back) if maps.dtype.kind == "f" else pick_nearest(maps, back)
         turned = np.flip(restored, [axis + 1 for axis, turn in enumerate(self.flipped) if turn])
-        return np.ascontiguousarray(np.transpose(turned, (0, *(1 + int(axis) for axis in np.argsort(self.order)))))
+        placed = np.transpose(turned, (0, *(1 + int(axis) for axis in np.argsort(self.order))))
+        size = self.source.pixels.shape[-len(self.inside) :]
+        if placed.shape[1:] == size:
+            return np.ascontiguousarray(placed)
+        whole = np.zeros((len(placed), *size), placed.dtype)
+        whole[(slice(None), *self.inside)] = placed
+        return whole
 
 
 def fit(image: SourceImage, contract: Contract) -> Prepared:
@@ -69,7 +90,9 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
 
     Raises InvalidInput where the image cannot be what the model takes.
     """
-    pixels = _channels(image, contract)
+    whole = _channels(image, contract)
+    inside = _inside(image, whole.shape[1:])
+    pixels = _neutral(whole[(slice(None), *inside)], image, inside, contract)
     order, flipped = _turns(image, contract)
     turned = turn(pixels, order, flipped)
     spacing = None if image.spacing is None else tuple(image.spacing[axis] for axis in order)
@@ -79,15 +102,44 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
             f"at the spacing that {contract.name} expects the image would have {[axis.size for axis in grid]} voxels, "
             "more than one request carries: crop it to the region of interest"
         )
+    doubts, contradictions = judged(image.header, contract)
     return Prepared(
         image,
         interpolate(turned, grid),
         None if spacing is None else tuple(mm * axis.step for mm, axis in zip(spacing, grid, strict=True)),
-        tuple(_doubts(image, contract, spacing)),
+        (*doubts, *_doubts(image, contract, spacing, grid)),
+        tuple(contradictions),
+        inside,
         order,
         flipped,
         grid,
     )
+
+
+def _inside(image: SourceImage, size: tuple[int, ...]) -> tuple[slice, ...]:
+    """The smallest box that holds all that is no padding."""
+    if image.padding is None or image.padding.all():
+        return tuple(slice(0, extent) for extent in size)
+    box = []
+    for axis in range(image.padding.ndim):
+        others = tuple(other for other in range(image.padding.ndim) if other != axis)
+        there = np.flatnonzero(~image.padding.all(axis=others))
+        box.append(slice(int(there[0]), int(there[-1]) + 1))
+    return tuple(box)
+
+
+def _neutral(
+    pixels: NDArray[np.float32], image: SourceImage, inside: tuple[slice, ...], contract: Contract
+) -> NDArray[np.float32]:
+    """What padding is left holds what the normalisation makes least of: the mean for z-scores, else the darkest."""
+    padding = None if image.padding is None else image.padding[inside]
+    zscore = contract.preprocessing.normalisation is Normalisation.ZSCORE
+    if padding is None or not zscore or not padding.any() or padding.all():
+        return pixels
+    filled = pixels.copy()
+    for channel in filled:
+        channel[padding] = channel[~padding].mean(dtype=np.float64)
+    return filled
 
 
 def turn(values: NDArray[Any], order: tuple[int, ...], flipped: tuple[bool, ...]) -> NDArray[Any]:
@@ -111,7 +163,7 @@ def _channels(image: SourceImage, contract: Contract) -> NDArray[np.float32]:
     if pixels.ndim != contract.rank + 1:
         raise InvalidInput(
             f"the image has {pixels.ndim - 1} axes, {list(pixels.shape[1:])}; {contract.name} takes {contract.rank}: "
-            + ("give the whole volume in one file" if contract.rank > pixels.ndim - 1 else "give one plane of it")
+            + (_wanted(image) if contract.rank > pixels.ndim - 1 else "give one plane of it")
         )
     if image.spacing is not None and len(image.spacing) != contract.rank:
         raise InvalidInput(f"spacing is {image.spacing}; expected {contract.rank} numbers in mm, one for each axis")
@@ -122,6 +174,11 @@ def _channels(image: SourceImage, contract: Contract) -> NDArray[np.float32]:
     if image.kind is not Kind.ARRAY and len(pixels) == 1 and contract.channels == 3:
         return np.repeat(pixels, 3, axis=0)
     raise InvalidInput(f"the image has {len(pixels)} channels; {contract.name} expects {contract.channels}")
+
+
+def _wanted(image: SourceImage) -> str:
+    one = image.kind is Kind.DICOM
+    return "name the folder that holds all slices of the series" if one else "give the whole volume in one file"
 
 
 def _turns(image: SourceImage, contract: Contract) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -157,10 +214,11 @@ def _axis(contract: Contract, number: int, size: int, spacing: tuple[float, ...]
     return Axis(size, max(1, round(size / step)), step)
 
 
-def _doubts(image: SourceImage, contract: Contract, spacing: tuple[float, ...] | None) -> Iterator[str]:
+def _doubts(
+    image: SourceImage, contract: Contract, spacing: tuple[float, ...] | None, grid: tuple[Axis, ...]
+) -> Iterator[str]:
     """Why an answer about this image must not be accepted."""
-    if contract.modalities and image.modality is not None and image.modality not in contract.modalities:
-        yield f"modality {image.modality} given, {contract.name} expects {' or '.join(contract.modalities)}"
+    yield from image.doubts
     if contract.orientation is not None and image.affine is None and image.kind in (Kind.NIFTI, Kind.DICOM):
         yield f"the file does not state its orientation, {contract.name} expects {contract.orientation}"
     if contract.channels == 1 and len(image.pixels) == 3 and image.kind is not Kind.ARRAY:
@@ -170,3 +228,9 @@ def _doubts(image: SourceImage, contract: Contract, spacing: tuple[float, ...] |
     for mm, (_, high) in zip(spacing or (), contract.spacing or (), strict=False):
         if mm > COARSEST * high:
             yield f"voxels of {mm:.3g} mm given, {contract.name} was made for at most {high:g} mm"
+    resized = [isinstance(extent, int) or contract.spacing is None for extent in contract.spatial]
+    if any(axis.step < 1 for axis, free in zip(grid, resized, strict=True) if free):
+        given, seen = ([getattr(axis, name) for axis in grid] for name in ("source", "size"))
+        yield f"size {given} was enlarged to {seen}, what {contract.name} sees: detail that it needs is not in it"
+    if image.padding is not None and 2 * int(np.count_nonzero(image.padding)) > image.padding.size:
+        yield "more than half of the image is padding"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 from equipoise_client.errors import StudyRejected, UnreadableImage
 from equipoise_client.extras import needs
 from equipoise_client.images import dicom as pixels
+from equipoise_client.images import uniform
+from equipoise_client.images.header import header_of
 from equipoise_client.images.rejections import (
     DamagedInstance,
     DuplicatePositions,
@@ -83,6 +85,7 @@ class Series:
         positions, orientation: Image Position (Patient) of every slice `[slices][3]` and what they share `[6]`; None
             where the image has none (a radiograph).
         plane_spacing: mm between (rows, columns), or None.
+        doubts: what forbids to accept an answer about it.
     """
 
     datasets: tuple[Any, ...]
@@ -91,6 +94,7 @@ class Series:
     positions: NDArray[np.float64] | None
     orientation: tuple[float, ...] | None
     plane_spacing: tuple[float, float] | None
+    doubts: tuple[str, ...] = field(default=())
 
     @property
     def first(self) -> Any:
@@ -114,19 +118,30 @@ class Series:
 
         Raises DamagedInstance.
         """
-        modality = str(self.first.get("Modality", "")).strip() or None
         try:
             with pixels.quiet(_NAME.name):
-                rows, columns, channels = (int(self.first[name].value) for name in _SIZES)
+                rows, columns = int(self.first.Rows), int(self.first.Columns)
+                channels = int(self.first.get("SamplesPerPixel") or 1)
                 check_size(_NAME, (channels, sum(map(pixels.frames_of, self.datasets)), rows, columns))
-                parts = [pixels.values_of(_NAME, dataset, pixels.frames_of(dataset)) for dataset in self.datasets]
-                values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+                parts = [pixels.values_of(_NAME, dataset, pixels.checked(_NAME, dataset)) for dataset in self.datasets]
+                values = np.concatenate([part for part, _ in parts], axis=1)
+                masks = [np.zeros(v.shape[1:], bool) if padding is None else padding for v, padding in parts]
+                padding = np.concatenate(masks) if any(padding is not None for _, padding in parts) else None
+                if padding is not None:  # of all slices alike, not of each its own
+                    values[:, padding] = values[:, ~padding].min()
+                header = header_of(self.first)
                 if self.volume is None:
-                    image = SourceImage(values[:, 0], Kind.DICOM, self.plane_spacing, None, modality)
+                    outside = None if padding is None else padding[0]
+                    image = SourceImage(
+                        values[:, 0], Kind.DICOM, self.plane_spacing, None, header, self.doubts, outside
+                    )
                 else:
-                    values = values if self.frames is None else values[:, self.frames]
-                    ordered = np.ascontiguousarray(values)
-                    image = SourceImage(ordered, Kind.DICOM, self.volume.spacing, self.volume.affine, modality)
+                    if self.frames is not None:
+                        values, padding = values[:, self.frames], None if padding is None else padding[[*self.frames]]
+                    volume, ordered = self.volume, np.ascontiguousarray(values)
+                    image = SourceImage(
+                        ordered, Kind.DICOM, volume.spacing, volume.affine, header, self.doubts, padding
+                    )
                 return finished(_NAME, image)
         except UnreadableImage as error:
             raise DamagedInstance(str(error)) from None
@@ -174,10 +189,11 @@ def volume_of(group: Group) -> Series:
     """
     with _damage():
         for dataset in group.datasets:
-            if "PixelData" not in dataset:
+            if pixels.pixels_of(dataset) is None:
                 raise DamagedInstance("it has no pixels")
-            if not pixels.decodable(dataset.file_meta.TransferSyntaxUID):
-                raise UnreadableSyntax(dataset.file_meta.TransferSyntaxUID.name)
+            syntax = dataset.file_meta.get("TransferSyntaxUID")
+            if syntax is not None and not pixels.decodable(syntax):
+                raise UnreadableSyntax(pixels.name_of(syntax))
         first, frames = group.datasets[0], pixels.frames_of(group.datasets[0])
         if len(group.datasets) > 1 and group.slices != len(group.datasets):
             raise NotOneVolume("single images and multi-frame images are mixed")
@@ -209,27 +225,34 @@ def volume_of(group: Group) -> Series:
         volume = stack(*placed, spacing)
         ordered = positions[list(volume.order)]
         if len(group.datasets) == 1:
-            return Series(group.datasets, volume.order, volume, ordered, orientation, spacing)
+            doubts = uniform.of_frames(first, volume.order)
+            return Series(group.datasets, volume.order, volume, ordered, orientation, spacing, doubts)
         datasets = tuple(group.datasets[index] for index in volume.order)
-        return Series(datasets, None, volume, ordered, orientation, spacing)
+        doubts = uniform.of_datasets(datasets)
+        return Series(datasets, None, volume, ordered, orientation, spacing, doubts)
 
 
 def _files(folder: Path) -> Iterator[Any]:
     """Every DICOM file under the folder, read; files are taken in the order of their names."""
-    import pydicom
-
     if not folder.is_dir():
         raise NothingReadable("expected a folder with DICOM files")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if skipped(file):
+            continue
         with file.open("rb") as stream:
             is_dicom = stream.read(132)[128:] == b"DICM"
         if is_dicom:
             with _damage():
-                dataset = pydicom.dcmread(file)
-            if dataset.file_meta.get("MediaStorageSOPClassUID") != "1.2.840.10008.1.3.10":  # a DICOMDIR is a list
+                dataset = pixels.load(file)
+            if dataset.file_meta.get("MediaStorageSOPClassUID") != pixels.DICOMDIR:
                 yield dataset
         elif file.suffix.lower() in _SUFFIXES:
             raise DamagedInstance("a file is named as DICOM, but does not begin as one")
+
+
+def skipped(file: Path) -> bool:
+    """Whether a file is by its name no instance: a DICOMDIR lists them, an AppleDouble file (macOS) is beside one."""
+    return file.name.upper() == "DICOMDIR" or file.name.startswith("._")
 
 
 @contextmanager
