@@ -27,7 +27,7 @@ def read_npz(path: Path) -> SourceImage:
         with zipfile.ZipFile(path) as archive:
             if not any(name.endswith(".npy") for name in archive.namelist()):
                 raise UnreadableImage(
-                    f"{path.name}: a ZIP archive without arrays; unpack it, and name its files or folder"
+                    f"{path.name}: a ZIP archive that is not NumPy's; unpack it, and name its files or folder"
                 )
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             candidates = ["image"] if "image" in names else [name for name in names if name != "spacing"]

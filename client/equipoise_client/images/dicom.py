@@ -25,6 +25,7 @@ from .source import Kind, SourceImage, check_deflated, check_size, check_unpacke
 from .stack import order_of, stack
 
 DICOMDIR = "1.2.840.10008.1.3.10"
+_DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -78,7 +79,7 @@ def load(file: Path | IO[bytes], name: str = "") -> Any:
     file.seek(0)
     read_preamble(file, force=False)  # type: ignore[arg-type]
     meta = _read_file_meta_info(file)  # type: ignore[arg-type]
-    if "TransferSyntaxUID" in meta and meta.TransferSyntaxUID.is_deflated:
+    if meta.get("TransferSyntaxUID") in _DEFLATED:
         check_deflated(name, file)
     file.seek(0)
     return pydicom.dcmread(file)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 from .grid import pick_nearest
-from .prepare import Prepared, fit, with_spacing
+from .prepare import Prepared, fit, turn, with_spacing
 from .read import read_image
 
 PSEUDO_LABEL = ".pseudo-label"
@@ -176,7 +176,8 @@ def _label_map(path: Path, prepared: Prepared, contract: Contract) -> NDArray[np
     if pixels.shape[-contract.rank :] != spatial:
         raise InvalidInput(f"{path.name}: label of size {list(pixels.shape)} for an image of size {list(spatial)}")
     first = pixels.reshape(-1, *spatial)[:1]  # a grey picture may repeat its channel
-    return _indices(pick_nearest(prepared.from_source(first), prepared.grid)[0], contract)
+    turned = turn(first, prepared.order, prepared.flipped)
+    return _indices(pick_nearest(turned, prepared.grid)[0], contract)
 
 
 def _indices(values: NDArray[Any], contract: Contract) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from equipoise_core.contract import Contract, Task
-from equipoise_core.preprocessing import Normalisation
+from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
@@ -37,7 +37,6 @@ class Prepared:
         spacing: mm per axis of S, or None where the source does not say.
         doubts: reasons for which the answer must not be accepted, whatever the server says.
         contradictions: reasons for which it must be rejected.
-        inside: for each axis of the source, from where to where it was taken: around it there is only padding.
         order: for each axis of S, which axis of the source it is.
         flipped: for each axis of S, whether it runs against the source's.
         grid: for each axis of S, how it was sampled.
@@ -48,7 +47,6 @@ class Prepared:
     spacing: tuple[float, ...] | None
     doubts: tuple[str, ...]
     contradictions: tuple[str, ...]
-    inside: tuple[slice, ...]
     order: tuple[int, ...]
     flipped: tuple[bool, ...]
     grid: tuple[Axis, ...]
@@ -59,25 +57,12 @@ class Prepared:
             return prediction.rejected("; ".join((*self.contradictions, *self.doubts)))
         return prediction.at_most_review("; ".join(self.doubts)) if self.doubts else prediction
 
-    def from_source(self, values: NDArray[Any]) -> NDArray[Any]:
-        """`[C, *S]` of the source's grid, with the axes of the model's, not yet resampled."""
-        return turn(values[(slice(None), *self.inside)], self.order, self.flipped)
-
     def to_source(self, maps: NDArray[Any]) -> NDArray[Any]:
-        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly.
-
-        Padding that was cut off is 0.
-        """
+        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly."""
         back = tuple(axis.inverse for axis in self.grid)
         restored = interpolate(maps, back) if maps.dtype.kind == "f" else pick_nearest(maps, back)
         turned = np.flip(restored, [axis + 1 for axis, turn in enumerate(self.flipped) if turn])
-        placed = np.transpose(turned, (0, *(1 + int(axis) for axis in np.argsort(self.order))))
-        size = self.source.pixels.shape[-len(self.inside) :]
-        if placed.shape[1:] == size:
-            return np.ascontiguousarray(placed)
-        whole = np.zeros((len(placed), *size), placed.dtype)
-        whole[(slice(None), *self.inside)] = placed
-        return whole
+        return np.ascontiguousarray(np.transpose(turned, (0, *(1 + int(axis) for axis in np.argsort(self.order)))))
 
 
 def fit(image: SourceImage, contract: Contract) -> Prepared:
@@ -90,11 +75,10 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
 
     Raises InvalidInput where the image cannot be what the model takes.
     """
-    whole = _channels(image, contract)
-    inside = _inside(image, whole.shape[1:])
-    pixels = _neutral(whole[(slice(None), *inside)], image, inside, contract)
+    pixels = _channels(image, contract)
     order, flipped = _turns(image, contract)
     turned = turn(pixels, order, flipped)
+    padding = None if image.padding is None else turn(image.padding[None], order, flipped)[0]
     spacing = None if image.spacing is None else tuple(image.spacing[axis] for axis in order)
     grid = tuple(_axis(contract, number, size, spacing) for number, size in enumerate(turned.shape[1:]))
     if prod(axis.size for axis in grid) * contract.channels > MAX_VALUES:
@@ -105,41 +89,25 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
     doubts, contradictions = judged(image.header, contract)
     return Prepared(
         image,
-        interpolate(turned, grid),
+        _resampled(turned, padding, grid),
         None if spacing is None else tuple(mm * axis.step for mm, axis in zip(spacing, grid, strict=True)),
         (*doubts, *_doubts(image, contract, spacing, grid)),
         tuple(contradictions),
-        inside,
         order,
         flipped,
         grid,
     )
 
 
-def _inside(image: SourceImage, size: tuple[int, ...]) -> tuple[slice, ...]:
-    """The smallest box that holds all that is no padding."""
-    if image.padding is None or image.padding.all():
-        return tuple(slice(0, extent) for extent in size)
-    box = []
-    for axis in range(image.padding.ndim):
-        others = tuple(other for other in range(image.padding.ndim) if other != axis)
-        there = np.flatnonzero(~image.padding.all(axis=others))
-        box.append(slice(int(there[0]), int(there[-1]) + 1))
-    return tuple(box)
-
-
-def _neutral(
-    pixels: NDArray[np.float32], image: SourceImage, inside: tuple[slice, ...], contract: Contract
+def _resampled(
+    pixels: NDArray[np.float32], padding: NDArray[np.bool_] | None, grid: tuple[Axis, ...]
 ) -> NDArray[np.float32]:
-    """What padding is left holds what the normalisation makes least of: the mean for z-scores, else the darkest."""
-    padding = None if image.padding is None else image.padding[inside]
-    zscore = contract.preprocessing.normalisation is Normalisation.ZSCORE
-    if padding is None or not zscore or not padding.any() or padding.all():
-        return pixels
-    filled = pixels.copy()
-    for channel in filled:
-        channel[padding] = channel[~padding].mean(dtype=np.float64)
-    return filled
+    """Interpolated; padding takes no part in it, and is PADDING_VALUE after it, as the server knows it."""
+    if padding is None:
+        return interpolate(pixels, grid)
+    inside = interpolate((~padding).astype(np.float32)[None], grid)
+    values = interpolate(np.where(padding, np.float32(0), pixels), grid) / np.maximum(inside, np.float32(0.5))
+    return np.where(inside > 0.5, values, np.float32(PADDING_VALUE))
 
 
 def turn(values: NDArray[Any], order: tuple[int, ...], flipped: tuple[bool, ...]) -> NDArray[Any]:

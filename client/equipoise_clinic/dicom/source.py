@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,9 @@ _TYPE_2 = (
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "OverlayData", "IconImageSequence")
 
 
+_log = logging.getLogger(__name__)
+
+
 def headers(series: Series) -> list[Any]:
     """The series' datasets without pixels and private elements, with nothing in them that highdicom would refuse.
 
@@ -49,7 +55,7 @@ def _header(dataset: Any, series: Series) -> Any:
     header = Dataset()
     for element in dataset:
         if not element.tag.is_private and element.keyword not in _PIXELS:
-            header.add(copy(element))  # setting an attribute changes the element in place
+            header.add(_cleaned(copy(element)))  # setting an attribute changes the element in place
     header.file_meta = dataset.file_meta
     for name in _TYPE_2:
         if name not in header:
@@ -74,6 +80,57 @@ def _header(dataset: Any, series: Series) -> Any:
     shared.PlaneOrientationSequence = [direction]
     header.SharedFunctionalGroupsSequence = [shared]
     return header
+
+
+def _cleaned(element: Any) -> Any:
+    """The element with its value as the standard writes it, or empty where it is none: a decision must not be lost to
+    what an anonymiser left in a date. The log names the attribute, never its value."""
+    spell = _SPELLING.get(element.VR)
+    if spell is None or not element.value:
+        return element
+    several = isinstance(element.value, Sequence) and not isinstance(element.value, str)
+    given = [str(each).strip() for each in element.value] if several else [str(element.value).strip()]
+    spelt = [spell(each) for each in given]
+    if spelt != given:
+        _log.warning("%s is not as the standard writes it: %s in results", element.keyword or element.tag,
+                     "spelt anew" if all(spelt) else "left empty")  # fmt: skip
+        element.value = spelt[0] if all(spelt) and len(spelt) == 1 else (spelt if all(spelt) else "")
+    return element
+
+
+def _date(text: str) -> str:
+    found = re.fullmatch(r"(\d{4})[-./:]?(\d{2})[-./:]?(\d{2})", text)
+    try:
+        return date(*(int(part) for part in found.groups())).strftime("%Y%m%d") if found else ""
+    except ValueError:
+        return ""
+
+
+def _time(text: str) -> str:
+    found = re.fullmatch(r"([01]\d|2[0-3])(?::?([0-5]\d)(?::?([0-5]\d|60)(?:[.,](\d+))?)?)?", text)
+    if found is None:
+        return ""
+    fraction = f".{found[4][:6]}" if found[4] else ""
+    return "".join(part or "" for part in found.groups()[:3]) + fraction
+
+
+def _moment(text: str) -> str:
+    zone = re.search(r"[+-]\d{4}$", text)
+    bare = text[: zone.start()] if zone and len(text) > 8 else text
+    day, clock = _date(bare[:8]), _time(bare[8:]) if len(bare) > 8 else ""
+    return day + clock + (zone[0] if zone and bare is not text else "") if day and (clock or len(bare) <= 8) else ""
+
+
+def _age(text: str) -> str:
+    found = re.fullmatch(r"(\d{1,3})([DWMY])", text.upper())
+    return f"{int(found[1]):03}{found[2]}" if found else ""
+
+
+def _integer(text: str) -> str:
+    return text if re.fullmatch(r"[+-]?\d{1,12}", text) and -(2**31) <= int(text) < 2**31 else ""
+
+
+_SPELLING = {"DA": _date, "TM": _time, "DT": _moment, "AS": _age, "IS": _integer}
 
 
 def _thickness(dataset: Any) -> float:
@@ -115,7 +172,7 @@ def _quoted(source: Any) -> Iterator[Any]:
     quoted = Dataset()
     for name in _PATIENT_AND_STUDY:
         if name in source:
-            quoted.add(deepcopy(source[name]))
+            quoted.add(_cleaned(deepcopy(source[name])))
     quoted.SpecificCharacterSet = source.get("SpecificCharacterSet", "") or ""
     quoted.decode()
     for element in quoted:

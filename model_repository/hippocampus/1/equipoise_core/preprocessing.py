@@ -60,16 +60,27 @@ class Preprocessing:
     def normalise(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """One image `[C, *S]` in the source's intensities → the same shape in the network's; finite for finite input.
 
-        A constant channel becomes 0 everywhere: it carries nothing to scale by.
+        A constant channel becomes 0 everywhere: it carries nothing to scale by. A channel whose least intensity is
+        PADDING_VALUE has padding there: it keeps that value, and takes no part in what the others are scaled by.
         """
         normalised = np.zeros(image.shape, np.float32)
         for channel, result in zip(image, normalised, strict=True):
-            self._normalise(channel.reshape(-1), result.reshape(-1))
+            given, scaled = channel.reshape(-1), result.reshape(-1)
+            least = float(given.min())
+            if least != PADDING_VALUE:
+                self._normalise(given, scaled, least)
+                continue
+            inside = given != np.float32(PADDING_VALUE)
+            scaled[~inside] = PADDING_VALUE
+            if inside.any():
+                part = np.zeros(int(inside.sum()), np.float32)
+                self._normalise(given[inside], part, float(given[inside].min()))
+                scaled[inside] = part
         return normalised
 
-    def _normalise(self, channel: NDArray[np.float32], result: NDArray[np.float32]) -> None:
-        """Intensities `[V]` into zeros `[V]`; in double precision until the end."""
-        least, most = float(channel.min()), float(channel.max())
+    def _normalise(self, channel: NDArray[np.float32], result: NDArray[np.float32], least: float) -> None:
+        """Intensities `[V]`, of which the smallest is `least`, into zeros `[V]`; in double precision until the end."""
+        most = float(channel.max())
         if self.normalisation is Normalisation.ZSCORE:
             scaled = channel.astype(np.float64)
             low = numeric.mean(scaled)
@@ -107,3 +118,24 @@ class Preprocessing:
         if not any(after for _, after in extra):
             return image
         return np.pad(image, extra, constant_values=PADDING_VALUE)
+
+    def filled(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised `[C, *S]` with `fill` in padding: graphs of one fixed size do not fill it in."""
+        return np.where(image == np.float32(PADDING_VALUE), np.float32(self.fill), image)
+
+
+def without_padding(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest box of a normalised image `[C, *S]` that holds all but padding; padding left in it is the mean."""
+    if image.size == 0 or float(image.min()) != PADDING_VALUE:
+        return image
+    outside = (image == np.float32(PADDING_VALUE)).any(axis=0)
+    if outside.all():
+        return np.zeros_like(image)
+    box = [slice(None)]
+    for axis in range(outside.ndim):
+        there = np.flatnonzero(~outside.all(axis=tuple(other for other in range(outside.ndim) if other != axis)))
+        box.append(slice(int(there[0]), int(there[-1]) + 1))
+    part, rest = image[tuple(box)].copy(), outside[tuple(box[1:])]
+    for channel in part:
+        channel[rest] = channel[~rest].mean()
+    return part
