@@ -116,6 +116,9 @@ def checked(path: Path, dataset: Any) -> int:
     if pixels is None:
         if dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
             raise UnreadableImage(f"{path.name}: a DICOMDIR, a list of files; name the files or their folder")
+        kind = getattr(dataset.get("SOPClassUID"), "name", "")
+        if kind.endswith("Storage") and "Image" not in kind:
+            raise UnreadableImage(f"{path.name}: a DICOM object without an image ({kind}); expected an image")
         raise UnreadableImage(f"{path.name}: DICOM without pixels, or cut off before them; expected an image")
     missing = [
         name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not dataset.get(name)
@@ -141,7 +144,9 @@ def checked(path: Path, dataset: Any) -> int:
     elif pixels == "PixelData" and not str(dataset.PhotometricInterpretation).startswith("YBR"):
         given = len(dataset.PixelData)
         if given < size:
-            raise UnreadableImage(f"{path.name}: {given} of {size} bytes of pixels are there; fetch it again")
+            raise UnreadableImage(
+                f"{path.name}: DICOM cut off, {given} of {size} bytes of pixels are there; fetch it again"
+            )
         if given >= size + max(size // frames, 2):
             raise UnreadableImage(
                 f"{path.name}: {given} bytes of pixels, where Rows, Columns and Number of Frames make {size}: the "

@@ -74,7 +74,9 @@ def _content(path: Path) -> bytes:
         try:
             content = gzip.GzipFile(fileobj=file).read(unpacked_limit() + 1)
         except (OSError, EOFError, zlib.error) as error:
-            raise UnreadableImage(f"{path.name}: the gzip data are damaged ({error}); fetch the file again") from error
+            raise UnreadableImage(
+                f"{path.name}: the gzip data are damaged or cut off ({error}); fetch the file again"
+            ) from error
     check_unpacked(path.name, len(content))
     return content
 

@@ -16,6 +16,11 @@ from .codestream import check_jpeg
 from .source import Kind, SourceImage, check_size, check_unpacked
 
 _PHOTOMETRIC, _BITS, _FORMAT = 262, 258, 339  # TIFF 6.0 tags
+_UNLISTED = (
+    (b"II", 0, 32, "I;32"), (b"MM", 0, 32, "I;32B"), (b"MM", 1, 32, "I;32B"), (b"MM", 0, 16, "I;16B"),
+)  # fmt: skip
+"""Grey TIFFs (byte order, photometric interpretation, bits) that Pillow can unpack and does not list."""
+
 _BYTES = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "LAB": 3, "HSV": 3, "I;16": 2, "I;16B": 2}
 """Of one pixel in Pillow's memory, by its mode; 4 else."""
 
@@ -27,7 +32,11 @@ def read(path: Path) -> SourceImage:
     scanned.
     """
     with needs("client", "reading PNG, JPEG and TIFF files"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+    for order, photometric, bits, mode in _UNLISTED:
+        TiffImagePlugin.OPEN_INFO.setdefault(
+            (order, photometric, (1,), 1, (bits,), ()), ("I" if bits == 32 else mode, mode)
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
