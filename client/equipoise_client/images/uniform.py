@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from .geometry import functional_group, spacing_in_plane
 from .rejections import NotOneVolume
 
 _SAME = (
@@ -45,8 +46,6 @@ def of_datasets(datasets: Sequence[Any]) -> tuple[str, ...]:
 
 def of_frames(dataset: Any, order: Sequence[int]) -> tuple[str, ...]:
     """The same of the frames of one dataset, `order` being theirs in space."""
-    from .dicom import functional_group, spacing_in_plane
-
     spacings = [spacing_in_plane(dataset, frame) or (0.0, 0.0) for frame in order]
     if any(max(axis) - min(axis) > 1e-3 * max(*axis, 1e-6) for axis in zip(*spacings, strict=True)):
         raise NotOneVolume("they differ in PixelSpacing")

@@ -14,7 +14,7 @@ import numpy as np
 from equipoise_client.errors import StudyRejected, UnreadableImage
 from equipoise_client.extras import needs
 from equipoise_client.images import dicom as pixels
-from equipoise_client.images import uniform
+from equipoise_client.images import geometry, uniform
 from equipoise_client.images.header import header_of
 from equipoise_client.images.rejections import (
     DamagedInstance,
@@ -68,7 +68,7 @@ class Group:
         """One of `PLANES`, or "" where the images do not state a valid one."""
         try:
             with _damage():
-                first = pixels.planes_of(self.datasets[0], pixels.frames_of(self.datasets[0]))
+                first = geometry.planes_of(self.datasets[0], pixels.frames_of(self.datasets[0]))
                 return "" if first is None else PLANES[int(np.argmax(np.abs(np.cross(*normal_axes(first[1][0])))))]
         except StudyRejected:
             return ""
@@ -200,14 +200,14 @@ def volume_of(group: Group) -> Series:
         for name in (*_SIZES, "FrameOfReferenceUID"):
             if len({str(dataset.get(name, "")) for dataset in group.datasets}) > 1:
                 raise NotOneVolume(f"they differ in {name}")
-        spacings = np.array([pixels.spacing_in_plane(dataset) or (0.0, 0.0) for dataset in group.datasets])
+        spacings = np.array([geometry.spacing_in_plane(dataset) or (0.0, 0.0) for dataset in group.datasets])
         if np.ptp(spacings, axis=0).max() > 1e-3 * max(spacings.max(), 1e-6):
             raise NotOneVolume("they differ in PixelSpacing")
-        spacing = pixels.spacing_in_plane(first)
+        spacing = geometry.spacing_in_plane(first)
         if len(group.datasets) == 1:
-            placed = pixels.planes_of(first, frames)
+            placed = geometry.planes_of(first, frames)
         else:
-            each = [pixels.planes_of(dataset, 1) for dataset in group.datasets]
+            each = [geometry.planes_of(dataset, 1) for dataset in group.datasets]
             known = [place for place in each if place is not None]
             placed = ([p[0][0] for p in known], [p[1][0] for p in known]) if len(known) == len(each) else None
         if placed is None:

@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any
 
 import numpy as np
-from equipoise_client.images.dicom import functional_group
+from equipoise_client.images.geometry import functional_group
 from numpy.typing import NDArray
 from pydicom.tag import Tag
 from pydicom.valuerep import DS
