@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 from equipoise_client.errors import EquipoiseError, InvalidInput, UnreadableImage
+from equipoise_client.figure import grey
 from equipoise_client.images import Kind, SourceImage, fit, read_image
 from equipoise_client.images.codestream import size_of
 from equipoise_client.images.source import UNPACKED, unpacked_limit
@@ -165,6 +166,12 @@ class TestPadding:
         assert (normalised[0][self.FRAME] == PADDING_VALUE).all()
         assert (preprocessing.filled(normalised)[0][self.FRAME] == preprocessing.fill).all()
         assert input_statistics(normalised) == input_statistics(alone)
+
+    def test_pictures_leave_it_out(self, tmp_path: Path, cells: Contract) -> None:
+        image = self.read(tmp_path, 65535, "US", 0)
+        shown = grey(fit(image, cells).pixels)
+        np.testing.assert_array_equal(shown[~self.FRAME], grey(image.pixels[:, 2:-2, 2:-2]).ravel())
+        assert (shown[self.FRAME] == 0).all()
 
     def test_it_does_not_bleed_into_what_is_resampled(self, chest: Contract) -> None:
         padding = np.zeros((56, 56), bool)

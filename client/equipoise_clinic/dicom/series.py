@@ -196,7 +196,11 @@ def volume_of(group: Group) -> Series:
                 raise UnreadableSyntax(pixels.name_of(syntax))
         first, frames = group.datasets[0], pixels.frames_of(group.datasets[0])
         if len(group.datasets) > 1 and group.slices != len(group.datasets):
-            raise NotOneVolume("single images and multi-frame images are mixed")
+            parts = sum(pixels.frames_of(dataset) > 1 for dataset in group.datasets)
+            raise NotOneVolume(
+                f"{parts} multi-frame objects and {len(group.datasets) - parts} single images; expected one object "
+                "(join the parts of a concatenation), or single images alone"
+            )
         for name in (*_SIZES, "FrameOfReferenceUID"):
             if len({str(dataset.get(name, "")) for dataset in group.datasets}) > 1:
                 raise NotOneVolume(f"they differ in {name}")
