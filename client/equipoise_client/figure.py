@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.decision import Route
+from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 
 from .extras import needs
@@ -183,9 +184,9 @@ def _colour(number: int) -> str:
 
 
 def grey(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`[C, *S]` → `[*S]`, 0..1 between the 1st and 99th percentile: for looking only."""
+    """`[C, *S]` → `[*S]`, 0..1 between the 1st and 99th percentile, padding black: for looking only."""
     values = pixels.mean(axis=0)
-    low, high = np.percentile(values, [1.0, 99.0])
+    low, high = np.percentile(values[(pixels != PADDING_VALUE).all(axis=0)], [1.0, 99.0])
     return np.asarray(np.clip((values - low) / max(float(high - low), 1e-12), 0.0, 1.0), np.float32)
 
 

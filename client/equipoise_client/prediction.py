@@ -137,6 +137,13 @@ class Prediction:
         """The same decision, with one more remark in its reason."""
         return dataclasses.replace(self, reason="; ".join(part for part in (self.reason, remark) if part))
 
+    def rejected(self, reason: str) -> Prediction:
+        """The same numbers, for an image that the model must not be asked about: `reason` stands first."""
+        before = "" if self.route is Route.ACCEPT else self.reason
+        return dataclasses.replace(
+            self, route=Route.REJECT, reason="; ".join(part for part in (reason, before) if part)
+        )
+
     def document(self) -> dict[str, Any]:
         """Everything but the arrays, ready for JSON."""
         volume = self.volume

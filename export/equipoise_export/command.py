@@ -101,6 +101,16 @@ def export(
     ] = None,
     orientation: Annotated[str | None, typer.Option(help="Anatomical axes as nibabel spells them (RAS).")] = None,
     modality: Annotated[list[str] | None, typer.Option(help="DICOM modality code it was trained for.")] = None,
+    body_part: Annotated[
+        list[str] | None, typer.Option(help="Body Part Examined that it was trained on; another one is rejected.")
+    ] = None,
+    view: Annotated[list[str] | None, typer.Option(help="View Position that it was trained on (PA).")] = None,
+    laterality: Annotated[list[str] | None, typer.Option(help="Image Laterality that it was trained on (L).")] = None,
+    ages: Annotated[str | None, typer.Option(help="lowest:highest completed years of its patients (1:5).")] = None,
+    optional: Annotated[
+        list[str] | None,
+        typer.Option(help="Of body_part, view, laterality, age: a header need not state it for an accept."),
+    ] = None,
     samples: Annotated[int, typer.Option(help="T unless the policy or the caller says otherwise.")] = 20,
     sites: Annotated[str | None, typer.Option(help="Only modules that match this pattern drop (decoder.*).")] = None,
     p: Annotated[float | None, typer.Option("--p", help="Override the probability of dropping.")] = None,
@@ -151,6 +161,11 @@ def export(
             "spacing": None if spacing is None else [_range(entry) for entry in spacing.split(",")],
             "orientation": orientation,
             "modalities": modality or (),
+            "body_parts": body_part or (),
+            "views": view or (),
+            "lateralities": laterality or (),
+            "ages": None if ages is None else _range(ages, "--ages"),
+            "optional": optional or (),
             "samples": samples,
             "precision": precision,
             "states_moments": states_moments,
@@ -245,12 +260,12 @@ def _numbers(text: str, option: str) -> list[int]:
     return numbers
 
 
-def _range(text: str) -> tuple[float, float]:
+def _range(text: str, option: str = "--spacing") -> tuple[float, float]:
     low, _, high = text.partition(":")
     try:
         return float(low), float(high or low)
     except ValueError as error:
-        raise SpecError(f"--spacing {text}: expected mm or lowest:highest, such as 0.8:1.2") from error
+        raise SpecError(f"{option} {text}: expected a number or lowest:highest, such as 0.8:1.2") from error
 
 
 if __name__ == "__main__":

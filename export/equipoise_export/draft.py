@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 import torch
-from equipoise_core.contract import Activation, Contract, ContractError, Precision, Task, check_name
+from equipoise_core.contract import Activation, Contract, ContractError, Precision, Subject, Task, check_name
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Preprocessing, named
 from equipoise_core.steps import Ends, Step, parse_steps
 from torch import Tensor
@@ -38,6 +38,7 @@ class Description:
         spacing: per spatial axis lowest and highest mm.
         orientation: anatomical axes as nibabel spells them (`RAS`).
         modalities: DICOM codes.
+        body_parts, views, lateralities, ages, optional: see `Subject`.
         samples: T unless the policy or the caller says otherwise.
         states_moments: the network answers with its own moments; see `Contract`.
     """
@@ -56,6 +57,11 @@ class Description:
     spacing: tuple[tuple[float, float], ...] | None = None
     orientation: str | None = None
     modalities: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    lateralities: tuple[str, ...] = ()
+    ages: tuple[float, float] | None = None
+    optional: tuple[str, ...] = ()
     samples: int = 20
     precision: Precision = Precision.FP32
     states_moments: bool = False
@@ -79,7 +85,7 @@ class Description:
         for name, kind in _ENUMS.items():
             if values.get(name) is not None:
                 values[name] = _member(kind, values[name], name)
-        for name in ("shape", "classes", "maximum", "modalities"):
+        for name in ("shape", "classes", "maximum", "modalities", *_SUBJECT):
             if isinstance(values.get(name), str):
                 raise SpecError(f"{name} is {values[name]!r}; expected a list")
             if values.get(name) is not None:
@@ -142,6 +148,7 @@ class Description:
                 spacing=self.spacing,
                 orientation=self.orientation,
                 modalities=self.modalities,
+                subject=self._subject(),
                 samples=self.samples,
                 precision=self.precision,
                 states_moments=self.states_moments,
@@ -149,7 +156,15 @@ class Description:
         except ContractError as error:
             raise SpecError(str(error)) from error
 
+    def _subject(self) -> Subject | None:
+        stated = {name: getattr(self, name) for name in _SUBJECT if getattr(self, name)}
+        try:
+            return Subject(**stated) if stated else None
+        except (ContractError, TypeError, ValueError, IndexError) as error:
+            raise SpecError(f"{error}") from error
 
+
+_SUBJECT = ("body_parts", "views", "lateralities", "ages", "optional")
 _ENUMS: dict[str, type[Enum]] = {
     "task": Task,
     "activation": Activation,

@@ -249,7 +249,7 @@ def test_patient_fields_stay_in_the_file(capsys: Any, triton: Any, tmp_path: Pat
         )
         assert "PLANTED" not in out + err
     assert triton.requests and not any(b"PLANTED" in request.SerializeToString() for request in triton.requests)
-    assert json.loads(out)[0]["route"] == "review" and "modality CT given" in json.loads(out)[0]["reason"]
+    assert json.loads(out)[0]["route"] == "reject" and "modality CT given" in json.loads(out)[0]["reason"]
 
 
 def test_installed_command(triton: Any, brain_file: Path) -> None:

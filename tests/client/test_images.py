@@ -20,6 +20,7 @@ from equipoise_client import Prediction, Route, UnreadableImage
 from equipoise_client.errors import InvalidInput
 from equipoise_client.images import Kind, SourceImage, fit, nifti, read_image
 from equipoise_client.images.grid import Axis, interpolate
+from equipoise_client.images.header import Header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -243,7 +244,7 @@ class TestDicom:
         fields = {"RescaleSlope": "2", "RescaleIntercept": "-1024", "PixelSpacing": [0.5, 0.7], "SliceThickness": "5"}
         image = read_image(saved(dicom(ramp(4, 6), **fields), tmp_path / "1.2.840.1"))
         np.testing.assert_array_equal(image.pixels[0], ramp(4, 6) * 2.0 - 1024.0)
-        assert image.spacing == (0.5, 0.7) and image.modality == "MR" and image.kind is Kind.DICOM
+        assert image.spacing == (0.5, 0.7) and image.header.modality == "MR" and image.kind is Kind.DICOM
 
     @pytest.mark.parametrize(("signed", "low", "high"), [(0, 0, 4095), (1, -2048, 2047)])
     def test_monochrome1_is_turned(self, tmp_path: Path, signed: int, low: int, high: int) -> None:
@@ -403,11 +404,11 @@ def test_oversized_resampling_is_refused(brain: Any) -> None:
 
 @pytest.mark.parametrize("route", list(Route))
 def test_wrong_modality_is_never_accepted(route: Route, brain: Any) -> None:
-    """A CT sent to an MR model ends at review at most, saying so; a rejection stays one."""
-    ct = SourceImage(np.zeros((1, 4, 4, 4), np.float32), Kind.DICOM, (1.0,) * 3, np.eye(4), "CT")
+    """A CT sent to an MR model is rejected, saying so."""
+    ct = SourceImage(np.zeros((1, 4, 4, 4), np.float32), Kind.DICOM, (1.0,) * 3, np.eye(4), Header("CT"))
     answer = Prediction("brain", route, "server's reason", 0.1, 20, None, {}, {})
     judged = fit(ct, brain).judge(answer)
-    assert judged.route is (Route.REJECT if route is Route.REJECT else Route.REVIEW)
+    assert judged.route is Route.REJECT
     assert "modality CT given, brain expects MR" in judged.reason
 
 

@@ -15,14 +15,15 @@ from equipoise_client.images.label_values import (
 )
 from equipoise_client.images.labelled import read_labelled
 from equipoise_core.contract import Activation, Contract, Task
-from equipoise_core.preprocessing import Normalisation, Preprocessing
+from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.steps import ZScore
 from PIL import Image
 
 
 def contract_of(task, activation, *classes):
     return Contract(
         "m", Task(task), Activation(activation), classes, 1, (4, 4), (4, 4), (4, 4),
-        Preprocessing(Normalisation.ZSCORE), (),
+        Preprocessing((ZScore(),)), (),
     )  # fmt: skip
 
 

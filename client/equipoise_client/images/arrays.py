@@ -25,6 +25,10 @@ def read_npz(path: Path) -> SourceImage:
     """The array `image` (or the only one besides `spacing`), and the optional `spacing`: mm per spatial axis."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith(".npy") for name in archive.namelist()):
+                raise UnreadableImage(
+                    f"{path.name}: a ZIP archive that is not NumPy's; unpack it, and name its files or folder"
+                )
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             candidates = ["image"] if "image" in names else [name for name in names if name != "spacing"]
             if len(candidates) != 1:

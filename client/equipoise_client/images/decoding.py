@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .codestream import size_of
+from .source import unpacked_limit
+
 SECONDS = 300.0
 """After this time a decoder counts as hung: 500 MB of JPEG 2000 take a tenth of it."""
 
@@ -37,11 +40,16 @@ class DecoderHung(DecoderDied):
     """It took too long."""
 
 
+class Contradiction(ValueError):
+    """What is compressed is not what the header says; the message says what, in numbers."""
+
+
 def unpacked(dataset: Any) -> NDArray[Any]:
-    """What `pydicom.pixels.pixel_array` makes of a dataset with compressed pixels. Raises DecoderDied, ValueError."""
+    """What `pydicom.pixels.pixel_array` makes of compressed pixels. Raises DecoderDied, Contradiction, ValueError."""
     from pydicom import Dataset, dcmwrite
     from pydicom.dataset import FileMetaDataset
 
+    _check_codestreams(dataset)
     bare = Dataset()
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
@@ -54,11 +62,35 @@ def unpacked(dataset: Any) -> NDArray[Any]:
     return _decoder().ask(file.getvalue())
 
 
+def _check_codestreams(dataset: Any) -> None:
+    """Raises ValueError where what is compressed is not of the size that the header states."""
+    from pydicom.encaps import generate_frames
+
+    frames, found = int(dataset.get("NumberOfFrames", 1) or 1), 0
+    table = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
+    given = generate_frames(dataset.PixelData, number_of_frames=frames, extended_offsets=table if all(table) else None)
+    for frame in given:
+        found += 1
+        stated = size_of(frame)
+        if stated is not None and stated != expected:
+            raise Contradiction(
+                f"the compressed picture has rows, columns and samples {list(stated)}, the header says {list(expected)}"
+            )
+    if found != frames:
+        raise Contradiction(f"{found} compressed pictures are there, the header says {frames} frames")
+
+
 @cache
 def _decoder() -> Decoder:
     decoder = Decoder()
     atexit.register(decoder.close)
     return decoder
+
+
+def _memory() -> int:
+    """Bytes that the process may take: libraries, what is unpacked, and copies of it on the way."""
+    return (2 << 30) + 6 * unpacked_limit()
 
 
 class Decoder:
@@ -93,7 +125,7 @@ class Decoder:
             # user's own packages (`pip install --user`) as well, so the path to them is passed.
             paths = [path for path in sys.path if path]
             self._process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(__file__).with_name("unpacker.py")), *paths],
+                [sys.executable, "-I", str(Path(__file__).with_name("unpacker.py")), str(_memory()), *paths],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # decoders print what they stumble over

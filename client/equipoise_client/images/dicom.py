@@ -5,21 +5,29 @@ References: DICOM PS3.3 C.11.1 (Modality LUT), C.7.6.3.1.2 (Photometric Interpre
 
 from __future__ import annotations
 
+import gzip
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtra, StudyRejected, UnreadableImage
 from ..extras import needs
-from .decoding import unpacked
-from .source import Kind, SourceImage, check_size
+from . import uniform
+from .decoding import Contradiction, unpacked
+from .geometry import functional_group, planes_of, spacing_in_plane
+from .header import header_of
+from .source import Kind, SourceImage, check_deflated, check_size, check_unpacked
 from .stack import order_of, stack
+
+DICOMDIR = "1.2.840.10008.1.3.10"
+_DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95")
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 def read(path: Path) -> SourceImage:
@@ -29,27 +37,62 @@ def read(path: Path) -> SourceImage:
     brighter; display settings (window, VOI LUT) are not applied. Spacing comes from Pixel Spacing, and between frames
     from their positions; never from Slice Thickness.
     """
-    with needs("clinic", "reading DICOM files"):
-        import pydicom
     with quiet(path.name):
-        dataset = pydicom.dcmread(path)
+        dataset = load(path)
         frames = checked(path, dataset)
-        values = values_of(path, dataset, frames)
-        modality = str(dataset.get("Modality", "")).strip() or None
-        plane = spacing_in_plane(dataset)
+        values, padding = values_of(path, dataset, frames)
+        plane, header = spacing_in_plane(dataset), header_of(dataset)
         if frames == 1:
-            return SourceImage(values[:, 0], Kind.DICOM, plane, None, modality)
+            return SourceImage(
+                values[:, 0], Kind.DICOM, plane, None, header, (), None if padding is None else padding[0]
+            )
         placed = planes_of(dataset, frames)
-        if placed is None:
-            return SourceImage(values, Kind.DICOM, None, None, modality)
+        order, spacing, affine = tuple(range(frames)), None, None
         try:
-            if plane is None:
-                return SourceImage(values[:, order_of(*placed)], Kind.DICOM, None, None, modality)
-            volume = stack(*placed, plane)
+            if placed is not None and plane is not None:
+                volume = stack(*placed, plane)
+                order, spacing, affine = volume.order, volume.spacing, volume.affine
+            elif placed is not None:
+                order = order_of(*placed)
+            doubts = uniform.of_frames(dataset, order)
         except StudyRejected as error:
             raise UnreadableImage(f"{path.name}: of its frames, {error}") from None
-        ordered = np.ascontiguousarray(values[:, volume.order])
-        return SourceImage(ordered, Kind.DICOM, volume.spacing, volume.affine, modality)
+        ordered = np.ascontiguousarray(values[:, order])
+        padding = None if padding is None else padding[list(order)]
+        return SourceImage(ordered, Kind.DICOM, spacing, affine, header, doubts, padding)
+
+
+def load(file: Path | IO[bytes], name: str = "", **reading: Any) -> Any:
+    """A dataset with its pixels, not yet decoded. What it unpacks to is counted before, see `check_deflated`.
+
+    `reading` is pydicom's: `defer_size`, `stop_before_pixels`.
+
+    Raises UnreadableImage, and whatever else pydicom raises on malformed data: call it under `quiet`.
+    """
+    with needs("clinic", "reading DICOM files"):
+        import pydicom
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            _check_packing(stream, file.name)
+        return pydicom.dcmread(file, **reading)
+    _check_packing(file, name)
+    return pydicom.dcmread(file, **reading)  # type: ignore[arg-type]
+
+
+def _check_packing(file: IO[bytes], name: str) -> None:
+    """At its beginning, and left there. Raises UnreadableImage."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    if file.read(2) == b"\x1f\x8b":
+        file.seek(0)
+        if gzip.GzipFile(fileobj=file).read(132)[128:] == b"DICM":
+            raise UnreadableImage(f"{name}: a gzipped DICOM file; unpack it first (gunzip)")
+    file.seek(0)
+    read_preamble(file, force=False)  # type: ignore[arg-type]
+    meta = _read_file_meta_info(file)  # type: ignore[arg-type]
+    if meta.get("TransferSyntaxUID") in _DEFLATED:
+        check_deflated(name, file)
+    file.seek(0)
 
 
 @contextmanager
@@ -79,17 +122,58 @@ def quiet(name: str) -> Iterator[None]:
 
 def checked(path: Path, dataset: Any) -> int:
     """Number of frames, after the checks that need no decoding."""
-    if "PixelData" not in dataset:
+    pixels = pixels_of(dataset)
+    if pixels is None:
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
+            raise UnreadableImage(f"{path.name}: a DICOMDIR, a list of files; name the files or their folder")
+        kind = getattr(dataset.get("SOPClassUID"), "name", "")
+        if kind.endswith("Storage") and "Image" not in kind:
+            raise UnreadableImage(f"{path.name}: a DICOM object without an image ({kind}); expected an image")
         raise UnreadableImage(f"{path.name}: DICOM without pixels, or cut off before them; expected an image")
+    missing = [
+        name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not dataset.get(name)
+    ]
+    if missing:
+        raise UnreadableImage(f"{path.name}: {', '.join(missing)} is missing or 0; without it pixels cannot be read")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise UnreadableImage(
+            f"{path.name}: the file does not state its transfer syntax; fetch it from the archive again"
+        )
     frames = frames_of(dataset)
-    check_size(path, (int(dataset.SamplesPerPixel), frames, int(dataset.Rows), int(dataset.Columns)))
-    syntax = dataset.file_meta.TransferSyntaxUID
+    shape = (int(dataset.get("SamplesPerPixel") or 1), frames, int(dataset.Rows), int(dataset.Columns))
+    check_size(path, shape)
     if not decodable(syntax):
         raise UnreadableImage(
-            f"{path.name}: compressed as {syntax.name}, which nothing installed here can unpack: "
-            "pip install 'equipoise[dicom]', or store it uncompressed (dcmdjpeg, gdcmconv --raw)"
+            f"{path.name}: compressed as {name_of(syntax)}, which nothing installed here can unpack: "
+            "pip install 'equipoise[clinic]', or store it uncompressed (dcmdjpeg, gdcmconv --raw)"
         )
+    size = int(np.prod(shape, dtype=np.int64)) * max(1, int(dataset.BitsAllocated)) // 8
+    if syntax.is_encapsulated:
+        check_unpacked(path.name, size)
+    elif pixels == "PixelData" and not str(dataset.PhotometricInterpretation).startswith("YBR"):
+        given = len(dataset.PixelData)
+        if given < size:
+            raise UnreadableImage(
+                f"{path.name}: DICOM cut off, {given} of {size} bytes of pixels are there; fetch it again"
+            )
+        if given >= size + max(size // frames, 2):
+            raise UnreadableImage(
+                f"{path.name}: {given} bytes of pixels, where Rows, Columns and Number of Frames make {size}: the "
+                "header is not that of these pixels; fetch it again"
+            )
     return frames
+
+
+def pixels_of(dataset: Any) -> str | None:
+    """Keyword of the element that holds the pixels, or None."""
+    return next((name for name in _PIXELS if name in dataset), None)
+
+
+def name_of(syntax: Any) -> str:
+    """Of a transfer syntax, also of one that pydicom does not know."""
+    known = {"110": "JPEG XL Lossless", "111": "JPEG XL JPEG Recompression", "112": "JPEG XL"}
+    return known.get(str(syntax).removeprefix("1.2.840.10008.1.2.4."), str(syntax.name))
 
 
 def frames_of(dataset: Any) -> int:
@@ -101,79 +185,128 @@ def decodable(syntax: Any) -> bool:
     """Whether pixels of this transfer syntax can be unpacked here."""
     from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
 
-    if not syntax.is_compressed or syntax.is_deflated:
-        return True
     try:
+        if not syntax.is_compressed or syntax.is_deflated:
+            return True
         return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
+    except (NotImplementedError, ValueError):  # ValueError: pydicom does not know it
         return False
 
 
-def values_of(path: Path, dataset: Any, frames: int) -> NDArray[np.float32]:
-    """`[C, frames, rows, columns]` after Modality LUT and inversion."""
-    from pydicom.pixels import apply_color_lut, pixel_array  # type: ignore[attr-defined]
+def values_of(path: Path, dataset: Any, frames: int) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """`[C, frames, rows, columns]` after Modality LUT and inversion, and where there is padding, or None.
 
-    compressed = dataset.file_meta.TransferSyntaxUID.is_encapsulated
-    stored = unpacked(dataset) if compressed else np.asarray(pixel_array(dataset))
+    Padding holds the smallest of the other values.
+    """
+    from pydicom.pixels import apply_color_lut  # type: ignore[attr-defined]
+
+    stored = _stored(path, dataset)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
-    if photometric == "PALETTE COLOR" or int(dataset.SamplesPerPixel) > 1:
-        return np.moveaxis(stored.reshape(frames, dataset.Rows, dataset.Columns, -1), -1, 0).astype(np.float32)
+    if photometric == "PALETTE COLOR" or int(dataset.get("SamplesPerPixel") or 1) > 1:
+        colours = np.moveaxis(stored.reshape(frames, dataset.Rows, dataset.Columns, -1), -1, 0)
+        return colours.astype(np.float32), None
     if not photometric.startswith("MONOCHROME"):
         raise UnreadableImage(f"{path.name}: Photometric Interpretation {photometric} with one sample per pixel")
     stack = stored.reshape(frames, dataset.Rows, dataset.Columns)
-    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
-    extremes = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
+    inverted = photometric == "MONOCHROME1"
+    if inverted and stack.dtype.kind == "f":
+        raise UnreadableImage(f"{path.name}: MONOCHROME1 of floating-point pixels has no range to turn them in")
     values = np.empty(stack.shape, np.float32)
     for frame, plane in enumerate(stack):
-        rescaled = _modality(dataset, frame, plane)
+        rescaled = _modality(path, dataset, frame, plane)
         # Turned within the range that could be stored, so that an image's own content does not shift its intensities.
-        inverted = photometric == "MONOCHROME1"
-        values[frame] = _modality(dataset, frame, extremes).sum() - rescaled if inverted else rescaled
-    return values[None]
+        values[frame] = _modality(path, dataset, frame, _extremes(dataset)).sum() - rescaled if inverted else rescaled
+    padding = _padding(path, dataset, stack)
+    if padding is not None:
+        values[padding] = values[~padding].min()
+    return values[None], padding
 
 
-def _modality(dataset: Any, frame: int, stored: NDArray[Any]) -> NDArray[np.float64]:
+def _extremes(dataset: Any) -> NDArray[np.int64]:
+    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation) == 1
+    return np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
+
+
+def _stored(path: Path, dataset: Any) -> NDArray[Any]:
+    """Pixels as they are stored, shifted to begin at bit 0."""
+    from pydicom.pixels import pixel_array  # type: ignore[attr-defined]
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if pixels_of(dataset) != "PixelData":
+        return np.asarray(pixel_array(dataset))
+    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    high = int(dataset.get("HighBit", bits - 1))
+    if not 0 < bits <= allocated or not bits - 1 <= high < allocated:
+        raise UnreadableImage(
+            f"{path.name}: Bits Allocated {allocated}, Bits Stored {bits} and High Bit {high} contradict each other"
+        )
+    if syntax.is_encapsulated:
+        if high != bits - 1:
+            raise UnreadableImage(f"{path.name}: High Bit {high} with {bits} Bits Stored in compressed pixels")
+        try:
+            return unpacked(dataset)
+        except Contradiction as error:
+            raise UnreadableImage(f"{path.name}: {error}; fetch it from the archive again") from None
+        except ValueError as error:
+            raise UnreadableImage(
+                f"{path.name}: its {name_of(syntax)} pixels cannot be unpacked: {error}; fetch it again"
+            ) from None
+    if allocated not in (8, 16, 32) or int(dataset.get("SamplesPerPixel") or 1) > 1:
+        return np.asarray(pixel_array(dataset))
+    whole = np.asarray(pixel_array(dataset, bits_stored=allocated, high_bit=allocated - 1))
+    above = allocated - 1 - high
+    values = np.right_shift(np.left_shift(whole, above), allocated - bits)  # extends the sign where there is one
+    overlay = any(element.tag.element == 0x0102 and element.value for element in dataset.group_dataset(0x6000))
+    if above and not overlay:
+        rest = np.right_shift(whole, high + 1)
+        if ((rest != 0) & (rest != np.right_shift(values, bits - 1))).any():
+            raise UnreadableImage(
+                f"{path.name}: pixels have more than the {bits} bits that the header states; fetch it again"
+            )
+    return values
+
+
+def _padding(path: Path, dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where stored values are Pixel Padding Value, or between it and Pixel Padding Range Limit (PS3.3 C.7.5.1.1.2)."""
+    kind = {"f4": "FloatPixelPadding", "f8": "DoubleFloatPixelPadding"}.get(stored.dtype.str[1:], "PixelPadding")
+    value, limit = _number(dataset.get(f"{kind}Value")), _number(dataset.get(f"{kind}RangeLimit"))
+    if value is None:
+        return None
+    ends = [value, value if limit is None else limit]
+    if kind == "PixelPadding":  # written as unsigned where the pixels are signed, or the other way
+        ends = [_wrapped(each, dataset) for each in ends]
+    padding = (stored >= min(ends)) & (stored <= max(ends))
+    if padding.all():
+        raise UnreadableImage(f"{path.name}: all of it is padding (Pixel Padding Value); there is no image in it")
+    return padding if padding.any() else None
+
+
+def _wrapped(value: float, dataset: Any) -> float:
+    bits, (low, high) = int(dataset.BitsAllocated), _extremes(dataset)
+    return next((each for each in (value, value - 2**bits, value + 2**bits) if low <= each <= high), value)
+
+
+def _number(value: Any) -> float | None:
+    """Of an element that may be empty."""
+    return None if value is None or str(value).strip() == "" else float(value)
+
+
+def _modality(path: Path, dataset: Any, frame: int, stored: NDArray[Any]) -> NDArray[np.float64]:
     """Stored values → the modality's own (e.g. Hounsfield units)."""
     from pydicom.pixels import apply_modality_lut  # type: ignore[attr-defined]
 
     group = functional_group(dataset, frame, "PixelValueTransformationSequence")
-    if group is not None:
-        return stored * float(group.RescaleSlope) + float(group.RescaleIntercept)
-    return np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    if group is None and dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    slope, intercept = rescale(dataset if group is None else group)
+    if not (np.isfinite((slope, intercept)).all() and slope):
+        raise UnreadableImage(f"{path.name}: Rescale Slope {slope} and Intercept {intercept}; expected finite, not 0")
+    return stored * slope + intercept
 
 
-def functional_group(dataset: Any, frame: int, name: str) -> Any | None:
-    """The item of a multi-frame functional group: a frame's own, else the one all share, else None."""
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for groups in ([own[frame]] if frame < len(own) else [], shared):
-        for group in groups:
-            if group.get(name):
-                return group[name].value[0]
-    return None
-
-
-def spacing_in_plane(dataset: Any) -> tuple[float, float] | None:
-    """mm between (rows, columns). Imager Pixel Spacing is no substitute: it is measured at the detector."""
-    measures = functional_group(dataset, 0, "PixelMeasuresSequence")
-    between = (dataset if measures is None else measures).get("PixelSpacing")
-    if not between or len(between) != 2 or not all(float(mm) > 0 for mm in between):
-        return None
-    return float(between[0]), float(between[1])
-
-
-def planes_of(dataset: Any, frames: int) -> tuple[list[list[float]], list[list[float]]] | None:
-    """Position `[frames][3]` and orientation `[frames][6]` of every frame, or None where one is missing."""
-    positions, directions = [], []
-    for frame in range(frames):
-        fallback = dataset if frames == 1 else {}
-        position = functional_group(dataset, frame, "PlanePositionSequence") or fallback
-        orientation = functional_group(dataset, frame, "PlaneOrientationSequence") or fallback
-        place, direction = position.get("ImagePositionPatient"), orientation.get("ImageOrientationPatient")
-        if not place or not direction or len(place) != 3 or len(direction) != 6:
-            return None
-        positions.append([float(mm) for mm in place])
-        directions.append([float(cosine) for cosine in direction])
-    return positions, directions
+def rescale(dataset: Any) -> tuple[float, float]:
+    """Rescale Slope and Intercept; 1 and 0 where one is missing or empty."""
+    slope, intercept = _number(dataset.get("RescaleSlope")), _number(dataset.get("RescaleIntercept"))
+    return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept

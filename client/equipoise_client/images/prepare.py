@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 from equipoise_core.contract import Contract, Task
+from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
 from ..prediction import Prediction
 from .grid import Axis, interpolate, pick_nearest
+from .header import judged
 from .source import MAX_VALUES, Kind, SourceImage
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey, ITU-R BT.601-7, as Pillow's mode "L" has them."""
 
-COARSEST = 1.5
-"""A source this many times coarser than the model was made for is interpolated, but never accepted: what the network
+COARSEST = 1.01
+"""A source coarser than the model was made for (rounding apart) is interpolated, but never accepted: what the network
 would need to see is not in it."""
 
 
@@ -34,6 +36,7 @@ class Prepared:
         pixels: float32 `[C, *S]`, in the source's intensities (normalising is the server's).
         spacing: mm per axis of S, or None where the source does not say.
         doubts: reasons for which the answer must not be accepted, whatever the server says.
+        contradictions: reasons for which it must be rejected.
         order: for each axis of S, which axis of the source it is.
         flipped: for each axis of S, whether it runs against the source's.
         grid: for each axis of S, how it was sampled.
@@ -43,12 +46,15 @@ class Prepared:
     pixels: NDArray[np.float32]
     spacing: tuple[float, ...] | None
     doubts: tuple[str, ...]
+    contradictions: tuple[str, ...]
     order: tuple[int, ...]
     flipped: tuple[bool, ...]
     grid: tuple[Axis, ...]
 
     def judge(self, prediction: Prediction) -> Prediction:
-        """The prediction, held back from `accept` where there are doubts about the image; never the other way."""
+        """The prediction, held back where something speaks against the image; never the other way."""
+        if self.contradictions:
+            return prediction.rejected("; ".join((*self.contradictions, *self.doubts)))
         return prediction.at_most_review("; ".join(self.doubts)) if self.doubts else prediction
 
     def to_source(self, maps: NDArray[Any]) -> NDArray[Any]:
@@ -72,6 +78,7 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
     pixels = _channels(image, contract)
     order, flipped = _turns(image, contract)
     turned = turn(pixels, order, flipped)
+    padding = None if image.padding is None else turn(image.padding[None], order, flipped)[0]
     spacing = None if image.spacing is None else tuple(image.spacing[axis] for axis in order)
     grid = tuple(_axis(contract, number, size, spacing) for number, size in enumerate(turned.shape[1:]))
     if prod(axis.size for axis in grid) * contract.image_channels > MAX_VALUES:
@@ -79,15 +86,28 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
             f"at the spacing that {contract.name} expects the image would have {[axis.size for axis in grid]} voxels, "
             "more than one request carries: crop it to the region of interest"
         )
+    doubts, contradictions = judged(image.header, contract)
     return Prepared(
         image,
-        interpolate(turned, grid),
+        _resampled(turned, padding, grid),
         None if spacing is None else tuple(mm * axis.step for mm, axis in zip(spacing, grid, strict=True)),
-        tuple(_doubts(image, contract, spacing)),
+        (*doubts, *_doubts(image, contract, spacing, grid)),
+        tuple(contradictions),
         order,
         flipped,
         grid,
     )
+
+
+def _resampled(
+    pixels: NDArray[np.float32], padding: NDArray[np.bool_] | None, grid: tuple[Axis, ...]
+) -> NDArray[np.float32]:
+    """Interpolated; padding takes no part in it, and is PADDING_VALUE after it, as the server knows it."""
+    if padding is None:
+        return interpolate(pixels, grid)
+    inside = interpolate((~padding).astype(np.float32)[None], grid)
+    values = interpolate(np.where(padding, np.float32(0), pixels), grid) / np.maximum(inside, np.float32(0.5))
+    return np.where(inside > 0.5, values, np.float32(PADDING_VALUE))
 
 
 def turn(values: NDArray[Any], order: tuple[int, ...], flipped: tuple[bool, ...]) -> NDArray[Any]:
@@ -111,7 +131,7 @@ def _channels(image: SourceImage, contract: Contract) -> NDArray[np.float32]:
     if pixels.ndim != contract.rank + 1:
         raise InvalidInput(
             f"the image has {pixels.ndim - 1} axes, {list(pixels.shape[1:])}; {contract.name} takes {contract.rank}: "
-            + ("give the whole volume in one file" if contract.rank > pixels.ndim - 1 else "give one plane of it")
+            + (_wanted(image) if contract.rank > pixels.ndim - 1 else "give one plane of it")
         )
     if image.spacing is not None and len(image.spacing) != contract.rank:
         raise InvalidInput(f"spacing is {image.spacing}; expected {contract.rank} numbers in mm, one for each axis")
@@ -122,6 +142,11 @@ def _channels(image: SourceImage, contract: Contract) -> NDArray[np.float32]:
     if image.kind is not Kind.ARRAY and len(pixels) == 1 and contract.image_channels == 3:
         return np.repeat(pixels, 3, axis=0)
     raise InvalidInput(f"the image has {len(pixels)} channels; {contract.name} expects {contract.image_channels}")
+
+
+def _wanted(image: SourceImage) -> str:
+    one = image.kind is Kind.DICOM
+    return "name the folder that holds all slices of the series" if one else "give the whole volume in one file"
 
 
 def _turns(image: SourceImage, contract: Contract) -> tuple[tuple[int, ...], tuple[bool, ...]]:
@@ -157,10 +182,11 @@ def _axis(contract: Contract, number: int, size: int, spacing: tuple[float, ...]
     return Axis(size, max(1, round(size / step)), step)
 
 
-def _doubts(image: SourceImage, contract: Contract, spacing: tuple[float, ...] | None) -> Iterator[str]:
+def _doubts(
+    image: SourceImage, contract: Contract, spacing: tuple[float, ...] | None, grid: tuple[Axis, ...]
+) -> Iterator[str]:
     """Why an answer about this image must not be accepted."""
-    if contract.modalities and image.modality is not None and image.modality not in contract.modalities:
-        yield f"modality {image.modality} given, {contract.name} expects {' or '.join(contract.modalities)}"
+    yield from image.doubts
     if contract.orientation is not None and image.affine is None and image.kind in (Kind.NIFTI, Kind.DICOM):
         yield f"the file does not state its orientation, {contract.name} expects {contract.orientation}"
     if contract.image_channels == 1 and len(image.pixels) == 3 and image.kind is not Kind.ARRAY:
@@ -170,3 +196,9 @@ def _doubts(image: SourceImage, contract: Contract, spacing: tuple[float, ...] |
     for mm, (_, high) in zip(spacing or (), contract.spacing or (), strict=False):
         if mm > COARSEST * high:
             yield f"voxels of {mm:.3g} mm given, {contract.name} was made for at most {high:g} mm"
+    resized = [isinstance(extent, int) or contract.spacing is None for extent in contract.spatial]
+    if any(axis.step < 1 for axis, free in zip(grid, resized, strict=True) if free):
+        given, seen = ([getattr(axis, name) for axis in grid] for name in ("source", "size"))
+        yield f"size {given} was enlarged to {seen}, what {contract.name} sees: detail that it needs is not in it"
+    if image.padding is not None and 2 * int(np.count_nonzero(image.padding)) > image.padding.size:
+        yield "more than half of the image is padding"

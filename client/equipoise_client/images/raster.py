@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UnreadableImage
 from ..extras import needs
-from .source import Kind, SourceImage, check_size
+from .codestream import check_jpeg
+from .source import Kind, SourceImage, check_size, check_unpacked
+
+_PHOTOMETRIC, _BITS, _FORMAT = 262, 258, 339  # TIFF 6.0 tags
+_UNLISTED = (
+    (b"II", 0, 32, "I;32"), (b"MM", 0, 32, "I;32B"), (b"MM", 1, 32, "I;32B"), (b"MM", 0, 16, "I;16B"),
+)  # fmt: skip
+"""Grey TIFFs (byte order, photometric interpretation, bits) that Pillow can unpack and does not list."""
+
+_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "LAB": 3, "HSV": 3, "I;16": 2, "I;16B": 2}
+"""Of one pixel in Pillow's memory, by its mode; 4 else."""
 
 
 def read(path: Path) -> SourceImage:
@@ -19,21 +32,33 @@ def read(path: Path) -> SourceImage:
     scanned.
     """
     with needs("client", "reading PNG, JPEG and TIFF files"):
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+    for order, photometric, bits, mode in _UNLISTED:
+        TiffImagePlugin.OPEN_INFO.setdefault(
+            (order, photometric, (1,), 1, (bits,), ()), ("I" if bits == 32 else mode, mode)
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 pages = getattr(image, "n_frames", 1)
                 check_size(path, (image.height, image.width, len(image.getbands())))
+                check_unpacked(path.name, image.height * image.width * _BYTES.get(image.mode, 4))
                 if pages > 1:
                     raise UnreadableImage(f"{path.name}: {pages} pages; expected one image per file")
+                if image.format in ("JPEG", "MPO"):
+                    check_jpeg(path.read_bytes())
+                if image.format == "PNG":
+                    _check_png(path)
+                tags = dict(getattr(image, "tag_v2", {}))
                 image.load()
                 upright = ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{path.name}: unpacks to more pixels than is safe ({error}); crop it") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"{path.name}: begins as an image, but its header is damaged") from error
+        raise UnreadableImage(
+            f"{path.name}: begins as an image, but its header is damaged or of a kind not read here: save it as PNG"
+        ) from error
     except (UnreadableImage, MemoryError):
         raise
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
@@ -46,6 +71,37 @@ def read(path: Path) -> SourceImage:
         upright = upright.getchannel(0)
     elif upright.mode != "L" and not upright.mode.startswith(("I", "F")):
         upright = upright.convert("RGB")
-    values = np.asarray(upright, dtype=np.float32)
+    values = _grey(np.asarray(upright), tags)
     pixels = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
     return SourceImage(np.ascontiguousarray(pixels), Kind.RASTER)
+
+
+def _grey(stored: NDArray[Any], tags: dict[int, Any]) -> NDArray[np.float32]:
+    """As float32; of a TIFF also what Pillow leaves out: unsigned 32 bits, and white-is-zero beyond 8 bits."""
+    bits = (tags.get(_BITS) or (8,))[0]
+    form = (tags.get(_FORMAT) or (1,))[0]
+    if stored.dtype == np.int32 and bits == 32 and form == 1:
+        stored = stored.view(np.uint32)
+    if tags.get(_PHOTOMETRIC) == 0 and bits > 8:
+        if form != 1:
+            raise ValueError("white is zero in signed or floating-point values")
+        stored = (1 << bits) - 1 - stored.astype(np.int64)
+    return stored.astype(np.float32)
+
+
+def _check_png(path: Path) -> None:
+    """Raises ValueError where a chunk's checksum is wrong: Pillow does not look at those of the pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while head := file.read(8):
+            length, content = int.from_bytes(head[:4], "big"), zlib.crc32(head[4:])
+            while length > 0:
+                part = file.read(min(length, 1 << 20))
+                if not part:
+                    raise ValueError("cut off")
+                content, length = zlib.crc32(part, content), length - len(part)
+            if int.from_bytes(file.read(4), "big") != content:
+                raise ValueError("a checksum is wrong")
+            if head[4:] == b"IEND":
+                return
+    raise ValueError("cut off")

@@ -56,6 +56,8 @@ def read_image(path: str | PathLike[str]) -> SourceImage:
     Raises UnreadableImage with the file's name, never with anything that stands inside the file.
     """
     file = Path(path)
+    if file.name.startswith("._"):
+        raise UnreadableImage(f"{file.name}: an AppleDouble file, which macOS writes beside the real one; name that")
     head = _head(file)
     found = next((each for each in FORMATS if each.begins(head)), None)
     claimed = next((_BY_SUFFIX[end] for end in sorted(_BY_SUFFIX) if file.name.lower().endswith(end)), None)

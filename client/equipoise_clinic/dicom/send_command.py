@@ -39,9 +39,10 @@ def send(
     """Store DICOM files in a PACS, one by one. A refused file does not stop the others."""
     from .archive import Access
     from .archive import send as store
+    from .series import skipped
 
     given = [path for file in files for path in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-    paths = [path for path in given if not path.is_dir()]
+    paths = [path for path in given if path in files or not (path.is_dir() or skipped(path))]
     found: list[dict[str, Any]] = []
     access = Access(os.environ.get(AUTHORIZATION), tls_root, tls_cert, tls_key, timeout)
     stopped: EquipoiseError | None = None
@@ -74,14 +75,13 @@ _NAMED = ("SOPClassUID", "SOPInstanceUID")
 
 def _datasets(paths: list[Path], found: list[dict[str, Any]]) -> Iterator[Any]:
     """Every file read; one that is not DICOM is noted in `found` and left out."""
-    from equipoise_client.images.dicom import quiet
-    from pydicom import dcmread
+    from equipoise_client.images.dicom import load, quiet
 
     for path in paths:
         found.append(_outcome(path, "there was no answer"))
         try:
             with quiet(path.name):
-                dataset = dcmread(path)
+                dataset = load(path)
         except (UnreadableImage, OSError):
             found[-1]["reason"] = "it is not a readable DICOM file"
             continue

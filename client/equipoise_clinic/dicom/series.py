@@ -14,6 +14,8 @@ import numpy as np
 from equipoise_client.errors import StudyRejected, UnreadableImage
 from equipoise_client.extras import needs
 from equipoise_client.images import dicom as pixels
+from equipoise_client.images import geometry, uniform
+from equipoise_client.images.header import header_of
 from equipoise_client.images.rejections import (
     DamagedInstance,
     DuplicatePositions,
@@ -89,7 +91,7 @@ class Group:
         """One of `PLANES`, or "" where the images do not state a valid one."""
         try:
             with _damage():
-                first = pixels.planes_of(self.datasets[0], pixels.frames_of(self.datasets[0]))
+                first = geometry.planes_of(self.datasets[0], pixels.frames_of(self.datasets[0]))
                 return "" if first is None else PLANES[int(np.argmax(np.abs(np.cross(*normal_axes(first[1][0])))))]
         except StudyRejected:
             return ""
@@ -106,6 +108,7 @@ class Series:
         positions, orientation: Image Position (Patient) of every slice `[slices][3]` and what they share `[6]`; None
             where the image has none (a radiograph).
         plane_spacing: mm between (rows, columns), or None.
+        doubts: what forbids to accept an answer about it.
         incomplete: reasons for which images of it are known to be missing.
     """
 
@@ -115,6 +118,7 @@ class Series:
     positions: NDArray[np.float64] | None
     orientation: tuple[float, ...] | None
     plane_spacing: tuple[float, float] | None
+    doubts: tuple[str, ...] = ()
     incomplete: tuple[str, ...] = ()
 
     @property
@@ -139,19 +143,30 @@ class Series:
 
         Raises DamagedInstance.
         """
-        modality = str(self.first.get("Modality", "")).strip() or None
         try:
             with pixels.quiet(_NAME.name):
-                rows, columns, channels = (int(self.first[name].value) for name in _SIZES)
+                rows, columns = int(self.first.Rows), int(self.first.Columns)
+                channels = int(self.first.get("SamplesPerPixel") or 1)
                 check_size(_NAME, (channels, sum(map(pixels.frames_of, self.datasets)), rows, columns))
-                parts = [pixels.values_of(_NAME, dataset, pixels.frames_of(dataset)) for dataset in self.datasets]
-                values = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+                parts = [pixels.values_of(_NAME, dataset, pixels.checked(_NAME, dataset)) for dataset in self.datasets]
+                values = np.concatenate([part for part, _ in parts], axis=1)
+                masks = [np.zeros(v.shape[1:], bool) if padding is None else padding for v, padding in parts]
+                padding = np.concatenate(masks) if any(padding is not None for _, padding in parts) else None
+                if padding is not None:  # of all slices alike, not of each its own
+                    values[:, padding] = values[:, ~padding].min()
+                header = header_of(self.first)
                 if self.volume is None:
-                    image = SourceImage(values[:, 0], Kind.DICOM, self.plane_spacing, None, modality)
+                    outside = None if padding is None else padding[0]
+                    image = SourceImage(
+                        values[:, 0], Kind.DICOM, self.plane_spacing, None, header, self.doubts, outside
+                    )
                 else:
-                    values = values if self.frames is None else values[:, self.frames]
-                    ordered = np.ascontiguousarray(values)
-                    image = SourceImage(ordered, Kind.DICOM, self.volume.spacing, self.volume.affine, modality)
+                    if self.frames is not None:
+                        values, padding = values[:, self.frames], None if padding is None else padding[[*self.frames]]
+                    volume, ordered = self.volume, np.ascontiguousarray(values)
+                    image = SourceImage(
+                        ordered, Kind.DICOM, volume.spacing, volume.affine, header, self.doubts, padding
+                    )
                 return finished(_NAME, image)
         except UnreadableImage as error:
             raise DamagedInstance(str(error)) from None
@@ -246,22 +261,29 @@ def volume_of(group: Group, ignore_counts: bool = False) -> Series:
 def _volume_of(group: Group) -> Series:
     with _damage():
         for dataset in group.datasets:
-            if not pixels.decodable(dataset.file_meta.TransferSyntaxUID):
-                raise UnreadableSyntax(dataset.file_meta.TransferSyntaxUID.name)
+            if pixels.pixels_of(dataset) is None:
+                raise DamagedInstance("it has no pixels")
+            syntax = dataset.file_meta.get("TransferSyntaxUID")
+            if syntax is not None and not pixels.decodable(syntax):
+                raise UnreadableSyntax(pixels.name_of(syntax))
         first, frames = group.datasets[0], pixels.frames_of(group.datasets[0])
         if len(group.datasets) > 1 and group.slices != len(group.datasets):
-            raise NotOneVolume("single images and multi-frame images are mixed")
+            parts = sum(pixels.frames_of(dataset) > 1 for dataset in group.datasets)
+            raise NotOneVolume(
+                f"{parts} multi-frame objects and {len(group.datasets) - parts} single images; expected one object "
+                "(join the parts of a concatenation), or single images alone"
+            )
         for name in (*_SIZES, "FrameOfReferenceUID"):
             if len({str(dataset.get(name, "")) for dataset in group.datasets}) > 1:
                 raise NotOneVolume(f"they differ in {name}")
-        spacings = np.array([pixels.spacing_in_plane(dataset) or (0.0, 0.0) for dataset in group.datasets])
+        spacings = np.array([geometry.spacing_in_plane(dataset) or (0.0, 0.0) for dataset in group.datasets])
         if np.ptp(spacings, axis=0).max() > 1e-3 * max(spacings.max(), 1e-6):
             raise NotOneVolume("they differ in PixelSpacing")
-        spacing = pixels.spacing_in_plane(first)
+        spacing = geometry.spacing_in_plane(first)
         if len(group.datasets) == 1:
-            placed = pixels.planes_of(first, frames)
+            placed = geometry.planes_of(first, frames)
         else:
-            each = [pixels.planes_of(dataset, 1) for dataset in group.datasets]
+            each = [geometry.planes_of(dataset, 1) for dataset in group.datasets]
             known = [place for place in each if place is not None]
             placed = ([p[0][0] for p in known], [p[1][0] for p in known]) if len(known) == len(each) else None
         if placed is None:
@@ -279,9 +301,11 @@ def _volume_of(group: Group) -> Series:
         volume = stack(*placed, spacing)
         ordered = positions[list(volume.order)]
         if len(group.datasets) == 1:
-            return Series(group.datasets, volume.order, volume, ordered, orientation, spacing)
+            doubts = uniform.of_frames(first, volume.order)
+            return Series(group.datasets, volume.order, volume, ordered, orientation, spacing, doubts)
         datasets = tuple(group.datasets[index] for index in volume.order)
-        return Series(datasets, None, volume, ordered, orientation, spacing)
+        doubts = uniform.of_datasets(datasets)
+        return Series(datasets, None, volume, ordered, orientation, spacing, doubts)
 
 
 def _files(folder: Path) -> Iterator[Any]:
@@ -289,7 +313,7 @@ def _files(folder: Path) -> Iterator[Any]:
     if not folder.is_dir():
         raise NothingReadable("expected a folder with DICOM files")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if file.name.startswith(".") or file.name.casefold() in _NO_IMAGES:  # AppleDouble (`._name`) and the like
+        if skipped(file):
             continue
         with file.open("rb") as stream:
             is_dicom = stream.read(132)[128:] == b"DICM"
@@ -297,7 +321,7 @@ def _files(folder: Path) -> Iterator[Any]:
         if is_dicom or suffix in _SUFFIXES or suffix[1:].isdigit():
             dataset = dataset_of(file)
             # A DICOMDIR by another name is a list as well.
-            if dataset.file_meta.get("MediaStorageSOPClassUID") != "1.2.840.10008.1.3.10":
+            if dataset.file_meta.get("MediaStorageSOPClassUID") != pixels.DICOMDIR:
                 yield dataset
 
 
@@ -306,7 +330,6 @@ def dataset_of(file: Path) -> Any:
 
     Of a damaged file as much of its header as can be read, without pixels: it may say which series it is of.
     """
-    import pydicom
     from pydicom.dataset import Dataset, FileMetaDataset
 
     empty = Dataset()
@@ -314,7 +337,7 @@ def dataset_of(file: Path) -> Any:
     for whole in (True, False):
         try:
             with _damage():
-                dataset = pydicom.dcmread(file, defer_size=_DEFERRED, stop_before_pixels=not whole)
+                dataset = pixels.load(file, defer_size=_DEFERRED, stop_before_pixels=not whole)
                 if whole:
                     _check_length(dataset, file)
                 return dataset
@@ -338,6 +361,11 @@ def _check_length(dataset: Any, file: Path) -> None:
 
 
 _PIXEL_DATA, _UNDEFINED = 0x7FE00010, 0xFFFFFFFF
+
+
+def skipped(file: Path) -> bool:
+    """Whether a file is by its name no instance: a DICOMDIR lists them, an AppleDouble file (macOS) is beside one."""
+    return file.name.startswith(".") or file.name.casefold() in _NO_IMAGES
 
 
 @contextmanager

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from equipoise_client.images.dicom import functional_group
+from equipoise_client.images.geometry import functional_group
 from numpy.typing import NDArray
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.tag import Tag
 from pydicom.valuerep import DS
 
-from .dates import da, tm
+from .dates import age, da, dt, tm
 from .identity import Identity
 from .series import Series
 
@@ -65,7 +64,8 @@ def headers(series: Series) -> Headers:
 _CLEANING: Mapping[str, Callable[[str], str]] = {
     "DA": da,
     "TM": tm,
-    "AS": lambda text: text if re.fullmatch(r"\d{3}[DWMY]", text) else "",
+    "DT": dt,
+    "AS": age,
 }
 """VR → what makes a valid value of a text, or "" where there is none."""
 

@@ -69,6 +69,7 @@ def draft_contract(reference: Reference) -> Contract:
         spacing=reference.spacing,
         orientation=reference.orientation,
         modalities=reference.modality,
+        subject=reference.subject,
     )
 
 

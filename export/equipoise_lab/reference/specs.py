@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from equipoise_core.contract import Subject
 from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.steps import ScalePercentiles, ZScore
 from torch import nn
@@ -31,6 +32,7 @@ class Reference:
         orientation: patient directions towards which the axes of S increase (NIfTI convention, `nibabel.aff2axcodes`);
             None where it is the image's own (rows, columns).
         modality: DICOM Modality (0008,0060) values the model is for.
+        subject: what its training images showed.
         acceptable_dice: segmentation: a case whose Dice, averaged over the labels, is below this counts as a loss if
             it was accepted. None: classification, where a wrong label counts as a loss.
         stages: of its published policy, 0 for the first pass: the list that accepts no less and costs least
@@ -52,6 +54,7 @@ class Reference:
     stages: tuple[int, ...]
     factory: str
     weights: Path
+    subject: Subject | None = None
 
     def network(self) -> nn.Module:
         """The network with fresh weights."""
@@ -82,6 +85,8 @@ HIPPOCAMPUS = Reference(
     stages=(0, 20),
     factory="equipoise_lab.reference.networks:hippocampus",
     weights=WEIGHTS / "hippocampus.safetensors",
+    # Few MR scanners fill in Body Part Examined (it is optional there); a radiograph's standard asks for it.
+    subject=Subject(body_parts=("BRAIN", "HEAD", "HIPPOCAMPUS"), optional=("body_part",)),
 )
 
 PNEUMONIA = Reference(
@@ -98,6 +103,8 @@ PNEUMONIA = Reference(
     stages=(5, 10, 20),
     factory="equipoise_lab.reference.networks:pneumonia",
     weights=WEIGHTS / "pneumonia.safetensors",
+    # Kermany et al. 2018: anterior-posterior chest radiographs of children of one to five years.
+    subject=Subject(body_parts=("CHEST", "THORAX", "LUNG"), views=("PA", "AP"), ages=(1, 5)),
 )
 
 NUCLEI = Reference(

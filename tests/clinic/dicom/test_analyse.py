@@ -111,11 +111,11 @@ def test_an_image_that_the_model_cannot_take_is_rejected(triton, client, source,
 
 
 def test_another_modality_is_not_accepted(client, source) -> None:
-    """Results are made, but the report says that an expert has to look."""
+    """Results are made, but the report says that the model must not be asked about it."""
     for dataset in source.datasets:
         dataset.Modality = "CT"
     found = analyse(chosen(source), client)
-    assert found.prediction.route is Route.REVIEW and "modality CT" in found.prediction.reason
+    assert found.prediction.route is Route.REJECT and "modality CT" in found.prediction.reason
 
 
 def test_results_that_are_stored_are_the_same_when_read(tmp_path, client, source) -> None:

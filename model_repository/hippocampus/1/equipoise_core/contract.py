@@ -113,6 +113,43 @@ class FirstPass(Sampler):
     states_moments: bool = False
 
 
+STATEMENTS = ("body_part", "view", "laterality", "age")
+"""What a `Subject` can say of an image."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the images showed that the network was trained on, in words of DICOM's headers. Empty: any.
+
+    A header that says another thing rejects the image. One that says nothing forbids to accept it, unless the statement
+    is optional.
+
+    Attributes:
+        body_parts: Body Part Examined (0018,0015), PS3.16 Annex L.
+        views: View Position (0018,5101).
+        lateralities: Image Laterality (0020,0062).
+        ages: of patients, in completed years: lowest, highest.
+        optional: those of `STATEMENTS` that need not be stated.
+    """
+
+    body_parts: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    lateralities: tuple[str, ...] = ()
+    ages: tuple[float, float] | None = None
+    optional: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.optional) - set(STATEMENTS)):
+            raise ContractError(f"{', '.join(unknown)} cannot be optional; there are {', '.join(STATEMENTS)}")
+        if self.ages is not None:
+            if len(self.ages) != 2 or not 0 <= self.ages[0] <= self.ages[1]:
+                raise ContractError(f"ages are the lowest and the highest in years; got {list(self.ages)}")
+            object.__setattr__(self, "ages", tuple(map(float, self.ages)))  # as JSON gives them back: one digest
+
+    def document(self) -> dict[str, Any]:
+        return {name: list(value) for name, value in vars(self).items() if value}
+
+
 @dataclass(frozen=True)
 class Contract:
     """What a published model takes and gives. See client/README.md for the tensors.
@@ -129,6 +166,7 @@ class Contract:
             the images have no physical scale; then no volume in mL is given.
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
+        subject: what the images showed that it was trained on; None: not stated.
         samples: T unless the policy or the caller says otherwise.
         generator: how masks are drawn, one of MASK_GENERATORS.
         precision: of weights and activations.
@@ -157,6 +195,7 @@ class Contract:
     precision: Precision = Precision.FP32
     states_moments: bool = False
     first_pass: FirstPass | None = None
+    subject: Subject | None = None
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -250,7 +289,7 @@ class Contract:
 
     @cached_property
     def digest(self) -> str:
-        """What the graph was built for: everything but the sampler files."""
+        """What the graph was built for: everything but the sampler files and the subject."""
         return digest_of(self.graph_document())
 
     @cached_property
@@ -288,7 +327,8 @@ class Contract:
         """The whole contract as it is written to `contract.json`."""
         samplers = [{"name": sampler.name, "digest": sampler.digest} for sampler in self.samplers]
         first_pass = None if self.first_pass is None else dict(vars(self.first_pass))
-        return {**self.graph_document(), "samplers": samplers, "first_pass": first_pass}
+        subject = {} if self.subject is None else {"subject": self.subject.document()}
+        return {**self.graph_document(), "samplers": samplers, "first_pass": first_pass, **subject}
 
     def dumps(self) -> str:
         return json.dumps({**self.document(), "digest": self.digest}, indent=1) + "\n"
@@ -334,7 +374,14 @@ def _contract(document: Any) -> Contract:
         first_pass=optional(
             document.get("first_pass"), lambda f: FirstPass(str(f["name"]), str(f["digest"]), bool(f["states_moments"]))
         ),
+        subject=optional(document.get("subject"), _subject),
     )
+
+
+def _subject(stated: Any) -> Subject:
+    ages = optional(stated.get("ages"), lambda pair: (float(pair[0]), float(pair[1])))
+    words = {name: tuple(str(word) for word in value) for name, value in stated.items() if name != "ages"}
+    return Subject(**words, ages=ages)
 
 
 def _extents(entries: Any) -> tuple[int | str, ...]:

@@ -111,15 +111,25 @@ class Preprocessing:
     def normalise(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """One image `[C, *S]` in the source's intensities → `[C', *S]` in the network's; finite for finite input.
 
-        In double precision until the end.
+        In double precision until the end. A voxel of PADDING_VALUE in any channel is padding: it keeps that value in
+        all of them, and takes no part in what the others are scaled by.
         """
         values: NDArray[np.floating[Any]] = image.reshape(len(image), -1)
-        for step in self.steps:
-            values = step.apply(values)
-        normalised = values.astype(np.float32).reshape(-1, *image.shape[1:])
-        if max(-float(normalised.min()), float(normalised.max())) > NORMALISED_LIMIT:
-            np.clip(normalised, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=normalised)
-        return normalised
+        inside = None
+        if values.size and float(values.min()) == PADDING_VALUE:
+            inside = (values != np.float32(PADDING_VALUE)).all(axis=0)
+            values = values[:, inside]
+        if values.size:
+            for step in self.steps:
+                values = step.apply(values)
+        part = values.astype(np.float32)
+        if part.size and max(-float(part.min()), float(part.max())) > NORMALISED_LIMIT:
+            np.clip(part, -NORMALISED_LIMIT, NORMALISED_LIMIT, out=part)
+        if inside is None:
+            return part.reshape(-1, *image.shape[1:])
+        whole = np.full((len(part), inside.size), PADDING_VALUE, np.float32)
+        whole[:, inside] = part
+        return whole.reshape(-1, *image.shape[1:])
 
     def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
         """The spatial sizes that `pad` gives an image of this size."""
@@ -138,6 +148,10 @@ class Preprocessing:
             return image
         return np.pad(image, extra, constant_values=PADDING_VALUE)
 
+    def filled(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised `[C, *S]` with `fill` in padding: graphs of one fixed size do not fill it in."""
+        return np.where(image == np.float32(PADDING_VALUE), np.float32(self.fill), image)
+
 
 _WITH_ENDS = {"percentile": ScalePercentiles, "window": ScaleRange}
 NAMES = ("zscore", *_WITH_ENDS, "identity")
@@ -149,3 +163,20 @@ def named(name: str, low: float, high: float) -> tuple[Step, ...]:
     if name not in NAMES:
         raise ValueError(f"normalisation {name!r}: expected {' or '.join(NAMES)}")
     return (_WITH_ENDS[name](low, high),) if name in _WITH_ENDS else parse_steps(name)
+
+
+def without_padding(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest box of a normalised image `[C, *S]` that holds all but padding; padding left in it is the mean."""
+    if image.size == 0 or float(image.min()) != PADDING_VALUE:
+        return image
+    outside = (image == np.float32(PADDING_VALUE)).any(axis=0)
+    if outside.all():
+        return np.zeros_like(image)
+    box = [slice(None)]
+    for axis in range(outside.ndim):
+        there = np.flatnonzero(~outside.all(axis=tuple(other for other in range(outside.ndim) if other != axis)))
+        box.append(slice(int(there[0]), int(there[-1]) + 1))
+    part, rest = image[tuple(box)].copy(), outside[tuple(box[1:])]
+    for channel in part:
+        channel[rest] = channel[~rest].mean()
+    return part

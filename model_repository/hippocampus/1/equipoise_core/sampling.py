@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .assessment import Assessment
 from .budget import MOST_AT_ONCE, at_once
 from .case import Case, Input, Model
-from .contract import Contract
+from .contract import Contract, Task
 from .errors import SamplerFailure
 from .masks import MaskLayout, draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
@@ -238,8 +238,10 @@ class Run:
 
     @cached_property
     def _images(self) -> NDArray[np.float32]:
-        pad = self.model.contract.preprocessing.pad
-        return _stacked([pad(one.input.normalised, one.window) for one in self.ready])
+        contract = self.model.contract
+        pad = contract.preprocessing.pad
+        images = _stacked([pad(one.input.normalised, one.window) for one in self.ready])
+        return contract.preprocessing.filled(images) if contract.task is Task.CLASSIFICATION else images
 
     @cached_property
     def _layout(self) -> MaskLayout:

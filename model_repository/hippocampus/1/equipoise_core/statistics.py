@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from . import numeric
 from .contract import Contract, Task
+from .preprocessing import without_padding
 from .texture import FLOOR, difference, lines, standardised, texture_of
 
 Array = NDArray[np.floating[Any]]
@@ -22,8 +23,9 @@ SIMPLE = ("roughness", "noise", "skewness", "kurtosis")
 
 
 def input_statistics(image: NDArray[np.float32]) -> dict[str, float]:
-    """All statistics of a normalised, unpadded image `[C, *S]`, by name."""
-    x, deviation = standardised(image)
+    """All statistics of a normalised image `[C, *S]`, not padded to a multiple, by name; the source's own padding takes
+    no part."""
+    x, deviation = standardised(without_padding(image))
     return {**_simple(x, deviation), **texture_of(x)}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from .case import Case
 from .contract import Contract, Task
 from .errors import InvalidRequest
+from .preprocessing import PADDING_VALUE
 
 MAX_SAMPLES = 1000
 """More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
@@ -40,6 +41,8 @@ def validate(contract: Contract, case: Case) -> None:
     if not np.isfinite(image).all():
         count = int(image.size - np.isfinite(image).sum())
         raise InvalidRequest(f"image has {count} values that are NaN or infinite; send finite intensities")
+    if float(image.max()) == PADDING_VALUE:
+        raise InvalidRequest(f"image holds nothing but padding ({PADDING_VALUE:g}); send one with intensities")
     if case.samples is not None and not 1 <= case.samples <= MAX_SAMPLES:
         raise InvalidRequest(f"samples is {case.samples}; it must lie between 1 and {MAX_SAMPLES}")
     if case.spacing is not None and not all(np.isfinite(mm) and mm > 0 for mm in case.spacing):

@@ -1,0 +1,46 @@
+"""What a compressed picture says of itself: its size; and whether a JPEG was read without complaint.
+
+References: ITU-T T.81 B.2 (JPEG), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 (JPEG 2000).
+"""
+
+from __future__ import annotations
+
+from ..extras import needs
+
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
+_SIZ = b"\xff\x4f\xff\x51"
+
+
+def size_of(picture: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples per pixel) of a JPEG, JPEG-LS or JPEG 2000 picture; None where it does not say."""
+    if picture[:2] == b"\xff\xd8":
+        return _jpeg(picture)
+    start = picture.find(_SIZ, 0, 4096)  # a JP2 file has boxes before it
+    if start < 0 or len(picture) < start + 42:
+        return None
+    number = [int.from_bytes(picture[start + at : start + at + 4], "big") for at in (8, 12, 16, 20)]
+    return number[1] - number[3], number[0] - number[2], int.from_bytes(picture[start + 40 : start + 42], "big")
+
+
+def _jpeg(picture: bytes) -> tuple[int, int, int] | None:
+    at = 2
+    while at + 9 < len(picture) and picture[at] == 0xFF:
+        marker = picture[at + 1]
+        if marker == 0xFF or marker in _ALONE:  # fill bytes, and markers that stand alone
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in _FRAME_HEADERS:
+            rows, columns = (int.from_bytes(picture[at + k : at + k + 2], "big") for k in (5, 7))
+            return (rows, columns, picture[at + 9]) if rows else None  # 0: a later marker says it
+        at += 2 + int.from_bytes(picture[at + 2 : at + 4], "big")
+    return None
+
+
+def check_jpeg(picture: bytes) -> None:
+    """Raises ValueError where libjpeg warns that it filled in for data which it could not read."""
+    with needs("client", "reading JPEG files"):
+        import simplejpeg
+    colours = simplejpeg.decode_jpeg_header(picture, strict=True)[2]
+    if colours in ("Gray", "YCbCr", "RGB"):
+        simplejpeg.decode_jpeg(picture, colorspace="Gray" if colours == "Gray" else "RGB", strict=True)
