@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from equipoise_core.contract import ContractError, Precision, Site, SiteKind, evaluate, parse_contract
+from equipoise_core.contract import ContractError, Precision, Site, SiteKind, check_name, evaluate, parse_contract
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +69,11 @@ def test_expressions_can_only_compute_sizes(expression):
     """A contract is data: nothing in it is executed."""
     with pytest.raises(ContractError):
         evaluate(expression, {"X": 8})
+
+
+@pytest.mark.parametrize("name", ["a b", "lésion", "-a", ".hidden", "a/b", "a,b", "", "a" * 101, "a\n"])
+def test_a_name_that_triton_cannot_take_is_refused(name):
+    """A folder, an argument of the backend's process, and a part of a URL."""
+    with pytest.raises(ContractError, match="cannot be served by Triton"):
+        check_name(name)
+    check_name("chest_x-ray.2")

@@ -105,6 +105,7 @@ def test_inspection_leaves_the_module_and_the_disk_alone(tmp_path: Path, monkeyp
         (Classifier(), {"example": torch.full((1, 1, 16, 16), float("nan"))}, "expected normalised images"),
         (Classifier(), {"multiple": 5}, r"16 is no multiple of 5 \(--multiple\)"),
         (Classifier(), {"name": None}, "name is missing"),
+        (Classifier(), {"name": "chest x-ray"}, "--name: a model named 'chest x-ray' cannot be served by Triton"),
         (Classifier(), {"arguments": {"classes": 2}}, "a module is built already"),
         (Classifier(), {"options": Options(dropout_at="x")}, "--dropout-at is for ONNX files"),
         ("model.onnx", {"weights": [NETWORKS]}, "an ONNX file holds its weights"),
