@@ -88,12 +88,15 @@ RUN ln -s /opt/wheel/pytriton/tritonserver /opt/tritonserver && cd /opt/tritonse
 # This older server changes the mode of its stub at each start, whatever it was, which needs a place that can be written.
 VOLUME /opt/wheel/pytriton/tritonserver/backends
 """
+    # The real entrypoint merges ORTHANC_JSON with its own settings.
     orthanc = """\
-RUN printf '#!/bin/sh\\nprintf "%%s" "$ORTHANC_JSON" | python3 -c "" 2>/dev/null; mkdir -p /tmp/orthanc\\n'\\
-'printf "%%s" "$ORTHANC_JSON" > /tmp/orthanc/orthanc.json\\n'\\
-'printf "%%s" "{\\\\"StorageDirectory\\\\": \\\\"/var/lib/orthanc/db\\\\", \\\\"IndexDirectory\\\\": \\\\"/var/lib/orthanc/db\\\\",'\\
-' \\\\"Plugins\\\\": [\\\\"/usr/share/orthanc/plugins/libOrthancDicomWeb.so\\\\"]}" > /tmp/orthanc/stand-in.json\\n'\\
-'exec Orthanc /tmp/orthanc\\n' > /entrypoint.sh && chmod +x /entrypoint.sh
+RUN mkdir -p /var/lib/orthanc/db /etc/orthanc-stand-in && chown -R root:root /var/lib/orthanc \\
+    && chmod -R 755 /var/lib/orthanc && printf '%s' '{"StorageDirectory": "/var/lib/orthanc/db", \\
+"IndexDirectory": "/var/lib/orthanc/db", "Plugins": ["/usr/share/orthanc/plugins/libOrthancDicomWeb.so"]}' \\
+    > /etc/orthanc-stand-in/own.json \\
+    && printf '%s\\n' '#!/bin/sh' 'mkdir -p /tmp/orthanc && cp /etc/orthanc-stand-in/own.json /tmp/orthanc/' \\
+    'printf %s "$ORTHANC_JSON" > /tmp/orthanc/site.json' 'exec Orthanc /tmp/orthanc' > /entrypoint.sh \\
+    && chmod +x /entrypoint.sh
 ENTRYPOINT ["/entrypoint.sh"]
 """
     return {

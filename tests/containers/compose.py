@@ -65,7 +65,8 @@ def predict(up: Site) -> str:
     done = run([*PREDICT, image(up.folder), "--url", f"localhost:{PROXY}", *words])
     if done.returncode:
         raise Wrong(f"predict over mutual TLS failed: {done.stderr[-500:]}")
-    return str(json.loads(done.stdout)["route"])
+    (found,) = json.loads(done.stdout)
+    return str(found["route"])
 
 
 def confined(container: str) -> dict[str, Any]:

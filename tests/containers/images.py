@@ -36,7 +36,7 @@ def _seen(name: str) -> Mapping[str, object]:
     """What the engine says of an image. Raises Wrong where it runs as root or has no health check."""
     (image,) = json.loads(podman("image", "inspect", name))
     config = image["Config"]
-    if config["User"] != "1000:1000" or "Healthcheck" not in image and "Healthcheck" not in config:
+    if config["User"] != "1000:1000" or ("Healthcheck" not in image and "Healthcheck" not in config):
         raise Wrong(f"{name}: user {config['User']}, health check {image.get('Healthcheck')}")
     return {"MB": round(image["Size"] / 1e6), "command": [*config["Entrypoint"], *config["Cmd"]][:5]}
 
