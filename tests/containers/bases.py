@@ -85,7 +85,7 @@ RUN ln -s /opt/wheel/pytriton/tritonserver /opt/tritonserver && cd /opt/tritonse
     'exec "$0.real" "${{words[@]}}"' > bin/tritonserver && chmod +x bin/tritonserver \\
     && cp python_backend_stubs/3.11/triton_python_backend_stub backends/python/ && rm -r python_backend_stubs \\
     && chmod +x backends/python/triton_python_backend_stub && chown -R 1000:1000 /opt/wheel
-# This older server changes the mode of its stub at each start, whatever it was, which needs a place that can be written.
+# This older server changes its stub's mode at each start, whatever it was, which needs a place that can be written.
 VOLUME /opt/wheel/pytriton/tritonserver/backends
 """
     # The real entrypoint merges ORTHANC_JSON with its own settings.
@@ -114,7 +114,8 @@ ENTRYPOINT ["/entrypoint.sh"]
         # The real one's entrypoint puts itself before HAProxy's own options, which the command holds.
         "docker.io/library/haproxy:2.6-alpine": Base(
             "services",
-            'RUN groupmod --gid 99 haproxy && usermod --uid 99 haproxy\nSTOPSIGNAL SIGUSR1\nUSER haproxy\nENTRYPOINT ["haproxy", "-W", "-db"]\n'
+            "RUN groupmod --gid 99 haproxy && usermod --uid 99 haproxy\nSTOPSIGNAL SIGUSR1\nUSER haproxy\n"
+            'ENTRYPOINT ["haproxy", "-W", "-db"]\n'
             'CMD ["-f", "/usr/local/etc/haproxy/haproxy.cfg"]\n',
         ),
         "docker.io/prom/prometheus:v2.55.1": Base(

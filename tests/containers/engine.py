@@ -125,7 +125,7 @@ def wait(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
 
 
 def namespace() -> Path:
-    """A network namespace for containers that publish ports: nobody else's are taken, and nothing outside is reached."""
+    """A network namespace for containers that publish ports: nobody's are taken, nothing outside is reached."""
     path = Path("/run/netns") / NAMESPACE
     if not path.exists():
         must(["ip", "netns", "add", NAMESPACE])

@@ -96,9 +96,8 @@ def site(services: Sequence[str] = SERVICES) -> Iterator[Site]:
     enter_namespace()
     folder = BUILD / "site"
     made = Site(folder, configuration(folder))
-    if "viewer" in services:
-        if run(["bash", ROOT / "deploy/viewer/fetch.sh", ROOT / "build/viewer"]).returncode:
-            services = [service for service in services if service != "viewer"]
+    if "viewer" in services and run(["bash", ROOT / "deploy/viewer/fetch.sh", ROOT / "build/viewer"]).returncode:
+        services = [service for service in services if service != "viewer"]
     made.compose("down", "--volumes", "--timeout", "0")
     try:
         made.compose("up", "--detach", "--no-build", *services)

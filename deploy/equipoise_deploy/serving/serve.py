@@ -36,9 +36,11 @@ class PendingSignals:
 
     Attributes:
         reload: SIGHUP arrived.
+        stop: the number of the SIGINT or SIGTERM that arrived; 0: none.
     """
 
     reload: bool = False
+    stop: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,17 @@ class Listening:
 @contextmanager
 def signals() -> Iterator[PendingSignals]:
     """Inside, the first SIGINT or SIGTERM raises Stopped, further ones cannot disturb the clean-up, and SIGHUP asks
-    for a reload."""
+    for a reload.
+
+    Python drops an exception that is raised while a finaliser runs (`__del__`, a callback of gRPC's objects). So the
+    request is noted as well, and whoever waits in a loop looks at it.
+    """
     pending = PendingSignals()
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in before:
             signal.signal(other, signal.SIG_IGN)
+        pending.stop = number
         raise Stopped(number)
 
     def reload(number: int, frame: FrameType | None) -> None:
@@ -103,6 +110,8 @@ def serve(
             server, seconds = supervisor.server, time.monotonic() - begin
             on_ready(Listening(server.grpc_url, server.http_url, server.metrics_url, probes, seconds, health.url))
             while True:
+                if pending.stop:
+                    raise Stopped(pending.stop)
                 if pending.reload:
                     pending.reload = False
                     supervisor.reload()
