@@ -9,12 +9,11 @@ What is executed in them is our Dockerfiles, compose files, chart and programs, 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,6 @@ from .engine import ROOT, environment, has_image, podman
 SUITE, ARCHIVE = "bookworm", "http://deb.debian.org/debian"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 ROOTS: Mapping[str, tuple[str, ...]] = {
-    "debian": (),
     "python": ("libpython3.11", "python3", "python3-pip", "python3-venv"),
     "services": ("haproxy", "nginx-light", "orthanc", "orthanc-dicomweb", "prometheus", "prometheus-blackbox-exporter"),
 }
@@ -44,13 +42,13 @@ class Base:
 
     root: str
     recipe: str
-    files: Mapping[str, Path] = ()  # type: ignore[assignment]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Of all that the image is made from; versions stand for folders of installed wheels."""
         parts = [SUITE, self.root, *ROOTS[self.root], self.recipe, *map(str, self.files)]
-        parts += [file.read_text(errors="replace") for file in dict(self.files).values() if file.is_file()]
+        parts += [file.read_text(errors="replace") for file in self.files.values() if file.is_file()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -130,7 +128,6 @@ ENTRYPOINT ["/entrypoint.sh"]
         "docker.io/library/nginx:1.27-alpine": Base(
             "services", 'STOPSIGNAL SIGQUIT\nCMD ["nginx", "-g", "daemon off;"]\n'
         ),
-        "docker.io/library/debian:bookworm-slim": Base("debian", "CMD bash\n"),
     }
 
 
@@ -159,20 +156,12 @@ def make_base(name: str, base: Base) -> bool:
     make_root(base.root)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for target, source in dict(base.files).items():
-            copy = shutil.copytree if source.is_dir() else shutil.copyfile
-            copy(source, folder / target)  # type: ignore[operator]
+        for target, source in base.files.items():
+            if source.is_dir():
+                shutil.copytree(source, folder / target)
+            else:
+                shutil.copyfile(source, folder / target)
         text = f"FROM localhost/root/{base.root}\nLABEL equipoise.recipe={base.digest}\n{base.recipe}"
         (folder / "Containerfile").write_text(text, encoding="utf-8")
         podman("build", "--quiet", "--network=host", "--tag", name, folder)
     return True
-
-
-def make_bases(only: str = "") -> list[str]:
-    """All stand-ins, or those whose name holds `only`; those that had to be made."""
-    return [name for name, base in bases().items() if only in name and make_base(name, base)]
-
-
-if __name__ == "__main__":
-    os.umask(0o022)
-    print("\n".join(make_bases()) or "all are there")

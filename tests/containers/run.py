@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..support.steps import Step, failed, measure, one_step
+from ..support.steps import VERDICT, Step, failed, measure, one_step
 from .engine import BUILD, clean, missing
 
 SCRIPT = "tests.containers.run"
@@ -33,14 +33,10 @@ STEPS: Mapping[str, Step] = {
     "watching": Step("tests.containers.compose:watching", 300.0),
     "stops": Step("tests.containers.compose:stops", 300.0),
     "killed": Step("tests.containers.compose:killed", 300.0),
-    "tracing": Step("tests.containers.compose:tracing", 200.0),
     "chart": Step("tests.containers.chart:played", 400.0),
-    "air gap": Step("tests.containers.page:air_gap", 600.0),
-    "systemd": Step("tests.containers.page:systemd", 300.0),
 }
 """In this order: each needs what those before it made."""
 TOTAL = 2400.0
-WORDS = {True: "ok", False: "FAILED", None: "not run"}
 
 
 def main() -> int:
@@ -66,7 +62,7 @@ def main() -> int:
     (given.into / "containers.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     table = Table("step", "result", "s", "what was seen, or why not", title=f"{seconds:g} s", title_justify="left")
     for name, entry in found.items():
-        table.add_row(name, WORDS[entry["ok"]], f"{entry['seconds']:.0f}", entry["words"])
+        table.add_row(name, VERDICT[entry["ok"]], f"{entry['seconds']:.0f}", entry["words"])
     Console(width=140).print(table)
     return 1 if failed(found) else 0
 
