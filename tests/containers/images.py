@@ -19,17 +19,21 @@ def stand_ins(target: object, note: Note) -> str:
     return f"{len(bases())} base images are stand-ins, {len(made)} of them made now"
 
 
-def built(target: object, note: Note) -> str:
-    """Both Dockerfiles; what has not changed is taken from the engine's own cache of layers."""
-    for name, dockerfile in OURS.items():
-        build(name, dockerfile)
-        note(name, _seen(name))
-    return f"{', '.join(OURS.values())} built unchanged; user 1000, health check, entrypoint are as written"
+def server(target: object, note: Note) -> str:
+    """deploy/Dockerfile; what has not changed is taken from the engine's own cache of layers."""
+    return _built("equipoise/server", note)
 
 
-def build(name: str, dockerfile: str) -> None:
-    """One of ours, with wheels from the lock."""
-    podman("build", "--quiet", "--network=host", "--file", dockerfile, "--tag", name, ".")
+def gateway(target: object, note: Note) -> str:
+    """deploy/gateway.Dockerfile."""
+    return _built("equipoise/gateway", note)
+
+
+def _built(name: str, note: Note) -> str:
+    """With wheels from the lock."""
+    podman("build", "--quiet", "--network=host", "--file", OURS[name], "--tag", name, ".")
+    note(name, _seen(name))
+    return f"{OURS[name]} built unchanged; user 1000, health check and entrypoint are as written"
 
 
 def _seen(name: str) -> Mapping[str, object]:
@@ -42,6 +46,6 @@ def _seen(name: str) -> Mapping[str, object]:
 
 
 def require_images(names: Iterable[str] = OURS) -> None:
-    """Raises Wrong where `built` has not been run."""
+    """Raises Wrong where one has not been built."""
     if absent := [name for name in names if not has_image(name)]:
         raise Wrong(f"{', '.join(absent)}: not built; run the steps before this one")

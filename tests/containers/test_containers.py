@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from . import engine
 from .bases import Base, bases
@@ -22,7 +23,7 @@ def test_every_step_is_a_function_and_images_come_first():
     for step in STEPS.values():
         module, name = step.function.split(":")
         assert callable(getattr(importlib.import_module(module), name)) and step.seconds <= TOTAL
-    assert list(STEPS)[:2] == ["bases", "images"]
+    assert list(STEPS)[:3] == ["bases", "server image", "gateway image"]
 
 
 def test_where_no_container_can_be_run_it_says_why(monkeypatch):
@@ -47,8 +48,6 @@ def test_a_stand_in_is_made_anew_when_anything_in_it_changes(tmp_path):
 def test_every_image_that_our_files_name_has_a_stand_in_or_a_reason():
     """Under the very name that a Dockerfile or the compose file gives it."""
     without = {"grafana/grafana-oss:11.6.0", "otel/opentelemetry-collector:0.115.1"}  # no package of Debian's
-    import yaml
-
     services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
     images = {own["image"].partition("$")[0] for own in services.values() if "build" not in own}
     images |= {"python:3.11-slim", "nvcr.io/nvidia/tritonserver:26.07-py3"}  # the Dockerfiles' defaults
@@ -63,7 +62,9 @@ def test_every_image_that_our_files_name_has_a_stand_in_or_a_reason():
 def test_the_server_behind_its_proxy_in_containers(tmp_path):
     """Built from the Dockerfiles as they are, started by the compose file as it is, asked over mutual TLS."""
     command = [sys.executable, "-m", "tests.containers.run", "--into", str(tmp_path), "--seconds", "480"]
-    done = subprocess.run([*command, "--only", "bases", "images", "compose"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--only", "bases", "server image", "compose"], cwd=ROOT, capture_output=True, text=True
+    )
     steps = json.loads((tmp_path / "containers.json").read_text())["steps"]
     for entry in steps.values():
         if entry["ok"] is None:
