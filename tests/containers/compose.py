@@ -280,6 +280,7 @@ def stops(target: object, note: Note) -> str:
     """A bare stop of the server, of everything, and a rolling restart onto a new image: nothing accepted is lost."""
     with site(SERVER) as up:
         for what in (("stop", "triton-cpu"), ("stop",)):
+            wait(partial(run_predicts, up), "the proxy has found the server", 30.0)
             sent = Burst(up)
             wait(sent.accepted, "all were accepted", 30.0)
             left, begin = sent.count - sent.done, time.monotonic()
@@ -292,7 +293,6 @@ def stops(target: object, note: Note) -> str:
                 raise Wrong(f"`compose {' '.join(what)}`: {seen}; {lost[:2]}")
             up.compose("start", *(what[1:] or SERVER))
             up.ready(SERVER)
-            wait(lambda: run_predicts(up), "it serves again", 30.0)
         rolling(up, note)
     return "a bare stop answers all that was accepted; a rolling restart fails no request"
 
