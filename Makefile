@@ -21,7 +21,8 @@ export UV_NO_INDEX := 1
 export UV_FIND_LINKS := $(abspath $(WHEELS))
 endif
 
-.PHONY: help install demo test test-all lint types unit rest zoo bench gpu wheels durations reference methods lock clean
+.PHONY: help install demo test test-all lint types unit rest zoo bench gpu containers wheels durations reference methods lock \
+	clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -87,7 +88,7 @@ types: $(VENV)/.installed-test  ## mypy, strict on the core
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-test  ## the quick tests, as a plain `.venv/bin/pytest` runs them
-	@echo "Left to \`make test-all\`: tests marked slow, root (network namespaces, file systems) or zoo."
+	@echo "Left to \`make test-all\`: tests marked slow, root (network namespaces, file systems, containers) or zoo."
 	@test -n "$$EQUIPOISE_DATA" || echo "EQUIPOISE_DATA is not set: tests on the reference data are skipped."
 	$(BIN)/python -m pytest
 
@@ -114,6 +115,9 @@ reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs
 # Nothing is fetched while it measures. On a GPU without network: WHEELS=folder, and a torch with CUDA in it.
 gpu: $(VENV)/.installed-gpu  ## measure on this machine's GPU, at most 8 minutes; without one on the CPU, and marked so
 	$(BIN)/python -m tests.gpu.run --into build/gpu $(GPU)
+
+containers: $(VENV)/.installed-test  ## build the images and run compose and chart in containers here (as root, podman)
+	$(BIN)/python -m tests.containers.run $(CONTAINERS)
 
 wheels: $(VENV)/bin/python  ## download what `make gpu WHEELS=folder` installs, on a machine like that one
 	@test -n "$(WHEELS)" || { echo "Name the folder: make wheels WHEELS=/path/to/folder"; exit 1; }

@@ -4,7 +4,7 @@
 #   docker build --file deploy/gateway.Dockerfile --tag equipoise/gateway .
 #
 # For production pin what was validated: --build-arg PYTHON_DIGEST=@sha256:…
-# Written from the documentation; never built so far, no container engine was available. hadolint finds nothing.
+# `make containers` builds it, on a stand-in for the base image. hadolint finds nothing.
 ARG PYTHON_VERSION=3.11
 ARG PYTHON_DIGEST=
 

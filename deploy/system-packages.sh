@@ -20,6 +20,9 @@ declare -A wanted=(   # program → Debian packages that have it, and who needs 
     [systemd-analyze]=systemd  # tests: units
     [chromium]=chromium   # tests: pages as people see them
     [npm]=npm             # tests and trials: brings the viewer
+    [podman]="podman runc catatonit netavark aardvark-dns"  # tests: `make containers`
+    [iptables]=iptables   # its networks
+    [mmdebstrap]=mmdebstrap  # its stand-ins for base images
 )
 [ "${1:-}" = base ] && wanted=()
 missing=()

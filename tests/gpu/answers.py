@@ -19,7 +19,8 @@ from equipoise_deploy.serving.readiness import check_readiness, synthetic_image
 from equipoise_deploy.serving.server import TritonServer
 
 from ..support.asking import ask
-from .target import CUDA, REPOSITORY, Note, Target, Wrong, phrases_in, placement
+from ..support.steps import Note, Wrong
+from .target import CUDA, REPOSITORY, Target, phrases_in, placement
 
 SPREAD = {Precision.FP32: 0.02, Precision.FP16: 0.1}
 """How far the mean variance over samples may be from PyTorch's under the same masks, as a share of it."""

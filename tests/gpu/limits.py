@@ -21,7 +21,8 @@ from equipoise_deploy.serving.server import TritonServer
 from ..support.asking import ask, picture
 from ..support.processes import Serving, serving
 from ..support.resources import MB, usage
-from .target import REPOSITORY, Note, Sampled, Target, Wrong, nvidia_smi, provider_options
+from ..support.steps import Note, Wrong
+from .target import REPOSITORY, Sampled, Target, nvidia_smi, provider_options
 
 SAME = 1e-3
 """Largest difference of two answers to one image, before and after a restart on the same device."""

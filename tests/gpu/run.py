@@ -13,41 +13,21 @@ Exit code: 1 where a step that says whether answers are right failed or did not 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..support.steps import Step, failed, one_step
+from ..support.steps import measure as run_all
+
 ROOT = Path(__file__).parents[2]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # as the server has it: single precision is single precision
-
-
-@dataclass(frozen=True)
-class Step:
-    """One measurement: a function of (`Target`, `Note`) that returns what it found in a sentence.
-
-    Attributes:
-        seconds: that it may take; it should begin nothing new after three quarters of them.
-        must: whether its failure is the run's.
-    """
-
-    function: str
-    seconds: float
-    must: bool = True
-
-    def command(self, small: bool, seconds: float, into: Path) -> list[str]:
-        words = [sys.executable, "-m", "tests.gpu.run", "--step", self.function, "--seconds", f"{seconds:g}"]
-        return [*words, "--into", str(into), *(["--small"] if small else [])]
 
 
 STEPS: Mapping[str, Step] = {
@@ -63,86 +43,12 @@ STEPS: Mapping[str, Step] = {
 TOTAL = 480.0
 ON_CPU = 3.0
 """How many times as long all of it may take where there is no GPU."""
-LEAST = 10.0
-"""Seconds without which no step is begun."""
-
-
-def run_step(step: Step, small: bool, seconds: float) -> dict[str, Any]:
-    """What came of it: `ok` (None: not run), `seconds`, `words`, `figures`, `must`."""
-    entry: dict[str, Any] = {"must": step.must, "ok": None, "seconds": 0.0, "figures": {}}
-    if seconds < LEAST:
-        return {**entry, "words": "not run: the time of the whole run was over"}
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        into = Path(scratch) / "result.json"
-        process = subprocess.Popen(step.command(small, seconds, into), cwd=ROOT, start_new_session=True)
-        try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end(process)
-        entry["seconds"] = round(time.monotonic() - begin, 1)
-        for part in (_figures(into), into):
-            if part.exists():
-                found = json.loads(part.read_text(encoding="utf-8"))
-                entry |= found if part == into else {"figures": found}
-    if code is None:
-        return {**entry, "ok": False, "words": f"stopped after {seconds:.0f} s"}
-    words = entry.get("words", f"ended with exit code {code}, see its output")
-    return {**entry, "ok": bool(entry["ok"]), "words": words}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """All of its session: a Triton's guardian sees that its starter is gone, and clears up."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
-
-
-def _figures(into: Path) -> Path:
-    return into.with_name("figures.json")
-
-
-def one_step(function: str, small: bool, seconds: float, into: Path) -> int:
-    """In a process of its own: runs it and writes what came of it."""
-    from .target import Target, Wrong, noting
-
-    module, name = function.split(":")
-    begin, figures = time.monotonic(), dict[str, Any]()
-    result: dict[str, Any] = {"ok": False}
-    try:
-        target = Target(small, 0.75 * seconds, begin)
-        words = getattr(importlib.import_module(module), name)(target, noting(_figures(into), figures))
-        result = {"ok": True, "words": words}
-    except Wrong as wrong:
-        result["words"] = str(wrong)
-    except Exception as error:  # a step that fails in an unforeseen way is a result as well
-        result["words"] = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        into.write_text(json.dumps({**result, "figures": figures}), encoding="utf-8")
-    return 0 if result["ok"] else 1
+SCRIPT = "tests.gpu.run"
 
 
 def measure(small: bool, total: float, names: Sequence[str], steps: Mapping[str, Step] = STEPS) -> dict[str, Any]:
     """The steps in order, together within `total` seconds, each within the share of them that it has of `TOTAL`."""
-    end, found = time.monotonic() + total, dict[str, Any]()
-    for name in names:
-        seconds = min(steps[name].seconds * total / TOTAL, end - time.monotonic())
-        entry = found[name] = run_step(steps[name], small, seconds)
-        print(f"{name}: {_VERDICT[entry['ok']]}, {entry['seconds']:g} s: {entry['words']}", flush=True)
-    return found
-
-
-_VERDICT = {True: "ok", False: "FAILED", None: "not run"}
-
-
-def failed(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Steps that had to come out right and did not."""
-    return [name for name, entry in steps.items() if entry["must"] and not entry["ok"]]
+    return run_all(SCRIPT, steps, names, total, total / TOTAL, ["--small"] if small else [])
 
 
 def main() -> int:
@@ -153,13 +59,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help=f"of the whole run; {TOTAL:g} on a GPU, more on the CPU")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    begin = time.monotonic()
     if given.step:
-        return one_step(given.step, given.small, given.seconds, given.into)
+        from .target import Target
+
+        return one_step(given.step, lambda: Target(given.small, 0.75 * given.seconds, begin), given.into)
     from .page import write_page
     from .target import machine, on_gpu
 
     given.into.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
     document: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -31,8 +31,9 @@ from ..benchmarks.bench_serving import (
     several,
 )
 from ..support.resources import name_of
+from ..support.steps import Note
 from .answers import feeds_of, threads
-from .target import REPOSITORY, Note, Sampled, Target, busy, torch_device
+from .target import REPOSITORY, Sampled, Target, busy, torch_device
 
 FEW, MANY = 8, 20  # T of a chunk, and of everything
 CLIENTS = (1, 8)

@@ -24,6 +24,8 @@ from equipoise_deploy.serving.device import EMBEDDED_CUDA
 from equipoise_deploy.serving.engine import find_engine
 from equipoise_export.graph.storage import Weights
 
+from ..support.steps import Wrong
+
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 NATIVE = ""  # EQUIPOISE_TRITON_CONFIG of the native backend on a GPU
@@ -34,10 +36,6 @@ PHRASES = ("No execution plans", "No valid engine")
 def on_gpu() -> bool:
     """Whether the server that the environment names runs its samplers on a GPU."""
     return find_engine(os.environ).configuration in (EMBEDDED_CUDA, NATIVE)
-
-
-class Wrong(AssertionError):
-    """An answer, a placement or a limit is not as it must be; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -206,20 +204,6 @@ def placement(trace: Path) -> dict[str, Any]:
         "cpu_operators": dict(Counter(operator for operator, _ in on_cpu)),
         "cpu_bytes": sum(size for _, size in on_cpu),
     }
-
-
-Note = Callable[[str, Any], None]
-"""Called with a name and a figure as soon as it is known: a step that is stopped keeps what it had."""
-
-
-def noting(file: Path, figures: dict[str, Any]) -> Note:
-    """Each figure goes to `figures` and, with those before it, to a file."""
-
-    def note(name: str, value: Any) -> None:
-        figures[name] = value
-        file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-
-    return note
 
 
 def flat(figures: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:

@@ -13,10 +13,12 @@ import pytest
 from equipoise_core.contract import Precision
 from equipoise_deploy.serving.device import EMBEDDED_CUDA
 
+from ..support import steps as support
+from ..support.steps import Step, Wrong, failed, run_step
 from . import run
 from .page import write_page
-from .run import STEPS, Step, failed, measure
-from .target import CPU, CUDA, Wrong, phrases_in, placement, provider_options
+from .run import SCRIPT, STEPS, measure
+from .target import CPU, CUDA, phrases_in, placement, provider_options
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,8 +68,8 @@ def test_no_step_stops_another():
 
 def test_time_is_kept(monkeypatch):
     """A step is stopped when its time is over; past the whole run's none is begun, and the result says so."""
-    monkeypatch.setattr(run, "LEAST", 0.5)
-    found = run.run_step(_step("hung"), True, 1.0)
+    monkeypatch.setattr(support, "LEAST", 0.5)
+    found = run_step(SCRIPT, _step("hung"), 1.0, ["--small"])
     assert found["ok"] is False and found["words"] == "stopped after 1 s"
     late = measure(True, 0.1, ["right"], {"right": _step("right")})["right"]
     assert late["ok"] is None and "not run" in late["words"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -15,7 +14,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import tritonclient.grpc
-import yaml
 from equipoise_clinic.audit.chain import Kind, append
 from tritonclient.utils import InferenceServerException
 
@@ -25,7 +23,7 @@ from ..support.ports import closed_port
 from ..support.processes import serving
 from ..support.reverse_proxy import certificates, reverse_proxy
 from ..support.studies import study
-from ..support.watching import PROMETHEUS, Prometheus, prometheus
+from ..support.watching import EXPRESSIONS, PROMETHEUS, RULES, Prometheus, prometheus
 
 pytestmark = [
     pytest.mark.triton,
@@ -36,29 +34,12 @@ pytestmark = [
     ),
 ]
 
-GRAFANA = PROMETHEUS.parent / "grafana"
 SCALING = PROMETHEUS.parent / "helm" / "equipoise" / "templates" / "scaling.yaml"
 ELSEWHERE = {
     "nv_gpu_": "there is no GPU here",
     "probe_ssl_": "the blackbox exporter is not installed here",
 }
 """What no expression can show in this run, and why."""
-
-
-DASHBOARD = json.loads((GRAFANA / "equipoise.json").read_text(encoding="utf-8"))
-EXPRESSIONS = {
-    f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$model", ".*")
-    for panel in DASHBOARD["panels"]
-    for target in panel.get("targets", ())
-}
-"""What is asked for all models."""
-
-RULES = [
-    rule
-    for file in sorted((PROMETHEUS / "rules").glob("*.yml"))
-    for group in yaml.safe_load(file.read_text())["groups"]
-    for rule in group["rules"]
-]
 
 
 def _selectors(expression: str) -> set[str]:

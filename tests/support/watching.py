@@ -20,6 +20,21 @@ import yaml
 from .asking import poll
 
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
+DASHBOARD = json.loads((PROMETHEUS.parent / "grafana" / "equipoise.json").read_text(encoding="utf-8"))
+EXPRESSIONS = {
+    f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$model", ".*")
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", ())
+}
+"""Of the dashboard: what is asked for all models."""
+
+RULES = [
+    rule
+    for file in sorted((PROMETHEUS / "rules").glob("*.yml"))
+    for group in yaml.safe_load(file.read_text())["groups"]
+    for rule in group["rules"]
+]
+"""Recording rules and alerts."""
 
 
 @dataclass(frozen=True)

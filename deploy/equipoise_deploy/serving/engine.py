@@ -52,12 +52,20 @@ class Engine:
     reason: str = ""
 
     def link_backends(self, into: Path) -> Path:
-        """Fills `into` with links to every backend, the stub beside the Python one: site-packages stays untouched."""
+        """Fills `into` with links to every backend, the stub beside the Python one: site-packages stays untouched.
+
+        A folder that nothing is laid into is linked whole: for backends written in Python, Triton refuses a library
+        that is itself a link out of its folder.
+        """
+        into.mkdir(parents=True, exist_ok=True)
         for folder in (folder for backends in self.backends for folder in sorted(backends.iterdir())):
             target = into / folder.name
             if target.exists() or not folder.is_dir():
                 continue
-            target.mkdir(parents=True)
+            if folder.name != "python" or self.stub is None:
+                target.symlink_to(folder.resolve())
+                continue
+            target.mkdir()
             for file in folder.iterdir():
                 if file.name != "__pycache__":
                     (target / file.name).symlink_to(file.resolve())

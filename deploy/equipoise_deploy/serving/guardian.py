@@ -39,7 +39,8 @@ BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
 _CHECK_EVERY = 0.05  # seconds between two checks of the metrics
 _INSTANCES = 16  # at most so many requests per model are between its queue and the count of those begun
-_UNSEEN = 5.0  # seconds to wait for an accepted request that is neither queued nor running nor answered
+_UNSEEN = 5.0  # seconds to wait for an accepted request while nothing runs and no number changes
+_ENDING = 10.0  # seconds that Triton has to end once all is answered; what it still waits for is no request
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 
 
@@ -106,10 +107,6 @@ class _Load:
     def begun(self) -> float:
         return self.running + self.answered
 
-    @property
-    def empty(self) -> bool:
-        return not (self.queued or self.running)
-
 
 def in_flight(directory: Path) -> dict[str, tuple[int, int]]:
     """Public model → requests that its processes are answering, and sampler calls that these wait for.
@@ -136,7 +133,8 @@ class Drain:
 
     Between its model's queue and its model's process a request is counted nowhere, on a machine that stands still for
     as long as that lasts. So a model is idle when it has answered as many as it is known to have accepted. As Triton
-    2.51 counts, each one ends in one count, cancelled or not; should one not, it is waited for `_UNSEEN` seconds.
+    2.51 counts, each one ends in one count, cancelled or not; should one not, it is waited for `_UNSEEN` seconds. The
+    same holds for one that stays in a queue although its model is free to take it: cancelled, as nobody takes it up.
     """
 
     def __init__(
@@ -149,7 +147,7 @@ class Drain:
         self._address, self._port = metrics_address, metrics_port
         self._flag, self._clock = flag, clock
         self._known: dict[str, float] = {}  # model → so many it has accepted, at least
-        self._empty_since: dict[str, float] = {}  # model → since when nothing is seen of what it has accepted
+        self._still: dict[str, tuple[float, _Load]] = {}  # model → since when, and with which numbers, nothing moves
         self._targets: dict[str, float] = {}
         self._refusing = False
         self._quiet_checks = 0
@@ -182,11 +180,13 @@ class Drain:
 
     def _idle(self, name: str, load: _Load) -> bool:
         """Whether nothing waits, nothing runs, and nothing is on its way between the two."""
-        if not load.empty:
-            self._empty_since.pop(name, None)
+        since, before = self._still.setdefault(name, (self._clock(), load))
+        if load.running or load != before:
+            self._still[name] = since, _ = self._clock(), load
+        if load.running:
             return False
-        since = self._empty_since.setdefault(name, self._clock())
-        return load.answered >= self._known[name] or self._clock() - since >= _UNSEEN
+        answered = not load.queued and load.answered >= self._known[name]
+        return answered or self._clock() - since >= _UNSEEN
 
     def _loads(self) -> dict[str, _Load]:
         """Of the public models: those whose processes say how many requests they are answering."""
@@ -220,7 +220,8 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
     """Passes the log on until Triton has ended, by itself or on request.
 
     On a request to stop, Triton gets `patience` seconds to answer what it accepted, then SIGTERM, and is killed when
-    ending takes longer than `grace` seconds. On a request to hurry, before or after that, it gets less and is killed.
+    ending takes longer than `grace` seconds, or `_ENDING` where all was answered. On a request to hurry, before or
+    after that, it gets less and is killed.
     """
     assert server.stdout is not None
     log = server.stdout.fileno()
@@ -257,8 +258,9 @@ def _watch(server: subprocess.Popen[bytes], signals: int, drain: Drain, patience
         now = time.monotonic()
         if check_at is not None and deadline is not None and now >= check_at:
             check_at = now + _CHECK_EVERY
-            if now >= deadline or drain.done():
+            if (late := now >= deadline) or drain.done():
                 server.terminate()
+                grace = grace if late else min(grace, _ENDING)
                 check_at, deadline = None, time.monotonic() + grace
         elif check_at is None and deadline is not None and now >= deadline:
             if grace:

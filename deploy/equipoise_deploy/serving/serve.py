@@ -36,9 +36,11 @@ class PendingSignals:
 
     Attributes:
         reload: SIGHUP arrived.
+        stop: the number of the SIGINT or SIGTERM that arrived; 0: none.
     """
 
     reload: bool = False
+    stop: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,17 @@ class Listening:
 @contextmanager
 def signals() -> Iterator[PendingSignals]:
     """Inside, the first SIGINT or SIGTERM raises Stopped, further ones cannot disturb the clean-up, and SIGHUP asks
-    for a reload."""
+    for a reload.
+
+    Python drops an exception that is raised while a finaliser runs (`__del__`, a callback of gRPC's objects). So the
+    request is noted as well, and whoever waits in a loop looks at it.
+    """
     pending = PendingSignals()
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in before:
             signal.signal(other, signal.SIG_IGN)
+        pending.stop = number
         raise Stopped(number)
 
     def reload(number: int, frame: FrameType | None) -> None:
@@ -106,6 +113,8 @@ def serve(
             urls = server.grpc_url, server.http_url, server.metrics_url
             on_ready(Listening(*urls, probes, seconds, health.url, dict(supervisor.left_out)))
             while True:
+                if pending.stop:
+                    raise Stopped(pending.stop)
                 if pending.reload:
                     pending.reload = False
                     supervisor.reload()

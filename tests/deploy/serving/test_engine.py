@@ -43,6 +43,19 @@ def test_environment_adds_backends_and_chooses_the_configuration(tmp_path):
     assert (linked / "python" / STUB).exists()
 
 
+def test_an_installation_with_its_own_stub_is_linked_by_folders(tmp_path):
+    """As NVIDIA's image has it: Triton refuses a Python-based backend whose library is a link out of its folder."""
+    for file in ("bin/tritonserver", f"backends/python/{STUB}", "backends/onnxruntime/model.py"):
+        path = tmp_path / "opt" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    engine = find_engine({"EQUIPOISE_TRITON_BINARY": str(tmp_path / "opt/bin/tritonserver")})
+    linked = engine.link_backends(tmp_path / "linked")
+    for name, file in (("python", STUB), ("onnxruntime", "model.py")):
+        folder = linked / name
+        assert (folder / file).resolve().is_relative_to(folder.resolve())
+
+
 def test_empty_configuration_means_the_default_one():
     """An empty variable is a choice: config.pbtxt, the GPU's."""
     assert find_engine({"EQUIPOISE_TRITON_CONFIG": ""}).configuration == ""

@@ -82,6 +82,20 @@ def test_a_count_that_never_comes_is_not_waited_for_until_the_deadline(drain):
     assert [drain.sees((0, 0, 10)), drain.sees((0, 0, 10))] == [False, True]
 
 
+def test_a_request_that_nobody_takes_up_is_not_waited_for(drain):
+    """Its model is free and nothing moves: cancelled, it may stay in the queue's count. While one runs, others wait."""
+    assert not drain.sees((3, 1, 10))
+    drain.now = 100.0
+    assert not drain.sees((3, 1, 10)), "a long request runs"
+    assert not drain.sees((1, 0, 12))
+    drain.now = 104.0
+    assert not drain.sees((1, 0, 13)), "it moves"
+    drain.now = 108.9
+    assert not drain.sees((1, 0, 13))
+    drain.now = 109.0
+    assert [drain.sees((1, 0, 13)), drain.sees((1, 0, 13))] == [False, True]
+
+
 def test_a_request_that_moves_on_during_a_look_is_one(drain):
     """Seen in two places it would be taken for two, and the second be waited for."""
     assert not drain.sees((1, 0, 10), (0, 1, 10))

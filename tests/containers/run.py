@@ -1,0 +1,72 @@
+"""Deploys for real, in containers on this machine: `make containers`.
+
+    python -m tests.containers.run [--into build/containers] [--only compose …]
+
+Each step is a process of its own (tests/support/steps.py). Base images are stand-ins (`bases`), since no registry can
+be reached; images and containers live in a storage of their own (`engine`), networks in a namespace of their own, so
+that the published ports are free and nothing outside can be reached. Needs root. What cannot be had is said, and is no
+failure. Writes INTO/containers.json and prints a table.
+
+Exit code: 1 where a step failed or did not finish, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..support.steps import VERDICT, Step, failed, measure, one_step
+from .engine import BUILD, clean, missing
+
+SCRIPT = "tests.containers.run"
+STEPS: Mapping[str, Step] = {
+    "bases": Step("tests.containers.images:stand_ins", 900.0),
+    "server image": Step("tests.containers.images:server", 400.0),
+    "gateway image": Step("tests.containers.images:gateway", 400.0),
+    "compose": Step("tests.containers.compose:compose", 420.0),
+    "study": Step("tests.containers.compose:study_in_results_back", 300.0),
+    "watching": Step("tests.containers.compose:watching", 300.0),
+    "stops": Step("tests.containers.compose:stops", 300.0),
+    "killed": Step("tests.containers.compose:killed", 300.0),
+    "chart": Step("tests.containers.chart:played", 400.0),
+}
+"""In this order: each needs what those before it made."""
+TOTAL = 2700.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, default=BUILD)
+    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="of the whole run")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.step:
+        return one_step(given.step, lambda: None, given.into)
+    given.into.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    if why := missing():
+        found = {name: {"must": False, "ok": None, "seconds": 0.0, "words": why, "figures": {}} for name in given.only}
+    else:
+        try:
+            found = measure(SCRIPT, STEPS, given.only, given.seconds)
+        finally:
+            clean()
+    seconds = round(time.monotonic() - begin, 1)
+    document = {"seconds": seconds, "steps": found}
+    (given.into / "containers.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    table = Table("step", "result", "s", "what was seen, or why not", title=f"{seconds:g} s", title_justify="left")
+    for name, entry in found.items():
+        table.add_row(name, VERDICT[entry["ok"]], f"{entry['seconds']:.0f}", entry["words"])
+    Console(width=140).print(table)
+    return 1 if failed(found) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""A part of `make containers`, and its parts that need no engine."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from . import engine
+from .bases import Base, bases
+from .run import STEPS, TOTAL
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_step_is_a_function_and_images_come_first():
+    for step in STEPS.values():
+        module, name = step.function.split(":")
+        assert callable(getattr(importlib.import_module(module), name)) and step.seconds <= TOTAL
+    assert list(STEPS)[:3] == ["bases", "server image", "gateway image"]
+
+
+def test_where_no_container_can_be_run_it_says_why(monkeypatch):
+    """Nobody but root, and nothing without its programs."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "root" in engine.missing()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(engine, "NEEDED", ("podman", "no-such-engine"))
+    assert "no-such-engine" in engine.missing() and "system-packages.sh" in engine.missing()
+
+
+def test_a_stand_in_is_made_anew_when_anything_in_it_changes(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text("one")
+    base = Base("python", "RUN true\n", {"model.py": file})
+    before = base.digest
+    assert base.digest == before
+    file.write_text("two")
+    assert len({before, base.digest, Base("services", base.recipe, base.files).digest}) == 3
+
+
+def test_every_image_that_our_files_name_has_a_stand_in_or_a_reason():
+    """Under the very name that a Dockerfile or the compose file gives it."""
+    without = {"grafana/grafana-oss:11.6.0", "otel/opentelemetry-collector:0.115.1"}  # no package of Debian's
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    images = {own["image"].partition("$")[0] for own in services.values() if "build" not in own}
+    images |= {"python:3.11-slim", "nvcr.io/nvidia/tritonserver:26.07-py3"}  # the Dockerfiles' defaults
+    made = {name.removeprefix("docker.io/").removeprefix("library/") for name in bases()}
+    assert made == images - without
+
+
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(bool(engine.missing()), reason=engine.missing() or "an engine is there")
+def test_the_server_behind_its_proxy_in_containers(tmp_path):
+    """Built from the Dockerfiles as they are, started by the compose file as it is, asked over mutual TLS."""
+    command = [sys.executable, "-m", "tests.containers.run", "--into", str(tmp_path), "--seconds", "480"]
+    done = subprocess.run(
+        [*command, "--only", "bases", "server image", "compose"], cwd=ROOT, capture_output=True, text=True
+    )
+    steps = json.loads((tmp_path / "containers.json").read_text())["steps"]
+    for entry in steps.values():
+        if entry["ok"] is None:
+            pytest.skip(entry["words"])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
