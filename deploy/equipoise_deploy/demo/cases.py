@@ -94,7 +94,7 @@ def _with_rician_noise(image: Any, level: float) -> Any:
 def _radiographs(folder: Path) -> Iterator[DemoCase]:
     store = _package("data_store") / "data"
     for source, title, expectation, must_not_accept in (
-        ("RG1_UNCR.dcm", "chest radiograph (CR) of an adult", "adult, unlike the children trained on", False),
+        ("RG1_UNCR.dcm", "chest radiograph (CR) of an adult", "not accepted: the model is for children", True),
         ("693_UNCI.dcm", "head CT sent to the radiograph model", "not accepted: another modality", True),
     ):
         path = folder / source
