@@ -25,7 +25,7 @@ from equipoise_client import Retry, UncertaintyClient
 
 from ..support.steps import Note, Wrong
 from .compose import confined
-from .engine import BUILD, ROOT, enter_namespace, podman, run, wait
+from .engine import BUILD, ROOT, enter_namespace, inspect, podman, run, wait
 from .images import require_images
 
 CHART = ROOT / "deploy" / "helm" / "equipoise"
@@ -150,11 +150,11 @@ def under_load(address: str, container: dict[str, Any], seconds: float = 30.0) -
 
 
 def drained(container: str, address: str) -> dict[str, Any]:
-    """SIGTERM, as a kubelet sends it first: not ready at once, then the end, within the grace period."""
-    begin = time.monotonic()
+    """SIGTERM, as a kubelet sends it first: not ready at once, then the end; a new container takes its place."""
+    begin, before = time.monotonic(), inspect(container)["State"]["StartedAt"]
     podman("kill", "--signal", "TERM", container)
     not_ready = {"httpGet": {"path": "/healthz"}, "timeoutSeconds": 3}
     wait(lambda: probe(address, not_ready) in (503, 0), "it says that it drains", 10.0)
     first = round(time.monotonic() - begin, 1)
-    podman("wait", container)
+    wait(lambda: inspect(container)["State"]["StartedAt"] != before, "it ends", 80.0)
     return {"not ready after": first, "ended after": round(time.monotonic() - begin, 1)}
