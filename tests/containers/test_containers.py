@@ -57,6 +57,7 @@ def test_every_image_that_our_files_name_has_a_stand_in_or_a_reason():
 
 @pytest.mark.slow
 @pytest.mark.root
+@pytest.mark.exhaustive  # minutes of building images: `make containers` runs it, and more
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(engine.missing()), reason=engine.missing() or "an engine is there")
 def test_the_server_behind_its_proxy_in_containers(tmp_path):

@@ -39,7 +39,7 @@ BRIEFLY, AT_ONCE = signal.SIGUSR1, signal.SIGUSR2
 _HURRIED = {BRIEFLY: 3.0, AT_ONCE: 0.0}  # seconds to answer accepted requests before everything is killed
 _CHECK_EVERY = 0.05  # seconds between two checks of the metrics
 _INSTANCES = 16  # at most so many requests per model are between its queue and the count of those begun
-_UNSEEN = 5.0  # seconds to wait for an accepted request while nothing runs and no number changes
+_UNSEEN = 10.0  # seconds to wait for an accepted request while nothing runs and no number changes
 _ENDING = 10.0  # seconds that Triton has to end once all is answered; what it still waits for is no request
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX puts shared memory, not a temporary file
 

@@ -76,9 +76,9 @@ def test_a_count_that_never_comes_is_not_waited_for_until_the_deadline(drain):
     """Should a request end without being counted, the stop is late by a few seconds."""
     assert not drain.sees((1, 0, 10))
     assert not drain.sees((0, 0, 10))
-    drain.now = 4.9
+    drain.now = 9.9
     assert not drain.sees((0, 0, 10))
-    drain.now = 5.0
+    drain.now = 10.0
     assert [drain.sees((0, 0, 10)), drain.sees((0, 0, 10))] == [False, True]
 
 
@@ -90,9 +90,9 @@ def test_a_request_that_nobody_takes_up_is_not_waited_for(drain):
     assert not drain.sees((1, 0, 12))
     drain.now = 104.0
     assert not drain.sees((1, 0, 13)), "it moves"
-    drain.now = 108.9
+    drain.now = 113.9
     assert not drain.sees((1, 0, 13))
-    drain.now = 109.0
+    drain.now = 114.0
     assert [drain.sees((1, 0, 13)), drain.sees((1, 0, 13))] == [False, True]
 
 
