@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from equipoise_core.contract import Activation, Contract, ContractError, Precision, Subject, Task, check_name
@@ -17,7 +17,6 @@ from .errors import SpecError
 from .options import Sizes
 
 _AXES = {1: ("X",), 2: ("H", "W"), 3: ("X", "Y", "Z")}
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,13 @@ class Description:
         Raises:
             SpecError: something is missing or does not fit together.
         """
-        channels, *nominal = _given(self.shape, "input-shape")
+        needed = {"name": self.name, "task": self.task, "input-shape": self.shape, "classes": self.classes}
+        missing = [f"--{option}" for option, value in needed.items() if value is None]
+        if missing:
+            are = "is" if len(missing) == 1 else "are"
+            raise SpecError(f"{', '.join(missing)} {are} missing: not stated anywhere else")
+        assert self.name is not None and self.task is not None and self.shape is not None and self.classes is not None
+        channels, *nominal = self.shape
         text = ",".join(map(str, (channels, *nominal)))
         if min(channels, *nominal, 1) < 1:
             raise SpecError(f"--input-shape {text}: expected positive whole numbers")
@@ -118,8 +123,7 @@ class Description:
         off = [size for size in nominal if size % self.multiple]
         if off:
             raise SpecError(f"--input-shape {text}: {off[0]} is no multiple of {self.multiple} (--multiple)")
-        classes = _given(self.classes, "classes")
-        if len(classes) == 1 and self.activation is not Activation.SIGMOID and not self.states_moments:
+        if len(classes := self.classes) == 1 and self.activation is not Activation.SIGMOID and not self.states_moments:
             raise SpecError(
                 f"--classes {classes[0]}: the softmax of one class is always 1; state --activation sigmoid, or name "
                 "the background or the negative class as well"
@@ -135,8 +139,8 @@ class Description:
         steps = parse_steps("zscore") if self.preprocess is None else self.preprocess
         try:
             return Contract(
-                name=_servable(_given(self.name, "name")),
-                task=_given(self.task, "task"),
+                name=_servable(self.name),
+                task=self.task,
                 activation=self.activation or Activation.SOFTMAX,
                 classes=classes,
                 channels=channels,
@@ -181,12 +185,6 @@ def _member(kind: type[Enum], value: Any, name: str) -> Enum:
         return kind(value)
     except ValueError as error:
         raise SpecError(f"{name} {value!r}: expected {' or '.join(each.value for each in kind)}") from error
-
-
-def _given(value: _Value | None, name: str) -> _Value:
-    if value is None:
-        raise SpecError(f"--{name} is missing: it is not stated anywhere else")
-    return value
 
 
 def _servable(name: str) -> str:
