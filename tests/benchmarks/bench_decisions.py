@@ -34,7 +34,9 @@ from equipoise_export.calibration.cases import dice_per_class, true_region  # no
 from equipoise_export.calibration.conformal import coverage_band  # noqa: E402
 from equipoise_export.graph.session import OnnxSampler, published_samplers  # noqa: E402
 from equipoise_lab.compare.corruptions import gaussian, rician  # noqa: E402
+from equipoise_lab.reference.build import truth_of  # noqa: E402
 from equipoise_lab.reference.data import Dataset, load, load_shifted_nuclei, reference_split  # noqa: E402
+from equipoise_lab.reference.specs import REFERENCES  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from scipy.stats import binomtest  # noqa: E402
 
@@ -100,12 +102,13 @@ class Row:
 
 
 def row(subject: Subject, what: str, pairs: Sequence[Pair]) -> Row:
+    reference = REFERENCES[subject.name]
     routes, dice, samples = [], [], []
     for image, truth in pairs:
         done = subject.assess(image)
         routes.append(done.decision.route)
         samples.append(done.moments.samples)
-        dice.append(float(np.mean(list(dice_per_class(done, truth).values()))))
+        dice.append(float(np.mean(list(dice_per_class(done, truth_of(reference, truth)).values()))))
     accepted = [d for d, route in zip(dice, routes, strict=True) if route is Route.ACCEPT]
     found = Row(
         what, len(pairs), len(accepted), routes.count(Route.REJECT), min(dice), min(accepted, default=float("nan")),

@@ -27,7 +27,7 @@ from equipoise_export.calibration.choose import ChosenPolicy, Costs, choose_poli
 from equipoise_export.calibration.costs import measure_costs
 from equipoise_export.calibration.figures import exact_share
 from equipoise_export.graph.session import published_samplers
-from equipoise_lab.reference.build import PILOT_CASES, goals, spacing_of
+from equipoise_lab.reference.build import PILOT_CASES, goals, spacing_of, truth_of
 from equipoise_lab.reference.data import Dataset, load, reference_split
 from equipoise_lab.reference.specs import REFERENCES, Reference
 
@@ -77,8 +77,8 @@ def rows(name: str, repository: Path, published: str, limit: int | None) -> Iter
 def labelled(reference: Reference, data: Dataset, ids: Sequence[str]) -> list[Labelled]:
     chosen = data.select(ids)
     return [
-        Labelled(each, each, image, truth, spacing_of(reference))
-        for each, image, truth in zip(ids, chosen.images, chosen.targets, strict=True)
+        Labelled(each, each, image, truth_of(reference, target), spacing_of(reference))
+        for each, image, target in zip(ids, chosen.images, chosen.targets, strict=True)
     ]
 
 
