@@ -42,7 +42,7 @@ BRATS = LabelTable.parse("wt=1,2,3; tc=1,3; et=3").checked(BRAIN)
     [
         (CHEST, "pneumonia", 1), (CHEST, "Pneumonia", 1), (CHEST, " NORMAL ", 0), (CHEST, "1", 1), (CHEST, "0.0", 0),
         (FINDING, "1", [1]), (FINDING, "0", [0]), (FINDING, "normal", [0]), (FINDING, "no pneumonia", [0]),
-        (FINDING, "", [0]), (FINDING, "PNEUMONIA", [1]), (FINDINGS, "mass;edema", [1, 0, 1]),
+        (FINDING, "PNEUMONIA", [1]), (FINDINGS, "mass;edema", [1, 0, 1]),
         (FINDINGS, "mass|no lung", [0, 1, 1]), (FINDINGS, "No Finding", [0, 0, 0]), (FINDINGS, "0;1;0", [0, 1, 0]),
     ],
 )  # fmt: skip

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equipoise_core.case import load_model
+from equipoise_core.loading import load_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "export" / "examples"
 
-pytestmark = [pytest.mark.slow, pytest.mark.torch]
+pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.timeout(900)]
 
 
 def run_example(name: str, *words: Any) -> str:
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "next: equipoise" in done.stdout
     return done.stdout

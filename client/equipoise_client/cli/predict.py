@@ -255,7 +255,12 @@ def _files_of(given: Path) -> list[Path]:
     inside = sorted(given.iterdir()) if given.is_dir() else []
     inside = [each for each in inside if each.is_file() and not each.name.startswith(".")]
     pictures = [each for each in inside if is_picture(each)]
-    return pictures if pictures and len(pictures) == len(inside) else [given]
+    return pictures if pictures and not any(map(_is_dicom, inside)) else [given]
+
+
+def _is_dicom(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def _served(client: UncertaintyClient) -> str:

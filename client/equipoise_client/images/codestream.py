@@ -23,6 +23,12 @@ def size_of(picture: bytes) -> tuple[int, int, int] | None:
     return number[1] - number[3], number[0] - number[2], int.from_bytes(picture[start + 40 : start + 42], "big")
 
 
+def is_signed(picture: bytes) -> bool:
+    """Whether a JPEG 2000 picture holds signed values (the first component's Ssiz)."""
+    start = picture.find(_SIZ, 0, 4096) if picture[:2] != b"\xff\xd8" else -1
+    return start >= 0 and len(picture) > start + 42 and bool(picture[start + 42] & 0x80)
+
+
 def _jpeg(picture: bytes) -> tuple[int, int, int] | None:
     at = 2
     while at + 9 < len(picture) and picture[at] == 0xFF:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codestream import size_of
+from .codestream import is_signed, size_of
 from .source import unpacked_limit
 
 SECONDS = 300.0
@@ -77,6 +77,8 @@ def _check_codestreams(dataset: Any) -> None:
             raise Contradiction(
                 f"the compressed picture has rows, columns and samples {list(stated)}, the header says {list(expected)}"
             )
+        if is_signed(frame) and not int(dataset.get("PixelRepresentation", 0)):
+            raise Contradiction("the compressed picture holds signed values, the header says unsigned")
     if found != frames:
         raise Contradiction(f"{found} compressed pictures are there, the header says {frames} frames")
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ..errors import MissingExtra, StudyRejected, UnreadableImage
 from ..extras import needs
 from . import uniform
+from .completeness import missing
 from .decoding import Contradiction, unpacked
-from .geometry import functional_group, planes_of, spacing_in_plane
+from .geometry import frames_of, functional_group, planes_of, spacing_in_plane
 from .header import header_of
 from .source import Kind, SourceImage, check_deflated, check_size, check_unpacked
 from .stack import order_of, stack
@@ -41,6 +42,7 @@ def read(path: Path) -> SourceImage:
         dataset = load(path)
         frames = checked(path, dataset)
         values, padding = values_of(path, dataset, frames)
+        refuse_all_padding(path, padding)
         plane, header = spacing_in_plane(dataset), header_of(dataset)
         if frames == 1:
             return SourceImage(
@@ -54,7 +56,7 @@ def read(path: Path) -> SourceImage:
                 order, spacing, affine = volume.order, volume.spacing, volume.affine
             elif placed is not None:
                 order = order_of(*placed)
-            doubts = uniform.of_frames(dataset, order)
+            doubts = (*uniform.of_frames(dataset, order), *missing([dataset]))
         except StudyRejected as error:
             raise UnreadableImage(f"{path.name}: of its frames, {error}") from None
         ordered = np.ascontiguousarray(values[:, order])
@@ -155,9 +157,10 @@ def checked(path: Path, dataset: Any) -> int:
         given = len(dataset.PixelData)
         if given < size:
             raise UnreadableImage(
-                f"{path.name}: DICOM cut off, {given} of {size} bytes of pixels are there; fetch it again"
+                f"{path.name}: DICOM cut off, {given} of {size} bytes of pixels are there; "
+                "fetch it from the archive again"
             )
-        if given >= size + max(size // frames, 2):
+        if given - size >= max(2, min(shape[2:]) * int(dataset.BitsAllocated) // 8):  # a row or a column of each frame
             raise UnreadableImage(
                 f"{path.name}: {given} bytes of pixels, where Rows, Columns and Number of Frames make {size}: the "
                 "header is not that of these pixels; fetch it again"
@@ -174,11 +177,6 @@ def name_of(syntax: Any) -> str:
     """Of a transfer syntax, also of one that pydicom does not know."""
     known = {"110": "JPEG XL Lossless", "111": "JPEG XL JPEG Recompression", "112": "JPEG XL"}
     return known.get(str(syntax).removeprefix("1.2.840.10008.1.2.4."), str(syntax.name))
-
-
-def frames_of(dataset: Any) -> int:
-    """Number of frames as it states it, not checked."""
-    return int(dataset.get("NumberOfFrames", 1) or 1)
 
 
 def decodable(syntax: Any) -> bool:
@@ -219,7 +217,7 @@ def values_of(path: Path, dataset: Any, frames: int) -> tuple[NDArray[np.float32
         # Turned within the range that could be stored, so that an image's own content does not shift its intensities.
         values[frame] = _modality(path, dataset, frame, _extremes(dataset)).sum() - rescaled if inverted else rescaled
     padding = _padding(path, dataset, stack)
-    if padding is not None:
+    if padding is not None and not padding.all():
         values[padding] = values[~padding].min()
     return values[None], padding
 
@@ -246,7 +244,7 @@ def _stored(path: Path, dataset: Any) -> NDArray[Any]:
         if high != bits - 1:
             raise UnreadableImage(f"{path.name}: High Bit {high} with {bits} Bits Stored in compressed pixels")
         try:
-            return unpacked(dataset)
+            return _within(unpacked(dataset), dataset)
         except Contradiction as error:
             raise UnreadableImage(f"{path.name}: {error}; fetch it from the archive again") from None
         except ValueError as error:
@@ -261,10 +259,23 @@ def _stored(path: Path, dataset: Any) -> NDArray[Any]:
     overlay = any(element.tag.element == 0x0102 and element.value for element in dataset.group_dataset(0x6000))
     if above and not overlay:
         rest = np.right_shift(whole, high + 1)
-        if ((rest != 0) & (rest != np.right_shift(values, bits - 1))).any():
+        signs = np.right_shift(values, bits - 1) if int(dataset.get("PixelRepresentation", 0)) else 0
+        if ((rest != 0) & (rest != signs)).any():
             raise UnreadableImage(
                 f"{path.name}: pixels have more than the {bits} bits that the header states; fetch it again"
             )
+    return values
+
+
+def _within(values: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """Decoded grey values, if they are what Bits Stored can hold. Raises Contradiction."""
+    low, high = _extremes(dataset)
+    grey = str(dataset.PhotometricInterpretation).startswith("MONOCHROME")
+    if grey and values.size and not (low <= int(values.min()) and int(values.max()) <= high):
+        raise Contradiction(
+            f"the compressed picture holds values from {values.min()} to {values.max()}, the header says {low} to "
+            f"{high}"
+        )
     return values
 
 
@@ -278,9 +289,13 @@ def _padding(path: Path, dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_
     if kind == "PixelPadding":  # written as unsigned where the pixels are signed, or the other way
         ends = [_wrapped(each, dataset) for each in ends]
     padding = (stored >= min(ends)) & (stored <= max(ends))
-    if padding.all():
-        raise UnreadableImage(f"{path.name}: all of it is padding (Pixel Padding Value); there is no image in it")
     return padding if padding.any() else None
+
+
+def refuse_all_padding(path: Path, padding: NDArray[np.bool_] | None) -> None:
+    """Of an image or a whole volume: slices at its edges may be nothing but padding. Raises UnreadableImage."""
+    if padding is not None and padding.all():
+        raise UnreadableImage(f"{path.name}: all of it is padding (Pixel Padding Value); there is no image in it")
 
 
 def _wrapped(value: float, dataset: Any) -> float:

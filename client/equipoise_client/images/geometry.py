@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def frames_of(dataset: Any) -> int:
+    """Number of frames as it states it, not checked."""
+    return int(dataset.get("NumberOfFrames", 1) or 1)
+
+
 def functional_group(dataset: Any, frame: int, name: str) -> Any | None:
     """The item of a multi-frame functional group: a frame's own, else the one all share, else None."""
     own = dataset.get("PerFrameFunctionalGroupsSequence") or []

@@ -66,7 +66,9 @@ _KINDS = {
     "CSA REPORT": "a report", "SUBTRACTION": "a difference of images", "SUB": "a difference of images",
 }  # fmt: skip
 """Values of Image Type (third and later) and Frame Type that say: this is not what a scanner shows of a region."""
-_PART_OF_VENDOR = re.compile(r"(?P<kind>PHASE|P|R|I)_[A-Z]+|(?P<map>(?:T1|T2|R2|RCBV|RCBF|MTT|TTP|CBV|CBF)(?:_.*)?)")
+_PART_OF_VENDOR = re.compile(
+    r"(?P<kind>PHASE|P|R|I)_[A-Z]+|(?P<map>(?:T1|T2|T2_STAR|R2)[ _]MAP|(?:RCBV|RCBF|MTT|TTP|CBV|CBF)(?:_.*)?)"
+)
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
@@ -110,13 +112,21 @@ def header_of(dataset: Any) -> Header:
     if (frontal and rows in ("A", "P")) or (lateral and rows in ("L", "R")):
         contradictions.append("View Position and Patient Orientation contradict each other")
     contradictions += _polarity(dataset)
+    regions, sides = _anatomy_of_frames(dataset)
+    known = {region for region in (*regions, part) if region in _PARTS}
+    if len(known) > 1 and not known <= _SAME:
+        contradictions.append("its anatomic regions contradict each other")
+    part = part if part in _PARTS else min(known, default=part)
+    laterality = _text(dataset.get("ImageLaterality")) or _text(dataset.get("Laterality")) or None
+    if len(sides) > 1 or (laterality and sides and {laterality} != sides):
+        contradictions.append("its lateralities contradict each other")
     return Header(
         _text(dataset.get("Modality")) or None,
         part,
         view,
         rows,
         columns,
-        _text(dataset.get("ImageLaterality")) or _text(dataset.get("Laterality")) or None,
+        laterality or next(iter(sides), None),
         age,
         (*_doubts(dataset), *([doubt] if doubt else [])),
         tuple(contradictions),
@@ -203,6 +213,18 @@ def _one_of(dataset: Any, name: str, coded: str, codes: dict[str, str], spelt: A
     return (given if given in terms else "?") if given is not None else None, ""
 
 
+def _anatomy_of_frames(dataset: Any) -> tuple[set[str], set[str]]:
+    """Regions, and sides, that the functional groups of a multi-frame image state (PS3.3 C.7.6.16.2.8)."""
+    regions, sides = set(), set()
+    groups = [*(dataset.get("SharedFunctionalGroupsSequence") or [])]
+    groups += [*(dataset.get("PerFrameFunctionalGroupsSequence") or [])]
+    for item in (each for group in groups for each in group.get("FrameAnatomySequence") or []):
+        region, _ = _one_of(item, "BodyPartExamined", "AnatomicRegionSequence", _CODED_PARTS, _part)
+        regions |= {region} if region else set()
+        sides |= {_text(item.get("FrameLaterality"))} - {""}
+    return regions, sides
+
+
 _SAME = frozenset(("HEAD", "BRAIN", "SKULL", "HIPPOCAMPUS")) | _LATERAL
 """Terms of which two do not contradict each other in one header."""
 
@@ -221,7 +243,7 @@ def _kinds(dataset: Any) -> Iterator[str]:
                 complex_.append(item.get("ComplexImageComponent"))
                 properties.append(item.get("VolumetricProperties"))
     for values in types:
-        for value in [] if values is None or isinstance(values, str) else list(values)[2:]:
+        for value in [] if values is None else [values] if isinstance(values, str) else list(values)[2:]:
             word = _text(value)
             found = _PART_OF_VENDOR.fullmatch(word)
             if word in _KINDS:
@@ -236,7 +258,7 @@ def _kinds(dataset: Any) -> Iterator[str]:
 
 
 def _doubts(dataset: Any) -> Iterator[str]:
-    if _text(dataset.get("SOPClassUID")).startswith(_SECONDARY_CAPTURE):
+    if f"{_text(dataset.get('SOPClassUID'))}.".startswith(f"{_SECONDARY_CAPTURE}."):
         yield "it is a secondary capture, not the image as the scanner made it"
     if _text(dataset.get("BurnedInAnnotation")) == "YES":
         yield "text is burned into the image"

@@ -22,7 +22,7 @@ from ..errors import InvalidInput
 
 NOTHING = "none"
 """In a table: labels of none of the classes (the background where it has no class of its own)."""
-_NEGATIVE = frozenset({"", "none", "normal", "negative", "no finding", "healthy"})
+_NEGATIVE = frozenset({"none", "normal", "negative", "no finding", "healthy"})
 _WHITE = 255  # how pictures store "yes"
 _TO = ".."
 

@@ -243,8 +243,8 @@ def _label_of(image: Path, labels: Path, root: Path) -> Path:
     if (labels / image.name).is_file():
         return labels / image.name
     stem = _stem(image)
-    stems = {stem.removesuffix("_0000"), *(f"{stem}{end}" for end in _LABEL_ENDS)}
-    same = [file for file in _images(labels) if file.name.startswith(f"{stem}.") or _stem(file) in stems]
+    stems = {stem, stem.removesuffix("_0000"), *(f"{stem}{end}" for end in (*_LABEL_ENDS, PSEUDO_LABEL))}
+    same = [file for file in _images(labels) if _stem(file) in stems]
     if len(same) != 1:
         found = f"{len(same)} files fit" if same else "has no label"
         expected = (labels / image.name).relative_to(root)
@@ -258,8 +258,13 @@ def _classes(folder: _Folder, contract: Contract) -> Iterator[Row]:
     several = [named.get(plain(name)) for name in contract.classes]
     if "label" in columns or all(several):
         for file, row in folder.table.items():
-            label = row["label"] if "label" in columns else ";".join(row[column] for column in several if column)
-            yield folder.row(file, label)
+            cells = [row["label"]] if "label" in columns else [row[column] for column in several if column]
+            if not all((cell or "").strip() for cell in cells):
+                name = file.relative_to(folder.root)
+                raise InvalidInput(
+                    f"cases.csv: {name} has no label; state one for each image (normal: none of the classes)"
+                )
+            yield folder.row(file, ";".join(cells))
         return
     beside = _images(folder.root)
     if beside:
@@ -305,7 +310,12 @@ def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTabl
 
 def _planes(path: Path, prepared: Prepared, contract: Contract) -> NDArray[Any]:
     """A label's channels `[C, *S]` in the prepared image's grid."""
-    pixels = read_image(path).pixels
+    label = read_image(path)
+    pixels, image = label.pixels, prepared.source
+    if label.affine is not None and image.affine is not None and not np.allclose(label.affine, image.affine, atol=0.01):
+        raise InvalidInput(
+            f"{path.name}: the label lies elsewhere than its image (another affine); resample it to the image"
+        )
     spatial = prepared.source.pixels.shape[-contract.rank :]
     if pixels.shape[-contract.rank :] != spatial:
         raise InvalidInput(f"{path.name}: label of size {list(pixels.shape)} for an image of size {list(spatial)}")

@@ -81,6 +81,11 @@ def _content(path: Path) -> bytes:
     return content
 
 
+_TEMPLATE = (
+    "the image lies in a template's space (its code says so), not in the scanner's: its volumes are not a patient's",
+)
+
+
 def _agreeing(path: Path, header: Any) -> tuple[bool, tuple[str, ...]]:
     """Whether the file states its orientation, and doubts about it. Raises where it states two."""
     codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
@@ -95,21 +100,22 @@ def _agreeing(path: Path, header: Any) -> tuple[bool, tuple[str, ...]]:
             raise UnreadableImage(
                 f"{path.name}: voxels measure {_mm(stated)} by sform and {_mm(sizes)} by pixdim; export it again"
             )
+    template = _TEMPLATE if valid and codes[valid[0]] >= 3 else ()
     if len(axes) < 2:
-        return bool(valid), ()
+        return bool(valid), template
     first, second = (axes[name][:3, :3] for name in valid)
     mirrored = np.linalg.det(first) * np.linalg.det(second) < 0
     shares = np.abs(first - second).max(axis=0) / np.maximum(np.linalg.norm(second, axis=0), 1e-30)
     if shares.max() <= _ALIKE and not mirrored:
         apart = np.linalg.norm(axes["sform"][:3, 3] - axes["qform"][:3, 3])
         moved = codes["sform"] == codes["qform"] and apart > 0.5 * np.linalg.norm(second, axis=0).max()
-        return True, ("sform and qform place the image differently",) if moved else ()
+        return True, (*template, *(["sform and qform place the image differently"] if moved else []))
     if mirrored or codes["sform"] == codes["qform"] or codes["sform"] < 3:
         what = "left and right are exchanged between them" if mirrored else "their axes differ"
         raise UnreadableImage(
             f"{path.name}: sform and qform are both said to be valid, and {what}; set the wrong one to 0"
         )
-    return True, ("the image lies in a template's space (sform code), not in the scanner's",)
+    return True, _TEMPLATE
 
 
 def _straight(path: Path, affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,6 +50,7 @@ def read(path: Path) -> SourceImage:
                     check_jpeg(path.read_bytes())
                 if image.format == "PNG":
                     _check_png(path)
+                    _refuse_deep_colour(path)
                 tags = dict(getattr(image, "tag_v2", {}))
                 image.load()
                 upright = ImageOps.exif_transpose(image)
@@ -74,6 +75,14 @@ def read(path: Path) -> SourceImage:
     values = _grey(np.asarray(upright), tags)
     pixels = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
     return SourceImage(np.ascontiguousarray(pixels), Kind.RASTER)
+
+
+def _refuse_deep_colour(path: Path) -> None:
+    """Pillow reads a PNG of 16 bits with colours or alpha as its upper 8 bits."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    if header[24] == 16 and header[25] != 0:
+        raise UnreadableImage(f"{path.name}: a PNG of 16 bits with colours or alpha; save it as grey, or with 8 bits")
 
 
 def _grey(stored: NDArray[Any], tags: dict[int, Any]) -> NDArray[np.float32]:

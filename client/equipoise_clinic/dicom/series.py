@@ -15,6 +15,7 @@ from equipoise_client.errors import StudyRejected, UnreadableImage
 from equipoise_client.extras import needs
 from equipoise_client.images import dicom as pixels
 from equipoise_client.images import geometry, uniform
+from equipoise_client.images.completeness import missing
 from equipoise_client.images.header import header_of
 from equipoise_client.images.rejections import (
     DamagedInstance,
@@ -30,7 +31,6 @@ from equipoise_client.images.source import Kind, SourceImage, check_size, finish
 from equipoise_client.images.stack import Stack, normal_axes, stack
 from numpy.typing import NDArray
 
-from .completeness import missing
 from .rules import PLANES
 
 _SUFFIXES = ("", ".dcm", ".dicom", ".ima")
@@ -45,7 +45,7 @@ class Group:
 
     Attributes:
         lost: what is known to be missing, since it could not be read.
-        counts: what is missing after counts and numbers in the headers (`completeness.missing`).
+        counts: what is missing after counts and numbers in the headers (`images.completeness.missing`).
         fault: why it cannot be used, where reading showed it.
     """
 
@@ -75,7 +75,7 @@ class Group:
         """Each projection image by itself, else the series as it is: two radiographs are never one volume."""
         if self.modality not in _PROJECTIONS or len(self.datasets) == 1:
             return [self]
-        return [replace(self, datasets=(dataset,)) for dataset in self.datasets]
+        return [replace(self, datasets=(dataset,), counts=()) for dataset in self.datasets]  # each is whole by itself
 
     @cached_property
     def slices(self) -> int:
@@ -152,6 +152,7 @@ class Series:
                 values = np.concatenate([part for part, _ in parts], axis=1)
                 masks = [np.zeros(v.shape[1:], bool) if padding is None else padding for v, padding in parts]
                 padding = np.concatenate(masks) if any(padding is not None for _, padding in parts) else None
+                pixels.refuse_all_padding(_NAME, padding)
                 if padding is not None:  # of all slices alike, not of each its own
                     values[:, padding] = values[:, ~padding].min()
                 header = header_of(self.first)
@@ -200,14 +201,14 @@ def read(given: Path | Iterable[Any]) -> list[Group]:
                     continue
                 if not known_class and "Rows" not in dataset and series:
                     continue  # private, and no image
-                if not known_class or "PixelData" not in dataset or not all(dataset.get(name) for name in _UIDS):
+                if not known_class or pixels.pixels_of(dataset) is None or not all(dataset.get(name) for name in _UIDS):
                     lost[series] += 1
                     continue
                 studies.add(str(dataset.StudyInstanceUID))
                 patients.add(" ".join(str(dataset.get("PatientID", "") or "").casefold().split()))
                 known = groups[series].setdefault(dataset.SOPInstanceUID, dataset)
-                if known is not dataset and known.get("PixelData") != dataset.get("PixelData"):
-                    faults[series] = DuplicatePositions("one instance came twice with different pixels")
+                if known is not dataset and known != dataset:
+                    faults[series] = DuplicatePositions("one instance came twice with different content")
         except DamagedInstance:
             lost[series] += 1
     if len(studies) > 1 or len(patients) > 1:

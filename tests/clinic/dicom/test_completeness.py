@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from equipoise_clinic.dicom.completeness import missing
+from equipoise_client.images.completeness import missing
 from pydicom.dataset import Dataset
 
 

@@ -24,7 +24,7 @@ class Watched:
     calls: list[str]
 
     def __init__(self, *arguments: object) -> None:
-        self.calls, self.checks = Watched.calls, 0
+        self.calls, self.checks, self.left_out = Watched.calls, 0, dict[str, str]()
         self.server = type("Server", (), {"grpc_url": "", "http_url": "", "metrics_url": ""})
 
     def start(self) -> tuple[()]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from equipoise_client.images.dicom import frames_of
+from .geometry import frames_of
 
 
 def missing(datasets: Sequence[Any]) -> tuple[str, ...]:
