@@ -63,9 +63,14 @@ class Source(Protocol):
 def syntaxes() -> list[UID]:
     """Transfer syntaxes that are offered: those whose pixels can be unpacked here, so that a sender transcodes others.
 
-    Deflated data sets are not among them: whoever has one can send it as it was before.
+    Deflated data sets are not among them, nor is High-Throughput JPEG 2000: whoever has one can send it as it was
+    before, and what nobody has to unpack cannot be unpacked wrongly.
     """
-    return [each for each in AllTransferSyntaxes if decodable(each) and not each.is_deflated]
+    return [
+        each
+        for each in AllTransferSyntaxes
+        if decodable(each) and not each.is_deflated and not each.name.startswith("High-Throughput")
+    ]
 
 
 class Receiver:
