@@ -198,7 +198,8 @@ def test_masks_and_maps_of_pictures_are_files_in_their_grid(capsys: Any, triton:
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.tif"):
         Image.fromarray(values).save(tmp_path / "in" / name)
-    (tmp_path / "in" / ".DS_Store").write_bytes(b"no picture")
+    for name in (".DS_Store", "Thumbs.db"):
+        (tmp_path / "in" / name).write_bytes(b"no picture")
     triton.overrides["labels"] = (values > 99).astype(np.uint8)[None, None]
     words = ["predict", "cells", tmp_path / "in", "--url", triton.url, "--out", tmp_path / "o", "--json"]
     code, out, _ = run(capsys, *words)

@@ -54,6 +54,9 @@ def route_of(contract: Contract, **tags: Any) -> Route:
         {"PatientAge": "", "PatientBirthDate": "20190301", "StudyDate": "20210401"},
         {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
         {"ImageType": ["DERIVED", "PRIMARY", "POST_PROCESSED"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "T1", "NONE"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "T2_STAR", "NONE"]},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6"},
     ],
 )
 def test_what_fits_is_accepted(children: Contract, tags: dict[str, Any]) -> None:
@@ -111,12 +114,30 @@ def test_what_is_not_known_is_for_review(children: Contract, tags: dict[str, Any
         {"ImageType": ["DERIVED", "PRIMARY", "PHASE MAP"]},
         {"ImageType": ["DERIVED", "PRIMARY", "I_FFE", "I"]},
         {"ImageType": ["DERIVED", "SECONDARY", "MIP"]},
+        {"ImageType": "LOCALIZER"},
+        {"ImageType": ["DERIVED", "PRIMARY", "T1_MAP"]},
         {"ComplexImageComponent": "PHASE"},
         {"VolumetricProperties": "DISTORTED"},
     ],
 )
 def test_what_contradicts_is_rejected(children: Contract, tags: dict[str, Any]) -> None:
     assert route_of(children, **{**FIT, **tags}) is Route.REJECT
+
+
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_anatomy_of_frames_counts(children: Contract, groups: str) -> None:
+    """An enhanced object states its region there, and nowhere else."""
+
+    def route(*regions: list[Dataset], part: str = "") -> Route:
+        frames = [header(FrameAnatomySequence=[header(AnatomicRegionSequence=region)]) for region in regions]
+        return route_of(children, **{**FIT, "BodyPartExamined": part, groups: frames})
+
+    chest, knee = coded("51185008", "Chest"), coded("72696002", "Knee")
+    assert route(chest) is Route.ACCEPT
+    assert route(knee) is Route.REJECT
+    assert route(chest, knee) is Route.REJECT
+    assert route(knee, part="CHEST") is Route.REJECT
+    assert route(chest, part="UNKNOWN") is Route.ACCEPT
 
 
 def test_frame_types_of_enhanced_objects_count(children: Contract) -> None:

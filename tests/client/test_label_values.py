@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 from equipoise_client.errors import InvalidInput
@@ -301,3 +302,37 @@ def test_an_archive_of_objects_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((1, 4, 4)), labels=np.array([{"a": 1}], dtype=object))
     with pytest.raises(InvalidInput, match=r"a\.npz cannot be read.*plain arrays"):
         read_labelled(tmp_path / "a.npz", CHEST)
+
+
+def test_a_row_without_a_label_is_refused(tmp_path):
+    """A short row is no case of the first class."""
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    for text in ("file,patient,label\na.png,1,1\nb.png,2\n", "file,normal,pneumonia\na.png,0,1\nb.png,1\n"):
+        (tmp_path / "cases.csv").write_text(text)
+        with pytest.raises(InvalidInput, match=r"b\.png has no label"):
+            read_labelled(tmp_path, CHEST)
+
+
+def test_a_label_belongs_to_one_image(tmp_path):
+    picture(tmp_path / "images/1.2.png")
+    mask(tmp_path / "labels/1.2.3.png", 0, 1)
+    with pytest.raises(InvalidInput, match="has no label"):
+        read_labelled(tmp_path, CELLS)
+
+
+def test_a_label_that_lies_elsewhere_than_its_image_is_refused(tmp_path):
+    """Left and right are exchanged in it: voxel by voxel it would be the other side's."""
+    volumes = replace(
+        ORGAN, spatial=("X", "Y", "Z"), nominal=(8, 8, 8), maximum=(16, 16, 16), spacing=((0.9, 1.1),) * 3,
+        orientation="RAS",
+    )  # fmt: skip
+    values = np.zeros((8, 8, 8), np.uint8)
+    values[1:3] = 1
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / folder / "a.nii.gz")
+    assert read_labelled(tmp_path, volumes)[0].truth.sum() == values.sum()
+    nibabel.save(nibabel.Nifti1Image(values[::-1], np.diag([-1.0, 1, 1, 1])), tmp_path / "labels" / "a.nii.gz")
+    with pytest.raises(InvalidInput, match="lies elsewhere than its image"):
+        read_labelled(tmp_path, volumes)

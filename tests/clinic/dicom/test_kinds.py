@@ -101,6 +101,28 @@ def test_frames_of_different_kinds_are_no_volume(what: str, tmp_path: Path) -> N
         read_image(tmp_path / "a.dcm")
 
 
+def test_a_part_of_a_concatenation_is_incomplete_as_a_file_and_as_a_series(tmp_path: Path) -> None:
+    dataset = multiframe(phantom())
+    dataset.ConcatenationUID, dataset.InConcatenationTotalNumber = "1.2.3", 2
+    assert volume_of(read([dataset])[0]).incomplete
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert any("parts of a concatenation" in doubt for doubt in read_image(tmp_path / "a.dcm").doubts)
+
+
+def test_a_slice_of_nothing_but_padding_is_no_damage() -> None:
+    """At the edge of a reformatted stack; of the whole volume it would be none."""
+    datasets = in_order()
+    for each in datasets:
+        each.add_new(0x00280120, "US", 0)
+    datasets[0].PixelData = bytes(len(datasets[0].PixelData))
+    image = series_of(datasets).image()
+    assert image.padding is not None and image.padding.any() and not image.padding.all()
+    for each in datasets:
+        each.PixelData = bytes(len(each.PixelData))
+    with pytest.raises(StudyRejected, match="all of it is padding"):
+        series_of(datasets).image()
+
+
 def item(**tags: Any) -> Dataset:
     dataset = Dataset()
     for name, value in tags.items():
