@@ -139,7 +139,7 @@ def _of_one_key(given: Arguments, key: str | None) -> Arguments:
     listed = {
         name: given[name]
         for name in _OF_EACH_KEY
-        if isinstance(given.get(name), (list, tuple)) and len(given[name]) == len(keys)
+        if keys and isinstance(given.get(name), (list, tuple)) and len(given[name]) == len(keys)
     }
     return {**given, **{name: values[keys.index(key)] for name, values in listed.items()}}
 
@@ -295,7 +295,7 @@ def _check_geometry(kind: str, given: Arguments) -> None:
 
     known = inspect.signature(getattr(monai.transforms, f"{kind}d")).parameters
     for name, value in given.items():
-        if name in (*_EVERYWHERE, *_SAID[kind], "lazy") or (name in known and value == known[name].default):
+        if name in (*_EVERYWHERE, *_SAID[kind], "lazy") or (name in known and str(value) == str(known[name].default)):
             continue
         raise Unmapped(
             f"has the argument {name}={value}, which the client does not know: leave it out, in training too"
@@ -308,4 +308,4 @@ def _is_affine(step: Step) -> bool:
 
 
 def _for_each_axis(value: Any, size: Sequence[Any]) -> list[Any]:
-    return [value] * len(size) if isinstance(value, (int, float)) else list(value or ())
+    return [value] * len(size) if isinstance(value, (int, float)) else list(() if value is None else value)
