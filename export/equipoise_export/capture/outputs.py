@@ -60,7 +60,7 @@ class _Reader:
         self, network: nn.Module, active: tuple[str, ...], example: Tensor, draft: Contract, margin: int
     ) -> None:
         self.network, self.active, self.draft, self.margin = network, active, draft, margin
-        self.batch = len(example)
+        self.example = example
         try:
             self.answer = self.run(example)
         except Exception as error:
@@ -78,17 +78,23 @@ class _Reader:
     def place(self, output: str | int | None) -> Place:
         """Where the chosen output lies, or the only one that fits."""
         path = self.chosen(output)
-        return self.form(path, self.answer, self.scale(path))
+        return self.form(path, self.answer, self.example, self.scale(path))
 
     def tensors(self, answer: Any, image: Tensor) -> Outputs:
         """Of all outputs, with the axes that an answer is to have."""
-        return {path: self.form(path, answer).of(answer, image) for path, _ in _tensors(answer)}
+        return {path: self.form(path, answer, image).of(answer, image) for path, _ in _tensors(answer)}
 
-    def form(self, path: tuple[str | int, ...], answer: Any, scale: tuple[int, ...] = ()) -> Place:
+    def form(self, path: tuple[str | int, ...], answer: Any, image: Tensor, scale: tuple[int, ...] = ()) -> Place:
         """A place in the answer to more than one image, and what axes it lacks or has too many."""
         tensor = next(each for way, each in _tensors(answer) if way == path)
         spatial = self.draft.rank if self.draft.task is Task.SEGMENTATION else 0
-        one_class = len(self.draft.classes) == 1 and tensor.dim() == 1 + spatial
+        full = (len(image), *image.shape[2 : 2 + spatial])
+        one_class = (
+            len(self.draft.classes) == 1
+            and tensor.dim() == len(full)
+            and len(tensor) == len(image)
+            and all(size <= whole for size, whole in zip(tensor.shape, full, strict=True))
+        )
         pooled = not spatial and tensor.dim() > 2 and set(tensor.shape[2:]) == {1}
         return Place(path, scale, self.margin, one_class, pooled)
 
@@ -110,11 +116,13 @@ class _Reader:
             )
         full = self.draft.nominal if self.draft.task is Task.SEGMENTATION else ()
         classes = len(self.draft.classes)
-        exact = [path for path, tensor in self.outputs.items() if tuple(tensor.shape) == (self.batch, classes, *full)]
+        exact = [
+            path for path, tensor in self.outputs.items() if tuple(tensor.shape) == (len(self.example), classes, *full)
+        ]
         coarse = [
             path
             for path, tensor in self.outputs.items()
-            if _smaller(tensor, self.draft) and tensor.shape[:2] == (self.batch, classes)
+            if _smaller(tensor, self.draft) and tensor.shape[:2] == (len(self.example), classes)
         ]
         if len(exact) == 1 or (not exact and len(coarse) == 1):
             return (exact or coarse)[0]

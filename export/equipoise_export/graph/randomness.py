@@ -6,7 +6,8 @@ of the operator, not a list of ours: what it is wrong about would be wrong for t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,15 +48,41 @@ def sampling(module: nn.Module, active: tuple[str, ...]) -> Iterator[None]:
             part.training = flag
 
 
-@contextmanager
-def slow_attention() -> Iterator[None]:
-    """PyTorch's fused encoder layer skips its dropout in evaluation mode, whatever its dropout modules say."""
+class _Shared:
+    """A change of the whole process, undone when the last of overlapping uses ends, whichever thread that is in.
+
+    Were each use to restore what it found, one that began within another's would leave the change for ever.
+
+    Args:
+        change: makes the change and returns what undoes it.
+    """
+
+    def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
+        self.change, self.lock, self.uses = change, threading.RLock(), 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            if not self.uses:
+                self.undo = self.change()
+            self.uses += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.uses -= 1
+                if not self.uses:
+                    self.undo()
+
+
+def _without_fastpath() -> Callable[[], None]:
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    return lambda: torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+slow_attention = _Shared(_without_fastpath)
+"""PyTorch's fused encoder layer skips its dropout in evaluation mode, whatever its dropout modules say."""
 
 
 @contextmanager
@@ -65,19 +92,31 @@ def plainly() -> Iterator[None]:
     torch.export would wrap what is inside into a region of its own, a sampler computes in one precision (`--half` is
     its own), and in inference mode no random number can be replaced.
     """
+    recording = torch.is_grad_enabled()
+    try:
+        with _switches_off():
+            yield
+    finally:
+        torch._C._set_grad_enabled(recording)  # another use may still have `set_grad_enabled` replaced
+
+
+def _replace_switches() -> Callable[[], None]:
     classes: list[Any] = [torch.autocast, torch.inference_mode, torch.enable_grad, torch.set_grad_enabled]
     before = [(kind, kind.__enter__, kind.__exit__) for kind in classes]
-    begin, recording = torch.set_grad_enabled.__init__, torch.is_grad_enabled()
-    try:
-        for kind in classes:
-            kind.__enter__, kind.__exit__ = _enter, _leave
-        torch.set_grad_enabled.__init__ = _only_off  # type: ignore[method-assign, assignment]
-        yield
-    finally:
+    begin = torch.set_grad_enabled.__init__
+    for kind in classes:
+        kind.__enter__, kind.__exit__ = _enter, _leave
+    torch.set_grad_enabled.__init__ = _only_off  # type: ignore[method-assign, assignment]
+
+    def undo() -> None:
         torch.set_grad_enabled.__init__ = begin  # type: ignore[method-assign]
         for kind, enter, leave in before:
             kind.__enter__, kind.__exit__ = enter, leave
-        torch.set_grad_enabled(recording)
+
+    return undo
+
+
+_switches_off = _Shared(_replace_switches)
 
 
 def _enter(context: Any) -> Any:

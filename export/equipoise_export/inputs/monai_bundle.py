@@ -124,6 +124,7 @@ class Bundle:
             image.get("num_channels"),
             image.get("spatial_shape") or [],
             _task(self._answer),
+            _name(self._inputs, "image"),
         )
         return reading, [places[at[n]] for n in reading.of]
 
@@ -139,7 +140,11 @@ class Bundle:
 
     @property
     def _image(self) -> Mapping[str, Any]:
-        return _only((self.metadata.get("network_data_format") or {}).get("inputs") or {}, "image")
+        return _only(self._inputs, "image")
+
+    @property
+    def _inputs(self) -> Mapping[str, Any]:
+        return (self.metadata.get("network_data_format") or {}).get("inputs") or {}
 
     @property
     def _answer(self) -> Mapping[str, Any]:
@@ -179,9 +184,11 @@ def _parser() -> Any:
 
 def _only(described: Mapping[str, Any], usual: str) -> Mapping[str, Any]:
     """The tensor of the usual name, or the only one."""
-    if usual in described:
-        return described[usual]  # type: ignore[no-any-return]
-    return next(iter(described.values())) if len(described) == 1 else {}
+    return described.get(_name(described, usual) or "", {})  # type: ignore[no-any-return]
+
+
+def _name(described: Mapping[str, Any], usual: str) -> str | None:
+    return usual if usual in described else next(iter(described)) if len(described) == 1 else None
 
 
 def _task(answer: Mapping[str, Any]) -> Task | None:

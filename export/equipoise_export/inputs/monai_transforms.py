@@ -8,6 +8,7 @@ LoadImage, EnsureChannelFirst, EnsureType, …           change no intensity
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,9 @@ _CHANGE_NOTHING = (
 )  # fmt: skip
 _GEOMETRY = ("Orientation", "Spacing", "Resize")
 _EVERYWHERE = {"_target_", "_desc_", "_disabled_", "_requires_", "_mode_", "keys", "allow_missing_keys", "dtype"}
-_OF_TRANSFORM = {"keys", "allow_missing_keys"}
+_OF_EACH_KEY = ("mode", "padding_mode", "align_corners", "anti_aliasing", "anti_aliasing_sigma", "dtype")
+_LABELS = ("label", "mask", "seg", "target", "truth")
+"""In a key: it is no image of the network's."""
 
 
 class Unmapped(ValueError):
@@ -48,24 +51,32 @@ class Reading:
 
 
 def read_transforms(
-    transforms: Sequence[Mapping[str, Any]], channels: int | None, size: Sequence[Any], task: Task | None
+    transforms: Sequence[Mapping[str, Any]],
+    channels: int | None,
+    size: Sequence[Any],
+    task: Task | None,
+    image: str | None = None,
 ) -> Reading:
     """The steps of a list of transforms, as configurations whose references are resolved.
 
     Args:
         channels: of the network's input, where it is known.
         size: spatial sizes as the bundle's metadata state them.
+        image: the input's name there.
 
     Raises:
         Unmapped: naming the transform.
     """
     found = Reading()
-    image_key = next((each["keys"] for each in map(_with_keys, transforms) if each["keys"]), [None])[0]
+    key = _image_key(transforms, image)
     for number, given in enumerate(map(_with_keys, transforms)):
         kind = transform_name(given)
-        if given["keys"] and image_key not in given["keys"]:
-            continue  # of labels, or of a copy
         try:
+            if given["keys"] and key not in given["keys"]:
+                if _of_intensities(given):
+                    raise Unmapped(f"is of {', '.join(given['keys'])}; the network's image is {key}")
+                continue
+            given = _of_one_key(given, key)
             if kind in _GEOMETRY:
                 found.stated |= _geometry(kind, given, found.steps, size, task)
             elif kind in _CHANGE_NOTHING:
@@ -79,19 +90,58 @@ def read_transforms(
 
 
 def transform_name(given: Mapping[str, Any]) -> str:
-    """`ScaleIntensityRange` of the array's and the dictionary's transform."""
+    """`ScaleIntensityRange` of MONAI's array and dictionary transform; another package's whole name."""
     import monai.transforms
 
-    name = str(given.get("_target_", "")).rsplit(".", 1)[-1]
+    module, _, name = str(given.get("_target_", "")).rpartition(".")
+    if module and module.split(".")[0] != "monai":
+        return f"{module}.{name}"
     for ending in ("Dict", "d", "D"):
         if name.endswith(ending) and hasattr(monai.transforms, name.removesuffix(ending)):
             return name.removesuffix(ending)
     return name
 
 
+def _image_key(transforms: Sequence[Mapping[str, Any]], named: str | None) -> str | None:
+    """The key of the network's image: as the metadata name it, else the only one that what is done to images shares."""
+    keyed = [given for given in map(_with_keys, transforms) if given["keys"]]
+    if not keyed or any(named in given["keys"] for given in keyed):
+        return named
+    keys = [set(filter(_no_label, given["keys"])) for given in keyed if _of_intensities(given)]
+    keys = keys or [found for given in keyed if (found := set(filter(_no_label, given["keys"])))]
+    shared = set.intersection(*keys) if keys else set()
+    if len(shared) != 1:
+        every = sorted({key for given in keyed for key in given["keys"]})
+        raise Unmapped(
+            f"it cannot be told which of the keys {', '.join(every)} is the network's image: name it in the metadata, "
+            "under network_data_format.inputs"
+        )
+    return str(shared.pop())
+
+
+def _of_intensities(given: Arguments) -> bool:
+    """Whether it may change the intensities of what is no label."""
+    return transform_name(given) not in (*_GEOMETRY, *_CHANGE_NOTHING) and any(map(_no_label, given["keys"]))
+
+
+def _no_label(key: str) -> bool:
+    return not any(word in key.lower() for word in _LABELS)
+
+
 def _with_keys(given: Mapping[str, Any]) -> Arguments:
     keys = given.get("keys")
     return {**given, "keys": [keys] if isinstance(keys, str) else list(keys or [])}
+
+
+def _of_one_key(given: Arguments, key: str | None) -> Arguments:
+    """With the values that are listed for each key as they are for this one."""
+    keys = given["keys"]
+    listed = {
+        name: given[name]
+        for name in _OF_EACH_KEY
+        if keys and isinstance(given.get(name), (list, tuple)) and len(given[name]) == len(keys)
+    }
+    return {**given, **{name: values[keys.index(key)] for name, values in listed.items()}}
 
 
 def _steps(kind: str, given: Arguments, channels: int | None) -> Iterable[Step]:
@@ -200,27 +250,29 @@ _MAPPED: Mapping[str, tuple[Sequence[str], Callable[[Arguments, int | None], lis
 def _geometry(
     kind: str, given: Arguments, steps: Sequence[Step], size: Sequence[Any], task: Task | None
 ) -> dict[str, Any]:
+    _check_geometry(kind, given)
     if kind == "Orientation":
         if not isinstance(given.get("axcodes"), str):
             raise Unmapped("states no axcodes such as RAS")
         return {"orientation": given["axcodes"][: len(size) or None]}
-    bent = [step for step in steps if not isinstance(step, (MeanStd, Divide, Rgb)) and getattr(step, "clip", True)]
+    bent = [step for step in steps if not _is_affine(step)]
     if bent:
-        raise Unmapped(f"comes after {bent[0]}; the client resamples before the aggregator takes any step")
-    if given.get("mode") not in (None, "bilinear", "trilinear", "linear") and _first(given["mode"]) not in _LINEAR:
-        raise Unmapped(f"has the mode {_first(given['mode'])}; the client interpolates linearly")
+        raise Unmapped(
+            f"comes after {bent[0]}, and the client resamples before the aggregator takes any step: train with the "
+            f"transforms of intensities after {kind}"
+        )
+    if given.get("mode") not in _LINEAR:
+        raise Unmapped(f"has the mode {given['mode']}; the client interpolates linearly")
     if kind == "Spacing":
-        pixdim = given.get("pixdim")
-        wanted = [pixdim] * len(size) if isinstance(pixdim, (int, float)) else list(pixdim or ())
-        wanted = wanted[: len(size) or None]
+        wanted = _for_each_axis(given.get("pixdim"), size)[: len(size) or None]
         if not wanted or any(not isinstance(mm, (int, float)) or mm <= 0 for mm in wanted):
-            raise Unmapped(f"has the pixdim {pixdim}; expected mm above 0 for each axis")
+            raise Unmapped(f"has the pixdim {given.get('pixdim')}; expected mm above 0 for each axis")
         ranges = ((mm * (1 - _ROUNDING), mm * (1 + _ROUNDING)) for mm in wanted)
         return {"spacing": tuple((float(f"{low:.6g}"), float(f"{high:.6g}")) for low, high in ranges)}
     if (
         task is not Task.CLASSIFICATION
         or given.get("mode") is None
-        or list(given.get("spatial_size") or ()) != list(size)
+        or _for_each_axis(given.get("spatial_size"), size) != list(size)
     ):
         raise Unmapped(
             "is done by the client only for a classifier, linearly (mode bilinear), and to the size in the metadata: "
@@ -229,8 +281,31 @@ def _geometry(
     return {}
 
 
-_LINEAR = ("bilinear", "trilinear", "linear", 1)
+_LINEAR = (None, "bilinear", "trilinear", "linear", 1)
+_SAID: Mapping[str, Sequence[str]] = {
+    "Orientation": ("axcodes",),
+    "Spacing": ("pixdim", "mode", "recompute_affine", "ensure_same_shape"),
+    "Resize": ("spatial_size", "mode"),
+}
 
 
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, (list, tuple)) and value else value
+def _check_geometry(kind: str, given: Arguments) -> None:
+    """Raises Unmapped for an argument that would make the client's image another one than in training."""
+    import monai.transforms
+
+    known = inspect.signature(getattr(monai.transforms, f"{kind}d")).parameters
+    for name, value in given.items():
+        if name in (*_EVERYWHERE, *_SAID[kind], "lazy") or (name in known and str(value) == str(known[name].default)):
+            continue
+        raise Unmapped(
+            f"has the argument {name}={value}, which the client does not know: leave it out, in training too"
+        )
+
+
+def _is_affine(step: Step) -> bool:
+    """Whether it is affine with numbers that do not depend on the image: resampling before or after it is the same."""
+    return isinstance(step, (MeanStd, Divide, Rgb)) or (isinstance(step, ScaleRange) and not step.clip)
+
+
+def _for_each_axis(value: Any, size: Sequence[Any]) -> list[Any]:
+    return [value] * len(size) if isinstance(value, (int, float)) else list(() if value is None else value)

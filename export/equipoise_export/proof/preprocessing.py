@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from equipoise_core.contract import Contract
-from equipoise_core.preprocessing import NORMALISED_LIMIT
 from equipoise_core.steps import spelled
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -48,7 +47,6 @@ def compare_preprocessing(contract: Contract, transform: Transform) -> Check:
                 "the training's preprocessing",
                 "State the steps with --preprocess.",
             )
-        theirs = np.clip(theirs, -NORMALISED_LIMIT, NORMALISED_LIMIT)
         difference = float(np.abs(theirs - ours).max() / max(1.0, np.abs(theirs).max()))
         worst = max(worst, difference) if np.isfinite(difference) else np.inf
     return Check(

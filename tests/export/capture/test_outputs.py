@@ -268,6 +268,35 @@ def test_an_answer_may_lack_an_axis_or_have_one_more(kind: Any, classes: int, ta
     assert compiled.proof.sites[0].effect > 0
 
 
+class WithPrior(Features):
+    """Answers beside its logits with a tensor that has nothing to do with the batch."""
+
+    def __init__(self, task: Task, *shape: int) -> None:
+        super().__init__()
+        self.task, self.prior = task, nn.Parameter(torch.zeros(shape))
+
+    def forward(self, image: Tensor) -> Any:
+        logit = self.map(self.features(image)) if self.task is Task.SEGMENTATION else self.pooled(image)
+        return {"logit": logit, "prior": self.prior + 0}
+
+
+@pytest.mark.parametrize(
+    ("task", "prior"),
+    [
+        (Task.CLASSIFICATION, (8,)),
+        (Task.SEGMENTATION, (8, 8, 8)),
+        (Task.SEGMENTATION, (2, 16, 16)),
+    ],
+)
+def test_other_outputs_of_a_network_of_one_class_keep_their_form(task: Task, prior: tuple[int, ...]) -> None:
+    """What is no answer to a batch is not read as one that lacks an axis."""
+    draft = replace(contract(task=task, classes=1, spatial=(8, 8)), activation=Activation.SIGMOID)
+    network, image = WithPrior(task, *prior), torch.randn(2, 1, 8, 8)
+    for output in ("logit", None):
+        answer = choose_answer(network, ("drop",), image, draft, Options(output=output))
+        assert answer(image).shape == (2, 1, 8, 8)[: 4 if task is Task.SEGMENTATION else 2]
+
+
 class Contexts(Features):
     """What people leave in a forward pass: none of it changes what single precision gives."""
 

@@ -113,6 +113,10 @@ LOAD = {"_target_": "LoadImaged", "keys": ["image", "label"]}
 SPACING = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.5, 2.0], "mode": "bilinear"}
 RANGE = {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 9, "b_min": 0, "b_max": 1}
 
+PERCENTILES = {
+    "_target_": "ScaleIntensityRangePercentilesd", "keys": "image", "lower": 1, "upper": 99, "b_min": 0, "b_max": 1,
+}  # fmt: skip
+
 
 def test_what_changes_no_intensity_is_the_clients_or_nothing() -> None:
     """Labels are passed by; an affine step may come before the client's resampling, which is linear too."""
@@ -148,6 +152,19 @@ def test_what_changes_no_intensity_is_the_clients_or_nothing() -> None:
         ([{"_target_": "RepeatChanneld", "keys": "image", "repeats": 2}], "repeats is 2"),
         ([{**RANGE, "b_max": None}], "b_min and b_max are both needed"),
         ([{**RANGE, "clip": True}, SPACING], "Spacing (transform 3) comes after scale_range:0,9,clip"),
+        ([PERCENTILES, SPACING], "comes after scale_percentiles:1,99, and the client resamples before"),
+        ([{"_target_": "ScaleIntensityd", "keys": "image"}, SPACING],
+         "comes after scale_percentiles:0,100, and the client resamples before the aggregator takes any step: train "
+         "with the transforms of intensities after Spacing"),
+        ([{"_target_": "NormalizeIntensityd", "keys": "image"}, SPACING], "Spacing (transform 3) comes after zscore"),
+        ([{**SPACING, "max_pixdim": 3.0}], "Spacing (transform 2) has the argument max_pixdim=3.0"),
+        ([{**SPACING, "min_pixdim": np.ones(2)}], "has the argument min_pixdim=[1. 1.]"),
+        ([{**SPACING, "pixdim": np.zeros(2)}], "has the pixdim [0. 0.]"),
+        ([{"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": [["L", "R"]]}],
+         "Orientation (transform 2) has the argument labels="),
+        ([{"_target_": "torchvision.transforms.ToTensor"}], "torchvision.transforms.ToTensor (transform 2) is no step"),
+        ([RANGE, {**PERCENTILES, "keys": "other"}],
+         "ScaleIntensityRangePercentiles (transform 3) is of other; the network's image is image"),
         ([{**SPACING, "mode": "nearest"}], "has the mode nearest"),
         ([{**SPACING, "pixdim": [1.5, -1.0]}], "has the pixdim [1.5, -1.0]"),
         ([{"_target_": "Resized", "keys": "image", "spatial_size": [16, 24], "mode": "bilinear"}], "only for a class"),
@@ -156,15 +173,36 @@ def test_what_changes_no_intensity_is_the_clients_or_nothing() -> None:
 def test_what_has_no_step_is_refused_by_name(given: list[dict[str, Any]], said: str) -> None:
     """Which transform, why, and what there is."""
     with pytest.raises(Unmapped) as refused:
-        read_transforms([LOAD, *given], 1, (16, 24), Task.SEGMENTATION)
+        read_transforms([LOAD, *given], 1, (16, 24), Task.SEGMENTATION, "image")
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("named", ["image", "input", None])
+@pytest.mark.parametrize("key", ["image", "scan"])
+def test_the_image_is_found_whatever_key_is_listed_first(named: str | None, key: str) -> None:
+    """As the metadata name it, else the one key that transforms of intensities share, not the first one."""
+    keys = ["label", key]
+    configured = [{**LOAD, "keys": keys}, {**SPACING, "keys": keys, "mode": ["nearest", "bilinear"]}]
+    assert read_transforms(configured, 1, (16, 24), Task.SEGMENTATION, named).stated["spacing"]
+    configured += [{**RANGE, "keys": key}, {"_target_": "AsDiscreted", "keys": "label", "threshold": 0.5}]
+    reading = read_transforms(configured, 1, (16, 24), Task.SEGMENTATION, named)
+    assert (spelled(reading.steps), reading.of) == ("scale_range:0,9", [2])
+
+
+def test_an_image_of_no_clear_key_is_refused() -> None:
+    """Two images, and the metadata name neither."""
+    configured = [{**LOAD, "keys": ["t1", "t2"]}, {**RANGE, "keys": ["t1", "t2"]}]
+    with pytest.raises(Unmapped, match=r"which of the keys t1, t2 .* network_data_format\.inputs"):
+        read_transforms(configured, 1, (16, 24), Task.SEGMENTATION)
 
 
 def test_a_classifiers_images_are_resized_by_the_client() -> None:
     """To the size that the metadata state, linearly; MONAI's default, area, is another function."""
     resize = {"_target_": "Resized", "keys": "image", "spatial_size": [16, 24], "mode": "bilinear"}
     assert not read_transforms([LOAD, resize], 1, (16, 24), Task.CLASSIFICATION).steps
-    for other in ({"spatial_size": [8, 8]}, {"mode": "area"}):
+    square = {**resize, "spatial_size": 16, "anti_aliasing": False}
+    assert not read_transforms([LOAD, square], 1, (16, 16), Task.CLASSIFICATION).steps
+    for other in ({"spatial_size": [8, 8]}, {"spatial_size": 16}, {"mode": "area"}, {"anti_aliasing": True}):
         with pytest.raises(Unmapped, match="Resize"):
             read_transforms([LOAD, {**resize, **other}], 1, (16, 24), Task.CLASSIFICATION)
     del resize["mode"]

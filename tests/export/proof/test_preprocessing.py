@@ -51,6 +51,7 @@ def test_the_proof_says_how_far_the_steps_are_from_the_trainings_own(tmp_path: P
         ("zscore", lambda x: x.repeat(3, 1, 1), "it makes [3, 8, 8]"),
         ("zscore", lambda x: x @ x.missing, "it fails on a raw image [1, 8, 8]: AttributeError"),
         ("identity", lambda x: x * float("nan"), "differs from"),
+        ("scale_range:0,2 divide:0.00001", lambda x: x / 2 / 0.00001, "differs from"),  # the server clips to ±10,000
     ],
 )
 def test_other_steps_than_the_trainings_are_refused(steps: str, transform: Any, said: str, tmp_path: Path) -> None:
