@@ -86,11 +86,10 @@ class Intake:
         return outcome
 
     def _note_refusal(self, names: _Names, quiet: float) -> None:
-        """Until it is sent again, a study of which a part is here is incomplete, even if nothing more of it comes."""
+        """Until it is sent again, its study is incomplete: also where it is the first of it, and the others are taken."""
         with suppress(OutOfRoom):
-            key = self._store.studies.key_of(names.study)
-            if key is not None and names.instance:
-                self._store.studies.damaged(key, names.study, names.series, names.instance, quiet)
+            if names.study and names.instance:
+                self._store.studies.damaged(secrets.token_hex(8), names.study, names.series, names.instance, quiet)
 
     def _take(self, content: bytes, quiet: float, source: str, names: _Names) -> Outcome:
         digest = ""
