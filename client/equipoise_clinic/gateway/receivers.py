@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import secrets
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -17,6 +18,9 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.errors import EquipoiseError
 from equipoise_client.images.dicom import decodable
+from pydicom import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu import P_DATA_TF
@@ -36,6 +40,9 @@ PDU = 1 << 20
 
 _LAST_FRAGMENT = 0b10
 """Of a message control header, DICOM PS3.8 annex E.2."""
+
+_SERIES = Tag("SeriesInstanceUID")
+"""The last of the UIDs that say what an object is of, in a data set's order."""
 
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 """DICOM PS3.4 table B.2-1 and PS3.7 annex C."""
@@ -124,12 +131,38 @@ class Receiver:
                 self._received[event.assoc] = 0 if data[0] & _LAST_FRAGMENT and received <= self._largest else received
             if self._received.get(event.assoc, 0) > self._largest:
                 self._log.warning("association aborted", reason="an object is larger than largest_megabytes allows")
-                event.assoc.abort()
+                try:
+                    self._note_cut_off(event)
+                finally:
+                    event.assoc.abort()
+
+    def _note_cut_off(self, event: Any) -> None:
+        """What came before it in its study, and what comes after, is not the whole."""
+        message = event.assoc.dimse.message  # as it was before this PDU
+        if message is None or "AffectedSOPInstanceUID" not in message.command_set:
+            return
+        beginning = bytes(message.data_set.getbuffer()[:PDU])
+        for item in event.pdu.presentation_data_value_items:
+            beginning += (item.presentation_data_value or b"")[1:]
+        syntax = event.assoc._accepted_cx[message.context_id].transfer_syntax[0]
+        try:
+            dataset = read_dataset(
+                io.BytesIO(beginning), syntax.is_implicit_VR, syntax.is_little_endian,
+                stop_when=lambda tag, vr, length: tag > _SERIES,
+            )  # fmt: skip
+        except Exception:  # noqa: BLE001 (malformed data makes pydicom raise nearly anything)
+            dataset = Dataset()
+        command = message.command_set
+        study, quiet = self._studies.get(event.assoc, ""), self._settings.quiet_seconds
+        kind, instance = str(command.get("AffectedSOPClassUID", "")), str(command.AffectedSOPInstanceUID)
+        self._intake.cut_off(dataset, quiet, kind, study, instance)
 
     def _store(self, event: Any) -> int:
         try:
             study = self._studies.get(event.assoc, "")
-            outcome = self._intake.take(event.encoded_dataset(), self._settings.quiet_seconds, "c-store", study)
+            instance = str(event.request.AffectedSOPInstanceUID)
+            quiet = self._settings.quiet_seconds
+            outcome = self._intake.take(event.encoded_dataset(), quiet, "c-store", study, instance)
             if outcome is not Outcome.ASIDE:
                 self._studies[event.assoc] = str(event.dataset.StudyInstanceUID)
         except OutOfRoom:
@@ -197,7 +230,7 @@ class Puller:
                 unlisted = max(0, series.stated - len(series.instances))
                 self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
                 for each in wanted:
-                    outcome = self._intake.take(each.fetch(), quiet, name, study_uid)
+                    outcome = self._intake.take(each.fetch(), quiet, name, study_uid, each.uid)
                     taken += outcome is Outcome.TAKEN
                     self._versions[each.uid] = each.version
                     if outcome in (Outcome.IGNORED, Outcome.ASIDE):

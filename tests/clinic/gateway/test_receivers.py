@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 
 import pytest
@@ -9,6 +10,8 @@ from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Pu
 from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from ...support.asking import poll
@@ -157,14 +160,22 @@ def test_an_object_that_would_fill_the_memory_ends_its_association(desk):
     port = made.start()
     try:
         (small,), (large,) = study(count=1), study(count=1, rows=1024, columns=1024)
+        named = read(large)
         association = associated(port)
         assert association.send_c_store(read(small)).Status == 0x0000
         assert "Status" not in association.send_c_store(read(large))
-        assert associated(port).send_c_store(read(study(count=1)[0])).Status == 0x0000, "the receiver lives on"
+        named.PixelData = bytes(128)
+        named.Rows = named.Columns = 8
+        named.SOPInstanceUID = "1.2.3.4"
+        assert associated(port).send_c_store(named).Status == 0x0000, "the receiver lives on"
     finally:
         made.stop()
     assert len(desk.store.studies.instances()) == 2
     assert "association aborted" in [line["event"] for line in desk.lines()]
+    received = desk.store.studies.get(desk.store.studies.key_of(str(named.StudyInstanceUID)))
+    assert desk.store.studies.missing(received, str(named.SeriesInstanceUID)), "what is left of it is not the whole"
+    (first,) = [each for each in desk.store.studies.all() if each.uid == str(read(small).StudyInstanceUID)]
+    assert not desk.store.studies.missing(first, ""), "another study is whole without it"
 
 
 def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, receiver):
@@ -176,6 +187,46 @@ def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, 
     association.release()
     (received,) = desk.store.studies.all()
     assert desk.store.studies.missing(received, str(images[0].SeriesInstanceUID))
+
+
+def test_a_good_copy_completes_a_study_though_the_damaged_one_did_not_say_which_it_was(desk, receiver):
+    images = [read(each) for each in study(count=2)]
+    series, uid = str(images[0].SeriesInstanceUID), images[1].SOPInstanceUID
+    association = associated(receiver)
+    assert association.send_c_store(images[0]).Status == 0x0000
+    del images[1].SOPInstanceUID
+    request = C_STORE()
+    request.MessageID, request.Priority = 7, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MRImageStorage, uid
+    request.DataSet = io.BytesIO(encode(images[1], False, True))
+    (context,) = [each for each in association.accepted_contexts if each.abstract_syntax == MRImageStorage]
+    association._reactor_checkpoint.clear()
+    association.dimse.send_msg(request, context.context_id)
+    assert association.dimse.get_msg(block=True)[1].Status == 0xC000
+    association._reactor_checkpoint.set()
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, series)
+    images[1].SOPInstanceUID = uid
+    assert association.send_c_store(images[1]).Status == 0x0000
+    association.release()
+    assert desk.store.studies.missing(received, series) == ()
+
+
+def test_a_good_copy_in_an_archive_completes_a_study_though_the_damaged_one_did_not_say_which_it_was(desk):
+    (image,) = study(count=1)
+    uid, series, study_uid = (str(read(image)[name].value) for name in _NAMES)
+
+    def listing(content: bytes):
+        return lambda: [ListedSeries(series, (Listed(uid, lambda: content),))]
+
+    Puller(desk.intake, desk.store).take(study_uid, listing(image[:200]), 0.0, "test")
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, series)
+    Puller(desk.intake, desk.store).take(study_uid, listing(image), 0.0, "test")
+    assert desk.store.studies.missing(received, series) == ()
+
+
+_NAMES = "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"
 
 
 def test_an_archive_that_has_other_content_by_now_is_read_again(desk):
