@@ -57,6 +57,10 @@ class SourceAway(EquipoiseError):
     """An archive that studies are read from does not answer, or not as it should; it is asked again later."""
 
 
+class Lost(SourceAway):
+    """An image is listed, and cannot be had; others may be."""
+
+
 class Source(Protocol):
     """A place that is asked at intervals."""
 
@@ -208,7 +212,7 @@ class Puller:
     """Takes what is new of one study after another; for sources that are asked.
 
     What is no image is fetched once, not at every poll; what was set aside, at times. A series is incomplete until all
-    that was listed is here: an archive may go away in the middle of it.
+    that was listed is here: an archive may go away in the middle of it, or have lost an image, which stops no other.
     """
 
     def __init__(self, intake: Intake, store: Store) -> None:
@@ -221,22 +225,34 @@ class Puller:
 
         Args:
             listing: what the archive has of the study.
+
+        Raises Lost where it is done with all the others.
         """
         taken, before = 0, -1
+        lost: Lost | None = None
         while taken != before:
-            before, known = taken, self._store.studies.known(study_uid)
+            before, known, lost = taken, self._store.studies.known(study_uid), None
             for series in listing():
                 wanted = [each for each in series.instances if self._wanted(each, known)]
                 unlisted = max(0, series.stated - len(series.instances))
                 self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
+                absent = unlisted
                 for each in wanted:
-                    outcome = self._intake.take(each.fetch(), quiet, name, study_uid, each.uid)
+                    try:
+                        content = each.fetch()
+                    except Lost as error:
+                        lost = error
+                        absent += 1
+                        continue
+                    outcome = self._intake.take(content, quiet, name, study_uid, each.uid)
                     taken += outcome is Outcome.TAKEN
                     self._versions[each.uid] = each.version
                     if outcome in (Outcome.IGNORED, Outcome.ASIDE):
                         again = _AGAIN if outcome is Outcome.ASIDE else float("inf")
                         self._useless[each.uid] = monotonic() + again
-                self._store.studies.absent(study_uid, series.uid, unlisted)
+                self._store.studies.absent(study_uid, series.uid, absent)
+        if lost is not None:
+            raise lost
         return taken
 
     def _wanted(self, listed: Listed, known: Container[str]) -> bool:
@@ -290,7 +306,7 @@ class Orthanc:
         try:
             # Not to be analysed before all of it is here, which `settle` says; a crash or outage may come before.
             taken = self._puller.take(uid, lambda: self._listing(study), _UNTIL_SETTLED, self.name)
-        except _Damaged:
+        except Lost:
             self._json("/system")  # raises SourceAway where it is not this one image that is the matter
             self._store.studies.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
             self._log.warning(
@@ -330,7 +346,7 @@ class Orthanc:
         if answer.status_code == requests.codes.not_found:
             raise _Missing(f"Orthanc at {self._url} has no {path.split('?')[0]}")
         if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and path.endswith("/file"):
-            raise _Damaged(f"Orthanc at {self._url} answers {answer.status_code} for an image")
+            raise Lost(f"Orthanc at {self._url} answers {answer.status_code} for an image")
         if answer.status_code != requests.codes.ok:
             raise SourceAway(f"Orthanc at {self._url} answers {answer.status_code}")
         return answer.content
@@ -338,10 +354,6 @@ class Orthanc:
 
 class _Missing(SourceAway):
     """It is not there (any more)."""
-
-
-class _Damaged(SourceAway):
-    """An image is listed, and cannot be had."""
 
 
 class Web:
@@ -360,10 +372,24 @@ class Web:
         self._client.set_http_retry_params(retry=False)
 
     def poll(self) -> int:
+        """One study, or one image, that the archive does not give stops no other; it is asked for at the next poll."""
+        taken = 0
+        trouble: Exception | None = None
         try:
-            return sum(self._take(uid) for uid in self._studies())
+            for uid in self._studies():
+                try:
+                    taken += self._take(uid)
+                except (*_NOBODY, OutOfRoom):
+                    raise
+                except Exception as error:  # noqa: BLE001 (whatever it is, the others have their turn)
+                    trouble = trouble or error
         except (requests.RequestException, OSError) as error:
-            raise SourceAway(f"{self._settings.url} does not answer as it should ({type(error).__name__})") from None
+            trouble = error
+        if isinstance(trouble, (requests.RequestException, OSError)):
+            raise SourceAway(f"{self._settings.url} does not answer as it should ({type(trouble).__name__})") from None
+        if trouble is not None:
+            raise trouble
+        return taken
 
     def _studies(self) -> Iterator[str]:
         filters = dict(self._settings.query)
@@ -393,8 +419,16 @@ class Web:
             yield ListedSeries(uid, instances, int(_tag(series, _RELATED) or 0))
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
-        return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
+        try:
+            return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
+        except _NOBODY:
+            raise
+        except Exception as error:  # noqa: BLE001 (an answer that cannot be read makes pydicom raise nearly anything)
+            raise Lost(f"{self._settings.url} does not give an image ({type(error).__name__})") from None
 
+
+_NOBODY = (requests.ConnectionError, requests.Timeout)
+"""The archive does not answer at all: to ask for the next would be to wait as long again."""
 
 _UID, _RELATED = "00080018", "00201209"
 """SOP Instance UID, Number of Series Related Instances."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from functools import partial
+from types import SimpleNamespace
 
+import pydicom
 import pytest
+import requests
 from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Puller, Receiver, SourceAway, Web
 from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
 from pydicom.uid import ExplicitVRLittleEndian
@@ -273,3 +276,58 @@ def test_a_series_is_incomplete_until_its_archive_has_given_all_of_it(desk):
     away[0] = False
     assert puller.take(uid, listing, 0.0, "test") == 1
     assert desk.store.studies.missing(received, series) == ("its archive has 1 images more than it has given so far",)
+
+
+def test_an_image_that_an_archive_does_not_give_stops_no_other_and_no_other_study(desk, monkeypatch):
+    """It is asked for again at the next poll; until then its series is incomplete."""
+    there = {_named(each): each for images in (study(count=3), study(count=2)) for each in images}
+    first, *_, last = there
+    answers: dict[tuple[str, ...], Exception] = {first: requests.HTTPError("500")}
+
+    def listed(*within: str) -> list[dict]:
+        tags = ("0020000D", "0020000E", "00080018")[: len(within) + 1]
+        found = dict.fromkeys(name[: len(tags)] for name in there if name[: len(within)] == within)
+        return [{tag: {"Value": [value]} for tag, value in zip(tags, name, strict=True)} for name in found]
+
+    def retrieve_instance(*name: str, media_types: object) -> pydicom.Dataset:
+        if name in answers:
+            raise answers[name]
+        return read(there[name])
+
+    reader = Web(WebSource("http://archive"), desk.intake, desk.store)
+    client = SimpleNamespace(
+        search_for_studies=lambda **_: listed(), search_for_series=lambda *within, **_: listed(*within),
+        search_for_instances=lambda *within, **_: listed(*within), retrieve_instance=retrieve_instance,
+    )  # fmt: skip
+    monkeypatch.setattr(reader, "_client", client)
+    with pytest.raises(SourceAway):
+        reader.poll()
+    assert [len(desk.store.studies.known(name[0])) for name in (first, last)] == [2, 2]
+    received = desk.store.studies.get(desk.store.studies.key_of(first[0]))
+    assert desk.store.studies.missing(received, first[1]) == ("its archive has 1 images more than it has given so far",)
+    answers.clear()
+    assert reader.poll() == 1 and desk.store.studies.missing(received, first[1]) == ()
+
+
+def test_an_archive_that_goes_away_is_not_asked_for_one_image_after_the_other(desk, monkeypatch):
+    asked = []
+
+    def fetch(study: str, series: str, instance: str, media_types: object) -> None:
+        asked.append(instance)
+        raise requests.Timeout
+
+    reader = Web(WebSource("http://archive"), desk.intake, desk.store)
+    client = SimpleNamespace(
+        search_for_studies=lambda **_: [{"0020000D": {"Value": ["1.2"]}}],
+        search_for_series=lambda *_, **__: [{"0020000E": {"Value": ["1.2.3"]}}],
+        search_for_instances=lambda *_, **__: [{"00080018": {"Value": [f"1.2.3.{n}"]}} for n in range(3)],
+        retrieve_instance=fetch,
+    )
+    monkeypatch.setattr(reader, "_client", client)
+    with pytest.raises(SourceAway):
+        reader.poll()
+    assert asked == ["1.2.3.0"]
+
+
+def _named(image: bytes) -> tuple[str, ...]:
+    return tuple(str(read(image)[name].value) for name in reversed(_NAMES))
