@@ -311,7 +311,7 @@ def test_a_full_disk_refuses_new_studies_loses_none_and_recovers(server, pacs, s
             free = os.statvfs(small_disk)
             file.write(bytes(free.f_bavail * free.f_frsize - 200_000))
         assert [send(port, each) for each in studies[1:]] == [[0xA700]] * 3
-        assert running.states("studies") == ["analysed"]
+        assert running.states("studies").count("analysed") == 1
         assert "503" in _status(running, "/ready")
         ballast.unlink()
         assert [send(port, each) for each in studies[1:]] == [[0]] * 3

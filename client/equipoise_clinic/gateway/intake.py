@@ -69,13 +69,13 @@ class Intake:
         with self._turn:
             self._open = False
 
-    def take(self, content: bytes, quiet: float, source: str, study: str = "") -> Outcome:
+    def take(self, content: bytes, quiet: float, source: str, study: str = "", instance: str = "") -> Outcome:
         """One DICOM file. Raises OutOfRoom: then nothing of it was kept, and its sender has to send it again.
 
         Args:
-            study: Study Instance UID that it is of after all that its source knows, for an object that states none.
+            study, instance: Study and SOP Instance UID after all that its source knows, for an object that states none.
         """
-        names = _names(content, self._largest, study)
+        names = _names(content, self._largest, study, instance)
         try:
             outcome = self._take(content, quiet, source, names)
         except Exception:
@@ -85,19 +85,28 @@ class Intake:
         self._metrics.instances.labels(outcome.value).inc()
         return outcome
 
+    def cut_off(self, beginning: pydicom.Dataset, quiet: float, kind: str, study: str, instance: str) -> None:
+        """An object was not let come whole; its series is incomplete where it was an image.
+
+        Args:
+            beginning: what can be read of it.
+            kind, study, instance: as its source says: SOP Class UID, and what `take` is told.
+        """
+        if _is_image(UID(kind)):
+            self._note_refusal(_stated(beginning, study, instance), quiet)
+
     def _note_refusal(self, names: _Names, quiet: float) -> None:
-        """Until it is sent again, a study of which a part is here is incomplete, even if nothing more of it comes."""
+        """Until it is sent again, its study is incomplete: also where nothing else of it is here yet."""
         with suppress(OutOfRoom):
-            key = self._store.studies.key_of(names.study)
-            if key is not None and names.instance:
-                self._store.studies.damaged(key, names.study, names.series, names.instance, quiet)
+            if names.study and names.instance:
+                self._store.studies.damaged(secrets.token_hex(8), names.study, names.series, names.instance, quiet)
 
     def _take(self, content: bytes, quiet: float, source: str, names: _Names) -> Outcome:
         digest = ""
         try:
             dataset = parsed(content, self._largest)
             kind = UID(str(dataset.SOPClassUID))
-            if "Image Storage" not in kind.name and kind.name != kind:
+            if not _is_image(kind):
                 return Outcome.IGNORED
             # Of a class that nobody knows it may be an image with one wrong digit: not to be acknowledged and lost.
             reason = _fault(dataset) if kind.name != kind else "its SOPClassUID is not known"
@@ -171,20 +180,33 @@ class _Names:
     instance: str = ""
 
 
-def _names(content: bytes, largest: int, study: str) -> _Names:
-    """What can be read of a malformed object; `study` where it does not say."""
+def _is_image(kind: UID) -> bool:
+    """Also of a class that nobody knows, which may be one."""
+    return "Image Storage" in kind.name or kind.name == kind
+
+
+def _names(content: bytes, largest: int, study: str, instance: str) -> _Names:
+    """What can be read of a malformed object; `study` and `instance` where it does not say."""
     try:
         dataset = parsed(content, largest, header_only=True)
     except Exception:  # noqa: BLE001 (malformed files make pydicom raise nearly anything)
-        return _Names(study)
+        dataset = pydicom.Dataset()
+    return _stated(dataset, study, instance)
+
+
+def _stated(dataset: pydicom.Dataset, study: str, instance: str) -> _Names:
     names = []
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         try:
             value = str(dataset.get(name, ""))
         except Exception:  # noqa: BLE001 (likewise)
             value = ""
-        names.append(value if _UID.fullmatch(value) and len(value) <= _LONGEST else "")
-    return _Names(names[0] or study, *names[1:])
+        names.append(value if _is_uid(value) else "")
+    return _Names(names[0] or study, names[1], names[2] or (instance if _is_uid(instance) else ""))
+
+
+def _is_uid(value: str) -> bool:
+    return bool(_UID.fullmatch(value)) and len(value) <= _LONGEST
 
 
 class TooLarge(Exception):
@@ -230,7 +252,7 @@ def _fault(dataset: Any) -> str:
     """Why the image cannot be used, or "" where nothing is wrong as far as can be seen without decoding it."""
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         value = str(dataset.get(name, ""))
-        if not _UID.fullmatch(value) or len(value) > _LONGEST:
+        if not _is_uid(value):
             return f"its {name} is no UID"
     if "PixelData" not in dataset:
         return "an image without pixels, or cut off before them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import secrets
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -17,6 +18,9 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.errors import EquipoiseError
 from equipoise_client.images.dicom import decodable
+from pydicom import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu import P_DATA_TF
@@ -37,6 +41,9 @@ PDU = 1 << 20
 _LAST_FRAGMENT = 0b10
 """Of a message control header, DICOM PS3.8 annex E.2."""
 
+_SERIES = Tag("SeriesInstanceUID")
+"""The last of the UIDs that say what an object is of, in a data set's order."""
+
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 """DICOM PS3.4 table B.2-1 and PS3.7 annex C."""
 
@@ -48,6 +55,10 @@ _UNTIL_SETTLED = 3000.0  # seconds
 
 class SourceAway(EquipoiseError):
     """An archive that studies are read from does not answer, or not as it should; it is asked again later."""
+
+
+class Lost(SourceAway):
+    """An image is listed, and cannot be had; others may be."""
 
 
 class Source(Protocol):
@@ -129,12 +140,38 @@ class Receiver:
                 self._received[event.assoc] = 0 if data[0] & _LAST_FRAGMENT and received <= self._largest else received
             if self._received.get(event.assoc, 0) > self._largest:
                 self._log.warning("association aborted", reason="an object is larger than largest_megabytes allows")
-                event.assoc.abort()
+                try:
+                    self._note_cut_off(event)
+                finally:
+                    event.assoc.abort()
+
+    def _note_cut_off(self, event: Any) -> None:
+        """What came before it in its study, and what comes after, is not the whole."""
+        message = event.assoc.dimse.message  # as it was before this PDU
+        if message is None or "AffectedSOPInstanceUID" not in message.command_set:
+            return
+        beginning = bytes(message.data_set.getbuffer()[:PDU])
+        for item in event.pdu.presentation_data_value_items:
+            beginning += (item.presentation_data_value or b"")[1:]
+        syntax = event.assoc._accepted_cx[message.context_id].transfer_syntax[0]
+        try:
+            dataset = read_dataset(
+                io.BytesIO(beginning), syntax.is_implicit_VR, syntax.is_little_endian,
+                stop_when=lambda tag, vr, length: tag > _SERIES,
+            )  # fmt: skip
+        except Exception:  # noqa: BLE001 (malformed data makes pydicom raise nearly anything)
+            dataset = Dataset()
+        command = message.command_set
+        study, quiet = self._studies.get(event.assoc, ""), self._settings.quiet_seconds
+        kind, instance = str(command.get("AffectedSOPClassUID", "")), str(command.AffectedSOPInstanceUID)
+        self._intake.cut_off(dataset, quiet, kind, study, instance)
 
     def _store(self, event: Any) -> int:
         try:
             study = self._studies.get(event.assoc, "")
-            outcome = self._intake.take(event.encoded_dataset(), self._settings.quiet_seconds, "c-store", study)
+            instance = str(event.request.AffectedSOPInstanceUID)
+            quiet = self._settings.quiet_seconds
+            outcome = self._intake.take(event.encoded_dataset(), quiet, "c-store", study, instance)
             if outcome is not Outcome.ASIDE:
                 self._studies[event.assoc] = str(event.dataset.StudyInstanceUID)
         except OutOfRoom:
@@ -180,7 +217,7 @@ class Puller:
     """Takes what is new of one study after another; for sources that are asked.
 
     What is no image is fetched once, not at every poll; what was set aside, at times. A series is incomplete until all
-    that was listed is here: an archive may go away in the middle of it.
+    that was listed is here: an archive may go away in the middle of it, or have lost an image, which stops no other.
     """
 
     def __init__(self, intake: Intake, store: Store) -> None:
@@ -193,22 +230,34 @@ class Puller:
 
         Args:
             listing: what the archive has of the study.
+
+        Raises Lost where it is done with all the others.
         """
         taken, before = 0, -1
+        lost: Lost | None = None
         while taken != before:
-            before, known = taken, self._store.studies.known(study_uid)
+            before, known, lost = taken, self._store.studies.known(study_uid), None
             for series in listing():
                 wanted = [each for each in series.instances if self._wanted(each, known)]
                 unlisted = max(0, series.stated - len(series.instances))
                 self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
+                absent = unlisted
                 for each in wanted:
-                    outcome = self._intake.take(each.fetch(), quiet, name, study_uid)
+                    try:
+                        content = each.fetch()
+                    except Lost as error:
+                        lost = error
+                        absent += 1
+                        continue
+                    outcome = self._intake.take(content, quiet, name, study_uid, each.uid)
                     taken += outcome is Outcome.TAKEN
                     self._versions[each.uid] = each.version
                     if outcome in (Outcome.IGNORED, Outcome.ASIDE):
                         again = _AGAIN if outcome is Outcome.ASIDE else float("inf")
                         self._useless[each.uid] = monotonic() + again
-                self._store.studies.absent(study_uid, series.uid, unlisted)
+                self._store.studies.absent(study_uid, series.uid, absent)
+        if lost is not None:
+            raise lost
         return taken
 
     def _wanted(self, listed: Listed, known: Container[str]) -> bool:
@@ -262,7 +311,7 @@ class Orthanc:
         try:
             # Not to be analysed before all of it is here, which `settle` says; a crash or outage may come before.
             taken = self._puller.take(uid, lambda: self._listing(study), _UNTIL_SETTLED, self.name)
-        except _Damaged:
+        except Lost:
             self._json("/system")  # raises SourceAway where it is not this one image that is the matter
             self._store.studies.refuse(secrets.token_hex(8), uid, "an image cannot be fetched from the archive")
             self._log.warning(
@@ -302,7 +351,7 @@ class Orthanc:
         if answer.status_code == requests.codes.not_found:
             raise _Missing(f"Orthanc at {self._url} has no {path.split('?')[0]}")
         if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and path.endswith("/file"):
-            raise _Damaged(f"Orthanc at {self._url} answers {answer.status_code} for an image")
+            raise Lost(f"Orthanc at {self._url} answers {answer.status_code} for an image")
         if answer.status_code != requests.codes.ok:
             raise SourceAway(f"Orthanc at {self._url} answers {answer.status_code}")
         return answer.content
@@ -310,10 +359,6 @@ class Orthanc:
 
 class _Missing(SourceAway):
     """It is not there (any more)."""
-
-
-class _Damaged(SourceAway):
-    """An image is listed, and cannot be had."""
 
 
 class Web:
@@ -332,10 +377,24 @@ class Web:
         self._client.set_http_retry_params(retry=False)
 
     def poll(self) -> int:
+        """One study, or one image, that the archive does not give stops no other; it is asked for at the next poll."""
+        taken = 0
+        trouble: Exception | None = None
         try:
-            return sum(self._take(uid) for uid in self._studies())
+            for uid in self._studies():
+                try:
+                    taken += self._take(uid)
+                except (*_NOBODY, OutOfRoom):
+                    raise
+                except Exception as error:  # noqa: BLE001 (whatever it is, the others have their turn)
+                    trouble = trouble or error
         except (requests.RequestException, OSError) as error:
-            raise SourceAway(f"{self._settings.url} does not answer as it should ({type(error).__name__})") from None
+            trouble = error
+        if isinstance(trouble, (requests.RequestException, OSError)):
+            raise SourceAway(f"{self._settings.url} does not answer as it should ({type(trouble).__name__})") from None
+        if trouble is not None:
+            raise trouble
+        return taken
 
     def _studies(self) -> Iterator[str]:
         filters = dict(self._settings.query)
@@ -365,8 +424,16 @@ class Web:
             yield ListedSeries(uid, instances, int(_tag(series, _RELATED) or 0))
 
     def _fetch(self, study: str, series: str, instance: str) -> bytes:
-        return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
+        try:
+            return encoded(self._client.retrieve_instance(study, series, instance, media_types=AS_STORED))
+        except _NOBODY:
+            raise
+        except Exception as error:  # noqa: BLE001 (an answer that cannot be read makes pydicom raise nearly anything)
+            raise Lost(f"{self._settings.url} does not give an image ({type(error).__name__})") from None
 
+
+_NOBODY = (requests.ConnectionError, requests.Timeout)
+"""The archive does not answer at all: to ask for the next would be to wait as long again."""
 
 _UID, _RELATED = "00080018", "00201209"
 """SOP Instance UID, Number of Series Related Instances."""

@@ -14,7 +14,7 @@ from equipoise_clinic.gateway.analysis import ATTEMPTS, AnalysisWorker
 from equipoise_clinic.gateway.settings import Deliver, Triton
 from pydicom.uid import Comprehensive3DSRStorage
 
-from ...support.studies import read, report, study
+from ...support.studies import encoded, read, report, study
 
 HOUR = 3600.0
 
@@ -236,3 +236,18 @@ def test_what_is_left_of_a_series_is_not_analysed_as_if_it_were_whole(desk, monk
     desk.received(images)
     worker.step()
     assert asked == [str(read(images[0]).SeriesInstanceUID)] and state(desk, received) == "analysed"
+
+
+def test_a_result_of_a_model_that_gets_no_series_any_more_holds_no_longer(desk, asked):
+    """The series came again as another modality: the rule for MR refuses nothing, and has nothing to choose."""
+    images = two_series()
+    received = desk.received(images)
+    desk.decided(received, model="mr", route="accept")
+    desk.store.studies.end(received, "analysed")
+    for image in images[:6]:
+        again = read(image)
+        again.Modality = "XA"
+        desk.intake.take(encoded(again), 0.0, "test")
+    worker_of(desk, TWO).step()
+    assert asked == [("ct", ())] and state(desk, received) == "analysed"
+    assert desk.store.cases.get("c" * 16).state == "rejected"

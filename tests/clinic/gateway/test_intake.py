@@ -161,12 +161,23 @@ def test_a_study_of_which_an_image_was_refused_is_incomplete_until_it_is_sent_ag
     with pytest.raises(OutOfRoom):
         desk.intake.take(images[2], 0.0, "test")
     assert desk.store.studies.missing(received, series)
-    with pytest.raises(OutOfRoom):
-        desk.intake.take(study(count=1)[0], 0.0, "test")
-    assert len(desk.store.studies.all()) == 1, "a study of which nothing is here is its sender's"
     desk.spool.reserve = 0
     assert desk.intake.take(images[2], 0.0, "test") is Outcome.TAKEN
     assert not desk.store.studies.missing(received, series)
+
+
+def test_a_study_of_which_the_first_image_was_refused_is_incomplete_likewise(desk):
+    """An end slice: without it the others would pass for the whole series."""
+    images = study(count=12)
+    series = str(read(images[0]).SeriesInstanceUID)
+    desk.spool.reserve = 1 << 62
+    with pytest.raises(OutOfRoom):
+        desk.intake.take(images[-1], 0.0, "test")
+    desk.spool.reserve = 0
+    received = desk.received(images[:-1])
+    assert desk.store.studies.missing(received, series) == ("1 of its images came damaged or could not be taken",)
+    whole = desk.received(images[-1:])
+    assert desk.store.studies.missing(whole, series) == ()
 
 
 def test_an_object_that_is_too_large_is_set_aside(desk):
@@ -187,7 +198,7 @@ def test_the_reserve_is_left_alone(tmp_path):
     desk = Desk(tmp_path / "gateway", reserve=1 << 62)
     with pytest.raises(OutOfRoom):
         desk.intake.take(study(count=1)[0], 0.0, "test")
-    assert desk.store.studies.all() == [] and not list((desk.directory / "incoming").iterdir())
+    assert desk.store.studies.instances() == [] and not list((desk.directory / "incoming").iterdir())
     desk.store.close()
 
 
@@ -251,4 +262,4 @@ def test_what_comes_while_the_gateway_stops_is_refused(desk):
     desk.intake.close()
     with pytest.raises(OutOfRoom):
         desk.intake.take(study(count=1)[0], 0.0, "test")
-    assert desk.store.studies.all() == []
+    assert desk.store.studies.instances() == []

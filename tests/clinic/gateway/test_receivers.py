@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
+from types import SimpleNamespace
 
+import pydicom
 import pytest
+import requests
 from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Puller, Receiver, SourceAway, Web
 from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from ...support.asking import poll
@@ -157,14 +163,22 @@ def test_an_object_that_would_fill_the_memory_ends_its_association(desk):
     port = made.start()
     try:
         (small,), (large,) = study(count=1), study(count=1, rows=1024, columns=1024)
+        named = read(large)
         association = associated(port)
         assert association.send_c_store(read(small)).Status == 0x0000
         assert "Status" not in association.send_c_store(read(large))
-        assert associated(port).send_c_store(read(study(count=1)[0])).Status == 0x0000, "the receiver lives on"
+        named.PixelData = bytes(128)
+        named.Rows = named.Columns = 8
+        named.SOPInstanceUID = "1.2.3.4"
+        assert associated(port).send_c_store(named).Status == 0x0000, "the receiver lives on"
     finally:
         made.stop()
     assert len(desk.store.studies.instances()) == 2
     assert "association aborted" in [line["event"] for line in desk.lines()]
+    received = desk.store.studies.get(desk.store.studies.key_of(str(named.StudyInstanceUID)))
+    assert desk.store.studies.missing(received, str(named.SeriesInstanceUID)), "what is left of it is not the whole"
+    (first,) = [each for each in desk.store.studies.all() if each.uid == str(read(small).StudyInstanceUID)]
+    assert not desk.store.studies.missing(first, ""), "another study is whole without it"
 
 
 def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, receiver):
@@ -176,6 +190,46 @@ def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, 
     association.release()
     (received,) = desk.store.studies.all()
     assert desk.store.studies.missing(received, str(images[0].SeriesInstanceUID))
+
+
+def test_a_good_copy_completes_a_study_though_the_damaged_one_did_not_say_which_it_was(desk, receiver):
+    images = [read(each) for each in study(count=2)]
+    series, uid = str(images[0].SeriesInstanceUID), images[1].SOPInstanceUID
+    association = associated(receiver)
+    assert association.send_c_store(images[0]).Status == 0x0000
+    del images[1].SOPInstanceUID
+    request = C_STORE()
+    request.MessageID, request.Priority = 7, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = MRImageStorage, uid
+    request.DataSet = io.BytesIO(encode(images[1], False, True))
+    (context,) = [each for each in association.accepted_contexts if each.abstract_syntax == MRImageStorage]
+    association._reactor_checkpoint.clear()
+    association.dimse.send_msg(request, context.context_id)
+    assert association.dimse.get_msg(block=True)[1].Status == 0xC000
+    association._reactor_checkpoint.set()
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, series)
+    images[1].SOPInstanceUID = uid
+    assert association.send_c_store(images[1]).Status == 0x0000
+    association.release()
+    assert desk.store.studies.missing(received, series) == ()
+
+
+def test_a_good_copy_in_an_archive_completes_a_study_though_the_damaged_one_did_not_say_which_it_was(desk):
+    (image,) = study(count=1)
+    uid, series, study_uid = (str(read(image)[name].value) for name in _NAMES)
+
+    def listing(content: bytes):
+        return lambda: [ListedSeries(series, (Listed(uid, lambda: content),))]
+
+    Puller(desk.intake, desk.store).take(study_uid, listing(image[:200]), 0.0, "test")
+    (received,) = desk.store.studies.all()
+    assert desk.store.studies.missing(received, series)
+    Puller(desk.intake, desk.store).take(study_uid, listing(image), 0.0, "test")
+    assert desk.store.studies.missing(received, series) == ()
+
+
+_NAMES = "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"
 
 
 def test_an_archive_that_has_other_content_by_now_is_read_again(desk):
@@ -222,3 +276,58 @@ def test_a_series_is_incomplete_until_its_archive_has_given_all_of_it(desk):
     away[0] = False
     assert puller.take(uid, listing, 0.0, "test") == 1
     assert desk.store.studies.missing(received, series) == ("its archive has 1 images more than it has given so far",)
+
+
+def test_an_image_that_an_archive_does_not_give_stops_no_other_and_no_other_study(desk, monkeypatch):
+    """It is asked for again at the next poll; until then its series is incomplete."""
+    there = {_named(each): each for images in (study(count=3), study(count=2)) for each in images}
+    first, *_, last = there
+    answers: dict[tuple[str, ...], Exception] = {first: requests.HTTPError("500")}
+
+    def listed(*within: str) -> list[dict]:
+        tags = ("0020000D", "0020000E", "00080018")[: len(within) + 1]
+        found = dict.fromkeys(name[: len(tags)] for name in there if name[: len(within)] == within)
+        return [{tag: {"Value": [value]} for tag, value in zip(tags, name, strict=True)} for name in found]
+
+    def retrieve_instance(*name: str, media_types: object) -> pydicom.Dataset:
+        if name in answers:
+            raise answers[name]
+        return read(there[name])
+
+    reader = Web(WebSource("http://archive"), desk.intake, desk.store)
+    client = SimpleNamespace(
+        search_for_studies=lambda **_: listed(), search_for_series=lambda *within, **_: listed(*within),
+        search_for_instances=lambda *within, **_: listed(*within), retrieve_instance=retrieve_instance,
+    )  # fmt: skip
+    monkeypatch.setattr(reader, "_client", client)
+    with pytest.raises(SourceAway):
+        reader.poll()
+    assert [len(desk.store.studies.known(name[0])) for name in (first, last)] == [2, 2]
+    received = desk.store.studies.get(desk.store.studies.key_of(first[0]))
+    assert desk.store.studies.missing(received, first[1]) == ("its archive has 1 images more than it has given so far",)
+    answers.clear()
+    assert reader.poll() == 1 and desk.store.studies.missing(received, first[1]) == ()
+
+
+def test_an_archive_that_goes_away_is_not_asked_for_one_image_after_the_other(desk, monkeypatch):
+    asked = []
+
+    def fetch(study: str, series: str, instance: str, media_types: object) -> None:
+        asked.append(instance)
+        raise requests.Timeout
+
+    reader = Web(WebSource("http://archive"), desk.intake, desk.store)
+    client = SimpleNamespace(
+        search_for_studies=lambda **_: [{"0020000D": {"Value": ["1.2"]}}],
+        search_for_series=lambda *_, **__: [{"0020000E": {"Value": ["1.2.3"]}}],
+        search_for_instances=lambda *_, **__: [{"00080018": {"Value": [f"1.2.3.{n}"]}} for n in range(3)],
+        retrieve_instance=fetch,
+    )
+    monkeypatch.setattr(reader, "_client", client)
+    with pytest.raises(SourceAway):
+        reader.poll()
+    assert asked == ["1.2.3.0"]
+
+
+def _named(image: bytes) -> tuple[str, ...]:
+    return tuple(str(read(image)[name].value) for name in reversed(_NAMES))

@@ -206,6 +206,62 @@ def test_images_that_are_again_as_they_were_make_the_sent_result_the_current_one
     assert not desk.store.cases.get("c" * 16).late
 
 
+@pytest.mark.parametrize("dispatched", [False, True])
+def test_nothing_is_sent_while_more_of_its_study_waits_to_be_analysed(desk, dispatched):
+    """What it says may be of a half series; if the whole gives the same, it goes on."""
+    images, objects = study(), study(count=3)
+    received = desk.received(images[:-1])
+    desk.decided(received, objects, route="accept")
+    if dispatched:
+        assert desk.dispatched() == ["delivering"]
+    desk.store.studies.end(received, "analysed")
+    whole = desk.received(images[-1:])
+    assert desk.dispatched() == [] and desk.store.outbox.next() == (None, float("inf"))
+    assert desk.decided(whole, objects, case="d" * 16, route="accept") is Kept.SAME
+    assert desk.dispatched() == ([] if dispatched else ["delivering"])
+    assert desk.store.outbox.next()[0].case == "c" * 16, "also while another model's series still waits"
+
+
+@pytest.mark.parametrize("verdict", ["accept", "reject"])
+def test_what_is_not_sent_of_a_late_result_waits_for_a_person(desk, verdict):
+    received = desk.received()
+    desk.decided(received, route="accept")
+    desk.dispatched()
+    assert desk.decided(received, case="d" * 16, replaces="c" * 16, route="accept") is Kept.LATE
+    desk.dispatched()
+    while (item := desk.store.outbox.next()[0]) is not None:
+        assert item.case == "d" * 16
+        desk.store.outbox.sent(item)
+    (case,) = desk.store.cases.worklist()
+    assert desk.store.cases.judge(case.key, case.fingerprint, verdict, "dr.who", 0)
+    write_out(desk.store, desk.audit)
+    assert (desk.store.outbox.next()[0] is not None) == (verdict == "accept")
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_result_that_the_whole_study_does_not_give_again_holds_no_longer(desk, sent):
+    """Its series came again as another modality, or a rule fits another series now: no model says anything of it."""
+    images = study()
+    received = desk.received(images[:-1])
+    desk.decided(received, route="accept")
+    if sent:
+        desk.dispatched()
+        desk.store.outbox.sent(desk.store.outbox.next()[0])
+    desk.store.studies.end(received, "analysed")
+    whole = desk.received(images[-1:])
+    desk.decided(whole, case="d" * 16, model="other", route="accept")
+    desk.store.studies.end(whole, "analysed")
+    first, other = desk.store.cases.get("c" * 16), desk.store.cases.get("d" * 16)
+    assert (first.state, first.late) == (("delivering", True) if sent else ("rejected", False))
+    assert (other.state, other.late) == ("analysed", False)
+    if sent:
+        assert desk.store.cases.judge(first.key, first.fingerprint, "reject", "dr.who", 0)
+        desk.intake.take(images[0][:-10], 0.0, "test")
+        again = desk.received([*images[1:], study(count=1, StudyInstanceUID=received.uid)[0]])
+        desk.store.studies.end(again, "analysed")
+        assert desk.store.cases.get("c" * 16).verdict == "reject", "it is late already: nobody is asked twice"
+
+
 def test_a_decision_without_objects_waits_for_a_person_whatever_its_route(desk):
     desk.decided(desk.received(), [], fingerprint="f" * 64, route="accept")
     assert desk.dispatched(review="send") == ["review"]
@@ -290,7 +346,7 @@ def test_images_of_a_database_of_an_earlier_version_may_be_of_any_series(desk):
         for table, columns in (
             ("instances", ("series", "deleted", "digest", "damaged")),
             ("outbox", ("sop_class", "series")),
-            ("cases", ("replaces",)),
+            ("cases", ("replaces", "revision")),
         ):
             for column in columns:
                 old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

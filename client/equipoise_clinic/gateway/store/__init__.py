@@ -11,9 +11,11 @@ what the audit log is to get. No column holds what identifies a person; DICOM UI
 Logged: the audit log holds the decision. Dead: its analysis or delivery failed too often; `Store.revive` tries again.
 
 **Late images.** Images that come after their study was analysed make it `receiving` again, and so do damaged ones, and
-others under a UID that is known. If the new answer is the same, nothing happens. If not, and nothing of the old one was
-sent, the new one takes its place. If something was sent, the new one is a new version that says so (`replaces`), and
-the old one goes to the worklist as `late`: a person decides what to do about it.
+others under a UID that is known. Nothing that is of fewer images is sent until they are analysed too. If the new
+answer is the same, nothing else happens. If not, and nothing of the old one was sent, the new one takes its place. If
+something was sent, the new one is a new version that says so (`replaces`), and the old one goes to the worklist as
+`late`: a person decides what to do about it, and whether the rest of it is sent. A result that the study does not give
+again, as its series is another by now or fits another model, is withdrawn or late likewise.
 Where the earlier images were deleted already (`keep_input_hours`), a series that they belong to is rejected until they
 are sent again: what is left of it would pass for the whole.
 """

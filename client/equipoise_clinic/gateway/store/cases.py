@@ -13,7 +13,7 @@ from typing import Any
 
 from .database import Database
 from .journal import note
-from .late_images import anything_sent, mark_late, withdraw
+from .late_images import OUTDATED, anything_sent, mark_late, withdraw
 from .studies import Study
 
 STATES = ("analysed", "delivering", "delivered", "review", "withheld", "rejected", "dead")
@@ -99,6 +99,7 @@ class StoredCase(Result):
         reason: why it is rejected or dead.
         late: images came after it was sent, see the package.
         replaces: key of the sent result that this one is a new version of; "" where there is none.
+        revision: the latest of its study that gave it.
     """
 
     key: str
@@ -109,6 +110,7 @@ class StoredCase(Result):
     verdict: str | None
     created: float
     replaces: str
+    revision: int
 
 
 class Cases:
@@ -170,6 +172,7 @@ class Cases:
             ).fetchall()
             old = next((row for row in there if not row["late"]), None)
             if old is not None and old["fingerprint"] == result.fingerprint:
+                db.execute("UPDATE cases SET revision = ? WHERE key = ?", (study.revision, old["key"]))
                 return Kept.SAME, None
             kept, replaced = Kept.NEW, None
             if old is not None and anything_sent(db, old["key"]):
@@ -182,13 +185,16 @@ class Cases:
                 withdraw(db, replaced)
             again = next((row for row in there if row["fingerprint"] == result.fingerprint), None)
             if again is not None:  # the images are as they were for a result that was sent: it is the current one again
-                db.execute("UPDATE cases SET late = 0, reason = '' WHERE key = ?", (again["key"],))
+                statement = "UPDATE cases SET late = 0, reason = '', revision = ? WHERE key = ?"
+                db.execute(statement, (study.revision, again["key"]))
                 return Kept.SAME, None
             db.execute(
                 "INSERT INTO cases (key, study, series, model, version, fingerprint, state, route, why, score, volume,"
-                " marked, created, replaces) VALUES (?, ?, ?, ?, ?, ?, 'analysed', ?, ?, ?, ?, ?, ?, ?)",
+                " marked, created, replaces, revision)"
+                " VALUES (?, ?, ?, ?, ?, ?, 'analysed', ?, ?, ?, ?, ?, ?, ?, ?)",
                 (case, study.key, result.series, result.model, result.version, result.fingerprint, result.route,
-                 result.why, result.score, json.dumps(result.volume), int(result.marked), time(), result.replaces),
+                 result.why, result.score, json.dumps(result.volume), int(result.marked), time(), result.replaces,
+                 study.revision),
             )  # fmt: skip
             db.executemany(
                 "INSERT INTO outbox (owner, number, uid, state, sop_class, series) VALUES (?, ?, ?, 'waiting', ?, ?)",
@@ -200,12 +206,14 @@ class Cases:
     def dispatch(self, handling: Mapping[str, str]) -> list[StoredCase]:
         """Sends logged decisions on their way: to delivery or to review, as all that have no objects. Returns them.
 
+        Not those of which it is not known yet whether they hold for all that came of their study.
+
         Args:
             handling: route → "send" or "hold".
         """
         logged = (
-            "SELECT c.* FROM cases c WHERE c.state = 'analysed' AND NOT EXISTS"
-            " (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
+            "SELECT c.* FROM cases c WHERE c.state = 'analysed' AND NOT EXISTS"  # noqa: S608 (all of it is constant)
+            f" (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0) AND NOT {OUTDATED}"
         )
         if not self._database.rows(logged):
             return []

@@ -8,6 +8,11 @@ from collections.abc import Collection
 SENT_LATE = "images arrived after this result was sent: it does not cover them"
 REPLACED = "more images of the study came before it was sent: they are analysed together"
 
+OUTDATED = (
+    "EXISTS (SELECT 1 FROM studies s WHERE s.key = c.study AND s.state = 'receiving' AND s.revision <> c.revision)"
+)
+"""SQL: more of its study came than case `c` is of, and what that changes is not known yet."""
+
 
 def anything_sent(db: sqlite3.Connection, case: str) -> bool:
     """Also what may have been sent: an attempt may have arrived although no answer came back."""
@@ -20,13 +25,18 @@ def anything_sent(db: sqlite3.Connection, case: str) -> bool:
 
 
 def end_cases(db: sqlite3.Connection, study: str, models: Collection[str] | None = None) -> None:
-    """Nothing can be said about the whole study: unsent results are withdrawn, sent ones go to the worklist.
+    """Results that do not hold for the whole study: unsent ones are withdrawn, sent ones go to the worklist.
 
     Args:
-        models: only these models' results; None: all.
+        models: only these models' results, and those that are current and of an earlier revision; None: all.
     """
-    for row in db.execute("SELECT key, model FROM cases WHERE study = ? AND state <> 'rejected'", (study,)).fetchall():
-        if models is not None and row["model"] not in models:
+    rows = db.execute(
+        "SELECT c.key, c.model, c.late = 0 AND c.revision <> s.revision AS earlier"
+        " FROM cases c JOIN studies s ON s.key = c.study WHERE c.study = ? AND c.state <> 'rejected'",
+        (study,),
+    )
+    for row in rows.fetchall():
+        if models is not None and row["model"] not in models and not row["earlier"]:
             continue
         if anything_sent(db, row["key"]):
             mark_late(db, row["key"])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from time import time
 
 from .database import Database
+from .late_images import OUTDATED
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,17 @@ class Outbox:
         """The next object to send; or None, and seconds until there will be one (infinite: none waits).
 
         Objects of a case go in order, so that a report arrives after what it reports on, but what was refused holds up
-        no other. Nothing goes before the audit log holds the decision, and the verdict that released it.
+        no other. Nothing goes before the audit log holds the decision, and the verdict that released it; and nothing
+        while more of its study waits to be analysed than it is of. A result that turned out late, as long as it is not
+        all sent, goes on only by an expert's verdict.
         """
         row = self._database.row(
-            "SELECT p.* FROM outbox p JOIN cases c ON c.key = p.owner"
+            "SELECT p.* FROM outbox p JOIN cases c ON c.key = p.owner"  # noqa: S608 (all of it is constant)
             " WHERE c.state = 'delivering' AND p.state = 'waiting' AND NOT EXISTS"
             " (SELECT 1 FROM outbox q WHERE q.owner = p.owner AND q.state = 'waiting' AND q.number < p.number"
             " AND q.attempts = 0)"
             " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
+            f" AND NOT {OUTDATED} AND (c.late = 0 OR c.verdict = 'accept')"
             " ORDER BY p.due, c.created LIMIT 1"
         )
         if row is None:

@@ -201,14 +201,15 @@ class Studies:
         """`analysed`, `rejected` or `dead`; False where new images came meanwhile: it is `receiving` again.
 
         A study that ends without a result takes along what an earlier revision produced: what was not sent is
-        rejected, what was sent is marked late. Likewise the results of `refused`, models that got no series this time.
+        rejected, what was sent is marked late. Likewise the results of `refused`, models whose series was refused this
+        time, and all that this revision did not give again: their series is gone, or fits another model by now.
         """
         with self._database.transaction() as db:
             done = db.execute(
                 "UPDATE studies SET state = ?, reason = ? WHERE key = ? AND revision = ? AND state = 'receiving'",
                 (state, reason, study.key, study.revision),
             ).rowcount
-            if done and (refused or state != "analysed"):
+            if done:
                 end_cases(db, study.key, refused if state == "analysed" else None)
         return bool(done)
 
