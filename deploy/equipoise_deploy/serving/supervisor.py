@@ -109,8 +109,10 @@ class Supervisor:
         try:
             self._recover(trouble.reason)
         except GaveUp:
-            if not self._leave_out({trouble.model: trouble.reason}):
+            culprits = self._culprits({trouble.model: trouble.reason})
+            if not culprits:
                 raise
+            self._leave_out(culprits)
             self._budget = RestartBudget(self.plan.restarts, total=self._budget.total)
             self._recover(trouble.reason)
 
@@ -176,15 +178,23 @@ class Supervisor:
         """Starts Triton, proves it and begins to monitor it; models that fail are left out where others do not.
 
         Args:
-            may_fail: the only models that may be left out; None: any.
+            may_fail: the only models that may be left out; None: any, and what failed under Triton is tried once more
+                first, since a busy machine can be the reason.
         """
+        tried: set[str] = set()
         while True:
             try:
                 self._refuse_unreadable()
                 return self._try_server()
             except DeployError as error:
-                if not self._leave_out(error.models, may_fail):
+                culprits = self._culprits(error.models, may_fail)
+                if not culprits:
                     raise
+                if may_fail is None and (fresh := set(culprits) - tried - set(self._found.wrong)):
+                    tried |= fresh
+                    self._report(f"{one_line(error)}: trying {', '.join(sorted(fresh))} once more")
+                else:
+                    self._leave_out(culprits)
 
     def _refuse_unreadable(self) -> None:
         """Raises RepositoryError for models that reading shows Triton cannot serve."""
@@ -196,8 +206,8 @@ class Supervisor:
         """Public models that are not left out."""
         return sorted(set(self._found.parts) - set(self.left_out))
 
-    def _leave_out(self, models: Mapping[str, str], may_fail: Collection[str] | None = None) -> bool:
-        """Leaves out the public models that these are or belong to; False, and none is, where none would be left."""
+    def _culprits(self, models: Mapping[str, str], may_fail: Collection[str] | None = None) -> dict[str, str]:
+        """The public models that these are or belong to, and why; none where they may not, or none would be left."""
         served = self._served()
         culprits = {}
         for name in served:
@@ -205,12 +215,12 @@ class Supervisor:
             if parts:
                 culprits[name] = "; ".join(models[part].splitlines()[0] for part in sorted(parts))
         allowed = may_fail is None or set(culprits) <= set(may_fail)
-        if not culprits or len(culprits) == len(served) or not allowed:
-            return False
+        return culprits if allowed and len(culprits) < len(served) else {}
+
+    def _leave_out(self, culprits: Mapping[str, str]) -> None:
         self.left_out |= culprits
         for name, why in culprits.items():
             self._report(f"NOT READY, AND NOT SERVED: {name}: {why}")
-        return True
 
     def _try_server(self) -> tuple[Probe, ...]:
         self._server = TritonServer(

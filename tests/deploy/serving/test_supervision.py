@@ -510,6 +510,13 @@ def test_a_reload_of_damaged_models_is_refused_before_the_running_server_is_stop
     assert server.running and server.models == ("pneumonia", "tinyseg") and not supervisor.left_out
 
 
+@pytest.mark.parametrize(("failures", "left_out"), [(1, []), (2, ["pneumonia"])])
+def test_a_model_that_failed_once_is_tried_once_more(supervisor, failures, left_out):
+    StandInServer.failing = {"pneumonia": failures}
+    supervisor.start()
+    assert list(supervisor.left_out) == left_out and len(StandInServer.made) == failures + 1
+
+
 @pytest.mark.parametrize("contract", [True, False])
 def test_a_model_whose_name_begins_like_a_bad_one_is_served(supervisor, copy, contract):
     """Nothing says any more what belongs to the bad one: only what is nobody else's."""
