@@ -82,6 +82,14 @@ SCENARIOS = {
         {_proxy("haproxy_backend_active_servers"): "1x20"},
     ),
     "EquipoiseReplicaUnhealthy": _gauge(_proxy("haproxy_server_status", server="a", state="DOWN"), "1", "0"),
+    "EquipoiseModelMissing": Scenario(
+        {
+            'up{job="equipoise-triton",instance="a"}': "1x60",
+            'up{job="equipoise-triton",instance="b"}': "1x60",
+            _model("equipoise_in_flight"): "0x60",
+        },
+        {'equipoise_in_flight{instance="b",model="m"}': "0x60"},
+    ),
     "EquipoiseRestarts": Scenario(
         {'up{job="equipoise-triton",instance="a"}': "1 1 0 1 0 1 0 1x20"},
         {'up{job="equipoise-triton",instance="a"}': "1 1 0 1 0 1x20"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import ReleaseError, TamperedError
@@ -18,13 +19,14 @@ from .store import DOCUMENT as GENERATION
 from .store import read_generation
 
 
-def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Path:
+def verified_copy(repository: Path, into: Path, trust: Path | None = None, left_out: Collection[str] = ()) -> Path:
     """The folder to serve: `repository` itself where it has no release, else links to verified copies of all of it.
 
     Args:
         repository: `STORE/current`, a release's folder, or a plain model repository.
         into: a new folder that no other user can write to.
         trust: public key that every model must be signed with; a plain repository is then refused.
+        left_out: public models that a generation states and that are not served on purpose.
 
     Raises TamperedError that names the first file that is not as published, ReleaseError where a release is required
     and there is none.
@@ -59,7 +61,7 @@ def verified_copy(repository: Path, into: Path, trust: Path | None = None) -> Pa
         if model not in released:
             (into / model).symlink_to(homes[model] / (root / model).resolve().name)
     if generation is not None:
-        stated = {name: served.release for name, served in generation.models.items()}
+        stated = {name: served.release for name, served in generation.models.items() if name not in left_out}
         found = {release.name: release.digest for release in verified.values()}
         if stated != found:
             odd = sorted(name for name in {*stated, *found} if stated.get(name) != found.get(name))

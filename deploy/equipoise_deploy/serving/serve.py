@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ..errors import DeployError, StartError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
@@ -42,6 +44,18 @@ class PendingSignals:
     reload: bool = False
     stop: int = 0
 
+    def raise_stop(self) -> None:
+        """Raises Stopped where it was asked for, and further signals cannot disturb the clean-up any more."""
+        if self.stop:
+            ignore_stops()
+            raise Stopped(self.stop)
+
+
+def ignore_stops() -> None:
+    """Also SIGHUP: there is nothing to reload any more."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
 
 @dataclass(frozen=True)
 class Listening:
@@ -69,26 +83,35 @@ def signals() -> Iterator[PendingSignals]:
     for a reload.
 
     Python drops an exception that is raised while a finaliser runs (`__del__`, a callback of gRPC's objects). So the
-    request is noted as well, and whoever waits in a loop looks at it.
+    request is noted as well, and whoever waits in a loop looks at it; and the next signal raises again.
     """
     pending = PendingSignals()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
         pending.stop = number
+        ignore_stops()
         raise Stopped(number)
+
+    def dropped(found: Any) -> None:
+        if isinstance(found.exc_value, Stopped):
+            listen()
+        report_dropped(found)
+
+    def listen() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
     def reload(number: int, frame: FrameType | None) -> None:
         pending.reload = True
 
     handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: reload}
     before = {number: signal.getsignal(number) for number in handlers}
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    report_dropped, sys.unraisablehook = sys.unraisablehook, dropped
+    listen()
     try:
         yield pending
     finally:
+        sys.unraisablehook = report_dropped
         for number, earlier in before.items():
             signal.signal(number, earlier)
 
@@ -113,8 +136,7 @@ def serve(
             urls = server.grpc_url, server.http_url, server.metrics_url
             on_ready(Listening(*urls, probes, seconds, health.url, dict(supervisor.left_out)))
             while True:
-                if pending.stop:
-                    raise Stopped(pending.stop)
+                pending.raise_stop()
                 if pending.reload:
                     pending.reload = False
                     supervisor.reload()
@@ -140,7 +162,7 @@ def serve_in_container(
     """The same in a container. Never executed so far, see `container`."""
     begin, chosen, models = time.monotonic(), ports.chosen(), public_models(repository)
     try:
-        with signals():
+        with signals() as pending:
             engine = subprocess.Popen(
                 container_command(program, repository, chosen, image),
                 stdin=subprocess.DEVNULL,
@@ -154,6 +176,7 @@ def serve_in_container(
             reader.start()
             try:
                 while not answers_ready(chosen.http):
+                    pending.raise_stop()
                     if engine.poll() is not None:
                         raise StartError(f"{program} ended with exit code {engine.returncode}; see its output above")
                     time.sleep(0.1)
@@ -161,7 +184,10 @@ def serve_in_container(
                 probes = check_readiness(urls[0], models)
                 metrics = f"http://{LOOPBACK}:{chosen.metrics}/metrics"
                 on_ready(Listening(urls[0], urls[1], metrics, probes, time.monotonic() - begin))
-                raise DeployError(f"the container ended by itself with exit code {engine.wait()}")
+                while engine.poll() is None:
+                    pending.raise_stop()
+                    time.sleep(0.1)
+                raise DeployError(f"the container ended by itself with exit code {engine.returncode}")
             finally:
                 engine.terminate()  # passed on to Triton; nobody drains its queues first, as the guardian does
                 engine.wait()

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from ..errors import StartError
@@ -74,6 +74,7 @@ class TritonServer:
         address: where gRPC and metrics listen; HTTP stays on loopback, where only `start` needs it.
         pinned: earlier content of `repository` (`staging.pinned`), served instead of its present one.
         trust: public key that every model must be signed with; None: releases are held to their digests alone.
+        left_out: models that `pinned` is without on purpose.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class TritonServer:
         address: str = LOOPBACK,
         pinned: Mapping[str, Path] | None = None,
         trust: Path | None = None,
+        left_out: Collection[str] = (),
     ) -> None:
         self.repository = repository
+        self._left_out = left_out
         self._address = address
         self._pinned = pinned
         self._trust = trust
@@ -201,7 +204,7 @@ class TritonServer:
         try:
             (directory / "models").mkdir()
             source = self.repository if self._pinned is None else link_pinned(self._pinned, directory / "pinned")
-            verified = verified_copy(source, directory / "verified", self._trust)
+            verified = verified_copy(source, directory / "verified", self._trust, self._left_out)
             self.models = stage_repository(
                 verified, directory / "models", self._engine.configuration, available_cores(), self._settings
             )

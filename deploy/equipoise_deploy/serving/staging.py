@@ -26,6 +26,7 @@ from ..gpu_memory import IMAGES_PARAMETER, gpu_limits
 from ..repository import (
     carried_contract,
     configuration_of,
+    is_public,
     model_folders,
     parse_configuration,
     public_models,
@@ -104,7 +105,13 @@ def stub_processes(repository: Path, configuration: str, cores: int) -> int:
 
 
 def stage_repository(
-    repository: Path, into: Path, configuration: str, cores: int, settings: Mapping[str, Settings] = NONE
+    repository: Path,
+    into: Path,
+    configuration: str,
+    cores: int,
+    settings: Mapping[str, Settings] = NONE,
+    *,
+    on_trial: bool = False,
 ) -> tuple[str, ...]:
     """Mirrors every model of `repository` into the directory `into`; returns the public models' names, sorted.
 
@@ -112,6 +119,7 @@ def stage_repository(
 
     Args:
         settings: by public model's name. Raises RepositoryError where there is no such model.
+        on_trial: nothing will run from `into`, so no code is compiled.
     """
     public = public_models(repository)
     if unknown := sorted(set(settings) - set(public)):
@@ -126,7 +134,7 @@ def stage_repository(
         for name, each in own.items()
         if each.gpu_memory is not None and not on_cpu(_sampler(repository, name, configuration))
     }
-    compiled: dict[Path, Path] = {}
+    compiled: dict[Path, Path] | None = None if on_trial else {}
     for model in model_folders(repository):
         _mirror(model, into / model.name, compiled)
         chosen = configuration_of(model, configuration)
@@ -198,8 +206,16 @@ def pinned(repository: Path) -> dict[str, Path]:
     Raises RepositoryError where nothing is servable.
     """
     root = repository.resolve()
-    if not public_models(root):
-        raise RepositoryError(f"{repository} holds no public model (none whose configuration carries a contract)")
+    unreadable = []
+    for model in model_folders(root):
+        try:
+            if is_public(model):
+                break
+        except RepositoryError as error:  # what is wrong with one, does not concern the others
+            unreadable.append(str(error))
+    else:
+        none = f"{repository} holds no public model (none whose configuration carries a contract)"
+        raise RepositoryError("; ".join([*unreadable, none]))
     return {entry.name: entry.resolve() for entry in root.iterdir() if not entry.name.startswith(".")}
 
 
@@ -227,13 +243,13 @@ def published_settings(repository: Path, model: str, configuration: str, cores: 
     return replace(stated, aggregators=aggregator_instances(cores), samplers=instances, threads=threads)
 
 
-def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple[Path, ...] = ()) -> None:
+def _mirror(source: Path, target: Path, compiled: dict[Path, Path] | None, above: tuple[Path, ...] = ()) -> None:
     """Real directories, linked files; links inside the repository are followed.
 
     Every stub would compile the code anew, a dozen of them at a time: here it is done once.
 
     Args:
-        compiled: Python file → its bytecode, of those that were compiled before.
+        compiled: Python file → its bytecode, of those that were compiled before; None: nothing is compiled.
         above: the real folders that this one lies in.
 
     Raises RepositoryError for a dangling link, a link to a folder above, and anything else that is not a file.
@@ -253,7 +269,7 @@ def _mirror(source: Path, target: Path, compiled: dict[Path, Path], above: tuple
             raise RepositoryError(f"{entry} is not a file (a dangling link, or a device); restore or remove it")
         file = entry.resolve()
         staged.symlink_to(file)
-        if file.suffix == ".py":
+        if compiled is not None and file.suffix == ".py":
             bytecode = target / "__pycache__" / f"{file.stem}.{sys.implementation.cache_tag}.pyc"
             bytecode.parent.mkdir(exist_ok=True)
             if file in compiled:

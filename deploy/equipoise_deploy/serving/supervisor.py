@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import glob
+import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from equipoise_core.contract import ContractError, check_name
+from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 
 from ..errors import DeployError, GaveUp, NotReadyError, RepositoryError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..releases.loading import verified_copy
-from ..repository import is_public, public_models, samplers_of
-from .engine import Engine
+from ..repository import public_models
+from .engine import Engine, find_engine
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
 from .monitor import HUNG_AFTER, ServerMonitor, Trouble
@@ -25,6 +25,7 @@ from .restarting import RestartBudget
 from .server import TritonServer
 from .settings import NONE, Settings
 from .staging import link_pinned, pinned
+from .survey import Survey, one_line, survey
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Supervisor:
         self.plan, self._health, self._on_log, self._report = plan, health, on_log, report
         self._budget = RestartBudget(plan.restarts)
         self._ports = plan.ports
+        self._engine = plan.engine or find_engine(os.environ)
         self._models: Mapping[str, Path] = {}
+        self._found = Survey({}, {})
         self._server: TritonServer | None = None
         self._monitor: ServerMonitor | None = None
         self._generation, self._fell_back = 0, ""
@@ -106,8 +109,10 @@ class Supervisor:
         try:
             self._recover(trouble.reason)
         except GaveUp:
-            if not self._leave_out({trouble.model: trouble.reason}):
+            culprits = self._culprits({trouble.model: trouble.reason})
+            if not culprits:
                 raise
+            self._leave_out(culprits)
             self._budget = RestartBudget(self.plan.restarts, total=self._budget.total)
             self._recover(trouble.reason)
 
@@ -143,18 +148,21 @@ class Supervisor:
         Returns those that may fail and would, with the reason. What was served before need not be there any more: a
         plain repository may have been changed in place.
         """
+        found = survey(models, self._engine.configuration)
+        bad = dict(found.wrong)
+        if fresh := [f"{name}: {why}" for name, why in bad.items() if name not in may_fail]:
+            raise RepositoryError("; ".join(fresh))
         with tempfile.TemporaryDirectory(prefix="equipoise-") as scratch:
-            linked = link_pinned(models, Path(scratch) / "pinned")
-            found = verified_copy(linked, Path(scratch) / "verified", self.plan.trust)
-            bad = {}
-            for name in public_models(found):
+            linked = link_pinned(_without(models, found, bad), Path(scratch) / "pinned")
+            verified = verified_copy(linked, Path(scratch) / "verified", self.plan.trust, bad)
+            for name in public_models(verified):
                 try:
-                    load_model(found / name / "1")
+                    load_model(verified / name / "1")
                 except (ContractError, OSError, ValueError) as error:
                     if name not in may_fail:
                         raise
-                    bad[name] = _first_line(error)
-            return bad
+                    bad[name] = one_line(error)
+        return bad
 
     def drain(self, reason: str) -> None:
         """Answers 503 on the health port, and gives a proxy the time to notice."""
@@ -170,63 +178,60 @@ class Supervisor:
         """Starts Triton, proves it and begins to monitor it; models that fail are left out where others do not.
 
         Args:
-            may_fail: the only models that may be left out; None: any.
+            may_fail: the only models that may be left out; None: any, and what failed under Triton is tried once more
+                first, since a busy machine can be the reason.
         """
+        tried: set[str] = set()
         while True:
             try:
                 self._refuse_unreadable()
                 return self._try_server()
             except DeployError as error:
-                if not self._leave_out(error.models, may_fail):
+                culprits = self._culprits(error.models, may_fail)
+                if not culprits:
                     raise
+                if may_fail is None and (fresh := set(culprits) - tried - set(self._found.wrong)):
+                    tried |= fresh
+                    self._report(f"{one_line(error)}: trying {', '.join(sorted(fresh))} once more")
+                else:
+                    self._leave_out(culprits)
 
     def _refuse_unreadable(self) -> None:
         """Raises RepositoryError for models that reading shows Triton cannot serve."""
-        wrong = {}
-        for name in self._served():
-            try:
-                check_name(name)
-                samplers_of(self._models[name])
-            except (ContractError, RepositoryError) as error:
-                wrong[name] = str(error)
-        if wrong:
+        self._found = survey(self._models, self._engine.configuration)
+        if wrong := {name: why for name, why in self._found.wrong.items() if name not in self.left_out}:
             raise RepositoryError("; ".join(wrong.values()), wrong)
 
     def _served(self) -> list[str]:
         """Public models that are not left out."""
-        public = [name for name, path in self._models.items() if (path / "config.pbtxt").exists() and is_public(path)]
-        return sorted(set(public) - set(self.left_out))
+        return sorted(set(self._found.parts) - set(self.left_out))
 
-    def _leave_out(self, models: Mapping[str, str], may_fail: Collection[str] | None = None) -> bool:
-        """Leaves out the public models that these are or belong to; False, and none is, where none would be left."""
+    def _culprits(self, models: Mapping[str, str], may_fail: Collection[str] | None = None) -> dict[str, str]:
+        """The public models that these are or belong to, and why; none where they may not, or none would be left."""
         served = self._served()
         culprits = {}
         for name in served:
-            parts = {name, *_parts(self._models[name])} & set(models)
+            parts = self._found.folders_of([name]) & set(models)
             if parts:
                 culprits[name] = "; ".join(models[part].splitlines()[0] for part in sorted(parts))
         allowed = may_fail is None or set(culprits) <= set(may_fail)
-        if not culprits or len(culprits) == len(served) or not allowed:
-            return False
+        return culprits if allowed and len(culprits) < len(served) else {}
+
+    def _leave_out(self, culprits: Mapping[str, str]) -> None:
         self.left_out |= culprits
         for name, why in culprits.items():
             self._report(f"NOT READY, AND NOT SERVED: {name}: {why}")
-        return True
-
-    def _pinned(self) -> dict[str, Path]:
-        """All folders but those of models that are left out."""
-        gone = {part for name in self.left_out for part in (name, *_parts(self._models[name]))}
-        return {name: path for name, path in self._models.items() if name not in gone}
 
     def _try_server(self) -> tuple[Probe, ...]:
         self._server = TritonServer(
             self.plan.repository,
-            self.plan.engine,
+            self._engine,
             ports=self._ports,
             on_log=self._on_log,
-            settings=self.plan.settings,
+            settings={name: each for name, each in self.plan.settings.items() if name not in self.left_out},
             address=self.plan.address,
-            pinned=self._pinned(),
+            pinned=_without(self._models, self._found, self.left_out),
+            left_out=frozenset(self.left_out),
             trust=self.plan.trust,
         )
         try:
@@ -246,7 +251,7 @@ class Supervisor:
         try:
             self._start_server(may_fail=())
         except DeployError as error:
-            self._recover(_first_line(error))
+            self._recover(one_line(error))
         else:
             self._publish_health()
 
@@ -262,7 +267,7 @@ class Supervisor:
             try:
                 self._start_server(may_fail)
             except DeployError as error:
-                reason, may_fail = f"the restart failed: {_first_line(error)}", None
+                reason, may_fail = f"the restart failed: {one_line(error)}", None
                 self._report(reason)
                 continue
             self._report(f"serving again after {time.monotonic() - begin:.1f} s (restart {self._budget})")
@@ -277,7 +282,7 @@ class Supervisor:
             self._server.stop(trouble.hurry if trouble else None)
 
     def _refuse_reload(self, error: Exception) -> None:
-        self._fell_back = _first_line(error)
+        self._fell_back = one_line(error)
         self._report(f"THE RELOAD WAS REFUSED, the models from before it stay in service: {error}")
 
     def _set_state(self, state: State, reason: str) -> None:
@@ -299,13 +304,7 @@ class Supervisor:
         )
 
 
-def _parts(model: Path) -> list[str]:
-    """The samplers of a public model, and its first pass; those that bear its name where its contract is unreadable."""
-    try:
-        return samplers_of(model)
-    except DeployError:
-        return [folder.name for folder in model.parent.glob(f"{glob.escape(model.name)}_*")]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _without(models: Mapping[str, Path], found: Survey, left_out: Collection[str]) -> dict[str, Path]:
+    """All folders but those of the models that are left out; what another model needs as well stays."""
+    gone = found.folders_of(set(found.parts) & set(left_out)) - found.folders_of(set(found.parts) - set(left_out))
+    return {name: path for name, path in models.items() if name not in gone}

@@ -59,3 +59,43 @@ def test_a_stop_is_an_exception_and_a_note(number):
             os.kill(os.getpid(), number)
         finally:
             assert pending.stop == number
+
+
+@pytest.fixture
+def dropped(monkeypatch) -> list[type]:
+    """What Python dropped."""
+    kinds: list[type] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: kinds.append(found.exc_type))
+    return kinds
+
+
+def test_after_a_dropped_stop_the_next_signal_raises_again(dropped):
+    """Where no loop looks at the note; once it has arrived, no further one disturbs the clean-up."""
+    with pytest.raises(serving.Stopped) as stopped, serving.signals() as pending:
+        Finalised()
+        assert dropped == [serving.Stopped] and pending.stop == signal.SIGTERM
+        Finalised()
+        assert len(dropped) == 2
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+    assert stopped.value.number == signal.SIGINT and not pending.reload
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_dropped_stop_ends_a_container(monkeypatch, tmp_path, dropped, ready):
+    """While it is awaited, and while it serves."""
+
+    def answers(port: int) -> bool:
+        if not ready:
+            Finalised()
+        return ready
+
+    monkeypatch.setattr(serving, "public_models", lambda repository: ("m",))
+    monkeypatch.setattr(serving, "container_command", lambda *_: ["sleep", "600"])
+    monkeypatch.setattr(serving, "answers_ready", answers)
+    monkeypatch.setattr(serving, "check_readiness", lambda *_: ())
+    serving.serve_in_container("sleep", "", tmp_path, on_ready=lambda listening: Finalised() and None)
+    assert dropped == [serving.Stopped]

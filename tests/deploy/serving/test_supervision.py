@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,11 +27,21 @@ from equipoise_client import EquipoiseError, InvalidInput, ModelDied, Retry, Ser
 from equipoise_client.backoff import Backoff
 from equipoise_client.transport import Tries
 from equipoise_core.contract import Contract, Sampler
-from equipoise_deploy.errors import GaveUp
+from equipoise_deploy.errors import GaveUp, RepositoryError, StartError
+from equipoise_deploy.promotion.promotion import PromotionRequest, promote
+from equipoise_deploy.releases.loading import verified_copy
+from equipoise_deploy.releases.publishing import make_release
+from equipoise_deploy.releases.store import Store
+from equipoise_deploy.repository import parse_configuration
+from equipoise_deploy.serving.engine import Engine
 from equipoise_deploy.serving.health import STALE, HealthServer, ModelHealth, Snapshot, State
 from equipoise_deploy.serving.monitor import CHECK_EVERY, STOPPED, Activity, ProbeState, ServerMonitor, Trouble
 from equipoise_deploy.serving.processes import Glance, Process, glance, server_processes
 from equipoise_deploy.serving.restarting import RestartBudget
+from equipoise_deploy.serving.settings import Settings
+from equipoise_deploy.serving.staging import link_pinned, stage_repository
+from equipoise_deploy.serving.supervisor import Plan as SupervisorPlan
+from equipoise_deploy.serving.supervisor import Supervisor
 from equipoise_export.publish.repository import publish_pair
 from equipoise_load.arrivals import Arrivals
 from equipoise_load.engine import Plan, run
@@ -40,10 +53,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from ...support.asking import metric, poll
 from ...support.ports import closed_port
 from ...support.processes import Serving, alive, serving
+from ...support.releases import give_policy, proven
 from ...support.repositories import hold, with_policy
 
 IMAGE = np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32)
 LARGE = np.random.default_rng(0).normal(size=(1, 64, 64)).astype(np.float32)
+REFERENCE = Path(__file__).parents[3] / "model_repository"
 DETECTED = 10.0  # seconds within which a fault has to be noticed
 PATIENCE = 90.0
 
@@ -386,18 +401,37 @@ BAD = {
     "a process of it dies while it starts": "",
     "its name": "cannot be served by Triton",
     "its contract is unreadable": "carries no readable contract",
+    "/config.pbtxt is truncated": "is not a Triton model configuration",
+    "_sampler/config.pbtxt is truncated": "is not a Triton model configuration",
+    "_first_pass/config.pbtxt is truncated": "is not a Triton model configuration",
+    "/config.pbtxt dangles": "cannot be read",
+    "/1/policy.json dangles": "a dangling link",
+    "_sampler/1/model.py dangles": "a dangling link",
+    "_sampler is missing": "_sampler is missing",
+    "_first_pass is missing": "_first_pass is missing",
+    " dangles": "cannot be read",
 }
+STARTED = [*list(BAD)[:5], "_sampler/config.pbtxt is truncated"]
+READ = list(BAD)[3:]
 
 
-def worsen(models: Path, how: str) -> str:
-    """Makes the second model one that cannot serve; its name."""
-    bad = models / "tinycls"
+def worsen(models: Path, how: str, name: str = "tinycls") -> str:
+    """Makes a model one that cannot serve; its name."""
+    bad = models / name
     if how == "it fails on every request":
         spoil(bad, 'raise RuntimeError("spoilt")')
     elif how == "its sampler does not load":
         (models / "tinycls_sampler" / "1" / "model.onnx").write_bytes(b"not a model")
     elif how == "a process of it dies while it starts":
         hold(bad, "\nos.abort()\n")
+    elif how[0] in "/_ ":
+        damaged = models / f"{name}{how}".split()[0]
+        content = damaged.read_text()[:99] if how.endswith("truncated") else ""
+        shutil.rmtree(damaged) if damaged.is_dir() else damaged.unlink(missing_ok=True)
+        if content:
+            damaged.write_text(content)
+        elif how.endswith("dangles"):
+            damaged.symlink_to("nowhere")
     else:
         config = text_format.Parse((bad / "config.pbtxt").read_text(), ModelConfig())
         if how == "its name":
@@ -409,9 +443,127 @@ def worsen(models: Path, how: str) -> str:
     return bad.name
 
 
+class StandInServer:
+    """Serves what it can stage, in the way of `TritonServer`; which of its models fail, and how often, a test says."""
+
+    made: ClassVar[list[StandInServer]] = []
+    failing: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, repository: Path, engine: Engine, **options: Any) -> None:
+        self.ports, self.options, self.running, self.grpc_url = options["ports"], options, False, ""
+
+    def start(self) -> None:
+        StandInServer.made.append(self)
+        with tempfile.TemporaryDirectory() as folder:
+            source = link_pinned(self.options["pinned"], Path(folder) / "pinned")
+            source = verified_copy(source, Path(folder) / "verified", None, self.options["left_out"])
+            (Path(folder) / "staged").mkdir()
+            self.models = stage_repository(
+                source, Path(folder) / "staged", "embedded", 1, self.options["settings"], on_trial=True
+            )
+        if failed := {name: "it failed" for name in self.models if self.failing.get(name)}:
+            StandInServer.failing = {name: times - 1 for name, times in self.failing.items()}
+            raise StartError("it failed", failed)
+        self.running = True
+
+    def stop(self, hurry: object = None) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def supervisor(copy, monkeypatch) -> Iterator[Supervisor]:
+    """Of two models, and without a Triton."""
+    for part in ("pneumonia", "pneumonia_sampler", "pneumonia_first_pass"):
+        shutil.copytree(REFERENCE / part, copy / part)
+    module = "equipoise_deploy.serving.supervisor."
+    monkeypatch.setattr(module + "TritonServer", StandInServer)
+    monkeypatch.setattr(module + "check_readiness", lambda *_: ())
+    monkeypatch.setattr(module + "ServerMonitor", lambda *_: SimpleNamespace(models={}, close=lambda: None))
+    monkeypatch.setattr(StandInServer, "made", [])
+    monkeypatch.setattr(StandInServer, "failing", {})
+    engine = Engine(Path("tritonserver"), (), None, "embedded")
+    plan = SupervisorPlan(copy, drain=0.0, engine=engine)
+    with HealthServer(0) as health:
+        yield Supervisor(plan, health, lambda line: None, lambda line: None)
+
+
+@pytest.mark.parametrize("how", READ)
+def test_damage_to_one_model_is_seen_before_the_start(supervisor, copy, how):
+    """It alone is left out, with all that belongs to it, and named; another one may be reloaded."""
+    bad = worsen(copy, how, "pneumonia")
+    supervisor.plan = replace(supervisor.plan, settings={bad: Settings(aggregators=1)})
+    supervisor.start()
+    assert list(supervisor.left_out) == [bad] and BAD[how] in supervisor.left_out[bad]
+    with_policy(copy / "tinyseg")
+    supervisor.reload()
+    assert [server.models for server in StandInServer.made] == [("tinyseg",)] * 2
+    assert StandInServer.made[1].running and list(supervisor.left_out) == [bad]
+
+
+@pytest.mark.parametrize("how", READ)
+def test_a_reload_of_damaged_models_is_refused_before_the_running_server_is_stopped(supervisor, copy, how):
+    """Of a name that Triton cannot take as well."""
+    supervisor.start()
+    worsen(copy, how, "pneumonia")
+    supervisor.reload()
+    (server,) = StandInServer.made
+    assert server.running and server.models == ("pneumonia", "tinyseg") and not supervisor.left_out
+
+
+@pytest.mark.parametrize(("failures", "left_out"), [(1, []), (2, ["pneumonia"])])
+def test_a_model_that_failed_once_is_tried_once_more(supervisor, failures, left_out):
+    StandInServer.failing = {"pneumonia": failures}
+    supervisor.start()
+    assert list(supervisor.left_out) == left_out and len(StandInServer.made) == failures + 1
+
+
+@pytest.mark.parametrize("contract", [True, False])
+def test_a_model_whose_name_begins_like_a_bad_one_is_served(supervisor, copy, contract):
+    """Nothing says any more what belongs to the bad one: only what is nobody else's."""
+    config = parse_configuration(copy / "pneumonia" / "config.pbtxt")
+    config.name = "pneumonia_late"
+    stated = json.loads(config.parameters["contract"].string_value)
+    for sampler in (*stated["samplers"], stated["first_pass"]):
+        sampler["name"] = sampler["name"].replace("pneumonia", "pneumonia_late")
+    config.parameters["contract"].string_value = json.dumps(stated)
+    for part in ("", "_sampler", "_first_pass"):
+        shutil.copytree(copy / f"pneumonia{part}", copy / f"pneumonia_late{part}")
+    (copy / "pneumonia_late" / "config.pbtxt").write_text(text_format.MessageToString(config))
+    config.parameters["contract"].string_value = "{}"
+    (copy / "pneumonia" / "config.pbtxt").write_text(text_format.MessageToString(config) if contract else "garbage")
+    supervisor.start()
+    assert list(supervisor.left_out) == ["pneumonia"]
+    (server,) = StandInServer.made
+    late = {"pneumonia_late", "pneumonia_late_sampler", "pneumonia_late_first_pass"}
+    assert server.models == ("pneumonia_late", "tinyseg")
+    assert set(server.options["pinned"]) == {*late, "tinyseg", "tinyseg_sampler"}
+
+
+def test_where_all_models_are_bad_nothing_starts(supervisor, copy):
+    worsen(copy, "_sampler is missing", "pneumonia")
+    (copy / "tinyseg" / "config.pbtxt").write_text("garbage")
+    with pytest.raises(RepositoryError, match=r"not a Triton model configuration.*pneumonia_sampler is missing"):
+        supervisor.start()
+    assert not StandInServer.made
+
+
+def test_a_model_of_a_store_is_left_out_as_well(supervisor, copy, tmp_path, tiny_classifier):
+    """Though the generation states it: nobody took it away behind the operator's back."""
+    store, pairs = Store(tmp_path / "store"), tmp_path / "pairs"
+    publish_pair(proven(tiny_classifier), pairs)
+    for models, name in ((pairs, "tinycls"), (copy, "pneumonia")):
+        give_policy(models / name)
+        make_release(models, name, store)
+        promote(store, name, PromotionRequest(accept_changes="a test"))
+    supervisor.plan = replace(supervisor.plan, repository=store.current)
+    StandInServer.failing = {"pneumonia": 2}
+    supervisor.start()
+    assert list(supervisor.left_out) == ["pneumonia"] and StandInServer.made[-1].models == ("tinycls",)
+
+
 @pytest.mark.triton
 @pytest.mark.slow
-@pytest.mark.parametrize("how", BAD)
+@pytest.mark.parametrize("how", STARTED)
 def test_one_bad_model_does_not_take_the_others_down(copy, tmp_path, tiny_classifier, how):
     """It is named with the reason and not served at all, so never accepted; a restart does not change that."""
     publish_pair(tiny_classifier, copy)
