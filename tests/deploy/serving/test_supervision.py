@@ -500,6 +500,7 @@ def test_damage_to_one_model_is_seen_before_the_start(supervisor, copy, how):
     assert StandInServer.made[1].running and list(supervisor.left_out) == [bad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", READ)
 def test_a_reload_of_damaged_models_is_refused_before_the_running_server_is_stopped(supervisor, copy, how):
     """Of a name that Triton cannot take as well."""
