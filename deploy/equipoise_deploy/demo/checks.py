@@ -19,6 +19,8 @@ def failed_checks(decisions: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{decision['image']}: {decision['error']}"
         if decision["must_not_accept"] and decision["route"] == "accept":
             yield f"{decision['image']} was accepted, though {decision['title']}"
+        if decision["must_be"] not in ("", decision["route"]):
+            yield f"{decision['image']} was routed to {decision['route']}; {decision['must_be']} was expected"
         if decision["atlas_ml"] is not None:
             yield from _volume_failures(decision)
 

@@ -36,7 +36,7 @@ def demo(
     ),
     out: Annotated[Path, typer.Option(help="Folder for inputs, pictures and index.html.")] = Path("build/demo"),
 ) -> None:
-    """Serve the three reference models and decide on real images that come with the installed packages."""
+    """Serve the three reference models and decide on real images."""
     with exits_on():
         failures = run_demo(repository, out)
     raise typer.Exit(1 if failures else 0)
@@ -78,6 +78,7 @@ def _predict(url: str, model: str, cases: tuple[DemoCase, ...], out: Path) -> li
             "title": case.title,
             "expectation": case.expectation,
             "must_not_accept": case.must_not_accept,
+            "must_be": case.must_be,
             "atlas_ml": case.atlas_ml,
         }
         for case, answer in zip(own, json.loads(run.stdout), strict=True)
