@@ -126,7 +126,7 @@ def _loads(peer: Peer, seconds: float) -> dict[str, dict[str, float]]:
 
 def _host(server: TritonServer, ours: Peer, seconds: float) -> dict[str, Any]:
     """Processor time per request of each kind of process, and how long the GPU had nothing to do."""
-    processes = {each: name_of(each.pid) for each in server.processes()}
+    processes = {psutil.Process(each.pid): name_of(each.pid) for each in server.processes()}
     before = {each: _processor(each) for each in processes}
     with Sampled(busy) as used:
         rate, _ = closed_loop(ours, CLIENTS[-1], seconds)
