@@ -213,6 +213,15 @@ def test_masks_and_maps_of_pictures_are_files_in_their_grid(capsys: Any, triton:
     assert found[0]["share"]["nucleus"] == pytest.approx(np.mean(values > 99))
 
 
+def test_a_picture_beside_a_dicom_study_is_not_taken_for_it(capsys: Any, triton: Any, tmp_path: Path) -> None:
+    """The folder is the study, wherever in it the instances lie."""
+    (tmp_path / "study" / "series").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "study" / "thumbnail.png")
+    pydicom.dcmread(pydicom.data.get_testdata_file("CT_small.dcm")).save_as(tmp_path / "study" / "series" / "1.dcm")
+    _, out, _ = run(capsys, "predict", "cells", tmp_path / "study", "--url", triton.url, "--json")
+    assert [Path(each["file"]).name for each in json.loads(out)] == ["study"]
+
+
 def test_a_wrong_name_lists_what_is_served(capsys: Any, triton: Any, brain_file: Path) -> None:
     """The public models alone: samplers are nobody's to ask."""
     code, out, _ = run(capsys, "predict", "brian", brain_file, "--url", triton.url, "--json")

@@ -67,6 +67,10 @@ class TestDicomValues:
         with pytest.raises(UnreadableImage, match="more than the 12 bits"):
             read_image(saved(dataset, tmp_path / "a.dcm"))
 
+    def test_one_frame_of_a_concatenation_is_incomplete(self, tmp_path: Path) -> None:
+        dataset = dicom(ramp(4, 6), ConcatenationUID="1.2.3", InConcatenationTotalNumber=2)
+        assert "parts of a concatenation" in read_image(saved(dataset, tmp_path / "a.dcm")).doubts[0]
+
     def test_pixels_of_another_width_are_refused(self, tmp_path: Path) -> None:
         """Every row would begin a pixel later than the one before."""
         dataset = dicom(ramp(50, 36))

@@ -27,6 +27,7 @@ from ..support.steps import Note, Wrong
 from .compose import confined
 from .engine import BUILD, ROOT, enter_namespace, inspect, podman, run, wait
 from .images import require_images
+from .site import logs_end
 
 CHART = ROOT / "deploy" / "helm" / "equipoise"
 VALUES: dict[str, Any] = {
@@ -67,7 +68,7 @@ def cluster(folder: Path) -> Iterator[dict[str, Any]]:
         yield server
     except BaseException:
         for name in podman("ps", "--all", "--format", "{{.Names}}").split():
-            print(f"== {name}: {run(['podman', 'logs', '--tail', '15', name])}", flush=True)
+            print(f"== {name}\n{logs_end(name)}", flush=True)
         raise
     finally:
         run(["podman", "kube", "down", file])

@@ -74,11 +74,13 @@ def confined(container: str) -> dict[str, Any]:
     """What its kernel says of it. Raises Wrong where it may do more than is written."""
     status = podman("exec", container, "cat", "/proc/1/status")
     fields = {name: value.strip() for name, _, value in (line.partition(":") for line in status.splitlines())}
+    mounts = podman("exec", container, "cat", "/proc/1/mounts").splitlines()
+    root = next(line for line in mounts if line.split()[1] == "/")
     found = {
         "user": int(fields["Uid"].split()[0]),
         "capabilities": int(fields["CapEff"], 16),
         "no new privileges": fields["NoNewPrivs"] == "1",
-        "read-only": run(["podman", "exec", container, "touch", "/etc/written"]).returncode != 0,
+        "read-only": "ro" in root.split()[3].split(","),
         "memory": inspect(container)["HostConfig"]["Memory"],
     }
     if not found["user"] or found["capabilities"] or not found["no new privileges"] or not found["read-only"]:

@@ -251,11 +251,14 @@ def wanted_of(contract: Contract, prepared: Prepared, shown: bool) -> tuple[str,
 
 
 def _files_of(given: Path) -> list[Path]:
-    """The pictures of a folder that holds no DICOM; a folder that does is one series, and stays whole."""
-    inside = sorted(given.iterdir()) if given.is_dir() else []
-    inside = [each for each in inside if each.is_file() and not each.name.startswith(".")]
-    pictures = [each for each in inside if is_picture(each)]
-    return pictures if pictures and not any(map(_is_dicom, inside)) else [given]
+    """The pictures of a folder that holds no DICOM at any depth; a folder that does is one series, and stays whole."""
+    try:
+        inside = sorted(each for each in given.rglob("*") if each.is_file()) if given.is_dir() else []
+        dicom = any(map(_is_dicom, inside))
+    except OSError:
+        return [given]  # what cannot be read is said with that file's outcome
+    pictures = [each for each in inside if each.parent == given and not each.name.startswith(".") and is_picture(each)]
+    return pictures if pictures and not dicom else [given]
 
 
 def _is_dicom(file: Path) -> bool:

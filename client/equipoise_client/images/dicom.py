@@ -45,8 +45,9 @@ def read(path: Path) -> SourceImage:
         refuse_all_padding(path, padding)
         plane, header = spacing_in_plane(dataset), header_of(dataset)
         if frames == 1:
+            part = missing([dataset]) if dataset.get("ConcatenationUID") else ()
             return SourceImage(
-                values[:, 0], Kind.DICOM, plane, None, header, (), None if padding is None else padding[0]
+                values[:, 0], Kind.DICOM, plane, None, header, part, None if padding is None else padding[0]
             )
         placed = planes_of(dataset, frames)
         order, spacing, affine = tuple(range(frames)), None, None
@@ -132,11 +133,11 @@ def checked(path: Path, dataset: Any) -> int:
         if kind.endswith("Storage") and "Image" not in kind:
             raise UnreadableImage(f"{path.name}: a DICOM object without an image ({kind}); expected an image")
         raise UnreadableImage(f"{path.name}: DICOM without pixels, or cut off before them; expected an image")
-    missing = [
+    lacking = [
         name for name in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if not dataset.get(name)
     ]
-    if missing:
-        raise UnreadableImage(f"{path.name}: {', '.join(missing)} is missing or 0; without it pixels cannot be read")
+    if lacking:
+        raise UnreadableImage(f"{path.name}: {', '.join(lacking)} is missing or 0; without it pixels cannot be read")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
         raise UnreadableImage(

@@ -39,7 +39,8 @@ Data: a folder with images/ and labels/ or masks/ (files of the same name, or la
 folder of folders named by class, or an .npz with images and labels (or masks), optionally ids, patients, groups,
 spacing. A cases.csv beside the folders may state file, patient, group, label.
 
-Labels: indices of classes, names of classes, or 0 and 255 for one structure; anything else by --label-values, or by a
+Labels: indices of classes (of regions that may overlap: 0 nothing, 1 the first region alone, …), names of classes, or 0
+and 255 for one structure; anything else by --label-values, or by a
 dataset.json (nnU-Net's) beside the data. CLASS=LABEL,… are separated by ;, 1..500 is a range, none=… is no class.
 """
 
