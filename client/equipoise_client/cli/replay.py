@@ -172,7 +172,11 @@ def _reasons(recorded: Mapping[str, Any], again: Mapping[str, Any], within: floa
 
 
 def explanation(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> str | None:
-    """Why two devices may route one case differently: a number that decided lies at its limit. None: it does not."""
+    """Why one case may be routed differently: accept was closed, or on two devices a number that decided lies at its
+    limit. None: neither."""
+    if "closed" in {_part(record, "reason").get("code") for record in (recorded, again)}:
+        when = "when this was recorded" if _part(recorded, "reason").get("code") == "closed" else "now"
+        return f"accept is closed after an alarm {when}: `equipoise audit monitor` says why"
     within = _tolerance(recorded, again)
     near = (near_limit(_part(record, "reason"), within) for record in (recorded, again))
     found = next(filter(None, near), None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -14,8 +16,10 @@ from rich.console import Console
 
 from .anchor import parse_anchor
 from .chain import append, entries, head, redact, verify
+from .closing import open_again
 from .entry import AuditError, Kind, Verdict
-from .monitor import monitor
+from .monitor import LIMIT, monitor
+from .page import write_page
 
 EPILOG = """[bold]Examples[/]
 
@@ -29,7 +33,9 @@ equipoise audit verdict decisions.jsonl --sequence 12 --by dr.who --verdict corr
 
 equipoise audit redact decisions.jsonl --before 2025-01-01 --reason retention
 
-equipoise audit monitor decisions.jsonl   [dim]# are accepted cases still as right as the policy says?[/]
+equipoise audit monitor decisions.jsonl --report monitors.html   [dim]# does each policy keep its promises?[/]
+
+equipoise audit open decisions.jsonl --policy 3f9c01 --by dr.who --reason "scanner repaired"   [dim]# after an alarm[/]
 
 Exit code of verify: 0 whole, 1 something is wrong. Of monitor: 0 no alarm, 1 alarm."""
 
@@ -43,6 +49,7 @@ class Action(str, Enum):
     VERDICT = "verdict"
     REDACT = "redact"
     MONITOR = "monitor"
+    OPEN = "open"
 
 
 def audit(
@@ -51,21 +58,30 @@ def audit(
     anchor: Annotated[Path | None, typer.Option(help="verify: what `head` printed earlier.")] = None,
     key: Annotated[Path | None, typer.Option(help="File with the key that signs anchors.")] = None,
     sequence: Annotated[int | None, typer.Option(min=1, help="verdict: of which decision.")] = None,
-    by: Annotated[str | None, typer.Option(help="verdict: who, as authenticated where it came in.")] = None,
+    by: Annotated[str | None, typer.Option(help="verdict, open: who, as authenticated where it came in.")] = None,
     verdict: Annotated[Verdict | None, typer.Option(help="verdict: what they say.")] = None,
     before: Annotated[str | None, typer.Option(help="redact: delete contents older than this (2025-01-31).")] = None,
-    reason: Annotated[str | None, typer.Option(help="redact: why.")] = None,
+    reason: Annotated[str | None, typer.Option(help="redact, open: why.")] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(help="verdict: the true volume in mL that the expert measured, as CLASS=mL or total=mL; repeat."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="open: the beginning of the closed policy's digest, or its model.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="monitor: also write a page with plots (HTML).")] = None,
     alpha: Annotated[
         float | None, typer.Option(min=0.0001, max=0.5, help="monitor: instead of the policies' own.")
     ] = None,
     every: Annotated[
-        float, typer.Option(min=10, help="monitor: audited cases between false alarms, on average at least.")
+        float, typer.Option(min=10, help="monitor: cases between false warnings, on average at least.")
     ] = 1000.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Verifies the audit log, anchors its head, appends to it, watches what experts say of marked decisions.
+    """Verifies the audit log, anchors its head, appends to it, and watches whether each policy keeps its promises.
 
-    `append` reads what `equipoise predict --json` prints.
+    `append` reads what `equipoise predict --json` prints. `monitor` looks at errors among accepted cases, intervals,
+    calibration, referrals and drift; after an alarm that closed accept, `open` opens it again.
     """
     secret = key.read_bytes().strip() if key else None
     if action is Action.VERIFY:
@@ -81,9 +97,15 @@ def audit(
         named = next((entry for entry in entries(log) if entry.sequence == sequence), None)
         if named is None or named.kind is not Kind.DECISION or named.body is None:
             raise AuditError(f"line {sequence} of {log.name} holds no decision; `sequence` in the log says which do")
-        append(log, Kind.VERDICT, {"decision": sequence, "by": by, "verdict": verdict.value})
+        body = {"decision": sequence, "by": by, "verdict": verdict.value}
+        append(log, Kind.VERDICT, {**body, "volume_ml": _volumes(volume, named.body)} if volume else body)
     elif action is Action.MONITOR:
-        _monitor(log, every, alpha, as_json)
+        _monitor(log, every, alpha, report, as_json)
+    elif action is Action.OPEN:
+        if policy is None or by is None or reason is None:
+            raise typer.BadParameter("open needs --policy, --by and --reason")
+        opened = open_again(log, policy, by, reason)
+        typer.echo(f"{opened.model}, policy {opened.policy[:12]}: accept is open again; the monitors begin anew")
     else:
         if before is None or reason is None:
             raise typer.BadParameter("redact needs --before and --reason")
@@ -109,23 +131,44 @@ def _verify(log: Path, anchor: Path | None, key: bytes | None, as_json: bool) ->
         raise typer.Exit(1)
 
 
-def _monitor(log: Path, every: float, alpha: float | None, as_json: bool) -> None:
-    statuses = monitor(log, every, alpha)
+def _monitor(log: Path, every: float, alpha: float | None, report: Path | None, as_json: bool) -> None:
+    statuses = monitor(log, every, alpha) if report is None else write_page(report, log, every, alpha)
     if as_json:
-        typer.echo(json.dumps([{**vars(each), "waiting": each.waiting} for each in statuses]))
+        typer.echo(json.dumps([each.document() for each in statuses]))
     for each in () if as_json else statuses:
+        promised = "accepts nothing" if each.alpha is None else f"α = {each.alpha:g}"
         typer.echo(
             f"{each.model}, policy {each.policy[:12]}: {each.accepted} accepted, {each.marked} marked for an audit, "
-            f"{each.waiting} of them without a verdict; {each.wrong} of {each.judged} wrong, α = {each.alpha:g}"
+            f"{each.waiting} of them without a verdict; {each.wrong} of {each.judged} wrong, {promised}"
         )
+        for one in each.monitors:
+            rate = "" if one.rate is None else f", {one.events} events where at most {one.rate:.1%} are expected"
+            typer.echo(f"  {one.watched.value:12} {one.cases} cases{rate}; e-value {one.e_value:.3g} of {LIMIT:.0f}")
+            if one.warning is not None:
+                typer.echo(f"  WARNING since line {one.warning}: {one.watched.words}, by the evidence of late")
         if each.alarm is not None:
             typer.echo(
-                f"ALARM at line {each.alarm}: more than {each.alpha:.0%} of the accepted cases are wrong "
-                f"(evidence {each.evidence:.3g}, limit {every:g}). Stop accepting: `equipoise rollback`, or promote it "
-                "--without-policy; then calibrate anew."
+                f"ALARM at line {each.alarm}: {each.why}. Where no alarm closes accept (close_on_alarm of the gateway, "
+                "`equipoise serve --close-on-alarm`), stop accepting: `equipoise rollback`, or promote it "
+                "--without-policy. Find the cause, calibrate anew; `equipoise audit open` accepts again."
             )
     if any(each.alarm is not None for each in statuses):
         raise typer.Exit(1)
+
+
+def _volumes(stated: list[str], decision: Mapping[str, Any]) -> dict[str, float]:
+    """`total=3.4` → mL by class. Raises BadParameter for another class or no number."""
+    known = sorted(decision.get("volume_ml") or {})
+    found: dict[str, float] = {}
+    for each in stated:
+        name, _, number = each.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = math.nan
+        if name not in known or not 0.0 <= found[name] < math.inf:
+            raise typer.BadParameter(f"--volume {each}: expected NAME=mL with one of {', '.join(known) or 'no class'}")
+    return found
 
 
 def _records(text: str) -> list[dict[str, Any]]:

@@ -31,6 +31,10 @@ class Kind(str, Enum):
     DELETION = "deletion"
     RELEASE = "release"
     """Which version of a model was put into service, by whom and why, or was refused."""
+    ALARM = "alarm"
+    """A monitor of a policy has alarmed: it accepts nothing where that was asked for."""
+    OPENING = "opening"
+    """Who opened a policy's accept again after an alarm, and why."""
 
 
 class Verdict(str, Enum):

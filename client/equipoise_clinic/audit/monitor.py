@@ -1,50 +1,92 @@
-"""Are accepted cases still as right as the policy says? Read from the log: marked decisions and experts' verdicts.
+"""Does a policy keep its promises in service? Read from the log: decisions, and experts' verdicts.
 
-Each policy is watched on its own. Of its accepted cases a random share is marked (`record["audit"]`), and only these
-count: experts look at others for reasons of their own, so their verdicts are no fair sample.
+Each policy is watched on its own, by five monitors:
+
+    error         accepted cases are wrong more often than α                       verdicts on marked cases
+    coverage      true volumes lie outside their intervals more often than stated  the volumes that these verdicts state
+    calibration   how sure the model is and how often it is right drift apart      verdicts on marked cases
+    referral      more cases go to review than among the calibration cases         every decision
+    drift         more images lie beyond nine tenths of the calibration cases      every decision
+
+Of the accepted cases a random share is marked (`record["audit"]`), and for the first three only these count: experts
+look at others for reasons of their own, so their verdicts are no fair sample. What a rate may be, the record says
+(`expected`, from the policy); a policy that does not say so is not watched for it.
+
+A monitor **warns** where the evidence of late is high (on average not before `every` cases without a reason). It
+**alarms** where there was enough evidence ever: with probability at most `FALSE_ALARM`, over all monitors and all time.
+Where that was asked for, an alarm closes `accept` (`closing`), until a named person opens it again; then the monitors
+begin anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from .chain import entries
 from .entry import AuditError, Entry, Kind, Verdict
+from .evidence import ODDS, Evidence, Exchangeability, no_evidence, ratios_of_event, transform
 
-SUSPECTS = 20
-"""Error rates above α that the test looks for at once, evenly spaced up to 1."""
+FALSE_ALARM = 0.05
+"""Probability that any monitor of a policy ever alarms while all is as it was: the monitors' own, and that a rate of
+`expected` is too low (0.005 for each of three, see `calibration/expected.py`)."""
+
+_UNUSUAL = 0.9
+_LOWEST, _HIGHEST = 1e-3, 1.0 - 1e-3
+
+
+class Watched(str, Enum):
+    """What a monitor looks for."""
+
+    ERROR = "error"
+    COVERAGE = "coverage"
+    CALIBRATION = "calibration"
+    REFERRAL = "referral"
+    DRIFT = "drift"
+
+    @property
+    def words(self) -> str:
+        """What an alarm says."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Watched.ERROR: "accepted cases are wrong more often than the policy promises",
+    Watched.COVERAGE: "true volumes lie outside their intervals more often than the policy promises",
+    Watched.CALIBRATION: "how sure the model is no longer goes with how often it is right",
+    Watched.REFERRAL: "more cases go to review than among the calibration cases",
+    Watched.DRIFT: "more images are unlike the calibration cases than expected",
+}
+
+_EXPECTED = {Watched.COVERAGE: "missed", Watched.REFERRAL: "referred", Watched.DRIFT: "unusual"}
+"""Monitor → its rate's name in `expected`."""
+
+LIMIT = len(Watched) / (FALSE_ALARM - 0.005 * len(_EXPECTED))
+"""e-value from which a monitor alarms."""
 
 
 @dataclass(frozen=True)
-class Detector:
-    """A sequential test of "the error rate is at most α" that notices when it stops being so, however late.
-
-    Shiryaev-Roberts e-detector with a uniform mixture of alternatives (Shin, Ramdas & Rinaldo 2022, arXiv 2203.03532):
-    for each suspected rate q, `R ← (1 + R) · L`, with L = q/α for a wrong case and (1−q)/(1−α) for a right one. As long
-    as the rate is at most α the mean M of all R grows by at most 1 a case, so that M ≥ A is reached on average not
-    before A cases, at any moment of looking (Wald's test would be certain of the past and slow to notice a change).
+class MonitorStatus:
+    """One monitor of one policy.
 
     Attributes:
-        alpha: 0..1, exclusive.
-        sums: R of each suspected rate.
+        rate: that the event has at most; None: nothing is counted, only change is looked for.
+        cases, events: so far, since accept was opened last.
+        evidence: of late, and e_value: ever; as they are now (`evidence`).
+        warning, alarm: number of the line at which the limit was reached first, or None.
     """
 
-    alpha: float
-    sums: tuple[float, ...] = (0.0,) * SUSPECTS
-
-    @property
-    def evidence(self) -> float:
-        """M: compared with the average number of cases between false alarms that is put up with."""
-        return sum(self.sums) / len(self.sums)
-
-    def after(self, wrong: bool) -> Detector:
-        """With one more case."""
-        rates = [self.alpha + (1.0 - self.alpha) * (i + 0.5) / SUSPECTS for i in range(SUSPECTS)]
-        likelihood = [q / self.alpha if wrong else (1.0 - q) / (1.0 - self.alpha) for q in rates]
-        return replace(self, sums=tuple((1.0 + r) * x for r, x in zip(self.sums, likelihood, strict=True)))
+    watched: Watched
+    rate: float | None
+    cases: int
+    events: int
+    evidence: float
+    e_value: float
+    warning: int | None
+    alarm: int | None
 
 
 @dataclass(frozen=True)
@@ -52,26 +94,37 @@ class PolicyStatus:
     """One policy in service.
 
     Attributes:
+        alpha: None: the policy accepts nothing.
         accepted, marked: images accepted automatically, and those of them that are to be audited.
         judged, wrong: marked ones with a verdict, and those of them that were wrong.
-        evidence: see `Detector`; the highest so far.
-        alarm: sequence number of the verdict at which it reached the limit, or None.
+        monitors: those that have what they need.
+        alarm: number of the line at which a monitor alarmed, or where that was noted; None: since accept was opened last
+            none has.
+        why: which one, in words; empty: none.
+        noted: whether the log says so in a line of its own, which outlasts the deletion of cases.
     """
 
     model: str
     policy: str
-    alpha: float
+    alpha: float | None
     accepted: int
     marked: int
     judged: int
     wrong: int
-    evidence: float
+    monitors: tuple[MonitorStatus, ...]
     alarm: int | None
+    why: str
+    noted: bool
 
     @property
     def waiting(self) -> int:
         """Marked cases without a verdict: while they are many, nothing is known."""
         return self.marked - self.judged
+
+    def document(self) -> dict[str, Any]:
+        """JSON-able."""
+        monitors = [{**vars(each), "watched": each.watched.value} for each in self.monitors]
+        return {**vars(self), "waiting": self.waiting, "monitors": monitors}
 
 
 def monitor(path: Path, every: float = 1000.0, alpha: float | None = None) -> list[PolicyStatus]:
@@ -90,9 +143,10 @@ class Monitor:
 
     An image counts once, however often it was decided, by its first verdict; that of an image which is marked only
     later counts from then on. Decisions whose content is deleted before anybody judged them do not wait any more.
+    Whoever named a seed or a number of samples studies the model: that is no case.
 
     Args:
-        every: cases between false alarms, on average at least.
+        every: cases between false warnings, on average at least.
         alpha: instead of the policies' own.
     """
 
@@ -105,11 +159,14 @@ class Monitor:
         """The next line. Raises AuditError where it lacks what it has to say; then nothing was changed."""
         body = entry.body or {}
         try:
-            if entry.kind is Kind.DECISION and _accepted(body) and body.get("policy_digest"):
+            if entry.kind is Kind.DECISION and body.get("policy_digest") and not _study(body):
                 self._decision(entry.sequence, body)
             elif entry.kind is Kind.VERDICT and body.get("decision") in self._images:
                 policy, image = self._images[body["decision"]]
-                policy.verdict(image, entry.sequence, Verdict(body["verdict"]).wrong)
+                wrong = Verdict(body["verdict"]).wrong
+                policy.verdict(image, _Judged(entry.sequence, wrong, _volumes(body.get("volume_ml"))))
+            elif entry.kind in (Kind.ALARM, Kind.OPENING) and body.get("policy") in self._policies:
+                self._policies[body["policy"]].note(entry, str(body["reason"]))
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(f"line {entry.sequence} is no {entry.kind.value} that can be counted") from error
         for sequence in body.get("sequences", ()) if entry.kind is Kind.DELETION else ():
@@ -123,81 +180,195 @@ class Monitor:
 
     def _decision(self, sequence: int, body: Mapping[str, Any]) -> None:
         digest, image, model = str(body["policy_digest"]), str(body["input_digest"]), str(body["model"])
+        accepted = _route(body) == "accept"
         if digest not in self._policies:
             alpha = self._alpha if self._alpha is not None else body.get("alpha")
-            detector = None if alpha is None else Detector(float(alpha))
-            self._policies[digest] = _Policy(model, digest, self._every, detector)
+            rates = dict(body.get("expected") or {})
+            self._policies[digest] = _Policy(model, digest, self._every, None if alpha is None else float(alpha), rates)
         policy = self._policies[digest]
-        policy.decision(image, bool(body.get("audit")))
-        self._images[sequence] = policy, image
+        policy.seen_image(image, sequence, body)
+        if accepted:
+            policy.decision(image, bool(body.get("audit")), body)
+            self._images[sequence] = policy, image
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    sequence: int
+    wrong: bool
+    volumes: Mapping[str, float]
 
 
 @dataclass(slots=True)
 class _Image:
-    """An accepted image: decisions of it that still have their content; sequence and outcome of its first verdict."""
+    """An accepted image: decisions of it that still have their content; its first verdict, and what was said of it."""
 
     copies: int = 0
     marked: bool = False
-    verdict: tuple[int, bool] | None = None
+    judged: _Judged | None = None
+    confidence: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One monitor's evidence."""
+
+    watched: Watched
+    rate: float | None
+    every: float
+    evidence: Evidence
+    exchangeability: Exchangeability = field(default_factory=Exchangeability)
+    events: int = 0
+    warning: int | None = None
+    alarm: int | None = None
+
+    def count(self, sequence: int, ratios: tuple[float, ...], event: bool = False) -> None:
+        self.evidence = self.evidence.after(ratios)
+        self.events += event
+        if self.warning is None and self.evidence.of_late >= self.every:
+            self.warning = sequence
+        if self.alarm is None and self.evidence.e_value >= LIMIT:
+            self.alarm = sequence
+
+    def count_event(self, sequence: int, event: bool) -> None:
+        assert self.rate is not None
+        self.count(sequence, ratios_of_event(event, self.rate), event)
+
+    def status(self) -> MonitorStatus:
+        found = self.evidence
+        return MonitorStatus(
+            self.watched, self.rate, found.cases, self.events, found.of_late, found.e_value, self.warning, self.alarm
+        )
 
 
 @dataclass(slots=True)
 class _Policy:
-    """What is known of one policy; without a detector where no α is known."""
+    """What is known of one policy; without a monitor of errors where no α is known."""
 
     model: str
     digest: str
     every: float
-    detector: Detector | None
+    alpha: float | None
+    expected: Mapping[str, float]
+    streams: dict[Watched, _Stream] = field(default_factory=dict)
     images: dict[str, _Image] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
     marked: int = 0
     judged: int = 0
     wrong: int = 0
-    highest: float = 0.0
     alarm: int | None = None
+    why: str = ""
+    noted: bool = False
 
-    def decision(self, image: str, marked: bool) -> None:
-        found = self.images.setdefault(image, _Image())
+    def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """All monitors from the start."""
+        rates = {Watched.ERROR: self.alpha, **{each: self.expected.get(name) for each, name in _EXPECTED.items()}}
+        self.streams = {
+            watched: _Stream(watched, min(_HIGHEST, max(_LOWEST, rate)), self.every, no_evidence(len(ODDS)))
+            for watched, rate in rates.items()
+            if rate is not None and rate < _HIGHEST
+        }
+        self.streams[Watched.CALIBRATION] = _Stream(Watched.CALIBRATION, None, self.every, no_evidence(1))
+
+    def seen_image(self, image: str, sequence: int, body: Mapping[str, Any]) -> None:
+        """Every decision: how many go to review, and how many images are unlike the calibration cases."""
+        key = int(image[:16], 16)
+        if key in self.seen or self.alarm is not None:  # after an alarm, accept may be closed
+            return
+        self.seen.add(key)
+        rank = body.get("ood_rank")
+        if rank is not None and Watched.DRIFT in self.streams:
+            self._count(Watched.DRIFT, sequence, float(rank) > _UNUSUAL)
+        if (route := _route(body)) != "reject" and Watched.REFERRAL in self.streams:
+            self._count(Watched.REFERRAL, sequence, route != "accept")
+
+    def decision(self, image: str, marked: bool, body: Mapping[str, Any]) -> None:
+        found = self.images.setdefault(image, _Image(confidence=body.get("confidence"), intervals=_intervals(body)))
         found.copies += 1
         if marked and not found.marked:
             found.marked = True
             self.marked += 1
-            self._count(found)
+            self._count_verdict(image, found)
 
-    def verdict(self, image: str, sequence: int, wrong: bool) -> None:
+    def verdict(self, image: str, judged: _Judged) -> None:
         found = self.images[image]
-        if found.verdict is None:  # a second opinion is not a second case
-            found.verdict = sequence, wrong
-            self._count(found)
+        if found.judged is None:  # a second opinion is not a second case
+            found.judged = judged
+            self._count_verdict(image, found)
 
     def forget(self, image: str) -> None:
         """A decision's content was deleted. A verdict that was counted stays counted until the log is read anew."""
         found = self.images[image]
         found.copies -= 1
-        if not found.copies and found.verdict is None:
+        if not found.copies and found.judged is None:
             self.marked -= found.marked
             del self.images[image]
 
-    def _count(self, image: _Image) -> None:
-        if not image.marked or image.verdict is None or self.detector is None:
+    def note(self, entry: Entry, reason: str) -> None:
+        """The log says that a monitor has alarmed, or that a person opens accept again."""
+        if entry.kind is Kind.OPENING:
+            self.alarm, self.why, self.noted = None, "", False
+            self._begin()
             return
-        sequence, wrong = image.verdict
+        self.noted = True
+        if self.alarm is None:
+            self.alarm, self.why = entry.sequence, reason
+
+    def _count_verdict(self, image: str, found: _Image) -> None:
+        if not found.marked or found.judged is None or self.alpha is None:
+            return
+        sequence, wrong = found.judged.sequence, found.judged.wrong
         self.judged += 1
         self.wrong += wrong
-        self.detector = self.detector.after(wrong)
-        self.highest = max(self.highest, self.detector.evidence)
-        if self.alarm is None and self.detector.evidence >= self.every:
-            self.alarm = sequence
+        self._count(Watched.ERROR, sequence, wrong)
+        stated = [name for name in found.judged.volumes if name in found.intervals]
+        if stated and Watched.COVERAGE in self.streams:
+            name = "total" if "total" in stated else sorted(stated)[0]
+            low, high = found.intervals[name]
+            self._count(Watched.COVERAGE, sequence, not low <= found.judged.volumes[name] <= high)
+        if found.confidence is not None:
+            draws = int(image[16:32], 16) / 2**64, int(image[32:48], 16) / 2**64
+            stream = self.streams[Watched.CALIBRATION]
+            number = transform(float(found.confidence), not wrong, draws[0])
+            stream.count(sequence, (stream.exchangeability.ratio(number, draws[1]),))
+            self._alarm_by(stream)
+
+    def _count(self, watched: Watched, sequence: int, event: bool) -> None:
+        stream = self.streams[watched]
+        stream.count_event(sequence, event)
+        self._alarm_by(stream)
+
+    def _alarm_by(self, stream: _Stream) -> None:
+        if self.alarm is None and stream.alarm is not None:
+            self.alarm, self.why = stream.alarm, stream.watched.words
 
     def status(self) -> PolicyStatus:
-        if self.detector is None:
+        if self.alpha is None and self.images:
             raise AuditError(f"policy {self.digest[:12]} states no alpha; give one with --alpha")
         return PolicyStatus(
-            self.model, self.digest, self.detector.alpha,
-            len(self.images), self.marked, self.judged, self.wrong, self.highest, self.alarm,
+            self.model, self.digest, self.alpha, len(self.images), self.marked, self.judged, self.wrong,
+            tuple(stream.status() for stream in self.streams.values() if stream.evidence.cases),
+            self.alarm, self.why, self.noted,
         )  # fmt: skip
 
 
-def _accepted(body: Mapping[str, Any]) -> bool:
-    """By the final route where it is stated: a client may hold back what the server accepts, which sees pixels only."""
-    return bool((body.get("routed") or body).get("route") == "accept")
+def _route(body: Mapping[str, Any]) -> Any:
+    """The final route where it is stated: a client may hold back what the server accepts, which sees pixels only."""
+    return (body.get("routed") or body).get("route")
+
+
+def _study(body: Mapping[str, Any]) -> bool:
+    return bool(body.get("seed_named") or body.get("samples_named"))
+
+
+def _intervals(body: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    found = {name: (each.get("low"), each.get("high")) for name, each in (body.get("volume_ml") or {}).items()}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items() if None not in (low, high)}
+
+
+def _volumes(stated: Any) -> dict[str, float]:
+    return {str(name): float(volume) for name, volume in (stated or {}).items()}

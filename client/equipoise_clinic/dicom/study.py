@@ -5,7 +5,7 @@ Only pixels and voxel spacing leave this process; patient and study are copied i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,7 @@ def analyse(
     *,
     missing: Sequence[str] = (),
     predecessor: Predecessor | None = None,
+    closed: Callable[[str | None], str] = lambda policy: "",
     samples: int | None = None,
     seed: int | None = None,
     priority: Priority | int | None = None,
@@ -199,6 +200,7 @@ def analyse(
     Args:
         missing: reasons for which the series is incomplete, beyond those of its own headers.
         predecessor: the report of an earlier result, about fewer images, that was sent.
+        closed: digest of a policy → why it may accept nothing at present; empty: it may.
 
     Raises StudyRejected where the model cannot take it; what the client raises about the server passes through
     (ServerUnavailable, DeadlineExceeded, … : another time it may work).
@@ -237,6 +239,8 @@ def analyse(
     incomplete = (*series.incomplete, *missing)
     if incomplete:
         prediction = prediction.at_most_review(f"the series is incomplete: {'; '.join(incomplete)}")
+    if why := closed(prediction.record.get("policy_digest")):
+        prediction = prediction.at_most_review(f"accept is closed: {why}")
     if predecessor is not None:
         prediction = prediction.remarked("replaces an earlier result that was incomplete: it did not cover all images")
     source = result_source(series, chosen.rule, contract, prepared, prediction, incomplete, predecessor)

@@ -49,6 +49,7 @@ class AnalysisWorker:
 
     Args:
         passed: called at each step's end with its name.
+        closed: digest of a policy → why it may accept nothing at present; empty: it may.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class AnalysisWorker:
         log: Log,
         metrics: Metrics,
         passed: Callable[[str], None],
+        closed: Callable[[str | None], str] = lambda policy: "",
     ) -> None:
-        self._settings, self._rules, self._client = settings, rules, client
+        self._settings, self._rules, self._client, self._closed = settings, rules, client, closed
         self._backoff = Backoff(settings.triton.first_seconds, settings.triton.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._failures = 0  # in a row, to get an answer from the server
@@ -194,7 +196,7 @@ class AnalysisWorker:
         report = self._store.cases.report(replaces, Comprehensive3DSRStorage) if replaces else None
         predecessor = None if report is None else Predecessor(*report)
         missing = self._store.studies.missing(study, series.series.uid)
-        analysis = analyse(series, self._client, missing=missing, predecessor=predecessor)
+        analysis = analyse(series, self._client, missing=missing, predecessor=predecessor, closed=self._closed)
         self._failures = 0
         self._successes += 1
         self._before.pop(study.key, None)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..audit import AuditError, Kind, append, lines_since
-from ..audit.follow import Follower
-from ..audit.monitor import Monitor
+from ..audit.closing import Closing
 from .observe import Log, Metrics
 from .spool import room
 from .store import JournalLine, Store
@@ -37,23 +36,29 @@ def write_out(store: Store, log: Path, passed: Callable[[str], None] = lambda po
 
 
 class AuditWatch:
-    """Keeps the metrics up to date with the alarms of `equipoise audit monitor`. Reads what is new in the log."""
+    """Keeps the metrics up to date with the alarms of `equipoise audit monitor`, and says which policies are closed.
 
-    def __init__(self, path: Path, log: Log, metrics: Metrics) -> None:
-        self._log, self._metrics = log, metrics
-        self._follower, self._monitor = Follower(path), Monitor()
+    Args:
+        close: whether an alarm closes a policy's accept.
+    """
+
+    def __init__(self, path: Path, log: Log, metrics: Metrics, close: bool = False) -> None:
+        self._log, self._metrics, self._close = log, metrics, close
+        self._closing = Closing(path)
+
+    def closed(self, policy: str | None) -> str:
+        """Why the policy of this digest may accept nothing; empty: it may."""
+        return self._closing.why(policy) if self._close else ""
 
     def look(self) -> None:
-        """Reports a damaged log by a metric of its own, until it is whole again."""
+        """Reads what is new. Reports a damaged log by a metric of its own, until it is whole again."""
         try:
-            for entry in self._follower.new():
-                self._monitor.add(entry)
-            statuses = self._monitor.statuses()
+            statuses = self._closing.look()
         except (AuditError, OSError) as error:
             self._log.failure("audit log cannot be read", error)
             self._metrics.readable.set(0)
             return
-        self._metrics.policies(statuses)
+        self._metrics.policies(statuses, self._close)
         self._metrics.readable.set(1)
 
 

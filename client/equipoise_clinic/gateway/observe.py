@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from ..audit.monitor import PolicyStatus
 
 _POLICY = ("model", "policy")
+_MONITOR = (*_POLICY, "monitor")
 
 
 class Log:
@@ -90,18 +91,27 @@ class Metrics:
         self.free = gauge("free_bytes", "free disk in the gateway's directory")
         self.reachable = gauge("reachable", "1: the peer answered last time, 0: it did not", "peer")
         self.readable = gauge("audit_readable", "1: the audit log could be read last time, 0: it could not")
-        self.alarm = gauge("audit_alarm", "1: accepted cases are wrong more often than the policy says", *_POLICY)
-        self.evidence = gauge("audit_evidence", "of that; an alarm from `equipoise audit monitor`'s limit on", *_POLICY)
+        self.warning = gauge("audit_warning", "1: much evidence of late that a promise is broken", *_MONITOR)
+        self.alarm = gauge("audit_alarm", "1: there was enough evidence ever; until accept is opened again", *_POLICY)
+        self.evidence = gauge("audit_evidence", "e-value: how much evidence there is, ever", *_MONITOR)
+        self.closed = gauge("audit_closed", "1: an alarm has closed accept", *_POLICY)
         self.judged = gauge("audit_judged", "audited cases with an expert's verdict", *_POLICY)
         self.wrong = gauge("audit_wrong", "those of them that were wrong", *_POLICY)
         self.unjudged = gauge("audit_waiting", "accepted cases marked for an audit that nobody has judged", *_POLICY)
 
-    def policies(self, statuses: Iterable[PolicyStatus]) -> None:
-        """What `equipoise audit monitor` says of each policy."""
+    def policies(self, statuses: Iterable[PolicyStatus], close: bool) -> None:
+        """What `equipoise audit monitor` says of each policy.
+
+        Args:
+            close: whether an alarm closes accept.
+        """
         for status in statuses:
             labels = (status.model, status.policy[:12])
             self.alarm.labels(*labels).set(status.alarm is not None)
-            self.evidence.labels(*labels).set(status.evidence)
+            self.closed.labels(*labels).set(close and status.alarm is not None)
+            for each in status.monitors:
+                self.warning.labels(*labels, each.watched.value).set(each.warning is not None)
+                self.evidence.labels(*labels, each.watched.value).set(each.e_value)
             self.judged.labels(*labels).set(status.judged)
             self.wrong.labels(*labels).set(status.wrong)
             self.unjudged.labels(*labels).set(status.waiting)

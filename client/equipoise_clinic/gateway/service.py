@@ -89,7 +89,9 @@ class Gateway:
             intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed, largest)
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
-            analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared)
+            watch = AuditWatch(settings.audit, self._log, self._metrics, settings.close_on_alarm)
+            watch.look()
+            analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared, watch.closed)
             delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
             ports = {}
             receiver = Receiver(settings.receive, intake, self._log, largest) if settings.receive else None
@@ -100,7 +102,6 @@ class Gateway:
                     raise EquipoiseError(f"[receive] cannot listen: {error.strerror}; is the port taken?") from None
                 opened.callback(receiver.stop)
             ports["health"] = opened.enter_context(self._health())
-            watch = AuditWatch(settings.audit, self._log, self._metrics)
             work = {"analysis": analysis.step, "dispatch": self._dispatch, "delivery": delivery.step}
             timed: dict[str, tuple[float, Callable[[], object]]] = {
                 "tidying": (_TIDY, self._tidy),

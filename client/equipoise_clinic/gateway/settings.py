@@ -189,6 +189,8 @@ class Settings(Strict, frozen=True):
         directory: database, spool, outbox and pictures: patient data: on an encrypted disk, private to this user.
         rules: which series goes to which model (`equipoise_clinic.dicom.rules.Rules`).
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
+        close_on_alarm: where a monitor of the audit log alarms, nothing of that policy is accepted until a named person
+            opens it again (`equipoise audit open`).
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
         keep_input_hours: received images are deleted this long after their study was analysed.
         keep_results_days: what the database holds of a study that is done with is deleted this long after its last
@@ -209,6 +211,7 @@ class Settings(Strict, frozen=True):
     deliver: Deliver = Deliver()
     health: Health = Health()
     review: Review = Review()
+    close_on_alarm: bool = False
     reserve_megabytes: float = 2048.0
     keep_input_hours: float = 24.0
     keep_results_days: Annotated[float, Meta(ge=1)] = 365.0

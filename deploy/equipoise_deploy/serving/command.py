@@ -81,6 +81,13 @@ def serve_command(
             help="Public key (PEM): serve only releases signed with it, see `equipoise publish`; embedded only."
         ),
     ] = None,
+    close_on_alarm: Annotated[
+        Path | None,
+        typer.Option(
+            help="The audit log: where one of its monitors alarms, the policy accepts nothing until a named person opens "
+            "it again (`equipoise audit open`); embedded only."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to stdout.")] = False,
     quiet: Annotated[bool, typer.Option(help="Do not print Triton's log; failures still show it.")] = False,
 ) -> None:
@@ -119,6 +126,8 @@ def serve_command(
             raise DeployError(
                 "--trust is for the embedded server; for a container: equipoise releases --trust --stage DIR"
             )
+        if program is not None and close_on_alarm is not None:
+            raise DeployError("--close-on-alarm is for the embedded server; use --engine embedded")
         if program is not None:
             serve_in_container(program, image, repository, ports, on_log, on_ready)
         elif engine is EngineChoice.CONTAINER:
@@ -126,7 +135,9 @@ def serve_command(
         else:
             embedded = find_engine({**os.environ, DEVICE_VARIABLE: device.value})
             report(embedded.reason)
-            plan = Plan(repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust, embedded)
+            plan = Plan(
+                repository, ports, own, address, drain_seconds, restarts, quiet_seconds, trust, embedded, close_on_alarm
+            )
             serve(plan, health_port, on_log, on_ready, report)
 
 

@@ -68,6 +68,7 @@ class Snapshot:
         restarts: how often Triton was restarted because it did not serve.
         fell_back: why the last reload was not carried out; empty where it was.
         left_out: models that are not served, so that the others are, and why: they failed.
+        closed: policies that accept nothing after an alarm, by digest, and why; they answer, with review.
     """
 
     state: State
@@ -78,6 +79,7 @@ class Snapshot:
     fell_back: str = ""
     left_out: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     at: float = field(default_factory=time.monotonic)
+    closed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def status(self, model: str = "", now: float | None = None) -> tuple[bool, str]:
         """Whether requests may be sent, for one model or for all that are served, and one line that says why not, or
@@ -105,6 +107,7 @@ class Snapshot:
             "restarts": self.restarts,
             "fell_back": self.fell_back,
             "left_out": dict(self.left_out),
+            "closed": dict(self.closed),
             "models": shown,
         }
         return healthy, json.dumps(document)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import DeployError, StartError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..repository import public_models
+from .closing import AcceptSwitch
 from .container import container_command
 from .health import USUAL_PORT, HealthServer
 from .monitor import CHECK_EVERY
@@ -128,8 +129,10 @@ def serve(
     Raises DeployError when the server cannot start, GaveUp when it cannot be kept.
     """
     begin = time.monotonic()
-    with signals() as pending, HealthServer(health_port, plan.address) as health:
-        supervisor = Supervisor(plan, health, on_log, report)
+    with signals() as pending, ExitStack() as opened:
+        switch = opened.enter_context(AcceptSwitch(plan.close_on_alarm, report)) if plan.close_on_alarm else None
+        health = opened.enter_context(HealthServer(health_port, plan.address))
+        supervisor = Supervisor(plan, health, on_log, report, switch)
         try:
             probes = supervisor.start()
             server, seconds = supervisor.server, time.monotonic() - begin
@@ -137,6 +140,8 @@ def serve(
             on_ready(Listening(*urls, probes, seconds, health.url, dict(supervisor.left_out)))
             while True:
                 pending.raise_stop()
+                if switch is not None:
+                    switch.look()
                 if pending.reload:
                     pending.reload = False
                     supervisor.reload()

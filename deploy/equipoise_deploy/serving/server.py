@@ -20,6 +20,7 @@ from pathlib import Path
 from ..errors import StartError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports, reached_at
 from ..releases.loading import verified_copy
+from .closing import VARIABLE as CLOSED_VARIABLE
 from .engine import Engine, find_engine, library_folders
 from .guardian import STOPPING_FILE, in_flight
 from .processes import Process, server_processes
@@ -75,6 +76,7 @@ class TritonServer:
         pinned: earlier content of `repository` (`staging.pinned`), served instead of its present one.
         trust: public key that every model must be signed with; None: releases are held to their digests alone.
         left_out: models that `pinned` is without on purpose.
+        closed: folder that says which policies may accept nothing, see `closing`.
     """
 
     def __init__(
@@ -90,8 +92,10 @@ class TritonServer:
         pinned: Mapping[str, Path] | None = None,
         trust: Path | None = None,
         left_out: Collection[str] = (),
+        closed: Path | None = None,
     ) -> None:
         self.repository = repository
+        self._closed = closed
         self._left_out = left_out
         self._address = address
         self._pinned = pinned
@@ -227,7 +231,11 @@ class TritonServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**triton_environment(os.environ), STOPPING_VARIABLE: str(directory / STOPPING_FILE)},
+                env={
+                    **triton_environment(os.environ),
+                    STOPPING_VARIABLE: str(directory / STOPPING_FILE),
+                    **({CLOSED_VARIABLE: str(self._closed)} if self._closed else {}),
+                },
                 start_new_session=True,
             )
         except BaseException:

@@ -16,6 +16,7 @@ from ..errors import DeployError, GaveUp, NotReadyError, RepositoryError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..releases.loading import verified_copy
 from ..repository import public_models
+from .closing import AcceptSwitch
 from .engine import Engine, find_engine
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
@@ -40,6 +41,7 @@ class Plan:
         hung_after: see `monitor.HUNG_AFTER`.
         trust: public key that every model must be signed with.
         engine: the Triton to start; None: as `TritonServer` chooses.
+        close_on_alarm: audit log whose alarms close accept.
     """
 
     repository: Path
@@ -51,6 +53,7 @@ class Plan:
     hung_after: float = HUNG_AFTER
     trust: Path | None = None
     engine: Engine | None = None
+    close_on_alarm: Path | None = None
 
 
 class Supervisor:
@@ -61,15 +64,21 @@ class Supervisor:
 
     Args:
         report: called with one line whenever something happens that an operator should know; never with case data.
+        switch: closes accept after an alarm.
 
     Attributes:
         left_out: public models that are not served, and why.
     """
 
     def __init__(
-        self, plan: Plan, health: HealthServer, on_log: Callable[[str], None], report: Callable[[str], None]
+        self,
+        plan: Plan,
+        health: HealthServer,
+        on_log: Callable[[str], None],
+        report: Callable[[str], None],
+        switch: AcceptSwitch | None = None,
     ) -> None:
-        self.plan, self._health, self._on_log, self._report = plan, health, on_log, report
+        self.plan, self._health, self._on_log, self._report, self._switch = plan, health, on_log, report, switch
         self._budget = RestartBudget(plan.restarts)
         self._ports = plan.ports
         self._engine = plan.engine or find_engine(os.environ)
@@ -233,6 +242,7 @@ class Supervisor:
             pinned=_without(self._models, self._found, self.left_out),
             left_out=frozenset(self.left_out),
             trust=self.plan.trust,
+            closed=self._switch.folder if self._switch else None,
         )
         try:
             self._server.start()
@@ -300,8 +310,9 @@ class Supervisor:
             for name, state in self._monitor.models.items()
         }
         self._health.snapshot = Snapshot(
-            State.SERVING, "", models, self._generation, self._budget.total, self._fell_back, dict(self.left_out), now
-        )
+            State.SERVING, "", models, self._generation, self._budget.total, self._fell_back, dict(self.left_out), now,
+            dict(self._switch.closed) if self._switch else {},
+        )  # fmt: skip
 
 
 def _without(models: Mapping[str, Path], found: Survey, left_out: Collection[str]) -> dict[str, Path]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
+from .expected import expected_rates
 from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .recalibrate import fit_isotonic, fit_temperature
@@ -196,13 +197,16 @@ def choose_policy(
     if not stages:
         stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
     policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
-    served = [serve(contract, policy, case).step for case in cases]
+    answers = [serve(contract, policy, case) for case in cases]
+    served = [answer.step for answer in answers]
+    volume = choose_volume(contract, cases, served, goals.level)
+    expected = expected_rates([answer.route for answer in answers], CANDIDATES, volume, policy.ood_distance is not None)
     policy = replace(
         policy,
-        volume=choose_volume(contract, cases, served, goals.level),
+        volume=volume,
         sensitive=choose_sensitive(contract, served, goals.missed),
         recalibration=choose_recalibration(contract, cases, served, goals.method),
-        monitoring=choose_monitoring(policy, cases, served, goals.audited),
+        monitoring=choose_monitoring(policy, cases, served, goals.audited, expected),
     )
     return ChosenPolicy(contract, policy, score, certificate, why)
 
@@ -411,7 +415,13 @@ def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) 
     )
 
 
-def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequence[Step], audited: float) -> Monitoring:
+def choose_monitoring(
+    policy: Policy,
+    cases: Sequence[Measured],
+    served: Sequence[Step],
+    audited: float,
+    expected: Mapping[str, float],
+) -> Monitoring:
     """Where the calibration cases lie in the scores, the prediction's statistics, the simple ones of the input, and
     their distance from what is typical."""
     numbers = [
@@ -429,6 +439,7 @@ def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequenc
             for name in names
             if name in numbers[0]
         },
+        expected,
     )
 
 

@@ -180,6 +180,7 @@ class Assessment:
             spacing=case.spacing,
             problems=self.problems,
             windows=model.contract.in_windows(case.image.shape[1:]),
+            closed=model.closed,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -188,6 +189,18 @@ class Assessment:
         """Of an assessment that is decided."""
         assert self.decided is not None
         return self.decided
+
+    @property
+    def confidence(self) -> float | None:
+        """Classification: the recalibrated probability that the answer's label is right, 0..1, of the least sure label.
+
+        None for segmentation, whose experts judge outlines, and where policy or samples are another model's.
+        """
+        contract = self.model.contract
+        if contract.task is not Task.CLASSIFICATION or self.model.in_force is None:
+            return None
+        p = self.calibrated
+        return float(np.maximum(p, 1.0 - p).min() if contract.activation is Activation.SIGMOID else p.max())
 
     @property
     def audited(self) -> bool:
@@ -246,6 +259,9 @@ class Assessment:
                     "alpha": guarantee.alpha if guarantee else None,
                     "delta": guarantee.delta if guarantee else None,
                     "audit": self.audited,
+                    "confidence": self.confidence,
+                    "ood_rank": self.ranks.get("ood_distance"),
+                    "expected": dict(policy.monitoring.expected) if policy and policy.monitoring else None,
                     "computed_by": computed_by(contract, model.computed_by),
                 }
             )

@@ -26,6 +26,7 @@ class Model:
         at_most: samples per sampler request, at most; None: as many as all stages have in common.
         computed_by: what runs the samplers, for the record.
         most: images that a sampler takes in one request.
+        closed: why nothing is accepted at present, in words; empty: accept is open.
     """
 
     contract: Contract
@@ -35,6 +36,7 @@ class Model:
     at_most: int | None = None
     computed_by: Mapping[str, Any] = field(default_factory=dict)
     most: int = MOST_AT_ONCE
+    closed: str = ""
 
     @property
     def in_force(self) -> Policy | None:

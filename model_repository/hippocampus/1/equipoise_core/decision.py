@@ -43,6 +43,7 @@ class Evidence:
         spacing: voxel spacing in mm, or None.
         problems: what went wrong.
         windows: the image was taken in windows, being larger than the network sees at once.
+        closed: why nothing is accepted at present; empty: accept is open.
     """
 
     input: Mapping[str, float]
@@ -55,16 +56,17 @@ class Evidence:
     spacing: tuple[float, ...] | None = None
     problems: tuple[Reason, ...] = ()
     windows: bool = False
+    closed: str = ""
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision | None:
     """Routes one case, or leaves it to the next stage (None; never at the last one).
 
     In this order: anything that went wrong, or no policy for this model → review (after a first pass that failed the
-    samples are drawn all the same); input far from the calibration cases → reject; input unlike them, a caller's own
-    seed or T, a spacing that the model was not made for, or an image taken in windows → review. Then the answer: where
-    it is unlike those of the calibration cases the next stage decides, after the last one it goes to review; case score
-    at most the stage's threshold → accept; above the one for review, or no stage left → review.
+    samples are drawn all the same); input far from the calibration cases → reject; input unlike them, accept closed, a
+    caller's own seed or T, a spacing that the model was not made for, or an image taken in windows → review. Then the
+    answer: where it is unlike those of the calibration cases the next stage decides, after the last one it goes to
+    review; case score at most the stage's threshold → accept; above the one for review, or no stage left → review.
     """
     for found in _failures(contract, policy, why_no_policy, evidence):
         return None if evidence.samples == FIRST_PASS and not evidence.last else Decision(Route.REVIEW, found)
@@ -136,6 +138,8 @@ def _outside(bounds: Bounds, code: str, numbers: Mapping[str, float]) -> Iterato
 def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Iterator[Reason]:
     """What holds whatever the samples say."""
     yield from _outside(policy.typical, "unlike_calibration", evidence.input)
+    if evidence.closed:
+        yield reason("closed", message=evidence.closed)
     if evidence.named_seed:
         yield reason("seed_named")
     if evidence.named_samples or policy.stage(evidence.samples) is None:

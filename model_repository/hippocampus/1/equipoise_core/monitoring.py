@@ -1,15 +1,19 @@
-"""Watching a policy in service: which accepted cases are audited, and where cases lie among the calibration cases."""
+"""Watching a policy in service: which accepted cases are audited, where cases lie among the calibration cases, and how
+often what is watched may happen."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 QUANTILES = 11
 """0, 10, … 100 % of the calibration cases."""
+
+UNUSUAL = 0.9
+"""A rank above this is in the top tenth of the calibration cases, or above all of them."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,21 @@ class Monitoring:
     Attributes:
         audit_share: of the accepted cases, 0..1, that are marked for an expert to look at all the same.
         quantiles: name of a score or statistic → its value at 0, 10, … 100 % of the calibration cases, rising.
+        expected: name → the rate that an event has at most while cases are like the calibration cases, 0..1: `missed`
+            (a true volume outside its interval), `referred` (a suitable case not accepted), `unusual` (a rank of
+            `ood_distance` above `UNUSUAL`). Only what the calibration can say is there.
     """
 
     audit_share: float
     quantiles: Mapping[str, tuple[float, ...]]
+    expected: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.audit_share <= 1.0:
             raise ValueError(f"the share to audit lies between 0 and 1; got {self.audit_share}")
+        for name, rate in self.expected.items():
+            if not 0.0 <= rate <= 1.0:
+                raise ValueError(f"the expected rate of {name} lies between 0 and 1; got {rate}")
         for name, values in self.quantiles.items():
             if len(values) != QUANTILES or not all(a <= b for a, b in pairwise(values)):
                 raise ValueError(f"expected {QUANTILES} rising quantiles of {name}; got {values}")
@@ -64,10 +75,12 @@ class Monitoring:
         return {
             "audit_share": self.audit_share,
             "quantiles": {name: list(values) for name, values in self.quantiles.items()},
+            "expected": dict(self.expected),
         }
 
 
 def parse_monitoring(document: Mapping[str, Any]) -> Monitoring:
-    """Raises ValueError for a share outside 0..1 or quantiles that do not rise."""
+    """Raises ValueError for a share or rate outside 0..1, or quantiles that do not rise."""
     quantiles = {str(n): tuple(float(value) for value in values) for n, values in document["quantiles"].items()}
-    return Monitoring(float(document["audit_share"]), quantiles)
+    expected = {str(name): float(rate) for name, rate in document["expected"].items()}
+    return Monitoring(float(document["audit_share"]), quantiles, expected)

@@ -15,7 +15,7 @@ from .ood_distance import OodDistance, parse_ood_distance
 from .recalibration import Recalibration, parse_recalibration
 from .stages import Stage, check_order, parse_stage
 
-FORMAT = "equipoise-policy/3"
+FORMAT = "equipoise-policy/4"
 
 
 class PolicyError(ValueError):

@@ -18,6 +18,7 @@ TEXTS: Mapping[str, str] = {
     "no_first_pass": "the policy begins with a first pass, which this model does not have",
     "far_from_calibration": "far from the calibration cases: {name} {value:.4g} is outside {low:.4g} to {high:.4g}",
     "unlike_calibration": "unlike the calibration cases: {name} {value:.4g} is outside {low:.4g} to {high:.4g}",
+    "closed": "accept is closed: {message}",
     "seed_named": "the caller named the seed: for study and replay only",
     "samples_named": "the caller named {drawn} samples: for study and replay only",
     "windows": "the image is larger than the network sees at once: no policy was made for answers of several windows",

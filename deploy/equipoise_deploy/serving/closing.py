@@ -1,0 +1,79 @@
+"""Tells the aggregators which policies may accept nothing, as the audit log says: one file for each in a folder.
+
+The aggregator looks for the file at each request (`EQUIPOISE_CLOSED` names the folder) and routes to review, with the
+file's words as the reason. A folder that is missing closes every policy.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from equipoise_clinic.audit import AuditError
+from equipoise_clinic.audit.closing import Closing
+
+from ..errors import DeployError
+
+VARIABLE = "EQUIPOISE_CLOSED"
+EVERYTHING = "everything"
+"""File that closes every policy."""
+
+_EVERY = 20.0  # seconds between looks at the log
+
+
+class AcceptSwitch:
+    """Follows an audit log. Context manager; `folder` exists inside.
+
+    Args:
+        log: `decisions.jsonl`; has to exist, since a misspelt name would protect nobody. Raises DeployError.
+        report: called with one line whenever a policy is closed or opened.
+    """
+
+    def __init__(self, log: Path, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        if not log.is_file():
+            raise DeployError(
+                f"--close-on-alarm {log}: there is no such audit log; expected the `decisions.jsonl` that the gateway or "
+                "`equipoise audit append` writes. Before the first decision create it empty"
+            )
+        self._closing, self._report, self._clock = Closing(log), report, clock
+        self._looked = float("-inf")
+        self.folder = Path(tempfile.mkdtemp(prefix="equipoise-closed-"))
+        self.closed: Mapping[str, str] = {}
+
+    def __enter__(self) -> AcceptSwitch:
+        self.look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def look(self) -> None:
+        """What the log says by now; not more often than it is worth."""
+        if self._clock() - self._looked < _EVERY:
+            return
+        self._looked = self._clock()
+        try:
+            self._closing.look()
+        except (AuditError, OSError) as error:
+            self._apply({EVERYTHING: f"the audit log cannot be read ({type(error).__name__})"})
+        else:
+            self._apply(self._closing.closed or {})
+
+    def _apply(self, closed: Mapping[str, str]) -> None:
+        for policy in closed.keys() - self.closed.keys():
+            self._report(f"ACCEPT IS CLOSED for {_name(policy)}: {closed[policy]}; everything goes to review")
+        for policy, why in closed.items():
+            part = self.folder / f"{policy}.part"
+            part.write_text(why, encoding="utf-8")
+            part.rename(self.folder / policy)
+        for policy in self.closed.keys() - closed.keys():
+            (self.folder / policy).unlink()
+            self._report(f"accept is open again for {_name(policy)}")
+        self.closed = dict(closed)
+
+
+def _name(policy: str) -> str:
+    return "every policy" if policy == EVERYTHING else f"policy {policy[:12]}"

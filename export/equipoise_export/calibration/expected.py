@@ -1,0 +1,46 @@
+"""How often a watched event may happen in service while cases are like the calibration cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from equipoise_core.decision import Route
+from equipoise_core.monitoring import UNUSUAL
+from equipoise_core.policy import VolumeRule
+from scipy.stats import beta
+
+from .conformal import rank
+
+DOUBT = 0.005
+"""Probability that a rate of this module is too low, over calibrations; it is part of what the monitors promise."""
+
+
+def expected_rates(
+    routes: Sequence[Route], candidates: int, volume: VolumeRule | None, distance: bool
+) -> dict[str, float]:
+    """Event → the rate that it has at most, each with confidence 1 − `DOUBT`; see `Monitoring.expected`.
+
+    Args:
+        routes: of the calibration cases, under the thresholds that were chosen.
+        candidates: thresholds that were tried on these cases; the bound holds for all of them at once.
+        distance: whether the policy knows an out-of-distribution distance.
+    """
+    rates = {"referred": most_events(len(routes) - routes.count(Route.ACCEPT), len(routes), DOUBT / candidates)}
+    if volume is not None:
+        rates["missed"] = most_outside(volume.cases, rank(volume.cases, volume.level))
+    if distance:
+        rates["unusual"] = most_outside(len(routes), max(1, int(UNUSUAL * len(routes))))
+    return rates
+
+
+def most_events(events: int, cases: int, doubt: float) -> float:
+    """Upper confidence bound of a rate of which `events` of `cases` were seen (Clopper & Pearson 1934)."""
+    return 1.0 if events >= cases else float(beta.ppf(1.0 - doubt, events + 1, cases - events))
+
+
+def most_outside(cases: int, place: int, doubt: float = DOUBT) -> float:
+    """The share of new exchangeable numbers above the `place`-th smallest of `cases`, at most, but for `doubt`.
+
+    The share below is at least Beta(place, cases + 1 − place) over calibrations (Vovk 2012).
+    """
+    return float(1.0 - beta.ppf(doubt, place, cases + 1 - place))
