@@ -45,6 +45,7 @@ def test_a_good_case_is_accepted(segmentation, policy, good):
         ({"named_samples": True}, "6 samples"),
         ({"samples": 4, "planned": 4}, "4 samples"),
         ({"named_seed": True}, "seed"),
+        ({"closed": "too many were wrong"}, "accept is closed: too many were wrong"),
         ({"input": {"noise": 0.41}}, "unlike"),
         ({"spacing": None}, "spacing"),
         ({"spacing": (1.0, 1.3)}, "spacing"),

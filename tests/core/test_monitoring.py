@@ -57,5 +57,7 @@ def test_documents_round_trip_and_refuse():
     assert parse_monitoring(watched.document()) == watched
     with pytest.raises(ValueError, match="between 0 and 1"):
         Monitoring(1.5, {})
+    with pytest.raises(ValueError, match="expected rate of referred"):
+        Monitoring(0.1, {}, {"referred": 1.2})
     with pytest.raises(ValueError, match="rising"):
         Monitoring(0.1, {"s": TENTHS[::-1]})

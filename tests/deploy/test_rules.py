@@ -174,6 +174,9 @@ SCENARIOS = {
         _ranks([0, 0, 0, 0, 1, 1, 2, 3, 4, 6, 8]), _ranks([0, 0, 1, 2, 3, 4, 4, 5, 6, 8, 9]), at="30h", step="10m"
     ),
     "EquipoiseAuditAlarm": _gauge('equipoise_gateway_audit_alarm{instance="g",model="m",policy="abc"}', "1", "0"),
+    "EquipoiseAuditWarning": _gauge(
+        'equipoise_gateway_audit_warning{instance="g",model="m",policy="abc",monitor="error"}', "1", "0"
+    ),
     "EquipoiseAuditWaits": _gauge(
         'equipoise_gateway_audit_waiting{instance="g",model="m",policy="abc"}', "51", "50", at="30h", step="1h"
     ),

@@ -1,6 +1,6 @@
 """Whether a policy may accept at present. That follows from the log alone, so that a restart changes nothing.
 
-An alarm closes accept. It is noted in the log by a line of its own, since the cases that led to it may be deleted later.
+An alarm closes accept. It is noted in the log by a line of its own, since the cases that led to it may be deleted.
 Only an `opening` line, which names a person, opens it again. While the log cannot be read, everything is closed.
 """
 

@@ -3,11 +3,11 @@
 A monitor turns each case into likelihood ratios: numbers ≥ 0 whose mean is at most 1 as long as its promise holds,
 whatever came before. `Evidence` multiplies them up in two ways, which differ in what a restart costs:
 
-    recent    R ← (1 + R) · L        Shiryaev-Roberts e-detector (Shin, Ramdas & Rinaldo 2022, arXiv 2203.03532). Its mean
-                                     grows by at most 1 a case: it reaches A on average not before A cases.
-    ever      S ← (S + wₙ) · L       an e-process: a mixture over the case n at which things went wrong, of prior
-                                     wₙ = 1/(n(n + 1)). Its mean stays at most 1: it ever reaches 1/δ with probability
-                                     at most δ, over all time (Ville 1939; Ramdas et al. 2023, arXiv 2210.01948).
+    recent    R ← (1 + R) · L      Shiryaev-Roberts e-detector (Shin, Ramdas & Rinaldo 2022, arXiv 2203.03532). Its mean
+                                   grows by at most 1 a case: it reaches A on average not before A cases.
+    ever      S ← (S + wₙ) · L     an e-process: a mixture over the case n at which things went wrong, of prior
+                                   wₙ = 1/(n(n + 1)). Its mean stays at most 1: it ever reaches 1/δ with probability
+                                   at most δ, over all time (Ville 1939; Ramdas et al. 2023, arXiv 2210.01948).
 
 The first notices sooner and has false alarms again and again, rarely. The second has at most one chance of them.
 """
@@ -78,8 +78,8 @@ class Exchangeability:
     """Whether numbers go on as they began: conformal p-values, and a bet on those that came more often lately.
 
     The p-value of a number is its rank among all before it, ties broken by a draw; as long as the numbers are
-    exchangeable these are independent and uniform (Vovk et al. 2005), so that any density learned from earlier ones is a
-    fair bet. For calibration the numbers are probability integral transforms (Farran 2026, arXiv 2603.13156).
+    exchangeable these are independent and uniform (Vovk et al. 2005), so that any density learned from earlier ones
+    is a fair bet. For calibration the numbers are probability integral transforms (Farran 2026, arXiv 2603.13156).
     """
 
     past: list[float] = field(default_factory=list)

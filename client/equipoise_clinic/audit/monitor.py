@@ -98,8 +98,8 @@ class PolicyStatus:
         accepted, marked: images accepted automatically, and those of them that are to be audited.
         judged, wrong: marked ones with a verdict, and those of them that were wrong.
         monitors: those that have what they need.
-        alarm: number of the line at which a monitor alarmed, or where that was noted; None: since accept was opened last
-            none has.
+        alarm: number of the line at which a monitor alarmed, or where that was noted; None: none has, since accept was
+            opened last.
         why: which one, in words; empty: none.
         noted: whether the log says so in a line of its own, which outlasts the deletion of cases.
     """
@@ -276,7 +276,7 @@ class _Policy:
 
     def seen_image(self, image: str, sequence: int, body: Mapping[str, Any]) -> None:
         """Every decision: how many go to review, and how many images are unlike the calibration cases."""
-        key = int(image[:16], 16)
+        key = int(image[-16:], 16)
         if key in self.seen or self.alarm is not None:  # after an alarm, accept may be closed
             return
         self.seen.add(key)

@@ -35,8 +35,8 @@ class AcceptSwitch:
     def __init__(self, log: Path, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         if not log.is_file():
             raise DeployError(
-                f"--close-on-alarm {log}: there is no such audit log; expected the `decisions.jsonl` that the gateway or "
-                "`equipoise audit append` writes. Before the first decision create it empty"
+                f"--close-on-alarm {log}: there is no such audit log; expected the `decisions.jsonl` that the gateway "
+                "or `equipoise audit append` writes. Before the first decision create it empty"
             )
         self._closing, self._report, self._clock = Closing(log), report, clock
         self._looked = float("-inf")

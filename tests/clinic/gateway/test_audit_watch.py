@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from equipoise_clinic.audit import Kind, append, redact
-from equipoise_clinic.audit.monitor import monitor
+from equipoise_clinic.audit.monitor import LIMIT, monitor
 from equipoise_clinic.gateway.audit_log import AuditWatch
 
 from ...support.desk import Desk
@@ -27,9 +27,10 @@ def judged(desk, verdicts, first=0):
             append(desk.audit, Kind.VERDICT, {"decision": decision.sequence, "by": "dr.who", "verdict": verdict})
 
 
-def reported(desk, name):
+def reported(desk, name, monitor=None):
     """The metric's value for the one policy; None where it is not reported."""
     labels = {} if name == "audit_readable" else {"model": "m", "policy": "ab" * 6}
+    labels |= {"monitor": monitor} if monitor else {}
     return desk.metrics.registry.get_sample_value(f"equipoise_gateway_{name}", labels)
 
 
@@ -44,7 +45,21 @@ def test_verdicts_become_metrics_and_too_many_wrong_ones_an_alarm(desk):
     assert [reported(desk, name) for name in names] == [2.0, 1.0, 1.0, 0.0]
     judged(desk, ["correct"] * 30, first=3)
     watch.look()
-    assert reported(desk, "audit_alarm") == 1.0 and reported(desk, "audit_evidence") >= 1000.0
+    assert reported(desk, "audit_alarm") == 1.0 and reported(desk, "audit_closed") == 0.0
+    assert reported(desk, "audit_evidence", "error") > LIMIT and reported(desk, "audit_warning", "error") == 1.0
+
+
+def test_an_alarm_closes_accept_where_that_is_asked_for(desk):
+    """For that policy, and for every policy while the log is damaged."""
+    judged(desk, ["correct"] * 30)
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics, close=True)
+    watch.look()
+    assert "wrong more often" in watch.closed("ab" * 32) and watch.closed("cd" * 32) == ""
+    assert reported(desk, "audit_closed") == 1.0
+    assert AuditWatch(desk.audit, desk.log, desk.metrics).closed("ab" * 32) == ""
+    desk.audit.write_bytes(desk.audit.read_bytes().replace(b"dr.who", b"dr.xxx", 1))
+    watch.look()
+    assert watch.closed("cd" * 32) == "the audit log cannot be read"
 
 
 def test_a_damaged_log_is_reported_until_it_is_whole_again(desk):
@@ -74,7 +89,7 @@ def test_a_look_at_the_log_reads_what_is_new(desk):
     (status,) = monitor(desk.audit)
     assert (status.judged, status.wrong, status.waiting) == (3, 2, 2)
     assert [reported(desk, f"audit_{name}") for name in ("judged", "wrong", "waiting")] == [3.0, 2.0, 2.0]
-    assert reported(desk, "audit_evidence") == status.evidence
+    assert reported(desk, "audit_evidence", "error") == status.monitors[0].e_value
 
 
 def read_bytes() -> int:
