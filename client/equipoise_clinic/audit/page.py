@@ -72,7 +72,7 @@ def _plot(curves: dict[Watched, list[tuple[int, float]]]) -> str:
     axes.set_xlabel("line of the log")
     axes.set_ylabel("e-value")
     if curves:
-        axes.legend(frameon=False, ncols=5, loc="lower left")
+        axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     stream = io.StringIO()
     options: dict[str, Any] = {"svg.hashsalt": "equipoise", "svg.fonttype": "none"}
     with mpl.rc_context(options):
