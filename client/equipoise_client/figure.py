@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.decision import Route
+from equipoise_core.outline import BETWEEN, INSIDE
 from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 
 from .extras import needs
+from .images.outline import outline_level, outline_of
 from .images.prepare import Prepared
 from .prediction import Prediction
 
@@ -127,11 +129,14 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     figure.set_size_inches(4.2 * max(2, len(views)) + 0.8, 9.2 if len(views) > 1 else 5.4)
     panels = figure.subplots(2, 3) if len(views) > 1 else figure.subplots(1, 2)[:, None]
     limit = epistemic_limit(contract)
+    outline = outline_of(contract, prepared, prediction)
     drawn = None
     for column, view in enumerate(views):
         for row, brightest in ((0, 1.0), (1, _DIMMED)):
             panels[row, column].imshow(view.cut(image), cmap="gray", vmin=0.0, vmax=brightest, interpolation="nearest")
         _contours(panels[0, column], contract, prediction.labels, view)
+        if outline is not None:
+            _band(panels[0, column], outline[0], view)
         plane = view.cut(heat)
         visible = np.clip(2.5 * np.sqrt(np.clip(plane / limit, 0.0, 1.0)), 0.0, 1.0)
         drawn = panels[1, column].imshow(
@@ -144,6 +149,9 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     bar.set_label(f"epistemic uncertainty, nats (fixed scale, 0 to {ceiling})")
     bar.solids.set_alpha(1.0)
     lines = [Line2D([], [], color=_colour(n), label=contract.classes[k]) for n, k in enumerate(contract.foreground)]
+    if outline is not None:
+        words = f"true outline between these in {outline_level(prediction):.0%} of cases"
+        lines.append(Line2D([], [], color="white", linestyle=":", label=words))
     panels[0, 0].legend(handles=lines, loc="upper left", fontsize=8, framealpha=0.6)
     if len(views) > 1:
         panels[1, 1].set_title("slices through the most uncertain voxel", fontsize=9)
@@ -177,6 +185,14 @@ def _contours(axes: Any, contract: Contract, labels: NDArray[np.uint8], view: Vi
         plane = view.cut(mask)
         if plane.any() and not plane.all():
             axes.contour(plane.astype(float), levels=[0.5], colors=[_colour(number)], linewidths=1.2)
+
+
+def _band(axes: Any, outline: NDArray[np.uint8], view: View) -> None:
+    """The two masks between which the true outline lies, dotted."""
+    for least in (BETWEEN, INSIDE):
+        plane = view.cut(outline >= least)
+        if plane.any() and not plane.all():
+            axes.contour(plane.astype(float), levels=[0.5], colors="white", linewidths=0.8, linestyles=":")
 
 
 def _colour(number: int) -> str:

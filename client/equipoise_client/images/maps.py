@@ -13,37 +13,42 @@ from numpy.typing import NDArray
 from ..extras import needs
 from ..prediction import Prediction
 from . import nifti
+from .outline import outline_of
 from .prepare import Prepared
 from .source import Kind
 
-_WHITE = 255
+_WHITE, _HALF = 255, 127
 
 
 def write_maps(stem: Path, contract: Contract, prepared: Prepared, prediction: Prediction) -> list[Path]:
-    """Writes labels and epistemic uncertainty (nats) of a segmentation; gives the files' names.
+    """Writes labels and epistemic uncertainty (nats) of a segmentation, and where the policy promises one the band in
+    which the true outline lies (0 outside, 1 between, 2 inside); gives the files' names.
 
-    Case 1: NIfTI: volumes `STEM.labels.nii.gz` (class indices) and `STEM.epistemic.nii.gz`.
+    Case 1: NIfTI: volumes `STEM.labels.nii.gz` (class indices), `STEM.epistemic.nii.gz`, `STEM.outline.nii.gz`.
     Case 2: pictures, planar arrays and single DICOM images: `STEM.labels.png`, class indices, or 0 and 255 where there
-    is one structure, or a file for each class where they may overlap; `STEM.epistemic.tif`, single precision.
+    is one structure, or a file for each class where they may overlap; `STEM.epistemic.tif`, single precision;
+    `STEM.outline.png`: 0, 127, 254.
     Case 3: other arrays: `.npy`.
 
     Raises OSError where a file cannot be written.
     """
-    labels, epistemic = (prepared.to_source(each) for each in (prediction.labels, prediction.epistemic))
-    if prepared.source.kind is Kind.NIFTI:
-        both = [
-            (f"{stem.name}.{name}.nii.gz", values) for name, values in (("labels", labels), ("epistemic", epistemic))
-        ]
-        for name, values in both:
-            nifti.write(stem.with_name(name), values, prepared.source)
-        return [stem.with_name(name) for name, _ in both]
-    if contract.rank != 2:
-        written = []
-        for name, values in (("labels", labels), ("epistemic", epistemic)):
-            written.append(stem.with_name(f"{stem.name}.{name}.npy"))
-            np.save(written[-1], values)
-        return written
-    return [*_masks(stem, contract, labels), _map(stem, epistemic)]
+    outline = outline_of(contract, prepared, prediction)
+    maps = {"labels": prediction.labels, "epistemic": prediction.epistemic}
+    maps |= {} if outline is None else {"outline": outline}
+    back = {name: prepared.to_source(values) for name, values in maps.items()}
+    if contract.rank == 2 and prepared.source.kind is not Kind.NIFTI:
+        files = [*_masks(stem, contract, back["labels"]), _map(stem, back["epistemic"])]
+        if outline is not None:
+            files.append(_save(stem.with_name(f"{stem.name}.outline.png"), back["outline"][0] * _HALF))
+        return files
+    ending = "nii.gz" if prepared.source.kind is Kind.NIFTI else "npy"
+    files = [stem.with_name(f"{stem.name}.{name}.{ending}") for name in back]
+    for file, values in zip(files, back.values(), strict=True):
+        if ending == "npy":
+            np.save(file, values)
+        else:
+            nifti.write(file, values, prepared.source)
+    return files
 
 
 def _masks(stem: Path, contract: Contract, labels: NDArray[np.uint8]) -> list[Path]:

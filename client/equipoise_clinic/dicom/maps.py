@@ -13,7 +13,8 @@ from .source import CHARACTERS, ascending, finished, in_file_order
 
 
 def segmentation(source: ResultSource) -> Any:
-    """BINARY Segmentation, one segment for each foreground class. Empty frames are left out, unless all are.
+    """BINARY Segmentation, one segment for each foreground class, and two between which the true outline lies where the
+    policy promises that. Empty frames are left out, unless all are.
 
     Not LABELMAP, which Orthanc 1.10 refuses, and not FRACTIONAL, which OHIF refuses.
     """
@@ -39,9 +40,10 @@ def segmentation(source: ResultSource) -> Any:
             tracking_id=name[:64],
             anatomic_regions=[codes.region(source.body_part)],
         )
-        for number, name in enumerate(source.class_names, start=1)
+        for number, name in enumerate((*source.class_names, *source.outline_names), start=1)
     ]
-    masks = in_file_order(source.series, np.moveaxis(source.masks, 0, -1)).astype(np.uint8)
+    stacked = source.masks if source.outline is None else np.concatenate([source.masks, source.outline])
+    masks = in_file_order(source.series, np.moveaxis(stacked, 0, -1)).astype(np.uint8)
     result = Segmentation(
         source_images=list(source.headers.datasets),
         pixel_array=masks,

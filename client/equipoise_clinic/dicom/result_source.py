@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from equipoise_client import __version__
 from equipoise_client.figure import epistemic_limit
+from equipoise_client.images.outline import outline_level, outline_of
 from equipoise_client.images.prepare import Prepared
 from equipoise_client.prediction import Prediction
 from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.outline import BETWEEN, INSIDE
 from numpy.typing import NDArray
 
 from .identity import Identity, identity_of
@@ -42,6 +44,8 @@ class ResultSource:
         epistemic, aleatoric: float32 `[slices, rows, columns]`, nats, likewise; the largest of all classes where
             classes do not exclude each other.
         predecessor: an earlier report that this one replaces, as `analyse` takes it.
+        outline: bool `[2, slices, rows, columns]`: the masks that the true outline lies outside of and inside of; None
+            where the policy promises nothing.
     """
 
     series: Series
@@ -53,6 +57,7 @@ class ResultSource:
     epistemic: NDArray[np.float32] | None
     aleatoric: NDArray[np.float32] | None
     predecessor: Predecessor | None = None
+    outline: NDArray[np.bool_] | None = None
 
     @cached_property
     def headers(self) -> Headers:
@@ -63,6 +68,14 @@ class ResultSource:
     def class_names(self) -> tuple[str, ...]:
         """Of the foreground, in the order of `masks`."""
         return tuple(self.contract.classes[k] for k in self.contract.foreground)
+
+    @property
+    def outline_names(self) -> tuple[str, ...]:
+        """Of the masks in `outline`."""
+        if self.outline is None:
+            return ()
+        level = outline_level(self.prediction)
+        return f"outline, inner bound ({level:.0%})", f"outline, outer bound ({level:.0%})"
 
     @property
     def limit(self) -> float:
@@ -119,7 +132,12 @@ def result_source(
         masks = labels[list(contract.foreground)] > 0
     maps = (_slices(prepared.to_source(each)).max(axis=0) for each in (prediction.epistemic, prediction.aleatoric))
     epistemic, aleatoric = maps
-    return ResultSource(series, rule, contract, prediction, identity, masks, epistemic, aleatoric, predecessor)
+    found = outline_of(contract, prepared, prediction)
+    outline = None
+    if found is not None:
+        band = _slices(prepared.to_source(found))[0]
+        outline = np.stack([band == INSIDE, band >= BETWEEN])
+    return ResultSource(series, rule, contract, prediction, identity, masks, epistemic, aleatoric, predecessor, outline)
 
 
 def _slices(values: NDArray[Any]) -> NDArray[Any]:

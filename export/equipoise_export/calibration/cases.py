@@ -10,6 +10,7 @@ import numpy as np
 from equipoise_core.assessment import Assessment
 from equipoise_core.case import Case, Model
 from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.outline import foreground_of
 from equipoise_core.sampling import Run, RunSampler, get_ready
 from equipoise_core.stages import chunk_of
 from equipoise_core.volume import voxel_volume
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from .errors import CalibrationError
 from .metrics import dice
+from .outline import Margins, margins_needed
 
 SENSITIVE_GRID = tuple(np.linspace(0.5, 0.0, 101).round(3).tolist())
 """Candidates for the threshold of `labels_sensitive`, from the strictest to the one that misses nothing."""
@@ -59,6 +61,7 @@ class Step:
             without a physical scale.
         missed: share of the true foreground that is missed at each threshold of `SENSITIVE_GRID`; empty for
             classification.
+        margins: that the predicted foreground's outline needs, see `outline`; None for classification.
         probabilities: `[m, K]`: p̄ of this image (m = 1), or at some of its voxels.
     """
 
@@ -70,6 +73,7 @@ class Step:
     volumes: Mapping[str, tuple[float, float, float]]
     missed: tuple[float, ...]
     probabilities: NDArray[np.float64]
+    margins: Margins | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,11 @@ def _step(
     contract = assessment.model.contract
     segmentation = contract.task is Task.SEGMENTATION
     volumes = {name: assessment.volumes[name] for name in names}
+    margins = None
+    if segmentation:
+        predicted = foreground_of(contract, assessment.uncertainty.labels)
+        spacing = None if contract.spacing is None else assessment.case.spacing
+        margins = margins_needed(predicted, true_region(contract, truth, "total"), spacing)
     return Step(
         assessment.samples,
         assessment.scores,
@@ -202,6 +211,7 @@ def _step(
         {name: (volume.mean, volume.low, volume.high) for name, volume in volumes.items()},
         missed_foreground(contract, assessment.uncertainty.mean, truth) if segmentation else (),
         assessment.uncertainty.mean.reshape(len(contract.classes), -1).T[chosen].astype(np.float64),
+        margins,
     )
 
 

@@ -13,6 +13,7 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.monitoring import QUANTILES, Monitoring
+from equipoise_core.outline import OutlineRule
 from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
@@ -25,6 +26,7 @@ from .errors import TooFewCases
 from .expected import expected_rates
 from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
+from .outline import Margins, choose_outline, scales_of
 from .recalibrate import fit_isotonic, fit_temperature
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
@@ -205,6 +207,7 @@ def choose_policy(
         policy,
         volume=volume,
         sensitive=choose_sensitive(contract, served, goals.missed),
+        outline=_outline(contract, policy, pilot, served, goals.level),
         recalibration=choose_recalibration(contract, cases, served, goals.method),
         monitoring=choose_monitoring(policy, cases, served, goals.audited, expected),
     )
@@ -390,6 +393,24 @@ def choose_volume(
         f"split conformal on {len(cases)} cases: a new case's true volume lies inside with probability at least "
         f"{level:g}, on average over calibrations",
     )
+
+
+def _outline(
+    contract: Contract, policy: Policy, pilot: Sequence[Measured], served: Sequence[Step], level: float
+) -> OutlineRule | None:
+    """None for classification; see `choose_outline`."""
+    if contract.task is not Task.SEGMENTATION:
+        return None
+    early = [serve(contract, policy, case).step.margins for case in pilot]
+    voxel = 1.0 if contract.spacing is None else min(min(case.spacing) for case in pilot if case.spacing)
+    scales = scales_of([each for each in early if each], level, voxel)
+    return refit_outline(contract, scales, served, level)
+
+
+def refit_outline(contract: Contract, scales: Margins, served: Sequence[Step], level: float) -> OutlineRule | None:
+    """With scales that are known; see `choose_outline`."""
+    unit = "voxels" if contract.spacing is None else "mm"
+    return choose_outline(scales, [step.margins for step in served if step.margins], level, unit)
 
 
 def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) -> SensitiveRule | None:

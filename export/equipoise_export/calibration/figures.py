@@ -23,6 +23,7 @@ from .choose import (
     choose_volume,
     deal_folds,
     one_each,
+    refit_outline,
     serve,
     stacked,
 )  # fmt: skip
@@ -80,7 +81,7 @@ def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -
 
 
 def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
-    """The calibration cases, each under recalibration, volume and sensitive rules fitted on other patients' cases.
+    """The calibration cases, each under the rules for probabilities, volumes and outlines of other patients' cases.
 
     The accept threshold is the policy's own: its certificate already speaks of new cases.
     """
@@ -93,7 +94,9 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
             continue
         served = [chosen.served(case).step for case in outside]
         recalibration = choose_recalibration(contract, outside, served, goals.method)
-        policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None)
+        own = chosen.policy.outline
+        outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), served, goals.level) if own else None
+        policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None, outline=outline)
         with contextlib.suppress(TooFewCases):
             policy = replace(
                 policy,
@@ -127,6 +130,7 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
             report["dice"]["lowest_accepted"] = float(min(each.step.dice for each in accepted))
         report["missed_foreground"] = sensitive_figures(judged)
         report["volume"] = volume_figures(judged)
+        report["outline"] = outline_figures(judged)
     return report
 
 
@@ -207,6 +211,20 @@ def sensitive_figures(judged: Sequence[Judged]) -> dict[str, float]:
         shares = [e.step.missed[SENSITIVE_GRID.index(r.threshold)] for e, r in zip(judged, rules, strict=True) if r]
         report["labels_sensitive"] = float(np.mean(shares))
     return report
+
+
+def outline_figures(judged: Sequence[Judged]) -> dict[str, Any]:
+    """How often the true outline lay between the margins, and their means; empty where a policy states none."""
+    held = [(each.step.margins, each.policy.outline) for each in judged if each.step.margins and each.policy.outline]
+    if len(held) < len(judged) or not held:
+        return {}
+    inside = [inner <= rule.inner and outer <= rule.outer for (inner, outer), rule in held]
+    return {
+        "coverage": exact_share(sum(inside), len(inside)),
+        "level": held[0][1].level,
+        "inner": float(np.mean([rule.inner for _, rule in held])),
+        "outer": float(np.mean([rule.outer for _, rule in held])),
+    }
 
 
 def volume_columns(judged: Sequence[Judged], name: str) -> NDArray[np.float64]:

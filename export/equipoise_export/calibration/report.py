@@ -60,6 +60,8 @@ def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
         yield "sensitive labels", policy.sensitive.rule
     elif policy.volume:  # of a segmentation
         yield "sensitive labels", "none: too few cases with foreground, or only a threshold of 0 misses so little"
+    if policy.outline:
+        yield "outline", policy.outline.rule
     if policy.monitoring:
         share = policy.monitoring.audit_share
         yield ("audits", f"{share:.0%} of accepted cases are marked at random, for `equipoise audit monitor`")

@@ -191,6 +191,14 @@ class Assessment:
         return self.decided
 
     @property
+    def outline_margins(self) -> dict[str, float] | None:
+        """Level and margins of the policy's `OutlineRule`; None where it has none, or the image no scale."""
+        policy, contract = self.model.in_force, self.model.contract
+        if policy is None or policy.outline is None or (contract.spacing is not None and self.case.spacing is None):
+            return None
+        return {name: getattr(policy.outline, name) for name in ("level", "inner", "outer")}
+
+    @property
     def confidence(self) -> float | None:
         """Classification: the recalibrated probability that the answer's label is right, 0..1, of the least sure label.
 
@@ -254,6 +262,7 @@ class Assessment:
                     "threshold": stage.accept_up_to if stage else None,
                     "volume_level": self.volume_rule.level if segmentation and self.volume_rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
+                    "outline": self.outline_margins,
                     "route": self.decision.route.value,
                     "reason": {**reason.document(), "text": str(reason)},
                     "alpha": guarantee.alpha if guarantee else None,

@@ -12,6 +12,7 @@ from typing import Any
 from .canonical import digest_of, optional, parse_document, read_json
 from .monitoring import Monitoring, parse_monitoring
 from .ood_distance import OodDistance, parse_ood_distance
+from .outline import OutlineRule, parse_outline
 from .recalibration import Recalibration, parse_recalibration
 from .stages import Stage, check_order, parse_stage
 
@@ -107,6 +108,7 @@ class Policy:
     population: str = ""
     ood_distance: OodDistance | None = None
     sensitive: SensitiveRule | None = None
+    outline: OutlineRule | None = None
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
 
@@ -129,7 +131,7 @@ class Policy:
         return digest_of(self.document())
 
     def document(self) -> dict[str, Any]:
-        guarantee, volume, sensitive = self.guarantee, self.volume, self.sensitive
+        guarantee, volume, sensitive, outline = self.guarantee, self.volume, self.sensitive, self.outline
         return {
             "format": FORMAT,
             "model_digest": self.model_digest,
@@ -142,6 +144,7 @@ class Policy:
             "population": self.population,
             "ood_distance": self.ood_distance.document() if self.ood_distance else None,
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
+            "outline": None if outline is None else dict(vars(outline)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
             "monitoring": self.monitoring.document() if self.monitoring else None,
         }
@@ -175,6 +178,7 @@ def _policy(document: Any) -> Policy:
         population=str(document["population"]),
         ood_distance=optional(document["ood_distance"], parse_ood_distance),
         sensitive=optional(document["sensitive"], _sensitive_rule),
+        outline=optional(document["outline"], parse_outline),
         recalibration=optional(document["recalibration"], parse_recalibration),
         monitoring=optional(document["monitoring"], parse_monitoring),
     )
