@@ -21,6 +21,7 @@ from equipoise_client.cli.verbs import registered
 from equipoise_client.figure import epistemic_limit
 from equipoise_client.prediction import in_words
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 HEAVY = ("torch", "onnx", "onnxruntime", "matplotlib", "scipy", "PIL", "nibabel", "pydicom")
 
@@ -211,6 +212,26 @@ def test_masks_and_maps_of_pictures_are_files_in_their_grid(capsys: Any, triton:
     assert mask.shape == heat.shape == values.shape and heat.dtype == np.float32
     np.testing.assert_array_equal(mask, np.where(values > 99, 255, 0))
     assert found[0]["share"]["nucleus"] == pytest.approx(np.mean(values > 99))
+
+
+def test_the_band_of_the_outline_is_a_file_where_the_policy_promises_one(
+    capsys: Any, triton: Any, tmp_path: Path
+) -> None:
+    """0 outside, 127 between, 254 inside: the mask grown by 3 and shrunken by 2 pixels."""
+    values = np.zeros((40, 50), np.uint8)
+    values[10:30, 10:40] = 200
+    Image.fromarray(values).save(tmp_path / "a.png")
+    triton.overrides["labels"] = (values > 99).astype(np.uint8)[None, None]
+    stated = {"level": 0.9, "inner": 2.0, "outer": 3.0}
+    triton.overrides["record"] = np.array([[json.dumps({"outline": stated}).encode()]], object)
+    _, out, _ = run(
+        capsys, "predict", "cells", tmp_path / "a.png", "--url", triton.url, "--out", tmp_path / "o", "--json"
+    )
+    (found,) = json.loads(out)
+    assert [Path(path).name for path in found["written"]][-1] == "a.cells.outline.png"
+    band = np.asarray(Image.open(found["written"][-1]))
+    inside, outside = distance_transform_edt(values > 99), distance_transform_edt(values <= 99)
+    np.testing.assert_array_equal(band, 127 * ((outside <= 3.0).astype(np.uint8) + (inside > 2.0)))
 
 
 def test_a_picture_beside_a_dicom_study_is_not_taken_for_it(capsys: Any, triton: Any, tmp_path: Path) -> None:

@@ -49,6 +49,22 @@ class TestPlaces:
         source = phantom()
         self.check(source, written(find([multiframe(source)], head), tmp_path), tmp_path)
 
+    def test_the_bounds_of_the_outline_are_two_more_segments(self, tmp_path, head) -> None:
+        """Where the policy promises them; by their distance in mm from the predicted foreground."""
+        source, margins = phantom(), {"level": 0.9, "inner": 1.7, "outer": 3.1}
+        stated = {"model_digest": head.model_digest, "policy_digest": "p" * 64, "seed": "7", "outline": margins}
+        files = written(find(source.datasets, head, record=stated), tmp_path)
+        validators.dciodvfy(files["seg"])
+        assert validators.tid1500(files["sr"], tmp_path)["Measurements"]
+        labels = [each.SegmentLabel for each in pydicom.dcmread(files["seg"]).SegmentSequence]
+        assert labels == ["anterior", "posterior", "outline, inner bound (90%)", "outline, outer bound (90%)"]
+        inner, outer = validators.segments(files["seg"], tmp_path / "seg")[2:]
+        known = source.labels > 0
+        apart = np.linalg.norm(source.points[..., None, :] - source.points[known], axis=-1).min(axis=-1)
+        depth = np.linalg.norm(source.points[..., None, :] - source.points[~known], axis=-1).min(axis=-1)
+        np.testing.assert_array_equal(validators.at(outer, source.points) > 0, apart <= 3.1)
+        np.testing.assert_array_equal(validators.at(inner, source.points) > 0, known & (depth > 1.7))
+
     @staticmethod
     def check(source: Phantom, files: dict[str, Path], folder: Path) -> None:
         first, second = validators.segments(files["seg"], folder / "seg")
