@@ -23,6 +23,11 @@ VERBS: Mapping[str, Verb] = {
     "bundle": Verb(
         "equipoise_deploy.bundle.command:bundle", "operate", "Everything for a machine without a network, in one file."
     ),
+    "dossier": Verb(
+        "equipoise_deploy.dossier.command:dossier_verb",
+        "operate",
+        "Write what is known of a model, as papers for the file.",
+    ),
     "certs": Verb("equipoise_deploy.certs:certs_command", "operate", "Make certificates to try mutual TLS with."),
     "demo": Verb("equipoise_deploy.demo.command:demo", "demo", "Serve the reference models, decide on real images."),
 }

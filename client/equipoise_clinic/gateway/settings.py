@@ -195,6 +195,9 @@ class Settings(Strict, frozen=True):
         keep_input_hours: received images are deleted this long after their study was analysed.
         keep_results_days: what the database holds of a study that is done with is deleted this long after its last
             image; the audit log is kept.
+        keep_audit_days: contents of the audit log are deleted this long after they were written, the chain stays; 0:
+            never.
+        oversight: who oversees the service, a role and how to reach it; for `equipoise dossier`.
         incomplete_seconds: a series that is known to be incomplete is waited for this long after its study's last
             image; then it goes to review.
         largest_megabytes: larger objects are not taken, so that memory is bounded: by this for each association, and
@@ -215,6 +218,8 @@ class Settings(Strict, frozen=True):
     reserve_megabytes: float = 2048.0
     keep_input_hours: float = 24.0
     keep_results_days: Annotated[float, Meta(ge=1)] = 365.0
+    keep_audit_days: Annotated[float, Meta(ge=0)] = 0.0
+    oversight: str = ""
     incomplete_seconds: Annotated[float, Meta(ge=0, le=86400)] = 600.0
     largest_megabytes: Annotated[float, Meta(gt=0)] = 1024.0
 
