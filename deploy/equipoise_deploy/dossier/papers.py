@@ -98,7 +98,8 @@ def _model(sources: Sources) -> Iterator[Statement]:
     yield Statement("model digest", f"SHA-256 {contract.model_digest}", _CARD)
     yield Statement("task", f"{contract.task.value}, classes: {', '.join(contract.classes)}", _CARD)
     yield Statement("input", _input(contract), _CARD)
-    yield Statement("preprocessing", str(contract.preprocessing.document()), _CARD)
+    steps = ", ".join(f"{name} {value}" for name, value in contract.preprocessing.document().items())
+    yield Statement("preprocessing", steps, _CARD)
     yield from _subject(contract)
     sites = ", ".join(f"{site.name} ({site.kind.value}, p {site.p:g})" for site in contract.sites)
     yield Statement("what is random", sites or "nothing: the network is deterministic", _CARD)
@@ -227,8 +228,8 @@ def _whole(log: Log) -> Iterator[Statement]:
 def _records(sources: Sources) -> Iterator[Statement]:
     yield Statement(
         "what is logged",
-        "of each decision: digests of image, model, policy and code, seed, samples, scores, thresholds, route, "
-        "reason and what computed it; verdicts, releases, alarms and openings. No pixels, no names, no identifiers of a patient",
+        "of each decision: digests of image, model, policy and code, seed, samples, scores, thresholds, route, reason "
+        "and what computed it; verdicts, releases, alarms and openings. No pixels, names or identifiers of a patient",
         "equipoise_core/record.py, audit log",
     )
     yield Statement(
