@@ -143,7 +143,9 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     bar = figure.colorbar(drawn, ax=panels, shrink=0.6 if len(views) > 1 else 0.85, pad=0.02)
     bar.set_label(f"epistemic uncertainty, nats (fixed scale, 0 to {ceiling})")
     bar.solids.set_alpha(1.0)
-    lines = [Line2D([], [], color=_colour(n), label=contract.classes[k]) for n, k in enumerate(contract.foreground)]
+    lines = [
+        Line2D([], [], color=class_colour(n), label=contract.classes[k]) for n, k in enumerate(contract.foreground)
+    ]
     panels[0, 0].legend(handles=lines, loc="upper left", fontsize=8, framealpha=0.6)
     if len(views) > 1:
         panels[1, 1].set_title("slices through the most uncertain voxel", fontsize=9)
@@ -176,10 +178,11 @@ def _contours(axes: Any, contract: Contract, labels: NDArray[np.uint8], view: Vi
         mask = labels[0] == k if contract.activation is Activation.SOFTMAX else labels[k] > 0
         plane = view.cut(mask)
         if plane.any() and not plane.all():
-            axes.contour(plane.astype(float), levels=[0.5], colors=[_colour(number)], linewidths=1.2)
+            axes.contour(plane.astype(float), levels=[0.5], colors=[class_colour(number)], linewidths=1.2)
 
 
-def _colour(number: int) -> str:
+def class_colour(number: int) -> str:
+    """Of the foreground class of that number, counted from 0."""
     return _CLASS_COLOURS[number % len(_CLASS_COLOURS)]
 
 

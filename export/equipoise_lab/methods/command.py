@@ -1,4 +1,4 @@
-"""`equipoise train`: the methods of the catalogue, trained on a reference data set, published and calibrated."""
+"""`equipoise methods`: the methods of the catalogue, trained on a reference data set, published and calibrated."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ DATA_SETS = tuple(name for name, reference in REFERENCES.items() if reference.ta
 _EXAMPLES = """
 Examples:
 
-    equipoise train --list
+    equipoise methods --list
 
-    equipoise train student cascade --on nuclei --into build/methods
+    equipoise methods student cascade --on nuclei --into build/methods
 
-    equipoise train --on nuclei --on hippocampus --into build/methods --from-scratch
+    equipoise methods --on nuclei --on hippocampus --into build/methods --from-scratch
 
 A training that was stopped goes on after its last epoch when the command is given again; one that is done is not
 repeated. Each method is published as DATASET_METHOD, for `equipoise compare` and `equipoise serve`.

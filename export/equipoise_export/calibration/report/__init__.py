@@ -5,14 +5,21 @@
 
 from collections.abc import Callable, Sequence
 
+from .case_table import write_cases
+from .examples import show_examples
 from .findings import Findings, rendered
 from .plots import plots
 from .promises import guarantees, promises
+from .shown import examples
 from .statistics import groups, measured, rates
+from .summary import glossary, summary
 
-__all__ = ["SECTIONS", "Findings", "guarantees", "render_report"]
+__all__ = ["SECTIONS", "Findings", "guarantees", "render_report", "show_examples", "write_cases"]
 
 SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
+    ("In plain words", summary),
+    ("Cases to look at", examples),
+    ("Words", glossary),
     ("What is guaranteed", promises),
     ("What was measured", measured),
     ("Plots", plots),

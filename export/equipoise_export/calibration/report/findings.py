@@ -13,6 +13,7 @@ from equipoise_core.policy import Policy
 from ... import page
 from ..figures import Judged
 from ..sweep import Rate
+from .examples import Examples
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Findings:
         judged: cases that plots show.
         groups: figures by group of patients; empty where the cases name none.
         rates: of the dropout rates that were tried.
+        examples: cases to look at.
+        cases_file: name of the CSV file beside the report.
     """
 
     contract: Contract
@@ -34,6 +37,8 @@ class Findings:
     judged: Sequence[Judged]
     groups: Mapping[str, Any]
     rates: Sequence[Rate] = ()
+    examples: Sequence[Examples] = ()
+    cases_file: str = ""
 
 
 def rendered(template: str, **context: Any) -> str:
