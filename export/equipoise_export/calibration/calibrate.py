@@ -212,7 +212,9 @@ def calibrate(
         *published_samplers(repository, contract), pictures,
     )  # fmt: skip
     table = page.with_name(f"{page.stem}.cases.csv")
-    found = Findings(contract, chosen.policy, chosen.why, sections, judged, groups, rates, shown, table.name)
+    found = Findings(
+        contract, chosen.policy, chosen.why, goals.loss, sections, judged, groups, rates, shown, table.name
+    )
     page.write_text(render_report(found), encoding="utf-8")
     write_cases(table, contract, listed)
     _write_policy(repository / name / "1" / "policy.json", chosen)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from equipoise_client.errors import EquipoiseError
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.errors import InvalidRequest
 from equipoise_export.calibration.cases import check_classes
@@ -122,7 +123,7 @@ def train(
         begun = time.monotonic()
         recipe = Recipe(epochs, patience, batch, learning_rate, augment=augment, seed=seed)
         best, last = _fitted(network, contract, parts, recipe, out, console)
-    except (ExportError, TrainingError, CalibrationError, InvalidRequest, OSError) as error:
+    except (EquipoiseError, ExportError, TrainingError, CalibrationError, InvalidRequest, OSError) as error:
         Console(stderr=True).print(f"[red]not trained[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     described = {

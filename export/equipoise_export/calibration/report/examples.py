@@ -22,15 +22,19 @@ class Kind:
 
     Attributes:
         none: what is said where there are no such cases.
-        holds: whether a case is one.
+        route, wrong: what makes a case one.
         order: those with the smallest number are shown.
     """
 
     title: str
     note: str
     none: str
-    holds: Callable[[Judged], bool]
+    route: str
+    wrong: bool
     order: Callable[[Judged], float]
+
+    def holds(self, judged: Judged) -> bool:
+        return judged.route == self.route and bool(judged.step.loss) == self.wrong
 
 
 def _worst(judged: Judged) -> float:
@@ -43,28 +47,32 @@ KINDS = (
         "Accepted, and wrong",
         "These went on without a human: the errors that the promise counts. The worst come first.",
         "No accepted case was wrong.",
-        lambda judged: judged.route == "accept" and judged.step.loss > 0,
+        "accept",
+        True,
         _worst,
     ),
     Kind(
         "Accepted and right, but only just",
         "Their score lies closest below the accept threshold.",
         "No accepted case was right.",
-        lambda judged: judged.route == "accept" and not judged.step.loss,
+        "accept",
+        False,
         lambda judged: -judged.ranking,
     ),
     Kind(
         "Sent to an expert, though the answer was right",
         "The price of caution. Those with the most certain answers come first.",
         "No case was sent to an expert for nothing.",
-        lambda judged: judged.route == "review" and not judged.step.loss,
+        "review",
+        False,
         lambda judged: judged.ranking,
     ),
     Kind(
         "Sent to an expert, and wrong",
         "What review is there for.",
         "No case that was sent to an expert was wrong.",
-        lambda judged: judged.route == "review" and judged.step.loss > 0,
+        "review",
+        True,
         lambda judged: judged.ranking,
     ),
 )

@@ -22,6 +22,7 @@ class Findings:
 
     Attributes:
         why: what the accept threshold guarantees, or why there is none.
+        loss: what counts as an error, as the goals name it.
         sets: (title, note, figures) of each set of cases.
         judged: cases that plots show.
         groups: figures by group of patients; empty where the cases name none.
@@ -33,6 +34,7 @@ class Findings:
     contract: Contract
     policy: Policy
     why: str
+    loss: str
     sets: Sequence[tuple[str, str, Mapping[str, Any]]]
     judged: Sequence[Judged]
     groups: Mapping[str, Any]

@@ -22,7 +22,7 @@ from ..cases import Labelled
 
 _SIZE = 2.9  # inches along the longer side
 _DPI = 120
-_DIFFERS = (1.0, 0.15, 0.1, 0.5)
+_DIFFERS = (1.0, 0.15, 0.1, 0.45)
 _THICK = 2.0  # slices thicker than this many pixels are wide: the volume is cut along them
 _COLOUR_CHANNELS = 3
 
@@ -40,12 +40,12 @@ def draw(case: Labelled, answer: Assessment) -> list[Panel]:
     contract = answer.model.contract
     drawing = import_module("equipoise_client.figure")  # found by name: neither package imports the other
     if contract.task is not Task.SEGMENTATION:
-        middle = np.zeros(case.image.shape[1:], bool)
-        view, where = _view(drawing, case, middle)
+        nothing = np.zeros(case.image.shape[1:], bool)
+        view, where = _view(drawing, case, nothing, nothing)
         return [_panel(f"Image{where}", view, _looked_at(drawing, case, view), case)]
     truth, labels = regions(contract, case.truth), regions(contract, answer.uncertainty.labels)
     differs = (truth != labels).any(axis=0)
-    view, where = _view(drawing, case, differs if differs.any() else truth.any(axis=0))
+    view, where = _view(drawing, case, differs, truth.any(axis=0) | labels.any(axis=0))
     image = _looked_at(drawing, case, view)
     colours = [drawing.class_colour(n) for n in range(len(truth))]
     unsure, limit, of = _unsure(contract, answer, drawing)
@@ -85,23 +85,23 @@ def _unsure(contract: Contract, answer: Assessment, drawing: Any) -> tuple[NDArr
     return answer.uncertainty.total.max(axis=0), limit, "where classes are nearly as probable"
 
 
-def _view(drawing: Any, case: Labelled, relevant: NDArray[np.bool_]) -> tuple[Any, str]:
-    """A plane of the image, and its number in words: the one with most relevant voxels, across the axis where that
-    shows most; the middle one where none is. A volume of thick slices is cut along them."""
-    if relevant.ndim == 2:
+def _view(drawing: Any, case: Labelled, differs: NDArray[np.bool_], shown: NDArray[np.bool_]) -> tuple[Any, str]:
+    """A plane of the image, and its number in words.
+
+    A volume is cut across the axis whose slices show most of what is `shown`, or along its slices where they are thick;
+    of those the slice where label and answer differ most, or that shows most, or the middle one.
+    """
+    if differs.ndim == 2:
         return drawing.View(None, 1, 0, None), ""
-    spacing = case.spacing or (1.0,) * relevant.ndim
+    spacing = case.spacing or (1.0,) * differs.ndim
     coarsest = int(np.argmax(spacing))
     thick = spacing[coarsest] >= _THICK * min(spacing)
-    others = {axis: tuple(a for a in range(3) if a != axis) for axis in ((coarsest,) if thick else (2, 1, 0))}
-    counts = {axis: relevant.sum(axis=across) for axis, across in others.items()}
-    axis = max(counts, key=lambda each: int(counts[each].max()))
-    count = counts[axis]
+    across = {axis: tuple(a for a in range(3) if a != axis) for axis in ((coarsest,) if thick else (2, 1, 0))}
+    axis = max(across, key=lambda each: int(shown.sum(axis=across[each]).max()))
+    count = (differs if differs.any() else shown).sum(axis=across[axis])
     index = int(count.argmax()) if count.any() else len(count) // 2
-    first, second = others[axis]
-    across, down = (first, second) if case.orientation else (second, first)
-    view = drawing.View((axis, index), across, down, case.orientation)
-    return view, f", slice {index + 1} of {len(count)}"
+    first, second = across[axis] if case.orientation else reversed(across[axis])
+    return drawing.View((axis, index), first, second, case.orientation), f", slice {index + 1} of {len(count)}"
 
 
 def _looked_at(drawing: Any, case: Labelled, view: Any) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ def examples(found: Findings) -> str:
     contract = found.contract
     return rendered(
         "examples",
-        kinds=found.examples,
+        kinds=[each for each in found.examples if each.kind.route != "accept" or found.policy.guarantee],
         lines=partial(_lines, contract),
         bars=partial(_bars, contract),
         legend=legend(contract) if contract.task is Task.SEGMENTATION else [],

@@ -44,7 +44,7 @@ def summary(found: Findings) -> str:
         why=found.why,
         alpha=Share.read(policy.guarantee.alpha) if policy.guarantee else None,
         delta=Share.read(policy.guarantee.delta) if policy.guarantee else None,
-        error=error_in_words(found.contract, policy.guarantee.loss if policy.guarantee else ""),
+        error=error_in_words(found.contract, found.loss),
         population=policy.population,
         groups=list(found.groups),
         volume=Share.read(policy.volume.level) if policy.volume else None,
@@ -80,7 +80,7 @@ def of_hundred(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def error_in_words(contract: Contract, loss: str) -> str:
-    """Where a case counts as wrong; `loss` as the policy's guarantee names it."""
+    """Where a case counts as wrong; `loss` as the goals name it."""
     if contract.task is Task.SEGMENTATION:
         structures = " and ".join(contract.classes[k] for k in contract.foreground)
         return f"the answer overlaps the expert's label too little ({loss}, over {structures})"
