@@ -52,7 +52,7 @@ class Calibrated:
 
     Attributes:
         why: what the accept threshold guarantees, or why there is none.
-        report: the HTML page.
+        report: the HTML page; `table` lists the cases, CSV.
         sections: (title, note, figures) of each set of cases.
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
@@ -66,6 +66,7 @@ class Calibrated:
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
     costs: Costs | None = None
+    table: Path | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -75,6 +76,7 @@ class Calibrated:
             "stages": [stage.document() for stage in self.policy.stages],
             "costs": None if self.costs is None else asdict(self.costs),
             "report": str(self.report),
+            "cases": str(self.table),
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
             "rates": [asdict(rate) for rate in self.rates],
@@ -219,7 +221,7 @@ def calibrate(
     write_cases(table, contract, listed)
     _write_policy(repository / name / "1" / "policy.json", chosen)
     renew_configurations(repository, name)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, table)
 
 
 def check_cases(

@@ -131,7 +131,7 @@ def _show(console: Console, name: str, found: Calibrated, repository: Path) -> N
             shown.add_row(own, *(f"{n:.4f}" for n in (rate.ece, rate.nll, rate.brier, rate.aurc, rate.loss)))
         console.print(shown)
     console.print(
-        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}\n"
+        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}; all cases: {found.table}\n"
         f"next: equipoise serve {repository}, then: equipoise predict {name} IMAGE",
         highlight=False,
         soft_wrap=True,

@@ -90,7 +90,15 @@ class Sample:
 
 
 def samples(contract: Contract, cases: Sequence[Labelled]) -> list[Sample]:
-    """Intensities as the contract says, what is served; padding as the network sees it."""
+    """Intensities as the contract says, what is served; padding as the network sees it.
+
+    Raises TrainingError for an image with more axes than the network takes.
+    """
+    for case in cases:
+        if case.image.ndim != contract.rank + 1:
+            raise TrainingError(
+                f"{case.name} has {case.image.ndim - 1} axes, --input-shape {contract.rank}: train on slices"
+            )
     normalised = [contract.preprocessing.normalise(case.image) for case in cases]
     fill = np.float32(contract.preprocessing.fill)
     return [

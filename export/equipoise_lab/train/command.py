@@ -110,6 +110,8 @@ def train(
             "orientation": orientation,
         }
         contract = Description.read(stated).contract(Sizes.DYNAMIC)
+        if contract.task not in (Task.SEGMENTATION, Task.CLASSIFICATION):
+            raise TrainingError(f"--task {contract.task.value}: segmentation and classification are trained here")
         torch.manual_seed(seed)
         network = load_module(spec, arguments(arg or []))
         if weights is not None:
@@ -147,6 +149,8 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
+    if best.number == epochs:
+        console.print(f"it was still getting better after {epochs} epochs: more --epochs may help")
     for title, command in zip(("next", "then"), following, strict=True):
         console.print(f"{title}: {command}", highlight=False, markup=False, soft_wrap=True)
     if not parts.held_out:

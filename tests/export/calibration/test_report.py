@@ -176,11 +176,11 @@ def test_regions_of_both_kinds_of_labels():
     """Indices or one mask per class, with or without the axis of answers."""
     softmax, _ = load("hippocampus")
     indices = np.array([[[0, 1], [2, 2]]], np.uint8)
-    assert regions(softmax, indices).sum(axis=(1, 2, 3)).tolist() == [1, 2]
-    assert np.array_equal(regions(softmax, indices[None]), regions(softmax, indices))
+    assert regions(softmax, indices, (1, 2, 2)).sum(axis=(1, 2, 3)).tolist() == [1, 2]
+    assert np.array_equal(regions(softmax, indices[None], (1, 2, 2)), regions(softmax, indices, (1, 2, 2)))
     sigmoid, _ = load("nuclei")
     assert sigmoid.activation is Activation.SIGMOID
-    assert regions(sigmoid, np.array([[[0, 1]]], np.uint8)).tolist() == [[[False, True]]]
+    assert regions(sigmoid, np.array([[[0, 1]]], np.uint8), (1, 2)).tolist() == [[[False, True]]]
 
 
 def test_every_case_is_a_line(tmp_path):

@@ -43,7 +43,8 @@ def draw(case: Labelled, answer: Assessment) -> list[Panel]:
         nothing = np.zeros(case.image.shape[1:], bool)
         view, where = _view(drawing, case, nothing, nothing)
         return [_panel(f"Image{where}", view, _looked_at(drawing, case, view), case)]
-    truth, labels = regions(contract, case.truth), regions(contract, answer.uncertainty.labels)
+    sizes = case.image.shape[1:]
+    truth, labels = (regions(contract, each, sizes) for each in (case.truth, answer.uncertainty.labels))
     differs = (truth != labels).any(axis=0)
     view, where = _view(drawing, case, differs, truth.any(axis=0) | labels.any(axis=0))
     image = _looked_at(drawing, case, view)
@@ -61,13 +62,12 @@ def draw(case: Labelled, answer: Assessment) -> list[Panel]:
     ]
 
 
-def regions(contract: Contract, labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def regions(contract: Contract, labels: NDArray[np.uint8], sizes: tuple[int, ...]) -> NDArray[np.bool_]:
     """Voxels of each foreground class `[F, *S]`, of a truth or an answer: indices `[*S]` or `[1, *S]` (softmax), or 0
     and 1 per class `[K, *S]` (sigmoid)."""
     if contract.activation is Activation.SIGMOID:
         return np.asarray(labels > 0)
-    indices = labels[0] if labels.ndim == contract.rank + 1 else labels
-    return np.stack([indices == k for k in contract.foreground])
+    return np.stack([labels.reshape(sizes) == k for k in contract.foreground])
 
 
 def legend(contract: Contract) -> list[tuple[str, str]]:
