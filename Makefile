@@ -127,7 +127,7 @@ wheels: $(VENV)/bin/python  ## download what `make gpu WHEELS=folder` installs, 
 # What the comparison in export/equipoise_lab/README.md rests on: 91 processor minutes of training, resumable, and more to measure it all.
 METHODS := mc_dropout deterministic mc_unetpp mc_transunet ensemble dropout_ensemble calibrated heteroscedastic segwithu student cascade
 methods: $(VENV)/.installed-test  ## train every uncertainty method from scratch, compare them, measure what they cost
-	$(BIN)/equipoise train --into build/methods --from-scratch --no-calibrate
+	$(BIN)/python -m equipoise_lab.methods.command --into build/methods --from-scratch --no-calibrate
 	for data in hippocampus nuclei; do \
 		$(BIN)/equipoise compare $(addprefix $${data}_,$(METHODS)) --repository build/methods \
 			--data reference:$$data --report build/methods/$$data.html || exit 1; \

@@ -20,6 +20,7 @@ LEARNED = {
 }
 ONE = {"samples": 5, "seconds": 61.2, "high_water_mb": 900.4, "shared_mb": 70.0, "idle_mb": 400.0}
 FOUND: dict[str, Any] = {
+    "first_answer": {"install": 61.5, "networks": {"a network": {"export": 12.5, "serve": 4.25, "first answer": 0.0625}}},
     "export_cost": {"size": 64, "networks": {"bottleneck": {
         "sampler_ms": 12.34, "of_parts": 1.04, "copies": 3.0, "loop": 4.0, "predicted": 3.3, "head": 0.051}}},
     "serving": [{"network": "classifier", "settings": "", "bound_ms": 3.0, "peers": PEERS}],

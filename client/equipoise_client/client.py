@@ -123,18 +123,17 @@ class _Dialogue:
 
     def models(self, *, timeout: float | None = None) -> Operation[tuple[str, ...]]:
         """Names of the public models that the server serves now. Raises as `predict` does."""
-        deadline, headers = self._deadline(timeout), self._headers or None
-        call = {"headers": headers}
-        index = yield from repeated(self._url, "get_model_repository_index", lambda _: call, deadline, Tries())
+        deadline, call = self._deadline(timeout), {"headers": self._headers or None}
+        # Statistics are of all loaded models; the index of the repository is closed to clients (deploy/SECURITY.md).
+        found = yield from repeated(self._url, "get_inference_statistics", lambda _: call, deadline, Tries())
         public = []
-        for entry in index.models:
+        for name in sorted({str(entry.name) for entry in found.model_stats}):
             try:
-                if entry.state == "READY":
-                    yield from self._contract(entry.name, deadline)
-                    public.append(str(entry.name))
+                yield from self._contract(name, deadline)
+                public.append(name)
             except UnknownModel:
                 continue  # a sampler, or another's
-        return tuple(sorted(set(public)))
+        return tuple(public)
 
     def ready(self, name: str, *, timeout: float | None = None) -> Operation[bool]:
         """Whether the server serves this model now; False where it cannot be reached in time. Raises NotPermitted."""

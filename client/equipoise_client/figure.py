@@ -148,7 +148,9 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     bar = figure.colorbar(drawn, ax=panels, shrink=0.6 if len(views) > 1 else 0.85, pad=0.02)
     bar.set_label(f"epistemic uncertainty, nats (fixed scale, 0 to {ceiling})")
     bar.solids.set_alpha(1.0)
-    lines = [Line2D([], [], color=_colour(n), label=contract.classes[k]) for n, k in enumerate(contract.foreground)]
+    lines = [
+        Line2D([], [], color=class_colour(n), label=contract.classes[k]) for n, k in enumerate(contract.foreground)
+    ]
     if outline is not None:
         words = f"true outline between these in {outline_level(prediction):.0%} of cases"
         lines.append(Line2D([], [], color="white", linestyle=":", label=words))
@@ -184,7 +186,7 @@ def _contours(axes: Any, contract: Contract, labels: NDArray[np.uint8], view: Vi
         mask = labels[0] == k if contract.activation is Activation.SOFTMAX else labels[k] > 0
         plane = view.cut(mask)
         if plane.any() and not plane.all():
-            axes.contour(plane.astype(float), levels=[0.5], colors=[_colour(number)], linewidths=1.2)
+            axes.contour(plane.astype(float), levels=[0.5], colors=[class_colour(number)], linewidths=1.2)
 
 
 def _band(axes: Any, outline: NDArray[np.uint8], view: View) -> None:
@@ -195,7 +197,8 @@ def _band(axes: Any, outline: NDArray[np.uint8], view: View) -> None:
             axes.contour(plane.astype(float), levels=[0.5], colors="white", linewidths=0.8, linestyles=":")
 
 
-def _colour(number: int) -> str:
+def class_colour(number: int) -> str:
+    """Of the foreground class of that number, counted from 0."""
     return _CLASS_COLOURS[number % len(_CLASS_COLOURS)]
 
 

@@ -16,6 +16,7 @@ from .errors import ExportError, SpecError
 from .options import Answers, Options, Sizes
 from .progress import shown
 from .publish.repository import PROOF
+from .typed import arguments, bounds, whole_numbers, words
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -146,10 +147,10 @@ def export(
         source: dict[str, Any] = {
             "name": name,
             "task": task,
-            "shape": None if input_shape is None else _numbers(input_shape, "--input-shape"),
-            "classes": None if classes is None else _words(classes),
+            "shape": None if input_shape is None else whole_numbers(input_shape, "--input-shape"),
+            "classes": None if classes is None else words(classes),
             "weights": weights or (),
-            "arguments": _arguments(arg or []),
+            "arguments": arguments(arg or []),
             "activation": activation,
             "preprocess": preprocess,
             "normalisation": normalisation,
@@ -157,14 +158,14 @@ def export(
             "high": high,
             "multiple": multiple,
             "fill": fill,
-            "maximum": None if maximum is None else _numbers(maximum, "--maximum"),
-            "spacing": None if spacing is None else [_range(entry) for entry in spacing.split(",")],
+            "maximum": None if maximum is None else whole_numbers(maximum, "--maximum"),
+            "spacing": None if spacing is None else [bounds(entry) for entry in spacing.split(",")],
             "orientation": orientation,
             "modalities": modality or (),
             "body_parts": body_part or (),
             "views": view or (),
             "lateralities": laterality or (),
-            "ages": None if ages is None else _range(ages, "--ages"),
+            "ages": None if ages is None else bounds(ages, "--ages"),
             "optional": optional or (),
             "samples": samples,
             "precision": precision,
@@ -230,42 +231,6 @@ def _inspected(result: api.Inspection) -> dict[str, Any]:
         for s, depth in zip(cost.sites, cost.depths, strict=True)
     ]
     return {"sites": sites, "bits": cost.bits, "cost": cost.document()}
-
-
-def _arguments(pairs: list[str]) -> dict[str, Any]:
-    """`key=value` pairs; values that are not JSON are text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator:
-            raise SpecError(f"--arg {pair}: expected key=value")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
-    return found
-
-
-def _words(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise SpecError(f"{option} {text}: expected positive whole numbers separated by commas, such as 1,256,256")
-    return numbers
-
-
-def _range(text: str, option: str = "--spacing") -> tuple[float, float]:
-    low, _, high = text.partition(":")
-    try:
-        return float(low), float(high or low)
-    except ValueError as error:
-        raise SpecError(f"{option} {text}: expected a number or lowest:highest, such as 0.8:1.2") from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What single-pass methods cost, served, against a plain deterministic pass of the same network.
 
-    equipoise train --into build/methods
+    python -m equipoise_lab.methods.command --into build/methods
     python -m tests.benchmarks.bench_methods --repository build/methods [--rounds 15] [--json FILE]
 
 One real Triton, one client, the same image for all models of a data set, in turns; the median over rounds of the time

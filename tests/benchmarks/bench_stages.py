@@ -4,9 +4,9 @@
 
 Every list is calibrated on the calibration split at the reference's own α and δ, and judged on the test split. `T = 20`
 is full T alone, `samples` stops early among numbers of samples, `first pass` is the network without dropout and then
-samples, `student` the same with a trained single-pass network (FOLDER: what `equipoise train cascade --into` wrote).
-Sampler time is of the runs that the case goes through, each as long as the median of interleaved runs on an image of
-the split. Exits with 1 where no list with a first pass takes a third of the time of T = 20.
+samples, `student` the same with a trained single-pass network (FOLDER: what the method `cascade` wrote). Sampler time
+is of the runs that the case goes through, each as long as the median of interleaved runs on an image of the split.
+Exits with 1 where no list with a first pass takes a third of the time of T = 20.
 """
 
 from __future__ import annotations

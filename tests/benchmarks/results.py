@@ -36,6 +36,13 @@ def faster(peers: Mapping[str, Any], than: str) -> float:
     return peers["equipoise"][load]["rate"] / peers[than][load]["rate"]
 
 
+def first_answer(found: Any) -> Lines:
+    networks = found["networks"]
+    rows = [] if found["install"] is None else [("install", *(f"{found['install']:.0f}" for _ in networks))]
+    rows += [(step, *(f"{steps[step]:.3g}" for steps in networks.values())) for step in next(iter(networks.values()))]
+    yield from table(("step, s", *networks), rows)
+
+
 def export_cost(found: Any) -> Lines:
     rows = [
         (name, f"{each['sampler_ms']:.1f}", f"{each['of_parts']:.2f}", f"{each['copies']:.1f} ×", f"{each['loop']:.1f} ×",
@@ -176,6 +183,7 @@ def soak(found: Any) -> Lines:
 
 
 SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
+    "first_answer": ("From nothing to a served answer", "A fresh environment by pip, ten lines of Python for each network, one server for both, one image each.", first_answer),
     "export_cost": ("Cost of T samples in process", "One run of the sampler with T = 20, against the same graph cut in two and what people write otherwise.", export_cost),
     "serving": ("Served", "The same network, weights, image and T = 20 served by Equipoise and by its alternatives, with as many clients as were tried.", serving),
     "load_generator": ("The load generator", "Its own error: against a server that answers in 20 ms, and against NVIDIA's perf_analyzer.", load_generator),

@@ -220,3 +220,15 @@ def test_predict_tells_each_faulty_file_and_decides_the_good_ones(server, tmp_pa
             assert words in entry["error"]
         assert "Monday" not in entry["error"], "what stands in a file is not for the log"
     assert "error" not in told[str(good)] and told[str(good)]["samples_used"] == 2
+
+
+def test_a_name_with_a_typo_is_answered_with_what_is_served(server, tmp_path):
+    """Whoever asks is told the names, by a server that closes the index of its repository."""
+    with UncertaintyClient(server.grpc_url) as client:
+        assert set(client.models()) >= {"hippocampus", "pneumonia", "nuclei"}
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "equipoise_client.cli.main", "predict", "pnuemonia", str(tmp_path / "a.png")]
+    done = subprocess.run([*command, "--url", server.grpc_url, "--json"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    (found,) = json.loads(done.stdout)
+    assert found["route"] == "review" and "it serves" in found["error"] and "pneumonia" in found["error"]

@@ -133,8 +133,10 @@ def test_a_radiograph_gives_a_report_alone(server, tmp_path) -> None:
     validators.dciodvfy(file, r"ReferringPhysicianName.*<ward> - Retired Person Name form")  # the source's own
     assert found["route"] in validators.dsr2html(file).lower()
     (group,) = validators.tid1500(file, tmp_path)["Measurements"]
-    items = [item for item in group["measurementItems"] if item["quantity"]["CodeValue"] == "probability"]
-    told = [(probability["mean"], probability["sd"]) for probability in found["probability"].values()]
+    items = [item for item in group["measurementItems"] if "prob" in item["quantity"]["CodeValue"]]
+    told = [
+        [probability[name] for name in ("calibrated", "mean", "sd")] for probability in found["probability"].values()
+    ]
     np.testing.assert_allclose([float(item["value"]) for item in items], np.ravel(told), rtol=1e-7)
     report = pydicom.dcmread(file)
     assert (report.StudyInstanceUID, report.PatientID) == (source.StudyInstanceUID, source.PatientID)

@@ -53,12 +53,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelReady(self, request: Any, context: grpc.ServicerContext) -> Any:
         return service_pb2.ModelReadyResponse(ready=request.name in self.contracts)
 
-    def RepositoryIndex(self, request: Any, context: grpc.ServicerContext) -> Any:
+    def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:
         names = [*self.contracts, *(f"{name}_sampler" for name in self.contracts)]
-        models = [
-            service_pb2.RepositoryIndexResponse.ModelIndex(name=name, version="1", state="READY") for name in names
-        ]
-        return service_pb2.RepositoryIndexResponse(models=models)
+        return service_pb2.ModelStatisticsResponse(
+            model_stats=[service_pb2.ModelStatistics(name=name, version="1") for name in names]
+        )
 
     def ModelConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.configs += 1

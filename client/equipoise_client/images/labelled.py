@@ -59,6 +59,7 @@ class LabelledImage:
             `[K, *S]` or `[K]`.
         spacing: mm per axis, or None.
         group: scanner or site, or "".
+        orientation: anatomical letters of the axes, where the file says how it lies.
     """
 
     name: str
@@ -67,6 +68,7 @@ class LabelledImage:
     truth: NDArray[np.uint8]
     spacing: tuple[float, ...] | None
     group: str
+    orientation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,8 @@ def _read(
         truth = _truth_of(row, prepared, contract, table)
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from error
-    return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group)
+    known = contract.orientation if prepared.source.affine is not None else None
+    return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group, known)
 
 
 def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTable | None) -> NDArray[np.uint8]:

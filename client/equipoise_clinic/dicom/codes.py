@@ -23,6 +23,7 @@ ROUTES: Mapping[str, Code] = MappingProxyType(
 REASON = Code("reason", SCHEME, "Reason of the route")
 INTENDED_USE = Code("intended_use", SCHEME, "Intended use")
 PROBABILITY = Code("probability", SCHEME, "Probability")
+SAMPLED_PROBABILITY = Code("sampled_prob", SCHEME, "Probability over samples, before recalibration")
 EPISTEMIC = Code("epistemic", SCHEME, "Epistemic uncertainty (mutual information, nats)")
 ALEATORIC = Code("aleatoric", SCHEME, "Aleatoric uncertainty (expected entropy, nats)")
 WHOLE_CASE = Code("whole_case", SCHEME, "The whole case")

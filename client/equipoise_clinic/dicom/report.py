@@ -153,15 +153,20 @@ def _case(source: ResultSource) -> Any:
 
 
 def _probabilities(source: ResultSource) -> Iterator[Any]:
-    """Of each class, as mean and standard deviation over samples. The class is the method's code: it is the model's."""
+    """Of each class, recalibrated where the policy says how; by a name of their own mean and deviation of the samples
+    before that. The class is the method's code: it is the model's."""
     from highdicom.sr import TrackingIdentifier
 
     prediction = source.prediction
     for k, name in enumerate(source.contract.classes):
-        mean, sd = float(prediction.mean[k]), math.sqrt(max(0.0, float(prediction.variance[k])))
-        for value, derivation in ((mean, codes.MEAN), (sd, codes.STANDARD_DEVIATION)):
+        sd = math.sqrt(max(0.0, float(prediction.variance[k])))
+        for concept, value, derivation in (
+            (codes.PROBABILITY, float(prediction.calibrated[k]), None),
+            (codes.SAMPLED_PROBABILITY, float(prediction.mean[k]), codes.MEAN),
+            (codes.SAMPLED_PROBABILITY, sd, codes.STANDARD_DEVIATION),
+        ):
             yield _measurement(
-                codes.PROBABILITY,
+                concept,
                 value,
                 codes.NO_UNITS,
                 derivation=derivation,

@@ -246,6 +246,7 @@ character set where all of their text is ASCII.
         codes.REASON,
         codes.INTENDED_USE,
         codes.PROBABILITY,
+        codes.SAMPLED_PROBABILITY,
     ]
     private += [codes.EPISTEMIC, codes.ALEATORIC, codes.WHOLE_CASE]
     yield from _table(("Code", "Meaning"), [(f"`{each.value}`", each.meaning) for each in private])

@@ -25,8 +25,8 @@ from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_pol
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
-from .reading import labelled_cases
-from .report import render_report
+from .reading import labelled_cases, without
+from .report import Findings, render_report, show_examples, write_cases
 from .sweep import Rate, sweep, with_rate
 
 LIMITS = {
@@ -52,7 +52,7 @@ class Calibrated:
 
     Attributes:
         why: what the accept threshold guarantees, or why there is none.
-        report: the HTML page.
+        report: the HTML page; `table` lists the cases, CSV.
         sections: (title, note, figures) of each set of cases.
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
@@ -66,6 +66,7 @@ class Calibrated:
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
     costs: Costs | None = None
+    table: Path | None = None
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -75,6 +76,7 @@ class Calibrated:
             "stages": [stage.document() for stage in self.policy.stages],
             "costs": None if self.costs is None else asdict(self.costs),
             "report": str(self.report),
+            "cases": str(self.table),
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
             "rates": [asdict(rate) for rate in self.rates],
@@ -100,11 +102,13 @@ def calibrate(
     pilot: float = 0.3,
     spacing: tuple[float, ...] | None = None,
     label_values: str | Mapping[str, Sequence[str | int]] | None = None,
+    leave_out: str | Path | None = None,
     sweep_p: Sequence[float] = (),
     report: str | Path | None = None,
+    pictures: int = 4,
     progress: bool = False,
 ) -> Calibrated:
-    """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report.
+    """Chooses thresholds with a stated guarantee on labelled cases; writes policy.json, a report, and a table of cases.
 
     Args:
         name: the public model.
@@ -125,8 +129,11 @@ def calibrate(
         spacing: mm per axis for files that state none.
         label_values: which labels make each class, such as `{"wt": [1, 2, 3], "et": [3]}`; by default labels are
             indices or names of classes, or `dataset.json` beside the data says it.
+        leave_out: the table of `equipoise train`: cases of patients that the network was trained on are left out.
         sweep_p: dropout rates to try; they change no policy.
-        report: HTML file; `NAME.calibration.html` in the repository by default.
+        report: HTML file; `NAME.calibration.html` in the repository by default. Beside it `NAME.calibration.cases.csv`
+            lists the cases.
+        pictures: cases of each kind (accepted and wrong, near misses) that the report shows; 0: it holds no image.
         progress: whether a bar shows how far it is, on stderr.
 
     Raises:
@@ -158,13 +165,16 @@ def calibrate(
         alpha, delta, false_alarms, level, missed, Method(method),
         audited=audited,
     )  # fmt: skip
-    cases = labelled_cases(Path(data), contract, spacing, values=label_values)
+    cases = without(
+        labelled_cases(Path(data), contract, spacing, values=label_values), Path(leave_out) if leave_out else None
+    )
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
     grid = tuple(stages) or tried_stages(contract, full)
     measured = _measured(model, repository, cases, acceptable_dice, grid, progress)
+    images = {id(of): case for of, case in zip(measured, cases, strict=True)}  # for pictures: what is measured has none
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
         contract,
@@ -175,6 +185,7 @@ def calibrate(
         costs=costs,
     )
     judged = judge_across(contract, chosen, calibration, goals)
+    listed = {"pilot": judge(contract, chosen, [m for m in measured if is_pilot[m.patient]]), "calibration": judged}
     sections = [
         (
             "Calibration cases",
@@ -186,7 +197,8 @@ def calibrate(
     if test is not None:
         held_out = labelled_cases(Path(test), contract, spacing, values=label_values)
         others = _measured(model, repository, held_out, acceptable_dice, grid, progress)
-        judged = judge(contract, chosen, others)
+        images |= {id(of): case for of, case in zip(others, held_out, strict=True)}
+        listed["test"] = judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
         sections.append((f"Test cases: {Path(test).name}", note, figures(contract, judged, goals)))
     rates: Sequence[Rate] = ()
@@ -197,12 +209,19 @@ def calibrate(
         )  # fmt: skip
     groups = by_group(contract, judged, goals)
     page = Path(report) if report is not None else repository / f"{name}.calibration.html"
-    page.write_text(
-        render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
+    shown = show_examples(
+        model, chosen.policy, [*listed["calibration"], *listed.get("test", ())], images,
+        *published_samplers(repository, contract), pictures,
+    )  # fmt: skip
+    table = page.with_name(f"{page.stem}.cases.csv")
+    found = Findings(
+        contract, chosen.policy, chosen.why, goals.loss, sections, judged, groups, rates, shown, table.name
     )
+    page.write_text(render_report(found), encoding="utf-8")
+    write_cases(table, contract, listed)
     _write_policy(repository / name / "1" / "policy.json", chosen)
     renew_configurations(repository, name)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, table)
 
 
 def check_cases(

@@ -37,6 +37,7 @@ class Labelled:
         truth: softmax: class indices, `[*S]` of a segmentation, `[]` of a classification; sigmoid: 0/1 per class,
             `[K, *S]` or `[K]`.
         group: scanner or site, or "".
+        orientation: anatomical letters of the axes, where the file says how it lies; for pictures.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Labelled:
     truth: NDArray[np.uint8]
     spacing: tuple[float, ...] | None = None
     group: str = ""
+    orientation: str | None = None
 
 
 @dataclass(frozen=True)

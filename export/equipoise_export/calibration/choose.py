@@ -15,6 +15,7 @@ from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.monitoring import QUANTILES, Monitoring
 from equipoise_core.outline import OutlineRule
 from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
+from equipoise_core.reasons import Reason
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
 from equipoise_core.statistics import SIMPLE
@@ -110,10 +111,11 @@ class ChosenPolicy:
 
 @dataclass(frozen=True)
 class Served:
-    """The answer of the stage that decides, and its route."""
+    """The answer of the stage that decides, its route, and why."""
 
     step: Step
     route: Route
+    reason: Reason
 
 
 def serve(contract: Contract, policy: Policy, case: Measured) -> Served:
@@ -134,7 +136,7 @@ def _serve(contract: Contract, policy: Policy, case: Measured, known: Mapping[st
         )
         decision = decide(contract, policy, "", evidence)
         if decision is not None:
-            return Served(step, decision.route)
+            return Served(step, decision.route, decision.reason)
     raise AssertionError("the last stage decides")
 
 

@@ -33,6 +33,8 @@ Examples:
 
     equipoise calibrate chest --data cases.npz --repository model_repository --sweep-p 0.05,0.1,0.2,0.3,0.5
 
+    equipoise calibrate lesion --data cases/ --leave-out lesion.pt.cases.csv --repository models
+
     equipoise calibrate brats --data labelled/ --repository model_repository --label-values "wt=1,2,3; tc=1,3; et=3"
 
 Data: a folder with images/ and labels/ or masks/ (files of the same name, or labels/CLASS/ with one mask per class), a
@@ -76,8 +78,14 @@ def calibrate(
     label_values: Annotated[
         str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
     ] = None,
+    leave_out: Annotated[
+        Path | None, typer.Option(help="OUT.cases.csv of `equipoise train`: what it was trained on is left out.")
+    ] = None,
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Cases of each kind shown in the report; 0: no image in it.")
+    ] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report."""
@@ -86,8 +94,9 @@ def calibrate(
         found = run(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
             acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
-            method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, progress=not as_json,
-            spacing=numbers(spacing) if spacing else None, label_values=label_values,
+            method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report,
+            pictures=pictures, progress=not as_json,
+            spacing=numbers(spacing) if spacing else None, label_values=label_values, leave_out=leave_out,
             sweep_p=numbers(sweep_p) if sweep_p else (),
         )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
@@ -122,7 +131,7 @@ def _show(console: Console, name: str, found: Calibrated, repository: Path) -> N
             shown.add_row(own, *(f"{n:.4f}" for n in (rate.ece, rate.nll, rate.brier, rate.aurc, rate.loss)))
         console.print(shown)
     console.print(
-        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}\n"
+        f"{name}: policy {found.policy.digest[:12]} written; report: {found.report}; all cases: {found.table}\n"
         f"next: equipoise serve {repository}, then: equipoise predict {name} IMAGE",
         highlight=False,
         soft_wrap=True,

@@ -40,7 +40,7 @@ class Judged:
 
     Attributes:
         step: what the service answers, at the stage that decides.
-        route: what the service decides there.
+        route: what the service decides there; `reason` says why.
         full_route: what it would decide by full T alone.
         calibrated: `[m, K]`, recalibrated probabilities.
     """
@@ -51,15 +51,31 @@ class Judged:
     route: str
     full_route: str
     calibrated: NDArray[np.float64]
+    reason: str = ""
+
+    @property
+    def threshold(self) -> float | None:
+        """Of the stage that decided, in its score's unit; None: nothing is accepted."""
+        stage = self.policy.stage(self.step.samples)
+        assert stage is not None
+        return stage.accept_up_to
+
+    @property
+    def score_name(self) -> str:
+        """Of the score that the stage looked at."""
+        stage = self.policy.stage(self.step.samples)
+        assert stage is not None
+        return stage.score
+
+    @property
+    def score(self) -> float:
+        return self.step.scores[self.score_name]
 
     @property
     def ranking(self) -> float:
         """The case score over its stage's accept threshold: stages' scores are on scales of their own, but their
         thresholds have one rank. Without thresholds the score itself."""
-        stage = self.policy.stage(self.step.samples)
-        assert stage is not None
-        score, threshold = self.step.scores[stage.score], stage.accept_up_to
-        return score if threshold is None else score / max(threshold, 1e-12)
+        return self.score if self.threshold is None else self.score / max(self.threshold, 1e-12)
 
     def widened(self, name: str) -> tuple[float, float]:
         """The interval (low, high) of a volume as it is served, in mL."""
@@ -76,7 +92,8 @@ def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -
         p = served.step.probabilities
         calibrated = recalibration.apply(p.T, contract.activation).T if recalibration else p
         full = serve(contract, replace(chosen.policy, stages=chosen.policy.stages[-1:]), case).route
-        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, calibrated))
+        why = str(served.reason)
+        judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, calibrated, why))
     return judged
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from equipoise_core.contract import Contract
+from equipoise_core.record import input_digest
 
 from .cases import Labelled
 from .errors import CalibrationError
@@ -30,6 +32,31 @@ def labelled_cases(
     if values:
         table = images.LabelTable.parse(values) if isinstance(values, str) else images.LabelTable.of(values)
     return [Labelled(**vars(each)) for each in images.read_labelled(data, contract, spacing, labels, table)]
+
+
+def without(cases: Sequence[Labelled], path: Path | None) -> list[Labelled]:
+    """The cases that a training did not see, by the table that `equipoise train` writes: `case, patient, part, digest`.
+
+    A case counts as seen if its image or its patient was, in another part than `held out`.
+    Raises CalibrationError where the table cannot be read, speaks of none of these cases, or leaves none.
+    """
+    if path is None:
+        return list(cases)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"patient", "part", "digest"} <= rows[0].keys():
+        raise CalibrationError(f"{path}: expected the table that equipoise train writes: case, patient, part, digest")
+    digests = {case.name: input_digest(case.image) for case in cases}
+    if not {row["digest"] for row in rows} & set(digests.values()):
+        raise CalibrationError(
+            f"{path} speaks of none of these {len(cases)} cases: leave --leave-out away if they are other patients"
+        )
+    seen = [row for row in rows if row["part"] != "held out"]
+    patients, images = ({row[column] for row in seen} for column in ("patient", "digest"))
+    left = [case for case in cases if case.patient not in patients and digests[case.name] not in images]
+    if not left:
+        raise CalibrationError(f"{path}: all {len(cases)} cases were trained on; give others")
+    return left
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_export.calibration.cases import Labelled
 from equipoise_export.calibration.choose import deal_pilot
-from equipoise_export.calibration.reading import labelled_cases
+from equipoise_export.calibration.reading import labelled_cases, without
 from numpy.typing import NDArray
 
 from .corruptions import Image, gaussian, rician
@@ -58,6 +58,8 @@ def gather(
     shifted: Path | None = None,
     pilot: float = 0.3,
     spacing: tuple[float, ...] | None = None,
+    label_values: str | None = None,
+    leave_out: Path | None = None,
 ) -> CaseSets:
     """Reads and deals the cases.
 
@@ -67,14 +69,17 @@ def gather(
         shifted: images that are out of distribution, labelled or not.
         pilot: share of the patients, beside those that are measured on, that only say where to look.
         spacing: mm per axis for files that state none.
+        label_values: which labels make each class, as `wt=1,2,3; et=3`.
+        leave_out: the table of `equipoise train`: what a model was trained on is left out of `data`.
     """
     if data.startswith(PREFIX):
         sets = reference_case_sets(data.removeprefix(PREFIX))
     else:
         held_out = 0.0 if test else HELD_OUT
-        sets = deal(Path(data).name, labelled_cases(Path(data), contract, spacing), held_out, pilot)
+        cases = without(labelled_cases(Path(data), contract, spacing, values=label_values), leave_out)
+        sets = deal(Path(data).name, cases, held_out, pilot)
     if test is not None:
-        cases = labelled_cases(test, contract, spacing)
+        cases = labelled_cases(test, contract, spacing, values=label_values)
         sets = replace(sets, title=f"{sets.title}, measured on {test.name}", test=cases)
         if data.startswith(PREFIX) and shifted is None:  # they were made of the test cases that are now replaced
             sets = replace(sets, shifted=(), shift="")

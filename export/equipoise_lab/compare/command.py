@@ -33,6 +33,8 @@ Examples:
 
     equipoise compare a b --repository models/ --data cases.npz --test other_site/ --shifted phantoms/ --json
 
+    equipoise compare lesion --repository models --data cases/ --leave-out lesion.pt.cases.csv
+
     equipoise compare hippocampus --repository model_repository --data reference:hippocampus
 
 Data: as `equipoise calibrate` takes it (a third of the patients is then measured on, unless --test is given), or
@@ -74,6 +76,12 @@ def compare(
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
     pilot: Annotated[float, typer.Option(min=0.1, max=0.8, help="Share of patients for exploration only.")] = 0.3,
     spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
+    label_values: Annotated[
+        str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
+    ] = None,
+    leave_out: Annotated[
+        Path | None, typer.Option(help="OUT.cases.csv of `equipoise train`: what it was trained on is left out.")
+    ] = None,
     repetitions: Annotated[int, typer.Option(min=1000, max=100_000, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0: as many as there are cores.")] = 0,
@@ -90,7 +98,8 @@ def compare(
         segmentation = contract.task is Task.SEGMENTATION
         loss = f"mean Dice below {acceptable_dice:g}" if segmentation else "wrong label"
         goals = Goals(loss, alpha, delta, method=method)
-        sets = gather(data, contract, test, shifted, pilot, numbers(spacing) if spacing else None)
+        spacings = numbers(spacing) if spacing else None
+        sets = gather(data, contract, test, shifted, pilot, spacings, label_values, leave_out)
         every = [results_on(each, sets, goals, acceptable_dice, threads, as_json) for each in compared]
         times = milliseconds(compared, [each.chosen for each in every], sets.test, threads, as_json)
         resampled = bootstrap(every, figures(every, segmentation), repetitions, seed)

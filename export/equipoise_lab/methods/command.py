@@ -1,4 +1,4 @@
-"""`equipoise train`: the methods of the catalogue, trained on a reference data set, published and calibrated."""
+"""The methods of the catalogue, trained on reference data, published and calibrated; no verb: see its examples."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ DATA_SETS = tuple(name for name, reference in REFERENCES.items() if reference.ta
 _EXAMPLES = """
 Examples:
 
-    equipoise train --list
+    python -m equipoise_lab.methods.command --list
 
-    equipoise train student cascade --on nuclei --into build/methods
+    python -m equipoise_lab.methods.command student cascade --on nuclei --into build/methods
 
-    equipoise train --on nuclei --on hippocampus --into build/methods --from-scratch
+    python -m equipoise_lab.methods.command --on nuclei --on hippocampus --into build/methods --from-scratch
 
 A training that was stopped goes on after its last epoch when the command is given again; one that is done is not
 repeated. Each method is published as DATASET_METHOD, for `equipoise compare` and `equipoise serve`.

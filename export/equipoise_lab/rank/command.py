@@ -46,6 +46,8 @@ equipoise rank hippocampus scans/*.nii.gz --labelled training/   [dim]# unlike w
 
 equipoise rank nuclei unlabelled/ --pseudo-labels guessed/   [dim]# labels of accepted images, for self-training[/]
 
+equipoise rank nuclei --data cases/   [dim]# a folder with images/ (and labels/), class folders, or an .npz[/]
+
 equipoise rank pneumonia xrays/ --score predictive_entropy --json > ranking.json
 
 Exit code: 0 every image was ranked, 1 at least one was not (it goes to review), 2 wrong usage."""
@@ -121,11 +123,15 @@ class Guessed:
 def rank(
     name: Annotated[str, typer.Argument(help="The public model.", show_default=False)],
     files: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             help="Unlabelled images, and folders of them (searched by the files' endings).", show_default=False
         ),
-    ],
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Cases as `equipoise calibrate` takes them: their images; labels are not looked at."),
+    ] = None,
     url: Url = "localhost:8001",
     count: Annotated[int, typer.Option(min=1, help="How many images to propose.")] = 20,
     candidates: Annotated[
@@ -168,7 +174,9 @@ def rank(
     """
     fallback = parse_spacing(spacing)
     try:
-        unlabelled, known = image_files(files), image_files(labelled or [])
+        unlabelled, known = image_files([*(files or ()), *(data or ())]), image_files(labelled or [])
+        if not unlabelled:
+            raise InvalidInput("no images are named: give files or folders, or --data")
         if candidates is not None and candidates < count:
             raise InvalidInput(f"--candidates {candidates} is fewer than --count {count}")
         client = UncertaintyClient(url, timeout=timeout, tls=encryption(tls, tls_root, tls_cert, tls_key))

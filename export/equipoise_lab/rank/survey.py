@@ -11,6 +11,7 @@ from typing import Any
 from equipoise_client.client import UncertaintyClient
 from equipoise_client.errors import BadAnswer, EquipoiseError, InvalidInput
 from equipoise_client.images import Prepared, fit, read_image
+from equipoise_client.images.archives import image_in, images_in
 from equipoise_client.images.labelled import PSEUDO_LABEL
 from equipoise_client.images.prepare import with_spacing
 from equipoise_client.images.read import FORMATS
@@ -69,12 +70,17 @@ class FailedImage:
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """The files that were named, and by their endings those in named folders, at any depth; sorted, each once.
 
-    Of a folder that has a folder `images`, only that one is searched: beside it lie labels. Pseudo-labels and hidden
-    files are left out. Raises InvalidInput for a folder without images.
+    Of a folder that has a folder `images` (or nnU-Net's `imagesTr`), only that one is searched: beside it lie labels.
+    The images of an archive of labelled cases are `ARCHIVE.npz/ID`. Pseudo-labels and hidden files are left out. Raises
+    InvalidInput for a folder without images.
     """
-    found = []
+    found: list[Path] = []
     for path in paths:
-        inside = list(_images_in(path / "images" if (path / "images").is_dir() else path)) if path.is_dir() else [path]
+        if names := images_in(path):
+            found += [path / name for name in names]
+            continue
+        own = next((path / name for name in ("images", "imagesTr") if (path / name).is_dir()), path)
+        inside = list(_images_in(own)) if path.is_dir() else [path]
         if not inside:
             raise InvalidInput(f"{path} holds no image files; expected names that end in {', '.join(_endings())}")
         found += inside
@@ -128,7 +134,8 @@ def survey(
 
 
 def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: SurveyRequest) -> SurveyedImage:
-    prepared = fit(with_spacing(read_image(file), request.spacing), contract)
+    image = image_in(file.parent, file.name) if file.parent.is_file() else read_image(file)
+    prepared = fit(with_spacing(image, request.spacing), contract)
     spacing = prepared.spacing if contract.task is Task.SEGMENTATION else None
     options: dict[str, Any] = {"spacing": spacing, "timeout": request.timeout}
     prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)

@@ -50,7 +50,8 @@ class Augmentation:
     def deform(
         self, image: NDArray[np.float32], target: NDArray[np.uint8], random: np.random.Generator
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Mirrors, rotates, scales and shifts image `[C, *S]` about its centre, and labels `[*S]` (or `[]`) with it.
+        """Mirrors, rotates, scales and shifts image `[C, *S]` about its centre, and labels `[*S]` or `[K, *S]` with it;
+        those of a whole image, `[]` or `[K]`, stay.
 
         What comes from outside the image is 0, in the image and in the labels.
         """
@@ -75,11 +76,11 @@ class Augmentation:
             torch.from_numpy(theta[None].astype(np.float32)), [1, 1, *image.shape[1:]], align_corners=False
         )
         moved = functional.grid_sample(torch.from_numpy(image)[None], grid, align_corners=False)[0].numpy()
-        if target.ndim == 0:
+        if target.ndim < rank:
             return moved, target
-        labels = torch.from_numpy(target.astype(np.float32))[None, None]
-        relabelled = functional.grid_sample(labels, grid, mode="nearest", align_corners=False)[0, 0]
-        return moved, relabelled.numpy().astype(np.uint8)
+        labels = torch.from_numpy(target.astype(np.float32)).reshape(1, -1, *image.shape[1:])
+        relabelled = functional.grid_sample(labels, grid, mode="nearest", align_corners=False)
+        return moved, relabelled.numpy().astype(np.uint8).reshape(target.shape)
 
     def recolour(self, image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
         """Changes contrast, brightness and gamma of image `[C, *S]` and adds noise."""

@@ -265,19 +265,27 @@ class TestValidators:
         validators.dciodvfy(files["seg"])
 
 
-SPREAD = ("Standard Deviation", "0.125")
-
-
 class TestClassification:
     def test_a_report_alone(self, tmp_path, chest) -> None:
-        """Probabilities with their standard deviation, route and reason; a radiograph has no geometry."""
+        """Recalibrated probabilities, those of the samples by name, route and reason; a radiograph has no geometry."""
         files = written(self.made_of(chest), tmp_path)
         assert list(files) == ["sr"]
         validators.dciodvfy(files["sr"])
         assert "Review: an expert has to look at it" in validators.dsr2html(files["sr"])
         (case,) = validators.tid1500(files["sr"], tmp_path)["Measurements"]
-        found = [(item["derivationModifier"]["CodeMeaning"], item["value"]) for item in case["measurementItems"][1:]]
-        assert found == [(kind, value) for mean in ("0.25", "0.75") for kind, value in (("Mean", mean), SPREAD)]
+        found = [
+            (item["quantity"]["CodeValue"], item.get("derivationModifier", {}).get("CodeMeaning"), item["value"])
+            for item in case["measurementItems"][1:]
+        ]
+        assert found == [
+            line
+            for stated, mean in (("0.375", "0.25"), ("0.625", "0.75"))
+            for line in (
+                ("probability", None, stated),
+                ("sampled_prob", "Mean", mean),
+                ("sampled_prob", "Standard Deviation", "0.125"),
+            )
+        ]
 
     @staticmethod
     def made_of(chest: Any) -> Any:
@@ -292,7 +300,11 @@ class TestClassification:
         prepared = fit(series.image(), chest)
         answer = Prediction(
             chest.name, Route.REVIEW, "why", 0.1, 20, None, {},
-            {"mean": np.array([0.25, 0.75], np.float32), "variance": np.array([1 / 64, 1 / 64], np.float32)},
+            {
+                "calibrated": np.array([0.375, 0.625], np.float32),
+                "mean": np.array([0.25, 0.75], np.float32),
+                "variance": np.array([1 / 64, 1 / 64], np.float32),
+            },
         )  # fmt: skip
         return result_source(series, Rule("chest"), chest, prepared, answer)
 

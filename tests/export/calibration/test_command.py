@@ -1,5 +1,6 @@
 """`equipoise calibrate` on the committed pneumonia model, with images that anybody can draw."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_a_policy_and_a_report_are_written(repository, archive):
         "http://creativecommons.org", ""
     )
     assert document["accept"] in page.replace("&#39;", "'")
+    assert page.count("data:image/webp") >= 4
+    with Path(document["cases"]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60 and {row["set"] for row in rows} == {"pilot", "calibration"}
+    accepted = [row for row in rows if row["set"] == "calibration" and row["route"] == "accept"]
+    assert len(accepted) == document["figures"]["Calibration cases"]["routes"]["accept"] > 0
 
 
 def test_volumes_without_a_scale_are_refused_before_anything_is_measured():

@@ -194,3 +194,38 @@ def test_folders_are_searched_for_images(tmp_path):
     (tmp_path / "void").mkdir()
     with pytest.raises(InvalidInput, match=r"void holds no image files; expected names that end in .*\.dcm"):
         image_files([tmp_path / "void"])
+
+
+def test_data_as_calibrate_takes_it(capsys, triton, pool, tmp_path):
+    """Folders with labels beside the images, nnU-Net's, and archives: the same images, by name."""
+    images = [np.load(file) for file in sorted(pool.glob("*.npy"))]
+    for layout in ("images", "imagesTr"):
+        (tmp_path / layout / layout).mkdir(parents=True)
+        (tmp_path / layout / "labels").mkdir()
+        for number, image in enumerate(images):
+            np.save(tmp_path / layout / layout / f"{number}.npy", image)
+            np.save(tmp_path / layout / "labels" / f"{number}.npy", image)
+    np.savez(tmp_path / "cases.npz", images=images, labels=np.zeros(4, np.uint8), ids=["w", "x", "y", "z"])
+    rankings = {}
+    for name in ("images", "imagesTr", "cases.npz"):
+        code, out, _ = run(capsys, triton, "chest", "--data", tmp_path / name, "--json")
+        assert code == 0
+        rankings[name] = [(Path(row["file"]).name, row["score"]) for row in json.loads(out)["ranking"]]
+    numbers = dict(zip(("w", "x", "y", "z"), ("0.npy", "1.npy", "2.npy", "3.npy"), strict=True))
+    assert rankings["images"] == rankings["imagesTr"]
+    assert [(numbers[name], score) for name, score in rankings["cases.npz"]] == rankings["images"]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"images": np.zeros((2, 4, 4)), "ids": ["a", "a"]},
+        {"images": np.array(["a", "b"])},
+        {"images": np.zeros(2, object)},
+    ],
+)
+def test_an_archive_that_cannot_be_read_is_said(tmp_path, entries):
+    """Two images of one name could not be told apart in a ranking."""
+    np.savez(tmp_path / "cases.npz", **entries)
+    with pytest.raises(InvalidInput, match=r"cases\.npz"):
+        image_files([tmp_path / "cases.npz"])

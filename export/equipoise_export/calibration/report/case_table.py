@@ -1,0 +1,73 @@
+"""Every case that was measured as a line of a CSV file beside the report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equipoise_core.contract import Activation, Contract, Task
+
+from ..figures import Judged
+
+
+def write_cases(path: Path, contract: Contract, listed: Mapping[str, Sequence[Judged]]) -> None:
+    """Writes the table, sorted by set and name.
+
+    Args:
+        listed: the cases of each set, by its name.
+    """
+    rows = [
+        {"set": name, **row(contract, each)}
+        for name, judged in listed.items()
+        for each in sorted(judged, key=lambda one: one.case.name)
+    ]
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names need not be text
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def row(contract: Contract, judged: Judged) -> dict[str, Any]:
+    """One case under the policy: columns by name; empty where there is no such number."""
+    case, step = judged.case, judged.step
+    return {
+        "case": case.name,
+        "patient": case.patient,
+        "group": case.group,
+        "route": judged.route,
+        "reason": judged.reason,
+        "samples": step.samples,
+        "score_name": judged.score_name,
+        "score": _short(judged.score),
+        "threshold": "" if judged.threshold is None else _short(judged.threshold),
+        "right": "no" if step.loss else "yes",
+        **dict(_answer(contract, judged)),
+    }
+
+
+def _answer(contract: Contract, judged: Judged) -> Iterator[tuple[str, Any]]:
+    if contract.task is Task.CLASSIFICATION:
+        yield "answer", named(contract, judged.step.probabilities[0], 0.5)
+        yield "truth", named(contract, judged.case.hits[0], 0.5)
+        for name, p in zip(contract.classes, judged.calibrated[0], strict=True):
+            yield f"probability_{name}", _short(p)
+    if contract.task is Task.SEGMENTATION:
+        yield "dice", _short(judged.step.dice)
+        for name, (mean, _, _) in judged.step.volumes.items():
+            low, high = judged.widened(name)
+            for what, value in (("", mean), ("_low", low), ("_high", high), ("_truth", judged.case.truths[name])):
+                yield f"{name}{what}_ml", _short(value)
+
+
+def named(contract: Contract, values: np.ndarray[Any, Any], least: float) -> str:
+    """The classes that `values [K]` speak for: the largest (softmax), or all from `least` on (sigmoid)."""
+    if contract.activation is Activation.SOFTMAX:
+        return contract.classes[int(values.argmax())]
+    return "; ".join(name for name, value in zip(contract.classes, values, strict=True) if value >= least) or "none"
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}"
