@@ -21,13 +21,14 @@ from rich.progress import track
 from ..graph.session import published_samplers
 from ..publish.repository import renew_configurations
 from .cases import Labelled, Measured, check_classes, measure
-from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
+from .choose import Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases
 from .report import render_report
 from .sweep import Rate, sweep, with_rate
+from .table import table_of
 
 LIMITS = {
     "alpha": (0.001, 0.5),
@@ -106,6 +107,8 @@ def calibrate(
 ) -> Calibrated:
     """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report.
 
+    `NAME.calibration.json` in the repository keeps the calibration cases' numbers, for `adapt` at another site.
+
     Args:
         name: the public model.
         data: labelled cases: a folder with `images/` and `labels/`, a folder of folders named by class, or an `.npz`.
@@ -164,7 +167,7 @@ def calibrate(
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
     grid = tuple(stages) or tried_stages(contract, full)
-    measured = _measured(model, repository, cases, acceptable_dice, grid, progress)
+    measured = measure_all(model, repository, cases, acceptable_dice, grid, progress)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
         contract,
@@ -185,7 +188,7 @@ def calibrate(
     ]
     if test is not None:
         held_out = labelled_cases(Path(test), contract, spacing, values=label_values)
-        others = _measured(model, repository, held_out, acceptable_dice, grid, progress)
+        others = measure_all(model, repository, held_out, acceptable_dice, grid, progress)
         judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
         sections.append((f"Test cases: {Path(test).name}", note, figures(contract, judged, goals)))
@@ -200,7 +203,9 @@ def calibrate(
     page.write_text(
         render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
     )
-    _write_policy(repository / name / "1" / "policy.json", chosen)
+    table = table_of(chosen.policy.digest, goals, acceptable_dice, one_each(calibration))
+    write_whole(table_file(repository, name), table.dumps())
+    write_whole(repository / name / "1" / "policy.json", chosen.policy.dumps())
     renew_configurations(repository, name)
     return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
 
@@ -246,7 +251,7 @@ def tried_stages(contract: Contract, full: int) -> tuple[int, ...]:
     return (*((FIRST_PASS,) if contract.first_pass else ()), *early, full)
 
 
-def _measured(
+def measure_all(
     model: Model,
     repository: Path,
     cases: Sequence[Labelled],
@@ -254,14 +259,20 @@ def _measured(
     stages: tuple[int, ...],
     progress: bool,
 ) -> list[Measured]:
+    """Every case after each of the stages, see `measure`."""
     samplers, first_pass = published_samplers(repository, model.contract)
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=not progress)
     return [measure(model, case, samplers, acceptable_dice, stages, first_pass) for case in shown]
 
 
-def _write_policy(path: Path, chosen: ChosenPolicy) -> None:
-    """Atomically: a server that starts meanwhile reads the old policy or the new one."""
+def table_file(repository: Path, name: str) -> Path:
+    """Where the numbers of a model's calibration cases lie."""
+    return repository / f"{name}.calibration.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Atomically: whoever reads meanwhile, such as a server that starts, reads the old file or the new one."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-        file.write(chosen.policy.dumps())
+        file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)

@@ -168,6 +168,37 @@ def choose_policy(
     cases = one_each(cases)
     check_enough(contract, len(cases), goals)
     score = _score(goals, [case.full for case in pilot])
+    policy = choose_bounds(contract, pilot, cases, goals, (Stage(cases[0].full.samples, score),), typical_inputs)
+    if not stages:
+        stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
+    policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
+    served = [serve(contract, policy, case).step for case in cases]
+    policy = replace(
+        policy,
+        volume=choose_volume(contract, cases, served, goals.level),
+        sensitive=choose_sensitive(contract, served, goals.missed),
+        recalibration=choose_recalibration(contract, cases, served, goals.method),
+        monitoring=choose_monitoring(policy, cases, served, goals.audited),
+    )
+    return ChosenPolicy(contract, policy, score, certificate, why)
+
+
+def choose_bounds(
+    contract: Contract,
+    pilot: Sequence[Measured],
+    cases: Sequence[Measured],
+    goals: Goals,
+    stages: tuple[Stage, ...],
+    typical_inputs: Sequence[Mapping[str, float]] | None = None,
+) -> Policy:
+    """What is typical and what is suitable, by split conformal prediction: a policy that accepts nothing yet.
+
+    It takes no labels.
+
+    Args:
+        pilot, cases: of different patients; the first say what is typical, the second how far from it new cases lie.
+        stages: without thresholds.
+    """
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     ood_distance = fit_ood_distance(typical_inputs or [case.statistics for case in pilot])
     distances = np.array([ood_distance.distance(case.statistics) for case in cases])
@@ -181,10 +212,10 @@ def choose_policy(
     }
     rejected = max(goals.rejected, 1.0 / (len(cases) + 1))
     by = f"(split conformal, {len(cases)} cases)"
-    policy = Policy(
+    return Policy(
         contract.model_digest,
         digest_of(sorted(case.image_digest for case in cases)),
-        (Stage(cases[0].full.samples, score),),
+        stages,
         typical=Bounds(typical, f"at most {goals.false_alarms:.1%} of new cases lie outside each {by}"),
         suitable=Bounds(
             {"ood_distance": (0.0, upper_limit(distances, 1.0 - rejected))},
@@ -193,18 +224,6 @@ def choose_policy(
         population=POPULATION,
         ood_distance=ood_distance,
     )
-    if not stages:
-        stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
-    policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
-    served = [serve(contract, policy, case).step for case in cases]
-    policy = replace(
-        policy,
-        volume=choose_volume(contract, cases, served, goals.level),
-        sensitive=choose_sensitive(contract, served, goals.missed),
-        recalibration=choose_recalibration(contract, cases, served, goals.method),
-        monitoring=choose_monitoring(policy, cases, served, goals.audited),
-    )
-    return ChosenPolicy(contract, policy, score, certificate, why)
 
 
 def check_enough(contract: Contract, cases: int, goals: Goals) -> None:

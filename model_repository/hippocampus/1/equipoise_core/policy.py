@@ -82,6 +82,27 @@ class SensitiveRule:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """The policy was made for one site from another site's policy (`equipoise adapt`).
+
+    Attributes:
+        site: its name.
+        source: digest of the policy that it was made from.
+        images: of the site, without labels, that fixed what is typical there.
+        labelled: cases of the site, one of each patient, that were labelled so far.
+        effective_size: cases of the site that the other site's calibration cases are worth.
+        rule: what is promised at the site, by what, in words.
+    """
+
+    site: str
+    source: str
+    images: int
+    labelled: int
+    effective_size: float
+    rule: str
+
+
+@dataclass(frozen=True)
 class Policy:
     """See the fields' classes.
 
@@ -95,6 +116,7 @@ class Policy:
         population: for which cases all of this holds, in words.
         ood_distance: computes the number of that name, which `typical` and `suitable` may bound.
         monitoring: which accepted cases are audited, and where calibration cases lay.
+        adapted: the one site that it is for, where it was made from another site's.
     """
 
     model_digest: str
@@ -109,6 +131,7 @@ class Policy:
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
+    adapted: Adapted | None = None
 
     def __post_init__(self) -> None:
         check_order(self.stages)
@@ -130,7 +153,9 @@ class Policy:
 
     def document(self) -> dict[str, Any]:
         guarantee, volume, sensitive = self.guarantee, self.volume, self.sensitive
+        adapted = {"adapted": dict(vars(self.adapted))} if self.adapted else {}  # without, policies keep their digests
         return {
+            **adapted,
             "format": FORMAT,
             "model_digest": self.model_digest,
             "calibration_digest": self.calibration_digest,
@@ -177,6 +202,7 @@ def _policy(document: Any) -> Policy:
         sensitive=optional(document["sensitive"], _sensitive_rule),
         recalibration=optional(document["recalibration"], parse_recalibration),
         monitoring=optional(document["monitoring"], parse_monitoring),
+        adapted=optional(document.get("adapted"), _adapted),
     )
 
 
@@ -188,6 +214,17 @@ def _guarantee(document: Any) -> Guarantee:
         cases=int(document["cases"]),
         accepted=int(document["accepted"]),
         errors=int(document["errors"]),
+        rule=str(document["rule"]),
+    )
+
+
+def _adapted(document: Any) -> Adapted:
+    return Adapted(
+        site=str(document["site"]),
+        source=str(document["source"]),
+        images=int(document["images"]),
+        labelled=int(document["labelled"]),
+        effective_size=float(document["effective_size"]),
         rule=str(document["rule"]),
     )
 
