@@ -11,6 +11,7 @@ import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract
 from equipoise_core.decision import Route
+from equipoise_core.ood_distance import FARTHEST
 from equipoise_core.policy import Adapted, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.stages import Stage
 from numpy.typing import NDArray
@@ -115,7 +116,14 @@ def features(source: Policy, cases: Sequence[Measured]) -> NDArray[np.float64]:
     for case in cases:
         z = (np.array([case.statistics[name] for name in distance.names]) - distance.location) / distance.scale
         prediction = [math.log(max(share, SMALLEST_SHARE)) for share in case.full.prediction.values()]
-        rows.append([*np.clip(z, -8.0, 8.0), distance.distance(case.statistics), *case.full.scores.values(), *prediction])
+        rows.append(
+            [
+                *np.clip(z, -FARTHEST, FARTHEST),
+                distance.distance(case.statistics),
+                *case.full.scores.values(),
+                *prediction,
+            ]
+        )
     return np.array(rows)
 
 
@@ -151,7 +159,7 @@ def changed(site: Site, images: Sequence[Measured]) -> str | None:
     its share of what is left to this call of `CHANGED` (half of it to the first call, half of the rest to the next …).
     """
     assert site.bounds.ood_distance is not None
-    level = CHANGED / 2.0 ** (site.calls + 1) / 2.0
+    level = CHANGED / 2.0 ** (site.looks + 1) / 2.0
     score = site.bounds.stages[-1].score
     numbers = {
         "ood_distance": [[site.bounds.ood_distance.distance(c.statistics) for c in of] for of in (site.images, images)],
@@ -161,9 +169,9 @@ def changed(site: Site, images: Sequence[Measured]) -> str | None:
         p = float(ks_2samp(before, now).pvalue)
         if p <= level:
             return (
-                f"{len(images)} later images of {site.name} differ in {name} from the {len(site.images)} that fixed what "
-                f"is typical there (p = {p:.2g}): its labelled cases vouch for other images; begin anew in an empty "
-                "folder"
+                f"{len(images)} later images of {site.name} differ in {name} from the {len(site.images)} that fixed "
+                f"what is typical there (p = {p:.2g}): its labelled cases vouch for other images; begin anew in an "
+                "empty folder"
             )
     return None
 

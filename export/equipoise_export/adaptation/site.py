@@ -61,6 +61,7 @@ class Site:
         images: of the site, without labels, that fixed the bounds.
         cases: in the order in which they count.
         closed: why nothing is accepted any more, whatever the labels say; None: labels decide.
+        looks: how often later images were compared with those that fixed the bounds.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Site:
     images: tuple[Measured, ...]
     cases: tuple[Known, ...] = ()
     closed: str | None = None
+    looks: int = 0
 
     @property
     def calls(self) -> int:
@@ -110,6 +112,7 @@ class Site:
                 for known in self.cases
             ],
             "closed": self.closed,
+            "looks": self.looks,
         }
 
     def dumps(self) -> str:
@@ -141,6 +144,7 @@ def _site(document: Any) -> Site:
         tuple(parse_case(case) for case in document["images"]),
         tuple(_known(each) for each in document["cases"]),
         optional(document["closed"], str),
+        int(document["looks"]),
     )
 
 

@@ -270,9 +270,9 @@ def table_file(repository: Path, name: str) -> Path:
     return repository / f"{name}.calibration.json"
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
     """Atomically: whoever reads meanwhile, such as a server that starts, reads the old file or the new one."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
         file.write(text)
-    Path(file.name).chmod(0o644)
+    Path(file.name).chmod(mode)
     Path(file.name).replace(path)

@@ -85,24 +85,28 @@ def effective_cases_needed(level: float) -> int:
     return 2 * cases_needed_for_level(level)
 
 
-def compare_sites(calibration: Floats, site: Floats, penalties: Sequence[float] = PENALTIES) -> Shift:
+def compare_sites(
+    calibration: Floats, site: Floats, penalties: Sequence[float] = PENALTIES, folds: int = FOLDS
+) -> Shift:
     """Density ratios by a probabilistic classifier (Bickel et al. 2009): `w = p/(1 − p) · n/m`, p = P(site | image).
 
     Each case's p comes from classifiers that were fitted on other cases, so that none is told apart by heart.
 
     Args:
-        calibration, site: `[n, d]` and `[m, d]`, the same finite numbers of images on both sides; 5 rows or more each.
+        calibration, site: `[n, d]` and `[m, d]`, the same finite numbers of images on both sides; `folds` rows or
+            more each.
+        folds: each is held out once.
         penalties: inverse strengths of the ridge penalty to choose from.
     """
     x = np.concatenate([calibration, site])
     deviation = x.std(axis=0)
     x = (x - x.mean(axis=0)) / np.where(deviation > 1e-12, deviation, 1.0)
     y = np.r_[np.zeros(len(calibration), np.int64), np.ones(len(site), np.int64)]
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(x, y))
+    splits = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
 
     def held_out(penalty: float) -> Floats:
         p = np.empty(len(y))
-        for fitted, rest in folds:
+        for fitted, rest in splits:
             classifier = LogisticRegression(C=penalty, solver="newton-cholesky").fit(x[fitted], y[fitted])
             p[rest] = classifier.predict_proba(x[rest])[:, 1]
         return p

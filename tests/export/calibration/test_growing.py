@@ -83,7 +83,7 @@ def test_without_the_bar_the_promise_is_broken():
 
 
 def test_thresholds_are_certified_from_the_strictest_on():
-    """Independent thresholds, all of error α: taken in sequence at most δ of sites are wrong, taken freely many more."""
+    """Independent thresholds, all of error α: in sequence at most δ of sites are wrong, taken freely many more."""
     random = np.random.default_rng(6)
     losses = (random.random((SITES, CASES, 6)) < ALPHA).astype(float)
     grown = follow(np.ones(losses.shape, bool), losses, ALPHA, DELTA)
