@@ -26,7 +26,7 @@ from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases
-from .report import render_report
+from .report import Findings, render_report
 from .sweep import Rate, sweep, with_rate
 from .table import table_of
 
@@ -200,9 +200,8 @@ def calibrate(
         )  # fmt: skip
     groups = by_group(contract, judged, goals)
     page = Path(report) if report is not None else repository / f"{name}.calibration.html"
-    page.write_text(
-        render_report(contract, chosen.policy, chosen.why, sections, judged, groups, rates), encoding="utf-8"
-    )
+    found = Findings(contract, chosen.policy, chosen.why, sections, judged, groups, rates)
+    page.write_text(render_report(found), encoding="utf-8")
     table = table_of(chosen.policy.digest, goals, acceptable_dice, one_each(calibration))
     write_whole(table_file(repository, name), table.dumps())
     write_whole(repository / name / "1" / "policy.json", chosen.policy.dumps())

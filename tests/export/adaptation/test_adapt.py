@@ -33,7 +33,7 @@ def contract_of(task):
     )  # fmt: skip
 
 
-def draw(n, seed, *, task=Task.CLASSIFICATION, moved=0.0, error=1.0):
+def draw(n, seed, *, task=Task.CLASSIFICATION, moved=0.0, error=0.4):
     """Cases whose score predicts errors and whose first statistic may be moved; volumes are the worse the larger it is.
 
     Args:

@@ -1,88 +1,28 @@
-"""The calibration report: one HTML file with everything in it, no script and nothing from the network."""
+"""The report's plots: probabilities, scores, volumes and dropout rates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from equipoise_core.contract import Activation, Contract
-from equipoise_core.policy import Policy
 
-from .. import page
-from ..page import FAINT, INK, WARN
-from . import metrics
-from .choose import stacked
-from .figures import Judged, volume_columns
-from .sweep import Rate
-
-
-def render_report(
-    contract: Contract,
-    policy: Policy,
-    why: str,
-    sections: Sequence[tuple[str, str, dict[str, Any]]],
-    judged: Sequence[Judged],
-    groups: dict[str, Any],
-    rates: Sequence[Rate] = (),
-) -> str:
-    """HTML.
-
-    Args:
-        why: what the accept threshold guarantees, or why there is none.
-        sections: (title, note, figures) of each set of cases.
-        judged: cases that the plots show.
-    """
-    return page.render(
-        Path(__file__).with_name("report.html.jinja"),
-        {"n": _number, "share": _share, "blocks": _blocks},
-        name=contract.name,
-        classes=contract.classes,
-        policy=policy,
-        digest=policy.digest,
-        guarantees=list(guarantees(policy, why)),
-        sections=sections,
-        groups=groups,
-        rates=rates,
-        plots=list(_plots(contract, policy, judged, rates)),
-    )
+from ... import page
+from ...page import FAINT, INK, WARN
+from .. import metrics
+from ..choose import stacked
+from ..figures import Judged, volume_columns
+from ..sweep import Rate
+from .findings import Findings, rendered
 
 
-def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
-    """(what, in words) of every rule."""
-    yield "accept", why
-    yield "reject for what the input looks like", policy.suitable.rule
-    yield f"review for unusual {', '.join(policy.typical.limits)}", policy.typical.rule
-    if policy.volume:
-        yield "volume intervals", policy.volume.rule
-    if policy.sensitive:
-        yield "sensitive labels", policy.sensitive.rule
-    elif policy.volume:  # of a segmentation
-        yield "sensitive labels", "none: too few cases with foreground, or only a threshold of 0 misses so little"
-    if policy.monitoring:
-        share = policy.monitoring.audit_share
-        yield ("audits", f"{share:.0%} of accepted cases are marked at random, for `equipoise audit monitor`")
+def plots(found: Findings) -> str:
+    """All of them, each with a caption."""
+    return rendered("plots", plots=list(_plots(found)))
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def _share(interval: dict[str, float | None]) -> str:
-    if interval["share"] is None:
-        return "–"
-    return f"{interval['share']:.1%}, 95 % interval {interval['low']:.1%} to {interval['high']:.1%}"
-
-
-def _blocks(probabilities: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """One table for exclusive classes, one per label otherwise."""
-    return [("probabilities", probabilities)] if "ece" in probabilities else list(probabilities.items())
-
-
-def _plots(
-    contract: Contract, policy: Policy, judged: Sequence[Judged], rates: Sequence[Rate]
-) -> Iterator[tuple[str, str]]:
+def _plots(found: Findings) -> Iterator[tuple[str, str]]:
+    contract, policy, judged, rates = found.contract, found.policy, found.judged, found.rates
     yield (
         "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
         _reliability(contract, judged),

@@ -1,0 +1,30 @@
+"""The calibration report: one HTML file with everything in it, no script and nothing from the network.
+
+`SECTIONS` is the report at a glance: a new section is a function and a line.
+"""
+
+from collections.abc import Callable, Sequence
+
+from .findings import Findings, rendered
+from .plots import plots
+from .promises import guarantees, promises
+from .statistics import groups, measured, rates
+
+__all__ = ["SECTIONS", "Findings", "guarantees", "render_report"]
+
+SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
+    ("What is guaranteed", promises),
+    ("What was measured", measured),
+    ("Plots", plots),
+    ("By group", groups),
+    ("Dropout rate", rates),
+)
+"""Titles and what writes them, as HTML; a section that has nothing to say is empty and left out."""
+
+
+def render_report(found: Findings) -> str:
+    """HTML."""
+    written = [(title, section(found)) for title, section in SECTIONS]
+    policy = found.policy
+    sections = [(title, html) for title, html in written if html]
+    return rendered("page", name=found.contract.name, policy=policy, digest=policy.digest, sections=sections)

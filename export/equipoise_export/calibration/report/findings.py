@@ -1,0 +1,57 @@
+"""What every section of the report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equipoise_core.contract import Contract
+from equipoise_core.policy import Policy
+
+from ... import page
+from ..figures import Judged
+from ..sweep import Rate
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was found about a model and its policy.
+
+    Attributes:
+        why: what the accept threshold guarantees, or why there is none.
+        sets: (title, note, figures) of each set of cases.
+        judged: cases that plots show.
+        groups: figures by group of patients; empty where the cases name none.
+        rates: of the dropout rates that were tried.
+    """
+
+    contract: Contract
+    policy: Policy
+    why: str
+    sets: Sequence[tuple[str, str, Mapping[str, Any]]]
+    judged: Sequence[Judged]
+    groups: Mapping[str, Any]
+    rates: Sequence[Rate] = ()
+
+
+def rendered(template: str, **context: Any) -> str:
+    """HTML of `template.html.jinja` in this folder."""
+    filters = {"n": _number, "share": _share, "blocks": _blocks}
+    return page.render(Path(__file__).with_name(f"{template}.html.jinja"), filters, **context)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _share(interval: Mapping[str, float | None]) -> str:
+    if interval["share"] is None:
+        return "–"
+    return f"{interval['share']:.1%}, 95 % interval {interval['low']:.1%} to {interval['high']:.1%}"
+
+
+def _blocks(probabilities: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """One table for exclusive classes, one per label otherwise."""
+    return [("probabilities", probabilities)] if "ece" in probabilities else list(probabilities.items())

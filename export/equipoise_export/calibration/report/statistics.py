@@ -1,0 +1,20 @@
+"""Figures of each set of cases, of each group of patients, and of each dropout rate that was tried."""
+
+from __future__ import annotations
+
+from .findings import Findings, rendered
+
+
+def measured(found: Findings) -> str:
+    """Routes, probabilities and volumes of each set of cases."""
+    return rendered("measured", sets=found.sets, classes=found.contract.classes)
+
+
+def groups(found: Findings) -> str:
+    """Routes of each group; empty where the cases name none."""
+    return rendered("groups", groups=found.groups) if found.groups else ""
+
+
+def rates(found: Findings) -> str:
+    """Empty where none were tried."""
+    return rendered("rates", rates=found.rates) if found.rates else ""
