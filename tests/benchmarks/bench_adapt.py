@@ -4,22 +4,30 @@
 
 Each model is calibrated on the calibration split and then adapted to sites made of the test split: as it is, and with
 images of another kind (noise, blur, for nuclei H&E-stained tissue; pneumonia's test split is the publisher's validation
-set). Half of each site's cases come without labels, the other half with labels in three calls.
+set). Half of each site's cases, or 40, come without labels, the others with labels in three calls. Where there are
+volumes, their intervals at the other site and at this one are compared with the truth of all cases.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from equipoise_core.loading import load_model
 from equipoise_export import adapt, calibrate
+from equipoise_export.adaptation.adapt import AdaptedSite
+from equipoise_export.adaptation.decide import images_needed
+from equipoise_export.calibration.calibrate import measure_all
+from equipoise_export.calibration.reading import labelled_cases
 from equipoise_lab.compare.corruptions import gaussian, rician
 from equipoise_lab.reference.build import goals, spacing_of, truth_of
 from equipoise_lab.reference.data import REPOSITORY, Dataset, load, load_shifted_nuclei, reference_split
@@ -71,8 +79,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = [row for name in options.names for row in rows_of(name, options.folder or Path(scratch))]
     shown = Table("model", "site", "told apart", "worth", "expected error", "labels", "accepted", "wrong", "open")
+    for where in ("elsewhere", "here"):
+        shown.add_column(f"covered, {where}")
     for row in report:
-        shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        values = [*row.values()]
+        shown.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
     Console().print(shown)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -94,14 +105,31 @@ def rows_of(name: str, root: Path) -> Iterator[dict[str, Any]]:
     for site, cases in sites(name, data.select(split.test)):
         folder = root / name / site.replace(" ", "-").replace("&", "")
         shutil.rmtree(folder, ignore_errors=True)
-        half = len(cases) // 2
+        half = max(images_needed(0.05), len(cases) // 2)
         images = written(folder / "unlabelled", name, cases.select(cases.ids[:half]))
         found = adapt(name, repository=repository, folder=folder / "site", site=site, data=images, progress=True)
-        yield row(name, site, found.document())
+        yield {**row(name, site, found.document()), **coverage(name, repository, folder, cases, found)}
         for call, ids in enumerate(parts(cases.ids[half:]), 1):
             labelled = written(folder / f"labelled{call}", name, cases.select(ids))
             found = adapt(name, repository=repository, folder=folder / "site", labelled=labelled, progress=True)
             yield row(name, site, found.document())
+
+
+def coverage(name: str, repository: Path, folder: Path, cases: Dataset, found: AdaptedSite) -> dict[str, Any]:
+    """Share of true total volumes inside the interval as widened elsewhere, and as widened for this site."""
+    if found.site.source.volume is None:
+        return {}
+    model = replace(load_model(repository / name / "1"), policy=None)
+    given = written(folder / "all", name, cases)
+    stages = tuple(stage.samples for stage in found.site.source.stages)
+    measured = measure_all(model, repository, labelled_cases(given, model.contract, None), 0.8, stages, True)
+    low, high = (np.array([case.full.volumes["total"][end] for case in measured]) for end in (1, 2))
+    truth, shares = np.array([case.truths["total"] for case in measured]), {}
+    for where, rule in (("elsewhere", found.site.source.volume), ("here", found.verdict.policy.volume)):
+        width = rule.widening["total"] if rule else math.nan
+        inside = float(((low - width <= truth) & (truth <= high + width)).mean())
+        shares[f"covered, {where}"] = inside if rule else None
+    return shares
 
 
 def parts(ids: Sequence[str]) -> list[tuple[str, ...]]:

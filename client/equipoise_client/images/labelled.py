@@ -41,6 +41,9 @@ PSEUDO_LABEL = ".pseudo-label"
 """In the name of every label that a model wrote (`equipoise rank`). Here it is refused: judged by its own answers, a
 model is never wrong."""
 
+_GROUP = "group"
+"""The column that groups cases where none is named; in an archive the entry `groups`."""
+
 _TOLD = ("ids", "patients", "groups", "spacing")  # entries of an archive beside images and labels
 _LABEL_ENDS = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -89,6 +92,7 @@ def read_labelled(
     spacing: tuple[float, ...] | None = None,
     labels: bool = True,
     table: LabelTable | None = None,
+    group_by: str = _GROUP,
 ) -> list[LabelledImage]:
     """All labelled cases. Raises InvalidInput that says what was found and which layouts there are.
 
@@ -97,16 +101,17 @@ def read_labelled(
         labels: False: they are not looked for, and every truth is blank (zeros).
         table: which labels make each class; by default `dataset.json` beside the folders says it, or labels are indices
             or names.
+        group_by: the column of `cases.csv` (the entry of an archive) that names each case's group.
     """
     beside = (data if data.is_dir() else data.parent) / "dataset.json"
     if table is None and labels and contract.task is Task.SEGMENTATION and beside.is_file():
         table = LabelTable.of_dataset(beside)
     table = table.checked(contract) if table is not None else None
     if data.is_file() and data.suffix == ".npz":
-        return list(_from_archive(data, contract, spacing, labels, table))
+        return list(_from_archive(data, contract, spacing, labels, table, group_by))
     if not data.is_dir():
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
-    folder = _Folder.of(data)
+    folder = _Folder.of(data, group_by)
     if not labels:
         rows = folder.images()
     elif contract.task is Task.SEGMENTATION:
@@ -131,28 +136,32 @@ def _names(names: Iterable[object]) -> str:
 class _Folder:
     """A folder of images and its `cases.csv`, of which every row must be about an image that is there."""
 
-    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]]) -> None:
-        self.root, self.table = root, table
+    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]], group_by: str) -> None:
+        self.root, self.table, self.group_by = root, table, group_by
         self._used: set[Path] = set()
 
     @classmethod
-    def of(cls, root: Path) -> _Folder:
+    def of(cls, root: Path, group_by: str) -> _Folder:
         path = root / "cases.csv"
         if not path.is_file():
-            return cls(root, {})
+            if group_by != _GROUP:
+                raise InvalidInput(f"{root} has no cases.csv; expected one with the columns file and {group_by}")
+            return cls(root, {}, group_by)
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         if rows and "file" not in rows[0]:
             raise InvalidInput(
                 f"{path}: expected a column `file`, and any of patient, group, label; got {list(rows[0])}"
             )
+        if rows and group_by != _GROUP and group_by not in rows[0]:
+            raise InvalidInput(f"{path} has no column {group_by!r} to group cases by; it has {_names(rows[0])}")
         table: dict[Path, Mapping[str, str]] = {}
         for row in rows:
             found = _found(root, row["file"])
             if found in table:
                 raise InvalidInput(f"{path}: {row['file']} has two rows; expected one for each image")
             table[found] = row
-        return cls(root, table)
+        return cls(root, table, group_by)
 
     def part(self, *names: str) -> Path:
         """The first of these folders that is there, or the first one's name."""
@@ -161,7 +170,7 @@ class _Folder:
     def row(self, file: Path, label: str | Path | tuple[Path, ...] | None) -> Row:
         stated = self.stated(file)
         patient = stated.get("patient") or str(file.relative_to(self.root))
-        return Row(file, label, patient, stated.get("group") or "")
+        return Row(file, label, patient, (stated.get(self.group_by) or "").strip())
 
     def stated(self, file: Path) -> Mapping[str, str]:
         self._used.add(file)
@@ -331,11 +340,17 @@ def _grey(planes: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _from_archive(
-    path: Path, contract: Contract, spacing: tuple[float, ...] | None, labelled: bool, table: LabelTable | None
+    path: Path,
+    contract: Contract,
+    spacing: tuple[float, ...] | None,
+    labelled: bool,
+    table: LabelTable | None,
+    group_by: str,
 ) -> Iterator[LabelledImage]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            entries = {name: archive[name] for name in {"images", "labels", "masks", *_TOLD} & set(archive.files)}
+            known = {"images", "labels", "masks", *_TOLD, group_by}
+            entries = {name: archive[name] for name in known & set(archive.files)}
             names = sorted(archive.files)
     except (ValueError, OSError, BadZipFile) as error:
         raise InvalidInput(f"{path.name} cannot be read: {error}; expected an .npz of plain arrays") from error
@@ -345,7 +360,10 @@ def _from_archive(
         raise InvalidInput(f"{path.name} holds {names}; expected {expected}")
     images = entries["images"]
     truths = entries[labels] if labelled else [None] * len(images)
-    ids, patients, groups = (entries[n].astype(str) if n in entries else None for n in ("ids", "patients", "groups"))
+    if group_by not in (_GROUP, *names):
+        raise InvalidInput(f"{path.name} has no entry {group_by!r} to group cases by; it holds {names}")
+    column = "groups" if group_by == _GROUP else group_by
+    ids, patients, groups = (entries[n].astype(str) if n in entries else None for n in ("ids", "patients", column))
     stated = tuple(float(mm) for mm in entries["spacing"].reshape(-1)) if "spacing" in entries else spacing
     if len(images) != len(truths):
         raise InvalidInput(f"{path.name} holds {len(images)} images and {len(truths)} {labels}; expected one for each")

@@ -26,8 +26,9 @@ from ..calibration.table import CaseTable
 from .errors import AdaptationError
 from .site import Site
 
-SHARES = (0.5, 0.7, 0.85, 1.0)
-"""Of the calibration cases below the other site's own threshold, the strictest candidate accepts half."""
+SHARES = (0.7, 0.85, 1.0)
+"""Of the calibration cases below the other site's own threshold, the strictest candidate accepts 70 %: a
+stricter one errs less, but meets fewer cases that count for it, and the others wait for it."""
 
 CHANGED = 0.01
 """Accept is closed where images of later calls differ from those of the first at this level, over all calls."""
@@ -65,6 +66,10 @@ def begin(
         )
     if source.guarantee is None:
         raise AdaptationError("the policy accepts nothing at its own site; calibrate the model on cases of this one")
+    if source.groups is not None:
+        raise AdaptationError(
+            f"the policy is certified by {source.groups.by}; adapt one that was calibrated without --group-by"
+        )
     half = deal_pilot([case.patient for case in images], 0.5)
     first, second = ([case for case in images if half[case.patient] is side] for side in (True, False))
     blank = tuple(replace(stage, accept_up_to=None) for stage in source.stages)

@@ -62,7 +62,8 @@ def render_report(
 def promises(found: Findings) -> Section:
     """What goes on without a human at this site, and why."""
     policy, document = found.verdict.policy, found.document
-    notes = [found.verdict.why + "."]
+    why = found.verdict.why
+    notes = [f"{why[0].upper()}{why[1:]}."]
     if policy.guarantee is None:
         notes.append("Nothing is accepted at this site: every case goes to an expert, or is rejected.")
     if document["skipped"]:
@@ -107,8 +108,8 @@ def evidence(found: Findings) -> Section:
     notes = [
         f"{len(site.cases)} labelled cases in {site.calls} calls. Thresholds are opened one after the other, "
         f"the strictest first, each as soon as a bet against “{site.alpha:.0%} or more of the accepted cases are "
-        f"wrong” has multiplied its stake by {1 / site.delta:g}. One may look after every case: that this is wrong "
-        f"at any time has a chance of at most {site.delta:.0%}.",
+        f"wrong” has multiplied its stake by {1 / site.delta:g}. One may look after every case: that an open one is "
+        f"ever wrong has a chance of at most {site.delta:.0%}.",
         "“Labels still needed” is a forecast: if half as many accepted cases are wrong as allowed.",
         *(f"Not tried: {words}." for words in site.dropped),
     ]
@@ -246,7 +247,7 @@ def _bounds(found: Findings) -> str:
     seen = growth.errors[:, k] / np.maximum(growth.accepted[:, k], 1)
     axes.plot(cases, seen, color=FAINT, label="share wrong so far")
     axes.axhline(site.alpha, color=WARN, linewidth=1, label=f"allowed: {site.alpha:.0%}")
-    axes.set(xlabel="labelled cases", ylabel="error among accepted cases", ylim=(0, 1))
+    axes.set(xlabel="labelled cases", ylabel="error among accepted cases", ylim=(0, min(1.0, 6.0 * site.alpha)))
     axes.legend(frameon=False, fontsize=8)
     return page.svg(figure)
 

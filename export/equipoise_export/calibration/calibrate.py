@@ -101,6 +101,7 @@ def calibrate(
     pilot: float = 0.3,
     spacing: tuple[float, ...] | None = None,
     label_values: str | Mapping[str, Sequence[str | int]] | None = None,
+    group_by: str | None = None,
     sweep_p: Sequence[float] = (),
     report: str | Path | None = None,
     progress: bool = False,
@@ -128,6 +129,8 @@ def calibrate(
         spacing: mm per axis for files that state none.
         label_values: which labels make each class, such as `{"wt": [1, 2, 3], "et": [3]}`; by default labels are
             indices or names of classes, or `dataset.json` beside the data says it.
+        group_by: a column of `cases.csv`, such as `scanner`: each of its values gets a certificate of its own, and
+            cases of values without one go to review.
         sweep_p: dropout rates to try; they change no policy.
         report: HTML file; `NAME.calibration.html` in the repository by default.
         progress: whether a bar shows how far it is, on stderr.
@@ -159,9 +162,12 @@ def calibrate(
     goals = Goals(
         f"mean Dice below {acceptable_dice:g}" if contract.task is Task.SEGMENTATION else "wrong label",
         alpha, delta, false_alarms, level, missed, Method(method),
-        audited=audited,
+        audited=audited, by=group_by or "",
     )  # fmt: skip
-    cases = labelled_cases(Path(data), contract, spacing, values=label_values)
+    column = group_by or "group"
+    cases = labelled_cases(Path(data), contract, spacing, values=label_values, group_by=column)
+    if group_by and not any(case.group for case in cases):
+        raise CalibrationError(f"no case names its {group_by}: fill that column of cases.csv, or leave --group-by out")
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
@@ -187,7 +193,7 @@ def calibrate(
         )
     ]
     if test is not None:
-        held_out = labelled_cases(Path(test), contract, spacing, values=label_values)
+        held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
         others = measure_all(model, repository, held_out, acceptable_dice, grid, progress)
         judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."

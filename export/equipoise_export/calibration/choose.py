@@ -13,7 +13,7 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.monitoring import QUANTILES, Monitoring
-from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
+from equipoise_core.policy import Bounds, Groups, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
 from equipoise_core.statistics import SIMPLE
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
+from .groups import certify_groups
 from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .recalibrate import fit_isotonic, fit_temperature
@@ -71,6 +72,7 @@ class Goals:
         missed: expected share of true foreground that `labels_sensitive` may miss.
         method: of recalibration.
         score: the case score to route by; None: the one that ranks the pilot cases best.
+        by: what the cases' groups are, in words, where each is to have a certificate of its own; "": none is.
     """
 
     loss: str
@@ -83,6 +85,7 @@ class Goals:
     score: str | None = None
     rejected: float = 0.01
     audited: float = 0.05
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def _serve(contract: Contract, policy: Policy, case: Measured, known: Mapping[st
             policy.samples,
             last=stage is policy.stages[-1],
             spacing=case.spacing,
+            group=case.group or None,
         )
         decision = decide(contract, policy, "", evidence)
         if decision is not None:
@@ -357,6 +361,9 @@ def choose_thresholds(
     columns = _served_by(contract, policy, candidates, cases, goals)
     accepted = np.array([[served.route is Route.ACCEPT for served in column] for column in columns]).T
     losses = np.array([[served.step.loss for served in column] for column in columns]).T
+    if goals.by:
+        policy, why = _by_group(policy, candidates, accepted, losses, cases, goals)
+        return policy, None, why
     certificate = learn_then_test(accepted, losses, goals.alpha, goals.delta)
     if certificate is None:
         most, needed = int(accepted.sum(axis=0).max()), accepted_cases_needed(goals.alpha, goals.delta)
@@ -374,6 +381,46 @@ def choose_thresholds(
         goals.alpha, goals.delta, goals.loss, len(cases), certificate.accepted, round(certificate.losses), why
     )
     return replace(policy, stages=candidates[certificate.index], guarantee=guarantee), certificate, why
+
+
+def _by_group(
+    policy: Policy,
+    candidates: Sequence[tuple[Stage, ...]],
+    accepted: NDArray[np.bool_],
+    losses: NDArray[np.float64],
+    cases: Sequence[Measured],
+    goals: Goals,
+) -> tuple[Policy, str]:
+    """Thresholds for each group of cases that its own cases certify; the others have none."""
+    found = certify_groups(accepted, losses, [case.group for case in cases], goals.alpha, goals.delta)
+    closed = tuple(replace(stage, accept_up_to=None) for stage in candidates[0])
+    promise = (
+        f"error among accepted cases at most {goals.alpha:g} in every certified {goals.by}, all together with "
+        f"confidence {1 - goals.delta:g} (Learn-then-Test on the own cases of each of the {found.tested} that have "
+        f"enough, at {found.level:.3g})"
+    )
+    guarantees = {}
+    for name, certificate in found.certificates.items():
+        own = sum(case.group == name for case in cases)
+        words = (
+            f"{goals.by} {name}: accepted {certificate.accepted} of {own} calibration cases, {certificate.losses:g} of "
+            f"them wrong ({goals.loss}), p = {certificate.p_value:.3g}"
+        )
+        guarantees[name] = Guarantee(
+            goals.alpha, found.level, goals.loss, own, certificate.accepted, round(certificate.losses), words
+        )
+    stages = {name: candidates[certificate.index] for name, certificate in found.certificates.items()}
+    groups = Groups(goals.by, stages, guarantees, found.without, promise)
+    if not guarantees:
+        why = (
+            f"no {goals.by} could be certified: each needs {found.needed} accepted calibration cases of its own, all "
+            f"right, for an error of at most {goals.alpha:g}"
+        )
+        return replace(policy, stages=closed, groups=groups), why
+    count = {name: sum(vars(each)[name] for each in guarantees.values()) for name in ("accepted", "errors", "cases")}
+    why = f"{promise}: {'; '.join(each.rule for each in guarantees.values())}"
+    total = Guarantee(goals.alpha, goals.delta, goals.loss, count["cases"], count["accepted"], count["errors"], why)
+    return replace(policy, stages=closed, guarantee=total, groups=groups), why
 
 
 def _score(goals: Goals, steps: Sequence[Step]) -> str:

@@ -35,6 +35,8 @@ Examples:
 
     equipoise calibrate brats --data labelled/ --repository model_repository --label-values "wt=1,2,3; tc=1,3; et=3"
 
+    equipoise calibrate chest --data labelled/ --repository model_repository --group-by scanner
+
 Data: a folder with images/ and labels/ or masks/ (files of the same name, or labels/CLASS/ with one mask per class), a
 folder of folders named by class, or an .npz with images and labels (or masks), optionally ids, patients, groups,
 spacing. A cases.csv beside the folders may state file, patient, group, label.
@@ -76,6 +78,9 @@ def calibrate(
     label_values: Annotated[
         str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
     ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column of cases.csv (scanner): a certificate for each of its values.")
+    ] = None,
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -87,7 +92,7 @@ def calibrate(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
             acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
             method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, progress=not as_json,
-            spacing=numbers(spacing) if spacing else None, label_values=label_values,
+            spacing=numbers(spacing) if spacing else None, label_values=label_values, group_by=group_by,
             sweep_p=numbers(sweep_p) if sweep_p else (),
         )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:

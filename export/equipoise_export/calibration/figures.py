@@ -55,7 +55,7 @@ class Judged:
     def ranking(self) -> float:
         """The case score over its stage's accept threshold: stages' scores are on scales of their own, but their
         thresholds have one rank. Without thresholds the score itself."""
-        stage = self.policy.stage(self.step.samples)
+        stage = self.policy.stage(self.step.samples, self.case.group)
         assert stage is not None
         score, threshold = self.step.scores[stage.score], stage.accept_up_to
         return score if threshold is None else score / max(threshold, 1e-12)
@@ -70,13 +70,22 @@ class Judged:
 def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -> list[Judged]:
     """The cases as the policy decides them."""
     judged = []
+    at_full_samples = of_last_stage(chosen.policy)
     for case in cases:
         served, recalibration = chosen.served(case), chosen.policy.recalibration
         p = served.step.probabilities
         calibrated = recalibration.apply(p.T, contract.activation).T if recalibration else p
-        full = serve(contract, replace(chosen.policy, stages=chosen.policy.stages[-1:]), case).route
+        full = serve(contract, at_full_samples, case).route
         judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, calibrated))
     return judged
+
+
+def of_last_stage(policy: Policy) -> Policy:
+    """What the policy would decide by its last stage alone."""
+    groups = policy.groups
+    if groups is not None:
+        groups = replace(groups, stages={name: stages[-1:] for name, stages in groups.stages.items()})
+    return replace(policy, stages=policy.stages[-1:], groups=groups)
 
 
 def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured], goals: Goals) -> list[Judged]:

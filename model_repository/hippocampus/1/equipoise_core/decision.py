@@ -43,6 +43,7 @@ class Evidence:
         spacing: voxel spacing in mm, or None.
         problems: what went wrong.
         windows: the image was taken in windows, being larger than the network sees at once.
+        group: which group of cases the caller says this is one of; None: it does not say.
     """
 
     input: Mapping[str, float]
@@ -55,6 +56,7 @@ class Evidence:
     spacing: tuple[float, ...] | None = None
     problems: tuple[Reason, ...] = ()
     windows: bool = False
+    group: str | None = None
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision | None:
@@ -62,7 +64,8 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
 
     In this order: anything that went wrong, or no policy for this model → review (after a first pass that failed the
     samples are drawn all the same); input far from the calibration cases → reject; input unlike them, a caller's own
-    seed or T, a spacing that the model was not made for, or an image taken in windows → review. Then the answer: where
+    seed or T, a spacing that the model was not made for, an image taken in windows, or a group of cases without a
+    certificate under a policy that has them by group → review. Then the answer: where
     it is unlike those of the calibration cases the next stage decides, after the last one it goes to review; case score
     at most the stage's threshold → accept; above the one for review, or no stage left → review.
     """
@@ -73,7 +76,7 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
         return Decision(Route.REJECT, found)
     for found in _reservations(contract, policy, evidence):
         return Decision(Route.REVIEW, found)
-    stage = policy.stage(evidence.samples)
+    stage = policy.stage(evidence.samples, evidence.group)
     assert stage is not None
     answer = _comparable(contract, evidence)
     for route, code, bounds in (
@@ -142,6 +145,8 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield reason("samples_named", drawn=evidence.samples)
     if evidence.windows:
         yield reason("windows")
+    if policy.groups is not None and evidence.group not in policy.groups.stages:
+        yield reason("group_not_certified", by=policy.groups.by)
     if contract.task is Task.SEGMENTATION and contract.spacing is not None:
         if evidence.spacing is None:
             yield reason("no_spacing")
