@@ -87,10 +87,10 @@ class AdaptedSite:
 
 
 def labels_needed(site: Site, verdict: Verdict, candidate: int) -> int | None:
-    """Labelled cases until a candidate may open, if it errs no more often than half of α and accepts as many cases as
+    """Labelled cases until a candidate may open, if it errs a quarter as often as α and accepts as many cases as
     of the images; a forecast. None: more than can be said."""
     share = float(verdict.accepts[candidate])
-    accepted = labels_until_open(site.alpha, site.delta, site.alpha / 2.0)
+    accepted = labels_until_open(site.alpha, site.delta, site.alpha / 4.0)
     return None if accepted is None or share <= 0.0 else round(accepted / share)
 
 

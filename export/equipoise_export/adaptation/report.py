@@ -110,7 +110,7 @@ def evidence(found: Findings) -> Section:
         f"the strictest first, each as soon as a bet against “{site.alpha:.0%} or more of the accepted cases are "
         f"wrong” has multiplied its stake by {1 / site.delta:g}. One may look after every case: that an open one is "
         f"ever wrong has a chance of at most {site.delta:.0%}.",
-        "“Labels still needed” is a forecast: if half as many accepted cases are wrong as allowed.",
+        "“Labels still needed” is a forecast: if a quarter as many accepted cases are wrong as allowed.",
         *(f"Not tried: {words}." for words in site.dropped),
     ]
     plots = [("Growth of each bet; above the line its threshold is open.", _wealth(found))] if site.cases else []

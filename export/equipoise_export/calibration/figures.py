@@ -129,6 +129,8 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "selection": selection_figures(judged),
         "samples": sample_figures(judged),
     }
+    if contract.task is Task.CLASSIFICATION:
+        report["by_truth"] = errors_by_truth(contract, judged)
     if contract.task is Task.SEGMENTATION:
         dice = np.array([each.step.dice for each in judged])
         report["dice"] = {"mean": float(dice.mean()), "lowest": float(dice.min())}
@@ -172,6 +174,27 @@ def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) ->
             "before": metric(before, labels),
             "after": metric(after, labels),
             "floor": {"mean": mean, "p95": high},
+        }
+    return report
+
+
+def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Of each class, among cases that truly are of it: how many are accepted, and how many of those are wrong.
+
+    Intervals hold for all classes together with 95 % (Bonferroni). A rare class may fare worse than the average that the
+    policy promises, and no threshold is fitted to it: what a case truly is nobody knows when it is routed.
+    """
+    confidence = 1.0 - 0.05 / len(contract.classes)
+    report = {}
+    for k, name in enumerate(contract.classes):
+        those = [each for each in judged if each.case.hits[0, k]]
+        accepted = [each for each in those if each.route == "accept"]
+        wrong = int(sum(each.step.loss for each in accepted))
+        report[name] = {
+            "cases": len(those),
+            "accepted": len(accepted),
+            "wrong": wrong,
+            "error": exact_share(wrong, len(accepted), confidence),
         }
     return report
 
@@ -247,9 +270,9 @@ def by_group(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict
     return {group: figures(contract, [j for j in judged if j.case.group == group], goals) for group in groups}
 
 
-def exact_share(part: int, whole: int) -> dict[str, float | None]:
-    """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
+def exact_share(part: int, whole: int, confidence: float = 0.95) -> dict[str, float | None]:
+    """A share with its exact interval (Clopper & Pearson 1934)."""
     if not whole:
         return {"share": None, "low": None, "high": None}
-    interval = binomtest(part, whole).proportion_ci(0.95)
+    interval = binomtest(part, whole).proportion_ci(confidence)
     return {"share": part / whole, "low": float(interval.low), "high": float(interval.high)}

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from equipoise_core.policy import parse_policy
 from equipoise_export.calibration.choose import choose_policy
-from equipoise_export.calibration.figures import figures, judge, judge_across
+from equipoise_export.calibration.figures import errors_by_truth, exact_share, figures, judge, judge_across
 from equipoise_export.calibration.groups import certify_groups, tested_groups
 from equipoise_export.calibration.risk import accepted_cases_needed, learn_then_test
 
@@ -103,3 +103,18 @@ def test_without_any_certificate_nothing_is_accepted(contract):  # noqa: F811
     assert chosen.policy.guarantee is None and len(chosen.policy.groups.without) == 30
     assert "no scanner could be certified" in chosen.why
     assert not any(each.route == "accept" for each in judge(contract, chosen, draw(100, 3)))
+
+
+def test_errors_by_truth_show_a_rare_class(contract):  # noqa: F811
+    """Every class is counted on its own cases, and the intervals hold together: wider than one alone."""
+    cases = draw(300, 2)
+    chosen = choose_policy(contract, draw(100, 1, "pilot"), cases, GOALS, stages=STAGES)
+    judged = judge(contract, chosen, draw(1000, 3))
+    found = errors_by_truth(contract, judged)
+    accepted = [each for each in judged if each.route == "accept"]
+    assert sum(each["cases"] for each in found.values()) == 1000
+    assert sum(each["accepted"] for each in found.values()) == len(accepted)
+    ill = found["ill"]
+    assert ill["wrong"] == ill["accepted"] > 0 == found["normal"]["wrong"]  # only wrong cases are labelled ill here
+    alone = exact_share(ill["wrong"], ill["accepted"])
+    assert ill["error"]["low"] < alone["low"]

@@ -11,8 +11,9 @@ def measured(found: Findings) -> str:
 
 
 def groups(found: Findings) -> str:
-    """Routes of each group; empty where the cases name none."""
-    return rendered("groups", groups=found.groups) if found.groups else ""
+    """Certificates by group, and routes of each; empty where the cases name none."""
+    certified = found.policy.groups
+    return rendered("groups", groups=found.groups, certified=certified) if found.groups or certified else ""
 
 
 def rates(found: Findings) -> str:
