@@ -62,6 +62,7 @@ class LabelledImage:
             `[K, *S]` or `[K]`.
         spacing: mm per axis, or None.
         group: scanner or site, or "".
+        order: when it came, as the column that was named says; or "".
     """
 
     name: str
@@ -70,6 +71,7 @@ class LabelledImage:
     truth: NDArray[np.uint8]
     spacing: tuple[float, ...] | None
     group: str
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Row:
     label: str | Path | tuple[Path, ...] | None
     patient: str
     group: str
+    order: str = ""
 
 
 def read_labelled(
@@ -93,6 +96,7 @@ def read_labelled(
     labels: bool = True,
     table: LabelTable | None = None,
     group_by: str = _GROUP,
+    order_by: str = "",
 ) -> list[LabelledImage]:
     """All labelled cases. Raises InvalidInput that says what was found and which layouts there are.
 
@@ -102,16 +106,17 @@ def read_labelled(
         table: which labels make each class; by default `dataset.json` beside the folders says it, or labels are indices
             or names.
         group_by: the column of `cases.csv` (the entry of an archive) that names each case's group.
+        order_by: the one that says when each case came.
     """
     beside = (data if data.is_dir() else data.parent) / "dataset.json"
     if table is None and labels and contract.task is Task.SEGMENTATION and beside.is_file():
         table = LabelTable.of_dataset(beside)
     table = table.checked(contract) if table is not None else None
     if data.is_file() and data.suffix == ".npz":
-        return list(_from_archive(data, contract, spacing, labels, table, group_by))
+        return list(_from_archive(data, contract, spacing, labels, table, group_by, order_by))
     if not data.is_dir():
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
-    folder = _Folder.of(data, group_by)
+    folder = _Folder.of(data, group_by, order_by)
     if not labels:
         rows = folder.images()
     elif contract.task is Task.SEGMENTATION:
@@ -136,32 +141,34 @@ def _names(names: Iterable[object]) -> str:
 class _Folder:
     """A folder of images and its `cases.csv`, of which every row must be about an image that is there."""
 
-    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]], group_by: str) -> None:
-        self.root, self.table, self.group_by = root, table, group_by
+    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]], group_by: str, order_by: str) -> None:
+        self.root, self.table, self.group_by, self.order_by = root, table, group_by, order_by
         self._used: set[Path] = set()
 
     @classmethod
-    def of(cls, root: Path, group_by: str) -> _Folder:
+    def of(cls, root: Path, group_by: str, order_by: str) -> _Folder:
         path = root / "cases.csv"
+        wanted = [column for column in (group_by, order_by) if column not in ("", _GROUP)]
         if not path.is_file():
-            if group_by != _GROUP:
-                raise InvalidInput(f"{root} has no cases.csv; expected one with the columns file and {group_by}")
-            return cls(root, {}, group_by)
+            if wanted:
+                raise InvalidInput(f"{root} has no cases.csv; expected one with the columns file, {_names(wanted)}")
+            return cls(root, {}, group_by, order_by)
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         if rows and "file" not in rows[0]:
             raise InvalidInput(
                 f"{path}: expected a column `file`, and any of patient, group, label; got {list(rows[0])}"
             )
-        if rows and group_by != _GROUP and group_by not in rows[0]:
-            raise InvalidInput(f"{path} has no column {group_by!r} to group cases by; it has {_names(rows[0])}")
+        for column in wanted:
+            if rows and column not in rows[0]:
+                raise InvalidInput(f"{path} has no column {column!r}; it has {_names(rows[0])}")
         table: dict[Path, Mapping[str, str]] = {}
         for row in rows:
             found = _found(root, row["file"])
             if found in table:
                 raise InvalidInput(f"{path}: {row['file']} has two rows; expected one for each image")
             table[found] = row
-        return cls(root, table, group_by)
+        return cls(root, table, group_by, order_by)
 
     def part(self, *names: str) -> Path:
         """The first of these folders that is there, or the first one's name."""
@@ -170,7 +177,9 @@ class _Folder:
     def row(self, file: Path, label: str | Path | tuple[Path, ...] | None) -> Row:
         stated = self.stated(file)
         patient = stated.get("patient") or str(file.relative_to(self.root))
-        return Row(file, label, patient, (stated.get(self.group_by) or "").strip())
+        return Row(
+            file, label, patient, (stated.get(self.group_by) or "").strip(), (stated.get(self.order_by) or "").strip()
+        )
 
     def stated(self, file: Path) -> Mapping[str, str]:
         self._used.add(file)
@@ -299,7 +308,7 @@ def _read(
         truth = _truth_of(row, prepared, contract, table)
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from error
-    return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group)
+    return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group, row.order)
 
 
 def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTable | None) -> NDArray[np.uint8]:
@@ -346,10 +355,11 @@ def _from_archive(
     labelled: bool,
     table: LabelTable | None,
     group_by: str,
+    order_by: str,
 ) -> Iterator[LabelledImage]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            known = {"images", "labels", "masks", *_TOLD, group_by}
+            known = {"images", "labels", "masks", *_TOLD, group_by, order_by}
             entries = {name: archive[name] for name in known & set(archive.files)}
             names = sorted(archive.files)
     except (ValueError, OSError, BadZipFile) as error:
@@ -360,10 +370,11 @@ def _from_archive(
         raise InvalidInput(f"{path.name} holds {names}; expected {expected}")
     images = entries["images"]
     truths = entries[labels] if labelled else [None] * len(images)
-    if group_by not in (_GROUP, *names):
-        raise InvalidInput(f"{path.name} has no entry {group_by!r} to group cases by; it holds {names}")
-    column = "groups" if group_by == _GROUP else group_by
-    ids, patients, groups = (entries[n].astype(str) if n in entries else None for n in ("ids", "patients", column))
+    for wanted in (group_by, order_by):
+        if wanted not in ("", _GROUP, *names):
+            raise InvalidInput(f"{path.name} has no entry {wanted!r}; it holds {names}")
+    columns = ("ids", "patients", "groups" if group_by == _GROUP else group_by, order_by)
+    ids, patients, groups, orders = (entries[n].astype(str) if n in entries else None for n in columns)
     stated = tuple(float(mm) for mm in entries["spacing"].reshape(-1)) if "spacing" in entries else spacing
     if len(images) != len(truths):
         raise InvalidInput(f"{path.name} holds {len(images)} images and {len(truths)} {labels}; expected one for each")
@@ -377,7 +388,8 @@ def _from_archive(
             raise InvalidInput(f"{path.name}, {name}: {error}") from error
         patient = str(patients[index]) if patients is not None else name
         group = str(groups[index]) if groups is not None else ""
-        yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group)
+        order = str(orders[index]) if orders is not None else ""
+        yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group, order)
 
 
 def _truth_of_entry(

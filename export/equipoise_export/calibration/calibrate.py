@@ -24,6 +24,7 @@ from .cases import Labelled, Measured, check_classes, measure
 from .choose import Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
+from .examine import Finding, examine_images, examine_numbers, refuse
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases
 from .report import Findings, render_report
@@ -58,6 +59,7 @@ class Calibrated:
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
         costs: seconds of sampler runs, where stages were chosen by them.
+        examined: what was asked about the cases before they were trusted.
     """
 
     policy: Policy
@@ -67,6 +69,7 @@ class Calibrated:
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
     costs: Costs | None = None
+    examined: tuple[Finding, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -78,6 +81,7 @@ class Calibrated:
             "report": str(self.report),
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
+            "examined": [asdict(found) for found in self.examined],
             "rates": [asdict(rate) for rate in self.rates],
         }
 
@@ -102,6 +106,9 @@ def calibrate(
     spacing: tuple[float, ...] | None = None,
     label_values: str | Mapping[str, Sequence[str | int]] | None = None,
     group_by: str | None = None,
+    order_by: str | None = None,
+    training: str | Path | None = None,
+    despite: str = "",
     sweep_p: Sequence[float] = (),
     report: str | Path | None = None,
     progress: bool = False,
@@ -131,6 +138,9 @@ def calibrate(
             indices or names of classes, or `dataset.json` beside the data says it.
         group_by: a column of `cases.csv`, such as `scanner`: each of its values gets a certificate of its own, and
             cases of values without one go to review.
+        order_by: a column that says when each case came (numbers or ISO dates), to look for drift.
+        training: images that the network was trained on, to look for them among the cases.
+        despite: why cases are used in spite of what was found against them, and who says so; the policy keeps it.
         sweep_p: dropout rates to try; they change no policy.
         report: HTML file; `NAME.calibration.html` in the repository by default.
         progress: whether a bar shows how far it is, on stderr.
@@ -165,15 +175,20 @@ def calibrate(
         audited=audited, by=group_by or "",
     )  # fmt: skip
     column = group_by or "group"
-    cases = labelled_cases(Path(data), contract, spacing, values=label_values, group_by=column)
+    cases = labelled_cases(Path(data), contract, spacing, values=label_values, group_by=column, order_by=order_by or "")
     if group_by and not any(case.group for case in cases):
         raise CalibrationError(f"no case names its {group_by}: fill that column of cases.csv, or leave --group-by out")
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
+    trained = labelled_cases(Path(training), contract, spacing, labels=False) if training else None
+    findings = list(examine_images(cases, trained))
+    refuse(findings, despite)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
     grid = tuple(stages) or tried_stages(contract, full)
     measured = measure_all(model, repository, cases, acceptable_dice, grid, progress)
+    findings += examine_numbers(contract, one_each(cases), one_each(measured), order_by or "", column)
+    against = refuse(findings, despite)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
         contract,
@@ -183,6 +198,8 @@ def calibrate(
         stages=stages,
         costs=costs,
     )
+    if against:
+        chosen = replace(chosen, policy=replace(chosen.policy, despite=against))
     judged = judge_across(contract, chosen, calibration, goals)
     sections = [
         (
@@ -206,13 +223,13 @@ def calibrate(
         )  # fmt: skip
     groups = by_group(contract, judged, goals)
     page = Path(report) if report is not None else repository / f"{name}.calibration.html"
-    found = Findings(contract, chosen.policy, chosen.why, sections, judged, groups, rates)
+    found = Findings(contract, chosen.policy, chosen.why, sections, judged, groups, rates, findings)
     page.write_text(render_report(found), encoding="utf-8")
     table = table_of(chosen.policy.digest, goals, acceptable_dice, one_each(calibration))
     write_whole(table_file(repository, name), table.dumps())
     write_whole(repository / name / "1" / "policy.json", chosen.policy.dumps())
     renew_configurations(repository, name)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, tuple(findings))
 
 
 def check_cases(

@@ -35,6 +35,7 @@ class Labelled:
         truth: softmax: class indices, `[*S]` of a segmentation, `[]` of a classification; sigmoid: 0/1 per class,
             `[K, *S]` or `[K]`.
         group: scanner or site, or "".
+        order: when the case came, as a number or an ISO date, or "".
     """
 
     name: str
@@ -43,6 +44,7 @@ class Labelled:
     truth: NDArray[np.uint8]
     spacing: tuple[float, ...] | None = None
     group: str = ""
+    order: str = ""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,11 @@ def calibrate(
     group_by: Annotated[
         str | None, typer.Option(help="Column of cases.csv (scanner): a certificate for each of its values.")
     ] = None,
+    order_by: Annotated[str | None, typer.Option(help="Column with dates or numbers, to look for drift.")] = None,
+    training: Annotated[Path | None, typer.Option(help="Images trained on, to look for them among the cases.")] = None,
+    despite: Annotated[
+        str, typer.Option(help="Why, and who says so: use cases in spite of what was found; the policy keeps it.")
+    ] = "",
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -93,6 +98,7 @@ def calibrate(
             acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
             method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, progress=not as_json,
             spacing=numbers(spacing) if spacing else None, label_values=label_values, group_by=group_by,
+            order_by=order_by, training=training, despite=despite,
             sweep_p=numbers(sweep_p) if sweep_p else (),
         )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
@@ -114,6 +120,8 @@ def _whole(text: str | None) -> tuple[int, ...]:
 def _show(console: Console, name: str, found: Calibrated, repository: Path) -> None:
     for what, words in guarantees(found.policy, found.why):
         console.print(f"[bold]{what}[/bold]: {words}", highlight=False)
+    for asked in found.examined:
+        console.print(f"{asked.what}: {asked.words}", highlight=False, markup=False)
     for title, _, each in found.sections:
         routes = each["routes"]
         shown = Table("cases", "accept", "review", "reject", "wrong among accepted", "median samples", title=title)

@@ -181,8 +181,8 @@ def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) ->
 def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
     """Of each class, among cases that truly are of it: how many are accepted, and how many of those are wrong.
 
-    Intervals hold for all classes together with 95 % (Bonferroni). A rare class may fare worse than the average that the
-    policy promises, and no threshold is fitted to it: what a case truly is nobody knows when it is routed.
+    Intervals hold for all classes together with 95 % (Bonferroni). A rare class may fare worse than the average that
+    the policy promises, and no threshold is fitted to it: what a case truly is nobody knows when it is routed.
     """
     confidence = 1.0 - 0.05 / len(contract.classes)
     report = {}

@@ -19,6 +19,7 @@ def labelled_cases(
     labels: bool = True,
     values: str | Mapping[str, Sequence[str | int]] | None = None,
     group_by: str = "group",
+    order_by: str = "",
 ) -> list[Labelled]:
     """As the client prepares images for this model.
 
@@ -26,12 +27,16 @@ def labelled_cases(
         labels: False: images alone will do, the truth is blank.
         values: which labels make each class, as `wt=1,2,3; et=3` or by class; None: they are indices or names.
         group_by: the column of `cases.csv` that names each case's group.
+        order_by: the one that says when each case came; "": none does.
     """
     images = import_module("equipoise_client.images.labelled")
     table = None
     if values:
         table = images.LabelTable.parse(values) if isinstance(values, str) else images.LabelTable.of(values)
-    return [Labelled(**vars(each)) for each in images.read_labelled(data, contract, spacing, labels, table, group_by)]
+    return [
+        Labelled(**vars(each))
+        for each in images.read_labelled(data, contract, spacing, labels, table, group_by, order_by)
+    ]
 
 
 def numbers(text: str) -> tuple[float, ...]:

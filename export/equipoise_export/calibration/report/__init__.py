@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from .findings import Findings, rendered
 from .plots import plots
 from .promises import guarantees, promises
-from .statistics import groups, measured, rates
+from .statistics import examined, groups, measured, rates
 
 __all__ = ["SECTIONS", "Findings", "guarantees", "render_report"]
 
 SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
     ("What is guaranteed", promises),
+    ("Whether the cases can be trusted", examined),
     ("What was measured", measured),
     ("Plots", plots),
     ("By group", groups),

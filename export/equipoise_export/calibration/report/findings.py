@@ -11,6 +11,7 @@ from equipoise_core.contract import Contract
 from equipoise_core.policy import Policy
 
 from ... import page
+from ..examine import Finding
 from ..figures import Judged
 from ..sweep import Rate
 
@@ -25,6 +26,7 @@ class Findings:
         judged: cases that plots show.
         groups: figures by group of patients; empty where the cases name none.
         rates: of the dropout rates that were tried.
+        examined: what was asked about the cases before they were trusted.
     """
 
     contract: Contract
@@ -34,6 +36,7 @@ class Findings:
     judged: Sequence[Judged]
     groups: Mapping[str, Any]
     rates: Sequence[Rate] = ()
+    examined: Sequence[Finding] = ()
 
 
 def rendered(template: str, **context: Any) -> str:

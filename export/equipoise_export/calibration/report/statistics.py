@@ -16,6 +16,11 @@ def groups(found: Findings) -> str:
     return rendered("groups", groups=found.groups, certified=certified) if found.groups or certified else ""
 
 
+def examined(found: Findings) -> str:
+    """Whether the cases may stand for those to come; empty where nothing was asked."""
+    return rendered("examined", findings=found.examined, despite=found.policy.despite) if found.examined else ""
+
+
 def rates(found: Findings) -> str:
     """Empty where none were tried."""
     return rendered("rates", rates=found.rates) if found.rates else ""

@@ -154,6 +154,7 @@ class Policy:
         monitoring: which accepted cases are audited, and where calibration cases lay.
         adapted: the one site that it is for, where it was made from another site's.
         groups: thresholds and guarantees by group, where there are such; `stages` then accept nothing themselves.
+        despite: what was found against the calibration cases, and why they were used all the same; "": nothing.
     """
 
     model_digest: str
@@ -170,6 +171,7 @@ class Policy:
     monitoring: Monitoring | None = None
     adapted: Adapted | None = None
     groups: Groups | None = None
+    despite: str = ""
 
     def __post_init__(self) -> None:
         check_order(self.stages)
@@ -200,6 +202,7 @@ class Policy:
         further = {  # policies without them keep their digests
             **({"adapted": dict(vars(self.adapted))} if self.adapted else {}),
             **({"groups": self.groups.document()} if self.groups else {}),
+            **({"despite": self.despite} if self.despite else {}),
         }
         return {
             **further,
@@ -251,6 +254,7 @@ def _policy(document: Any) -> Policy:
         monitoring=optional(document["monitoring"], parse_monitoring),
         adapted=optional(document.get("adapted"), _adapted),
         groups=optional(document.get("groups"), _groups),
+        despite=str(document.get("despite", "")),
     )
 
 
