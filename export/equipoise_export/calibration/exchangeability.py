@@ -110,8 +110,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def drift_power(cases: int, step: float = 1.0, repetitions: int = 200) -> float:
-    """How often `drift` finds, at `STRONG`, a number that rises by `step` standard deviations halfway; simulated, of more than 500 cases
-    as of 500."""
+    """How often `drift` finds, at `STRONG`, one number that rises by `step` standard deviations halfway; simulated, of
+    more than 500 cases as of 500."""
     cases, random = min(cases, 500), np.random.default_rng(0)
     numbers = random.normal(size=(repetitions, cases))
     numbers[:, cases // 2 :] += step
