@@ -223,7 +223,7 @@ def calibrate(
         )  # fmt: skip
     groups = by_group(contract, judged, goals)
     page = Path(report) if report is not None else repository / f"{name}.calibration.html"
-    found = Findings(contract, chosen.policy, chosen.why, sections, judged, groups, rates, findings)
+    found = Findings(contract, chosen.policy, chosen.why, sections, judged, groups, rates, findings, chosen.gains)
     page.write_text(render_report(found), encoding="utf-8")
     table = table_of(chosen.policy.digest, goals, acceptable_dice, one_each(calibration))
     write_whole(table_file(repository, name), table.dumps())

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
+from .gain import LEVEL as GAIN_LEVEL
+from .gain import Fit, Gain, cross_validated_gain
 from .groups import certify_groups
 from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
-from .recalibrate import fit_isotonic, fit_temperature
+from .recalibrate import fit_isotonic, fit_temperature, fit_venn_abers
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
 EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
@@ -41,6 +43,8 @@ REVIEW_RANK = 0.5
 """Before the last stage a case goes to review where its score's rank lies in this share of those above the accept
 threshold's: hardly any of them would be accepted with more samples."""
 
+GAIN_FOLDS = 5
+
 SMALLEST_SHARE = 1e-6
 """A prediction's statistic counts as at least this, since its logarithm is looked at."""
 
@@ -51,10 +55,12 @@ POPULATION = (
 
 
 class Method(str, Enum):
-    """How probabilities are recalibrated."""
+    """How probabilities are recalibrated, where that is a clear gain; `best`: by the one that gains most."""
 
     TEMPERATURE = "temperature"
     ISOTONIC = "isotonic"
+    VENN_ABERS = "venn-abers"
+    BEST = "best"
     NONE = "none"
 
 
@@ -95,6 +101,7 @@ class ChosenPolicy:
     Attributes:
         score: the case score that routing looks at.
         certificate: None where nothing could be certified; `why` says so.
+        gains: of the recalibrations that were tried.
     """
 
     contract: Contract
@@ -102,6 +109,14 @@ class ChosenPolicy:
     score: str
     certificate: Certificate | None
     why: str
+    gains: tuple[Gain, ...] = ()
+
+    @property
+    def recalibrated(self) -> Method | None:
+        """By what method, if any."""
+        if self.policy.recalibration is None:
+            return None
+        return Method(max((gain for gain in self.gains if gain.clear), key=lambda gain: gain.low).method)
 
     def served(self, case: Measured) -> Served:
         """What the service answers under the policy."""
@@ -177,14 +192,15 @@ def choose_policy(
         stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
     policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
     served = [serve(contract, policy, case).step for case in cases]
+    recalibration, gains = choose_recalibration(contract, cases, served, goals.method)
     policy = replace(
         policy,
         volume=choose_volume(contract, cases, served, goals.level),
         sensitive=choose_sensitive(contract, served, goals.missed),
-        recalibration=choose_recalibration(contract, cases, served, goals.method),
+        recalibration=recalibration,
         monitoring=choose_monitoring(policy, cases, served, goals.audited),
     )
-    return ChosenPolicy(contract, policy, score, certificate, why)
+    return ChosenPolicy(contract, policy, score, certificate, why, gains)
 
 
 def choose_bounds(
@@ -500,12 +516,36 @@ def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequenc
 
 def choose_recalibration(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], method: Method
-) -> Recalibration | None:
-    """Fitted on all calibration cases, as they are answered."""
-    p, hits = stacked(cases, served)
+) -> tuple[Recalibration | None, tuple[Gain, ...]]:
+    """Fitted on all calibration cases, as they are answered, if it is a clear gain on cases that it was not fitted on;
+    and what was found of each method that was tried, at one level for all of them."""
+    tried = [each for each in _FITS if method in (each, Method.BEST)]
+    fold_of = deal_folds([case.patient for case in cases], GAIN_FOLDS)
+    probabilities, hits = [step.probabilities for step in served], [case.hits for case in cases]
+    folds = [fold_of[case.patient] for case in cases]
+    gains = tuple(
+        cross_validated_gain(
+            each.value, fit_of(contract, each), probabilities, hits, folds, contract.activation,
+            level=1.0 - (1.0 - GAIN_LEVEL) / len(tried),
+        )
+        for each in tried
+    )  # fmt: skip
+    clear = [gain for gain in gains if gain.clear]
+    if not clear:
+        return None, gains
+    best = max(clear, key=lambda gain: gain.low)
+    return fit_of(contract, Method(best.method))(*stacked(cases, served)), gains
+
+
+_FITS = (Method.TEMPERATURE, Method.ISOTONIC, Method.VENN_ABERS)
+"""Methods that fit something."""
+
+
+def fit_of(contract: Contract, method: Method) -> Fit:
+    """What fits this method's recalibration, one of `_FITS`."""
     if method is Method.TEMPERATURE:
-        return fit_temperature(p, hits, contract.activation)
-    return fit_isotonic(p, hits) if method is Method.ISOTONIC else None
+        return lambda p, hits: fit_temperature(p, hits, contract.activation)
+    return fit_isotonic if method is Method.ISOTONIC else fit_venn_abers
 
 
 def stacked(cases: Sequence[Measured], steps: Sequence[Step]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -18,10 +18,10 @@ from .cases import SENSITIVE_GRID, Measured, Step
 from .choose import (
     ChosenPolicy,
     Goals,
-    choose_recalibration,
     choose_sensitive,
     choose_volume,
     deal_folds,
+    fit_of,
     one_each,
     serve,
     stacked,
@@ -101,7 +101,9 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
         if not inside or not outside:
             continue
         served = [chosen.served(case).step for case in outside]
-        recalibration = choose_recalibration(contract, outside, served, goals.method)
+        recalibration = None
+        if chosen.recalibrated is not None:
+            recalibration = fit_of(contract, chosen.recalibrated)(*stacked(outside, served))
         policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None)
         with contextlib.suppress(TooFewCases):
             policy = replace(

@@ -36,7 +36,7 @@ class GroupCertificates:
     needed: int
 
 
-def tested_groups(sizes: Mapping[str, int], alpha: float, delta: float) -> tuple[str, ...]:
+def largest_groups(sizes: Mapping[str, int], alpha: float, delta: float) -> tuple[str, ...]:
     """The largest groups, as many as can still be certified when δ is shared among them; sizes alone decide.
 
     The unnamed group "" is none.
@@ -58,7 +58,7 @@ def certify_groups(
             confidence 1 − delta.
     """
     of, sizes = np.array(groups, dtype=object), Counter(groups)
-    tested = tested_groups(sizes, alpha, delta)
+    tested = largest_groups(sizes, alpha, delta)
     level = delta / max(1, len(tested))
     found = {name: learn_then_test(accepted[of == name], losses[of == name], alpha, level) for name in tested}
     certificates = {name: certificate for name, certificate in found.items() if certificate is not None}

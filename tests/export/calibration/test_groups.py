@@ -7,14 +7,14 @@ import numpy as np
 from equipoise_core.policy import parse_policy
 from equipoise_export.calibration.choose import choose_policy
 from equipoise_export.calibration.figures import errors_by_truth, exact_share, figures, judge, judge_across
-from equipoise_export.calibration.groups import certify_groups, tested_groups
+from equipoise_export.calibration.groups import certify_groups, largest_groups
 from equipoise_export.calibration.risk import accepted_cases_needed, learn_then_test
 
 from .test_choose import GOALS, STAGES, contract, draw  # noqa: F401  # a fixture
 from .test_theory import ALPHA, DELTA, within
 
 REPETITIONS = 500
-SCANNERS, EACH = 6, 60
+SCANNERS, EACH = 4, 60
 LIMITS = np.linspace(0.5, 1.0, 6)
 
 
@@ -26,7 +26,7 @@ def draw_groups(random, risks):
 
 
 def test_all_certificates_hold_together():
-    """Six scanners that err just as often as is not allowed: any certificate is wrong. Together at most δ are given;
+    """Four scanners that err just as often as is not allowed: any certificate is wrong. Together at most δ are given;
     each tested at the whole δ, many more."""
     random = np.random.default_rng(1)
     corrected = uncorrected = 0
@@ -52,16 +52,16 @@ def test_an_average_hides_a_scanner_and_its_own_certificate_does_not():
         bad += "scanner 5" in certified
         good += len(certified)
     assert within(bad, DELTA, REPETITIONS)
-    assert together > 0.9 * REPETITIONS
+    assert together > 0.7 * REPETITIONS
     assert good > 0.5 * 5 * REPETITIONS  # those who deserve a certificate mostly get one
 
 
 def test_how_many_groups_are_tested_depends_on_their_sizes_alone():
     """As many as can pay for each other; small ones and unnamed cases are no group."""
     needed = accepted_cases_needed(ALPHA, DELTA / 2)
-    assert tested_groups({"a": 100, "b": needed, "c": 5, "": 500}, ALPHA, DELTA) == ("a", "b")
-    assert tested_groups({"a": 100, "b": needed - 1}, ALPHA, DELTA) == ("a",)
-    assert tested_groups({"a": 21}, ALPHA, DELTA) == ()
+    assert largest_groups({"a": 100, "b": needed, "c": 5, "": 500}, ALPHA, DELTA) == ("a", "b")
+    assert largest_groups({"a": 100, "b": needed - 1}, ALPHA, DELTA) == ("a",)
+    assert largest_groups({"a": 21}, ALPHA, DELTA) == ()
     found = certify_groups(np.ones((130, 1), bool), np.zeros(130), ["a"] * 100 + ["b"] * 10 + [""] * 20, ALPHA, DELTA)
     assert list(found.certificates) == ["a"]
     assert dict(found.without) == {"b": 10}

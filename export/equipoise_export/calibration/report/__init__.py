@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from .findings import Findings, rendered
 from .plots import plots
 from .promises import guarantees, promises
-from .statistics import examined, groups, measured, rates
+from .statistics import examined, groups, measured, rates, recalibrated
 
 __all__ = ["SECTIONS", "Findings", "guarantees", "render_report"]
 
@@ -16,6 +16,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
     ("What is guaranteed", promises),
     ("Whether the cases can be trusted", examined),
     ("What was measured", measured),
+    ("Recalibration", recalibrated),
     ("Plots", plots),
     ("By group", groups),
     ("Dropout rate", rates),

@@ -13,6 +13,7 @@ from equipoise_core.policy import Policy
 from ... import page
 from ..examine import Finding
 from ..figures import Judged
+from ..gain import Gain
 from ..sweep import Rate
 
 
@@ -27,6 +28,7 @@ class Findings:
         groups: figures by group of patients; empty where the cases name none.
         rates: of the dropout rates that were tried.
         examined: what was asked about the cases before they were trusted.
+        gains: of the recalibrations that were tried.
     """
 
     contract: Contract
@@ -37,6 +39,7 @@ class Findings:
     groups: Mapping[str, Any]
     rates: Sequence[Rate] = ()
     examined: Sequence[Finding] = ()
+    gains: Sequence[Gain] = ()
 
 
 def rendered(template: str, **context: Any) -> str:

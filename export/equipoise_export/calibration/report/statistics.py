@@ -21,6 +21,12 @@ def examined(found: Findings) -> str:
     return rendered("examined", findings=found.examined, despite=found.policy.despite) if found.examined else ""
 
 
+def recalibrated(found: Findings) -> str:
+    """What each recalibration that was tried gains; empty where none was."""
+    method = found.policy.recalibration
+    return rendered("recalibrated", gains=found.gains, used=method is not None) if found.gains else ""
+
+
 def rates(found: Findings) -> str:
     """Empty where none were tried."""
     return rendered("rates", rates=found.rates) if found.rates else ""
