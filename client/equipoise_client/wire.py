@@ -106,7 +106,7 @@ def build_request(
         if isinstance(seed, bool) or not 0 <= int(seed) == seed < 2**64:
             raise InvalidInput(f"seed is a whole number from 0 to 2**64 - 1; got {seed!r}")
     if group is not None and not isinstance(group, str):
-        raise InvalidInput(f"group is a text, such as a scanner's name; got {group!r}")
+        raise InvalidInput(f"group is {group!r}; expected a text, such as a scanner's name")
     return Request(
         batch,
         tuple(dict.fromkeys(outputs)),
