@@ -254,8 +254,9 @@ def _bounds(found: Findings) -> str:
 
 def _two(calibration: Sequence[float], images: Sequence[float], what: str, name: str) -> str:
     figure, axes = page.axes()
+    plain = name.replace("$", r"\$")  # no formula
     edges = np.histogram_bin_edges(np.r_[calibration, images], 24)
-    for values, colour, label in ((calibration, FAINT, "calibration cases"), (images, INK, name)):
+    for values, colour, label in ((calibration, FAINT, "calibration cases"), (images, INK, plain)):
         share = np.full(len(values), 1.0 / len(values))
         axes.hist(values, edges, weights=share, color=colour, alpha=0.65, label=label)
     axes.set(xlabel=what, ylabel="share of cases")
