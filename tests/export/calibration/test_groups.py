@@ -14,7 +14,7 @@ from .test_choose import GOALS, STAGES, contract, draw  # noqa: F401  # a fixtur
 from .test_theory import ALPHA, DELTA, within
 
 REPETITIONS = 500
-SCANNERS, EACH = 4, 60
+SCANNERS, EACH = 6, 60
 LIMITS = np.linspace(0.5, 1.0, 6)
 
 
@@ -26,7 +26,7 @@ def draw_groups(random, risks):
 
 
 def test_all_certificates_hold_together():
-    """Four scanners that err just as often as is not allowed: any certificate is wrong. Together at most δ are given;
+    """Six scanners that err just as often as is not allowed: any certificate is wrong. Together at most δ are given;
     each tested at the whole δ, many more."""
     random = np.random.default_rng(1)
     corrected = uncorrected = 0
@@ -53,7 +53,7 @@ def test_an_average_hides_a_scanner_and_its_own_certificate_does_not():
         good += len(certified)
     assert within(bad, DELTA, REPETITIONS)
     assert together > 0.7 * REPETITIONS
-    assert good > 0.5 * 5 * REPETITIONS  # those who deserve a certificate mostly get one
+    assert good > 0.35 * 5 * REPETITIONS  # those who deserve a certificate often get one, from 60 cases
 
 
 def test_how_many_groups_are_tested_depends_on_their_sizes_alone():
