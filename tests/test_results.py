@@ -35,6 +35,8 @@ FOUND: dict[str, Any] = {
                 "passes": 1.7, "milliseconds": 99.0, "faster": 6.5}],
     "decisions": {"nuclei": [{"what": "accepted", "figure": "3 of 40", "bound": "≤ 5 %", "holds": False}]},
     "volumes": [{"noise": 0.1, "level": 0.9, "samples_own": 0.56, "calibrated": 0.91, "width_ml": 0.7, "accepted": 3, "cases": 40}],
+    "adapt": [{"model": "nuclei", "site": "blur", "separation": 0.9, "effective_size": 20.4, "labelled": 20, "accepted": 15, "errors": 0,
+               "open": "no"}],
     "active_learning": {"mean": LEARNED, "worst tenth": LEARNED},
     "faults": [{"fault": "a cut cable", "requests": 90, "lost": ["gone"], "wrong": 0, "accepted wrongly": 0,
                 "ms before": {"p99": 5.0}, "ms during": {}, "ms after": {"p99": 6.0}}],

@@ -62,6 +62,7 @@ class _Dialogue:
         samples: int | None = None,
         seed: int | None = None,
         spacing: ArrayLike | None = None,
+        group: str | None = None,
         outputs: Sequence[str] = MAPS,
         priority: Priority | int | None = None,
         timeout: float | None = None,
@@ -73,6 +74,8 @@ class _Dialogue:
             image: `[C, *S]` (or `[1, C, *S]`), finite real numbers in the source's own intensities.
             samples, seed: for study and replay; the answer is then at most `review`. Default: the policy's own.
             spacing: mm per spatial axis; without it there are no volumes, and segmentations go to review.
+            group: of cases that the image is of, such as its scanner, for a policy certified by group: without it
+                such a policy accepts nothing.
             outputs: the arrays to send back; `()` asks for the decision alone and is cheapest.
             priority: `Priority.URGENT` overtakes what waits in the queue.
             timeout: seconds, instead of the client's.
@@ -87,7 +90,7 @@ class _Dialogue:
         contract = yield from self._contract(name, deadline)
         seeds = None if seed is None else (seed,)
         images = _one(image, contract.rank)
-        request = build_request(contract, images, samples, seeds, spacing, outputs, priority)
+        request = build_request(contract, images, samples, seeds, spacing, outputs, priority, group)
         return (yield from self._answers(contract, request, deadline))[0]
 
     def predict_batch(
@@ -98,6 +101,7 @@ class _Dialogue:
         samples: int | None = None,
         seeds: Sequence[int] | None = None,
         spacing: ArrayLike | None = None,
+        group: str | None = None,
         outputs: Sequence[str] = MAPS,
         priority: Priority | int | None = None,
         timeout: float | None = None,
@@ -107,11 +111,11 @@ class _Dialogue:
         They are sampled together, which is faster than one by one, most of all for small networks.
 
         Arguments and errors are those of `predict`, but for `seeds`, one per image, and `spacing`, mm, `[rank]` for all
-        images or `[N, rank]`.
+        images or `[N, rank]`; `group` is that of all images.
         """
         deadline = self._deadline(timeout)
         contract = yield from self._contract(name, deadline)
-        request = build_request(contract, images, samples, seeds, spacing, outputs, priority)
+        request = build_request(contract, images, samples, seeds, spacing, outputs, priority, group)
         return (yield from self._answers(contract, request, deadline))
 
     def contract(self, name: str, *, timeout: float | None = None) -> Operation[Contract]:

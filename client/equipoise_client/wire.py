@@ -43,6 +43,7 @@ class Request:
         outputs: names of the arrays wanted.
         samples, seeds, spacing: INT32 `[N, 1]`, UINT64 `[N, 1]`, FP32 `[N, rank]`, or None.
         priority: as Triton numbers it; 0 is the server's default.
+        group: of cases that all images are of, or None.
     """
 
     images: NDArray[np.float32]
@@ -51,6 +52,7 @@ class Request:
     seeds: NDArray[np.uint64] | None
     spacing: NDArray[np.float32] | None
     priority: int
+    group: str | None = None
 
 
 def contract_of(name: str, config: Any) -> Contract:
@@ -81,6 +83,7 @@ def build_request(
     spacing: ArrayLike | None,
     outputs: Sequence[str],
     priority: Priority | int | None,
+    group: str | None = None,
 ) -> Request:
     """Raises InvalidInput that says what was given, what is expected and what to do.
 
@@ -102,6 +105,8 @@ def build_request(
     for seed in seeds or ():
         if isinstance(seed, bool) or not 0 <= int(seed) == seed < 2**64:
             raise InvalidInput(f"seed is a whole number from 0 to 2**64 - 1; got {seed!r}")
+    if group is not None and not isinstance(group, str):
+        raise InvalidInput(f"group is {group!r}; expected a text, such as a scanner's name")
     return Request(
         batch,
         tuple(dict.fromkeys(outputs)),
@@ -109,6 +114,7 @@ def build_request(
         None if seeds is None else np.array([[int(seed)] for seed in seeds], np.uint64),
         None if spacing is None else _checked_spacing(contract, spacing, count),
         0 if priority is None else _checked_priority(priority),
+        group,
     )
 
 
@@ -178,6 +184,7 @@ def arguments_of(contract: Contract, request: Request, headers: Mapping[str, str
         "priority": request.priority,
         "timeout": max(1, int(seconds * 1e6)),
         "headers": dict(headers) or None,
+        **({} if request.group is None else {"parameters": {"group": request.group}}),
     }
 
 

@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adaptation.adapt import AdaptedSite, adapt
     from .api import Exported, Inspection, export, inspect
     from .calibration.calibrate import Calibrated, calibrate
     from .errors import ExportError, ExportRefused
@@ -32,14 +33,16 @@ _HOMES = {
     "Inspection": "api",
     "calibrate": "calibration.calibrate",
     "Calibrated": "calibration.calibrate",
+    "adapt": "adaptation.adapt",
+    "AdaptedSite": "adaptation.adapt",
     "Options": "options",
     "Sizes": "options",
     "ExportError": "errors",
     "ExportRefused": "errors",
 }
 __all__ = [
-    "Calibrated", "ExportError", "ExportRefused", "Exported", "Inspection", "Options", "Sizes", "calibrate", "export",
-    "inspect",
+    "AdaptedSite", "Calibrated", "ExportError", "ExportRefused", "Exported", "Inspection", "Options", "Sizes", "adapt",
+    "calibrate", "export", "inspect",
 ]  # fmt: skip
 
 

@@ -10,4 +10,7 @@ VERBS: Mapping[str, Verb] = {
     "calibrate": Verb(
         "equipoise_export.calibration.command:app", "export", "Choose thresholds with a guarantee on labelled cases."
     ),
+    "adapt": Verb(
+        "equipoise_export.adaptation.command:app", "export", "Move a calibrated model to a new site, closed at first."
+    ),
 }

@@ -182,6 +182,22 @@ def soak(found: Any) -> Lines:
     yield from table(("promise", "measured", "allowed", "kept"), rows)
 
 
+def adapt(found: Any) -> Lines:
+    rows = [
+        (each["model"], each["site"], f"{each['separation']:.2f}", f"{each['effective_size']:.0f}", each["labelled"],
+         f"{each['errors']} of {each['accepted']}", each["open"],
+         *(share(each.get(f"covered, {where}")) for where in ("elsewhere", "here")))
+        for each in found
+    ]  # fmt: skip
+    head = ("model", "site", "told apart (AUROC)", "worth, cases", "labels", "wrong of accepted", "thresholds open",
+            "covered, elsewhere", "covered, here")  # fmt: skip
+    yield from table(head, rows)
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "first_answer": ("From nothing to a served answer", "A fresh environment by pip, ten lines of Python for each network, one server for both, one image each.", first_answer),
     "export_cost": ("Cost of T samples in process", "One run of the sampler with T = 20, against the same graph cut in two and what people write otherwise.", export_cost),
@@ -195,6 +211,7 @@ SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "aggregator": ("The aggregator's arithmetic", "Processor time of a request without its sampler, against an earlier commit (97de43c here); `masks` and `sampler` are no part of the whole.", aggregator),
     "decisions": ("Decisions", "The published policies on cases that neither weights nor policy have seen.", decisions),
     "volumes": ("Volumes with intervals", "Share of true volumes inside the interval, as the samples give it and after calibration.", volumes),
+    "adapt": ("Another site", "Calibrated on one split, then adapted: what images alone say, and after how many labels `accept` opens. Volumes: share of true ones inside the interval as widened elsewhere, and as widened for the site.", adapt),
     "active_learning": ("Choosing images to label", "Nuclei: Dice by the order of `equipoise rank` against random order.", active_learning),
     "faults": ("Faults under load", "Two replicas behind a reverse proxy; latency counts from when a request was due.", faults),
     "soak": ("Soak", "Under half of what the server can do, nothing may grow.", soak),

@@ -62,6 +62,7 @@ BENCHMARKS = {
     "aggregator": Benchmark("bench_aggregator", quick=("--cases", "2", "--rounds", "3"), data=True),
     "decisions": Benchmark("bench_decisions", quick=("--cases", "20"), data=True),
     "volumes": Benchmark("bench_volumes", data=True),
+    "adapt": Benchmark("bench_adapt", quick=("pneumonia",), data=True),
     "active_learning": Benchmark("bench_active_learning", data=True),
     "faults": Benchmark("bench_faults", quick=("a killed Triton", "another version"), root=True),
     "soak": Benchmark("bench_soak", ("--minutes", "20"), ("--minutes", "2")),

@@ -82,6 +82,14 @@ def test_request_says_what_the_caller_said(ask: Ask, triton: Any) -> None:
     assert tensors["spacing"].tolist() == [[1.0, 2.0, 3.0]]
     np.testing.assert_array_equal(tensors["image"], IMAGE[None])
     assert triton.requests[-1].parameters["priority"].uint64_param == 1
+    assert "group" not in triton.requests[-1].parameters
+
+
+def test_a_group_is_a_parameter_of_the_request(ask: Ask, triton: Any) -> None:
+    """One for all images of it; a published model's inputs stay as they are."""
+    ask("predict_batch", "brain", np.stack([IMAGE, IMAGE]), group="Scanner Ü")
+    assert triton.requests[-1].parameters["group"].string_param == "Scanner Ü"
+    assert set(triton.tensors[-1]) == {"image"}
 
 
 def test_deadline_is_told_to_the_server(ask: Ask, triton: Any) -> None:
@@ -174,6 +182,7 @@ def test_bad_image_is_refused_before_it_is_sent(name: str, triton: Any) -> None:
         {"spacing": "1,1,1"},
         {"outputs": ("median",)},
         {"priority": 3},
+        {"group": 3},
         {"timeout": 0.0},
     ],
     ids=str,

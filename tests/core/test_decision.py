@@ -1,11 +1,12 @@
 import dataclasses
+import json
 import string
 
 import numpy as np
 import pytest
 from equipoise_core.contract import FirstPass
 from equipoise_core.decision import Evidence, Route, decide
-from equipoise_core.policy import Bounds, Guarantee, Policy
+from equipoise_core.policy import Bounds, Groups, Guarantee, Policy, PolicyError, parse_policy
 from equipoise_core.reasons import TEXTS, reason
 from equipoise_core.stages import Stage, chunk_of
 
@@ -80,10 +81,6 @@ def test_unlike_the_calibration_cases_is_rejected(segmentation, policy, good):
 
 def test_a_policy_that_was_changed_is_not_read(policy):
     """Each number of a written policy is covered by its digest."""
-    import json
-
-    from equipoise_core.policy import PolicyError, parse_policy
-
     document = json.loads(policy.dumps())
     assert parse_policy(document) == policy
     document["stages"][0]["accept_up_to"] = 0.9
@@ -186,3 +183,52 @@ def test_a_stage_that_looks_at_a_number_of_the_input_reviews(segmentation, polic
     stages = (Stage(6, "noise", 0.5),)
     decision = decide(segmentation, dataclasses.replace(policy, stages=stages), "", good)
     assert (decision.route, decision.reason.code) == (Route.REVIEW, "unknown_number")
+
+
+OWN = (Stage(6, "sample_disagreement", 0.1),)
+
+
+@pytest.fixture
+def by_scanner(policy):
+    """Certified for scanner A alone; B was tested in vain."""
+    groups = Groups("scanner", {"A": OWN}, {"A": GUARANTEE}, {"B": 12}, "test")
+    return dataclasses.replace(policy, stages=(Stage(6, "sample_disagreement"),), groups=groups)
+
+
+@pytest.mark.parametrize("group", ["A", None, "", "B", "a", "C"])
+def test_only_a_certified_group_is_accepted(segmentation, by_scanner, good, group):
+    """No group, one without a certificate, or one that nobody knows: an expert looks."""
+    decision = decide(segmentation, by_scanner, "", dataclasses.replace(good, group=group))
+    assert decision.route is (Route.ACCEPT if group == "A" else Route.REVIEW)
+    if group != "A":
+        assert decision.reason.code == "group_not_certified" and "scanner" in str(decision.reason)
+        assert not group or group not in decision.reason.values.values()
+
+
+def test_a_group_has_its_own_threshold(segmentation, by_scanner, good):
+    sure = dataclasses.replace(good, group="A", answer={"sample_disagreement": 0.02})
+    tight = dataclasses.replace(by_scanner.groups, stages={"A": (Stage(6, "sample_disagreement", 0.03),)})
+    policy = dataclasses.replace(by_scanner, groups=tight)
+    assert decide(segmentation, policy, "", sure).route is Route.ACCEPT
+    assert decide(segmentation, policy, "", dataclasses.replace(good, group="A")).route is Route.REVIEW
+
+
+def test_a_group_changes_nothing_where_the_policy_has_none(segmentation, policy, good):
+    assert decide(segmentation, policy, "", dataclasses.replace(good, group="C")).route is Route.ACCEPT
+    assert "groups" not in policy.document()
+
+
+def test_a_grouped_policy_is_read_back_and_must_hold_together(by_scanner):
+    """Its own stages accept nothing, each group has a guarantee, and all have the same samples and scores."""
+    assert parse_policy(json.loads(by_scanner.dumps())) == by_scanner
+    groups = by_scanner.groups
+    with pytest.raises(ValueError, match="not accepted"):
+        dataclasses.replace(by_scanner, stages=OWN)
+    with pytest.raises(ValueError, match="stages and a guarantee"):
+        dataclasses.replace(groups, guarantees={})
+    with pytest.raises(ValueError, match="or neither"):
+        dataclasses.replace(groups, without={"A": 3})
+    other = dataclasses.replace(groups, stages={"A": (Stage(5, "sample_disagreement", 0.1),)})
+    with pytest.raises(ValueError, match="samples and scores"):
+        dataclasses.replace(by_scanner, groups=other)
+    assert groups.named("B") == "B" and groups.named("Mr Smith's scanner") is None

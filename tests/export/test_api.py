@@ -136,7 +136,7 @@ def test_a_refusal_is_an_export_error_with_reason_site_and_remedy(tmp_path: Path
     [
         ({"alpha": 0.9}, "alpha is 0.9; expected 0.001 to 0.5"),
         ({"samples": 1}, "samples is 1; expected 2 or more"),
-        ({"method": "luck"}, "method is 'luck'; expected temperature, isotonic, none"),
+        ({"method": "luck"}, "method is 'luck'; expected temperature, isotonic, venn-abers, best, none"),
     ],
 )
 def test_a_goal_out_of_range_is_refused_before_anything_is_read(goals, said) -> None:  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import tritonclient.grpc as triton
 from equipoise_core.contract import load_contract
+from equipoise_core.policy import Groups
 from equipoise_deploy.errors import StartError
 from equipoise_deploy.ports import Ports
 from equipoise_deploy.serving.server import TritonServer
@@ -108,6 +109,12 @@ def models(tmp_path_factory, tiny_segmentation, gate) -> Path:
     policy = (sound / "1" / "policy.json").read_text()
     (copy_of(sound, "edited_policy") / "1" / "policy.json").write_text(policy.replace("1.5", "1.4"))
     (copy_of(sound, "cut_policy") / "1" / "policy.json").write_text(policy[: len(policy) // 2])
+    fixed = accepting_policy(load_contract(sound / "1" / "contract.json"))
+    groups = Groups("scanner", {"A": fixed.stages}, {"A": fixed.guarantee}, {"B": 3}, "a test's")
+    closed_stages = tuple(replace(stage, accept_up_to=None) for stage in fixed.stages)
+    grouped = replace(fixed, stages=closed_stages, groups=groups)
+    (copy_of(sound, "by_scanner") / "1" / "policy.json").write_text(grouped.dumps())
+    configure(folder / "by_scanner")
     for name in ("no_policy", "foreign_policy", "edited_policy", "cut_policy"):
         configure(folder / name)
 
@@ -161,6 +168,19 @@ def test_a_policy_that_cannot_be_trusted_reviews(client, model, why):
     route, reason = _decided(client, model)
     assert route == "review"
     assert why in reason
+
+
+def test_only_a_certified_group_is_accepted(client):
+    """The group is a parameter of the request; none, one without a certificate, or one that nobody knows is reviewed,
+    and a text that the policy does not know stands in no record."""
+    assert _decided(client, "by_scanner", parameters={"group": "A"})[0] == "accept"
+    for parameters in (None, {"group": "B"}, {"group": "Mr Smith's"}):
+        answer = ask(client, "by_scanner", case(IMAGE, spacing=SPACING), OUTPUTS, parameters=parameters)
+        assert text(answer["route"]) == "review" and "certified by scanner" in text(answer["reason"])
+        assert "Smith" not in text(answer["record"])
+    assert _decided(client, "sound", parameters={"group": "B"})[0] == "accept"
+    with pytest.raises(InferenceServerException, match="`group` is no text"):
+        _decided(client, "by_scanner", parameters={"group": 3})
 
 
 def test_a_sampler_that_returns_nan_reviews(client):

@@ -148,6 +148,9 @@ def predict(
         int | None, typer.Option(min=0, max=2**64 - 1, help="Seed; for study, the route is then at most review.")
     ] = None,
     spacing: Spacing = None,
+    group: Annotated[
+        str | None, typer.Option(help="Scanner, site … of the images, for a policy that is certified by it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list with an object per file.")] = False,
     out: Annotated[
         Path | None,
@@ -183,6 +186,7 @@ def predict(
         "seed": seed,
         "priority": None if priority is None else Priority[priority.name],
         "timeout": timeout,
+        "group": group,
     }
     files = [each for given in files for each in _files_of(given)]
     progress = shown(files, len(files), "predicting", quiet=as_json or len(files) < 2)

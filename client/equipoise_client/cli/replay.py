@@ -57,6 +57,7 @@ class RecordedRequest:
     spacing: tuple[float, ...] | None
     samples: int | None
     seed: int | None
+    group: str | None = None
 
 
 def replay(
@@ -89,6 +90,7 @@ def replay(
             samples=request.samples,
             seed=request.seed,
             spacing=request.spacing,
+            group=request.group,
             outputs=(),
         ).record
     found = list(differences(recorded, again))
@@ -142,10 +144,14 @@ def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
         if type(samples) is not int or not 0 < samples < 2**31 or not 0 <= seed < 2**64:
             raise ValueError("samples_planned or seed is out of range")
         millimetres = None if spacing is None else tuple(float(mm) for mm in spacing)
+        group = recorded.get("group")
+        if not (group is None or isinstance(group, str)):
+            raise TypeError("group is no text")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"the record is incomplete or malformed: {type(error).__name__}: {error}") from error
     model, digest = texts
-    return RecordedRequest(model, digest, millimetres, samples if named[0] else None, seed if named[1] else None)
+    samples, seed = (samples if named[0] else None), (seed if named[1] else None)
+    return RecordedRequest(model, digest, millimetres, samples, seed, group)
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Difference]:

@@ -41,6 +41,9 @@ PSEUDO_LABEL = ".pseudo-label"
 """In the name of every label that a model wrote (`equipoise rank`). Here it is refused: judged by its own answers, a
 model is never wrong."""
 
+_GROUP = "group"
+"""The column that groups cases where none is named; in an archive the entry `groups`."""
+
 _TOLD = ("ids", "patients", "groups", "spacing")  # entries of an archive beside images and labels
 _LABEL_ENDS = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -60,6 +63,7 @@ class LabelledImage:
         spacing: mm per axis, or None.
         group: scanner or site, or "".
         orientation: anatomical letters of the axes, where the file says how it lies.
+        order: when it came, as the column that was named says; or "".
     """
 
     name: str
@@ -69,6 +73,7 @@ class LabelledImage:
     spacing: tuple[float, ...] | None
     group: str
     orientation: str | None = None
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Row:
     label: str | Path | tuple[Path, ...] | None
     patient: str
     group: str
+    order: str = ""
 
 
 def read_labelled(
@@ -91,6 +97,8 @@ def read_labelled(
     spacing: tuple[float, ...] | None = None,
     labels: bool = True,
     table: LabelTable | None = None,
+    group_by: str = _GROUP,
+    order_by: str = "",
 ) -> list[LabelledImage]:
     """All labelled cases. Raises InvalidInput that says what was found and which layouts there are.
 
@@ -99,16 +107,18 @@ def read_labelled(
         labels: False: they are not looked for, and every truth is blank (zeros).
         table: which labels make each class; by default `dataset.json` beside the folders says it, or labels are indices
             or names.
+        group_by: the column of `cases.csv` (the entry of an archive) that names each case's group.
+        order_by: the one that says when each case came.
     """
     beside = (data if data.is_dir() else data.parent) / "dataset.json"
     if table is None and labels and contract.task is Task.SEGMENTATION and beside.is_file():
         table = LabelTable.of_dataset(beside)
     table = table.checked(contract) if table is not None else None
     if data.is_file() and data.suffix == ".npz":
-        return list(_from_archive(data, contract, spacing, labels, table))
+        return list(_from_archive(data, contract, spacing, labels, table, group_by, order_by))
     if not data.is_dir():
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
-    folder = _Folder.of(data)
+    folder = _Folder.of(data, group_by, order_by)
     if not labels:
         rows = folder.images()
     elif contract.task is Task.SEGMENTATION:
@@ -133,28 +143,34 @@ def _names(names: Iterable[object]) -> str:
 class _Folder:
     """A folder of images and its `cases.csv`, of which every row must be about an image that is there."""
 
-    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]]) -> None:
-        self.root, self.table = root, table
+    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]], group_by: str, order_by: str) -> None:
+        self.root, self.table, self.group_by, self.order_by = root, table, group_by, order_by
         self._used: set[Path] = set()
 
     @classmethod
-    def of(cls, root: Path) -> _Folder:
+    def of(cls, root: Path, group_by: str, order_by: str) -> _Folder:
         path = root / "cases.csv"
+        wanted = [column for column in (group_by, order_by) if column not in ("", _GROUP)]
         if not path.is_file():
-            return cls(root, {})
+            if wanted:
+                raise InvalidInput(f"{root} has no cases.csv; expected one with the columns file, {_names(wanted)}")
+            return cls(root, {}, group_by, order_by)
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         if rows and "file" not in rows[0]:
             raise InvalidInput(
                 f"{path}: expected a column `file`, and any of patient, group, label; got {list(rows[0])}"
             )
+        for column in wanted:
+            if rows and column not in rows[0]:
+                raise InvalidInput(f"{path} has no column {column!r}; it has {_names(rows[0])}")
         table: dict[Path, Mapping[str, str]] = {}
         for row in rows:
             found = _found(root, row["file"])
             if found in table:
                 raise InvalidInput(f"{path}: {row['file']} has two rows; expected one for each image")
             table[found] = row
-        return cls(root, table)
+        return cls(root, table, group_by, order_by)
 
     def part(self, *names: str) -> Path:
         """The first of these folders that is there, or the first one's name."""
@@ -163,7 +179,9 @@ class _Folder:
     def row(self, file: Path, label: str | Path | tuple[Path, ...] | None) -> Row:
         stated = self.stated(file)
         patient = stated.get("patient") or str(file.relative_to(self.root))
-        return Row(file, label, patient, stated.get("group") or "")
+        return Row(
+            file, label, patient, (stated.get(self.group_by) or "").strip(), (stated.get(self.order_by) or "").strip()
+        )
 
     def stated(self, file: Path) -> Mapping[str, str]:
         self._used.add(file)
@@ -293,7 +311,7 @@ def _read(
     except InvalidInput as error:
         raise InvalidInput(f"{name}: {error}") from error
     known = contract.orientation if prepared.source.affine is not None else None
-    return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group, known)
+    return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group, known, row.order)
 
 
 def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTable | None) -> NDArray[np.uint8]:
@@ -334,11 +352,18 @@ def _grey(planes: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _from_archive(
-    path: Path, contract: Contract, spacing: tuple[float, ...] | None, labelled: bool, table: LabelTable | None
+    path: Path,
+    contract: Contract,
+    spacing: tuple[float, ...] | None,
+    labelled: bool,
+    table: LabelTable | None,
+    group_by: str,
+    order_by: str,
 ) -> Iterator[LabelledImage]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            entries = {name: archive[name] for name in {"images", "labels", "masks", *_TOLD} & set(archive.files)}
+            known = {"images", "labels", "masks", *_TOLD, group_by, order_by}
+            entries = {name: archive[name] for name in known & set(archive.files)}
             names = sorted(archive.files)
     except (ValueError, OSError, BadZipFile) as error:
         raise InvalidInput(f"{path.name} cannot be read: {error}; expected an .npz of plain arrays") from error
@@ -348,7 +373,11 @@ def _from_archive(
         raise InvalidInput(f"{path.name} holds {names}; expected {expected}")
     images = entries["images"]
     truths = entries[labels] if labelled else [None] * len(images)
-    ids, patients, groups = (entries[n].astype(str) if n in entries else None for n in ("ids", "patients", "groups"))
+    for wanted in (group_by, order_by):
+        if wanted not in ("", _GROUP, *names):
+            raise InvalidInput(f"{path.name} has no entry {wanted!r}; it holds {names}")
+    columns = ("ids", "patients", "groups" if group_by == _GROUP else group_by, order_by)
+    ids, patients, groups, orders = (entries[n].astype(str) if n in entries else None for n in columns)
     stated = tuple(float(mm) for mm in entries["spacing"].reshape(-1)) if "spacing" in entries else spacing
     if len(images) != len(truths):
         raise InvalidInput(f"{path.name} holds {len(images)} images and {len(truths)} {labels}; expected one for each")
@@ -362,7 +391,8 @@ def _from_archive(
             raise InvalidInput(f"{path.name}, {name}: {error}") from error
         patient = str(patients[index]) if patients is not None else name
         group = str(groups[index]) if groups is not None else ""
-        yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group)
+        order = str(orders[index]) if orders is not None else ""
+        yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group, order)
 
 
 def _truth_of_entry(

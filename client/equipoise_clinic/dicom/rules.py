@@ -8,6 +8,7 @@
     minimum_slices = 20
     view = "PA"                  # View Position of a radiograph; without it a frontal one is taken before a lateral one
     body_part = "BRAIN"          # for results, where the images do not state theirs
+    group = "ManufacturerModelName"  # attribute (one of GROUPS) that names the group, for a policy certified by group
     ignore_counts = false        # true: a scanner whose Images in Acquisition or Instance Numbers are known to be wrong
 
     [segments.hippocampus]       # codes of the classes, where there are better ones than "anatomical structure"
@@ -31,6 +32,12 @@ from ..toml_file import Strict, read_toml
 PLANES = ("sagittal", "coronal", "axial")
 """By the patient's axis (left-right, front-back, feet-head) that is nearest to the slices' normal."""
 
+GROUPS = (
+    "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "StationName", "InstitutionName",
+    "MagneticFieldStrength", "ConvolutionKernel", "PatientSex",
+)  # fmt: skip
+"""DICOM keywords of attributes that may go to the server as a group: none of them says who the patient is."""
+
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -53,6 +60,7 @@ class _Entry(Strict, frozen=True):
     view: str = ""
     ignore_counts: bool = False
     body_part: str = ""
+    group: str = ""
 
     def __post_init__(self) -> None:
         if not _MODEL_NAME.fullmatch(self.model):
@@ -61,6 +69,8 @@ class _Entry(Strict, frozen=True):
             raise InvalidInput(f"plane = {self.plane!r}; expected one of {', '.join(PLANES)}")
         if self.minimum_slices < 1:
             raise InvalidInput(f"minimum_slices = {self.minimum_slices}; expected 1 or more")
+        if self.group not in ("", *GROUPS):
+            raise InvalidInput(f"group = {self.group!r}; expected one of {', '.join(GROUPS)}")
         try:
             re.compile(self.description)
         except re.error as error:

@@ -194,6 +194,7 @@ def analyse(
     seed: int | None = None,
     priority: Priority | int | None = None,
     timeout: float | None = None,
+    group: str | None = None,
 ) -> Analysis:
     """Asks the server about a series and makes the result objects.
 
@@ -201,6 +202,7 @@ def analyse(
         missing: reasons for which the series is incomplete, beyond those of its own headers.
         predecessor: the report of an earlier result, about fewer images, that was sent.
         closed: digest of a policy → why it may accept nothing at present; empty: it may.
+        group: of cases that the series is of; None: what the rule's `group` attribute says.
 
     Raises StudyRejected where the model cannot take it; what the client raises about the server passes through
     (ServerUnavailable, DeadlineExceeded, … : another time it may work).
@@ -221,6 +223,7 @@ def analyse(
             samples=samples,
             seed=seed,
             spacing=prepared.spacing if segmentation else None,
+            group=_stated(series, chosen.rule.group) if group is None else group,
             outputs=("labels", "epistemic", "aleatoric") if segmentation else ("calibrated", "mean", "variance"),
             priority=priority,
             timeout=timeout,
@@ -258,6 +261,14 @@ def analyse(
         )
     picture = _most_uncertain(source, prepared.source)
     return Analysis(objects, prediction, picture, contract, prepared, series.uid, cleaned)
+
+
+def _stated(series: Series, keyword: str) -> str | None:
+    """What all images of a series say alike; None where they say nothing, or contradict each other."""
+    if not keyword:
+        return None
+    stated = {str(dataset.get(keyword) or "").strip() for dataset in series.datasets}
+    return (stated.pop() or None) if len(stated) == 1 else None
 
 
 def _most_uncertain(source: ResultSource, image: SourceImage) -> Slice:

@@ -21,13 +21,15 @@ from rich.progress import track
 from ..graph.session import published_samplers
 from ..publish.repository import renew_configurations
 from .cases import Labelled, Measured, check_classes, measure
-from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
+from .choose import Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
+from .examine import Finding, examine_images, examine_numbers, refuse
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases, without
 from .report import Findings, render_report, show_examples, write_cases
 from .sweep import Rate, sweep, with_rate
+from .table import table_of
 
 LIMITS = {
     "alpha": (0.001, 0.5),
@@ -57,6 +59,7 @@ class Calibrated:
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
         costs: seconds of sampler runs, where stages were chosen by them.
+        examined: what was asked about the cases before they were trusted.
     """
 
     policy: Policy
@@ -67,6 +70,7 @@ class Calibrated:
     rates: tuple[Rate, ...]
     costs: Costs | None = None
     table: Path | None = None
+    examined: tuple[Finding, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -79,6 +83,7 @@ class Calibrated:
             "cases": str(self.table),
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
+            "examined": [asdict(found) for found in self.examined],
             "rates": [asdict(rate) for rate in self.rates],
         }
 
@@ -103,12 +108,18 @@ def calibrate(
     spacing: tuple[float, ...] | None = None,
     label_values: str | Mapping[str, Sequence[str | int]] | None = None,
     leave_out: str | Path | None = None,
+    group_by: str | None = None,
+    order_by: str | None = None,
+    training: str | Path | None = None,
+    despite: str = "",
     sweep_p: Sequence[float] = (),
     report: str | Path | None = None,
     pictures: int = 4,
     progress: bool = False,
 ) -> Calibrated:
     """Chooses thresholds with a stated guarantee on labelled cases; writes policy.json, a report, and a table of cases.
+
+    `NAME.calibration.json` in the repository keeps the calibration cases' numbers, for `adapt` at another site.
 
     Args:
         name: the public model.
@@ -130,6 +141,11 @@ def calibrate(
         label_values: which labels make each class, such as `{"wt": [1, 2, 3], "et": [3]}`; by default labels are
             indices or names of classes, or `dataset.json` beside the data says it.
         leave_out: the table of `equipoise train`: cases of patients that the network was trained on are left out.
+        group_by: a column of `cases.csv`, such as `scanner`: each of its values gets a certificate of its own, and
+            cases of values without one go to review.
+        order_by: a column that says when each case came (numbers or ISO dates), to look for drift.
+        training: images that the network was trained on, to look for them among the cases.
+        despite: why cases are used in spite of what was found against them, and who says so; the policy keeps it.
         sweep_p: dropout rates to try; they change no policy.
         report: HTML file; `NAME.calibration.html` in the repository by default. Beside it `NAME.calibration.cases.csv`
             lists the cases.
@@ -163,18 +179,25 @@ def calibrate(
     goals = Goals(
         f"mean Dice below {acceptable_dice:g}" if contract.task is Task.SEGMENTATION else "wrong label",
         alpha, delta, false_alarms, level, missed, Method(method),
-        audited=audited,
+        audited=audited, by=group_by or "",
     )  # fmt: skip
-    cases = without(
-        labelled_cases(Path(data), contract, spacing, values=label_values), Path(leave_out) if leave_out else None
-    )
+    column = group_by or "group"
+    cases = labelled_cases(Path(data), contract, spacing, values=label_values, group_by=column, order_by=order_by or "")
+    cases = without(cases, Path(leave_out) if leave_out else None)
+    if group_by and not any(case.group for case in cases):
+        raise CalibrationError(f"no case names its {group_by}: fill that column of cases.csv, or leave --group-by out")
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
+    trained = labelled_cases(Path(training), contract, spacing, labels=False) if training else None
+    findings = list(examine_images(cases, trained))
+    refuse(findings, despite)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
     grid = tuple(stages) or tried_stages(contract, full)
-    measured = _measured(model, repository, cases, acceptable_dice, grid, progress)
+    measured = measure_all(model, repository, cases, acceptable_dice, grid, progress)
     images = {id(of): case for of, case in zip(measured, cases, strict=True)}  # for pictures: what is measured has none
+    findings += examine_numbers(contract, one_each(cases), one_each(measured), order_by or "", column)
+    against = refuse(findings, despite)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
         contract,
@@ -184,6 +207,8 @@ def calibrate(
         stages=stages,
         costs=costs,
     )
+    if against:
+        chosen = replace(chosen, policy=replace(chosen.policy, despite=against))
     judged = judge_across(contract, chosen, calibration, goals)
     listed = {"pilot": judge(contract, chosen, [m for m in measured if is_pilot[m.patient]]), "calibration": judged}
     sections = [
@@ -195,8 +220,8 @@ def calibrate(
         )
     ]
     if test is not None:
-        held_out = labelled_cases(Path(test), contract, spacing, values=label_values)
-        others = _measured(model, repository, held_out, acceptable_dice, grid, progress)
+        held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
+        others = measure_all(model, repository, held_out, acceptable_dice, grid, progress)
         images |= {id(of): case for of, case in zip(others, held_out, strict=True)}
         listed["test"] = judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
@@ -213,15 +238,20 @@ def calibrate(
         model, chosen.policy, [*listed["calibration"], *listed.get("test", ())], images,
         *published_samplers(repository, contract), pictures,
     )  # fmt: skip
-    table = page.with_name(f"{page.stem}.cases.csv")
+    listing = page.with_name(f"{page.stem}.cases.csv")
     found = Findings(
-        contract, chosen.policy, chosen.why, goals.loss, sections, judged, groups, rates, shown, table.name
-    )
+        contract, chosen.policy, chosen.why, goals.loss, sections, judged, groups, rates, shown, listing.name,
+        findings, chosen.gains,
+    )  # fmt: skip
     page.write_text(render_report(found), encoding="utf-8")
-    write_cases(table, contract, listed)
-    _write_policy(repository / name / "1" / "policy.json", chosen)
+    write_cases(listing, contract, listed)
+    table = table_of(chosen.policy.digest, goals, acceptable_dice, one_each(calibration))
+    write_whole(table_file(repository, name), table.dumps())
+    write_whole(repository / name / "1" / "policy.json", chosen.policy.dumps())
     renew_configurations(repository, name)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, table)
+    return Calibrated(
+        chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, listing, tuple(findings)
+    )
 
 
 def check_cases(
@@ -265,7 +295,7 @@ def tried_stages(contract: Contract, full: int) -> tuple[int, ...]:
     return (*((FIRST_PASS,) if contract.first_pass else ()), *early, full)
 
 
-def _measured(
+def measure_all(
     model: Model,
     repository: Path,
     cases: Sequence[Labelled],
@@ -273,14 +303,20 @@ def _measured(
     stages: tuple[int, ...],
     progress: bool,
 ) -> list[Measured]:
+    """Every case after each of the stages, see `measure`."""
     samplers, first_pass = published_samplers(repository, model.contract)
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=not progress)
     return [measure(model, case, samplers, acceptable_dice, stages, first_pass) for case in shown]
 
 
-def _write_policy(path: Path, chosen: ChosenPolicy) -> None:
-    """Atomically: a server that starts meanwhile reads the old policy or the new one."""
+def table_file(repository: Path, name: str) -> Path:
+    """Where the numbers of a model's calibration cases lie."""
+    return repository / f"{name}.calibration.json"
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Atomically: whoever reads meanwhile, such as a server that starts, reads the old file or the new one."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-        file.write(chosen.policy.dumps())
-    Path(file.name).chmod(0o644)
+        file.write(text)
+    Path(file.name).chmod(mode)
     Path(file.name).replace(path)

@@ -38,6 +38,7 @@ class Labelled:
             `[K, *S]` or `[K]`.
         group: scanner or site, or "".
         orientation: anatomical letters of the axes, where the file says how it lies; for pictures.
+        order: when the case came, as a number or an ISO date, or "".
     """
 
     name: str
@@ -47,6 +48,7 @@ class Labelled:
     spacing: tuple[float, ...] | None = None
     group: str = ""
     orientation: str | None = None
+    order: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,27 @@ def check_classes(contract: Contract, cases: Sequence[Labelled]) -> None:
 
 
 def _seen(contract: Contract, cases: Sequence[Labelled]) -> list[bool]:
+    return all_seen([shown(contract, case.truth) for case in cases])
+
+
+Shown = tuple[tuple[bool, ...], tuple[bool, ...]]
+"""Of one case, per class: whether it occurs, and whether it is absent (somewhere)."""
+
+
+def shown(contract: Contract, truth: NDArray[np.uint8]) -> Shown:
+    """What a label shows of each class; of exclusive classes none need be absent."""
+    classes = len(contract.classes)
     if contract.activation is Activation.SOFTMAX:
-        found = {int(value) for case in cases for value in np.unique(case.truth)}
-        return [index in found for index in range(len(contract.classes))]
-    there = np.array([case.truth.reshape(len(contract.classes), -1).any(axis=1) for case in cases])
-    everywhere = np.array([case.truth.reshape(len(contract.classes), -1).all(axis=1) for case in cases])
-    return [bool(a and not b) for a, b in zip(there.any(axis=0), everywhere.all(axis=0), strict=True)]
+        found = set(np.unique(truth).tolist())
+        return tuple(index in found for index in range(classes)), (True,) * classes
+    flat = truth.reshape(classes, -1)
+    return tuple(flat.any(axis=1).tolist()), tuple((~flat.all(axis=1)).tolist())
+
+
+def all_seen(cases: Sequence[Shown]) -> list[bool]:
+    """Per class: whether some case shows it, and some case its absence."""
+    there, absent = (np.array([case[side] for case in cases]).any(axis=0) for side in (0, 1))
+    return (there & absent).tolist()
 
 
 def _check_truth(contract: Contract, case: Labelled) -> None:

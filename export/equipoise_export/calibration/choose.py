@@ -14,7 +14,7 @@ from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.monitoring import QUANTILES, Monitoring
 from equipoise_core.outline import OutlineRule
-from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
+from equipoise_core.policy import Bounds, Groups, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.reasons import Reason
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
@@ -25,10 +25,13 @@ from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
 from .expected import expected_rates
+from .gain import LEVEL as GAIN_LEVEL
+from .gain import Fit, Gain, cross_validated_gain
+from .groups import certify_groups
 from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .outline import Margins, choose_outline, scales_of
-from .recalibrate import fit_isotonic, fit_temperature
+from .recalibrate import fit_isotonic, fit_temperature, fit_venn_abers
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
 EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
@@ -44,6 +47,8 @@ REVIEW_RANK = 0.5
 """Before the last stage a case goes to review where its score's rank lies in this share of those above the accept
 threshold's: hardly any of them would be accepted with more samples."""
 
+GAIN_FOLDS = 5
+
 SMALLEST_SHARE = 1e-6
 """A prediction's statistic counts as at least this, since its logarithm is looked at."""
 
@@ -54,10 +59,12 @@ POPULATION = (
 
 
 class Method(str, Enum):
-    """How probabilities are recalibrated."""
+    """How probabilities are recalibrated, where that is a clear gain; `best`: by the one that gains most."""
 
     TEMPERATURE = "temperature"
     ISOTONIC = "isotonic"
+    VENN_ABERS = "venn-abers"
+    BEST = "best"
     NONE = "none"
 
 
@@ -75,6 +82,7 @@ class Goals:
         missed: expected share of true foreground that `labels_sensitive` may miss.
         method: of recalibration.
         score: the case score to route by; None: the one that ranks the pilot cases best.
+        by: what the cases' groups are, in words, where each is to have a certificate of its own; "": none is.
     """
 
     loss: str
@@ -87,6 +95,7 @@ class Goals:
     score: str | None = None
     rejected: float = 0.01
     audited: float = 0.05
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class ChosenPolicy:
     Attributes:
         score: the case score that routing looks at.
         certificate: None where nothing could be certified; `why` says so.
+        gains: of the recalibrations that were tried.
     """
 
     contract: Contract
@@ -103,6 +113,14 @@ class ChosenPolicy:
     score: str
     certificate: Certificate | None
     why: str
+    gains: tuple[Gain, ...] = ()
+
+    @property
+    def recalibrated(self) -> Method | None:
+        """By what method, if any."""
+        if self.policy.recalibration is None:
+            return None
+        return Method(max((gain for gain in self.gains if gain.clear), key=lambda gain: gain.low).method)
 
     def served(self, case: Measured) -> Served:
         """What the service answers under the policy."""
@@ -133,6 +151,7 @@ def _serve(contract: Contract, policy: Policy, case: Measured, known: Mapping[st
             policy.samples,
             last=stage is policy.stages[-1],
             spacing=case.spacing,
+            group=case.group or None,
         )
         decision = decide(contract, policy, "", evidence)
         if decision is not None:
@@ -173,6 +192,42 @@ def choose_policy(
     cases = one_each(cases)
     check_enough(contract, len(cases), goals)
     score = _score(goals, [case.full for case in pilot])
+    policy = choose_bounds(contract, pilot, cases, goals, (Stage(cases[0].full.samples, score),), typical_inputs)
+    if not stages:
+        stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
+    policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
+    answers = [serve(contract, policy, case) for case in cases]
+    served = [answer.step for answer in answers]
+    volume = choose_volume(contract, cases, served, goals.level)
+    expected = expected_rates([answer.route for answer in answers], CANDIDATES, volume, policy.ood_distance is not None)
+    recalibration, gains = choose_recalibration(contract, cases, served, goals.method)
+    policy = replace(
+        policy,
+        volume=volume,
+        sensitive=choose_sensitive(contract, served, goals.missed),
+        outline=_outline(contract, policy, pilot, served, goals.level),
+        recalibration=recalibration,
+        monitoring=choose_monitoring(policy, cases, served, goals.audited, expected),
+    )
+    return ChosenPolicy(contract, policy, score, certificate, why, gains)
+
+
+def choose_bounds(
+    contract: Contract,
+    pilot: Sequence[Measured],
+    cases: Sequence[Measured],
+    goals: Goals,
+    stages: tuple[Stage, ...],
+    typical_inputs: Sequence[Mapping[str, float]] | None = None,
+) -> Policy:
+    """What is typical and what is suitable, by split conformal prediction: a policy that accepts nothing yet.
+
+    It takes no labels.
+
+    Args:
+        pilot, cases: of different patients; the first say what is typical, the second how far from it new cases lie.
+        stages: without thresholds.
+    """
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     ood_distance = fit_ood_distance(typical_inputs or [case.statistics for case in pilot])
     distances = np.array([ood_distance.distance(case.statistics) for case in cases])
@@ -186,10 +241,10 @@ def choose_policy(
     }
     rejected = max(goals.rejected, 1.0 / (len(cases) + 1))
     by = f"(split conformal, {len(cases)} cases)"
-    policy = Policy(
+    return Policy(
         contract.model_digest,
         digest_of(sorted(case.image_digest for case in cases)),
-        (Stage(cases[0].full.samples, score),),
+        stages,
         typical=Bounds(typical, f"at most {goals.false_alarms:.1%} of new cases lie outside each {by}"),
         suitable=Bounds(
             {"ood_distance": (0.0, upper_limit(distances, 1.0 - rejected))},
@@ -198,22 +253,6 @@ def choose_policy(
         population=POPULATION,
         ood_distance=ood_distance,
     )
-    if not stages:
-        stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
-    policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
-    answers = [serve(contract, policy, case) for case in cases]
-    served = [answer.step for answer in answers]
-    volume = choose_volume(contract, cases, served, goals.level)
-    expected = expected_rates([answer.route for answer in answers], CANDIDATES, volume, policy.ood_distance is not None)
-    policy = replace(
-        policy,
-        volume=volume,
-        sensitive=choose_sensitive(contract, served, goals.missed),
-        outline=_outline(contract, policy, pilot, served, goals.level),
-        recalibration=choose_recalibration(contract, cases, served, goals.method),
-        monitoring=choose_monitoring(policy, cases, served, goals.audited, expected),
-    )
-    return ChosenPolicy(contract, policy, score, certificate, why)
 
 
 def check_enough(contract: Contract, cases: int, goals: Goals) -> None:
@@ -347,6 +386,9 @@ def choose_thresholds(
     columns = _served_by(contract, policy, candidates, cases, goals)
     accepted = np.array([[served.route is Route.ACCEPT for served in column] for column in columns]).T
     losses = np.array([[served.step.loss for served in column] for column in columns]).T
+    if goals.by:
+        policy, why = _by_group(policy, candidates, accepted, losses, cases, goals)
+        return policy, None, why
     certificate = learn_then_test(accepted, losses, goals.alpha, goals.delta)
     if certificate is None:
         most, needed = int(accepted.sum(axis=0).max()), accepted_cases_needed(goals.alpha, goals.delta)
@@ -364,6 +406,46 @@ def choose_thresholds(
         goals.alpha, goals.delta, goals.loss, len(cases), certificate.accepted, round(certificate.losses), why
     )
     return replace(policy, stages=candidates[certificate.index], guarantee=guarantee), certificate, why
+
+
+def _by_group(
+    policy: Policy,
+    candidates: Sequence[tuple[Stage, ...]],
+    accepted: NDArray[np.bool_],
+    losses: NDArray[np.float64],
+    cases: Sequence[Measured],
+    goals: Goals,
+) -> tuple[Policy, str]:
+    """Thresholds for each group of cases that its own cases certify; the others have none."""
+    found = certify_groups(accepted, losses, [case.group for case in cases], goals.alpha, goals.delta)
+    closed = tuple(replace(stage, accept_up_to=None) for stage in candidates[0])
+    promise = (
+        f"error among accepted cases at most {goals.alpha:g} in every certified {goals.by}, all together with "
+        f"confidence {1 - goals.delta:g} (Learn-then-Test on the own cases of each of the {found.tested} that have "
+        f"enough, at {found.level:.3g})"
+    )
+    guarantees = {}
+    for name, certificate in found.certificates.items():
+        own = sum(case.group == name for case in cases)
+        words = (
+            f"{goals.by} {name}: accepted {certificate.accepted} of {own} calibration cases, {certificate.losses:g} of "
+            f"them wrong ({goals.loss}), p = {certificate.p_value:.3g}"
+        )
+        guarantees[name] = Guarantee(
+            goals.alpha, found.level, goals.loss, own, certificate.accepted, round(certificate.losses), words
+        )
+    stages = {name: candidates[certificate.index] for name, certificate in found.certificates.items()}
+    groups = Groups(goals.by, stages, guarantees, found.without, promise)
+    if not guarantees:
+        why = (
+            f"no {goals.by} could be certified: each needs {found.needed} accepted calibration cases of its own, all "
+            f"right, for an error of at most {goals.alpha:g}"
+        )
+        return replace(policy, stages=closed, groups=groups), why
+    count = {name: sum(vars(each)[name] for each in guarantees.values()) for name in ("accepted", "errors", "cases")}
+    why = f"{promise}: {'; '.join(each.rule for each in guarantees.values())}"
+    total = Guarantee(goals.alpha, goals.delta, goals.loss, count["cases"], count["accepted"], count["errors"], why)
+    return replace(policy, stages=closed, guarantee=total, groups=groups), why
 
 
 def _score(goals: Goals, steps: Sequence[Step]) -> str:
@@ -468,12 +550,36 @@ def choose_monitoring(
 
 def choose_recalibration(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], method: Method
-) -> Recalibration | None:
-    """Fitted on all calibration cases, as they are answered."""
-    p, hits = stacked(cases, served)
+) -> tuple[Recalibration | None, tuple[Gain, ...]]:
+    """Fitted on all calibration cases, as they are answered, if it is a clear gain on cases that it was not fitted on;
+    and what was found of each method that was tried, at one level for all of them."""
+    tried = [each for each in _FITS if method in (each, Method.BEST)]
+    fold_of = deal_folds([case.patient for case in cases], GAIN_FOLDS)
+    probabilities, hits = [step.probabilities for step in served], [case.hits for case in cases]
+    folds = [fold_of[case.patient] for case in cases]
+    gains = tuple(
+        cross_validated_gain(
+            each.value, fit_of(contract, each), probabilities, hits, folds, contract.activation,
+            level=1.0 - (1.0 - GAIN_LEVEL) / len(tried),
+        )
+        for each in tried
+    )  # fmt: skip
+    clear = [gain for gain in gains if gain.clear]
+    if not clear:
+        return None, gains
+    best = max(clear, key=lambda gain: gain.low)
+    return fit_of(contract, Method(best.method))(*stacked(cases, served)), gains
+
+
+_FITS = (Method.TEMPERATURE, Method.ISOTONIC, Method.VENN_ABERS)
+"""Methods that fit something."""
+
+
+def fit_of(contract: Contract, method: Method) -> Fit:
+    """What fits this method's recalibration, one of `_FITS`."""
     if method is Method.TEMPERATURE:
-        return fit_temperature(p, hits, contract.activation)
-    return fit_isotonic(p, hits) if method is Method.ISOTONIC else None
+        return lambda p, hits: fit_temperature(p, hits, contract.activation)
+    return fit_isotonic if method is Method.ISOTONIC else fit_venn_abers
 
 
 def stacked(cases: Sequence[Measured], steps: Sequence[Step]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -37,6 +37,8 @@ Examples:
 
     equipoise calibrate brats --data labelled/ --repository model_repository --label-values "wt=1,2,3; tc=1,3; et=3"
 
+    equipoise calibrate chest --data labelled/ --repository model_repository --group-by scanner
+
 Data: a folder with images/ and labels/ or masks/ (files of the same name, or labels/CLASS/ with one mask per class), a
 folder of folders named by class, or an .npz with images and labels (or masks), optionally ids, patients, groups,
 spacing. A cases.csv beside the folders may state file, patient, group, label.
@@ -81,6 +83,14 @@ def calibrate(
     leave_out: Annotated[
         Path | None, typer.Option(help="OUT.cases.csv of `equipoise train`: what it was trained on is left out.")
     ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column of cases.csv (scanner): a certificate for each of its values.")
+    ] = None,
+    order_by: Annotated[str | None, typer.Option(help="Column with dates or numbers, to look for drift.")] = None,
+    training: Annotated[Path | None, typer.Option(help="Images trained on, to look for them among the cases.")] = None,
+    despite: Annotated[
+        str, typer.Option(help="Why, and who says so: use cases in spite of what was found; the policy keeps it.")
+    ] = "",
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
     pictures: Annotated[
@@ -94,9 +104,9 @@ def calibrate(
         found = run(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
             acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
-            method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report,
-            pictures=pictures, progress=not as_json,
+            method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, pictures=pictures,
             spacing=numbers(spacing) if spacing else None, label_values=label_values, leave_out=leave_out,
+            group_by=group_by, order_by=order_by, training=training, despite=despite, progress=not as_json,
             sweep_p=numbers(sweep_p) if sweep_p else (),
         )  # fmt: skip
     except (CalibrationError, ContractError, InvalidRequest, SamplerFailure, OSError) as error:
@@ -118,6 +128,8 @@ def _whole(text: str | None) -> tuple[int, ...]:
 def _show(console: Console, name: str, found: Calibrated, repository: Path) -> None:
     for what, words in guarantees(found.policy, found.why):
         console.print(f"[bold]{what}[/bold]: {words}", highlight=False)
+    for asked in found.examined:
+        console.print(f"{asked.what}: {asked.words}", highlight=False, markup=False)
     for title, _, each in found.sections:
         routes = each["routes"]
         shown = Table("cases", "accept", "review", "reject", "wrong among accepted", "median samples", title=title)

@@ -18,10 +18,10 @@ from .cases import SENSITIVE_GRID, Measured, Step
 from .choose import (
     ChosenPolicy,
     Goals,
-    choose_recalibration,
     choose_sensitive,
     choose_volume,
     deal_folds,
+    fit_of,
     one_each,
     refit_outline,
     serve,
@@ -56,14 +56,14 @@ class Judged:
     @property
     def threshold(self) -> float | None:
         """Of the stage that decided, in its score's unit; None: nothing is accepted."""
-        stage = self.policy.stage(self.step.samples)
+        stage = self.policy.stage(self.step.samples, self.case.group)
         assert stage is not None
         return stage.accept_up_to
 
     @property
     def score_name(self) -> str:
         """Of the score that the stage looked at."""
-        stage = self.policy.stage(self.step.samples)
+        stage = self.policy.stage(self.step.samples, self.case.group)
         assert stage is not None
         return stage.score
 
@@ -87,14 +87,23 @@ class Judged:
 def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -> list[Judged]:
     """The cases as the policy decides them."""
     judged = []
+    at_full_samples = of_last_stage(chosen.policy)
     for case in cases:
         served, recalibration = chosen.served(case), chosen.policy.recalibration
         p = served.step.probabilities
         calibrated = recalibration.apply(p.T, contract.activation).T if recalibration else p
-        full = serve(contract, replace(chosen.policy, stages=chosen.policy.stages[-1:]), case).route
+        full = serve(contract, at_full_samples, case).route
         why = str(served.reason)
         judged.append(Judged(case, chosen.policy, served.step, served.route.value, full.value, calibrated, why))
     return judged
+
+
+def of_last_stage(policy: Policy) -> Policy:
+    """What the policy would decide by its last stage alone."""
+    groups = policy.groups
+    if groups is not None:
+        groups = replace(groups, stages={name: stages[-1:] for name, stages in groups.stages.items()})
+    return replace(policy, stages=policy.stages[-1:], groups=groups)
 
 
 def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
@@ -110,7 +119,9 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
         if not inside or not outside:
             continue
         served = [chosen.served(case).step for case in outside]
-        recalibration = choose_recalibration(contract, outside, served, goals.method)
+        recalibration = None
+        if chosen.recalibrated is not None:
+            recalibration = fit_of(contract, chosen.recalibrated)(*stacked(outside, served))
         own = chosen.policy.outline
         outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), served, goals.level) if own else None
         policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None, outline=outline)
@@ -140,6 +151,8 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "selection": selection_figures(judged),
         "samples": sample_figures(judged),
     }
+    if contract.task is Task.CLASSIFICATION:
+        report["by_truth"] = errors_by_truth(contract, judged)
     if contract.task is Task.SEGMENTATION:
         dice = np.array([each.step.dice for each in judged])
         report["dice"] = {"mean": float(dice.mean()), "lowest": float(dice.min())}
@@ -184,6 +197,27 @@ def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) ->
             "before": metric(before, labels),
             "after": metric(after, labels),
             "floor": {"mean": mean, "p95": high},
+        }
+    return report
+
+
+def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Of each class, among cases that truly are of it: how many are accepted, and how many of those are wrong.
+
+    Intervals hold for all classes together with 95 % (Bonferroni). A rare class may fare worse than the average that
+    the policy promises, and no threshold is fitted to it: what a case truly is nobody knows when it is routed.
+    """
+    confidence = 1.0 - 0.05 / len(contract.classes)
+    report = {}
+    for k, name in enumerate(contract.classes):
+        those = [each for each in judged if each.case.hits[0, k]]
+        accepted = [each for each in those if each.route == "accept"]
+        wrong = int(sum(each.step.loss for each in accepted))
+        report[name] = {
+            "cases": len(those),
+            "accepted": len(accepted),
+            "wrong": wrong,
+            "error": exact_share(wrong, len(accepted), confidence),
         }
     return report
 
@@ -273,9 +307,9 @@ def by_group(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict
     return {group: figures(contract, [j for j in judged if j.case.group == group], goals) for group in groups}
 
 
-def exact_share(part: int, whole: int) -> dict[str, float | None]:
-    """A share with its exact 95 % interval (Clopper & Pearson 1934)."""
+def exact_share(part: int, whole: int, confidence: float = 0.95) -> dict[str, float | None]:
+    """A share with its exact interval (Clopper & Pearson 1934)."""
     if not whole:
         return {"share": None, "low": None, "high": None}
-    interval = binomtest(part, whole).proportion_ci(0.95)
+    interval = binomtest(part, whole).proportion_ci(confidence)
     return {"share": part / whole, "low": float(interval.low), "high": float(interval.high)}

@@ -20,18 +20,25 @@ def labelled_cases(
     spacing: tuple[float, ...] | None,
     labels: bool = True,
     values: str | Mapping[str, Sequence[str | int]] | None = None,
+    group_by: str = "group",
+    order_by: str = "",
 ) -> list[Labelled]:
     """As the client prepares images for this model.
 
     Args:
         labels: False: images alone will do, the truth is blank.
         values: which labels make each class, as `wt=1,2,3; et=3` or by class; None: they are indices or names.
+        group_by: the column of `cases.csv` that names each case's group.
+        order_by: the one that says when each case came; "": none does.
     """
     images = import_module("equipoise_client.images.labelled")
     table = None
     if values:
         table = images.LabelTable.parse(values) if isinstance(values, str) else images.LabelTable.of(values)
-    return [Labelled(**vars(each)) for each in images.read_labelled(data, contract, spacing, labels, table)]
+    return [
+        Labelled(**vars(each))
+        for each in images.read_labelled(data, contract, spacing, labels, table, group_by, order_by)
+    ]
 
 
 def without(cases: Sequence[Labelled], path: Path | None) -> list[Labelled]:

@@ -147,12 +147,17 @@ def _rows_of(arrays):
 
 
 def cases_of(request):
-    """One Case per image of the request; optional inputs have one row per image."""
+    """One Case per image of the request; optional inputs have one row per image, the parameter `group` is for all."""
     tensor = pb_utils.get_input_tensor_by_name(request, "image")
     if tensor is None:  # Triton only counts the inputs of a model that has optional ones
         raise InvalidRequest("the request has no input `image`; send it as FP32 [N, C, ...]")
     images = tensor.as_numpy()
     samples, seeds, spacings = (_rows(request, name, len(images)) for name in ("samples", "seed", "spacing"))
+    group = json.loads(request.parameters() or "{}").get("group")
+    if group is not None and not isinstance(group, str):
+        raise InvalidRequest(
+            "the parameter `group` is no text; name the group that the images are of, such as a scanner"
+        )
     if len(images) == 0:
         raise InvalidRequest("the request has no image: N is 0; send at least one")
     return [
@@ -161,6 +166,7 @@ def cases_of(request):
             None if samples is None else int(samples[i, 0]),
             None if seeds is None else int(seeds[i, 0]),
             None if spacings is None else tuple(float(mm) for mm in spacings[i]),
+            group,
         )
         for i, image in enumerate(images)
     ]

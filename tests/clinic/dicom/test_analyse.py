@@ -9,10 +9,12 @@ import numpy as np
 import pydicom
 import pytest
 from equipoise_client import Retry, Route, ServerUnavailable, UncertaintyClient
+from equipoise_client.errors import InvalidInput
 from equipoise_client.images.rejections import UnsuitableImage
 from equipoise_clinic.dicom.result_source import Predecessor
-from equipoise_clinic.dicom.rules import Rules
+from equipoise_clinic.dicom.rules import Rule, Rules
 from equipoise_clinic.dicom.study import analyse, outputs, select
+from msgspec import structs
 
 from ...support.phantom import NAME, PATIENT, Phantom, phantom
 
@@ -46,6 +48,26 @@ def test_only_pixels_and_spacing_leave(triton, client, source) -> None:
     (image,) = triton.tensors
     assert sorted(image["image"].shape[2:]) == sorted(source.values.shape)
     assert sorted(image["image"].ravel()) == sorted(source.values.ravel())
+
+
+def test_a_rule_names_the_attribute_that_is_the_group(triton, client, source) -> None:
+    """It goes with the pixels, and nothing else does; images that contradict each other have none."""
+    for dataset in source.datasets:
+        dataset.ManufacturerModelName = "Model 7 "
+    series = chosen(source)
+    by_model = replace(series, rule=structs.replace(series.rule, group="ManufacturerModelName"))
+    analyse(by_model, client)
+    by_model.series.datasets[0].ManufacturerModelName = "Model 8"
+    analyse(by_model, client)
+    analyse(series, client)
+    assert [request.parameters["group"].string_param for request in triton.requests] == ["Model 7", "", ""]
+    assert "group" in triton.requests[0].parameters and PATIENT.encode() not in triton.requests[0].SerializeToString()
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "AccessionNumber", "model"])
+def test_no_attribute_that_tells_who_the_patient_is_may_be_a_group(keyword) -> None:
+    with pytest.raises(InvalidInput, match="expected one of Manufacturer"):
+        Rule("head", group=keyword)
 
 
 def test_what_comes_back(client, source, head) -> None:

@@ -87,6 +87,42 @@ def test_a_policy_and_a_report_are_written(repository, archive):
     assert len(accepted) == document["figures"]["Calibration cases"]["routes"]["accept"] > 0
 
 
+@pytest.mark.slow
+def test_each_scanner_gets_a_certificate_and_the_cases_are_examined(repository, archive):
+    """Scanners with enough cases are certified, one with few is named; findings are in the JSON and in the report."""
+    with np.load(archive) as full:
+        scanners = np.array(["a", "b"] * 28 + ["c"] * 4)
+        np.savez(archive, **{name: full[name] for name in full.files}, scanner=scanners, day=np.arange(60))
+    common = ("pneumonia", "--data", archive, "--repository", repository, "--alpha", "0.2", "--group-by", "scanner")
+    result = run(*common, "--order-by", "day", "--method", "best", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    groups = load_model(repository / "pneumonia" / "1").policy.groups
+    assert set(groups.stages) == {"a", "b"} and set(groups.without) <= {"c"}
+    asked = {each["what"]: each for each in document["examined"]}
+    assert not any(each["serious"] for each in asked.values()) and "Drift over day" in asked
+    page = Path(document["report"]).read_text(encoding="utf-8")
+    for words in ("its cases go to review", "Drift over day", "Recalibration", "truly"):
+        assert words in page
+
+
+@pytest.mark.slow
+def test_cases_of_two_patients_with_one_image_are_refused_unless_somebody_says_why(repository, archive):
+    """Nothing is written; with a reason the policy keeps it."""
+    policy = repository / "pneumonia" / "1" / "policy.json"
+    before = policy.read_bytes()
+    with np.load(archive) as full:
+        doubled = full["images"].copy()
+        doubled[7] = doubled[5]
+        np.savez(archive, images=doubled, labels=full["labels"])
+    result = run("pneumonia", "--data", archive, "--repository", repository)
+    assert result.exit_code == 1 and "00005 and 00007" in " ".join(result.output.split())
+    assert policy.read_bytes() == before
+    result = run("pneumonia", "--data", archive, "--repository", repository, "--despite", "a phantom, says Dr A")
+    assert result.exit_code == 0, result.output
+    assert "a phantom, says Dr A" in load_model(repository / "pneumonia" / "1").policy.despite
+
+
 def test_volumes_without_a_scale_are_refused_before_anything_is_measured():
     """They would state a guarantee of volumes that nothing backs."""
     contract = load_contract(REPOSITORY / "hippocampus" / "1" / "contract.json")

@@ -11,7 +11,7 @@ from .findings import Findings, rendered
 from .plots import plots
 from .promises import guarantees, promises
 from .shown import examples
-from .statistics import groups, measured, rates
+from .statistics import examined, groups, measured, rates, recalibrated
 from .summary import glossary, summary
 
 __all__ = ["SECTIONS", "Findings", "guarantees", "render_report", "show_examples", "write_cases"]
@@ -21,7 +21,9 @@ SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
     ("Cases to look at", examples),
     ("Words", glossary),
     ("What is guaranteed", promises),
+    ("Whether the cases can be trusted", examined),
     ("What was measured", measured),
+    ("Recalibration", recalibrated),
     ("Plots", plots),
     ("By group", groups),
     ("Dropout rate", rates),

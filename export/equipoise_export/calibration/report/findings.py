@@ -11,7 +11,9 @@ from equipoise_core.contract import Contract
 from equipoise_core.policy import Policy
 
 from ... import page
+from ..examine import Finding
 from ..figures import Judged
+from ..gain import Gain
 from ..sweep import Rate
 from .examples import Examples
 
@@ -29,6 +31,8 @@ class Findings:
         rates: of the dropout rates that were tried.
         examples: cases to look at.
         cases_file: name of the CSV file beside the report.
+        examined: what was asked about the cases before they were trusted.
+        gains: of the recalibrations that were tried.
     """
 
     contract: Contract
@@ -41,6 +45,8 @@ class Findings:
     rates: Sequence[Rate] = ()
     examples: Sequence[Examples] = ()
     cases_file: str = ""
+    examined: Sequence[Finding] = ()
+    gains: Sequence[Gain] = ()
 
 
 def rendered(template: str, **context: Any) -> str:

@@ -18,6 +18,8 @@ def promises(found: Findings) -> str:
 def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
     """(what, in words) of every rule."""
     yield "accept", why
+    if policy.despite:
+        yield "in spite of", policy.despite
     yield "reject for what the input looks like", policy.suitable.rule
     yield f"review for unusual {', '.join(policy.typical.limits)}", policy.typical.rule
     if policy.volume:

@@ -11,8 +11,20 @@ def measured(found: Findings) -> str:
 
 
 def groups(found: Findings) -> str:
-    """Routes of each group; empty where the cases name none."""
-    return rendered("groups", groups=found.groups) if found.groups else ""
+    """Certificates by group, and routes of each; empty where the cases name none."""
+    certified = found.policy.groups
+    return rendered("groups", groups=found.groups, certified=certified) if found.groups or certified else ""
+
+
+def examined(found: Findings) -> str:
+    """Whether the cases may stand for those to come; empty where nothing was asked."""
+    return rendered("examined", findings=found.examined, despite=found.policy.despite) if found.examined else ""
+
+
+def recalibrated(found: Findings) -> str:
+    """What each recalibration that was tried gains; empty where none was."""
+    method = found.policy.recalibration
+    return rendered("recalibrated", gains=found.gains, used=method is not None) if found.gains else ""
 
 
 def rates(found: Findings) -> str:

@@ -117,7 +117,7 @@ class Assessment:
     @property
     def stage(self) -> Stage | None:
         """The stage of the policy in force that looks at this answer."""
-        return self.model.in_force.stage(self.samples) if self.model.in_force else None
+        return self.model.in_force.stage(self.samples, self.case.group) if self.model.in_force else None
 
     @property
     def case_score(self) -> float:
@@ -181,6 +181,7 @@ class Assessment:
             problems=self.problems,
             windows=model.contract.in_windows(case.image.shape[1:]),
             closed=model.closed,
+            group=case.group,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -236,6 +237,7 @@ class Assessment:
         contract, stage, reason = model.contract, self.stage, self.decision.reason
         segmentation = contract.task is Task.SEGMENTATION
         guarantee = policy.guarantee if policy else None
+        groups = policy.groups if policy else None
         return dict(
             jsonable(
                 {
@@ -252,6 +254,7 @@ class Assessment:
                     "samples": self.samples,
                     "samples_planned": self.planned,
                     "samples_named": case.samples is not None,
+                    **({"group": groups.named(case.group)} if groups else {}),
                     "first_pass": self.first_pass,
                     "problems": [problem.document() for problem in self.problems],
                     "score": self.score_name,

@@ -72,12 +72,14 @@ class Case:
         samples: T, or None for the policy's.
         seed: or None for the image's own.
         spacing: mm per spatial axis, or None.
+        group: of cases, such as a scanner, that it is one of, for policies with certificates by group; or None.
     """
 
     image: NDArray[np.float32]
     samples: int | None = None
     seed: int | None = None
     spacing: tuple[float, ...] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Evidence:
         problems: what went wrong.
         windows: the image was taken in windows, being larger than the network sees at once.
         closed: why nothing is accepted at present; empty: accept is open.
+        group: which group of cases the caller says this is one of; None: it does not say.
     """
 
     input: Mapping[str, float]
@@ -57,6 +58,7 @@ class Evidence:
     problems: tuple[Reason, ...] = ()
     windows: bool = False
     closed: str = ""
+    group: str | None = None
 
 
 def decide(contract: Contract, policy: Policy | None, why_no_policy: str, evidence: Evidence) -> Decision | None:
@@ -64,9 +66,10 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
 
     In this order: anything that went wrong, or no policy for this model → review (after a first pass that failed the
     samples are drawn all the same); input far from the calibration cases → reject; input unlike them, accept closed, a
-    caller's own seed or T, a spacing that the model was not made for, or an image taken in windows → review. Then the
-    answer: where it is unlike those of the calibration cases the next stage decides, after the last one it goes to
-    review; case score at most the stage's threshold → accept; above the one for review, or no stage left → review.
+    caller's own seed or T, a spacing that the model was not made for, an image taken in windows, or a group of cases
+    without a certificate under a policy that has them by group → review. Then the answer: where it is unlike those of
+    the calibration cases the next stage decides, after the last one it goes to review; case score at most the stage's
+    threshold → accept; above the one for review, or no stage left → review.
     """
     for found in _failures(contract, policy, why_no_policy, evidence):
         return None if evidence.samples == FIRST_PASS and not evidence.last else Decision(Route.REVIEW, found)
@@ -75,7 +78,7 @@ def decide(contract: Contract, policy: Policy | None, why_no_policy: str, eviden
         return Decision(Route.REJECT, found)
     for found in _reservations(contract, policy, evidence):
         return Decision(Route.REVIEW, found)
-    stage = policy.stage(evidence.samples)
+    stage = policy.stage(evidence.samples, evidence.group)
     assert stage is not None
     answer = _comparable(contract, evidence)
     for route, code, bounds in (
@@ -146,6 +149,8 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield reason("samples_named", drawn=evidence.samples)
     if evidence.windows:
         yield reason("windows")
+    if policy.groups is not None and evidence.group not in policy.groups.stages:
+        yield reason("group_not_certified", by=policy.groups.by)
     if contract.task is Task.SEGMENTATION and contract.spacing is not None:
         if evidence.spacing is None:
             yield reason("no_spacing")

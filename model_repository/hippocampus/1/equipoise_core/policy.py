@@ -83,6 +83,63 @@ class SensitiveRule:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """A certificate for each group of cases: a threshold that holds on average may fail at one scanner.
+
+    Attributes:
+        by: what groups cases, in words: `scanner`.
+        stages: group → the policy's stages with thresholds of its own.
+        guarantees: group → what was tested of them, on its own cases.
+        without: group → its calibration cases, where they certify nothing: its cases go to review.
+        rule: what all certificates together guarantee, in words.
+    """
+
+    by: str
+    stages: Mapping[str, tuple[Stage, ...]]
+    guarantees: Mapping[str, Guarantee]
+    without: Mapping[str, int]
+    rule: str
+
+    def __post_init__(self) -> None:
+        if self.stages.keys() != self.guarantees.keys() or self.stages.keys() & self.without.keys():
+            raise ValueError("each group has stages and a guarantee, or neither")
+
+    def named(self, group: str | None) -> str | None:
+        """The group, where the policy knows one of that name: nothing else that a caller states is kept."""
+        return group if group in self.stages or group in self.without else None
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "by": self.by,
+            "stages": {name: [stage.document() for stage in stages] for name, stages in self.stages.items()},
+            "guarantees": {name: dict(vars(guarantee)) for name, guarantee in self.guarantees.items()},
+            "without": dict(self.without),
+            "rule": self.rule,
+        }
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The policy was made for one site from another site's policy (`equipoise adapt`).
+
+    Attributes:
+        site: its name.
+        source: digest of the policy that it was made from.
+        images: of the site, without labels, that fixed what is typical there.
+        labelled: cases of the site, one of each patient, that were labelled so far.
+        effective_size: cases of the site that the other site's calibration cases are worth.
+        rule: what is promised at the site, by what, in words.
+    """
+
+    site: str
+    source: str
+    images: int
+    labelled: int
+    effective_size: float
+    rule: str
+
+
+@dataclass(frozen=True)
 class Policy:
     """See the fields' classes.
 
@@ -96,6 +153,9 @@ class Policy:
         population: for which cases all of this holds, in words.
         ood_distance: computes the number of that name, which `typical` and `suitable` may bound.
         monitoring: which accepted cases are audited, and where calibration cases lay.
+        adapted: the one site that it is for, where it was made from another site's.
+        groups: thresholds and guarantees by group, where there are such; `stages` then accept nothing themselves.
+        despite: what was found against the calibration cases, and why they were used all the same; "": nothing.
     """
 
     model_digest: str
@@ -111,9 +171,17 @@ class Policy:
     outline: OutlineRule | None = None
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
+    adapted: Adapted | None = None
+    groups: Groups | None = None
+    despite: str = ""
 
     def __post_init__(self) -> None:
         check_order(self.stages)
+        for stages in self.groups.stages.values() if self.groups else ():
+            if [(stage.samples, stage.score) for stage in stages] != [(s.samples, s.score) for s in self.stages]:
+                raise ValueError("a group's stages have the policy's samples and scores")
+        if self.groups and any(stage.accept_up_to is not None for stage in self.stages):
+            raise ValueError("where groups have thresholds of their own, a case of none of them is not accepted")
         if self.guarantee is None and any(stage.accept_up_to is not None for stage in self.stages):
             raise ValueError("a stage accepts cases, but no guarantee is stated")
 
@@ -122,9 +190,10 @@ class Policy:
         """T: of the last stage."""
         return self.stages[-1].samples
 
-    def stage(self, samples: int) -> Stage | None:
-        """The one that decides after so many samples (0: the first pass)."""
-        return next((stage for stage in self.stages if stage.samples == samples), None)
+    def stage(self, samples: int, group: str | None = None) -> Stage | None:
+        """The one that decides after so many samples (0: the first pass) on a case of this group."""
+        own = self.groups.stages.get(group) if self.groups and group is not None else None
+        return next((stage for stage in own or self.stages if stage.samples == samples), None)
 
     @cached_property
     def digest(self) -> str:
@@ -132,7 +201,13 @@ class Policy:
 
     def document(self) -> dict[str, Any]:
         guarantee, volume, sensitive, outline = self.guarantee, self.volume, self.sensitive, self.outline
+        further = {  # policies without them keep their digests
+            **({"adapted": dict(vars(self.adapted))} if self.adapted else {}),
+            **({"groups": self.groups.document()} if self.groups else {}),
+            **({"despite": self.despite} if self.despite else {}),
+        }
         return {
+            **further,
             "format": FORMAT,
             "model_digest": self.model_digest,
             "calibration_digest": self.calibration_digest,
@@ -181,6 +256,9 @@ def _policy(document: Any) -> Policy:
         outline=optional(document["outline"], parse_outline),
         recalibration=optional(document["recalibration"], parse_recalibration),
         monitoring=optional(document["monitoring"], parse_monitoring),
+        adapted=optional(document.get("adapted"), _adapted),
+        groups=optional(document.get("groups"), _groups),
+        despite=str(document.get("despite", "")),
     )
 
 
@@ -192,6 +270,27 @@ def _guarantee(document: Any) -> Guarantee:
         cases=int(document["cases"]),
         accepted=int(document["accepted"]),
         errors=int(document["errors"]),
+        rule=str(document["rule"]),
+    )
+
+
+def _groups(document: Any) -> Groups:
+    return Groups(
+        by=str(document["by"]),
+        stages={str(name): tuple(map(parse_stage, stages)) for name, stages in document["stages"].items()},
+        guarantees={str(name): _guarantee(each) for name, each in document["guarantees"].items()},
+        without={str(name): int(cases) for name, cases in document["without"].items()},
+        rule=str(document["rule"]),
+    )
+
+
+def _adapted(document: Any) -> Adapted:
+    return Adapted(
+        site=str(document["site"]),
+        source=str(document["source"]),
+        images=int(document["images"]),
+        labelled=int(document["labelled"]),
+        effective_size=float(document["effective_size"]),
         rule=str(document["rule"]),
     )
 

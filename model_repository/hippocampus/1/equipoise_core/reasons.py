@@ -22,6 +22,7 @@ TEXTS: Mapping[str, str] = {
     "seed_named": "the caller named the seed: for study and replay only",
     "samples_named": "the caller named {drawn} samples: for study and replay only",
     "windows": "the image is larger than the network sees at once: no policy was made for answers of several windows",
+    "group_not_certified": "the policy is certified by {by}: none was stated, or this one has no certificate",
     "no_spacing": "no spacing was given",
     "spacing": "spacing {given} mm is outside {expected} mm",
     "no_threshold": "the policy has no accept threshold",
