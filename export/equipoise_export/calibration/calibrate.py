@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 from equipoise_core.case import Model
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.stages import FIRST_PASS
@@ -26,6 +26,7 @@ from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases
+from .regression import Tolerance, check_numbers, loss_in_words, tolerances
 from .report import render_report
 from .sweep import Rate, sweep, with_rate
 
@@ -90,6 +91,7 @@ def calibrate(
     alpha: float = 0.1,
     delta: float = 0.1,
     acceptable_dice: float = 0.8,
+    tolerance: Tolerance | None = None,
     false_alarms: float = 0.05,
     audited: float = 0.05,
     level: float = 0.9,
@@ -113,9 +115,11 @@ def calibrate(
         test: other labelled cases to measure on, such as a shifted site.
         alpha, delta: error among accepted cases at most alpha, but for a chance of delta.
         acceptable_dice: segmentation: below it a case is wrong.
+        tolerance: regression: an answer further from the truth is wrong, in the target's unit; of several targets
+            `{"age": 12, "height": 3}`. Accepted is only what has an interval as narrow.
         false_alarms: share of typical cases that a bound may hold back.
         audited: share of accepted cases marked for an audit.
-        level: coverage of the volume intervals.
+        level: coverage of the intervals of volumes or numbers.
         missed: share of foreground that `labels_sensitive` may miss.
         method: how probabilities are recalibrated.
         stages: numbers of samples after which a case may be decided, 0 for the first pass; the last one is T. Empty:
@@ -153,10 +157,16 @@ def calibrate(
     if FIRST_PASS in stages and contract.first_pass is None:
         raise CalibrationError(f"{name} has no first pass; leave 0 out of --stages, or export it again with one")
     sampler_files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
+    if not contract.targets and tolerance is not None:
+        raise CalibrationError(f"--tolerance is for a regression; {name} is a {contract.task.value}")
+    if contract.targets and sweep_p:
+        raise CalibrationError("--sweep-p compares probabilities of classes; a regression has none")
+    allowed = tolerances(contract, tolerance) if contract.targets else {}
+    wrong = f"mean Dice below {acceptable_dice:g}" if contract.per_voxel else "wrong label"
     goals = Goals(
-        f"mean Dice below {acceptable_dice:g}" if contract.task is Task.SEGMENTATION else "wrong label",
+        loss_in_words(contract, allowed) if contract.targets else wrong,
         alpha, delta, false_alarms, level, missed, Method(method),
-        audited=audited,
+        audited=audited, tolerances=allowed,
     )  # fmt: skip
     cases = labelled_cases(Path(data), contract, spacing, values=label_values)
     for rate in sweep_p:  # before hours are spent
@@ -164,7 +174,7 @@ def calibrate(
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
     grid = tuple(stages) or tried_stages(contract, full)
-    measured = _measured(model, repository, cases, acceptable_dice, grid, progress)
+    measured = _measured(model, repository, cases, acceptable_dice, allowed, grid, progress)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
         contract,
@@ -174,19 +184,19 @@ def calibrate(
         stages=stages,
         costs=costs,
     )
-    judged = judge_across(contract, chosen, calibration, goals)
+    judged = judge_across(contract, chosen, chosen.scored(calibration), goals)
     sections = [
         (
             "Calibration cases",
-            "Recalibration, volumes and sensitive labels were fitted on other patients' cases each time; the "
+            "Recalibration, intervals and sensitive labels were fitted on other patients' cases each time; the "
             "threshold is the policy's own.",
             figures(contract, judged, goals),
         )
     ]
     if test is not None:
         held_out = labelled_cases(Path(test), contract, spacing, values=label_values)
-        others = _measured(model, repository, held_out, acceptable_dice, grid, progress)
-        judged = judge(contract, chosen, others)
+        others = _measured(model, repository, held_out, acceptable_dice, allowed, grid, progress)
+        judged = judge(contract, chosen, chosen.scored(others))
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
         sections.append((f"Test cases: {Path(test).name}", note, figures(contract, judged, goals)))
     rates: Sequence[Rate] = ()
@@ -209,7 +219,7 @@ def check_cases(
     contract: Contract, cases: Sequence[Labelled], is_pilot: Mapping[str, bool], pilot: float, goals: Goals
 ) -> None:
     """Before hours are spent: are there enough cases, of every class, with a scale? Raises CalibrationError."""
-    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+    if contract.per_voxel and contract.spacing is not None:
         bare = [case.name for case in cases if case.spacing is None]
         if bare:
             raise CalibrationError(
@@ -226,6 +236,8 @@ def check_cases(
             f"about {total} patients in all; there are {len(is_pilot)}.)"
         ) from error
     check_classes(contract, calibration)
+    if contract.targets:
+        check_numbers(contract, [case.truth for case in calibration])
 
 
 def checked_stages(stages: Sequence[int], samples: int | None) -> int | None:
@@ -251,12 +263,13 @@ def _measured(
     repository: Path,
     cases: Sequence[Labelled],
     acceptable_dice: float,
+    allowed: Mapping[str, float],
     stages: tuple[int, ...],
     progress: bool,
 ) -> list[Measured]:
     samplers, first_pass = published_samplers(repository, model.contract)
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=not progress)
-    return [measure(model, case, samplers, acceptable_dice, stages, first_pass) for case in shown]
+    return [measure(model, case, samplers, acceptable_dice, stages, first_pass, allowed) for case in shown]
 
 
 def _write_policy(path: Path, chosen: ChosenPolicy) -> None:

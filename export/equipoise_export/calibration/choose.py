@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import takewhile
 from typing import TypeVar
 
 import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Evidence, Route, decide
+from equipoise_core.intervals import RELATIVE_WIDTH
 from equipoise_core.monitoring import QUANTILES, Monitoring
 from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.recalibration import Recalibration
@@ -25,9 +27,14 @@ from .errors import TooFewCases
 from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .recalibrate import fit_isotonic, fit_temperature
+from .regression import choose_interval, pilot_rule, with_width
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
-EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
+EPISTEMIC = {
+    Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"),
+    Task.CLASSIFICATION: ("mutual_information",),
+    Task.REGRESSION: ("epistemic_deviation",),
+}
 """The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
 not `rim_epistemic` where samples are drawn: after 8 of 20 its logarithm is still off by 1.0 (hippocampus, nuclei) of
 its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that an early stage could decide
@@ -71,6 +78,7 @@ class Goals:
         missed: expected share of true foreground that `labels_sensitive` may miss.
         method: of recalibration.
         score: the case score to route by; None: the one that ranks the pilot cases best.
+        tolerances: regression: per target, an answer further from the truth is an error.
     """
 
     loss: str
@@ -83,6 +91,7 @@ class Goals:
     score: str | None = None
     rejected: float = 0.01
     audited: float = 0.05
+    tolerances: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,11 @@ class ChosenPolicy:
     score: str
     certificate: Certificate | None
     why: str
+
+    def scored(self, cases: Sequence[Measured]) -> list[Measured]:
+        """The cases with the scores that the policy adds to the model's own."""
+        rule = self.policy.interval
+        return list(cases) if rule is None else with_width(self.contract, rule, cases)
 
     def served(self, case: Measured) -> Served:
         """What the service answers under the policy."""
@@ -167,6 +181,10 @@ def choose_policy(
     """
     cases = one_each(cases)
     check_enough(contract, len(cases), goals)
+    interval = pilot_rule(contract, pilot, goals.level, goals.tolerances) if contract.targets else None
+    if interval is not None:
+        goals = replace(goals, score=RELATIVE_WIDTH)
+        pilot, cases = (with_width(contract, interval, some) for some in (pilot, cases))
     score = _score(goals, [case.full for case in pilot])
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     ood_distance = fit_ood_distance(typical_inputs or [case.statistics for case in pilot])
@@ -192,9 +210,14 @@ def choose_policy(
         ),
         population=POPULATION,
         ood_distance=ood_distance,
+        interval=interval,
     )
     if not stages:
         stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
+    if interval is not None:
+        interval = choose_interval(contract, interval, cases, stages)
+        policy = replace(policy, interval=interval)
+        pilot, cases = (with_width(contract, interval, some) for some in (pilot, cases))
     policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
     served = [serve(contract, policy, case).step for case in cases]
     policy = replace(
@@ -215,7 +238,9 @@ def check_enough(contract: Contract, cases: int, goals: Goals) -> None:
         ),
         f"a false-alarm rate of at most {goals.false_alarms:g}": cases_needed_for_level(1.0 - goals.false_alarms),
     }
-    if contract.task is Task.SEGMENTATION:
+    if contract.targets:
+        needs[f"intervals at {goals.level:g}"] = cases_needed_for_level(goals.level)
+    if contract.per_voxel:
         needs[f"volume intervals at {goals.level:g}"] = cases_needed_for_level(goals.level)
         needs[f"at most {goals.missed:g} of the foreground missed"] = cases_needed_for_control(goals.missed)
     what = max(needs, key=lambda name: needs[name])
@@ -281,6 +306,8 @@ def choose_stages(
 
     def cost(stages: tuple[int, ...]) -> float:
         candidates = candidate_stages(stages, pilot, goals)
+        if not candidates:  # nothing can be accepted: all go through every stage
+            return costs.of(stages, stages[-1])
         columns = _served_by(contract, policy, candidates, pilot, goals)
         accepted = [[each for each in column if each.route is Route.ACCEPT] for column in columns]
         fine = [sum(each.step.loss for each in some) <= goals.alpha * len(some) for some in accepted]
@@ -292,7 +319,9 @@ def choose_stages(
 
 def candidate_stages(stages: Sequence[int], pilot: Sequence[Measured], goals: Goals) -> list[tuple[Stage, ...]]:
     """From the strictest to the most permissive. A candidate is one rank: each stage's threshold is that quantile of
-    its own score on the pilot cases."""
+    its own score on the pilot cases. Where widths of intervals decide, those that would accept a wider one than tolerated
+    are left out: the end of a fixed sequence may be chosen freely, since all before the last that passes hold at once.
+    """
     steps = {samples: [case.after(samples) for case in pilot] for samples in stages}
     scores = {samples: _score(goals, of) for samples, of in steps.items()}
     values = {samples: [step.scores[scores[samples]] for step in of] for samples, of in steps.items()}
@@ -309,7 +338,10 @@ def candidate_stages(stages: Sequence[int], pilot: Sequence[Measured], goals: Go
             for samples in stages
         )
 
-    return list(dict.fromkeys(at(rank) for rank in 1.0 - np.linspace(1.0, 0.0, CANDIDATES) ** 2))
+    candidates = list(dict.fromkeys(at(rank) for rank in 1.0 - np.linspace(1.0, 0.0, CANDIDATES) ** 2))
+    if goals.score != RELATIVE_WIDTH:
+        return candidates
+    return list(takewhile(lambda stages: all((stage.accept_up_to or 0.0) <= 1.0 for stage in stages), candidates))
 
 
 def _served_by(
@@ -335,14 +367,17 @@ def choose_thresholds(
     Returns policy, certificate, words.
     """
     candidates = candidate_stages(stages, pilot, goals)
+    if not candidates:
+        return policy, None, "no threshold: hardly any interval is as narrow as the tolerance asks for"
     columns = _served_by(contract, policy, candidates, cases, goals)
     accepted = np.array([[served.route is Route.ACCEPT for served in column] for column in columns]).T
     losses = np.array([[served.step.loss for served in column] for column in columns]).T
     certificate = learn_then_test(accepted, losses, goals.alpha, goals.delta)
     if certificate is None:
         most, needed = int(accepted.sum(axis=0).max()), accepted_cases_needed(goals.alpha, goals.delta)
+        pass_ = "pass the bounds with an interval narrow enough" if contract.targets else "pass the bounds"
         return policy, None, (
-            f"no threshold could be certified on {len(cases)} cases: at most {most} pass the bounds, and an error of "
+            f"no threshold could be certified on {len(cases)} cases: at most {most} {pass_}, and an error of "
             f"at most {goals.alpha:g} with confidence {1 - goals.delta:g} needs {needed} accepted ones, all right"
         )  # fmt: skip
     why = (
@@ -372,7 +407,7 @@ def choose_volume(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], level: float
 ) -> VolumeRule | None:
     """Split-conformal widening per class and in total; None without a physical scale."""
-    if contract.spacing is None or contract.task is not Task.SEGMENTATION or not all(step.volumes for step in served):
+    if contract.spacing is None or not contract.per_voxel or not all(step.volumes for step in served):
         return None
     widening = {}
     for name in served[0].volumes:
@@ -391,11 +426,11 @@ def choose_volume(
 def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) -> SensitiveRule | None:
     """Conformal risk control of the missed share of foreground, over cases that have any.
 
-    None for classification, where too few cases have foreground, and where only a threshold of 0 would do, which takes
+    None where there are no voxels, where too few cases have foreground, and where only a threshold of 0 would do, which takes
     everything for foreground and says nothing.
     """
     shares = [step.missed for step in served if step.missed]
-    if contract.task is not Task.SEGMENTATION or len(shares) < cases_needed_for_control(missed):
+    if not contract.per_voxel or len(shares) < cases_needed_for_control(missed):
         return None
     losses = np.array(shares)
     index = conformal_risk_control(losses, missed)
@@ -435,7 +470,9 @@ def choose_monitoring(policy: Policy, cases: Sequence[Measured], served: Sequenc
 def choose_recalibration(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], method: Method
 ) -> Recalibration | None:
-    """Fitted on all calibration cases, as they are answered."""
+    """Fitted on all calibration cases, as they are answered; None where there are no probabilities."""
+    if contract.targets:
+        return None
     p, hits = stacked(cases, served)
     if method is Method.TEMPERATURE:
         return fit_temperature(p, hits, contract.activation)

@@ -15,6 +15,7 @@ from ..page import FAINT, INK, WARN
 from . import metrics
 from .choose import stacked
 from .figures import Judged, volume_columns
+from .number_report import number_plots
 from .sweep import Rate
 
 
@@ -56,6 +57,9 @@ def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
     yield f"review for unusual {', '.join(policy.typical.limits)}", policy.typical.rule
     if policy.volume:
         yield "volume intervals", policy.volume.rule
+    if policy.interval:
+        each = ", ".join(f"{rule.tolerance:g} ({name})" for name, rule in policy.interval.targets.items())
+        yield "intervals of numbers", f"{policy.interval.rule}: {each}"
     if policy.sensitive:
         yield "sensitive labels", policy.sensitive.rule
     elif policy.volume:  # of a segmentation
@@ -83,10 +87,13 @@ def _blocks(probabilities: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _plots(
     contract: Contract, policy: Policy, judged: Sequence[Judged], rates: Sequence[Rate]
 ) -> Iterator[tuple[str, str]]:
-    yield (
-        "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
-        _reliability(contract, judged),
-    )
+    if contract.targets:
+        yield from number_plots(contract, judged)
+    else:
+        yield (
+            "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
+            _reliability(contract, judged),
+        )
     yield "Risk and coverage: the share of wrong cases among the most certain ones.", _risk_coverage(judged)
     score = "case score" if policy.guarantee is None else "case score over its stage's accept threshold"
     yield (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from .contract import Contract, Task
+from .contract import Contract
 from .policy import Bounds, Policy
 from .reasons import Reason, reason
 from .scores import scores_of
@@ -142,7 +142,7 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield reason("samples_named", drawn=evidence.samples)
     if evidence.windows:
         yield reason("windows")
-    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+    if contract.per_voxel and contract.spacing is not None:
         if evidence.spacing is None:
             yield reason("no_spacing")
         elif not all(low <= mm <= high for mm, (low, high) in zip(evidence.spacing, contract.spacing, strict=True)):

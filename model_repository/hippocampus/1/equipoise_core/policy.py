@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .canonical import digest_of, optional, parse_document, read_json
+from .intervals import RELATIVE_WIDTH, IntervalRule, parse_interval
 from .monitoring import Monitoring, parse_monitoring
 from .ood_distance import OodDistance, parse_ood_distance
 from .recalibration import Recalibration, parse_recalibration
@@ -95,6 +96,7 @@ class Policy:
         population: for which cases all of this holds, in words.
         ood_distance: computes the number of that name, which `typical` and `suitable` may bound.
         monitoring: which accepted cases are audited, and where calibration cases lay.
+        interval: of a regression's numbers, and which error is tolerated.
     """
 
     model_digest: str
@@ -109,9 +111,13 @@ class Policy:
     sensitive: SensitiveRule | None = None
     recalibration: Recalibration | None = None
     monitoring: Monitoring | None = None
+    interval: IntervalRule | None = None
 
     def __post_init__(self) -> None:
         check_order(self.stages)
+        for stage in self.stages:
+            if stage.score == RELATIVE_WIDTH and (self.interval is None or (stage.accept_up_to or 0.0) > 1.0):
+                raise ValueError("a stage accepts by the width of intervals only what is narrower than tolerated")
         if self.guarantee is None and any(stage.accept_up_to is not None for stage in self.stages):
             raise ValueError("a stage accepts cases, but no guarantee is stated")
 
@@ -144,6 +150,7 @@ class Policy:
             "sensitive": None if sensitive is None else dict(vars(sensitive)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
             "monitoring": self.monitoring.document() if self.monitoring else None,
+            **({"interval": self.interval.document()} if self.interval else {}),
         }
 
     def dumps(self) -> str:
@@ -177,6 +184,7 @@ def _policy(document: Any) -> Policy:
         sensitive=optional(document["sensitive"], _sensitive_rule),
         recalibration=optional(document["recalibration"], parse_recalibration),
         monitoring=optional(document["monitoring"], parse_monitoring),
+        interval=optional(document.get("interval"), parse_interval),
     )
 
 
