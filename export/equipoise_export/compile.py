@@ -77,8 +77,12 @@ def _compiled(
     if contract.targets:
         answer = network.undropped if isinstance(network, OnnxNetwork) else network.evaluated
         doubt = looks_classified(answer, contract, images)
-        silent = None if contract.states_variance else (
-            "it states no variance (--answers): aleatoric is 0, and the standard deviation that of its samples alone"
+        silent = (
+            None
+            if contract.states_variance
+            else (
+                "it states no variance (--answers): aleatoric is 0, and the standard deviation that of its samples alone"
+            )
         )
         compiled = replace(compiled, notes=(*compiled.notes, *filter(None, (doubt, silent))))
     checks = (check, *compiled.proof.checks) if check is not None else compiled.proof.checks

@@ -181,7 +181,9 @@ class Description:
                 f"--answers {answers.value}": not of_numbers and answers is not Answers.UNSTATED,
                 "--states-moments": self.states_moments,
             }
-            instead = "a regression has --targets NAME:UNIT (age:mo), and --answers mean, mean_variance or mean_log_variance"
+            instead = (
+                "a regression has --targets NAME:UNIT (age:mo), and --answers mean, mean_variance or mean_log_variance"
+            )
         else:
             wrong = {
                 "--targets": bool(self.targets),

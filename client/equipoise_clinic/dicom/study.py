@@ -151,6 +151,13 @@ def sorted_out(given: Path | Iterable[Any], rules: Rules) -> Selection:
     return Selection(tuple(chosen), tuple(refused))
 
 
+OUTPUTS = {
+    Task.SEGMENTATION: ("labels", "epistemic", "aleatoric"),
+    Task.CLASSIFICATION: ("calibrated", "mean", "variance"),
+    Task.REGRESSION: (),
+}
+"""What result objects are made of, beside the decision and its estimates."""
+
 _FRONTAL = ("PA", "AP")
 
 
@@ -208,7 +215,7 @@ def analyse(
     series = chosen.series
     model = chosen.rule.model
     contract = client.contract(model, timeout=timeout)
-    segmentation = contract.task is Task.SEGMENTATION
+    segmentation = contract.per_voxel
     if segmentation and series.positions is None:
         raise NoGeometry("a segmentation needs to know where the image lies")
     try:
@@ -219,7 +226,7 @@ def analyse(
             samples=samples,
             seed=seed,
             spacing=prepared.spacing if segmentation else None,
-            outputs=("labels", "epistemic", "aleatoric") if segmentation else ("calibrated", "mean", "variance"),
+            outputs=OUTPUTS[contract.task],
             priority=priority,
             timeout=timeout,
         )

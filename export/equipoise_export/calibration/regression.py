@@ -78,7 +78,9 @@ def errors(case: Measured, step: Step, names: Sequence[str]) -> Floats:
     return np.abs(step.numbers[:, 0] - np.array([case.truths[name] for name in names]))
 
 
-def pilot_rule(contract: Contract, pilot: Sequence[Measured], level: float, allowed: Mapping[str, float]) -> IntervalRule:
+def pilot_rule(
+    contract: Contract, pilot: Sequence[Measured], level: float, allowed: Mapping[str, float]
+) -> IntervalRule:
     """What the width depends on: per target the floor that makes the pilot cases' intervals narrowest, and the weight
     that makes them cover; the factor is still 1."""
     deviations = np.array([case.full.numbers[:, 1] for case in pilot])

@@ -60,8 +60,10 @@ def compare_with_file(
             f"the file answers {expected.shape}, what was read from it {logits.shape}", "the chosen output", _REMEDY
         )
     expected = expected.reshape(logits.shape)
-    worst = _of_numbers(expected, logits) if contract.targets else min(
-        _of_logits(expected, logits), _of_probabilities(expected, logits, contract)
+    worst = (
+        _of_numbers(expected, logits)
+        if contract.targets
+        else min(_of_logits(expected, logits), _of_probabilities(expected, logits, contract))
     )
     if not worst <= _OF_FILE:
         raise ProofRefused(

@@ -180,6 +180,8 @@ def rank(
         contract = client.contract(name)
         try:
             chosen = known_score(contract, score)
+            if contract.targets and pseudo_labels is not None:
+                raise InvalidInput(f"{name} answers numbers; pseudo-labels are classes: leave --pseudo-labels out")
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from error
         request = SurveyRequest(chosen, fallback, () if pseudo_labels is None else pseudo.OUTPUTS, timeout)

@@ -19,7 +19,11 @@ from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from equipoise_core.scores import SCORES
 
-EPISTEMIC: Mapping[Task, str] = {Task.SEGMENTATION: "rim_epistemic", Task.CLASSIFICATION: "mutual_information"}
+EPISTEMIC: Mapping[Task, str] = {
+    Task.SEGMENTATION: "rim_epistemic",
+    Task.CLASSIFICATION: "mutual_information",
+    Task.REGRESSION: "epistemic_deviation",
+}
 """The score of what the model could learn from a label; the noise of the image is not in it."""
 
 
@@ -129,7 +133,7 @@ def survey(
 
 def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: SurveyRequest) -> SurveyedImage:
     prepared = fit(with_spacing(read_image(file), request.spacing), contract)
-    spacing = prepared.spacing if contract.task is Task.SEGMENTATION else None
+    spacing = prepared.spacing if contract.per_voxel else None
     options: dict[str, Any] = {"spacing": spacing, "timeout": request.timeout}
     prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)
     record = prediction.record

@@ -235,7 +235,9 @@ class Contract:
         names = [target.name for target in self.targets]
         if self.task is Task.REGRESSION:
             if not names or self.classes or self.activation is not Activation.IDENTITY:
-                raise ContractError("a regression has targets, no classes, and numbers that stay what they are (identity)")
+                raise ContractError(
+                    "a regression has targets, no classes, and numbers that stay what they are (identity)"
+                )
             if len(set(names)) != len(names):
                 raise ContractError(f"names of targets repeat: {', '.join(names)}")
         elif not self.classes or names or self.activation is Activation.IDENTITY or self.noise is not Noise.NONE:

@@ -106,9 +106,7 @@ def moments_of_numbers(means: Array, variances: Array | None) -> Moments:
     wide = means.astype(np.float64)
     stated = np.zeros_like(wide) if variances is None else variances.astype(np.float64)
     stated[stated < 0.0] = np.nan
-    return Moments(
-        len(wide), wide.sum(axis=0), (wide * wide).sum(axis=0), stated.sum(axis=0), np.zeros((len(wide), 0))
-    )
+    return Moments(len(wide), wide.sum(axis=0), (wide * wide).sum(axis=0), stated.sum(axis=0), np.zeros((len(wide), 0)))
 
 
 def moments_of_map(p: Array, activation: Activation) -> Moments:

@@ -31,7 +31,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"a target named {self.name!r}: expected letters, digits, _ . - and blanks, a letter first")
+            raise ValueError(
+                f"a target named {self.name!r}: expected letters, digits, _ . - and blanks, a letter first"
+            )
         if not self.unit or not self.unit.isprintable() or set(self.unit) & set(" ,:;\"'"):
             raise ValueError(
                 f"target {self.name} has the unit {self.unit!r}; state it in UCUM's spelling, such as {self.name}:mo, or "
