@@ -25,7 +25,8 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A volume in mL, or a number (`Value`): mean and standard deviation over samples, and the ends of the policy's interval.
+    """A volume in mL, or a number (`Value`): mean and standard deviation over samples, and the ends of the
+    policy's interval.
 
     Volumes are all NaN where the voxel spacing was not given.
     """
@@ -88,8 +89,8 @@ class Prediction:
         volume: None where there are no voxels to be counted: for classification and regression.
         record: what is needed to replay the decision, as the server gave it.
         arrays: the outputs that were asked for, by name, without the batch axis; read-only. K classes, E = 1 where
-            classes exclude each other, else K; *S the image's spatial sizes, absent where the answer is for the image as
-            a whole. Of a regression K targets, E = K.
+            classes exclude each other, else K; *S the image's spatial sizes, absent where the answer is for the image
+            as a whole. Of a regression K targets, E = K.
         values: of a regression: target → its number with its interval and unit; else None.
     """
 

@@ -77,14 +77,9 @@ def _compiled(
     if contract.targets:
         answer = network.undropped if isinstance(network, OnnxNetwork) else network.evaluated
         doubt = looks_classified(answer, contract, images)
-        silent = (
-            None
-            if contract.states_variance
-            else (
-                "it states no variance (--answers): aleatoric is 0, and the standard deviation that of its samples alone"
-            )
-        )
-        compiled = replace(compiled, notes=(*compiled.notes, *filter(None, (doubt, silent))))
+        silent = "it states no variance (--answers): aleatoric is 0, its standard deviation that of the samples alone"
+        said = (doubt, None if contract.states_variance else silent)
+        compiled = replace(compiled, notes=(*compiled.notes, *filter(None, said)))
     checks = (check, *compiled.proof.checks) if check is not None else compiled.proof.checks
     return replace(compiled, proof=replace(compiled.proof, checks=checks))
 

@@ -301,8 +301,8 @@ def _numbered(folder: _Folder, contract: Contract) -> Iterator[Row]:
     if missing:
         found = f"it has {_names(columns.values())}" if columns else "there is none"
         raise InvalidInput(
-            f"{folder.root / 'cases.csv'}: expected the columns file and {_names(contract.answers)}, one number for each "
-            f"image; {found}"
+            f"{folder.root / 'cases.csv'}: expected the columns file and {_names(contract.answers)}, one number for "
+            f"each image; {found}"
         )
     unstated = [file for file in _images(folder.root, deep=True) if file not in folder.table]
     if unstated:
@@ -430,18 +430,14 @@ def _join_targets(entries: dict[str, NDArray[Any]], path: Path, contract: Contra
     """`labels` `[n, K]`, of the entries that are named by targets."""
     found = [entries[name] for name in contract.answers if name in entries]
     if len(found) == len(contract.answers):
-        if any(
-            each.reshape(len(each), -1).shape[1:] != (1,) or len(each) != len(found[0]) for each in found if each.ndim
-        ):
-            raise InvalidInput(
-                f"{path.name}: {_names(contract.answers)} have shapes {[list(e.shape) for e in found]}; "
-                "expected one number for each image"
-            )
+        if any(each.size != found[0].size for each in found):
+            shapes = _names(list(each.shape) for each in found)
+            raise InvalidInput(f"{path.name}: {_names(contract.answers)} have the shapes {shapes}; expected [n] each")
         entries["labels"] = np.stack([each.reshape(-1) for each in found], axis=1)
     elif "labels" not in entries:
         raise InvalidInput(
-            f"{path.name} holds {sorted(entries)}; expected `images` and {_names(contract.answers)}, each [n], or `labels` "
-            f"[n, {len(contract.targets)}]"
+            f"{path.name} holds {sorted(entries)}; expected `images` and {_names(contract.answers)}, each [n], or "
+            f"`labels` [n, {len(contract.targets)}]"
         )
 
 

@@ -69,7 +69,8 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
     """Turns, resamples and converts an image to what the contract asks for.
 
     - Axes are turned to the contract's orientation, where the file states its own.
-    - An axis of fixed size is resized to it (as is an image without physical scale that is seen as a whole, to the nominal size).
+    - An axis of fixed size is resized to it (to the nominal size, as is an image without physical scale that is seen as
+      a whole).
     - Otherwise an axis whose spacing is outside the contract's range is resampled to the geometric middle of the range.
     - Colour becomes grey by `LUMA` for a model with one channel; grey is repeated for one with three.
 

@@ -319,8 +319,8 @@ def choose_stages(
 
 def candidate_stages(stages: Sequence[int], pilot: Sequence[Measured], goals: Goals) -> list[tuple[Stage, ...]]:
     """From the strictest to the most permissive. A candidate is one rank: each stage's threshold is that quantile of
-    its own score on the pilot cases. Where widths of intervals decide, those that would accept a wider one than tolerated
-    are left out: the end of a fixed sequence may be chosen freely, since all before the last that passes hold at once.
+    its own score on the pilot cases. Where widths of intervals decide, those that would accept a wider one than
+    tolerated are left out: a fixed sequence may end anywhere, since all before the last that passes hold at once.
     """
     steps = {samples: [case.after(samples) for case in pilot] for samples in stages}
     scores = {samples: _score(goals, of) for samples, of in steps.items()}
@@ -426,8 +426,8 @@ def choose_volume(
 def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) -> SensitiveRule | None:
     """Conformal risk control of the missed share of foreground, over cases that have any.
 
-    None where there are no voxels, where too few cases have foreground, and where only a threshold of 0 would do, which takes
-    everything for foreground and says nothing.
+    None where there are no voxels, where too few cases have foreground, and where only a threshold of 0 would do, which
+    takes everything for foreground and says nothing.
     """
     shares = [step.missed for step in served if step.missed]
     if not contract.per_voxel or len(shares) < cases_needed_for_control(missed):

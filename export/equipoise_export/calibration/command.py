@@ -93,7 +93,8 @@ def calibrate(
     try:
         found = run(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
-            acceptable_dice=acceptable_dice, tolerance=tolerance, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
+            acceptable_dice=acceptable_dice, tolerance=tolerance, false_alarms=false_alarms, audited=audited,
+            level=level, missed=missed,
             method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, progress=not as_json,
             spacing=numbers(spacing) if spacing else None, label_values=label_values,
             sweep_p=numbers(sweep_p) if sweep_p else (),

@@ -241,9 +241,9 @@ def volume_figures(judged: Sequence[Judged]) -> dict[str, Any]:
 def number_figures(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
     """Of a regression: how far from the truth, and whether the intervals hold it, out of fold.
 
-    Per target in its unit: `mean_error` (signed), `mean_absolute_error`, that of accepted cases, `width` of the interval
-    on average, `coverage`; `together`: the share of cases all of whose intervals hold, with the band in which it lies for
-    a correct method where full T decides (above it where earlier stages may).
+    Per target in its unit: `mean_error` (signed), `mean_absolute_error`, that of accepted cases, `width` of the
+    interval on average, `coverage`; `together`: the share of cases all of whose intervals hold, with the band in which
+    it lies for a correct method where full T decides (above it where earlier stages may).
     """
     rules = [each.policy.interval for each in judged]
     rule = rules[0]

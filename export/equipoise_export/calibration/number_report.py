@@ -18,8 +18,8 @@ def number_plots(contract: Contract, judged: Sequence[Judged]) -> Iterator[tuple
     for k, target in enumerate(contract.targets):
         unit = "" if target.unit == "1" else f", in {target.unit}"
         yield (
-            f"{target.name}: interval against truth{unit}. Red: further from the truth than tolerated; full circles are "
-            "accepted.",
+            f"{target.name}: interval against truth{unit}. Red: further from the truth than tolerated; full circles "
+            "are accepted.",
             _against_truth(contract, judged, k, unit),
         )
 

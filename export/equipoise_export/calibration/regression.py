@@ -40,13 +40,14 @@ def tolerances(contract: Contract, stated: Tolerance | None) -> dict[str, float]
     units = ", ".join(f"{target.name} in {target.unit}" for target in contract.targets)
     if stated is None:
         raise CalibrationError(
-            f"--tolerance is missing: state how far from the truth an accepted answer may lie ({units}), such as {example}"
+            f"--tolerance is missing: state how far from the truth an accepted answer may lie ({units}), such as "
+            f"{example}"
         )
     pairs: Mapping[str, Any]
     if isinstance(stated, Mapping):
         pairs = stated
     elif "=" in str(stated):
-        pairs = dict((part.partition("=")[0].strip(), part.partition("=")[2]) for part in str(stated).split(","))
+        pairs = {part.partition("=")[0].strip(): part.partition("=")[2] for part in str(stated).split(",")}
     else:
         pairs = {names[0]: stated}
     if sorted(pairs) != sorted(names):

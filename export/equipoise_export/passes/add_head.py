@@ -60,9 +60,10 @@ def _refuse_wrong_shape(c: Compilation, layout: Layout) -> None:
         stating = " that states its moments" if contract.states_moments else ""
         if contract.states_variance:
             stating = f" and {'their variances' if len(names) > 1 else 'its variance'} (--answers)"
+        kind = "--targets" if contract.targets else "classes"
         raise CaptureRefused(
-            f"the output for one image has shape {layout.shape}; {contract.task.value} with {len(names)} "
-            f"{'targets' if contract.targets else 'classes'} ({', '.join(names)}){stating} needs {expected}",
+            f"the output for one image has shape {layout.shape}; {contract.task.value} with {len(names)} {kind} "
+            f"({', '.join(names)}){stating} needs {expected}",
             "the chosen output",
             _what_to_state(contract, layout),
         )
@@ -73,8 +74,8 @@ def _what_to_state(contract: Contract, layout: Layout) -> str:
         return "State the right --classes and --task, or choose another output (--output)."
     if not contract.states_variance and layout.shape == (1, 2 * len(contract.targets)):
         return (
-            "Does it state a variance behind each mean? Say which: --answers mean_variance or mean_log_variance. Else name "
-            "all its --targets."
+            "Does it state a variance behind each mean? Say which: --answers mean_variance or mean_log_variance. Else "
+            "name all its --targets."
         )
     return (
         "A regression answers [N, K] numbers for K --targets, or [N, 2K] with --answers mean_variance or "

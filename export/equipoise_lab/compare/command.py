@@ -89,8 +89,8 @@ def compare(
         contract = compared[0].contract
         if contract.targets:
             raise ComparisonError(
-                f"{contract.name} is a regression: compare looks at probabilities of classes. `equipoise calibrate` reports "
-                "errors and intervals of each model on the same cases"
+                f"{contract.name} is a regression: compare looks at probabilities of classes. `equipoise calibrate` "
+                "reports errors and intervals of each model on the same cases"
             )
         segmentation = contract.task is Task.SEGMENTATION
         loss = f"mean Dice below {acceptable_dice:g}" if segmentation else "wrong label"

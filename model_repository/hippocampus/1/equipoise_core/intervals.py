@@ -17,8 +17,8 @@ from .moments import Array
 from .targets import Target
 
 RELATIVE_WIDTH = "relative_width"
-"""The case score of a policy with an interval rule: half the interval's width over the tolerance, of several targets the
-largest. Above 1 nothing is accepted."""
+"""The case score of a policy with an interval rule: half the interval's width over the tolerance, of several targets
+the largest. Above 1 nothing is accepted."""
 
 UNCALIBRATED_FACTOR = 1.6448536269514722
 """Half-width in standard deviations where no policy says it: 90 % of a normal distribution."""

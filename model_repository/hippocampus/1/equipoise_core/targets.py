@@ -34,10 +34,10 @@ class Target:
             raise ValueError(
                 f"a target named {self.name!r}: expected letters, digits, _ . - and blanks, a letter first"
             )
-        if not self.unit or not self.unit.isprintable() or set(self.unit) & set(" ,:;\"'"):
+        if not self.unit or not self.unit.isprintable() or set(self.unit) & set(' ,:;"'):
             raise ValueError(
-                f"target {self.name} has the unit {self.unit!r}; state it in UCUM's spelling, such as {self.name}:mo, or "
-                f"{self.name}:1 for a number without unit"
+                f"target {self.name} has the unit {self.unit!r}; state it in UCUM's spelling, such as {self.name}:mo, "
+                f"or {self.name}:1 for a number without unit"
             )
 
     def __str__(self) -> str:

@@ -89,8 +89,8 @@ class Uncertainty:
 class NumberUncertainty(Uncertainty):
     """Of a regression: numbers `[K]` in their targets' units, variances in the squares of those.
 
-    Law of total variance, total = aleatoric + epistemic: Kendall & Gal 2017, eq. 9; of several networks Lakshminarayanan
-    et al. 2017, §2.4.
+    Law of total variance, total = aleatoric + epistemic: Kendall & Gal 2017, eq. 9; of several networks
+    Lakshminarayanan et al. 2017, §2.4.
     """
 
     @cached_property
