@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .api import Exported, Inspection, export, inspect
     from .calibration.calibrate import Calibrated, calibrate
     from .errors import ExportError, ExportRefused
-    from .options import Options, Sizes
+    from .options import Answers, Options, Sizes
 
 _HOMES = {
     "export": "api",
@@ -32,14 +32,15 @@ _HOMES = {
     "Inspection": "api",
     "calibrate": "calibration.calibrate",
     "Calibrated": "calibration.calibrate",
+    "Answers": "options",
     "Options": "options",
     "Sizes": "options",
     "ExportError": "errors",
     "ExportRefused": "errors",
 }
 __all__ = [
-    "Calibrated", "ExportError", "ExportRefused", "Exported", "Inspection", "Options", "Sizes", "calibrate", "export",
-    "inspect",
+    "Answers", "Calibrated", "ExportError", "ExportRefused", "Exported", "Inspection", "Options", "Sizes", "calibrate",
+    "export", "inspect",
 ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Diameter(nn.Module):
 
 
 def discs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stand for your images: pictures `[n, SIZE, SIZE]` of 1 mm pixels, half of them noisy, and diameters `[n]` in mm."""
+    """Stand for your images: pictures `[n, SIZE, SIZE]` of 1 mm pixels, half of them noisy; diameters `[n]` in mm."""
     random = np.random.default_rng(seed)
     diameters = random.uniform(8, 24, count)
     rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
