@@ -91,7 +91,7 @@ def test_contract_refuses_what_does_not_hold_together(contract, changed):
 
 @pytest.mark.parametrize("text", ["age", "age:", ":mo", "a,b:mo", "age:m o", "age=3:mo"])
 def test_a_target_without_name_or_unit_is_refused(text):
-    with pytest.raises(ValueError, match="unit|named"):
+    with pytest.raises(ValueError, match=r"unit|named"):
         Target.parse(text)
 
 
