@@ -137,7 +137,7 @@ def rank(
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="Case score to rank by; default rim_epistemic (segmentation) or mutual_information."),
+        typer.Option(help="Case score to rank by; by default the epistemic one of the task."),
     ] = None,
     labelled: Annotated[
         list[Path] | None,
