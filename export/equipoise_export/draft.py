@@ -150,7 +150,7 @@ class Description:
             return Contract(
                 name=_servable(self.name),
                 task=self.task,
-                activation=Activation.IDENTITY if regression else activation,
+                activation=Activation.SIGMOID if regression else activation,
                 classes=classes,
                 channels=channels,
                 spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
@@ -177,7 +177,7 @@ class Description:
         if task is Task.REGRESSION:
             wrong = {
                 "--classes": bool(self.classes),
-                "--activation": self.activation not in (None, Activation.IDENTITY),
+                "--activation": self.activation is not None,
                 f"--answers {answers.value}": not of_numbers and answers is not Answers.UNSTATED,
                 "--states-moments": self.states_moments,
             }
@@ -187,7 +187,6 @@ class Description:
         else:
             wrong = {
                 "--targets": bool(self.targets),
-                "--activation identity": self.activation is Activation.IDENTITY,
                 f"--answers {answers.value}": of_numbers,
             }
             instead = f"a {task.value} has --classes; numbers are answered by --task regression"

@@ -126,7 +126,7 @@ def test_where_labels_are_not_asked_for_images_alone_will_do(tmp_path, classifie
 @pytest.fixture
 def regression():
     return Contract(
-        "bone", Task.REGRESSION, Activation.IDENTITY, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)), (),
+        "bone", Task.REGRESSION, Activation.SIGMOID, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)), (),
         targets=(Target("age", "mo"), Target("height", "cm")),
     )  # fmt: skip
 

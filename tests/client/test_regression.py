@@ -24,7 +24,7 @@ IMAGE = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)
 @pytest.fixture
 def contract() -> Contract:
     return Contract(
-        "bone", Task.REGRESSION, Activation.IDENTITY, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)), (),
+        "bone", Task.REGRESSION, Activation.SIGMOID, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)), (),
         targets=(Target("age", "mo"), Target("share", "1")),
     )  # fmt: skip
 

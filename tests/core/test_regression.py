@@ -26,7 +26,7 @@ AGE, HEIGHT = Target("age", "mo"), Target("height", "cm")
 @pytest.fixture
 def contract() -> Contract:
     return Contract(
-        "bone", Task.REGRESSION, Activation.IDENTITY, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)),
+        "bone", Task.REGRESSION, Activation.SIGMOID, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)),
         (Site("drop", SiteKind.ELEMENT, (8,), 0.5),), samples=4, samplers=(Sampler("bone_sampler", "00" * 32),),
         targets=(AGE, HEIGHT), noise=Noise.VARIANCE,
     )  # fmt: skip

@@ -286,7 +286,7 @@ class TestClassification:
 
     def of_numbers(self, chest: Any, unit: str) -> Any:
         bone = replace(
-            chest, name="bone", task=Task.REGRESSION, activation=Activation.IDENTITY, classes=(),
+            chest, name="bone", task=Task.REGRESSION, activation=Activation.SIGMOID, classes=(),
             targets=(Target("age", unit),),
         )  # fmt: skip
         values = {"age": Value(132.5, 4.25, 125.0, 145.0, unit)}

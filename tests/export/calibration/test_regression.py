@@ -32,7 +32,7 @@ TOLERANCE = {"age": 12.0, "height": 6.0}
 
 def contract_of(*targets: Target) -> Contract:
     return Contract(
-        "bone", Task.REGRESSION, Activation.IDENTITY, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)),
+        "bone", Task.REGRESSION, Activation.SIGMOID, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)),
         (Site("drop", SiteKind.ELEMENT, (8,), 0.5),), samples=20, samplers=(Sampler("bone_sampler", "00" * 32),),
         targets=targets, noise=Noise.LOG_VARIANCE,
     )  # fmt: skip

@@ -52,12 +52,10 @@ class Task(str, Enum):
 
 
 class Activation(str, Enum):
-    """How logits became probabilities: classes exclude each other (softmax) or each stands alone (sigmoid). The numbers
-    of a regression stay what they are (identity)."""
+    """How logits became probabilities: classes exclude each other (softmax) or each stands alone (sigmoid)."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
-    IDENTITY = "identity"
 
 
 class Precision(str, Enum):
@@ -160,6 +158,8 @@ class Contract:
 
     Attributes:
         name: the public model's name in Triton.
+        activation: of classes. The numbers of a regression stay what they are; each stands alone, so it is SIGMOID here
+            and not written.
         classes: one name per channel of the network's output. Softmax segmentation: the first is background. None of a
             regression, which has `targets`.
         channels: C of the network's input; the image that comes has `image_channels`.
@@ -234,14 +234,12 @@ class Contract:
     def _check_answers(self) -> None:
         names = [target.name for target in self.targets]
         if self.task is Task.REGRESSION:
-            if not names or self.classes or self.activation is not Activation.IDENTITY:
-                raise ContractError(
-                    "a regression has targets, no classes, and numbers that stay what they are (identity)"
-                )
+            if not names or self.classes or self.activation is not Activation.SIGMOID:
+                raise ContractError("a regression has targets, no classes, and no softmax")
             if len(set(names)) != len(names):
                 raise ContractError(f"names of targets repeat: {', '.join(names)}")
-        elif not self.classes or names or self.activation is Activation.IDENTITY or self.noise is not Noise.NONE:
-            raise ContractError(f"a {self.task.value} has classes (at least one), softmax or sigmoid, and no targets")
+        elif not self.classes or names or self.noise is not Noise.NONE:
+            raise ContractError(f"a {self.task.value} needs at least one class, and has no targets")
 
     @property
     def rank(self) -> int:
@@ -339,7 +337,7 @@ class Contract:
             "format": FORMAT,
             "name": self.name,
             "task": self.task.value,
-            "activation": self.activation.value,
+            "activation": None if self.targets else self.activation.value,
             "classes": list(self.classes),
             "channels": self.channels,
             "spatial": list(self.spatial),
@@ -395,7 +393,7 @@ def _contract(document: Any) -> Contract:
     return Contract(
         name=str(document["name"]),
         task=Task(document["task"]),
-        activation=Activation(document["activation"]),
+        activation=Activation.SIGMOID if document.get("targets") else Activation(document["activation"]),
         classes=tuple(str(name) for name in document["classes"]),
         channels=int(document["channels"]),
         spatial=_extents(document["spatial"]),
