@@ -104,6 +104,7 @@ def test_without_the_correction_they_do_not():
         assert covered.mean() < LEVEL * 20 - 4 * covered.std() / np.sqrt(REPETITIONS)
 
 
+@pytest.mark.slow
 def test_whichever_stage_decides_they_hold():
     covered = coverages(ONE, 1, stages=(0, 20), repetitions=200)
     assert covered.mean() >= LEVEL * 20 - 4 * covered.std() / np.sqrt(200)
@@ -132,6 +133,7 @@ def test_policy_accepts_by_the_width_and_states_what_is_tolerated(chosen):
     assert any(each.route is Route.REVIEW for each in served)
 
 
+@pytest.mark.slow
 def test_the_promise_about_accepted_cases_holds():
     """Of many calibrations at most δ accept more than α wrong ones of new cases, but for chance."""
     random, broken, made = np.random.default_rng(4), 0, 0
