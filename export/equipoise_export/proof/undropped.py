@@ -195,7 +195,7 @@ def _of_logits(expected: Array, logits: Array) -> float:
 
 
 def _of_numbers(expected: Array, found: Array) -> float:
-    """The largest difference over the number itself, or over a hundredth of the largest: one may be near 0 by chance."""
+    """The largest difference over the number itself, or a hundredth of the largest: one may be near 0 by chance."""
     scale = np.maximum(np.abs(expected), 0.01 * float(np.abs(expected).max()) or 1.0)
     return float((np.abs(expected - found) / scale).max())
 
