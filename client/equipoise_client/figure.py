@@ -34,7 +34,7 @@ _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
 def write_figure(path: Path, title: str, contract: Contract, prepared: Prepared, prediction: Prediction) -> None:
     """Writes a PNG. Segmentation needs the outputs `labels` and `epistemic`, classification `calibrated`, `mean`
-    and `variance`.
+    and `variance`, regression none.
 
     Args:
         title: first words of the heading; a file's name, never anything that stands in the file.
@@ -44,7 +44,9 @@ def write_figure(path: Path, title: str, contract: Contract, prepared: Prepared,
         from matplotlib.figure import Figure
     figure = Figure(layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    if contract.task is Task.CLASSIFICATION:
+    if contract.targets:
+        _draw_numbers(figure, prepared, prediction)
+    elif contract.task is Task.CLASSIFICATION:
         _draw_classification(figure, contract, prepared, prediction)
     else:
         _draw_segmentation(figure, contract, prepared, prediction)
@@ -160,11 +162,18 @@ def _draw_segmentation(figure: Any, contract: Contract, prepared: Prepared, pred
     figure.supxlabel(_caption(prediction), fontsize=9)
 
 
+def _show_whole(axes: Any, prepared: Prepared) -> None:
+    """The image as its file has it; of a volume the middle slice of the last axis."""
+    image = grey(prepared.source.pixels)
+    plane = image[..., image.shape[-1] // 2] if image.ndim == 3 else image
+    axes.imshow(plane, cmap="gray", vmin=0.0, vmax=1.0)
+    View(None, 1, 0, None).dress(axes, prepared.source.spacing)
+
+
 def _draw_classification(figure: Any, contract: Contract, prepared: Prepared, prediction: Prediction) -> None:
     figure.set_size_inches(9.4, 5.2)
     left, right = figure.subplots(1, 2)
-    left.imshow(grey(prepared.source.pixels), cmap="gray", vmin=0.0, vmax=1.0)
-    View(None, 1, 0, None).dress(left, prepared.source.spacing)
+    _show_whole(left, prepared)
     means, stated = prediction.mean, prediction.calibrated
     recalibrated = not np.allclose(means, stated, atol=5e-4)
     spread = np.sqrt(np.maximum(prediction.variance, 0.0))
@@ -177,6 +186,17 @@ def _draw_classification(figure: Any, contract: Contract, prepared: Prepared, pr
     dots = "; dots: the samples' mean" if recalibrated else ""
     right.set_xlabel(f"probability{', recalibrated' if recalibrated else ''}{dots}; whiskers: sd over samples")
     right.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(_caption(prediction), fontsize=9)
+
+
+def _draw_numbers(figure: Any, prepared: Prepared, prediction: Prediction) -> None:
+    values = prediction.values or {}
+    figure.set_size_inches(9.4, 5.2)
+    left, right = figure.subplots(1, 2)
+    _show_whole(left, prepared)
+    right.axis("off")
+    lines = [f"{name}\n{value}" for name, value in values.items()]
+    right.text(0.05, 0.5, "\n\n".join(lines), fontsize=15, verticalalignment="center", transform=right.transAxes)
     figure.supxlabel(_caption(prediction), fontsize=9)
 
 

@@ -25,9 +25,10 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A volume in mL: mean and standard deviation over samples, and the ends of the policy's interval.
+    """A volume in mL, or a number (`Value`): mean and standard deviation over samples, and the ends of the
+    policy's interval.
 
-    All NaN where the voxel spacing was not given.
+    Volumes are all NaN where the voxel spacing was not given.
     """
 
     mean: float
@@ -35,9 +36,27 @@ class Estimate:
     low: float
     high: float
 
-    def document(self) -> dict[str, float | None]:
+    def document(self) -> dict[str, Any]:
         """Ready for JSON, which has no NaN."""
-        return {name: number(value) for name, value in dataclasses.asdict(self).items()}
+        return {name: number(value) for name, value in dataclasses.asdict(self).items() if name != "unit"}
+
+
+@dataclass(frozen=True)
+class Value(Estimate):
+    """A number that a regression answers; `sd` is of a new measurement, √(aleatoric + epistemic).
+
+    Attributes:
+        unit: of all four, in UCUM's spelling; `1`: none.
+    """
+
+    unit: str
+
+    def document(self) -> dict[str, Any]:
+        return {**super().document(), "unit": self.unit}
+
+    def __str__(self) -> str:
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        return f"{self.mean:.4g}{unit} ({self.low:.4g} to {self.high:.4g})"
 
 
 @dataclass(frozen=True)
@@ -67,10 +86,12 @@ class Prediction:
         reason: why, in words.
         case_score: the number that the route depends on; higher is more uncertain. NaN where sampling gave none.
         samples_used: T that was drawn for the decision; 0: the first pass decided.
-        volume: None for classification.
+        volume: None where there are no voxels to be counted: for classification and regression.
         record: what is needed to replay the decision, as the server gave it.
         arrays: the outputs that were asked for, by name, without the batch axis; read-only. K classes, E = 1 where
-            classes exclude each other, else K; *S the image's spatial sizes, absent for classification.
+            classes exclude each other, else K; *S the image's spatial sizes, absent where the answer is for the image
+            as a whole. Of a regression K targets, E = K.
+        values: of a regression: target → its number with its interval and unit; else None.
     """
 
     model: str
@@ -81,15 +102,17 @@ class Prediction:
     volume: Volume | None
     record: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
+    values: Mapping[str, Value] | None = None
 
     @property
     def mean(self) -> NDArray[np.float32]:
-        """Mean probability over samples `[K, *S]`, 0..1, before any recalibration: see `calibrated`."""
+        """Mean probability over samples `[K, *S]`, 0..1, before any recalibration: see `calibrated`. Of a regression
+        the numbers `[K]`."""
         return self._array("mean")
 
     @property
     def variance(self) -> NDArray[np.float32]:
-        """Population variance of the probability over samples `[K, *S]`, 0..0.25."""
+        """Population variance of the probability (0..0.25) or number over samples `[K, *S]`."""
         return self._array("variance")
 
     @property
@@ -99,12 +122,14 @@ class Prediction:
 
     @property
     def aleatoric(self) -> NDArray[np.float32]:
-        """Mean entropy of the samples `[E, *S]`, nats: the part that lies in the image."""
+        """Mean entropy of the samples `[E, *S]`, nats: the part that lies in the image. Of a regression the mean of the
+        variances that the network states, 0 where it states none."""
         return self._array("aleatoric")
 
     @property
     def epistemic(self) -> NDArray[np.float32]:
-        """Mutual information of prediction and network `[E, *S]`, nats: the part that lies in the network."""
+        """Mutual information of prediction and network `[E, *S]`, nats: the part that lies in the network. Of a
+        regression the variance over samples."""
         return self._array("epistemic")
 
     @property
@@ -155,6 +180,7 @@ class Prediction:
             "samples_used": self.samples_used,
             "volume": None if volume is None else {name: each.document() for name, each in volume.classes.items()},
             "volume_total": None if volume is None else volume.total.document(),
+            **({} if self.values is None else {"values": {n: each.document() for n, each in self.values.items()}}),
             "record": dict(self.record),
         }
 

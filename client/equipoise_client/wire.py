@@ -19,16 +19,17 @@ from equipoise_core.decision import Route
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import BadAnswer, InvalidInput, UnknownModel
-from .prediction import Estimate, Prediction, Priority, Volume
+from .prediction import Estimate, Prediction, Priority, Value, Volume
 from .transport import MESSAGE_LIMIT
 
 MAPS = ("calibrated", "mean", "variance", "aleatoric", "epistemic", "labels")
-"""The arrays that come unless other outputs are named."""
+"""The arrays that come unless other outputs are named: those of them that the model has."""
 
 RETRY_AFTER_PARAMETER = "retry_after_ms"
 """In a public model's configuration: when to ask again after it refused a request because its queue was full."""
 
 _ARRAYS = (*MAPS, "variance_corrected", "labels_sensitive")
+_OF_CLASSES = frozenset({"calibrated", "labels", "labels_sensitive"})  # a regression has none
 _LONGEST_RETRY = 60_000  # ms: what a server asks for beyond is not believed
 _PER_DECISION = ("aleatoric", "epistemic", "labels", "labels_sensitive")  # E entries, the others have K
 _VERDICT = ("case_score", "samples_used", "route", "reason", "record")
@@ -94,7 +95,9 @@ def build_request(
     """
     batch = _checked_images(contract, images)
     count = len(batch)
-    known = (*_ARRAYS, *(("uncertainty",) if contract.states_moments else ()))
+    known = [name for name in _ARRAYS if not contract.targets or name not in _OF_CLASSES]
+    known += ["uncertainty"] if contract.states_moments else []
+    outputs = [name for name in outputs if name in known] if tuple(outputs) == MAPS else outputs
     unknown = sorted(set(outputs) - set(known))
     if unknown:
         raise InvalidInput(f"outputs {unknown} do not exist; choose from {', '.join(known)}")
@@ -176,11 +179,11 @@ def arguments_of(contract: Contract, request: Request, headers: Mapping[str, str
     for name, values, datatype in (*optional, ("spacing", request.spacing, "FP32")):
         if values is not None:
             inputs.append(_tensor(name, values, datatype))
-    volumes = ("volume", "volume_total") if contract.task is Task.SEGMENTATION else ()
+    estimates = {Task.SEGMENTATION: ("volume", "volume_total"), Task.REGRESSION: ("values",)}.get(contract.task, ())
     return {
         "model_name": contract.name,
         "inputs": inputs,
-        "outputs": [tritonclient.grpc.InferRequestedOutput(n) for n in (*request.outputs, *volumes, *_VERDICT)],
+        "outputs": [tritonclient.grpc.InferRequestedOutput(n) for n in (*request.outputs, *estimates, *_VERDICT)],
         "priority": request.priority,
         "timeout": max(1, int(seconds * 1e6)),
         "headers": dict(headers) or None,
@@ -207,8 +210,8 @@ def decided_by(lookup: Lookup) -> str | None:
 def read_answer(contract: Contract, request: Request, lookup: Lookup) -> tuple[Prediction, ...]:
     """One Prediction per image. Raises BadAnswer where numbers are missing or of another shape than promised."""
     count = len(request.images)
-    classes, decisions = len(contract.classes), contract.decisions
-    spatial = request.images.shape[2:] if contract.task is Task.SEGMENTATION else ()
+    classes, decisions = len(contract.answers), contract.decisions
+    spatial = request.images.shape[2:] if contract.per_voxel else ()
 
     def tensor(name: str, *shape: int) -> NDArray[Any]:
         values = lookup(name)
@@ -222,7 +225,8 @@ def read_answer(contract: Contract, request: Request, lookup: Lookup) -> tuple[P
     arrays = {name: tensor(name, channels.get(name, classes), *spatial) for name in request.outputs}
     scores, drawn = tensor("case_score", 1), tensor("samples_used", 1)
     volumes = totals = None
-    if contract.task is Task.SEGMENTATION:
+    numbers = tensor("values", classes, 4) if contract.targets else None
+    if contract.per_voxel:
         volumes, totals = tensor("volume", classes, 4), tensor("volume_total", 4)
     texts = {name: _texts(lookup(name), count) for name in ("route", "reason", "record")}
     return tuple(
@@ -236,6 +240,7 @@ def read_answer(contract: Contract, request: Request, lookup: Lookup) -> tuple[P
                 volume=None if volumes is None or totals is None else _volume(contract, volumes[i], totals[i]),
                 record=MappingProxyType(_record(texts["record"][i])),
                 arrays=MappingProxyType({name: values[i] for name, values in arrays.items()}),
+                values=None if numbers is None else _values(contract, numbers[i]),
             ),
             texts["route"][i],
         )
@@ -252,6 +257,12 @@ def _judged(prediction: Prediction, stated: str | None) -> Prediction:
     routed = replace(prediction, route=route)
     if not math.isfinite(prediction.case_score):
         return routed.at_most_review("the case score is not a finite number")
+    if any(
+        not math.isfinite(end)
+        for each in (prediction.values or {}).values()
+        for end in (each.mean, each.low, each.high)
+    ):
+        return routed.at_most_review("a number or its interval is not finite")
     if prediction.samples_used < 1 and prediction.record.get("first_pass") is not True:
         return routed.at_most_review("no samples were drawn")
     if prediction.record.get("route") != route.value:
@@ -262,6 +273,11 @@ def _judged(prediction: Prediction, stated: str | None) -> Prediction:
 def _volume(contract: Contract, rows: NDArray[Any], total: NDArray[Any]) -> Volume:
     estimates = {contract.classes[k]: Estimate(*(float(value) for value in rows[k])) for k in contract.foreground}
     return Volume(MappingProxyType(estimates), Estimate(*(float(value) for value in total)))
+
+
+def _values(contract: Contract, rows: NDArray[Any]) -> Mapping[str, Value]:
+    pairs = zip(contract.targets, rows.tolist(), strict=True)
+    return MappingProxyType({target.name: Value(*row, unit=target.unit) for target, row in pairs})
 
 
 def _texts(values: NDArray[Any] | None, count: int) -> list[str | None]:

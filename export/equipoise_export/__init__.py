@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .api import Exported, Inspection, export, inspect
     from .calibration.calibrate import Calibrated, calibrate
     from .errors import ExportError, ExportRefused
-    from .options import Options, Sizes
+    from .options import Answers, Options, Sizes
 
 _HOMES = {
     "export": "api",
@@ -35,14 +35,15 @@ _HOMES = {
     "Calibrated": "calibration.calibrate",
     "adapt": "adaptation.adapt",
     "AdaptedSite": "adaptation.adapt",
+    "Answers": "options",
     "Options": "options",
     "Sizes": "options",
     "ExportError": "errors",
     "ExportRefused": "errors",
 }
 __all__ = [
-    "AdaptedSite", "Calibrated", "ExportError", "ExportRefused", "Exported", "Inspection", "Options", "Sizes", "adapt",
-    "calibrate", "export", "inspect",
+    "AdaptedSite", "Answers", "Calibrated", "ExportError", "ExportRefused", "Exported", "Inspection", "Options",
+    "Sizes", "adapt", "calibrate", "export", "inspect",
 ]  # fmt: skip
 
 

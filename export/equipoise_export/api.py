@@ -74,6 +74,7 @@ def export(
     example: ArrayLike | Tensor | None = None,
     classes: Sequence[str] | None = None,
     task: Task | str | None = None,
+    targets: Sequence[str] | None = None,
     weights: Sequence[str | Path] = (),
     arguments: Mapping[str, Any] | None = None,
     transform: Transform | None = None,
@@ -92,7 +93,8 @@ def export(
         example: normalised images `[N, C, *S]` as the network takes them: to trace and to prove with. Channels and
             sizes follow from it.
         classes: one name per output channel; softmax segmentation: background first.
-        task: `segmentation` or `classification`.
+        task: `segmentation`, `classification` or `regression`.
+        targets: of a regression, instead of classes: name and unit of each number that it answers, `("age:mo",)`.
         weights: files of weights for `module`; several are a deep ensemble.
         arguments: keyword arguments of the callable, or overrides of a bundle's configuration.
         transform: the training's own preprocessing of one raw image, a tensor `[C, *S]`: the proof compares what it
@@ -103,7 +105,7 @@ def export(
     Raises:
         ExportError: nothing was published; it says what was found, where, and what to do.
     """
-    stated = {"name": name, "classes": classes, "task": task, **description}
+    stated = {"name": name, "classes": classes, "targets": targets, "task": task, **description}
     source, draft, images, options = _read(module, weights, arguments, options, example, stated)
     checks, differs = _check_preprocessing(draft, source, transform, stated)
     members = [_with(checks, compile_sampler(make(), draft, images, options)) for make in source.members]
@@ -151,8 +153,11 @@ def _first_pass(
     source: Source, members: Sequence[Compiled], images: Tensor, options: Options
 ) -> tuple[Compiled | None, list[str]]:
     """The network without dropout, or a note why there is none; an ensemble has no single network."""
-    if not options.first_pass or len(members) > 1 or not members[0].contract.stochastic:
+    contract = members[0].contract
+    if not options.first_pass or len(members) > 1 or not contract.stochastic:
         return None, []
+    if contract.targets and not contract.states_variance:
+        return None, ["without a first pass: a network that states no variance does not say in one pass how sure it is"]
     try:
         return compile_first_pass(source.members[0](), members[0], images, options), []
     except ExportError as error:
@@ -166,13 +171,14 @@ def inspect(
     example: ArrayLike | Tensor | None = None,
     classes: Sequence[str] | None = None,
     task: Task | str | None = None,
+    targets: Sequence[str] | None = None,
     weights: Sequence[str | Path] = (),
     arguments: Mapping[str, Any] | None = None,
     options: Options = DEFAULTS,
     **description: Any,
 ) -> Inspection:
     """The sites of a network and what samples would cost. Arguments and errors as for `export`."""
-    stated = {"name": name, "classes": classes, "task": task, **description}
+    stated = {"name": name, "classes": classes, "targets": targets, "task": task, **description}
     source, draft, images, options = _read(module, weights, arguments, options, example, stated)
     compilation, _ = compile_unproven(source.members[0](), draft, images, options)
     assert compilation.cost is not None
@@ -198,7 +204,12 @@ def _read(
         seen = (low, high) if low < high else None
         description = replace(description, shape=tuple(images.shape[1:]), intensities=seen)
     source = read_source(module, weights, arguments)
-    draft = description.over(source.stated).contract(options.sizes)
+    draft = description.over(source.stated).contract(options.sizes, options.answers)
+    if draft.targets and not draft.states_variance and options.deterministic and len(source.members) == 1:
+        raise SpecError(
+            "nothing in a --deterministic regression says how sure it is, unless it states a variance: --answers "
+            "mean_variance or mean_log_variance, or leave its dropout in"
+        )
     if len(source.members) > 1 and options.deterministic is False:
         options = replace(options, deterministic=None)  # several networks sample even if none of them is random
     return source, draft, example_image(draft) if images is None else images, options

@@ -39,6 +39,9 @@ Examples:
     equipoise export vendor.onnx --dropout-at 'layer4*' --p 0.1 --name chest --task classification \\
         --input-shape 3,224,224 --classes normal,pneumonia --into model_repository
 
+    equipoise export nets.py:bone_age --name age --task regression --input-shape 1,256,256 --targets age:mo \\
+        --answers mean_log_variance --sizes fixed --into model_repository
+
     equipoise export nets.py:unet --name nuclei --task segmentation --input-shape 1,256,256 \\
         --classes background,nucleus --inspect
 
@@ -65,6 +68,10 @@ def export(
     classes: Annotated[
         str | None, typer.Option(help="One name per output channel; softmax segmentation: background first.")
     ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="Regression: NAME:UNIT of each number, unit as UCUM spells it (age:mo,height:cm; 1: none)."),
+    ] = None,
     into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(help="State dict or safetensors; given several times: a deep ensemble.")
@@ -73,12 +80,19 @@ def export(
         list[str] | None,
         typer.Option(help="key=value for the callable, or for a bundle's configuration; the value is read as JSON."),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Which output, by index, key or dotted path.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Which output, by index, key or dotted path; of a regression also MEAN,VARIANCE."),
+    ] = None,
     activation: Annotated[
         Activation | None, typer.Option(help="How logits become probabilities; softmax unless stated.")
     ] = None,
     answers: Annotated[
-        Answers, typer.Option(help="What its output is; unstated: logits, refused where it looks like probabilities.")
+        Answers,
+        typer.Option(
+            help="What its output is; unstated: logits, refused where it looks like probabilities. Regression: mean "
+            "[N, K], or [N, 2K] with the K variances or their logarithms behind the K means."
+        ),
     ] = Answers.UNSTATED,
     preprocess: Annotated[
         list[str] | None,
@@ -149,6 +163,7 @@ def export(
             "task": task,
             "shape": None if input_shape is None else whole_numbers(input_shape, "--input-shape"),
             "classes": None if classes is None else words(classes),
+            "targets": None if targets is None else words(targets),
             "weights": weights or (),
             "arguments": arguments(arg or []),
             "activation": activation,

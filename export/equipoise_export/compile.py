@@ -30,7 +30,7 @@ from .passes.compilation import Compilation
 from .progress import LOGGER
 from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
-from .proof.undropped import compare_with_file, compare_with_module
+from .proof.undropped import compare_with_file, compare_with_module, looks_classified
 
 _Made = TypeVar("_Made")
 
@@ -74,6 +74,12 @@ def _compiled(
     else:
         check = compare_with_module(network, contract, images, options.answers)
     compiled = _proven(compilation, network, images)
+    if contract.targets:
+        answer = network.undropped if isinstance(network, OnnxNetwork) else network.evaluated
+        doubt = looks_classified(answer, contract, images)
+        silent = "it states no variance (--answers): aleatoric is 0, its standard deviation that of the samples alone"
+        said = (doubt, None if contract.states_variance else silent)
+        compiled = replace(compiled, notes=(*compiled.notes, *filter(None, said)))
     checks = (check, *compiled.proof.checks) if check is not None else compiled.proof.checks
     return replace(compiled, proof=replace(compiled.proof, checks=checks))
 

@@ -11,10 +11,11 @@ import torch
 from equipoise_core.contract import Activation, Contract, ContractError, Precision, Subject, Task, check_name
 from equipoise_core.preprocessing import NORMALISED_LIMIT, Preprocessing, named
 from equipoise_core.steps import Ends, Step, parse_steps
+from equipoise_core.targets import Target
 from torch import Tensor
 
 from .errors import SpecError
-from .options import Sizes
+from .options import Answers, Sizes
 
 _AXES = {1: ("X",), 2: ("H", "W"), 3: ("X", "Y", "Z")}
 
@@ -27,6 +28,8 @@ class Description:
         name: the public model's name in Triton.
         shape: `(C, *S)` of one image; the size used for warm-up.
         classes: one name per output channel; softmax segmentation: background first.
+        targets: of a regression, the numbers that it answers, in this order, as `age:mo` with their unit in UCUM's
+            spelling.
         activation: how logits become probabilities; softmax unless stated.
         preprocess: what happens to intensities, as in training; z-scores unless stated.
         unclear: why what the intensities go through cannot be said in such steps.
@@ -46,6 +49,7 @@ class Description:
     task: Task | None = None
     shape: tuple[int, ...] | None = None
     classes: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
     activation: Activation | None = None
     preprocess: tuple[Step, ...] | None = None
     unclear: str | None = None
@@ -84,7 +88,7 @@ class Description:
         for name, kind in _ENUMS.items():
             if values.get(name) is not None:
                 values[name] = _member(kind, values[name], name)
-        for name in ("shape", "classes", "maximum", "modalities", *_SUBJECT):
+        for name in ("shape", "classes", "targets", "maximum", "modalities", *_SUBJECT):
             if isinstance(values.get(name), str):
                 raise SpecError(f"{name} is {values[name]!r}; expected a list")
             if values.get(name) is not None:
@@ -102,18 +106,22 @@ class Description:
             open_ += _INTENSITIES
         return replace(self, **{name: getattr(other, name) for name in open_})
 
-    def contract(self, sizes: Sizes) -> Contract:
+    def contract(self, sizes: Sizes, answers: Answers = Answers.UNSTATED) -> Contract:
         """The contract without sites.
 
         Raises:
             SpecError: something is missing or does not fit together.
         """
-        needed = {"name": self.name, "task": self.task, "input-shape": self.shape, "classes": self.classes}
+        regression = self.task is Task.REGRESSION
+        named = {"targets": self.targets} if regression else {"classes": self.classes}
+        needed = {"name": self.name, "task": self.task, "input-shape": self.shape, **named}
         missing = [f"--{option}" for option, value in needed.items() if value is None]
         if missing:
             are = "is" if len(missing) == 1 else "are"
             raise SpecError(f"{', '.join(missing)} {are} missing: not stated anywhere else")
-        assert self.name is not None and self.task is not None and self.shape is not None and self.classes is not None
+        assert self.name is not None and self.task is not None and self.shape is not None
+        self._check_kind(self.task, answers)
+        targets = _targets(self.targets or ())
         channels, *nominal = self.shape
         text = ",".join(map(str, (channels, *nominal)))
         if min(channels, *nominal, 1) < 1:
@@ -123,7 +131,8 @@ class Description:
         off = [size for size in nominal if size % self.multiple]
         if off:
             raise SpecError(f"--input-shape {text}: {off[0]} is no multiple of {self.multiple} (--multiple)")
-        if len(classes := self.classes) == 1 and self.activation is not Activation.SIGMOID and not self.states_moments:
+        classes, activation = self.classes or (), self.activation or Activation.SOFTMAX
+        if len(classes) == 1 and activation is not Activation.SIGMOID and not self.states_moments:
             raise SpecError(
                 f"--classes {classes[0]}: the softmax of one class is always 1; state --activation sigmoid, or name "
                 "the background or the negative class as well"
@@ -141,7 +150,7 @@ class Description:
             return Contract(
                 name=_servable(self.name),
                 task=self.task,
-                activation=self.activation or Activation.SOFTMAX,
+                activation=Activation.SIGMOID if regression else activation,
                 classes=classes,
                 channels=channels,
                 spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
@@ -156,9 +165,33 @@ class Description:
                 samples=self.samples,
                 precision=self.precision,
                 states_moments=self.states_moments,
+                targets=targets,
+                noise=answers.noise,
             )
         except ContractError as error:
             raise SpecError(str(error)) from error
+
+    def _check_kind(self, task: Task, answers: Answers) -> None:
+        """Raises SpecError where what is said of numbers is said of classes, or the other way round."""
+        of_numbers = answers in (Answers.MEAN, Answers.MEAN_VARIANCE, Answers.MEAN_LOG_VARIANCE)
+        if task is Task.REGRESSION:
+            wrong = {
+                "--classes": bool(self.classes),
+                "--activation": self.activation is not None,
+                f"--answers {answers.value}": not of_numbers and answers is not Answers.UNSTATED,
+                "--states-moments": self.states_moments,
+            }
+            instead = (
+                "a regression has --targets NAME:UNIT (age:mo), and --answers mean, mean_variance or mean_log_variance"
+            )
+        else:
+            wrong = {
+                "--targets": bool(self.targets),
+                f"--answers {answers.value}": of_numbers,
+            }
+            instead = f"a {task.value} has --classes; numbers are answered by --task regression"
+        if found := [option for option, given in wrong.items() if given]:
+            raise SpecError(f"{', '.join(found)}: {instead}")
 
     def _subject(self) -> Subject | None:
         stated = {name: getattr(self, name) for name in _SUBJECT if getattr(self, name)}
@@ -193,6 +226,13 @@ def _servable(name: str) -> str:
     except ContractError as error:
         raise SpecError(f"--name: {error}") from error
     return name
+
+
+def _targets(spelled: Sequence[str]) -> tuple[Target, ...]:
+    try:
+        return tuple(Target.parse(each) for each in spelled)
+    except ValueError as error:
+        raise SpecError(f"--targets: {error}") from error
 
 
 def _steps(

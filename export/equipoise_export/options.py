@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from equipoise_core.targets import Noise
+
 from .graph.storage import LARGEST_FILE
 
 
@@ -22,6 +24,16 @@ class Answers(str, Enum):
     UNSTATED = "unstated"  # logits; refused where it looks like probabilities
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
+    MEAN = "mean"  # regression, which this is where it is unstated
+    MEAN_VARIANCE = "mean_variance"
+    MEAN_LOG_VARIANCE = "mean_log_variance"
+
+    @property
+    def noise(self) -> Noise:
+        """What a regression's network states beside each number."""
+        return {Answers.MEAN_VARIANCE: Noise.VARIANCE, Answers.MEAN_LOG_VARIANCE: Noise.LOG_VARIANCE}.get(
+            self, Noise.NONE
+        )
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Options:
     """Choices of an export, `Options(sites="decoder.*", p=0.2)`; the defaults suit a network trained with dropout.
 
     Attributes:
-        output: which of several outputs, by index, key or dotted path.
+        output: which of several outputs, by index, key or dotted path; of a regression also `MEAN,VARIANCE`.
         sites: only modules (in ONNX files Dropout nodes) whose name matches this pattern drop (`decoder.*`, commas
             between several); those that match a pattern behind an exclamation mark (`!*.rel_pos.*`) don't.
         p: overrides the probability of dropping, in the module itself; where nothing drops yet, also p = 0.
@@ -43,7 +55,8 @@ class Options:
             None: it may be random or not.
         first_pass: whether the network without dropout is published beside the sampler: a policy may then decide on its
             one pass before any sample is drawn.
-        answers: what its output is; probabilities are taken as they are.
+        answers: what its output is; probabilities are taken as they are. A regression's may hold a variance, or its
+            logarithm, behind each mean: `[N, 2K]`, the K means first.
         sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """

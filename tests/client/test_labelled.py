@@ -10,6 +10,7 @@ from equipoise_client.images.labelled import read_labelled
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.steps import ZScore
+from equipoise_core.targets import Target
 from PIL import Image
 
 
@@ -120,3 +121,75 @@ def test_where_labels_are_not_asked_for_images_alone_will_do(tmp_path, classifie
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="holds no images"):
         read_labelled(tmp_path / "empty", segmenter, labels=False)
+
+
+@pytest.fixture
+def regression():
+    return Contract(
+        "bone", Task.REGRESSION, Activation.SIGMOID, (), 1, (8, 8), (8, 8), (8, 8), Preprocessing((ZScore(),)), (),
+        targets=(Target("age", "mo"), Target("height", "cm")),
+    )  # fmt: skip
+
+
+def numbered(folder, rows, images=("a.png", "b.png")):
+    folder.mkdir(parents=True)
+    for index, name in enumerate(images):
+        pixels = np.random.default_rng(index).integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "cases.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_numbers_come_from_columns_named_by_target(tmp_path, regression):
+    """In any order and case, with patients and groups beside them; images may lie in a folder of their own."""
+    rows = ["file,patient,Height,AGE,group", "a.png,anna,151.5,130,x", "b.png,ben,99,1e2,y"]
+    first, second = read_labelled(numbered(tmp_path / "data", rows), regression)
+    assert (first.truth.tolist(), first.patient, first.group) == ([130.0, 151.5], "anna", "x")
+    assert second.truth.tolist() == [100.0, 99.0] and second.truth.dtype == np.float64
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "a.png").rename(tmp_path / "other" / "images" / "a.png")
+    (tmp_path / "other" / "cases.csv").write_text("file,age,height\nimages/a.png,1,2\n")
+    assert [case.truth.tolist() for case in read_labelled(tmp_path / "other", regression)] == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["file,age", "a.png,1", "b.png,2"], "columns file and age, height"),
+        (["file,age,height", "a.png,1,2"], "b.png has no row"),
+        (["file,age,height", "a.png,1,2", "b.png,,3"], "age is empty; expected a number in mo"),
+        (["file,age,height", "a.png,1,2", "b.png,nan,3"], "age is nan"),
+        (["file,age,height", "a.png,1,2", "b.png,3,tall"], "height is tall; expected a number in cm"),
+        (["file,age,height", "a.png,1,2", "b.png,1 000,3"], "age is 1 000"),
+    ],
+)
+def test_numbers_that_are_missing_or_none_are_refused(tmp_path, regression, rows, words):
+    with pytest.raises(InvalidInput, match=words):
+        read_labelled(numbered(tmp_path / "data", rows), regression)
+
+
+def test_an_archive_of_numbers_is_read(tmp_path, regression):
+    images = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
+    age, height = np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])
+    for entries in (
+        {"age": age, "height": height[:, None]},
+        {"labels": np.stack([age, height], axis=1)},
+    ):
+        np.savez(tmp_path / "cases.npz", images=images, **entries)
+        cases = read_labelled(tmp_path / "cases.npz", regression)
+        assert [case.truth.tolist() for case in cases] == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+    for entries, words in (
+        ({"age": age}, "height"),
+        ({"labels": age}, "expected one for each of age, height"),
+        ({"age": age, "height": height[:2]}, r"\[2\]"),
+        ({"age": age, "height": np.array([1.0, np.nan, 2.0])}, "height is nan"),
+    ):
+        np.savez(tmp_path / "cases.npz", images=images, **entries)
+        with pytest.raises(InvalidInput, match=words):
+            read_labelled(tmp_path / "cases.npz", regression)
+
+
+def test_without_labels_numbers_are_not_known(tmp_path, regression):
+    np.savez(tmp_path / "cases.npz", images=np.zeros((1, 8, 8), np.float32) + 1)
+    (case,) = read_labelled(tmp_path / "cases.npz", regression, labels=False)
+    assert np.isnan(case.truth).all() and case.truth.shape == (2,)

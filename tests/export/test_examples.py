@@ -26,7 +26,9 @@ def run_example(name: str, *words: Any) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("script", "model"), [("segmentation.py", "lesion"), ("classifier.py", "spot")])
+@pytest.mark.parametrize(
+    ("script", "model"), [("segmentation.py", "lesion"), ("classifier.py", "spot"), ("regression.py", "disc")]
+)
 def test_a_network_of_ones_own_is_published_with_a_policy_that_accepts(tmp_path: Path, script: str, model: str) -> None:
     said = run_example(script, tmp_path / "models")
     loaded = load_model(tmp_path / "models" / model / "1")
@@ -52,5 +54,5 @@ def test_a_bundle_says_all_itself(tmp_path: Path) -> None:
 
 def test_all_are_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "segmentation.py", "classifier.py", "vendor_onnx.py", "monai_bundle.py",
+        "segmentation.py", "classifier.py", "regression.py", "vendor_onnx.py", "monai_bundle.py",
     }  # fmt: skip

@@ -229,7 +229,7 @@ def _cases(
                 continue
             prepared = fit(with_spacing(read_image(file), spacing), contract)
             wanted = wanted_of(contract, prepared, out is not None)
-            millimetres = prepared.spacing if contract.task is Task.SEGMENTATION else None
+            millimetres = prepared.spacing if contract.per_voxel else None
             with _elapsed_shown(contract, prepared):
                 answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
             outcome = replace(outcome, prediction=prepared.judge(answer))
@@ -247,6 +247,8 @@ def _cases(
 
 def wanted_of(contract: Contract, prepared: Prepared, shown: bool) -> tuple[str, ...]:
     """The arrays that a result in words needs, or (`shown`) pictures and files as well."""
+    if contract.targets:
+        return ()
     if contract.task is Task.CLASSIFICATION:
         return ("calibrated", "mean", "variance")
     if shown:
@@ -341,7 +343,7 @@ def _with_results(outcome: PredictedFile, prepared: Prepared, place: Path) -> Pr
     try:
         picture = place.with_name(f"{place.name}.{outcome.model}.png")
         write_figure(picture, outcome.file.name, outcome.contract, prepared, outcome.prediction)
-        if outcome.contract.task is Task.SEGMENTATION:
+        if outcome.contract.per_voxel:
             stem = place.with_name(f"{place.name}.{outcome.model}")
             maps = write_maps(stem, outcome.contract, prepared, outcome.prediction)
     except OSError as error:
@@ -371,7 +373,9 @@ def _table(model: str, outcomes: list[PredictedFile]) -> Table:
 
 
 def _results(outcome: PredictedFile) -> Iterator[str]:
-    """Volumes with their interval, shares where there is no scale, or the probability of each class."""
+    """Volumes or numbers with their interval, shares where there is no scale, or the probability of each class."""
+    for name, value in ((outcome.prediction.values if outcome.prediction else None) or {}).items():
+        yield f"{escape(name)} {escape(str(value))}"
     for name, probability in outcome.probabilities().items():
         yield f"{escape(name)} {in_words(probability)}"
     for name, share in outcome.shares().items():

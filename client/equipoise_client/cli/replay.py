@@ -28,7 +28,7 @@ BINDING = ("model_digest", "policy_digest", "code_digest")
 _DECIDED = ("seed", "samples", "first_pass", "score", "route", "threshold")
 _CIRCUMSTANCES = ("computed_by", "problems")
 """May differ without another decision. Everything else in a record is compared."""
-_MEASURED = ("case_score", "scores", "statistics", "ood_distance", "volume_ml")
+_MEASURED = ("case_score", "scores", "statistics", "ood_distance", "volume_ml", "values")
 
 EPILOG = """[bold]Example[/]
 

@@ -2,13 +2,15 @@
 
 Calibrating on images that were prepared differently from those that are served would be worthless.
 
-Three layouts:
+Four layouts:
 
 - a folder with `images/` and `labels/` (or `masks/`; or `imagesTr/` and `labelsTr/`): files of the same name in both,
   or `labels/CLASS/` with one mask per class (segmentation);
 - a folder of folders named by class, each with images of it (classification);
+- a folder of images with a `cases.csv` that has a column for each target (regression);
 - one `.npz` with `images` `[n, *S]` or `[n, C, *S]` and `labels` (or `masks`) `[n]`, `[n, K]`, `[n, *S]` or
-  `[n, K, *S]`; optionally `ids`, `patients`, `groups` `[n]` and `spacing` `[rank]`.
+  `[n, K, *S]`, of a regression an entry of each target's name `[n]` or `labels` `[n, K]`; optionally `ids`, `patients`,
+  `groups` `[n]` and `spacing` `[rank]`.
 
 Where labels are not asked for, a folder of images or an `.npz` with `images` alone will do as well.
 
@@ -21,6 +23,7 @@ each class. What labels may hold: `label_values`.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.targets import Target
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
@@ -59,7 +63,7 @@ class LabelledImage:
         patient: cases of one patient never stand on both sides of a split.
         image: float32 `[C, *S]` in the source's intensities.
         truth: softmax: class indices, `[*S]` of a segmentation, `[]` of a classification; sigmoid: 0/1 per class,
-            `[K, *S]` or `[K]`.
+            `[K, *S]` or `[K]`; regression: float64 `[K]`.
         spacing: mm per axis, or None.
         group: scanner or site, or "".
         orientation: anatomical letters of the axes, where the file says how it lies.
@@ -69,7 +73,7 @@ class LabelledImage:
     name: str
     patient: str
     image: NDArray[np.float32]
-    truth: NDArray[np.uint8]
+    truth: NDArray[Any]
     spacing: tuple[float, ...] | None
     group: str
     orientation: str | None = None
@@ -81,11 +85,12 @@ class Row:
     """What a folder or `cases.csv` says of one file.
 
     Attributes:
-        label: a class's name or index, 0/1 per class, the label's file, one file per class, or not looked for.
+        label: a class's name or index, 0/1 per class, the label's file, one file per class, a number per target, or not
+            looked for.
     """
 
     file: Path
-    label: str | Path | tuple[Path, ...] | None
+    label: str | Path | tuple[Path, ...] | tuple[float, ...] | None
     patient: str
     group: str
     order: str = ""
@@ -111,7 +116,11 @@ def read_labelled(
         order_by: the one that says when each case came.
     """
     beside = (data if data.is_dir() else data.parent) / "dataset.json"
-    if table is None and labels and contract.task is Task.SEGMENTATION and beside.is_file():
+    if table is not None and contract.targets:
+        raise InvalidInput(
+            f"--label-values makes classes; {contract.name} answers numbers ({_names(contract.answers)})"
+        )
+    if table is None and labels and contract.per_voxel and beside.is_file():
         table = LabelTable.of_dataset(beside)
     table = table.checked(contract) if table is not None else None
     if data.is_file() and data.suffix == ".npz":
@@ -121,14 +130,18 @@ def read_labelled(
     folder = _Folder.of(data, group_by, order_by)
     if not labels:
         rows = folder.images()
-    elif contract.task is Task.SEGMENTATION:
+    elif contract.targets:
+        rows = list(_numbered(folder, contract))
+    elif contract.per_voxel:
         rows = list(_segmentations(folder, contract))
     else:
         rows = list(_classes(folder, contract))
     if not rows:
-        expected = (
-            "images/ and labels/" if contract.task is Task.SEGMENTATION else f"folders {_names(contract.classes)}"
-        )
+        expected = {
+            Task.SEGMENTATION: "images/ and labels/",
+            Task.CLASSIFICATION: f"folders {_names(contract.classes)}",
+            Task.REGRESSION: f"images and a cases.csv with the columns file and {_names(contract.answers)}",
+        }[contract.task]
         what = f"labelled cases of a {contract.task.value}" if labels else "images"
         endings = "" if labels else f"; expected files ending in {_names(_ENDINGS)}"
         raise InvalidInput(f"{data} holds no {what}{endings or f': expected {expected}'}")
@@ -176,7 +189,7 @@ class _Folder:
         """The first of these folders that is there, or the first one's name."""
         return next((self.root / name for name in names if (self.root / name).is_dir()), self.root / names[0])
 
-    def row(self, file: Path, label: str | Path | tuple[Path, ...] | None) -> Row:
+    def row(self, file: Path, label: str | Path | tuple[Path, ...] | tuple[float, ...] | None) -> Row:
         stated = self.stated(file)
         patient = stated.get("patient") or str(file.relative_to(self.root))
         return Row(
@@ -220,10 +233,12 @@ def _images(folder: Path, deep: bool = False) -> list[Path]:
     return sorted(file for file in files if file.name.lower().endswith(_ENDINGS) and not file.name.startswith("."))
 
 
-def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Zeros of the shape that the truth of `image [C, *S]` has."""
+def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[Any]:
+    """Zeros of the shape that the truth of `image [C, *S]` has; numbers that are not known are NaN."""
+    if contract.targets:
+        return np.full(len(contract.targets), np.nan)
     several = (len(contract.classes),) if contract.activation is Activation.SIGMOID else ()
-    spatial = image.shape[1:] if contract.task is Task.SEGMENTATION else ()
+    spatial = image.shape[1:] if contract.per_voxel else ()
     return np.zeros((*several, *spatial), np.uint8)
 
 
@@ -297,6 +312,48 @@ def _classes(folder: _Folder, contract: Contract) -> Iterator[Row]:
             yield folder.row(file, place.name)
 
 
+def _numbered(folder: _Folder, contract: Contract) -> Iterator[Row]:
+    """One image a row of `cases.csv`, each with a number for each target; images without a row are an error."""
+    columns = {plain(column): column for column in next(iter(folder.table.values()), {}) if column}
+    if len(contract.targets) == 1 and "label" in columns:
+        columns.setdefault(plain(contract.answers[0]), columns["label"])
+    missing = [name for name in contract.answers if plain(name) not in columns]
+    if missing:
+        found = f"it has {_names(columns.values())}" if columns else "there is none"
+        raise InvalidInput(
+            f"{folder.root / 'cases.csv'}: expected the columns file and {_names(contract.answers)}, one number for "
+            f"each image; {found}"
+        )
+    unstated = [file for file in _images(folder.root, deep=True) if file not in folder.table]
+    if unstated:
+        raise InvalidInput(
+            f"{unstated[0].relative_to(folder.root)} has no row in cases.csv ({len(unstated)} such images): state "
+            f"{_names(contract.answers)} of each, or take it out of the folder"
+        )
+    for file, row in folder.table.items():
+        cells = [row[columns[plain(name)]] for name in contract.answers]
+        name = str(file.relative_to(folder.root))
+        yield folder.row(
+            file,
+            tuple(
+                _number(cell, f"cases.csv: {name}", target)
+                for cell, target in zip(cells, contract.targets, strict=True)
+            ),
+        )
+
+
+def _number(cell: str | None, where: str, target: Target) -> float:
+    try:
+        value = float((cell or "").strip())
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidInput(
+            f"{where}: {target.name} is {(cell or '').strip() or 'empty'}; expected a number in {target.unit}"
+        )
+    return value
+
+
 def _stem(file: Path) -> str:
     return file.name.removesuffix(".gz").rsplit(".", 1)[0]
 
@@ -314,14 +371,17 @@ def _read(
     return LabelledImage(name, row.patient, prepared.pixels, truth, prepared.spacing, row.group, known, row.order)
 
 
-def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTable | None) -> NDArray[np.uint8]:
+def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTable | None) -> NDArray[Any]:
     if row.label is None:
         return _blank(contract, prepared.pixels)
+    if contract.targets:
+        return np.array(row.label, np.float64)
     if isinstance(row.label, str):
         return truth_of_label(row.label, contract, table)
     if isinstance(row.label, tuple):
+        files = [Path(each) for each in row.label if isinstance(each, Path)]
         return truth_of_masks(
-            np.concatenate([_grey(_planes(each, prepared, contract), each) for each in row.label]), contract
+            np.concatenate([_grey(_planes(each, prepared, contract), each) for each in files]), contract
         )
     planes = _planes(row.label, prepared, contract)
     if len(planes) == len(contract.classes) > 1 and row.label.suffix.lower() not in _PICTURES:
@@ -362,12 +422,15 @@ def _from_archive(
 ) -> Iterator[LabelledImage]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            known = {"images", "labels", "masks", *_TOLD, group_by, order_by}
+            known = {"images", "labels", "masks", *contract.answers, *_TOLD, group_by, order_by}
             entries = {name: archive[name] for name in known & set(archive.files)}
             names = sorted(archive.files)
     except (ValueError, OSError, BadZipFile) as error:
         raise InvalidInput(f"{path.name} cannot be read: {error}; expected an .npz of plain arrays") from error
     labels = "labels" if "labels" in names else "masks"
+    if contract.targets and labelled:
+        _join_targets(entries, path, contract)
+        labels, names = "labels", [*names, "labels"]
     if not {"images", *([labels] if labelled else [])} <= entries.keys():
         expected = "`images` and `labels` (or `masks`)" if labelled else "`images`"
         raise InvalidInput(f"{path.name} holds {names}; expected {expected}")
@@ -395,11 +458,33 @@ def _from_archive(
         yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group, order)
 
 
+def _join_targets(entries: dict[str, NDArray[Any]], path: Path, contract: Contract) -> None:
+    """`labels` `[n, K]`, of the entries that are named by targets."""
+    found = [entries[name] for name in contract.answers if name in entries]
+    if len(found) == len(contract.answers):
+        if any(each.size != found[0].size for each in found):
+            shapes = _names(list(each.shape) for each in found)
+            raise InvalidInput(f"{path.name}: {_names(contract.answers)} have the shapes {shapes}; expected [n] each")
+        entries["labels"] = np.stack([each.reshape(-1) for each in found], axis=1)
+    elif "labels" not in entries:
+        raise InvalidInput(
+            f"{path.name} holds {sorted(entries)}; expected `images` and {_names(contract.answers)}, each [n], or "
+            f"`labels` [n, {len(contract.targets)}]"
+        )
+
+
 def _truth_of_entry(
     truth: NDArray[Any], image: NDArray[Any], contract: Contract, table: LabelTable | None
-) -> NDArray[np.uint8]:
-    """Of one entry of `labels`: segmentations have `[*S]`, `[1, *S]`, `[*S, 1]`, or `[K, *S]`, one mask per class."""
-    if contract.task is not Task.SEGMENTATION:
+) -> NDArray[Any]:
+    """Of one entry of `labels`: segmentations have `[*S]`, `[1, *S]`, `[*S, 1]`, or `[K, *S]`, one mask per class;
+    regressions `[K]`."""
+    if contract.targets:
+        cells = truth.reshape(-1)
+        if len(cells) != len(contract.targets):
+            raise InvalidInput(f"{len(cells)} numbers; expected one for each of {_names(contract.answers)}")
+        pairs = zip(cells, contract.targets, strict=True)
+        return np.array([_number(str(cell), "the label", target) for cell, target in pairs], np.float64)
+    if not contract.per_voxel:
         return truth_of_labels(truth, contract, table)
     spatial = image.shape[1:]
     if truth.dtype.kind not in "biuf" or truth.shape not in (

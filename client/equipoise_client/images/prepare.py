@@ -9,7 +9,7 @@ from math import prod, sqrt
 from typing import Any
 
 import numpy as np
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.preprocessing import PADDING_VALUE
 from numpy.typing import NDArray
 
@@ -69,7 +69,8 @@ def fit(image: SourceImage, contract: Contract) -> Prepared:
     """Turns, resamples and converts an image to what the contract asks for.
 
     - Axes are turned to the contract's orientation, where the file states its own.
-    - An axis of fixed size is resized to it (as is a classifier's image without physical scale, to the nominal size).
+    - An axis of fixed size is resized to it (to the nominal size, as is an image without physical scale that is seen as
+      a whole).
     - Otherwise an axis whose spacing is outside the contract's range is resampled to the geometric middle of the range.
     - Colour becomes grey by `LUMA` for a model with one channel; grey is repeated for one with three.
 
@@ -169,7 +170,7 @@ def _turns(image: SourceImage, contract: Contract) -> tuple[tuple[int, ...], tup
 
 def _axis(contract: Contract, number: int, size: int, spacing: tuple[float, ...] | None) -> Axis:
     extent = contract.spatial[number]
-    if contract.task is Task.CLASSIFICATION and contract.spacing is None:
+    if not contract.per_voxel and contract.spacing is None:
         extent = extent if isinstance(extent, int) else contract.nominal[number]
     if isinstance(extent, int):
         return Axis(size, extent, size / extent)

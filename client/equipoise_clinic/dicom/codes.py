@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from pydicom.sr.codedict import codes as known
 from pydicom.sr.coding import Code
 
 SCHEME = "99EQUIPOISE"
@@ -79,6 +80,29 @@ def procedure(modality: str) -> Code:
 def class_code(name: str) -> Code:
     """A class of a model, in the private scheme: a code value has at most 16 characters."""
     return Code(f"class_{hashlib.sha256(name.encode()).hexdigest()[:10]}", SCHEME, name[:64])
+
+
+def number_code(name: str) -> Code:
+    """A number that a regression answers, likewise."""
+    return Code(f"number_{hashlib.sha256(name.encode()).hexdigest()[:9]}", SCHEME, name[:64])
+
+
+class UnknownUnit(ValueError):
+    """A unit that is no UCUM code known here: a report must not state a number in it."""
+
+
+_MORE_UNITS = ("g", "kg", "L", "mL", "m", "m2", "kg/m2", "g/cm3", "mL/min", "mmol/L", "mg/dL", "{score}")
+"""UCUM's, beside those that DICOM's own value sets use."""
+
+
+def unit(stated: str) -> Code:
+    """The UCUM code that is spelled so (`mo`, `%`). Raises UnknownUnit."""
+    standard = (getattr(known.UCUM, keyword) for keyword in dir(known.UCUM))
+    coded = {code.value: code for code in standard if isinstance(code, Code)}
+    coded |= {each: Code(each, "UCUM", each) for each in _MORE_UNITS}
+    if stated not in coded:
+        raise UnknownUnit(f"{stated} is no unit of UCUM that is known here; export the model with one, such as mo or %")
+    return coded[stated]
 
 
 def scheme() -> Any:

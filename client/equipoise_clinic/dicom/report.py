@@ -1,7 +1,8 @@
 """The result report: a Comprehensive 3D SR after TID 1500, preliminary and unverified.
 
 One TID 1411 group for each segment (volume with the ends of its interval, and its standard deviation), one TID 1501
-group for the whole case (score, route, reason, intended use; of a classification the probabilities).
+group for the whole case (score, route, reason, intended use; of a classification the probabilities, of a regression the
+numbers with the ends of their intervals).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .source import CHARACTERS, finished
 
 
 def objects_of(source: ResultSource) -> tuple[Any, ...]:
-    """All that is stored: Segmentation, Parametric Maps, report; of a classification the report alone.
+    """All that is stored: Segmentation, Parametric Maps, report; without voxels the report alone.
 
     The same input gives the same bytes.
     """
@@ -135,6 +136,8 @@ def _case(source: ResultSource) -> Any:
         measurements.extend(_volumes(prediction.volume.total))
     if contract.task is Task.CLASSIFICATION:
         measurements.extend(_probabilities(source))
+    if contract.targets:
+        measurements.extend(_numbers(source))
     evaluations.append(QualitativeEvaluation(name=codes.ROUTE, value=codes.ROUTES[prediction.route.value]))
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(source.identity.uid("case"), "Whole case"),
@@ -177,8 +180,21 @@ def _probabilities(source: ResultSource) -> Iterator[Any]:
             )
 
 
+def _numbers(source: ResultSource) -> Iterator[Any]:
+    """Of each target. Raises codes.UnknownUnit for a unit that DICOM has no code for."""
+    from highdicom.sr import TrackingIdentifier
+
+    for name, value in (source.prediction.values or {}).items():
+        tracking = TrackingIdentifier(source.identity.uid("number", name), name)
+        yield from _estimates(value, codes.number_code(name), codes.unit(value.unit), tracking_identifier=tracking)
+
+
 def _volumes(estimate: Estimate | None) -> list[Any]:
-    """Mean volume with the distances to its interval's ends, and its standard deviation, mL; empty where not known.
+    return _estimates(estimate, codes.VOLUME, codes.MILLILITRE)
+
+
+def _estimates(estimate: Estimate | None, concept: Any, unit: Any, **details: Any) -> list[Any]:
+    """The mean with the distances to its interval's ends, and its standard deviation; empty where not known.
 
     Distances are left out where the mean lies outside its interval.
     """
@@ -192,13 +208,13 @@ def _volumes(estimate: Estimate | None) -> list[Any]:
         properties = MeasurementProperties(
             upper_measurement_uncertainty=_ds(up), lower_measurement_uncertainty=_ds(down)
         )
-    mean = _measurement(codes.VOLUME, estimate.mean, codes.MILLILITRE, derivation=codes.MEAN, properties=properties)
+    mean = _measurement(concept, estimate.mean, unit, derivation=codes.MEAN, properties=properties, **details)
     for item in mean[0].get("ContentSequence", []):
         if item.ValueType == "NUM":  # highdicom gives both ends the unit "1"
-            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [_concept(codes.MILLILITRE)]
+            item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence = [_concept(unit)]
     found = [mean]
     if math.isfinite(estimate.sd):
-        found.append(_measurement(codes.VOLUME, estimate.sd, codes.MILLILITRE, derivation=codes.STANDARD_DEVIATION))
+        found.append(_measurement(concept, estimate.sd, unit, derivation=codes.STANDARD_DEVIATION, **details))
     return found
 
 
@@ -219,19 +235,21 @@ def _algorithm(source: ResultSource) -> Any:
         f"seed: {record.get('seed')}",
         f"client: Equipoise {__version__}",
     ]
-    if source.contract.task is Task.SEGMENTATION:
-        parameters.append(f"interval of volumes: {_interval(record)}")
+    if source.contract.per_voxel:
+        parameters.append(f"interval of volumes: {_interval(record, 'volume_level')}")
+    if source.contract.targets:
+        parameters.append(f"interval of numbers: {_interval(record, 'interval_level')}")
     return AlgorithmIdentification(
         name=f"Equipoise {source.contract.name}", version=str(source.contract.model_digest), parameters=parameters
     )
 
 
-def _interval(record: Mapping[str, Any]) -> str:
-    """What the volumes' intervals promise: there is no code for coverage."""
-    level = record.get("volume_level")
+def _interval(record: Mapping[str, Any], key: str) -> str:
+    """What intervals promise: there is no code for coverage."""
+    level = record.get(key)
     if isinstance(level, float):
         return f"{level:.0%}, conformally calibrated"
-    return "of the samples alone, not calibrated" if "volume_level" in record else "as the policy states"
+    return "of the samples alone, not calibrated" if key in record else "as the policy states"
 
 
 def _concept(code: Any) -> Any:

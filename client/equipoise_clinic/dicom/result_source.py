@@ -13,7 +13,7 @@ from equipoise_client.figure import epistemic_limit
 from equipoise_client.images.outline import outline_level, outline_of
 from equipoise_client.images.prepare import Prepared
 from equipoise_client.prediction import Prediction
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Activation, Contract
 from equipoise_core.outline import BETWEEN, INSIDE
 from numpy.typing import NDArray
 
@@ -40,7 +40,7 @@ class ResultSource:
 
     Attributes:
         masks: bool `[foreground classes, slices, rows, columns]` on the source's voxels, slices ascending along the
-            normal; None for classification.
+            normal; None where the answer is for the image as a whole.
         epistemic, aleatoric: float32 `[slices, rows, columns]`, nats, likewise; the largest of all classes where
             classes do not exclude each other.
         predecessor: an earlier report that this one replaces, as `analyse` takes it.
@@ -123,7 +123,7 @@ def result_source(
     """
     replaced = () if predecessor is None else (predecessor.instance_uid,)
     identity = identity_of(series, prediction, (*remarks, *replaced))
-    if contract.task is Task.CLASSIFICATION:
+    if not contract.per_voxel:
         return ResultSource(series, rule, contract, prediction, identity, None, None, None, predecessor)
     labels = _slices(prepared.to_source(prediction.labels))
     if contract.activation is Activation.SOFTMAX:

@@ -151,6 +151,13 @@ def sorted_out(given: Path | Iterable[Any], rules: Rules) -> Selection:
     return Selection(tuple(chosen), tuple(refused))
 
 
+OUTPUTS = {
+    Task.SEGMENTATION: ("labels", "epistemic", "aleatoric"),
+    Task.CLASSIFICATION: ("calibrated", "mean", "variance"),
+    Task.REGRESSION: (),
+}
+"""What result objects are made of, beside the decision and its estimates."""
+
 _FRONTAL = ("PA", "AP")
 
 
@@ -212,7 +219,7 @@ def analyse(
     series = chosen.series
     model = chosen.rule.model
     contract = client.contract(model, timeout=timeout)
-    segmentation = contract.task is Task.SEGMENTATION
+    segmentation = contract.per_voxel
     if segmentation and series.positions is None:
         raise NoGeometry("a segmentation needs to know where the image lies")
     try:
@@ -224,7 +231,7 @@ def analyse(
             seed=seed,
             spacing=prepared.spacing if segmentation else None,
             group=_stated(series, chosen.rule.group) if group is None else group,
-            outputs=("labels", "epistemic", "aleatoric") if segmentation else ("calibrated", "mean", "variance"),
+            outputs=OUTPUTS[contract.task],
             priority=priority,
             timeout=timeout,
         )

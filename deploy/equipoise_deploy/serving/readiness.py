@@ -174,14 +174,15 @@ def _send(client: Any, model: str, inputs: list[triton.InferInput], answers: Ans
 def plausible_variance(contract: Contract, arrays: dict[str, NDArray[np.float32]]) -> float:
     """The largest variance. Raises NotReadyError where the answer cannot be right.
 
-    It is at most p̄(1 − p̄): where all probabilities are 0 or 1, none can show, and the proof of the export has to do.
+    It is at most p̄(1 − p̄): where all probabilities are 0 or 1, none can show, and the proof of the export has to do; so
+    it has of a regression, whose numbers may end in a ReLU.
     """
     for name, array in arrays.items():
         if array is None or array.size == 0 or not np.isfinite(array).all():
             raise NotReadyError(f"{contract.name} answers a synthetic image with a {name} that is not finite")
     largest = float(arrays["variance"].max())
     mean = arrays["mean"].astype(np.float64)
-    if contract.varies and not largest > 0.0 and float((mean * (1.0 - mean)).max()) > _SATURATED:
+    if contract.varies and contract.classes and not largest > 0.0 and float((mean * (1.0 - mean)).max()) > _SATURATED:
         raise NotReadyError(
             f"{contract.name} answers with the same output for every sample (variance 0): its masks have no effect, "
             "or its members are identical; export it again"

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 from equipoise_core.case import Model
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.stages import FIRST_PASS
@@ -27,6 +27,7 @@ from .errors import CalibrationError, TooFewCases
 from .examine import Finding, examine_images, examine_numbers, refuse
 from .figures import by_group, figures, judge, judge_across
 from .reading import labelled_cases, without
+from .regression import Tolerance, check_numbers, loss_in_words, tolerances
 from .report import Findings, render_report, show_examples, write_cases
 from .sweep import Rate, sweep, with_rate
 from .table import table_of
@@ -97,6 +98,7 @@ def calibrate(
     alpha: float = 0.1,
     delta: float = 0.1,
     acceptable_dice: float = 0.8,
+    tolerance: Tolerance | None = None,
     false_alarms: float = 0.05,
     audited: float = 0.05,
     level: float = 0.9,
@@ -128,9 +130,11 @@ def calibrate(
         test: other labelled cases to measure on, such as a shifted site.
         alpha, delta: error among accepted cases at most alpha, but for a chance of delta.
         acceptable_dice: segmentation: below it a case is wrong.
+        tolerance: regression: an answer further from the truth is wrong, in the target's unit; of several targets
+            `{"age": 12, "height": 3}`. Accepted is only what has an interval as narrow.
         false_alarms: share of typical cases that a bound may hold back.
         audited: share of accepted cases marked for an audit.
-        level: coverage of the volume intervals.
+        level: coverage of the intervals of volumes or numbers.
         missed: share of foreground that `labels_sensitive` may miss.
         method: how probabilities are recalibrated.
         stages: numbers of samples after which a case may be decided, 0 for the first pass; the last one is T. Empty:
@@ -176,10 +180,16 @@ def calibrate(
     if FIRST_PASS in stages and contract.first_pass is None:
         raise CalibrationError(f"{name} has no first pass; leave 0 out of --stages, or export it again with one")
     sampler_files = [repository / sampler.name / "1" / "model.onnx" for sampler in contract.samplers]
+    if not contract.targets and tolerance is not None:
+        raise CalibrationError(f"--tolerance is for a regression; {name} is a {contract.task.value}")
+    if contract.targets and sweep_p:
+        raise CalibrationError("--sweep-p compares probabilities of classes; a regression has none")
+    allowed = tolerances(contract, tolerance) if contract.targets else {}
+    wrong = f"mean Dice below {acceptable_dice:g}" if contract.per_voxel else "wrong label"
     goals = Goals(
-        f"mean Dice below {acceptable_dice:g}" if contract.task is Task.SEGMENTATION else "wrong label",
+        loss_in_words(contract, allowed) if contract.targets else wrong,
         alpha, delta, false_alarms, level, missed, Method(method),
-        audited=audited, by=group_by or "",
+        audited=audited, by=group_by or "", tolerances=allowed,
     )  # fmt: skip
     column = group_by or "group"
     cases = labelled_cases(Path(data), contract, spacing, values=label_values, group_by=column, order_by=order_by or "")
@@ -194,8 +204,7 @@ def calibrate(
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
     check_cases(contract, cases, is_pilot, pilot, goals)
     grid = tuple(stages) or tried_stages(contract, full)
-    measured = measure_all(model, repository, cases, acceptable_dice, grid, progress)
-    images = {id(of): case for of, case in zip(measured, cases, strict=True)}  # for pictures: what is measured has none
+    measured = measure_all(model, repository, cases, acceptable_dice, grid, progress, allowed)
     findings += examine_numbers(contract, one_each(cases), one_each(measured), order_by or "", column)
     against = refuse(findings, despite)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
@@ -209,19 +218,22 @@ def calibrate(
     )
     if against:
         chosen = replace(chosen, policy=replace(chosen.policy, despite=against))
-    judged = judge_across(contract, chosen, calibration, goals)
-    listed = {"pilot": judge(contract, chosen, [m for m in measured if is_pilot[m.patient]]), "calibration": judged}
+    scored = {id(before): after for before, after in zip(measured, chosen.scored(measured), strict=True)}
+    images = {id(scored[id(of)]): case for of, case in zip(measured, cases, strict=True)}  # for pictures
+    judged = judge_across(contract, chosen, [scored[id(case)] for case in calibration], goals)
+    pilots = judge(contract, chosen, [scored[id(case)] for case in measured if is_pilot[case.patient]])
+    listed = {"pilot": pilots, "calibration": judged}
     sections = [
         (
             "Calibration cases",
-            "Recalibration, volumes and sensitive labels were fitted on other patients' cases each time; the "
+            "Recalibration, intervals and sensitive labels were fitted on other patients' cases each time; the "
             "threshold is the policy's own.",
             figures(contract, judged, goals),
         )
     ]
     if test is not None:
         held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
-        others = measure_all(model, repository, held_out, acceptable_dice, grid, progress)
+        others = chosen.scored(measure_all(model, repository, held_out, acceptable_dice, grid, progress, allowed))
         images |= {id(of): case for of, case in zip(others, held_out, strict=True)}
         listed["test"] = judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."
@@ -258,7 +270,7 @@ def check_cases(
     contract: Contract, cases: Sequence[Labelled], is_pilot: Mapping[str, bool], pilot: float, goals: Goals
 ) -> None:
     """Before hours are spent: are there enough cases, of every class, with a scale? Raises CalibrationError."""
-    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+    if contract.per_voxel and contract.spacing is not None:
         bare = [case.name for case in cases if case.spacing is None]
         if bare:
             raise CalibrationError(
@@ -275,6 +287,8 @@ def check_cases(
             f"about {total} patients in all; there are {len(is_pilot)}.)"
         ) from error
     check_classes(contract, calibration)
+    if contract.targets:
+        check_numbers(contract, [case.truth for case in calibration])
 
 
 def checked_stages(stages: Sequence[int], samples: int | None) -> int | None:
@@ -302,11 +316,12 @@ def measure_all(
     acceptable_dice: float,
     stages: tuple[int, ...],
     progress: bool,
+    allowed: Mapping[str, float] | None = None,
 ) -> list[Measured]:
     """Every case after each of the stages, see `measure`."""
     samplers, first_pass = published_samplers(repository, model.contract)
     shown = track(cases, f"{model.contract.name}: measuring", console=Console(stderr=True), disable=not progress)
-    return [measure(model, case, samplers, acceptable_dice, stages, first_pass) for case in shown]
+    return [measure(model, case, samplers, acceptable_dice, stages, first_pass, allowed or {}) for case in shown]
 
 
 def table_file(repository: Path, name: str) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from equipoise_core.assessment import Assessment
 from equipoise_core.case import Case, Model
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Activation, Contract
 from equipoise_core.outline import foreground_of
 from equipoise_core.sampling import Run, RunSampler, get_ready
 from equipoise_core.stages import chunk_of
@@ -35,7 +35,7 @@ class Labelled:
         name: for the report.
         patient: cases of one patient never stand on both sides of a split.
         truth: softmax: class indices, `[*S]` of a segmentation, `[]` of a classification; sigmoid: 0/1 per class,
-            `[K, *S]` or `[K]`.
+            `[K, *S]` or `[K]`; regression: float64 `[K]` in the targets' units.
         group: scanner or site, or "".
         orientation: anatomical letters of the axes, where the file says how it lies; for pictures.
         order: when the case came, as a number or an ISO date, or "".
@@ -44,7 +44,7 @@ class Labelled:
     name: str
     patient: str
     image: NDArray[np.float32]
-    truth: NDArray[np.uint8]
+    truth: NDArray[Any]
     spacing: tuple[float, ...] | None = None
     group: str = ""
     orientation: str | None = None
@@ -60,13 +60,14 @@ class Step:
         scores: case scores by name.
         prediction: statistics of the prediction by name.
         loss: 1 where accepting this answer would have been an error, else 0.
-        dice: mean over foreground classes; NaN for classification.
+        dice: mean over foreground classes; NaN where there are no voxels.
         volumes: per class and, unless classes overlap, `total` (mean, low, high) in mL before any widening; empty
             without a physical scale.
-        missed: share of the true foreground that is missed at each threshold of `SENSITIVE_GRID`; empty for
-            classification.
-        margins: that the predicted foreground's outline needs, see `outline`; None for classification.
-        probabilities: `[m, K]`: p̄ of this image (m = 1), or at some of its voxels.
+        missed: share of the true foreground that is missed at each threshold of `SENSITIVE_GRID`; empty where there are
+            no voxels.
+        probabilities: `[m, K]`: p̄ of this image (m = 1), or at some of its voxels; m = 0 for regression.
+        margins: that the predicted foreground's outline needs, see `outline`; None where there are no voxels.
+        numbers: `[K, 2]`: of a regression's targets mean and standard deviation, in their units.
     """
 
     samples: int
@@ -78,6 +79,7 @@ class Step:
     missed: tuple[float, ...]
     probabilities: NDArray[np.float64]
     margins: Margins | None = None
+    numbers: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Measured:
     Attributes:
         statistics: of the input, by name.
         steps: after each stage, in that order.
-        truths: true volumes in mL by the same names as `Step.volumes`.
+        truths: true volumes in mL by the same names as `Step.volumes`; true numbers by target.
         hits: `[m, K]`: which classes are true, of what `Step.probabilities` are of.
     """
 
@@ -118,6 +120,7 @@ def measure(
     acceptable_dice: float,
     stages: Sequence[int] = (),
     first_pass: RunSampler | None = None,
+    tolerances: Mapping[str, float] | None = None,
 ) -> Measured:
     """Runs one case and compares it with its truth, after each stage.
 
@@ -126,6 +129,7 @@ def measure(
         samplers, first_pass: as for `assess`.
         acceptable_dice: segmentation: a mean Dice below it is a loss.
         stages: numbers of samples, 0 for the first pass; the last one is full T. Empty: the model's T alone.
+        tolerances: regression: per target, an answer further from the truth is a loss.
     """
     contract, ends = model.contract, tuple(stages) or model.stages
     _check_truth(contract, case)
@@ -137,11 +141,18 @@ def measure(
         if answer.problems:
             problems = "; ".join(map(str, answer.problems))
             raise CalibrationError(f"{case.name}: {problems}: calibrate where every case can be answered")
-    scale = voxel_volume(case.spacing) if case.spacing and contract.task is Task.SEGMENTATION else None
+    scale = voxel_volume(case.spacing) if case.spacing and contract.per_voxel else None
     names = [*(contract.classes[k] for k in contract.foreground), "total"] if scale else []
     if contract.overlapping:
         names = [name for name in names if name != "total"]
     known = answers[-1].input
+    if contract.targets:
+        steps = tuple(_numbers_step(answer, case.truth, tolerances or {}) for answer in answers)
+        truths = dict(zip(contract.answers, map(float, case.truth), strict=True))
+        nothing = np.zeros((0, len(contract.targets)))
+        return Measured(
+            case.name, case.patient, case.group, known.digest, known.statistics, steps, truths, nothing, case.spacing
+        )
     chosen = _chosen_voxels(contract, asked, answers[-1].seed)
     return Measured(
         case.name,
@@ -162,6 +173,8 @@ def check_classes(contract: Contract, cases: Sequence[Labelled]) -> None:
     What was never seen cannot be calibrated: a policy from normal cases alone would vouch for illnesses too.
     Raises CalibrationError that names the class.
     """
+    if contract.targets:
+        return
     absent = [name for name, seen in zip(contract.classes, _seen(contract, cases), strict=True) if not seen]
     if absent:
         raise CalibrationError(
@@ -195,7 +208,14 @@ def all_seen(cases: Sequence[Shown]) -> list[bool]:
 
 
 def _check_truth(contract: Contract, case: Labelled) -> None:
-    wanted = case.image.shape[1:] if contract.task is Task.SEGMENTATION else ()
+    if contract.targets:
+        if case.truth.shape != (len(contract.targets),) or not np.isfinite(case.truth).all():
+            raise CalibrationError(
+                f"{case.name}: the label is {case.truth.tolist()}; expected a finite number for each of "
+                f"{', '.join(map(str, contract.targets))}"
+            )
+        return
+    wanted = case.image.shape[1:] if contract.per_voxel else ()
     largest = len(contract.classes) - 1
     if contract.activation is Activation.SIGMOID:
         wanted, largest = (len(contract.classes), *wanted), 1
@@ -214,7 +234,7 @@ def _step(
     assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float, names: Sequence[str], chosen: Any
 ) -> Step:
     contract = assessment.model.contract
-    segmentation = contract.task is Task.SEGMENTATION
+    segmentation = contract.per_voxel
     volumes = {name: assessment.volumes[name] for name in names}
     margins = None
     if segmentation:
@@ -234,9 +254,19 @@ def _step(
     )
 
 
+def _numbers_step(assessment: Assessment, truth: NDArray[Any], tolerances: Mapping[str, float]) -> Step:
+    """Regression: a case is wrong where any of its numbers is further from the truth than tolerated."""
+    contract = assessment.model.contract
+    numbers = np.array([(each.mean, each.sd) for each in assessment.values.values()], np.float64)
+    allowed = np.array([tolerances[name] for name in contract.answers])
+    loss = float((np.abs(numbers[:, 0] - truth) > allowed).any())
+    none = np.zeros((0, len(contract.targets)))
+    return Step(assessment.samples, assessment.scores, {}, loss, float("nan"), {}, (), none, numbers)
+
+
 def is_wrong(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float) -> bool:
     """Segmentation: Dice, averaged over foreground classes, too low. Classification: any label other than the truth."""
-    if assessment.model.contract.task is Task.SEGMENTATION:
+    if assessment.model.contract.per_voxel:
         return mean_dice(assessment, truth) < acceptable_dice
     return bool((assessment.uncertainty.labels != truth).any())
 
@@ -284,5 +314,5 @@ def _hits(contract: Contract, truth: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def _chosen_voxels(contract: Contract, case: Case, seed: int) -> Any:
     """Which voxels of an image are compared: `VOXELS` of them, the same ones every time."""
-    voxels = case.image[0].size if contract.task is Task.SEGMENTATION else 1
+    voxels = case.image[0].size if contract.per_voxel else 1
     return np.random.default_rng(seed).choice(voxels, VOXELS, replace=False) if voxels > VOXELS else slice(None)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import takewhile
 from typing import TypeVar
 
 import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Evidence, Route, decide
+from equipoise_core.intervals import RELATIVE_WIDTH, IntervalRule
 from equipoise_core.monitoring import QUANTILES, Monitoring
 from equipoise_core.outline import OutlineRule
 from equipoise_core.policy import Bounds, Groups, Guarantee, Policy, SensitiveRule, VolumeRule
@@ -32,9 +34,14 @@ from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .outline import Margins, choose_outline, scales_of
 from .recalibrate import fit_isotonic, fit_temperature, fit_venn_abers
+from .regression import choose_interval, pilot_rule, with_width
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
-EPISTEMIC = {Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"), Task.CLASSIFICATION: ("mutual_information",)}
+EPISTEMIC = {
+    Task.SEGMENTATION: ("sample_disagreement", "rim_epistemic"),
+    Task.CLASSIFICATION: ("mutual_information",),
+    Task.REGRESSION: ("epistemic_deviation",),
+}
 """The first of these that a model has says that samples disagree more than they do on typical cases. Of a segmentation
 not `rim_epistemic` where samples are drawn: after 8 of 20 its logarithm is still off by 1.0 (hippocampus, nuclei) of
 its standard deviation between cases, that of `sample_disagreement` by .46 and .12, so that an early stage could decide
@@ -82,6 +89,7 @@ class Goals:
         missed: expected share of true foreground that `labels_sensitive` may miss.
         method: of recalibration.
         score: the case score to route by; None: the one that ranks the pilot cases best.
+        tolerances: regression: per target, an answer further from the truth is an error.
         by: what the cases' groups are, in words, where each is to have a certificate of its own; "": none is.
     """
 
@@ -96,6 +104,7 @@ class Goals:
     rejected: float = 0.01
     audited: float = 0.05
     by: str = ""
+    tolerances: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,11 @@ class ChosenPolicy:
         if self.policy.recalibration is None:
             return None
         return Method(max((gain for gain in self.gains if gain.clear), key=lambda gain: gain.low).method)
+
+    def scored(self, cases: Sequence[Measured]) -> list[Measured]:
+        """The cases with the scores that the policy adds to the model's own."""
+        rule = self.policy.interval
+        return list(cases) if rule is None else with_width(self.contract, rule, cases)
 
     def served(self, case: Measured) -> Served:
         """What the service answers under the policy."""
@@ -191,10 +205,19 @@ def choose_policy(
     """
     cases = one_each(cases)
     check_enough(contract, len(cases), goals)
+    interval = pilot_rule(contract, pilot, goals.level, goals.tolerances) if contract.targets else None
+    if interval is not None:
+        goals = replace(goals, score=RELATIVE_WIDTH)
+        pilot, cases = (with_width(contract, interval, some) for some in (pilot, cases))
     score = _score(goals, [case.full for case in pilot])
-    policy = choose_bounds(contract, pilot, cases, goals, (Stage(cases[0].full.samples, score),), typical_inputs)
+    whole = (Stage(cases[0].full.samples, score),)
+    policy = choose_bounds(contract, pilot, cases, goals, whole, typical_inputs, interval)
     if not stages:
         stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
+    if interval is not None:
+        interval = choose_interval(contract, interval, cases, stages)
+        policy = replace(policy, interval=interval)
+        pilot, cases = (with_width(contract, interval, some) for some in (pilot, cases))
     policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
     answers = [serve(contract, policy, case) for case in cases]
     served = [answer.step for answer in answers]
@@ -219,6 +242,7 @@ def choose_bounds(
     goals: Goals,
     stages: tuple[Stage, ...],
     typical_inputs: Sequence[Mapping[str, float]] | None = None,
+    interval: IntervalRule | None = None,
 ) -> Policy:
     """What is typical and what is suitable, by split conformal prediction: a policy that accepts nothing yet.
 
@@ -227,6 +251,7 @@ def choose_bounds(
     Args:
         pilot, cases: of different patients; the first say what is typical, the second how far from it new cases lie.
         stages: without thresholds.
+        interval: of a regression, as far as the pilot cases say it.
     """
     epistemic = [name for name in EPISTEMIC[contract.task] if name in cases[0].full.scores][:1]
     ood_distance = fit_ood_distance(typical_inputs or [case.statistics for case in pilot])
@@ -252,6 +277,7 @@ def choose_bounds(
         ),
         population=POPULATION,
         ood_distance=ood_distance,
+        interval=interval,
     )
 
 
@@ -263,7 +289,9 @@ def check_enough(contract: Contract, cases: int, goals: Goals) -> None:
         ),
         f"a false-alarm rate of at most {goals.false_alarms:g}": cases_needed_for_level(1.0 - goals.false_alarms),
     }
-    if contract.task is Task.SEGMENTATION:
+    if contract.targets:
+        needs[f"intervals at {goals.level:g}"] = cases_needed_for_level(goals.level)
+    if contract.per_voxel:
         needs[f"volume intervals at {goals.level:g}"] = cases_needed_for_level(goals.level)
         needs[f"at most {goals.missed:g} of the foreground missed"] = cases_needed_for_control(goals.missed)
     what = max(needs, key=lambda name: needs[name])
@@ -329,6 +357,8 @@ def choose_stages(
 
     def cost(stages: tuple[int, ...]) -> float:
         candidates = candidate_stages(stages, pilot, goals)
+        if not candidates:  # nothing can be accepted: all go through every stage
+            return costs.of(stages, stages[-1])
         columns = _served_by(contract, policy, candidates, pilot, goals)
         accepted = [[each for each in column if each.route is Route.ACCEPT] for column in columns]
         fine = [sum(each.step.loss for each in some) <= goals.alpha * len(some) for some in accepted]
@@ -340,7 +370,9 @@ def choose_stages(
 
 def candidate_stages(stages: Sequence[int], pilot: Sequence[Measured], goals: Goals) -> list[tuple[Stage, ...]]:
     """From the strictest to the most permissive. A candidate is one rank: each stage's threshold is that quantile of
-    its own score on the pilot cases."""
+    its own score on the pilot cases. Where widths of intervals decide, those that would accept a wider one than
+    tolerated are left out: a fixed sequence may end anywhere, since all before the last that passes hold at once.
+    """
     steps = {samples: [case.after(samples) for case in pilot] for samples in stages}
     scores = {samples: _score(goals, of) for samples, of in steps.items()}
     values = {samples: [step.scores[scores[samples]] for step in of] for samples, of in steps.items()}
@@ -357,7 +389,10 @@ def candidate_stages(stages: Sequence[int], pilot: Sequence[Measured], goals: Go
             for samples in stages
         )
 
-    return list(dict.fromkeys(at(rank) for rank in 1.0 - np.linspace(1.0, 0.0, CANDIDATES) ** 2))
+    candidates = list(dict.fromkeys(at(rank) for rank in 1.0 - np.linspace(1.0, 0.0, CANDIDATES) ** 2))
+    if goals.score != RELATIVE_WIDTH:
+        return candidates
+    return list(takewhile(lambda stages: all((stage.accept_up_to or 0.0) <= 1.0 for stage in stages), candidates))
 
 
 def _served_by(
@@ -383,6 +418,8 @@ def choose_thresholds(
     Returns policy, certificate, words.
     """
     candidates = candidate_stages(stages, pilot, goals)
+    if not candidates:
+        return policy, None, "no threshold: hardly any interval is as narrow as the tolerance asks for"
     columns = _served_by(contract, policy, candidates, cases, goals)
     accepted = np.array([[served.route is Route.ACCEPT for served in column] for column in columns]).T
     losses = np.array([[served.step.loss for served in column] for column in columns]).T
@@ -392,8 +429,9 @@ def choose_thresholds(
     certificate = learn_then_test(accepted, losses, goals.alpha, goals.delta)
     if certificate is None:
         most, needed = int(accepted.sum(axis=0).max()), accepted_cases_needed(goals.alpha, goals.delta)
+        passed = "pass the bounds with an interval narrow enough" if contract.targets else "pass the bounds"
         return policy, None, (
-            f"no threshold could be certified on {len(cases)} cases: at most {most} pass the bounds, and an error of "
+            f"no threshold could be certified on {len(cases)} cases: at most {most} {passed}, and an error of "
             f"at most {goals.alpha:g} with confidence {1 - goals.delta:g} needs {needed} accepted ones, all right"
         )  # fmt: skip
     why = (
@@ -463,7 +501,7 @@ def choose_volume(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], level: float
 ) -> VolumeRule | None:
     """Split-conformal widening per class and in total; None without a physical scale."""
-    if contract.spacing is None or contract.task is not Task.SEGMENTATION or not all(step.volumes for step in served):
+    if contract.spacing is None or not contract.per_voxel or not all(step.volumes for step in served):
         return None
     widening = {}
     for name in served[0].volumes:
@@ -482,8 +520,8 @@ def choose_volume(
 def _outline(
     contract: Contract, policy: Policy, pilot: Sequence[Measured], served: Sequence[Step], level: float
 ) -> OutlineRule | None:
-    """None for classification; see `choose_outline`."""
-    if contract.task is not Task.SEGMENTATION:
+    """None where there are no voxels; see `choose_outline`."""
+    if not contract.per_voxel:
         return None
     early = [serve(contract, policy, case).step.margins for case in pilot]
     voxel = 1.0 if contract.spacing is None else min(min(case.spacing) for case in pilot if case.spacing)
@@ -500,11 +538,11 @@ def refit_outline(contract: Contract, scales: Margins, served: Sequence[Step], l
 def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) -> SensitiveRule | None:
     """Conformal risk control of the missed share of foreground, over cases that have any.
 
-    None for classification, where too few cases have foreground, and where only a threshold of 0 would do, which takes
-    everything for foreground and says nothing.
+    None where there are no voxels, where too few cases have foreground, and where only a threshold of 0 would do, which
+    takes everything for foreground and says nothing.
     """
     shares = [step.missed for step in served if step.missed]
-    if contract.task is not Task.SEGMENTATION or len(shares) < cases_needed_for_control(missed):
+    if not contract.per_voxel or len(shares) < cases_needed_for_control(missed):
         return None
     losses = np.array(shares)
     index = conformal_risk_control(losses, missed)
@@ -552,7 +590,9 @@ def choose_recalibration(
     contract: Contract, cases: Sequence[Measured], served: Sequence[Step], method: Method
 ) -> tuple[Recalibration | None, tuple[Gain, ...]]:
     """Fitted on all calibration cases, as they are answered, if it is a clear gain on cases that it was not fitted on;
-    and what was found of each method that was tried, at one level for all of them."""
+    and what was found of each method that was tried, at one level for all of them. Nothing for a regression."""
+    if contract.targets:
+        return None, ()
     tried = [each for each in _FITS if method in (each, Method.BEST)]
     fold_of = deal_folds([case.patient for case in cases], GAIN_FOLDS)
     probabilities, hits = [step.probabilities for step in served], [case.hits for case in cases]

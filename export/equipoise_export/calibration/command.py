@@ -34,6 +34,7 @@ Examples:
     equipoise calibrate chest --data cases.npz --repository model_repository --sweep-p 0.05,0.1,0.2,0.3,0.5
 
     equipoise calibrate lesion --data cases/ --leave-out lesion.pt.cases.csv --repository models
+    equipoise calibrate age --data labelled/ --repository model_repository --tolerance 12
 
     equipoise calibrate brats --data labelled/ --repository model_repository --label-values "wt=1,2,3; tc=1,3; et=3"
 
@@ -42,6 +43,9 @@ Examples:
 Data: a folder with images/ and labels/ or masks/ (files of the same name, or labels/CLASS/ with one mask per class), a
 folder of folders named by class, or an .npz with images and labels (or masks), optionally ids, patients, groups,
 spacing. A cases.csv beside the folders may state file, patient, group, label.
+
+Regression: a folder of images and a cases.csv with a column for each target (file,age), or an .npz with images and an
+entry for each target [n]. --tolerance says how far from the truth is wrong: 12, or age=12,height=3.
 
 Labels: indices of classes (of regions that may overlap: 0 nothing, 1 the first region alone, …), names of classes, or 0
 and 255 for one structure; anything else by --label-values, or by a
@@ -65,9 +69,12 @@ def calibrate(
     alpha: Annotated[float, _limited("alpha", "Error among accepted cases, at most.")] = 0.1,
     delta: Annotated[float, _limited("delta", "Chance that this is not so, at most.")] = 0.1,
     acceptable_dice: Annotated[float, _limited("acceptable_dice", "Segmentation: below it a case is wrong.")] = 0.8,
+    tolerance: Annotated[
+        str | None, typer.Option(help="Regression: further from the truth is wrong, in the target's unit (12).")
+    ] = None,
     false_alarms: Annotated[float, _limited("false_alarms", "Typical cases that a bound may hold back.")] = 0.05,
     audited: Annotated[float, _limited("audited", "Accepted cases marked for an audit.")] = 0.05,
-    level: Annotated[float, _limited("level", "Coverage of the volume intervals.")] = 0.9,
+    level: Annotated[float, _limited("level", "Coverage of the intervals of volumes or numbers.")] = 0.9,
     missed: Annotated[float, _limited("missed", "Foreground labels_sensitive may miss.")] = 0.05,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
     stages: Annotated[
@@ -103,7 +110,8 @@ def calibrate(
     try:
         found = run(
             name, data=data, repository=repository, test=test, alpha=alpha, delta=delta,
-            acceptable_dice=acceptable_dice, false_alarms=false_alarms, audited=audited, level=level, missed=missed,
+            acceptable_dice=acceptable_dice, tolerance=tolerance, false_alarms=false_alarms, audited=audited,
+            level=level, missed=missed,
             method=method, stages=_whole(stages), samples=samples, pilot=pilot, report=report, pictures=pictures,
             spacing=numbers(spacing) if spacing else None, label_values=label_values, leave_out=leave_out,
             group_by=group_by, order_by=order_by, training=training, despite=despite, progress=not as_json,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.policy import Policy
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -29,6 +29,7 @@ from .choose import (
 )  # fmt: skip
 from .conformal import coverage_band
 from .errors import TooFewCases
+from .regression import choose_interval, intervals
 
 COVERAGES = (0.8, 0.9, 0.95)
 FOLDS = 5
@@ -126,6 +127,9 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
         outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), served, goals.level) if own else None
         policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None, outline=outline)
         with contextlib.suppress(TooFewCases):
+            if policy.interval is not None:
+                stages = [stage.samples for stage in policy.stages]
+                policy = replace(policy, interval=choose_interval(contract, policy.interval, outside, stages))
             policy = replace(
                 policy,
                 volume=choose_volume(contract, outside, served, goals.level),
@@ -147,13 +151,15 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "wrong": int(sum(each.step.loss for each in judged)),
         "wrong_among_accepted": wrong,
         "error_among_accepted": exact_share(wrong, len(accepted)),
-        "probabilities": probability_figures(judged),
+        "probabilities": {} if contract.targets else probability_figures(judged),
         "selection": selection_figures(judged),
         "samples": sample_figures(judged),
     }
-    if contract.task is Task.CLASSIFICATION:
+    if not (contract.targets or contract.per_voxel):
         report["by_truth"] = errors_by_truth(contract, judged)
-    if contract.task is Task.SEGMENTATION:
+    if contract.targets:
+        report["numbers"] = number_figures(contract, judged)
+    if contract.per_voxel:
         dice = np.array([each.step.dice for each in judged])
         report["dice"] = {"mean": float(dice.mean()), "lowest": float(dice.min())}
         if accepted:
@@ -299,6 +305,37 @@ def volume_figures(judged: Sequence[Judged]) -> dict[str, Any]:
             "mean_error_ml": float((mean - truth).mean()),
         }
     return report
+
+
+def number_figures(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Of a regression: how far from the truth, and whether the intervals hold it, out of fold.
+
+    Per target in its unit: `mean_error` (signed), `mean_absolute_error`, that of accepted cases, `width` of the
+    interval on average, `coverage`; `together`: the share of cases all of whose intervals hold, with the band in which
+    it lies for a correct method where full T decides (above it where earlier stages may).
+    """
+    rules = [each.policy.interval for each in judged]
+    rule = rules[0]
+    assert rule is not None
+    ends = np.array([intervals(contract, r, each.step) for r, each in zip(rules, judged, strict=True) if r is not None])
+    truth = np.array([[each.case.truths[name] for name in contract.answers] for each in judged])
+    mean = np.array([each.step.numbers[:, 0] for each in judged])
+    inside = (ends[..., 0] <= truth) & (truth <= ends[..., 1])
+    accepted = np.array([each.route == "accept" for each in judged])
+    targets = {}
+    for k, target in enumerate(contract.targets):
+        error = mean[:, k] - truth[:, k]
+        targets[target.name] = {
+            "unit": target.unit,
+            "tolerance": rule.targets[target.name].tolerance,
+            "mean_error": float(error.mean()),
+            "mean_absolute_error": float(np.abs(error).mean()),
+            "mean_absolute_error_accepted": float(np.abs(error[accepted]).mean()) if accepted.any() else None,
+            "width": float((ends[:, k, 1] - ends[:, k, 0]).mean()),
+            "coverage": float(inside[:, k].mean()),
+        }
+    band = list(coverage_band(rule.cases, len(judged), rule.level))
+    return {"targets": targets, "together": {"coverage": float(inside.all(axis=1).mean()), "band_99": band}}
 
 
 def by_group(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class Place:
         path: keys and indices, outermost first.
         scale: per spatial axis, image size over answer size: it is interpolated to the image's sizes, as the network's
             own post-processing would. Empty where it has them already.
-        one_class: the network leaves out the axis of its only class: it answers `[N]` or `[N, *S]`.
-        pooled: a classifier's answer keeps spatial axes of one pixel: `[N, K, 1, 1]`.
+        one_class: the network leaves out the axis of its only class or number: it answers `[N]` or `[N, *S]`.
+        pooled: an answer for the whole image keeps spatial axes of one pixel: `[N, K, 1, 1]`.
         margin: the image is mirrored by so many pixels at each border first (Ronneberger et al., MICCAI 2015): a
             network of unpadded convolutions then answers for the whole image.
     """
@@ -92,3 +92,19 @@ class AnswerOnly(nn.Module):
         if self.place.margin:
             found.append(f"images are mirrored by {self.place.margin} pixels at each border before the network")
         return tuple(found)
+
+
+class MeanAndVariance(nn.Module):
+    """image → `[N, 2K]`: a regression's K means, and what it states of their variances in another output."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, network: nn.Module, mean: Place, variance: Place) -> None:
+        super().__init__()
+        self.equipoise_network = network  # `marker.WRAPPED`
+        self.mean, self.variance = mean, variance
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[N, C, *S]` → `[N, 2K]`."""
+        outputs = self.equipoise_network(self.mean.seen(image))
+        return torch.cat([self.mean.of(outputs, image), self.variance.of(outputs, image)], 1)

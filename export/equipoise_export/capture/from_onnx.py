@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from equipoise_core.contract import Activation, Contract, SiteKind, Task
+from equipoise_core.contract import Activation, Contract, SiteKind
 from onnx import numpy_helper, version_converter
 
 from ..errors import CaptureRefused
@@ -28,6 +28,7 @@ from ..graph.storage import store
 from ..options import Answers, Options
 from .batch_axis import make_batch_dynamic, shapes_for, verify
 from .from_torch import OPSET
+from .outputs import both_outputs
 
 _FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
 
@@ -43,8 +44,14 @@ def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> i
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
     image = _name_input(model, draft)
-    _choose_output(model, options.output)
-    _take_off_activation(model, draft, options.answers)
+    if pair := both_outputs(options, draft):
+        _join_outputs(model, pair)
+    else:
+        _choose_output(model, options.output)
+    if draft.classes:
+        _take_off_activation(model, draft, options.answers)
+    if not draft.per_voxel:
+        _flatten(model)
     _refuse_what_cannot_be(model)
     make_batch_dynamic(model, image, draft)
     verify(model, draft)
@@ -156,7 +163,7 @@ def _refuse_labels(output: ir.Value) -> None:
 
 
 def _take_off_activation(model: ir.Model, draft: Contract, answers: Answers) -> None:
-    """Softmax or Sigmoid at the end goes, with the changes of shape behind it; a classifier's logits become [N, K].
+    """Softmax or Sigmoid at the end goes, with the changes of shape behind it.
 
     Of other probabilities (`answers`) the logits are computed, to 1e-7.
     """
@@ -176,12 +183,34 @@ def _take_off_activation(model: ir.Model, draft: Contract, answers: Answers) -> 
         model.graph.outputs[0] = node.inputs[0]
     elif answers is Answers.PROBABILITIES:
         model.graph.outputs[0] = _logits_of(model, final, draft.activation)
-    if draft.task is Task.CLASSIFICATION:
-        flat = ir.node("Flatten", [model.graph.outputs[0]], {"axis": 1})
-        flat.outputs[0].name = "equipoise logits"
-        flat.outputs[0].dtype = ir.DataType.FLOAT
-        model.graph.append(flat)
-        model.graph.outputs[0] = flat.outputs[0]
+
+
+def _join_outputs(model: ir.Model, pair: tuple[str, str]) -> None:
+    """Means and variances `[N, K]` of a regression become one output `[N, 2K]`."""
+    outputs = list(model.graph.outputs)
+    parts = []
+    for name in pair:
+        model.graph.outputs.clear()
+        model.graph.outputs.extend(outputs)
+        _choose_output(model, name)
+        _flatten(model)
+        parts.append(model.graph.outputs[0])
+    joined = ir.node("Concat", parts, {"axis": 1})
+    for number, value in enumerate(parts):
+        value.name = f"equipoise part {number}"
+    joined.outputs[0].name = "equipoise means and variances"
+    joined.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.append(joined)
+    model.graph.outputs[0] = joined.outputs[0]
+
+
+def _flatten(model: ir.Model) -> None:
+    """What is answered for the whole image becomes [N, K]."""
+    flat = ir.node("Flatten", [model.graph.outputs[0]], {"axis": 1})
+    flat.outputs[0].name = "equipoise logits"
+    flat.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.append(flat)
+    model.graph.outputs[0] = flat.outputs[0]
 
 
 def _logits_of(model: ir.Model, probabilities: ir.Value, activation: Activation) -> ir.Value:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from torch import Tensor, nn
 
 from ..errors import CaptureRefused, ExportRefused
 from ..graph.randomness import sampling
 from ..options import DEFAULTS, Answers, Options
-from .answer import AnswerOnly, Place
+from .answer import AnswerOnly, MeanAndVariance, Place
 from .heteroscedastic import Heteroscedastic
 
 Outputs = Mapping[tuple[str | int, ...], Tensor]
@@ -28,8 +28,8 @@ def choose_answer(
     example: Tensor,
     draft: Contract,
     options: Options = DEFAULTS,
-) -> AnswerOnly | Heteroscedastic:
-    """The network as image → logits.
+) -> AnswerOnly | Heteroscedastic | MeanAndVariance:
+    """The network as image → logits, or a regression's numbers.
 
     Args:
         active: the modules in training mode: under sampling, the output may be another one.
@@ -39,7 +39,16 @@ def choose_answer(
     Raises:
         ExportRefused: no output, or more than one, fits.
     """
-    reader = _Reader(network, active, example, draft, options.margin)
+    reader = _Reader(network, active, example, draft, options)
+    if draft.targets and options.log_variance is not None:
+        raise ExportRefused(
+            "--log-variance names the noise of logits, which a regression does not have",
+            "the chosen output",
+            "State --answers mean_log_variance, and where the two are outputs of their own --output MEAN,LOG_VARIANCE.",
+        )
+    if pair := both_outputs(options, draft):
+        mean, noise = (reader.place(chosen) for chosen in pair)
+        return MeanAndVariance(network, mean, noise)
     if options.log_variance is None:
         place = reader.place(options.output)
         return AnswerOnly(network, place, draft.activation if options.answers is Answers.PROBABILITIES else None)
@@ -53,13 +62,29 @@ def choose_answer(
     return Heteroscedastic(network, mean, noise, draft.activation, len(draft.classes))
 
 
+def both_outputs(options: Options, draft: Contract) -> tuple[str, str] | None:
+    """The outputs that hold a regression's means and variances, where `--output` names two."""
+    named = str(options.output).split(",") if draft.targets and options.output is not None else []
+    if len(named) < 2:
+        return None
+    if len(named) > 2 or not draft.states_variance:
+        raise ExportRefused(
+            f"--output {options.output} names {len(named)} outputs",
+            "the chosen output",
+            "A regression has one of means, or two (MEAN,VARIANCE) with --answers mean_variance or mean_log_variance.",
+        )
+    return named[0].strip(), named[1].strip()
+
+
 class _Reader:
     """A network's output for the example."""
 
     def __init__(
-        self, network: nn.Module, active: tuple[str, ...], example: Tensor, draft: Contract, margin: int
+        self, network: nn.Module, active: tuple[str, ...], example: Tensor, draft: Contract, options: Options
     ) -> None:
-        self.network, self.active, self.draft, self.margin = network, active, draft, margin
+        self.network, self.active, self.draft, self.margin = network, active, draft, options.margin
+        both = draft.states_variance and both_outputs(options, draft) is None
+        self.width = len(draft.answers) * (2 if both else 1)
         self.example = example
         try:
             self.answer = self.run(example)
@@ -87,10 +112,10 @@ class _Reader:
     def form(self, path: tuple[str | int, ...], answer: Any, image: Tensor, scale: tuple[int, ...] = ()) -> Place:
         """A place in the answer to more than one image, and what axes it lacks or has too many."""
         tensor = next(each for way, each in _tensors(answer) if way == path)
-        spatial = self.draft.rank if self.draft.task is Task.SEGMENTATION else 0
+        spatial = self.draft.rank if self.draft.per_voxel else 0
         full = (len(image), *image.shape[2 : 2 + spatial])
         one_class = (
-            len(self.draft.classes) == 1
+            self.width == 1
             and tensor.dim() == len(full)
             and len(tensor) == len(image)
             and all(size <= whole for size, whole in zip(tensor.shape, full, strict=True))
@@ -114,8 +139,8 @@ class _Reader:
                 "the chosen output",
                 "Let it return logits or probabilities: leave argmax and thresholds out of its forward.",
             )
-        full = self.draft.nominal if self.draft.task is Task.SEGMENTATION else ()
-        classes = len(self.draft.classes)
+        full = self.draft.nominal if self.draft.per_voxel else ()
+        classes = self.width
         exact = [
             path for path, tensor in self.outputs.items() if tuple(tensor.shape) == (len(self.example), classes, *full)
         ]
@@ -129,8 +154,11 @@ class _Reader:
         raise ExportRefused(
             f"{len(exact) or len(coarse)} of its outputs have the shape [N, {', '.join(map(str, (classes, *full)))}]",
             "the chosen output",
-            f"Choose one with --output. There are: {_listing(self.outputs)}.",
+            f"Choose one with --output{self._or_both()}. There are: {_listing(self.outputs)}.",
         )
+
+    def _or_both(self) -> str:
+        return " (a mean and its variance: MEAN,VARIANCE, with --answers)" if self.draft.targets else ""
 
     def scale(self, path: tuple[str | int, ...]) -> tuple[int, ...]:
         """Image size over answer size per axis, where the answer is smaller.
@@ -218,7 +246,7 @@ def _found(output: Any, steps: list[str]) -> tuple[str | int, ...]:
 
 def _smaller(tensor: Tensor, draft: Contract) -> bool:
     """Whether it is a segmentation of fewer pixels than the image's."""
-    if draft.task is not Task.SEGMENTATION or tensor.dim() != 2 + draft.rank:
+    if not draft.per_voxel or tensor.dim() != 2 + draft.rank:
         return False
     sizes = tuple(tensor.shape[2:])
     return sizes != draft.nominal and all(1 <= size <= full for size, full in zip(sizes, draft.nominal, strict=True))

@@ -1,6 +1,8 @@
-"""Logits → what the contract promises: probabilities of every sample, or moments over the samples.
+"""Logits → what the contract promises: probabilities or numbers of every sample, or moments over the samples.
 
 Classification: probabilities[N, T, K], softmax or sigmoid of the logits.
+
+Regression: means[N, T, K], and variances[N, T, K] where the network states them: itself, or as e^(log variance).
 
 Segmentation, over voxels v with T full maps never leaving the graph:
     sum_p = Σ_t p_t     sum_p2 = Σ_t p_t²     sum_entropy = Σ_t H[p_t]     volumes[n, t, k] = Σ_{v inside} p_t(v)
@@ -20,9 +22,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from equipoise_core.contract import Activation, Task
+from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
+from equipoise_core.targets import Noise
 
 from ..errors import CaptureRefused
 from .compilation import Compilation, Layout
@@ -37,6 +40,8 @@ def add_head(c: Compilation) -> None:
     c.graph.outputs.clear()
     if c.contract.task is Task.CLASSIFICATION:
         _classification(c, logits)
+    elif c.contract.task is Task.REGRESSION:
+        _regression(c, logits)
     elif c.contract.states_moments:
         _stated(c, logits)
     else:
@@ -46,17 +51,36 @@ def add_head(c: Compilation) -> None:
 
 def _refuse_wrong_shape(c: Compilation, layout: Layout) -> None:
     contract = c.contract
-    classes = len(contract.classes)
-    channels = 1 if c.difference else sum(_stated_channels(c)) if contract.states_moments else classes
-    expected = (1, channels) if contract.task is Task.CLASSIFICATION else (1, channels, *contract.nominal)
+    names = contract.answers
+    channels = 1 if c.difference else sum(_stated_channels(c)) if contract.states_moments else len(names)
+    if contract.states_variance:
+        channels *= 2
+    expected = (1, channels, *contract.nominal) if contract.per_voxel else (1, channels)
     if layout.shape != expected or layout.axis != 0 or layout.factor != 1:
         stating = " that states its moments" if contract.states_moments else ""
+        if contract.states_variance:
+            stating = f" and {'their variances' if len(names) > 1 else 'its variance'} (--answers)"
+        kind = "--targets" if contract.targets else "classes"
         raise CaptureRefused(
-            f"the output for one image has shape {layout.shape}; {contract.task.value} with {classes} classes "
-            f"({', '.join(contract.classes)}){stating} needs {expected}",
+            f"the output for one image has shape {layout.shape}; {contract.task.value} with {len(names)} {kind} "
+            f"({', '.join(names)}){stating} needs {expected}",
             "the chosen output",
-            "State the right --classes and --task, or choose another output (--output).",
+            _what_to_state(contract, layout),
         )
+
+
+def _what_to_state(contract: Contract, layout: Layout) -> str:
+    if not contract.targets:
+        return "State the right --classes and --task, or choose another output (--output)."
+    if not contract.states_variance and layout.shape == (1, 2 * len(contract.targets)):
+        return (
+            "Does it state a variance behind each mean? Say which: --answers mean_variance or mean_log_variance. Else "
+            "name all its --targets."
+        )
+    return (
+        "A regression answers [N, K] numbers for K --targets, or [N, 2K] with --answers mean_variance or "
+        "mean_log_variance: state the right ones, or choose another output (--output)."
+    )
 
 
 def _output(c: Compilation, value: ir.Value, name: str, shape: list[int | str]) -> None:
@@ -72,6 +96,18 @@ def _classification(c: Compilation, logits: ir.Value) -> None:
     classes = len(c.contract.classes)
     samples = "T" if c.contract.stochastic else 1
     _output(c, c.reshape(flat, [-1, c.samples, classes]), "probabilities", ["N", samples, classes])
+
+
+def _regression(c: Compilation, numbers: ir.Value) -> None:
+    targets, noise = len(c.contract.targets), c.contract.noise
+    parts = {"means": numbers}
+    if noise is not Noise.NONE:
+        sizes = c.constant([targets, targets])
+        means, stated = c.op("Split", numbers, sizes, outputs=2, axis=1)
+        parts = {"means": means, "variances": c.op("Exp", stated) if noise is Noise.LOG_VARIANCE else stated}
+    samples = "T" if c.contract.stochastic else 1
+    for name, value in parts.items():
+        _output(c, c.reshape(value, [-1, c.samples, targets]), name, ["N", samples, targets])
 
 
 def _stated_channels(c: Compilation) -> list[int]:

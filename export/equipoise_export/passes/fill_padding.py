@@ -2,13 +2,12 @@
 
     x = fill where image ≤ PADDING_VALUE / 2, else image
 
-A model of one fixed size is never padded, so a classifier of fixed size needs none of this.
+A model of one fixed size is never padded, so what answers for the whole image of fixed size needs none of this.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from equipoise_core.contract import Task
 from equipoise_core.preprocessing import PADDING_VALUE
 
 from .compilation import Compilation
@@ -17,7 +16,7 @@ from .compilation import Compilation
 def fill_padding(c: Compilation) -> None:
     """Ensures that the network never sees PADDING_VALUE."""
     fixed = all(isinstance(size, int) for size in c.contract.spatial)
-    if c.contract.task is Task.CLASSIFICATION and fixed:
+    if not c.contract.per_voxel and fixed:
         return
     image, inside = c.image, c._made.get("inside")
     # The node of the head that asks which voxels lie inside has to see the image as it came.

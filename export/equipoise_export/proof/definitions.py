@@ -1,4 +1,4 @@
-"""What a sampler is to answer by definition, from the network's logits, in double precision."""
+"""What a sampler is to answer by definition, from the network's logits or numbers, in double precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.moments import STATED
 from equipoise_core.preprocessing import PADDING_VALUE
+from equipoise_core.targets import Noise
 from numpy.typing import NDArray
 
 from .references import Network
@@ -18,11 +19,17 @@ Array = NDArray[Any]
 def probabilities(network: Network, contract: Contract, image: Array, packed: Array) -> Array:
     """Of the network, float64 `[K, *S]`, for an image `[1, C, *S]` and a packed mask `[B]`.
 
-    Of one that states its moments: those, `[2K + E + 1, *S]`.
+    Of one that states its moments: those, `[2K + E + 1, *S]`. Of a regression: its numbers `[K]`, and behind them the
+    variances that it states.
     """
     filled = np.where(image <= PADDING_VALUE / 2, np.float32(contract.preprocessing.fill), image)
     wide = network(contract, filled, packed).astype(np.float64)
     if contract.states_moments:
+        return wide
+    if contract.targets:
+        split = len(contract.targets)
+        if contract.noise is Noise.LOG_VARIANCE:
+            wide[split:] = np.exp(wide[split:])
         return wide
     if contract.activation is Activation.SIGMOID:
         return np.exp(-np.logaddexp(0.0, -wide))
@@ -34,6 +41,9 @@ def outputs(contract: Contract, images: Array, p: Array) -> dict[str, Array]:
     """The sampler's outputs for images `[N, C, *S]`, from p `[N, T, K, *S]` as `probabilities` gives it."""
     if contract.task is Task.CLASSIFICATION:
         return {"probabilities": p}
+    if contract.task is Task.REGRESSION:
+        split = len(contract.targets)
+        return {"means": p[..., :split], **({"variances": p[..., split:]} if contract.states_variance else {})}
     inside = (images > PADDING_VALUE / 2).any(axis=1)[:, None, None]
     axes = tuple(range(3, p.ndim))
     if contract.states_moments:

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import numpy as np
 import onnx
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.masks import draw_masks, mask_layout
+from equipoise_core.moments import ANSWER
 from numpy.typing import NDArray
 
 from ..errors import ExportRefused
@@ -66,4 +67,4 @@ def _answer(member: Member, image: NDArray[np.float32]) -> NDArray[np.float32]:
     if contract.stochastic:
         masks = draw_masks(mask_layout(contract, image.shape[2:]), 0, contract.digest, 0, 1)[None]
     outputs = OnnxSampler(member.model, threads=1, weights=member.weights)(image[:1], masks)
-    return outputs["probabilities" if contract.task is Task.CLASSIFICATION else "sum_p"]
+    return outputs[ANSWER[contract.task]]

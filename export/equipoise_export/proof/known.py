@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.known_answers import IMAGES, VALUES, KnownAnswers, at_points, known_image, known_masks
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ def known_answers(network: Network, contract: Contract) -> KnownAnswers:
     p = np.stack([_samples(network, contract, image, number) for number, image in enumerate(images)])  # [I, T, K, *S]
     single = [outputs(contract, np.concatenate(images), p[:, sample : sample + 1]) for sample in range(p.shape[1])]
     points = np.zeros(0, np.int64)
-    if contract.task is Task.SEGMENTATION:
+    if contract.per_voxel:
         rows = sum(each.shape[1] for name, each in single[0].items() if name.startswith("sum_"))
         points = _points(p[0, :, : len(contract.classes)], VALUES // (p.shape[0] * p.shape[1] * rows))
     gathered = {}

@@ -1,7 +1,7 @@
 """The proof: the compiled sampler and the original network are the same function of image and masks.
 
 The network's side (`references.py`) shares no code with the compiler. Moments are recomputed from its logits in double
-precision by their definitions.
+precision by their definitions. A regression's are compared as shares of the largest number seen of each target.
 
 A half-precision sampler is proven as ONNX Runtime runs it here and, for the answers, as hardware rounds it as well
 (`rounding.py`); none of its activations may come near half's end.
@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from equipoise_core.contract import Contract, Precision, Task
-from equipoise_core.known_answers import IMAGES, KnownAnswers, known_image, known_masks
+from equipoise_core.contract import Contract, Precision
+from equipoise_core.known_answers import IMAGES, KnownAnswers, known_image, known_masks, scales
 from equipoise_core.masks import MaskLayout, draw_masks, mask_layout
+from equipoise_core.moments import ANSWER, PER_SAMPLE
 from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_core.tolerance import DROWNED, TOLERANCES
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ Array = NDArray[Any]
 SAMPLES = 3
 ROUNDS = 2
 TOGETHER = 16
-"""Masks of a classifier that are flipped in one run."""
+"""Masks that are flipped in one run where samples come back one by one."""
 MEAN_TOLERANCE = 1e-3
 """The same as the tolerance for the mean difference of a half-precision sampler over all voxels, classes and samples.
 """
@@ -150,6 +151,7 @@ def prove(
         images[-1] = padded
     with network.ready():
         pairs = [np.concatenate(images[2 * index : 2 * index + 2]) for index in range(ROUNDS)]
+        proving.take_scale(np.concatenate(pairs))
         answers = [proving.parity(pair, seed) for seed, pair in enumerate(pairs)]
         other = proving.other_size()
         if other != spatial:
@@ -204,16 +206,38 @@ class Proving:
         self.outputs = [output.name for output in model.graph.output]
         self.samples = SAMPLES if contract.stochastic else 1
         self.checks: dict[str, Check] = {}
+        self.scale: Array | None = None
 
     # --- the two sides ---
 
+    def take_scale(self, images: Array) -> None:
+        """Regression: both sides are divided by the largest answer of each number from here on."""
+        if self.contract.targets:
+            _, packed = self.masks(images, 0)
+            answers = [
+                self.network(image[None], mask) for image, masks in zip(images, packed, strict=True) for mask in masks
+            ]
+            self.scale = scales(np.stack(answers))
+
     def network(self, image: Array, packed: Array) -> Array:
         """See `probabilities`."""
-        return probabilities(self.logits, self.contract, image, packed)
+        given = probabilities(self.logits, self.contract, image, packed)
+        return given if self.scale is None else given / self.scale
 
     def sampler(self, images: Array, packed: Array | None) -> dict[str, Array]:
+        return self.scaled(self.asked(images, packed))
+
+    def asked(self, images: Array, packed: Array | None) -> dict[str, Array]:
+        """The sampler's outputs as it gives them."""
         feeds = {"image": images} if packed is None else {"image": images, "masks": packed}
         return dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+
+    def scaled(self, outputs: dict[str, Array]) -> dict[str, Array]:
+        """The sampler's outputs as shares of the scale, as `network` gives them."""
+        if self.scale is None:
+            return outputs
+        parts = dict(zip(("means", "variances"), np.split(self.scale, [len(self.contract.targets)]), strict=True))
+        return {name: values / parts[name] for name, values in outputs.items()}
 
     def as_rounded(self, images: Array, packed: Array | None) -> dict[str, Array]:
         """The same by `rounding.py`. Raises ProofRefused that names the first layer to come near half's end."""
@@ -231,7 +255,7 @@ class Proving:
                     "Export with --precision fp32.",
                 )
         self.note("largest activation in half", max(reached.values()), f"≤ {LARGEST / HEADROOM:g}")
-        return {name: found[name] for name in self.outputs}
+        return self.scaled({name: found[name] for name in self.outputs})
 
     def masks(self, images: Array, seed: int) -> tuple[MaskLayout, Array]:
         """Packed masks `[N, T, B]`, different for each image; every site drops and keeps in some sample of each."""
@@ -295,6 +319,12 @@ class Proving:
             )
         allowed = self.allowed(p)
         expected = outputs(self.contract, images, p)
+        if "variances" in expected and float(expected["variances"].min()) < 0.0:
+            raise ProofRefused(
+                "the variance that it states is below 0 for some images",
+                "the chosen output",
+                "Is it the variance's logarithm? Then --answers mean_log_variance; else let it end in a softplus.",
+            )
         if half is not None:
             self.rounding(half, expected, p)
         for name, value in expected.items():
@@ -342,7 +372,7 @@ class Proving:
             difference = self.difference(name, half[name], value)
             whole, mean = float(difference.max()), float(difference.mean())
             limits = {"largest": (whole, self.tolerance)}
-            if name in ("probabilities", "sum_p"):
+            if name == ANSWER[self.contract.task]:
                 limits["mean"] = (mean, min(MEAN_TOLERANCE, max(DROWNED * spread, TOLERANCES[Precision.FP32])))
             for which, (found, limit) in limits.items():
                 if not found <= limit:
@@ -371,7 +401,7 @@ class Proving:
             return "the whole network", ""
         layout, packed = self.masks(image, seed=7)
         packed = packed[:, :1]
-        name = "probabilities" if self.contract.task is Task.CLASSIFICATION else "sum_p"
+        name = ANSWER[self.contract.task]
 
         def sides(masks: Array) -> tuple[Array, Array]:
             p = self.network(image, masks[0, 0])[None, None]
@@ -419,16 +449,16 @@ class Proving:
         changed = packed[:1].copy()
         changed[:, -1] = ~changed[:, -1]
         other = self.sampler(images[:1], changed)
-        per_sample = "probabilities" if self.contract.task is Task.CLASSIFICATION else "volumes"
-        worst = _distance(alone[per_sample][:, :-1], other[per_sample][:, :-1])
+        separate = [name for name in self.outputs if name in PER_SAMPLE]
+        worst = max(_distance(alone[name][:, :-1], other[name][:, :-1]) for name in separate)
         self.require(
             "samples are independent", worst, 1e-5, "masks of one sample change another", "Report this network."
         )
         chunks = [self.sampler(images[:1], chunk) for chunk in (packed[:1, :1], packed[:1, 1:])]
         for name in self.outputs:
             parts = [chunk[name] for chunk in chunks]
-            merged = np.concatenate(parts, axis=1) if name == per_sample else np.sum(parts, axis=0) / self.samples
-            whole = alone[name] if name == per_sample else alone[name] / self.samples
+            merged = np.concatenate(parts, axis=1) if name in separate else np.sum(parts, axis=0) / self.samples
+            whole = alone[name] if name in separate else alone[name] / self.samples
             self.require("chunks merge", _distance(merged, whole), 1e-5, "chunks do not add up", "Report this network.")
         return SamplerAnswer(packed[:1, :1], chunks[0])
 
@@ -477,12 +507,12 @@ class Proving:
 
     def effects(self, image: Array, flips: list[Array], unflipped: SamplerAnswer) -> list[float]:
         """How far each mask `[1, 1, B]` moves the answer; where samples come back one by one, many in a run."""
-        if self.contract.task is Task.SEGMENTATION:
-            base = unflipped.outputs["sum_p"]
-            return [float(np.abs(self.sampler(image, flip)["sum_p"] - base).max()) for flip in flips]
-        base = unflipped.outputs["probabilities"]
+        name = ANSWER[self.contract.task]
+        base = unflipped.outputs[name]
+        if self.contract.per_voxel:
+            return [float(np.abs(self.sampler(image, flip)[name] - base).max()) for flip in flips]
         runs = [np.concatenate(flips[start : start + TOGETHER], axis=1) for start in range(0, len(flips), TOGETHER)]
-        moved = [np.abs(self.sampler(image, run)["probabilities"] - base) for run in runs]
+        moved = [np.abs(self.sampler(image, run)[name] - base) for run in runs]
         return [float(effect) for effect in np.concatenate(moved, axis=1)[0].max(axis=1)]
 
     def known(self) -> KnownAnswers:
@@ -492,7 +522,7 @@ class Proving:
         for number in range(IMAGES[self.contract.task]):
             masks = known_masks(self.contract, number, known.drawn_for)[None]
             image = known_image(self.contract, number)
-            got = self.sampler(image, masks if self.contract.stochastic else None)
+            got = self.asked(image, masks if self.contract.stochastic else None)
             for each in known.differences(self.contract, [number], range(masks.shape[1]), got, self.contract.precision):
                 if not each.passed:
                     raise ProofRefused(

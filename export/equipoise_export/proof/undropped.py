@@ -59,7 +59,11 @@ def compare_with_file(
             f"the file answers {expected.shape}, what was read from it {logits.shape}", "the chosen output", _REMEDY
         )
     expected = expected.reshape(logits.shape)
-    worst = min(_of_logits(expected, logits), _of_probabilities(expected, logits, contract))
+    worst = (
+        _of_numbers(expected, logits)
+        if contract.targets
+        else min(_of_logits(expected, logits), _of_probabilities(expected, logits, contract))
+    )
     if not worst <= _OF_FILE:
         raise ProofRefused(
             f"with nothing dropped, what was read from the file differs from the file itself by {worst:.2e} "
@@ -102,6 +106,8 @@ def compare_with_module(network: TorchNetwork, contract: Contract, example: Arra
             differences.append(np.inf)
         elif answers is Answers.PROBABILITIES:
             differences.append(_of_probabilities(expected, logits.astype(np.float64), contract))
+        elif contract.targets:
+            differences.append(_of_numbers(expected.astype(np.float64), logits))
         else:
             differences.append(_of_logits(expected.astype(np.float64), logits))
     worst = min(differences)
@@ -135,12 +141,11 @@ def refuse_probabilities(
     answer: Callable[[Array], Array], contract: Contract, example: Array, answers: Answers
 ) -> None:
     """Refuses outputs that lie in [0, 1] for every image, however extreme: they are hardly logits."""
-    if answers is not Answers.UNSTATED or contract.states_moments:
+    if answers is not Answers.UNSTATED or contract.states_moments or contract.targets:
         return
-    for image in _images(contract, example):
-        given = answer(image)
-        if not (np.isfinite(given).all() and given.min() >= 0.0 and given.max() <= 1.0):
-            return
+    given = _within_unit(answer, contract, example)
+    if given is None:
+        return
     summing = contract.activation is Activation.SOFTMAX and np.abs(given.sum(axis=1) - 1.0).max() < 1e-4
     fitting = summing or contract.activation is Activation.SIGMOID
     raise ProofRefused(
@@ -153,6 +158,30 @@ def refuse_probabilities(
     )
 
 
+def looks_classified(answer: Callable[[Array], Array], contract: Contract, example: Array) -> str | None:
+    """A note where a regression's numbers look like the probabilities of classes: within 0 and 1, adding up to 1."""
+    given = None
+    with suppress(UnknownNoise):
+        given = _within_unit(answer, contract, example) if len(contract.targets) > 1 else None
+    if given is None or np.abs(given[:, : len(contract.targets)].sum(axis=1) - 1.0).max() >= 1e-4:
+        return None
+    return (
+        "its numbers lie within 0 and 1 and add up to 1 for every image, as probabilities of classes do: if it is a "
+        "classifier, export it with --task classification and --classes"
+    )
+
+
+def _within_unit(answer: Callable[[Array], Array], contract: Contract, example: Array) -> Array | None:
+    """The last of several answers, where all lie within 0 and 1."""
+    given = None
+    for image in _images(contract, example):
+        given = answer(image)
+        seen = given[:, : len(contract.answers)]
+        if not (np.isfinite(seen).all() and seen.min() >= 0.0 and seen.max() <= 1.0):
+            return None
+    return given
+
+
 def _images(contract: Contract, example: Array) -> Iterator[Array]:
     """Images `[1, C, *nominal]` that drive logits out of [0, 1], the likely ones first."""
     noise = np.random.default_rng(3).standard_normal(example[:1].shape).astype(np.float32)
@@ -163,6 +192,12 @@ def _images(contract: Contract, example: Array) -> Iterator[Array]:
 
 def _of_logits(expected: Array, logits: Array) -> float:
     return float(np.abs(expected - logits).max()) / max(_SMALL, float(np.abs(expected).max()))
+
+
+def _of_numbers(expected: Array, found: Array) -> float:
+    """The largest difference over the number itself, or a hundredth of the largest: one may be near 0 by chance."""
+    scale = np.maximum(np.abs(expected), 0.01 * float(np.abs(expected).max()) or 1.0)
+    return float((np.abs(expected - found) / scale).max())
 
 
 def _of_probabilities(expected: Array, logits: Array, contract: Contract) -> float:
@@ -202,5 +237,8 @@ def _answer(proto: onnx.ModelProto, image: Array, output: str | int | None) -> A
             "the whole network",
             "Check it with onnx.checker, and that --input-shape is what it takes.",
         ) from error
-    chosen = next((i for i, name in enumerate(names) if str(output) in (str(i), name)), 0)
-    return np.asarray(answers[chosen][:1], np.float64)
+    named = [output] if output in names else str(output).split(",")
+    chosen = [next((i for i, name in enumerate(names) if str(each).strip() in (str(i), name)), 0) for each in named]
+    if len(chosen) == 1:
+        return np.asarray(answers[chosen[0]][:1], np.float64)
+    return np.concatenate([np.asarray(answers[each][:1], np.float64).reshape(1, -1) for each in chosen], axis=1)

@@ -22,9 +22,10 @@ from pathlib import Path
 import onnx
 from equipoise_core.budget import MOST_AT_ONCE
 from equipoise_core.canonical import canonical_json
-from equipoise_core.contract import Contract, Precision, Task
+from equipoise_core.contract import Contract, Precision
 from equipoise_core.gpu_memory import GPU_MEMORY, gpu_plan
 from equipoise_core.masks import mask_layout
+from equipoise_core.moments import sampler_outputs
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
@@ -86,9 +87,15 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
     routine ones. Clients read the contract from the parameter of that name.
     """
     # A segmentation takes any size, whatever the network does: padded, or in windows.
-    spatial = [-1] * contract.rank if contract.task is Task.SEGMENTATION else _spatial(contract)
-    per_class, per_decision = len(contract.classes), contract.decisions
-    maps = spatial if contract.task is Task.SEGMENTATION else []
+    spatial = [-1] * contract.rank if contract.per_voxel else _spatial(contract)
+    per_answer, per_decision = len(contract.answers), contract.decisions
+    maps = spatial if contract.per_voxel else []
+    of_classes = [
+        _output("labels", _UINT8, [-1, per_decision, *maps]),
+        _output("labels_sensitive", _UINT8, [-1, per_decision, *maps]),
+        _output("calibrated", _FP32, [-1, per_answer, *maps]),
+    ]
+    volumes = [_output("volume", _FP32, [-1, per_answer, 4]), _output("volume_total", _FP32, [-1, 4])]
     return triton.ModelConfig(
         name=contract.name,
         backend="python",
@@ -100,18 +107,15 @@ def aggregator_config(contract: Contract) -> triton.ModelConfig:
             _input("spacing", _FP32, [-1, contract.rank], optional=True),
         ],
         output=[
-            _output("mean", _FP32, [-1, per_class, *maps]),
-            _output("variance", _FP32, [-1, per_class, *maps]),
-            _output("variance_corrected", _FP32, [-1, per_class, *maps]),
+            _output("mean", _FP32, [-1, per_answer, *maps]),
+            _output("variance", _FP32, [-1, per_answer, *maps]),
+            _output("variance_corrected", _FP32, [-1, per_answer, *maps]),
             _output("aleatoric", _FP32, [-1, per_decision, *maps]),
             _output("epistemic", _FP32, [-1, per_decision, *maps]),
             *([_output("uncertainty", _FP32, [-1, 1, *maps])] if contract.states_moments else []),
-            _output("labels", _UINT8, [-1, per_decision, *maps]),
-            _output("labels_sensitive", _UINT8, [-1, per_decision, *maps]),
-            _output("calibrated", _FP32, [-1, per_class, *maps]),
+            *([] if contract.targets else of_classes),
             _output("case_score", _FP32, [-1, 1]),
-            _output("volume", _FP32, [-1, per_class, 4]),
-            _output("volume_total", _FP32, [-1, 4]),
+            *([_output("values", _FP32, [-1, per_answer, 4])] if contract.targets else volumes),
             _output("samples_used", _INT32, [-1, 1]),
             _output("route", _BYTES, [-1, 1]),
             _output("reason", _BYTES, [-1, 1]),
@@ -302,12 +306,12 @@ def _sampler_config(
 ) -> triton.ModelConfig:
     """What all have in common: the tensors of the ONNX file without their batch axis, and dynamic batching."""
     spatial = _spatial(contract)
-    classes, decisions = len(contract.classes), contract.decisions
+    classes, decisions = len(contract.answers), contract.decisions
     samples = -1 if contract.stochastic else 1  # as the file: the native backend compares them
     inputs = [_input("image", _FP32, [contract.channels, *spatial])]
     if contract.stochastic:
         inputs.append(_input("masks", _UINT8, [-1, _mask_bytes(contract)]))
-    if contract.task is Task.SEGMENTATION:
+    if contract.per_voxel:
         outputs = [
             _output("sum_p", _FP32, [classes, *spatial]),
             _output("sum_p2", _FP32, [classes, *spatial]),
@@ -317,7 +321,7 @@ def _sampler_config(
         if contract.states_moments:
             outputs.append(_output("sum_uncertainty", _FP32, [1, *spatial]))
     else:
-        outputs = [_output("probabilities", _FP32, [samples, classes])]
+        outputs = [_output(name, _FP32, [samples, classes]) for name in sampler_outputs(contract)]
     return triton.ModelConfig(
         name=name,
         backend=backend,

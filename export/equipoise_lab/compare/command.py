@@ -95,6 +95,11 @@ def compare(
         compared = [load_compared(repository, name, samples) for name in models]
         check_alike(compared)
         contract = compared[0].contract
+        if contract.targets:
+            raise ComparisonError(
+                f"{contract.name} is a regression: compare looks at probabilities of classes. `equipoise calibrate` "
+                "reports errors and intervals of each model on the same cases"
+            )
         segmentation = contract.task is Task.SEGMENTATION
         loss = f"mean Dice below {acceptable_dice:g}" if segmentation else "wrong label"
         goals = Goals(loss, alpha, delta, method=method)

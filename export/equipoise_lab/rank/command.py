@@ -143,7 +143,7 @@ def rank(
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="Case score to rank by; default rim_epistemic (segmentation) or mutual_information."),
+        typer.Option(help="Case score to rank by; by default the epistemic one of the task."),
     ] = None,
     labelled: Annotated[
         list[Path] | None,
@@ -188,6 +188,8 @@ def rank(
         contract = client.contract(name)
         try:
             chosen = known_score(contract, score)
+            if contract.targets and pseudo_labels is not None:
+                raise InvalidInput(f"{name} answers numbers; pseudo-labels are classes: leave --pseudo-labels out")
         except InvalidInput as error:
             raise typer.BadParameter(str(error)) from error
         request = SurveyRequest(chosen, fallback, () if pseudo_labels is None else pseudo.OUTPUTS, timeout)

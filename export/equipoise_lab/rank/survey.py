@@ -20,7 +20,11 @@ from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
 from equipoise_core.scores import SCORES
 
-EPISTEMIC: Mapping[Task, str] = {Task.SEGMENTATION: "rim_epistemic", Task.CLASSIFICATION: "mutual_information"}
+EPISTEMIC: Mapping[Task, str] = {
+    Task.SEGMENTATION: "rim_epistemic",
+    Task.CLASSIFICATION: "mutual_information",
+    Task.REGRESSION: "epistemic_deviation",
+}
 """The score of what the model could learn from a label; the noise of the image is not in it."""
 
 
@@ -136,7 +140,7 @@ def survey(
 def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: SurveyRequest) -> SurveyedImage:
     image = image_in(file.parent, file.name) if file.parent.is_file() else read_image(file)
     prepared = fit(with_spacing(image, request.spacing), contract)
-    spacing = prepared.spacing if contract.task is Task.SEGMENTATION else None
+    spacing = prepared.spacing if contract.per_voxel else None
     options: dict[str, Any] = {"spacing": spacing, "timeout": request.timeout}
     prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)
     record = prediction.record

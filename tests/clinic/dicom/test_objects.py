@@ -12,10 +12,14 @@ import pydicom
 import pytest
 from equipoise_client import Estimate, Prediction, Route, Volume
 from equipoise_client.images import fit
+from equipoise_client.prediction import Value
+from equipoise_clinic.dicom.codes import UnknownUnit
 from equipoise_clinic.dicom.report import objects_of
 from equipoise_clinic.dicom.result_source import STATEMENT, result_source
 from equipoise_clinic.dicom.rules import Code, Rule
 from equipoise_clinic.dicom.series import read, volume_of
+from equipoise_core.contract import Activation, Task
+from equipoise_core.targets import Target
 
 from ...support import validators
 from ...support.phantom import FIRST, GAP, NAME, PATIENT, PLANE, Phantom, header, multiframe, phantom
@@ -287,8 +291,34 @@ class TestClassification:
             )
         ]
 
+    def test_numbers_with_their_unit_and_interval(self, tmp_path, chest) -> None:
+        """Of a regression each number is a measurement in UCUM's code, with the ends of its interval."""
+        files = written(self.of_numbers(chest, "mo"), tmp_path)
+        assert list(files) == ["sr"]
+        validators.dciodvfy(files["sr"])
+        (case,) = validators.tid1500(files["sr"], tmp_path)["Measurements"]
+        mean, sd = case["measurementItems"][1:]
+        assert (mean["value"], sd["value"]) == ("132.5", "4.25") and mean["units"]["CodeValue"] == "mo"
+        content = pydicom.dcmread(files["sr"])
+        ends = {
+            (item.ConceptNameCodeSequence[0].CodeMeaning, float(item.MeasuredValueSequence[0].NumericValue))
+            for item in content.iterall()
+            for item in (item.value if item.VR == "SQ" else [])
+            if item.get("ValueType") == "NUM" and "ncertainty" in item.ConceptNameCodeSequence[0].CodeMeaning
+        }
+        assert {value for _, value in ends} == {12.5, 7.5}
+
+    def of_numbers(self, chest: Any, unit: str) -> Any:
+        bone = replace(
+            chest, name="bone", task=Task.REGRESSION, activation=Activation.SIGMOID, classes=(),
+            targets=(Target("age", unit),),
+        )  # fmt: skip
+        values = {"age": Value(132.5, 4.25, 125.0, 145.0, unit)}
+        answer = Prediction("bone", Route.REVIEW, "why", 0.1, 20, None, {}, {}, values)
+        return self.made_of(bone, answer)
+
     @staticmethod
-    def made_of(chest: Any) -> Any:
+    def made_of(chest: Any, given: Prediction | None = None) -> Any:
         dataset = header()
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = pydicom.uid.ComputedRadiographyImageStorage
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.3680043.10.99.6"
@@ -298,7 +328,7 @@ class TestClassification:
         (group,) = read([dataset])
         series = volume_of(group)
         prepared = fit(series.image(), chest)
-        answer = Prediction(
+        answer = given or Prediction(
             chest.name, Route.REVIEW, "why", 0.1, 20, None, {},
             {
                 "calibrated": np.array([0.375, 0.625], np.float32),
@@ -307,6 +337,12 @@ class TestClassification:
             },
         )  # fmt: skip
         return result_source(series, Rule("chest"), chest, prepared, answer)
+
+
+def test_a_unit_without_a_code_makes_no_report(chest) -> None:
+    """`months` is no code of UCUM: a receiver must not guess. The analysis goes on to review without objects."""
+    with pytest.raises(UnknownUnit, match="months"):
+        objects_of(TestClassification().of_numbers(chest, "months"))
 
 
 class TestRepeat:

@@ -14,6 +14,7 @@ from ..choose import stacked
 from ..figures import Judged, volume_columns
 from ..sweep import Rate
 from .findings import Findings, rendered
+from .numbers import number_plots
 
 
 def plots(found: Findings) -> str:
@@ -23,10 +24,13 @@ def plots(found: Findings) -> str:
 
 def _plots(found: Findings) -> Iterator[tuple[str, str]]:
     contract, policy, judged, rates = found.contract, found.policy, found.judged, found.rates
-    yield (
-        "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
-        _reliability(contract, judged),
-    )
+    if contract.targets:
+        yield from number_plots(contract, judged)
+    else:
+        yield (
+            "Reliability: how often the given probability comes true. Grey before, blue after recalibration.",
+            _reliability(contract, judged),
+        )
     yield "Risk and coverage: the share of wrong cases among the most certain ones.", _risk_coverage(judged)
     score = "case score" if policy.guarantee is None else "case score over its stage's accept threshold"
     yield (

@@ -24,6 +24,9 @@ def guarantees(policy: Policy, why: str) -> Iterator[tuple[str, str]]:
     yield f"review for unusual {', '.join(policy.typical.limits)}", policy.typical.rule
     if policy.volume:
         yield "volume intervals", policy.volume.rule
+    if policy.interval:
+        each = ", ".join(f"{rule.tolerance:g} ({name})" for name, rule in policy.interval.targets.items())
+        yield "intervals of numbers", f"{policy.interval.rule}: {each}"
     if policy.sensitive:
         yield "sensitive labels", policy.sensitive.rule
     elif policy.volume:  # of a segmentation

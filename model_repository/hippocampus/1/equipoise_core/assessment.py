@@ -13,6 +13,7 @@ from .canonical import digest_of
 from .case import Case, Input, Model
 from .contract import Activation, Contract, Task
 from .decision import Decision, Evidence, Route, decide
+from .intervals import RELATIVE_WIDTH, NumberEstimate, estimates
 from .moments import Array, Moments
 from .policy import VolumeRule
 from .reasons import Reason
@@ -20,7 +21,7 @@ from .record import FORMAT, computed_by, jsonable
 from .scores import case_scores, default_score
 from .stages import FIRST_PASS, Stage
 from .statistics import prediction_statistics
-from .uncertainty import Uncertainty
+from .uncertainty import NumberUncertainty, Uncertainty, uncertainty_of
 from .volume import UNKNOWN, VolumeEstimate, volume_of_samples, voxel_volume
 
 UNCALIBRATED_LEVEL = 0.9
@@ -64,14 +65,14 @@ class Assessment:
     @cached_property
     def uncertainty(self) -> Uncertainty:
         """Of the answer that is decided on."""
-        return Uncertainty(self.moments, self.model.contract.activation)
+        return uncertainty_of(self.model.contract, self.moments)
 
     @cached_property
     def spread(self) -> Uncertainty:
         """What only samples can say, or a network that states it; NaN where none were drawn."""
         if self.sampled is not None:
-            return Uncertainty(self.sampled, self.model.contract.activation)
-        return self.uncertainty if self.shows_spread else Uncertainty(self.moments.unknown, self.uncertainty.activation)
+            return uncertainty_of(self.model.contract, self.sampled)
+        return self.uncertainty if self.shows_spread else uncertainty_of(self.model.contract, self.moments.unknown)
 
     @property
     def shows_spread(self) -> bool:
@@ -80,7 +81,21 @@ class Assessment:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        return case_scores(self.contract, self.uncertainty)
+        """By name; the width of the interval among them where the policy says what is tolerated."""
+        found, policy = case_scores(self.contract, self.uncertainty), self.model.in_force
+        if policy is not None and policy.interval is not None and isinstance(self.uncertainty, NumberUncertainty):
+            width = policy.interval.relative_width(self.contract.targets, self.uncertainty.deviation)
+            found[RELATIVE_WIDTH] = width
+        return found
+
+    @cached_property
+    def values(self) -> dict[str, NumberEstimate]:
+        """Regression: per target's name; empty for other tasks."""
+        if not isinstance(self.uncertainty, NumberUncertainty):
+            return {}
+        policy, said = self.model.in_force, self.uncertainty
+        rule = policy.interval if policy is not None else None
+        return estimates(self.contract.targets, said.mean, said.deviation, rule)
 
     @cached_property
     def prediction_statistics(self) -> dict[str, float]:
@@ -130,12 +145,12 @@ class Assessment:
 
     @cached_property
     def volumes(self) -> dict[str, VolumeEstimate]:
-        """Per class name and for `total` (all foreground); NaN without a spacing in mm, and for classification.
+        """Per class name and for `total` (all foreground); NaN without a spacing in mm, and where there are no voxels.
 
         Where regions may overlap there is no total: their sum would count a voxel several times.
         """
         contract, rule = self.model.contract, self.volume_rule
-        if contract.task is Task.CLASSIFICATION or self.case.spacing is None:
+        if not contract.per_voxel or self.case.spacing is None:
             return dict.fromkeys((*contract.classes, "total"), UNKNOWN)
         millilitres = self.moments.volumes * voxel_volume(self.case.spacing)
         columns = dict(zip(contract.classes, millilitres.T, strict=True))
@@ -161,7 +176,7 @@ class Assessment:
     def labels_sensitive(self) -> NDArray[np.uint8]:
         """Labels that miss no more than the policy's `sensitive` rule allows; without one, the labels themselves."""
         policy = self.model.in_force
-        if policy is None or policy.sensitive is None or self.model.contract.task is Task.CLASSIFICATION:
+        if policy is None or policy.sensitive is None or not self.model.contract.per_voxel:
             return self.uncertainty.labels
         return sensitive_labels(self.model.contract, self.uncertainty.mean, policy.sensitive.threshold)
 
@@ -235,7 +250,7 @@ class Assessment:
         """What is needed to replay the decision; see `record`."""
         model, case, policy = self.model, self.case, self.model.policy
         contract, stage, reason = model.contract, self.stage, self.decision.reason
-        segmentation = contract.task is Task.SEGMENTATION
+        segmentation = contract.per_voxel
         guarantee = policy.guarantee if policy else None
         groups = policy.groups if policy else None
         return dict(
@@ -266,6 +281,7 @@ class Assessment:
                     "volume_level": self.volume_rule.level if segmentation and self.volume_rule else None,
                     "volume_ml": {n: vars(v) for n, v in self.volumes.items()} if segmentation else None,
                     "outline": self.outline_margins,
+                    **self._recorded_values,
                     "route": self.decision.route.value,
                     "reason": {**reason.document(), "text": str(reason)},
                     "alpha": guarantee.alpha if guarantee else None,
@@ -278,6 +294,18 @@ class Assessment:
                 }
             )
         )
+
+    @property
+    def _recorded_values(self) -> dict[str, Any]:
+        """Of a regression: its numbers with their units, and what their intervals promise."""
+        contract, policy = self.model.contract, self.model.in_force
+        if contract.task is not Task.REGRESSION:
+            return {}
+        units = {target.name: target.unit for target in contract.targets}
+        return {
+            "interval_level": policy.interval.level if policy is not None and policy.interval else None,
+            "values": {name: {**vars(each), "unit": units[name]} for name, each in self.values.items()},
+        }
 
 
 def sensitive_labels(contract: Contract, mean: Array, threshold: float) -> NDArray[np.uint8]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from .canonical import canonical_json, digest_of, optional, parse_document, read_json
 from .preprocessing import Preprocessing
+from .targets import Noise, Target
 
 FORMAT = "equipoise-contract/2"
 
@@ -47,6 +48,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 class Task(str, Enum):
     CLASSIFICATION = "classification"
     SEGMENTATION = "segmentation"
+    REGRESSION = "regression"
 
 
 class Activation(str, Enum):
@@ -156,7 +158,10 @@ class Contract:
 
     Attributes:
         name: the public model's name in Triton.
-        classes: one name per channel of the network's output. Softmax segmentation: the first is background.
+        activation: of classes. The numbers of a regression stay what they are; each stands alone, so it is SIGMOID here
+            and not written.
+        classes: one name per channel of the network's output. Softmax segmentation: the first is background. None of a
+            regression, which has `targets`.
         channels: C of the network's input; the image that comes has `image_channels`.
         spatial: per spatial axis a fixed size or the name of a dynamic dimension.
         nominal: per spatial axis the size used for warm-up and for the health probe that proves readiness.
@@ -167,6 +172,8 @@ class Contract:
         orientation: anatomical axes of `spatial` as nibabel spells them (`RAS`), or None.
         modalities: DICOM modality codes (`MR`) that the network was trained for; empty: not stated.
         subject: what the images showed that it was trained on; None: not stated.
+        targets: of a regression: the numbers that it answers.
+        noise: of a regression: what its network states beside each number.
         samples: T unless the policy or the caller says otherwise.
         generator: how masks are drawn, one of MASK_GENERATORS.
         precision: of weights and activations.
@@ -196,10 +203,11 @@ class Contract:
     states_moments: bool = False
     first_pass: FirstPass | None = None
     subject: Subject | None = None
+    targets: tuple[Target, ...] = ()
+    noise: Noise = Noise.NONE
 
     def __post_init__(self) -> None:
-        if not self.classes:
-            raise ContractError("a model needs at least one class")
+        self._check_answers()
         if not len(self.spatial) == len(self.nominal) == len(self.maximum):
             raise ContractError(
                 f"spatial, nominal and maximum describe the same axes; got {self.spatial}, {self.nominal} and "
@@ -212,7 +220,7 @@ class Contract:
             )
         names = [site.name for site in self.sites]
         states = self.states_moments or (self.first_pass is not None and self.first_pass.states_moments)
-        if states and self.task is Task.CLASSIFICATION:
+        if states and not self.per_voxel:
             raise ContractError("only a segmentation states its own moments: those of a classifier are its samples'")
         if self.first_pass is not None and self.first_pass.name in {sampler.name for sampler in self.samplers}:
             raise ContractError(f"{self.first_pass.name} is a sampler and the first pass; each has a file of its own")
@@ -222,6 +230,16 @@ class Contract:
             raise ContractError(f"the preprocessing does not fit the network: {error}") from error
         if len(set(names)) != len(names):
             raise ContractError(f"site names repeat: {sorted(name for name in names if names.count(name) > 1)}")
+
+    def _check_answers(self) -> None:
+        names = [target.name for target in self.targets]
+        if self.task is Task.REGRESSION:
+            if not names or self.classes or self.activation is not Activation.SIGMOID:
+                raise ContractError("a regression has targets, no classes, and no softmax")
+            if len(set(names)) != len(names):
+                raise ContractError(f"names of targets repeat: {', '.join(names)}")
+        elif not self.classes or names or self.noise is not Noise.NONE:
+            raise ContractError(f"a {self.task.value} needs at least one class, and has no targets")
 
     @property
     def rank(self) -> int:
@@ -256,14 +274,30 @@ class Contract:
         return replace(self, sites=(), samplers=(first,), states_moments=first.states_moments, first_pass=None)
 
     @property
+    def per_voxel(self) -> bool:
+        """Whether it answers for each voxel; else for the image as a whole, which it then has to see as a whole."""
+        return self.task is Task.SEGMENTATION
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """A name for each of the K numbers that are answered: the classes, or a regression's targets."""
+        return self.classes or tuple(target.name for target in self.targets)
+
+    @property
+    def states_variance(self) -> bool:
+        """Whether a regression's network states a variance beside each number."""
+        return self.noise is not Noise.NONE
+
+    @property
     def decisions(self) -> int:
-        """E: labels given per voxel (or image): one where classes exclude each other, else one per class."""
-        return 1 if self.activation is Activation.SOFTMAX else len(self.classes)
+        """E: labels given per voxel (or image): one where classes exclude each other, else one per class. Of a
+        regression, K uncertainties."""
+        return 1 if self.activation is Activation.SOFTMAX else len(self.answers)
 
     @property
     def foreground(self) -> tuple[int, ...]:
         """Indices of the classes that are something: all but softmax segmentation's background."""
-        background = self.task is Task.SEGMENTATION and self.activation is Activation.SOFTMAX
+        background = self.per_voxel and self.activation is Activation.SOFTMAX
         return tuple(range(1 if background else 0, len(self.classes)))
 
     @property
@@ -303,7 +337,7 @@ class Contract:
             "format": FORMAT,
             "name": self.name,
             "task": self.task.value,
-            "activation": self.activation.value,
+            "activation": None if self.targets else self.activation.value,
             "classes": list(self.classes),
             "channels": self.channels,
             "spatial": list(self.spatial),
@@ -321,7 +355,14 @@ class Contract:
             "precision": self.precision.value,
             "states_moments": self.states_moments,
             "generator": self.generator,
+            **self._targets_document(),
         }
+
+    def _targets_document(self) -> dict[str, Any]:
+        """Of a regression; other contracts keep the digests that they had before there was any."""
+        if not self.targets:
+            return {}
+        return {"targets": [dict(vars(target)) for target in self.targets], "noise": self.noise.value}
 
     def document(self) -> dict[str, Any]:
         """The whole contract as it is written to `contract.json`."""
@@ -352,7 +393,7 @@ def _contract(document: Any) -> Contract:
     return Contract(
         name=str(document["name"]),
         task=Task(document["task"]),
-        activation=Activation(document["activation"]),
+        activation=Activation.SIGMOID if document.get("targets") else Activation(document["activation"]),
         classes=tuple(str(name) for name in document["classes"]),
         channels=int(document["channels"]),
         spatial=_extents(document["spatial"]),
@@ -375,6 +416,8 @@ def _contract(document: Any) -> Contract:
             document.get("first_pass"), lambda f: FirstPass(str(f["name"]), str(f["digest"]), bool(f["states_moments"]))
         ),
         subject=optional(document.get("subject"), _subject),
+        targets=tuple(Target(str(each["name"]), str(each["unit"])) for each in document.get("targets", ())),
+        noise=Noise(document.get("noise", Noise.NONE)),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
-from .contract import Contract, Task
+from .contract import Contract
 from .policy import Bounds, Policy
 from .reasons import Reason, reason
 from .scores import scores_of
@@ -151,7 +151,7 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield reason("windows")
     if policy.groups is not None and evidence.group not in policy.groups.stages:
         yield reason("group_not_certified", by=policy.groups.by)
-    if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+    if contract.per_voxel and contract.spacing is not None:
         if evidence.spacing is None:
             yield reason("no_spacing")
         elif not all(low <= mm <= high for mm, (low, high) in zip(evidence.spacing, contract.spacing, strict=True)):

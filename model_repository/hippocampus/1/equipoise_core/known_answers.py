@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .contract import Contract, Precision, Task
 from .masks import draw_masks, mask_layout
-from .moments import sampler_outputs
+from .moments import ANSWER, PER_SAMPLE, sampler_outputs
 from .tolerance import DROWNED, TOLERANCES
 
 FORMAT = "equipoise-known-answers/1"
@@ -25,8 +25,8 @@ FORMAT = "equipoise-known-answers/1"
 SAMPLES = 4
 """Masks of each image."""
 
-IMAGES = {Task.CLASSIFICATION: 4, Task.SEGMENTATION: 1}
-"""An image to be segmented has many numbers that show an error, one to be classified few."""
+IMAGES = {Task.CLASSIFICATION: 4, Task.SEGMENTATION: 1, Task.REGRESSION: 4}
+"""An image to be segmented has many numbers that show an error, others few."""
 
 VALUES = 4096
 """Numbers that are stored, at most: 22 kB."""
@@ -103,9 +103,9 @@ class KnownAnswers:
 
     Attributes:
         drawn_for: digest that the masks are drawn for.
-        points: P voxels by their position in an image `[*nominal]` in C order; none of a classifier.
+        points: P voxels by their position in an image `[*nominal]` in C order; none where there are no voxels.
         outputs: of each output of the sampler, for single samples, float32: maps `[I, T, rows, P + 1]`, the last their
-            mean over all voxels; `volumes` and `probabilities` `[I, T, K]`.
+            mean over all voxels; those of `PER_SAMPLE` `[I, T, K]`.
     """
 
     drawn_for: str
@@ -175,30 +175,36 @@ class KnownAnswers:
                 expected, got = single, np.asarray(found[name], np.float64)
                 _check_shape(name, got, expected.shape)
             gathered[name] = got, expected
-            yield _worst(name, got, expected, tolerance, self._where(contract, name))
-        p, known = gathered["probabilities" if contract.task is Task.CLASSIFICATION else "sum_p"]
-        mean_error, limit, where = float(np.abs(p - known).mean()), tolerance, "of probabilities"
+            yield _worst(name, got, expected, tolerance * self._scale(contract, name), self._where(contract, name))
+        scale = self._scale(contract, ANSWER[contract.task])
+        p, known = gathered[ANSWER[contract.task]]
+        mean_error, limit = float((np.abs(p - known) / scale).mean()), tolerance
+        where = "of numbers, over their largest" if contract.task is Task.REGRESSION else "of probabilities"
         if contract.stochastic and not contract.states_moments:
             # Where each sample's p is off by at most ε, their standard deviation is too; sums of T round by T·2⁻²³.
-            if contract.task is Task.CLASSIFICATION:
+            if not contract.per_voxel:
                 got, expected, rounding = p.var(axis=1), known.var(axis=1), 0.0
             else:
                 p2, known2 = gathered["sum_p2"]
                 got, expected = (p2 - p * p)[..., :-1], np.maximum(known2 - known * known, 0.0)[..., :-1]
                 rounding = count * 2.0**-23
-            limits = 2 * tolerance * np.sqrt(expected) + tolerance**2 + rounding
+            limits = 2 * tolerance * scale * np.sqrt(expected) + (tolerance * scale) ** 2 + rounding
             yield _worst("variance", got, expected, limits, self._where(contract, "variance"))
-            spread = float(np.sqrt(expected.mean()))
+            spread = float(np.sqrt((expected / scale**2).mean()))
             limit, where = max(DROWNED * spread, TOLERANCES[Precision.FP32]), f"of samples that spread by {spread:.2g}"
         yield Difference(MEAN, where, mean_error, 0.0, mean_error, limit)
+
+    def _scale(self, contract: Contract, name: str) -> Any:
+        """What tolerances are multiples of: 1, of a regression the largest answer of each target, `[K]`."""
+        return scales(self.outputs[name].reshape(-1, self.outputs[name].shape[-1])) if contract.targets else 1.0
 
     def _where(self, contract: Contract, name: str) -> Any:
         def words(index: tuple[int, ...]) -> str:
             image, *place = index
-            if name in ("volumes", "probabilities"):
-                return f"image {image}, sample {place[0]}, {contract.classes[place[1]]}"
-            if contract.task is Task.CLASSIFICATION:
-                return f"image {image}, {contract.classes[place[0]]}"
+            if name in PER_SAMPLE:
+                return f"image {image}, sample {place[0]}, {contract.answers[place[1]]}"
+            if not contract.per_voxel:
+                return f"image {image}, {contract.answers[place[0]]}"
             row, point = place
             per_class = name == "variance" or self.outputs[name].shape[2] == len(contract.classes)
             of = contract.classes[row] if per_class else "all classes"
@@ -208,6 +214,12 @@ class KnownAnswers:
             return f"voxel ({voxel}) of {of}"
 
         return words
+
+
+def scales(numbers: Array) -> NDArray[np.float64]:
+    """The largest of each column's numbers `[n, K]` in size, `[K]`; 1 of a column of zeros."""
+    largest = np.abs(numbers).max(axis=0).astype(np.float64)
+    return np.where(largest > 0.0, largest, 1.0)
 
 
 def at_points(maps: Array, points: NDArray[np.int64]) -> NDArray[np.float64]:

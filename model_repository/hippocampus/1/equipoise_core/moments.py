@@ -1,6 +1,6 @@
 """Sufficient statistics over samples. They add: the moments of two chunks are the sum of the chunks' moments.
 
-The graph computes them for segmentation (T full maps never leave it); for classification they are summed here.
+The graph computes them for segmentation (T full maps never leave it); of other tasks they are summed here.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ def _plogp(p: Array) -> Array:
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over T samples of one image, `[K, *S]` per voxel (`*S` empty for classification).
+    """Sums over T samples of one image, `[K, *S]` per voxel (`*S` empty for classification and regression).
+
+    p is a class's probability; of a regression the number itself, in its target's unit.
 
     Attributes:
         samples: T.
         sum_p: `Σ_t p_t`.
         sum_p2: `Σ_t p_t²`.
-        sum_entropy: `Σ_t H[p_t]` in nats, `[E, *S]`.
-        volumes: `[T, K]`, each sample's `Σ_v p_t(v)` in voxels; `[T, 0]` for classification.
+        sum_entropy: `Σ_t H[p_t]` in nats, `[E, *S]`; of a regression `Σ_t` of the stated variances, 0 where none are.
+        volumes: `[T, K]`, each sample's `Σ_v p_t(v)` in voxels; `[T, 0]` where there are no voxels.
         sum_uncertainty: `[1, *S]`, Σ_t of the uncertainty that a single-pass network states of its voxels, ≥ 0; None
             where it states none. A network that states its moments also has `sum_p2 ≥ Σ_t p_t²`.
     """
@@ -96,6 +98,17 @@ def moments_of_probabilities(p: Array, activation: Activation) -> Moments:
     )
 
 
+def moments_of_numbers(means: Array, variances: Array | None) -> Moments:
+    """Regression: numbers `[T, K]` of one image, and the variances stated of them → their moments, in float64.
+
+    A variance below 0 is none: it becomes NaN, which nothing is accepted with.
+    """
+    wide = means.astype(np.float64)
+    stated = np.zeros_like(wide) if variances is None else variances.astype(np.float64)
+    stated[stated < 0.0] = np.nan
+    return Moments(len(wide), wide.sum(axis=0), (wide * wide).sum(axis=0), stated.sum(axis=0), np.zeros((len(wide), 0)))
+
+
 def moments_of_map(p: Array, activation: Activation) -> Moments:
     """Segmentation: one sample's probabilities `[K, *S]` → its moments."""
     volumes = p.sum(axis=tuple(range(1, p.ndim)), dtype=np.float64)
@@ -113,10 +126,19 @@ STATED = ("sum_p", "sum_p2", "sum_entropy", "sum_uncertainty")
 """Maps that a sampler gives, in the order in which they are stated and stitched; the last only where it is stated."""
 
 
+PER_SAMPLE = frozenset({"probabilities", "volumes", "means", "variances"})
+"""Outputs of a sampler that have a row for each sample, `[N, T, K]`; the others are sums over samples."""
+
+ANSWER = {Task.CLASSIFICATION: "probabilities", Task.SEGMENTATION: "sum_p", Task.REGRESSION: "means"}
+"""The output of a sampler that holds what was answered."""
+
+
 def sampler_outputs(contract: Contract) -> tuple[str, ...]:
     """Names of the sampler's output tensors."""
     if contract.task is Task.CLASSIFICATION:
         return ("probabilities",)
+    if contract.task is Task.REGRESSION:
+        return ("means", "variances") if contract.states_variance else ("means",)
     return (*(STATED if contract.states_moments else STATED[:3]), "volumes")
 
 
@@ -127,6 +149,8 @@ def moments_of_outputs(
     its = {name: array[number] for name, array in outputs.items()}
     if contract.task is Task.CLASSIFICATION:
         return moments_of_probabilities(its["probabilities"], contract.activation)
+    if contract.task is Task.REGRESSION:
+        return moments_of_numbers(its["means"], its.get("variances"))
     inside = (slice(None), *(slice(0, size) for size in spatial))
     # Contiguous: everything after this takes several times as long on a part of an array.
     sum_p, sum_p2, sum_entropy = (np.ascontiguousarray(its[name][inside]) for name in STATED[:3])

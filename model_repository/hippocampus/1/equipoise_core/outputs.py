@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .assessment import Assessment
 from .canonical import canonical_json
+from .intervals import NumberEstimate
 from .volume import VolumeEstimate
 
 OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
@@ -23,8 +24,9 @@ OUTPUTS: dict[str, Callable[[Assessment], NDArray[Any]]] = {
     "calibrated": lambda a: a.calibrated.astype(np.float32, copy=False),
     "labels_sensitive": lambda a: a.labels_sensitive,
     "case_score": lambda a: np.array([a.case_score], dtype=np.float32),
-    "volume": lambda a: _volume_rows([a.volumes[name] for name in a.model.contract.classes]),
-    "volume_total": lambda a: _volume_rows([a.volumes["total"]])[0],
+    "volume": lambda a: _rows([a.volumes[name] for name in a.model.contract.classes]),
+    "volume_total": lambda a: _rows([a.volumes["total"]])[0],
+    "values": lambda a: _rows(list(a.values.values())),
     "samples_used": lambda a: np.array([a.samples], dtype=np.int32),
     "route": lambda a: np.array([a.decision.route.value.encode()], dtype=object),
     "reason": lambda a: np.array([str(a.decision.reason).encode()], dtype=object),
@@ -36,5 +38,5 @@ OF_SAMPLES = frozenset({"variance", "variance_corrected", "aleatoric", "epistemi
 """Outputs that a first pass cannot give, unless it states them."""
 
 
-def _volume_rows(volumes: list[VolumeEstimate]) -> NDArray[np.float32]:
-    return np.array([[v.mean, v.sd, v.low, v.high] for v in volumes], dtype=np.float32)
+def _rows(of: Sequence[VolumeEstimate | NumberEstimate]) -> NDArray[np.float32]:
+    return np.array([[each.mean, each.sd, each.low, each.high] for each in of], dtype=np.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .canonical import digest_of, optional, parse_document, read_json
+from .intervals import RELATIVE_WIDTH, IntervalRule, parse_interval
 from .monitoring import Monitoring, parse_monitoring
 from .ood_distance import OodDistance, parse_ood_distance
 from .outline import OutlineRule, parse_outline
@@ -156,6 +157,7 @@ class Policy:
         adapted: the one site that it is for, where it was made from another site's.
         groups: thresholds and guarantees by group, where there are such; `stages` then accept nothing themselves.
         despite: what was found against the calibration cases, and why they were used all the same; "": nothing.
+        interval: of a regression's numbers, and which error is tolerated.
     """
 
     model_digest: str
@@ -174,9 +176,14 @@ class Policy:
     adapted: Adapted | None = None
     groups: Groups | None = None
     despite: str = ""
+    interval: IntervalRule | None = None
 
     def __post_init__(self) -> None:
         check_order(self.stages)
+        groups = self.groups.stages.values() if self.groups else ()
+        for stage in (*self.stages, *(stage for stages in groups for stage in stages)):
+            if stage.score == RELATIVE_WIDTH and (self.interval is None or (stage.accept_up_to or 0.0) > 1.0):
+                raise ValueError("a stage accepts by the width of intervals only what is narrower than tolerated")
         for stages in self.groups.stages.values() if self.groups else ():
             if [(stage.samples, stage.score) for stage in stages] != [(s.samples, s.score) for s in self.stages]:
                 raise ValueError("a group's stages have the policy's samples and scores")
@@ -222,6 +229,7 @@ class Policy:
             "outline": None if outline is None else dict(vars(outline)),
             "recalibration": self.recalibration.document() if self.recalibration else None,
             "monitoring": self.monitoring.document() if self.monitoring else None,
+            **({"interval": self.interval.document()} if self.interval else {}),
         }
 
     def dumps(self) -> str:
@@ -259,6 +267,7 @@ def _policy(document: Any) -> Policy:
         adapted=optional(document.get("adapted"), _adapted),
         groups=optional(document.get("groups"), _groups),
         despite=str(document.get("despite", "")),
+        interval=optional(document.get("interval"), parse_interval),
     )
 
 

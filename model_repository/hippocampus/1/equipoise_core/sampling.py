@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .assessment import Assessment
 from .budget import MOST_AT_ONCE, at_once
 from .case import Case, Input, Model
-from .contract import Contract, Task
+from .contract import Contract
 from .errors import SamplerFailure
 from .masks import MaskLayout, draw_masks, mask_layout
 from .moments import STATED, Array, Moments, moments_of_map, moments_of_outputs, moments_of_stated
@@ -241,7 +241,7 @@ class Run:
         contract = self.model.contract
         pad = contract.preprocessing.pad
         images = _stacked([pad(one.input.normalised, one.window) for one in self.ready])
-        return contract.preprocessing.filled(images) if contract.task is Task.CLASSIFICATION else images
+        return contract.preprocessing.filled(images) if not contract.per_voxel else images
 
     @cached_property
     def _layout(self) -> MaskLayout:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .contract import Activation, Contract, Task
 from .moments import Array
 from .numeric import dot, mean, total
-from .uncertainty import Uncertainty
+from .uncertainty import NumberUncertainty, Uncertainty
 
 Score = Callable[[Contract, Uncertainty], float]
 
@@ -35,6 +35,18 @@ def predictive_entropy(contract: Contract, uncertainty: Uncertainty) -> float:
 def mutual_information(contract: Contract, uncertainty: Uncertainty) -> float:
     """BALD in nats (Houlsby et al. 2011); the least certain label's for sigmoid."""
     return float(uncertainty.epistemic.max())
+
+
+def standard_deviation(contract: Contract, uncertainty: Uncertainty) -> float:
+    """Of a new measurement, √(aleatoric + epistemic), in the target's unit; of several targets the largest, each in its
+    own. A policy says what is tolerated of each, and looks at `intervals.RELATIVE_WIDTH`."""
+    assert isinstance(uncertainty, NumberUncertainty)
+    return float(uncertainty.deviation.max())
+
+
+def epistemic_deviation(contract: Contract, uncertainty: Uncertainty) -> float:
+    """How far the samples' numbers lie apart: their standard deviation (√epistemic), with several targets as above."""
+    return math.sqrt(float(uncertainty.epistemic.max()))
 
 
 def sample_disagreement(contract: Contract, uncertainty: Uncertainty) -> float:
@@ -129,6 +141,10 @@ SCORES: dict[Task, dict[str, Score]] = {
         "volume_variation": volume_variation,
         "rim_epistemic": rim_epistemic,
     },
+    Task.REGRESSION: {
+        "standard_deviation": standard_deviation,
+        "epistemic_deviation": epistemic_deviation,
+    },
 }
 """Every score of a task by name; the first that a model has is the one reported where no policy chose another."""
 
@@ -138,7 +154,7 @@ STATED_SCORES = {"rim_uncertainty": rim_uncertainty}
 COMPARING = {"sample_disagreement", "volume_variation"}
 """Scores that compare samples: a single pass has none to compare."""
 
-EPISTEMIC = {"mutual_information", "rim_epistemic"}
+EPISTEMIC = {"mutual_information", "rim_epistemic", "epistemic_deviation"}
 """Scores of the epistemic part: a single pass has one only where the network states it."""
 
 

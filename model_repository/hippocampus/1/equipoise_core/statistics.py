@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import numeric
-from .contract import Contract, Task
+from .contract import Contract
 from .preprocessing import without_padding
 from .texture import FLOOR, difference, lines, standardised, texture_of
 
@@ -62,14 +62,14 @@ def _simple(x: Array, deviation: float) -> dict[str, float]:
 
 
 def prediction_statistics(contract: Contract, mean: Array) -> dict[str, float]:
-    """Mean probabilities `[K, *S]` → numbers by name; none for classification.
+    """Mean probabilities `[K, *S]` → numbers by name; none where there are no voxels.
 
     - `foreground_share`: mean over voxels of the foreground's probability, all classes together (0..K). Samples can
       agree on nonsense: of bright H&E tissue the fluorescence model takes nearly all for nuclei, and is sure of it.
 
     Like scores, and unlike statistics of the input, they move as samples are added.
     """
-    if contract.task is Task.CLASSIFICATION:
+    if not contract.per_voxel:
         return {}
     foreground = mean[len(mean) - len(contract.foreground) :]
     return {"foreground_share": numeric.total(foreground) / mean[0].size}

@@ -1,7 +1,8 @@
 """Within which two computations of one network agree: the one place for what an export proves, a replay allows and a
 serving machine has to show (`equipoise doctor --prove`).
 
-Absolute for probabilities and for means of moments over samples, relative where a number is larger than 1 (volumes).
+Absolute for probabilities and for means of moments over samples, relative where a number is larger than 1 (volumes),
+and of a regression relative to the largest number that it answers to the images of the proof.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .contract import Activation
+from .contract import Activation, Contract, Task
 from .moments import Array, Moments, entropy
 
 
@@ -83,3 +83,38 @@ class Uncertainty:
             labels = np.maximum(labels, (p > best).view(np.uint8) * np.uint8(index))
             best = np.maximum(best, p)
         return np.asarray(labels)[None]
+
+
+@dataclass(frozen=True)
+class NumberUncertainty(Uncertainty):
+    """Of a regression: numbers `[K]` in their targets' units, variances in the squares of those.
+
+    Law of total variance, total = aleatoric + epistemic: Kendall & Gal 2017, eq. 9; of several networks
+    Lakshminarayanan et al. 2017, §2.4.
+    """
+
+    @cached_property
+    def total(self) -> Array:
+        """Variance of a new measurement `[K]`, ≥ 0."""
+        return np.asarray(self.aleatoric + self.epistemic)
+
+    @cached_property
+    def aleatoric(self) -> Array:
+        """Mean over samples of the variance that the network states, `[K]`, ≥ 0; 0 where it states none."""
+        return np.asarray(self.moments.sum_entropy / self.moments.samples)
+
+    @cached_property
+    def epistemic(self) -> Array:
+        """Variance of the samples' numbers, population form, `[K]`, ≥ 0."""
+        return self.variance
+
+    @cached_property
+    def deviation(self) -> Array:
+        """Standard deviation √total, `[K]`, in the targets' units."""
+        return np.asarray(np.sqrt(self.total))
+
+
+def uncertainty_of(contract: Contract, moments: Moments) -> Uncertainty:
+    """What the moments of a model's samples say."""
+    kind = NumberUncertainty if contract.task is Task.REGRESSION else Uncertainty
+    return kind(moments, contract.activation)

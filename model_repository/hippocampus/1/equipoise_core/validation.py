@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from .case import Case
-from .contract import Contract, Task
+from .contract import Contract
 from .errors import InvalidRequest
 from .preprocessing import PADDING_VALUE
 
@@ -31,7 +31,7 @@ def validate(contract: Contract, case: Case) -> None:
         raise InvalidRequest(f"image is empty: shape {list(image.shape)}; send at least one voxel per axis")
     if image.shape[0] != contract.image_channels:
         raise InvalidRequest(f"image has {image.shape[0]} channels; {contract.name} expects {contract.image_channels}")
-    if contract.task is Task.CLASSIFICATION:
+    if not contract.per_voxel:
         _validate_whole(contract, image.shape[1:])
     if image[0].size > MAX_VOXELS:
         raise InvalidRequest(
@@ -50,7 +50,7 @@ def validate(contract: Contract, case: Case) -> None:
 
 
 def _validate_whole(contract: Contract, size: tuple[int, ...]) -> None:
-    """A classifier sees the image as a whole, or not at all."""
+    """What answers for the image as a whole sees all of it, or is not asked."""
     for given, extent, largest in zip(size, contract.spatial, contract.maximum, strict=True):
         if isinstance(extent, int) and given != extent:
             raise InvalidRequest(
@@ -69,7 +69,7 @@ _PER_DECISION = {"aleatoric": 4, "epistemic": 4, "uncertainty": 4, "labels": 1, 
 
 def validate_answer(contract: Contract, cases: Sequence[Case], names: Collection[str]) -> None:
     """Raises InvalidRequest where the outputs asked for would not fit into one message; before anything is drawn."""
-    if contract.task is Task.CLASSIFICATION:
+    if not contract.per_voxel:
         return
     classes = 4 * len(contract.classes) * sum(name in names for name in _PER_CLASS)
     decisions = contract.decisions * sum(size for name, size in _PER_DECISION.items() if name in names)
