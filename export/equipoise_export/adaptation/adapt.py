@@ -141,6 +141,10 @@ def adapt(
             raise AdaptationError(f"{key} is {value:g}; expected {low:g} to {high:g}")
     published = load_model(repository / name / "1")
     contract = published.contract
+    if contract.targets:
+        raise AdaptationError(
+            f"{name} is a regression, which adapt does not know: calibrate it on the site's own cases"
+        )
     model = replace(published, policy=None)
     known = load_site(folder / STATE) if (folder / STATE).exists() else None
     source = known.source if known else _source(repository / name / "1" / POLICY, contract, folder)

@@ -11,6 +11,7 @@ import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
 
 from ..figures import Judged
+from ..regression import intervals
 
 
 def write_cases(path: Path, contract: Contract, listed: Mapping[str, Sequence[Judged]]) -> None:
@@ -54,12 +55,25 @@ def _answer(contract: Contract, judged: Judged) -> Iterator[tuple[str, Any]]:
         yield "truth", named(contract, judged.case.hits[0], 0.5)
         for name, p in zip(contract.classes, judged.calibrated[0], strict=True):
             yield f"probability_{name}", _short(p)
+    if contract.targets:
+        for name, value, low, high, truth in numbers(contract, judged):
+            for what, number in (("", value), ("_low", low), ("_high", high), ("_truth", truth)):
+                yield f"{name}{what}", _short(number)
     if contract.task is Task.SEGMENTATION:
         yield "dice", _short(judged.step.dice)
         for name, (mean, _, _) in judged.step.volumes.items():
             low, high = judged.widened(name)
             for what, value in (("", mean), ("_low", low), ("_high", high), ("_truth", judged.case.truths[name])):
                 yield f"{name}{what}_ml", _short(value)
+
+
+def numbers(contract: Contract, judged: Judged) -> Iterator[tuple[str, float, float, float, float]]:
+    """(target, value, both ends of its interval, truth) of a regression, in the targets' units."""
+    rule = judged.policy.interval
+    assert rule is not None
+    ends = intervals(contract, rule, judged.step)
+    for name, (value, _), (low, high) in zip(contract.answers, judged.step.numbers, ends, strict=True):
+        yield name, float(value), float(low), float(high), judged.case.truths[name]
 
 
 def named(contract: Contract, values: np.ndarray[Any, Any], least: float) -> str:

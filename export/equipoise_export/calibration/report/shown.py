@@ -9,7 +9,7 @@ from functools import partial
 from equipoise_core.contract import Contract, Task
 
 from ..figures import Judged
-from .case_table import named
+from .case_table import named, numbers
 from .findings import Findings, rendered
 from .pictures import legend
 
@@ -45,6 +45,8 @@ def _lines(contract: Contract, judged: Judged) -> Iterator[tuple[str, str]]:
         for name, (mean, _, _) in step.volumes.items():
             low, high = judged.widened(name)
             yield name, f"{mean:.3g} mL ({low:.3g} to {high:.3g}); label {judged.case.truths[name]:.3g} mL"
+    for name, value, low, high, truth in numbers(contract, judged) if contract.targets else ():
+        yield name, f"{value:.4g} ({low:.4g} to {high:.4g}); label {truth:.4g}"
     if contract.task is Task.CLASSIFICATION:
         yield "answer", named(contract, step.probabilities[0], 0.5)
         yield "label", named(contract, judged.case.hits[0], 0.5)
