@@ -20,6 +20,7 @@ from scipy.stats import ks_2samp
 from ..calibration.cases import Measured, Step, all_seen
 from ..calibration.choose import Goals, choose_bounds, choose_monitoring, choose_volume, deal_pilot, serve
 from ..calibration.conformal import cases_needed_for_level
+from ..calibration.expected import unusual_rate
 from ..calibration.growing import Growth, follow
 from ..calibration.shift import Shift, compare_sites, effective_cases_needed, weighted_error, weighted_upper_limit
 from ..calibration.table import CaseTable
@@ -78,7 +79,7 @@ def begin(
     bounds = replace(
         bounds,
         recalibration=source.recalibration,
-        monitoring=choose_monitoring(bounds, images, served, table.goals.audited),
+        monitoring=choose_monitoring(bounds, images, served, table.goals.audited, unusual_rate(len(images))),
         population=f"cases of {name} like the labelled ones of {name}, taken as they came; no other site",
     )
     candidates = tighter_stages(source, table.cases)

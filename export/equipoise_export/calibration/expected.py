@@ -29,8 +29,13 @@ def expected_rates(
     if volume is not None:
         rates["missed"] = most_outside(volume.cases, rank(volume.cases, volume.level))
     if distance:
-        rates["unusual"] = most_outside(len(routes), max(1, int(UNUSUAL * len(routes))))
+        rates |= unusual_rate(len(routes))
     return rates
+
+
+def unusual_rate(cases: int) -> dict[str, float]:
+    """Of images beyond nine tenths of so many."""
+    return {"unusual": most_outside(cases, max(1, int(UNUSUAL * cases)))}
 
 
 def most_events(events: int, cases: int, doubt: float) -> float:
