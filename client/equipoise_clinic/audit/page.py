@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from equipoise_client.extras import needs
 
@@ -74,8 +73,7 @@ def _plot(curves: dict[Watched, list[tuple[int, float]]]) -> str:
     if curves:
         axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     stream = io.StringIO()
-    options: dict[str, Any] = {"svg.hashsalt": "equipoise", "svg.fonttype": "none"}
-    with mpl.rc_context(options):
+    with mpl.rc_context({"svg.hashsalt": "equipoise", "svg.fonttype": "none"}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]

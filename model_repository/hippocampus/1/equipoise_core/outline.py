@@ -47,8 +47,8 @@ class OutlineRule:
 
 def parse_outline(document: Mapping[str, Any]) -> OutlineRule:
     """Raises ValueError for margins that cannot be."""
-    numbers = (float(document[name]) for name in ("level", "inner", "outer"))
-    return OutlineRule(*numbers, int(document["cases"]), str(document["rule"]))
+    level, inner, outer = (float(document[name]) for name in ("level", "inner", "outer"))
+    return OutlineRule(level, inner, outer, int(document["cases"]), str(document["rule"]))
 
 
 def foreground_of(contract: Contract, labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
