@@ -44,7 +44,8 @@ def publish(
     store: StoreOption,
     sign: Annotated[Path | None, typer.Option(help="Private key (PEM) to sign the release with.")] = None,
     report: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Calibration report, kept with the release.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Calibration report; its pictures of cases are left out."),
     ] = None,
     gpu_memory: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from datetime import datetime, timezone
@@ -17,6 +18,9 @@ from ..repository import carried_contract, models_of, parse_configuration
 from .release import DOCUMENT, REPORT, SIGNATURE, Release, digests, read_release, verify_release
 from .signing import sign
 from .store import NAME, Store, sync, user_and_host
+
+CASES = re.compile(rb"<!-- cases -->.*<!-- /cases -->", re.DOTALL)
+"""Of a calibration report, what shows and names single cases."""
 
 
 def find_pair(pair: str) -> tuple[Path, str]:
@@ -44,7 +48,7 @@ def make_release(
     For content that is already released it returns that release. Links are replaced by their targets.
 
     Args:
-        report: the calibration report, kept with the release.
+        report: the calibration report, kept with the release but for its pictures of cases: a release travels.
         by: who publishes; by default the user of this machine.
         gpu_memory: bytes of a GPU that the model may take: the release's configurations keep within it.
 
@@ -63,7 +67,7 @@ def make_release(
             if gpu_memory is not None:
                 _limit(draft, name, gpu_memory)
             if report is not None:
-                shutil.copyfile(report, draft / REPORT)
+                (draft / REPORT).write_bytes(CASES.sub(b"<p>Left out of the release.</p>", report.read_bytes()))
             release = _describe(draft, name, store, by)
             same = _identical(store, release)
             if same is not None:

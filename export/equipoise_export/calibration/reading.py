@@ -53,14 +53,18 @@ def without(cases: Sequence[Labelled], path: Path | None) -> list[Labelled]:
         rows = list(csv.DictReader(file))
     if not rows or not {"patient", "part", "digest"} <= rows[0].keys():
         raise CalibrationError(f"{path}: expected the table that equipoise train writes: case, patient, part, digest")
-    digests = {case.name: input_digest(case.image) for case in cases}
-    if not {row["digest"] for row in rows} & set(digests.values()):
+    digests = [input_digest(case.image) for case in cases]
+    if not {row["digest"] for row in rows} & set(digests):
         raise CalibrationError(
             f"{path} speaks of none of these {len(cases)} cases: leave --leave-out away if they are other patients"
         )
     seen = [row for row in rows if row["part"] != "held out"]
     patients, images = ({row[column] for row in seen} for column in ("patient", "digest"))
-    left = [case for case in cases if case.patient not in patients and digests[case.name] not in images]
+    left = [
+        case
+        for case, digest in zip(cases, digests, strict=True)
+        if case.patient not in patients and digest not in images
+    ]
     if not left:
         raise CalibrationError(f"{path}: all {len(cases)} cases were trained on; give others")
     return left

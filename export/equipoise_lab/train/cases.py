@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,8 +138,9 @@ def _patch(
     starts = [
         int(np.clip(c - n // 2, 0, max(0, s - n))) for c, n, s in zip(centre, contract.nominal, sizes, strict=True)
     ]
-    part = tuple(slice(start, start + n) for start, n in zip(starts, contract.nominal, strict=True))
-    return one.image[(slice(None), *part)], one.truth[(..., *part)]
+    part: tuple[Any, ...] = tuple(slice(start, start + n) for start, n in zip(starts, contract.nominal, strict=True))
+    inside_truth: Any = (..., *part)
+    return one.image[(slice(None), *part)], one.truth[inside_truth]
 
 
 def stack(contract: Contract, of: Sequence[Sample]) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,7 @@ def train(
     except (EquipoiseError, ExportError, TrainingError, CalibrationError, InvalidRequest, OSError) as error:
         Console(stderr=True).print(f"[red]not trained[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
-    described = {
+    described: dict[str, list[Any]] = {
         "--task": [contract.task.value], "--input-shape": [input_shape], "--classes": [classes],
         "--activation": [activation.value] if activation else [], "--preprocess": preprocess or [],
         "--multiple": [str(multiple)] if multiple > 1 else [], "--spacing": [spacing] if spacing else [],
@@ -182,7 +182,11 @@ def _fitted(
         try:
             for last in fit(network, contract, train, validation, recipe, lambda kept, _: _save(kept, out), device):
                 best = last if last.best else best
-                shown = {"loss": last.validation_loss, "quality": last.quality, "best": best.number if best else "–"}
+                shown: dict[str, Any] = {
+                    "loss": last.validation_loss,
+                    "quality": last.quality,
+                    "best": best.number if best else "–",
+                }
                 progress.update(bar, completed=last.number, **shown)
         except KeyboardInterrupt:
             if best is None:

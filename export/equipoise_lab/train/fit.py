@@ -199,7 +199,8 @@ def _quality(contract: Contract, logits: Tensor, truth: NDArray[np.uint8]) -> fl
     answer = logits.argmax(0).numpy() if contract.activation is Activation.SOFTMAX else (logits > 0).numpy()
     if contract.task is not Task.SEGMENTATION:
         return float(np.array_equal(answer, truth))
-    answer = answer[(..., *map(slice, truth.shape[-contract.rank :]))]
+    unpadded: Any = (..., *map(slice, truth.shape[-contract.rank :]))
+    answer = answer[unpadded]
     if contract.activation is Activation.SIGMOID:
         return float(np.mean([dice(found, true > 0) for found, true in zip(answer, truth, strict=True)]))
     return float(np.mean([dice(answer == k, truth == k) for k in contract.foreground]))

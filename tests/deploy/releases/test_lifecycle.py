@@ -156,6 +156,15 @@ def test_a_model_without_a_policy_needs_a_word(tmp_path, tiny_classifier, store,
     assert done.generation is not None and any("review" in check.waived for check in done.checks)
 
 
+def test_a_release_carries_no_pictures_of_cases(pairs, store, tmp_path):
+    """It travels; figures and guarantees of the calibration report go with it."""
+    page = b"<h1>figures</h1>\n<!-- cases -->\n<img src='data:'>\n<b>Miller.nii</b>\n<!-- /cases -->\n<p>ECE</p>"
+    (tmp_path / "report.html").write_bytes(page)
+    make_release(pairs, "tinycls", store, report=tmp_path / "report.html")
+    (kept,) = store.path.rglob("report.html")
+    assert kept.read_bytes() == b"<h1>figures</h1>\n<p>Left out of the release.</p>\n<p>ECE</p>"
+
+
 def test_another_version_has_to_be_compared_first(pairs, store):
     """Without cases it takes a reason, and the reason is on record."""
     make_release(pairs, "tinycls", store)

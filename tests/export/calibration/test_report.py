@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation, Contract, Task, load_contract
 from equipoise_core.policy import load_policy
+from equipoise_deploy.releases.publishing import CASES
 from equipoise_export.calibration.cases import Labelled, Measured, Step
 from equipoise_export.calibration.choose import Goals
 from equipoise_export.calibration.figures import Judged, figures
@@ -267,6 +268,13 @@ def test_a_report_without_pictures_names_no_case():
     contract, _ = load("pneumonia")
     words = render_report(findings(contract, MANY, [Examples(k, t, []) for k, t, _ in choose_examples(MANY, 0)]))
     assert "surely wrong" not in words and "<img" not in words
+
+
+def test_what_a_release_leaves_out_is_all_that_shows_or_names_a_case(page):
+    """And nothing else: what is guaranteed and measured stays."""
+    left = CASES.sub(b"", page.encode()).decode()
+    assert "<img" not in left and "surely wrong" not in left and "because of" not in left
+    assert "What is guaranteed" in left and "<dt>ECE, ACE, Brier, NLL</dt>" in left
 
 
 @pytest.mark.browser
