@@ -83,7 +83,8 @@ def begin(
     )
     candidates = tighter_stages(source, table.cases)
     shift = shift_of(source, table.cases, images)
-    kept, dropped = [], []
+    kept: list[tuple[Stage, ...]] = []
+    dropped: list[str] = []
     for stages in candidates:
         error, size = error_at(contract, bounds, stages, table, shift, alpha, delta)
         if kept and not error <= alpha:

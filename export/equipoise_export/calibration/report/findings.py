@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Findings:
 
 def rendered(template: str, **context: Any) -> str:
     """HTML of `template.html.jinja` in this folder."""
-    filters = {"n": _number, "share": _share, "blocks": _blocks}
+    filters: dict[str, Callable[..., Any]] = {"n": _number, "share": _share, "blocks": _blocks}
     return page.render(Path(__file__).with_name(f"{template}.html.jinja"), filters, **context)
 
 
