@@ -78,6 +78,7 @@ def begin(
     bounds = replace(
         bounds,
         recalibration=source.recalibration,
+        despite=source.despite,
         monitoring=choose_monitoring(bounds, images, served, table.goals.audited),
         population=f"cases of {name} like the labelled ones of {name}, taken as they came; no other site",
     )
