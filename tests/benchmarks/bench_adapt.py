@@ -27,6 +27,7 @@ from equipoise_export import adapt, calibrate
 from equipoise_export.adaptation.adapt import AdaptedSite
 from equipoise_export.adaptation.decide import images_needed
 from equipoise_export.calibration.calibrate import measure_all
+from equipoise_export.calibration.choose import serve
 from equipoise_export.calibration.reading import labelled_cases
 from equipoise_lab.compare.corruptions import gaussian, rician
 from equipoise_lab.reference.build import goals, spacing_of, truth_of
@@ -123,12 +124,13 @@ def coverage(name: str, repository: Path, folder: Path, cases: Dataset, found: A
     given = written(folder / "all", name, cases)
     stages = tuple(stage.samples for stage in found.site.source.stages)
     measured = measure_all(model, repository, labelled_cases(given, model.contract, None), 0.8, stages, True)
-    low, high = (np.array([case.full.volumes["total"][end] for case in measured]) for end in (1, 2))
     truth, shares = np.array([case.truths["total"] for case in measured]), {}
-    for where, rule in (("elsewhere", found.site.source.volume), ("here", found.verdict.policy.volume)):
-        width = rule.widening["total"] if rule else math.nan
+    for where, policy in (("elsewhere", found.site.source), ("here", found.verdict.policy)):
+        steps = [serve(model.contract, policy, case).step for case in measured]
+        low, high = (np.array([step.volumes["total"][end] for step in steps]) for end in (1, 2))
+        width = policy.volume.widening["total"] if policy.volume else math.nan
         inside = float(((low - width <= truth) & (truth <= high + width)).mean())
-        shares[f"covered, {where}"] = inside if rule else None
+        shares[f"covered, {where}"] = inside if policy.volume else None
     return shares
 
 

@@ -150,8 +150,8 @@ def asked(recorded: Mapping[str, Any]) -> RecordedRequest:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"the record is incomplete or malformed: {type(error).__name__}: {error}") from error
     model, digest = texts
-    samples, seed = (samples if named[0] else None), (seed if named[1] else None)
-    return RecordedRequest(model, digest, millimetres, samples, seed, group)
+    asked_for = (samples if named[0] else None), (seed if named[1] else None)
+    return RecordedRequest(model, digest, millimetres, *asked_for, group)
 
 
 def differences(recorded: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Difference]:

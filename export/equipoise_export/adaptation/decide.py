@@ -80,11 +80,13 @@ def begin(
         bounds,
         recalibration=source.recalibration,
         monitoring=choose_monitoring(bounds, images, served, table.goals.audited, unusual_rate(len(images))),
+        despite=source.despite,
         population=f"cases of {name} like the labelled ones of {name}, taken as they came; no other site",
     )
     candidates = tighter_stages(source, table.cases)
     shift = shift_of(source, table.cases, images)
-    kept, dropped = [], []
+    kept: list[tuple[Stage, ...]] = []
+    dropped: list[str] = []
     for stages in candidates:
         error, size = error_at(contract, bounds, stages, table, shift, alpha, delta)
         if kept and not error <= alpha:

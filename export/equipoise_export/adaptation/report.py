@@ -11,6 +11,7 @@ import numpy as np
 from equipoise_core.contract import Contract, Task
 
 from .. import page
+from ..calibration.choose import serve
 from ..calibration.conformal import coverage_band
 from ..calibration.growing import error_bounds
 from ..calibration.shift import LEAST_COVERED, effective_cases_needed
@@ -182,8 +183,9 @@ def volumes(found: Findings) -> Section:
         return Section("", [])
     rule, rows = policy.volume, []
     weighted = rule.cases != len(own)
+    steps = [serve(found.contract, policy, case).step for case in own]
     for name, widening in rule.widening.items():
-        ends = np.array([case.full.volumes[name] for case in own])
+        ends = np.array([step.volumes[name] for step in steps])
         truth = np.array([case.truths[name] for case in own])
         before = (ends[:, 1] <= truth) & (truth <= ends[:, 2])
         inside = (ends[:, 1] - widening <= truth) & (truth <= ends[:, 2] + widening)
@@ -196,7 +198,7 @@ def volumes(found: Findings) -> Section:
                 f"{float((ends[:, 2] - ends[:, 1]).mean() + 2 * widening):.3g} mL",
             )
         )
-    notes = ["At full T, on the labelled cases of this site."]
+    notes = ["As they are served, on the labelled cases of this site."]
     if weighted:
         size = max(int(found.verdict.shift.effective_size), effective_cases_needed(rule.level))
         low, high = coverage_band(size, len(own), rule.level)

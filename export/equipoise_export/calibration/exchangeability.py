@@ -25,7 +25,7 @@ STRONG = 0.01
 JUMP = 0.01
 """Share of the martingale's stake that is dealt anew with each case (Vovk et al. 2021)."""
 
-ALIKE = 0.998
+ALIKE = 0.98
 """Correlation of two thumbnails from which on two images are nearly the same."""
 
 PERMUTATIONS = 1999

@@ -122,6 +122,13 @@ def test_without_labels_nothing_is_accepted(elsewhere, begun):
     assert "St Anna" in policy.population
 
 
+def test_what_was_found_against_the_calibration_cases_stays_with_the_policy(elsewhere):
+    """The other site's cases still have a part in volume intervals and in which thresholds are tried."""
+    source = dataclasses.replace(elsewhere.policy, despite="one image twice (says Dr A)")
+    site = begin(elsewhere.contract, source, elsewhere.table, "St Anna", draw(60, 3), 0.1, 0.1)
+    assert elsewhere.decide(site).policy.despite == source.despite
+
+
 def test_a_policy_that_is_not_adapted_keeps_its_digest(elsewhere):
     assert "adapted" not in elsewhere.policy.document()
 

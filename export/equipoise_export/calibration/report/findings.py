@@ -51,7 +51,7 @@ class Findings:
 
 def rendered(template: str, **context: Any) -> str:
     """HTML of `template.html.jinja` in this folder."""
-    filters: Mapping[str, Callable[..., Any]] = {"n": _number, "share": _share, "blocks": _blocks}
+    filters: dict[str, Callable[..., Any]] = {"n": _number, "share": _share, "blocks": _blocks}
     return page.render(Path(__file__).with_name(f"{template}.html.jinja"), filters, **context)
 
 
