@@ -17,6 +17,7 @@ from equipoise_core.masks import draw_masks, mask_layout
 from equipoise_core.targets import Noise, Target
 from equipoise_export import Answers, ExportRefused, Options, Sizes, export
 from equipoise_export.command import app
+from equipoise_export.draft import Description
 from equipoise_export.errors import SpecError
 from equipoise_export.graph.session import OnnxSampler
 from torch import nn
@@ -234,3 +235,10 @@ def test_the_command_exports_a_regression(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert load_model(tmp_path / "bone" / "1").contract.targets == (Target("age", "mo"),)
+
+
+def test_classes_of_a_bundle_do_not_stand_against_targets() -> None:
+    """What a bundle says of its channels is not what its user says they are."""
+    stated = Description.read({"task": "regression", "name": "bone", "targets": ["age:mo"], "shape": [1, 12, 12]})
+    bundle = Description.read({"task": "classification", "classes": ["a", "b"], "activation": "sigmoid"})
+    assert stated.over(bundle).contract(Sizes.FIXED).answers == ("age",)
