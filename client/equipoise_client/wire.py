@@ -277,7 +277,9 @@ def _volume(contract: Contract, rows: NDArray[Any], total: NDArray[Any]) -> Volu
 
 def _values(contract: Contract, rows: NDArray[Any]) -> Mapping[str, Value]:
     pairs = zip(contract.targets, rows.tolist(), strict=True)
-    return MappingProxyType({target.name: Value(*row, unit=target.unit) for target, row in pairs})
+    return MappingProxyType(
+        {target.name: Value(mean, sd, low, high, target.unit) for target, (mean, sd, low, high) in pairs}
+    )
 
 
 def _texts(values: NDArray[Any] | None, count: int) -> list[str | None]:

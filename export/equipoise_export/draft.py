@@ -104,6 +104,8 @@ class Description:
         ]
         if self.preprocess is None:
             open_ += _INTENSITIES
+        if self.task is Task.REGRESSION:  # a bundle's channels are classes unless its user says otherwise
+            open_ = [name for name in open_ if name not in ("classes", "activation")]
         return replace(self, **{name: getattr(other, name) for name in open_})
 
     def contract(self, sizes: Sizes, answers: Answers = Answers.UNSTATED) -> Contract:
