@@ -27,6 +27,7 @@ from .proof.parity import Check, Proof
 from .proof.preprocessing import Transform, compare_preprocessing, refuse_difference
 from .publish.repository import publish_pair
 from .publish.triton_config import first_pass_name, sampler_names
+from .volume import as_volumes, of_slices, slices_of
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,9 @@ def _read(
     if images is not None:
         low, high = float(images.min()), float(images.max())
         seen = (low, high) if low < high else None
+        if description.slices is not None and images.dim() == 4:
+            _, depth, _ = of_slices(tuple(images.shape[1:]), description.slices)
+            images = as_volumes(images, description.slices, depth)
         description = replace(description, shape=tuple(images.shape[1:]), intensities=seen)
     source = read_source(module, weights, arguments)
     draft = description.over(source.stated).contract(options.sizes)

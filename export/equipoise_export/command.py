@@ -123,6 +123,13 @@ def export(
     log_variance: Annotated[
         str | None, typer.Option(help="Heteroscedastic networks: the output that holds log σ² of the logits.")
     ] = None,
+    slices: Annotated[
+        int | None,
+        typer.Option(
+            help="A network of 2D images takes volumes slice by slice: 1; 3, 5, …: a slice and its neighbours are its "
+            "channels (2.5D). --input-shape stays the network's; needs --orientation, the slices' axis first (SPL)."
+        ),
+    ] = None,
     margin: Annotated[
         int, typer.Option(min=0, help="Mirror images by so many pixels at each border: for unpadded convolutions.")
     ] = 0,
@@ -169,6 +176,7 @@ def export(
             "samples": samples,
             "precision": precision,
             "states_moments": states_moments,
+            "slices": slices,
             "options": Options(
                 output, sites, p, min_depth, dropout_at, log_variance, margin, deterministic, first_pass, answers, sizes
             ),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import SpecError
 from .options import Sizes
+from .volume import check_stated, of_slices, with_slices
 
 _AXES = {1: ("X",), 2: ("H", "W"), 3: ("X", "Y", "Z")}
 
@@ -25,7 +26,7 @@ class Description:
 
     Attributes:
         name: the public model's name in Triton.
-        shape: `(C, *S)` of one image; the size used for warm-up.
+        shape: `(C, *S)` of one image as the network takes it; the size used for warm-up.
         classes: one name per output channel; softmax segmentation: background first.
         activation: how logits become probabilities; softmax unless stated.
         preprocess: what happens to intensities, as in training; z-scores unless stated.
@@ -34,8 +35,9 @@ class Description:
         multiple: spatial sizes are padded to a multiple of this.
         fill: normalised intensity that the network sees in padding.
         maximum: per spatial axis the largest size served; twice that of `shape` unless stated.
-        spacing: per spatial axis lowest and highest mm.
+        spacing: per spatial axis lowest and highest mm; of slices those in the plane are enough.
         orientation: anatomical axes as nibabel spells them (`RAS`).
+        slices: see `Contract`; `shape` is then that of a slice, or of a volume `(C, D, H, W)`, and so is `maximum`.
         modalities: DICOM codes.
         body_parts, views, lateralities, ages, optional: see `Subject`.
         samples: T unless the policy or the caller says otherwise.
@@ -64,6 +66,7 @@ class Description:
     samples: int = 20
     precision: Precision = Precision.FP32
     states_moments: bool = False
+    slices: int | None = None
 
     @classmethod
     def read(cls, stated: Mapping[str, Any]) -> Description:
@@ -114,6 +117,8 @@ class Description:
             are = "is" if len(missing) == 1 else "are"
             raise SpecError(f"{', '.join(missing)} {are} missing: not stated anywhere else")
         assert self.name is not None and self.task is not None and self.shape is not None and self.classes is not None
+        if self.slices is not None:
+            return self._of_volume(self.slices, self.shape, sizes)
         channels, *nominal = self.shape
         text = ",".join(map(str, (channels, *nominal)))
         if min(channels, *nominal, 1) < 1:
@@ -157,6 +162,19 @@ class Description:
                 precision=self.precision,
                 states_moments=self.states_moments,
             )
+        except ContractError as error:
+            raise SpecError(str(error)) from error
+
+    def _of_volume(self, slices: int, shape: tuple[int, ...], sizes: Sizes) -> Contract:
+        """The contract of a network that takes volumes slice by slice."""
+        check_stated(self.task, self.orientation, slices)
+        channels, depth, plane = of_slices(shape, slices)
+        largest = None if self.maximum is None else self.maximum[-2:]
+        of_slice = replace(
+            self, shape=(channels, *plane), maximum=largest, spacing=None, orientation=None, slices=None
+        ).contract(sizes)
+        try:
+            return with_slices(of_slice, slices, depth, self.maximum, self.spacing, self.orientation)
         except ContractError as error:
             raise SpecError(str(error)) from error
 
