@@ -27,7 +27,7 @@ from .proof.parity import Check, Proof
 from .proof.preprocessing import Transform, compare_preprocessing, refuse_difference
 from .publish.repository import publish_pair
 from .publish.triton_config import first_pass_name, sampler_names
-from .volume import as_volumes, of_slices, slices_of
+from .volume import as_volumes, of_slices
 
 
 @dataclass(frozen=True)

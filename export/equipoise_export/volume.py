@@ -36,8 +36,8 @@ def check_stated(task: Task | None, orientation: str | None, slices: int) -> Non
     axes = sorted(next((pair for pair in ("LR", "AP", "IS") if letter in pair), letter) for letter in orientation)
     if axes != ["AP", "IS", "LR"]:
         raise SpecError(
-            f"--orientation {orientation}: expected three letters, one each of L or R, A or P, I or S, such as SPL: the "
-            "axis along which the slices follow each other, that along a slice's rows of pixels, and that along a row"
+            f"--orientation {orientation}: expected three letters, one each of L or R, A or P, I or S, such as SPL: "
+            "where the slices lead, where a slice's rows follow each other, and where its columns do"
         )
 
 
@@ -117,6 +117,8 @@ def notes_on_slices(contract: Contract) -> tuple[str, ...]:
     """What the user of a network of slices should know."""
     if contract.slices is None:
         return ()
-    of_whole = [step for step in contract.preprocessing.steps if isinstance(step, (ZScore, ScalePercentiles, ClipPercentiles))]
+    of_whole = [
+        step for step in contract.preprocessing.steps if isinstance(step, (ZScore, ScalePercentiles, ClipPercentiles))
+    ]
     scaled = f"; {spelled(of_whole)} looks at the whole volume, not at each slice" if of_whole else ""
     return (f"takes volumes slice by slice, all under the same masks; costs and gain are those of one slice{scaled}",)
