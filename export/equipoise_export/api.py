@@ -13,7 +13,7 @@ from equipoise_core.preprocessing import NORMALISED_LIMIT
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .compile import compile_first_pass, compile_sampler, compile_unproven
+from .compile import compile_first_pass, compile_sampler, compile_unproven, of_image
 from .compiled import Compiled
 from .draft import Description, example_image
 from .errors import ExportError, SpecError
@@ -109,7 +109,8 @@ def export(
     checks, differs = _check_preprocessing(draft, source, transform, stated)
     members = [_with(checks, compile_sampler(make(), draft, images, options)) for make in source.members]
     check_members(members, images.numpy())
-    gain = measure_gain(members[0], source.members[0](), images[:1])
+    network, _ = of_image(source.members[0](), draft, images, options)
+    gain = measure_gain(members[0], network, images[:1])
     first_pass, why_none = _first_pass(source, members, images, options)
     folder = publish_pair(
         members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from . import api
 from .errors import ExportError, SpecError
+from .inputs.bound import read_constants
 from .options import Answers, Options, Sizes
 from .progress import shown
 from .publish.repository import PROOF
@@ -73,6 +74,14 @@ def export(
         typer.Option(help="key=value for the callable, or for a bundle's configuration; the value is read as JSON."),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Which output, by index, key or dotted path.")] = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What it takes besides the image (parameter of forward, input of an ONNX file), bound to a constant: "
+            "a number, a JSON list, a .npy or .safetensors file.",
+        ),
+    ] = None,
     activation: Annotated[
         Activation | None, typer.Option(help="How logits become probabilities; softmax unless stated.")
     ] = None,
@@ -178,7 +187,18 @@ def export(
             "states_moments": states_moments,
             "slices": slices,
             "options": Options(
-                output, sites, p, min_depth, dropout_at, log_variance, margin, deterministic, first_pass, answers, sizes
+                output,
+                sites,
+                p,
+                min_depth,
+                dropout_at,
+                log_variance,
+                margin,
+                deterministic,
+                first_pass,
+                answers,
+                sizes,
+                read_constants(bind or []),
             ),
         }
         if into is None and not inspect:

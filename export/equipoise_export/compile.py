@@ -15,8 +15,8 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture.active import how_to_make_random
-from .capture.from_onnx import capture_onnx
+from .capture.active import how_to_make_random, unwrapped
+from .capture.from_onnx import capture_onnx, readable
 from .capture.from_torch import capture
 from .capture.prepare import Prepared, prepare
 from .compiled import Compiled
@@ -24,6 +24,7 @@ from .errors import CaptureRefused, ExportRefused, SpecError
 from .graph.marker import WRAPPED, drop_markers, own_path
 from .graph.randomness import sampling
 from .graph.storage import LARGEST_FILE, store
+from .inputs.bound import bound
 from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
@@ -58,11 +59,22 @@ def compile_sampler(
         ExportError: naming reason, site and remedy.
     """
 
+    module, draft = of_image(module, draft, example, options)
+
     def compiled(draft: Contract, options: Options) -> Compiled:
         return _compiled(module, draft, example, options, dropout)
 
     found, note = _at_its_sizes(compiled, module, draft, example, options)
     return replace(found, notes=(*found.notes, *note, *notes_on_slices(draft)))
+
+
+def of_image(
+    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options
+) -> tuple[nn.Module | onnx.ModelProto, Contract]:
+    """The network as a function of the image alone, and the contract that says what else it is given."""
+    module = readable(module) if isinstance(module, onnx.ModelProto) else unwrapped(module)
+    module, constants = bound(module, options.bind, slices_of(draft, example))
+    return module, replace(draft, constants=constants)
 
 
 def _compiled(
@@ -108,6 +120,8 @@ def compile_unproven(
     dropout: bool = True,
 ) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
+
+    module, draft = of_image(module, draft, example, options)
 
     def captured(draft: Contract, options: Options) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
         return _captured(module, draft, example, options, dropout)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from .graph.storage import LARGEST_FILE
 
@@ -45,6 +47,7 @@ class Options:
             one pass before any sample is drawn.
         answers: what its output is; probabilities are taken as they are.
         sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
+        bind: what the network takes besides the image, by parameter or input: numbers, lists, arrays, tensors.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
 
@@ -59,6 +62,7 @@ class Options:
     first_pass: bool = True
     answers: Answers = Answers.UNSTATED
     sizes: Sizes = Sizes.AUTO
+    bind: Mapping[str, Any] = field(default_factory=dict)
     largest_file: int = LARGEST_FILE
 
 

@@ -25,7 +25,7 @@ from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_pol
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .figures import by_group, figures, judge, judge_across
-from .reading import labelled_cases
+from .reading import labelled_cases, labels_apart
 from .report import render_report
 from .sweep import Rate, sweep, with_rate
 
@@ -56,6 +56,7 @@ class Calibrated:
         sections: (title, note, figures) of each set of cases.
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
+        notes: what the user should know of the labels.
         costs: seconds of sampler runs, where stages were chosen by them.
     """
 
@@ -66,6 +67,7 @@ class Calibrated:
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
     costs: Costs | None = None
+    notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -78,6 +80,7 @@ class Calibrated:
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
             "rates": [asdict(rate) for rate in self.rates],
+            "notes": list(self.notes),
         }
 
 
@@ -159,6 +162,7 @@ def calibrate(
         audited=audited,
     )  # fmt: skip
     cases = labelled_cases(Path(data), contract, spacing, values=label_values)
+    notes = labels_apart(cases, contract)
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     is_pilot = deal_pilot([case.patient for case in cases], pilot)
@@ -179,7 +183,7 @@ def calibrate(
         (
             "Calibration cases",
             "Recalibration, volumes and sensitive labels were fitted on other patients' cases each time; the "
-            "threshold is the policy's own.",
+            "threshold is the policy's own." + "".join(f" Note: {note}." for note in notes),
             figures(contract, judged, goals),
         )
     ]
@@ -202,7 +206,7 @@ def calibrate(
     )
     _write_policy(repository / name / "1" / "policy.json", chosen)
     renew_configurations(repository, name)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, notes)
 
 
 def check_cases(

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from equipoise_core.contract import Contract
+import numpy as np
+from equipoise_core.contract import Contract, Task
 
 from .cases import Labelled
 from .errors import CalibrationError
@@ -30,6 +31,25 @@ def labelled_cases(
     if values:
         table = images.LabelTable.parse(values) if isinstance(values, str) else images.LabelTable.of(values)
     return [Labelled(**vars(each)) for each in images.read_labelled(data, contract, spacing, labels, table)]
+
+
+def labels_apart(cases: Sequence[Labelled], contract: Contract) -> tuple[str, ...]:
+    """A warning where no label shows two classes at once although the model's may overlap, as regions in regions do.
+
+    Maps of one value for each voxel cannot: of them each value is read as one class, unless a table says otherwise.
+    """
+    if contract.task is not Task.SEGMENTATION or not contract.overlapping:
+        return ()
+    shown = np.array([case.truth.reshape(len(contract.classes), -1).any(axis=1) for case in cases])
+    if shown.any(axis=0).sum() < 2 or any((case.truth.sum(axis=0) > 1).any() for case in cases):
+        return ()
+    last = len(contract.classes)
+    nested = "; ".join(f"{name}={','.join(map(str, range(i, last + 1)))}" for i, name in enumerate(contract.classes, 1))
+    return (
+        f"in none of the {len(cases)} cases do {', '.join(contract.classes)} overlap, although those of "
+        f"{contract.name} may: of a map of labels each value was taken for one class. If one region lies within "
+        f'another (BraTS), say which values make each: --label-values "{nested}"',
+    )
 
 
 def numbers(text: str) -> tuple[float, ...]:

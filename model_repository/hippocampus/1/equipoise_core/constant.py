@@ -13,16 +13,16 @@ class Constant:
 
     Attributes:
         name: of the parameter or input.
-        dtype: `float32`, `int64`, …
+        dtype: `float32`, `int64`, …; `str` and the like of what is no number.
         digest: SHA-256 of its bytes in C order, little endian.
-        values: all of them, in that order, where they are few; else empty.
+        values: all of them, in that order, where they are few; else empty. What is no number is JSON.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     digest: str
-    values: tuple[float | int | bool, ...] = ()
+    values: tuple[float | int | bool | str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         return {**vars(self), "shape": list(self.shape), "values": list(self.values)}
