@@ -113,9 +113,8 @@ def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
     common.RemoveInitializersFromInputsPass()(model)
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     if len(inputs) != 1:
-        likely = next(
-            (v for v in inputs if v.shape is None or len(v.shape) == 2 + draft.rank), inputs[:1] and inputs[0]
-        )
+        rank = 2 + draft.rank
+        likely = next((v for v in inputs if v.shape is not None and len(v.shape) == rank), next(iter(inputs), None))
         others = " ".join(f"--bind {value.name}=VALUE" for value in inputs if value is not likely)
         raise CaptureRefused(
             f"the graph takes {'; '.join(map(_spelled, inputs)) or 'nothing'}; a sampler has one image",

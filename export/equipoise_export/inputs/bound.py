@@ -62,7 +62,7 @@ def bound(
 ) -> tuple[nn.Module | onnx.ModelProto, tuple[Constant, ...]]:
     """The network as a function of the image alone, and what it is bound to.
 
-    A module is changed, a graph is copied. A tensor whose first axis is 1 is repeated for each image where it has to be.
+    A module is changed, a graph is copied. A tensor whose first axis is 1 is repeated for each image where need be.
 
     Args:
         example: images `[N ≥ 2, C, *S]` that it takes.

@@ -105,7 +105,7 @@ def compiled(file: onnx.ModelProto, output: str = "y", **bind: Any) -> Contract:
 @pytest.mark.parametrize("batch", ["N", 1])
 @pytest.mark.parametrize("value", [2, [1, 2, 3], [[1, 2, 3]]])
 def test_an_input_of_a_file_is_bound_for_each_image(batch: int | str, value: Any) -> None:
-    """A number fills it, a vector is that of every image; the type is the file's. Concatenated, it has to have N rows."""
+    """A number fills it, a vector is that of every image; the type is the file's. Concatenated, it needs N rows."""
     (stated,) = compiled(vendor(batch, TensorProto.INT64), t=value).constants
     assert (stated.dtype, stated.shape) == ("int64", (1, 3))
 
