@@ -149,7 +149,7 @@ def _at_its_sizes(
     try:
         return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
     except Exception as error:  # noqa: BLE001  # whatever it is, one size may work
-        reason = error.reason if isinstance(error, ExportRefused) else str(error).splitlines()[0]
+        reason = error.reason if isinstance(error, ExportRefused) else "its graph does not run at other sizes"
     fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
     stated, nominal = draft.preprocessing.multiple, draft.of_network.nominal
     for multiple in (8, 16, 32):
