@@ -13,7 +13,7 @@ from equipoise_core.preprocessing import NORMALISED_LIMIT
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from .compile import compile_first_pass, compile_sampler, compile_unproven
+from .compile import compile_first_pass, compile_sampler, compile_unproven, of_image
 from .compiled import Compiled
 from .draft import Description, example_image
 from .errors import ExportError, SpecError
@@ -27,6 +27,7 @@ from .proof.parity import Check, Proof
 from .proof.preprocessing import Transform, compare_preprocessing, refuse_difference
 from .publish.repository import publish_pair
 from .publish.triton_config import first_pass_name, sampler_names
+from .volume import as_volumes, of_slices
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def export(
     checks, differs = _check_preprocessing(draft, source, transform, stated)
     members = [_with(checks, compile_sampler(make(), draft, images, options)) for make in source.members]
     check_members(members, images.numpy())
-    gain = measure_gain(members[0], source.members[0](), images[:1])
+    network, _ = of_image(source.members[0](), draft, images, options)
+    gain = measure_gain(members[0], network, images[:1])
     first_pass, why_none = _first_pass(source, members, images, options)
     folder = publish_pair(
         members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
@@ -202,6 +204,9 @@ def _read(
     if images is not None:
         low, high = float(images.min()), float(images.max())
         seen = (low, high) if low < high else None
+        if description.slices is not None and images.dim() == 4:
+            _, depth, _ = of_slices(tuple(images.shape[1:]), description.slices)
+            images = as_volumes(images, description.slices, depth)
         description = replace(description, shape=tuple(images.shape[1:]), intensities=seen)
     source = read_source(module, weights, arguments)
     draft = description.over(source.stated).contract(options.sizes, options.answers)

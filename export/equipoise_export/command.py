@@ -13,6 +13,7 @@ from rich.console import Console
 
 from . import api
 from .errors import ExportError, SpecError
+from .inputs.bound import read_constants
 from .options import Answers, Options, Sizes
 from .progress import shown
 from .publish.repository import PROOF
@@ -84,6 +85,14 @@ def export(
         str | None,
         typer.Option(help="Which output, by index, key or dotted path; of a regression also MEAN,VARIANCE."),
     ] = None,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What it takes besides the image (parameter of forward, input of an ONNX file), bound to a constant: "
+            "a number, a JSON list, a .npy or .safetensors file.",
+        ),
+    ] = None,
     activation: Annotated[
         Activation | None, typer.Option(help="How logits become probabilities; softmax unless stated.")
     ] = None,
@@ -138,6 +147,13 @@ def export(
     log_variance: Annotated[
         str | None, typer.Option(help="Heteroscedastic networks: the output that holds log σ² of the logits.")
     ] = None,
+    slices: Annotated[
+        int | None,
+        typer.Option(
+            help="A network of 2D images takes volumes slice by slice: 1; 3, 5, …: a slice and its neighbours are its "
+            "channels (2.5D). --input-shape stays the network's; needs --orientation, the slices' axis first (SPL)."
+        ),
+    ] = None,
     margin: Annotated[
         int, typer.Option(min=0, help="Mirror images by so many pixels at each border: for unpadded convolutions.")
     ] = 0,
@@ -185,8 +201,20 @@ def export(
             "samples": samples,
             "precision": precision,
             "states_moments": states_moments,
+            "slices": slices,
             "options": Options(
-                output, sites, p, min_depth, dropout_at, log_variance, margin, deterministic, first_pass, answers, sizes
+                output,
+                sites,
+                p,
+                min_depth,
+                dropout_at,
+                log_variance,
+                margin,
+                deterministic,
+                first_pass,
+                answers,
+                sizes,
+                read_constants(bind or []),
             ),
         }
         if into is None and not inspect:

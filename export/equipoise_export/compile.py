@@ -15,8 +15,8 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture.active import how_to_make_random
-from .capture.from_onnx import capture_onnx
+from .capture.active import how_to_make_random, unwrapped
+from .capture.from_onnx import capture_onnx, readable
 from .capture.from_torch import capture
 from .capture.prepare import Prepared, prepare
 from .compiled import Compiled
@@ -24,13 +24,16 @@ from .errors import CaptureRefused, ExportRefused, SpecError
 from .graph.marker import WRAPPED, drop_markers, own_path
 from .graph.randomness import sampling
 from .graph.storage import LARGEST_FILE, store
+from .inputs.bound import bound
 from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
 from .progress import LOGGER
 from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
+from .proof.slices import SliceBySlice
 from .proof.undropped import compare_with_file, compare_with_module, looks_classified
+from .volume import notes_on_slices, slices_of
 
 _Made = TypeVar("_Made")
 
@@ -46,7 +49,8 @@ def compile_sampler(
 
     Args:
         module: image `[N, C, *S]` → logits `[N, K]` or `[N, K, *S]`, alone or among other outputs; weights loaded. Or
-            an ONNX graph of that kind, which is exported for the nominal size.
+            an ONNX graph of that kind, which is exported for the nominal size. With `draft.slices` it takes one slice,
+            and its neighbours as further channels.
         draft: the contract without sites.
         example: a normalised image `[N ≥ 2, C, *nominal]` to trace with.
         dropout: whether it acts; without it the network is as in evaluation mode.
@@ -55,25 +59,36 @@ def compile_sampler(
         ExportError: naming reason, site and remedy.
     """
 
+    module, draft = of_image(module, draft, example, options)
+
     def compiled(draft: Contract, options: Options) -> Compiled:
         return _compiled(module, draft, example, options, dropout)
 
     found, note = _at_its_sizes(compiled, module, draft, example, options)
-    return replace(found, notes=(*found.notes, *note))
+    return replace(found, notes=(*found.notes, *note, *notes_on_slices(draft)))
+
+
+def of_image(
+    module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options
+) -> tuple[nn.Module | onnx.ModelProto, Contract]:
+    """The network as a function of the image alone, and the contract that says what else it is given."""
+    module = readable(module) if isinstance(module, onnx.ModelProto) else unwrapped(module)
+    module, constants = bound(module, options.bind, slices_of(draft, example))
+    return module, replace(draft, constants=constants)
 
 
 def _compiled(
     module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options, dropout: bool
 ) -> Compiled:
     compilation, network = _captured(module, draft, example, options, dropout)
-    images, contract = example.numpy(), compilation.contract
+    contract, images = compilation.contract.of_network, slices_of(draft, example).numpy()
     check: Check | None
     if isinstance(network, OnnxNetwork):
         assert isinstance(module, onnx.ModelProto)
         check = compare_with_file(module, network, contract, images, options.output, options.answers)
     else:
         check = compare_with_module(network, contract, images, options.answers)
-    compiled = _proven(compilation, network, images)
+    compiled = _proven(compilation, network, example.numpy())
     if contract.targets:
         answer = network.undropped if isinstance(network, OnnxNetwork) else network.evaluated
         doubt = looks_classified(answer, contract, images)
@@ -96,7 +111,7 @@ def compile_first_pass(
         ExportError: as `compile_sampler`; also where it is random in evaluation mode.
     """
     contract = sampler.contract
-    sizes = Sizes.FIXED if contract.spatial == contract.nominal else Sizes.DYNAMIC
+    sizes = Sizes.FIXED if contract.one_size else Sizes.DYNAMIC
     plain = replace(
         options, deterministic=True, sizes=sizes, sites=None, p=None, min_depth=None, dropout_at=None,
     )  # fmt: skip
@@ -112,11 +127,13 @@ def compile_unproven(
 ) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
     """All of `compile_sampler` but the proof, and the network that it is to be proven against."""
 
+    module, draft = of_image(module, draft, example, options)
+
     def captured(draft: Contract, options: Options) -> tuple[Compilation, TorchNetwork | OnnxNetwork]:
         return _captured(module, draft, example, options, dropout)
 
     found, note = _at_its_sizes(captured, module, draft, example, options)
-    found[0].notes += note
+    found[0].notes += (*note, *notes_on_slices(draft))
     return found
 
 
@@ -133,23 +150,24 @@ def _at_its_sizes(
     Case 2: in multiples of 8, 16 or 32.
     Case 3: the nominal size. What fails there as well is not about sizes.
     """
-    if isinstance(module, onnx.ModelProto) or options.sizes is not Sizes.AUTO or draft.spatial == draft.nominal:
+    if isinstance(module, onnx.ModelProto) or options.sizes is not Sizes.AUTO or draft.one_size:
         return attempt(draft, options), ()
     try:
         return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
     except Exception as error:  # noqa: BLE001  # whatever it is, one size may work
-        reason = error.reason if isinstance(error, ExportRefused) else str(error).splitlines()[0]
+        reason = error.reason if isinstance(error, ExportRefused) else "its graph does not run at other sizes"
     fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
-    stated = draft.preprocessing.multiple
+    stated, nominal = draft.preprocessing.multiple, draft.of_network.nominal
     for multiple in (8, 16, 32):
-        fits = multiple > stated and not multiple % stated and not any(size % multiple for size in draft.nominal)
-        if not fits or not _runs_at(module, example, tuple(size + multiple for size in draft.nominal)):
+        fits = multiple > stated and not multiple % stated and not any(size % multiple for size in nominal)
+        larger = tuple(size + multiple for size in nominal)
+        if not fits or not _runs_at(module, slices_of(draft, example), larger):
             continue
         with contextlib.suppress(Exception):
             coarser = replace(draft, preprocessing=replace(draft.preprocessing, multiple=multiple))
             made = attempt(coarser, replace(options, sizes=Sizes.DYNAMIC))
             return made, (f"serves sizes in multiples of {multiple} (--multiple): {reason}",)
-    return fixed, (f"serves images of size {draft.nominal} only: {reason}",)
+    return fixed, (f"serves images of size {nominal} only: {reason}",)
 
 
 def _runs_at(module: nn.Module, example: Tensor, size: tuple[int, ...]) -> bool:
@@ -174,7 +192,7 @@ def _from_torch(
     if options.dropout_at is not None:
         raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
     LOGGER.info("%s: running the network", draft.name)
-    prepared = prepare(module, draft, example, options)
+    prepared = prepare(module, draft.of_network, slices_of(draft, example), options)
     if not dropout:
         prepared = replace(prepared, active=())
     compilation = _traced(prepared, draft, options)
@@ -206,7 +224,7 @@ def _from_onnx(
     if options.min_depth is not None or options.log_variance is not None:
         raise SpecError("--min-depth and --log-variance are for torch modules: an ONNX file has --sites, --dropout-at")
     LOGGER.info("%s: reading the graph", draft.name)
-    marked = capture_onnx(proto, draft, options)
+    marked = capture_onnx(proto, draft.of_network, options)
     if not dropout:
         drop_markers(marked)
     network = OnnxNetwork(marked)
@@ -226,6 +244,8 @@ def _proven(compilation: Compilation, network: Network, example: NDArray[np.floa
 
     Half's tolerance is wide enough for a lost site or a wrong scale to hide in; single's is not.
     """
+    if compilation.contract.slices is not None:
+        network = SliceBySlice(network)
     if compilation.single is not None:
         model, weights = store(compilation.single.model, compilation.largest_file)
         prove(network, model, compilation.single.contract, example, weights=weights)
@@ -237,14 +257,18 @@ def _proven(compilation: Compilation, network: Network, example: NDArray[np.floa
 
 
 def _fixed(draft: Contract) -> Contract:
-    """The same for images of the nominal size only."""
-    return draft if draft.spatial == draft.nominal else replace(draft, spatial=draft.nominal, maximum=draft.nominal)
+    """The same for images, or slices, of the nominal size only."""
+    if draft.one_size:
+        return draft
+    first = 0 if draft.slices is None else 1
+    size = draft.nominal[first:]
+    return replace(draft, spatial=(*draft.spatial[:first], *size), maximum=(*draft.maximum[:first], *size))
 
 
 def _traced(prepared: Prepared, draft: Contract, options: Options) -> Compilation:
     LOGGER.info("%s: tracing the network", draft.name)
-    multiple = 1 if draft.spatial == draft.nominal else draft.preprocessing.multiple
-    return compile_graph(capture(prepared, draft.spatial, multiple), draft, options.largest_file)
+    multiple = 1 if draft.one_size else draft.preprocessing.multiple
+    return compile_graph(capture(prepared, draft.of_network.spatial, multiple), draft, options.largest_file)
 
 
 def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST_FILE) -> Compilation:
@@ -252,7 +276,8 @@ def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST
     draft, single = replace(draft, sites=()), None
     if draft.precision is not Precision.FP32:
         single = compile_graph(marked.clone(), replace(draft, precision=Precision.FP32), largest_file)
-    return run_passes(Compilation(marked, draft, single=single, largest_file=largest_file))
+    volume = None if draft.slices is None else draft
+    return run_passes(Compilation(marked, draft.of_network, volume=volume, single=single, largest_file=largest_file))
 
 
 def _refuse_randomness(compilation: Compilation, options: Options) -> None:

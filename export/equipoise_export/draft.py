@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import SpecError
 from .options import Answers, Sizes
+from .volume import check_stated, of_slices, with_slices
 
 _AXES = {1: ("X",), 2: ("H", "W"), 3: ("X", "Y", "Z")}
 
@@ -26,7 +27,7 @@ class Description:
 
     Attributes:
         name: the public model's name in Triton.
-        shape: `(C, *S)` of one image; the size used for warm-up.
+        shape: `(C, *S)` of one image as the network takes it; the size used for warm-up.
         classes: one name per output channel; softmax segmentation: background first.
         targets: of a regression, the numbers that it answers, in this order, as `age:mo` with their unit in UCUM's
             spelling.
@@ -37,8 +38,9 @@ class Description:
         multiple: spatial sizes are padded to a multiple of this.
         fill: normalised intensity that the network sees in padding.
         maximum: per spatial axis the largest size served; twice that of `shape` unless stated.
-        spacing: per spatial axis lowest and highest mm.
+        spacing: per spatial axis lowest and highest mm; of slices those in the plane are enough.
         orientation: anatomical axes as nibabel spells them (`RAS`).
+        slices: see `Contract`; `shape` is then that of a slice, or of a volume `(C, D, H, W)`, and so is `maximum`.
         modalities: DICOM codes.
         body_parts, views, lateralities, ages, optional: see `Subject`.
         samples: T unless the policy or the caller says otherwise.
@@ -68,6 +70,7 @@ class Description:
     samples: int = 20
     precision: Precision = Precision.FP32
     states_moments: bool = False
+    slices: int | None = None
 
     @classmethod
     def read(cls, stated: Mapping[str, Any]) -> Description:
@@ -123,6 +126,8 @@ class Description:
             raise SpecError(f"{', '.join(missing)} {are} missing: not stated anywhere else")
         assert self.name is not None and self.task is not None and self.shape is not None
         self._check_kind(self.task, answers)
+        if self.slices is not None:
+            return self._of_volume(self.slices, self.shape, sizes)
         targets = _targets(self.targets or ())
         channels, *nominal = self.shape
         text = ",".join(map(str, (channels, *nominal)))
@@ -194,6 +199,19 @@ class Description:
             instead = f"a {task.value} has --classes; numbers are answered by --task regression"
         if found := [option for option, given in wrong.items() if given]:
             raise SpecError(f"{', '.join(found)}: {instead}")
+
+    def _of_volume(self, slices: int, shape: tuple[int, ...], sizes: Sizes) -> Contract:
+        """The contract of a network that takes volumes slice by slice."""
+        check_stated(self.task, self.orientation, slices)
+        channels, depth, plane = of_slices(shape, slices)
+        largest = None if self.maximum is None else self.maximum[-2:]
+        of_slice = replace(
+            self, shape=(channels, *plane), maximum=largest, spacing=None, orientation=None, slices=None
+        ).contract(sizes)
+        try:
+            return with_slices(of_slice, slices, depth, self.maximum, self.spacing, self.orientation)
+        except ContractError as error:
+            raise SpecError(str(error)) from error
 
     def _subject(self) -> Subject | None:
         stated = {name: getattr(self, name) for name in _SUBJECT if getattr(self, name)}

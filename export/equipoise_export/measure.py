@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .compiled import Compiled
 from .graph.session import OnnxSampler, session
 from .progress import LOGGER
+from .volume import slices_of
 
 SAMPLES, FEW = 20, 4
 PATIENCE = 5.0
@@ -54,14 +55,16 @@ def measure_gain(compiled: Compiled, network: nn.Module | onnx.ModelProto, image
 
     Args:
         network: as it was given; of a module, the training flags change.
-        image: `[1, C, *nominal]`, normalised.
+        image: `[1, C, *nominal]`, normalised; of a volume, one slice is timed.
     """
     contract = compiled.contract
     if not contract.stochastic or (isinstance(network, onnx.ModelProto) and _images_written(network) > 1):
         return None
     LOGGER.info("%s: measuring the gain", contract.name)
+    if contract.slices is not None:
+        image = image[:, :, :1]
     sampler = OnnxSampler(compiled.model, weights=compiled.weights)
-    one_pass = _one_pass(network, image)
+    one_pass = _one_pass(network, slices_of(contract, image))
     one_pass()
     samples = SAMPLES if SAMPLES * _seconds(one_pass) <= PATIENCE else FEW
     masks = draw_masks(mask_layout(contract, contract.nominal), 0, contract.digest, 0, samples)[None]

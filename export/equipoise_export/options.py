@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from equipoise_core.targets import Noise
 
@@ -58,6 +60,7 @@ class Options:
         answers: what its output is; probabilities are taken as they are. A regression's may hold a variance, or its
             logarithm, behind each mean: `[N, 2K]`, the K means first.
         sizes: what becomes of the contract's dynamic sizes. An ONNX file always serves one.
+        bind: what the network takes besides the image, by parameter or input: numbers, lists, arrays, tensors.
         largest_file: bytes of weights in the ONNX file; more of them go into a second file beside it.
     """
 
@@ -72,6 +75,7 @@ class Options:
     first_pass: bool = True
     answers: Answers = Answers.UNSTATED
     sizes: Sizes = Sizes.AUTO
+    bind: Mapping[str, Any] = field(default_factory=dict)
     largest_file: int = LARGEST_FILE
 
 

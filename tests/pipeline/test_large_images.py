@@ -43,7 +43,7 @@ def test_a_large_image_is_answered_as_a_whole(grpc_client, repository, name, siz
 def windows(contract: Contract, size: tuple[int, ...]) -> int:
     """How many windows the model sees an image of this size in."""
     window = contract.window(size)
-    return len(Tiling(contract.preprocessing.padded(size, window), window).starts)
+    return len(Tiling(contract.padded(size), window).starts)
 
 
 def runs(client: InferenceServerClient) -> int:

@@ -26,7 +26,7 @@ from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .examine import Finding, examine_images, examine_numbers, refuse
 from .figures import by_group, figures, judge, judge_across
-from .reading import labelled_cases, without
+from .reading import labelled_cases, labels_apart, without
 from .regression import Tolerance, check_numbers, loss_in_words, tolerances
 from .report import Findings, render_report, show_examples, write_cases
 from .sweep import Rate, sweep, with_rate
@@ -59,6 +59,7 @@ class Calibrated:
         sections: (title, note, figures) of each set of cases.
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
+        notes: what the user should know of the labels.
         costs: seconds of sampler runs, where stages were chosen by them.
         examined: what was asked about the cases before they were trusted.
     """
@@ -72,6 +73,7 @@ class Calibrated:
     costs: Costs | None = None
     table: Path | None = None
     examined: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -86,6 +88,7 @@ class Calibrated:
             "groups": self.groups,
             "examined": [asdict(found) for found in self.examined],
             "rates": [asdict(rate) for rate in self.rates],
+            "notes": list(self.notes),
         }
 
 
@@ -196,6 +199,7 @@ def calibrate(
     cases = without(cases, Path(leave_out) if leave_out else None)
     if group_by and not any(case.group for case in cases):
         raise CalibrationError(f"no case names its {group_by}: fill that column of cases.csv, or leave --group-by out")
+    notes = labels_apart(cases, contract)
     for rate in sweep_p:  # before hours are spent
         with_rate(onnx.load(sampler_files[0]), contract, rate)
     trained = labelled_cases(Path(training), contract, spacing, labels=False) if training else None
@@ -227,7 +231,7 @@ def calibrate(
         (
             "Calibration cases",
             "Recalibration, intervals and sensitive labels were fitted on other patients' cases each time; the "
-            "threshold is the policy's own.",
+            "threshold is the policy's own." + "".join(f" Note: {note}." for note in notes),
             figures(contract, judged, goals),
         )
     ]
@@ -262,7 +266,7 @@ def calibrate(
     write_whole(repository / name / "1" / "policy.json", chosen.policy.dumps())
     renew_configurations(repository, name)
     return Calibrated(
-        chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, listing, tuple(findings)
+        chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, listing, tuple(findings), notes
     )
 
 

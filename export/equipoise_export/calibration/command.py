@@ -134,6 +134,8 @@ def _whole(text: str | None) -> tuple[int, ...]:
 
 
 def _show(console: Console, name: str, found: Calibrated, repository: Path) -> None:
+    for note in found.notes:
+        console.print(f"[yellow]note[/yellow]: {escape(note)}", highlight=False, soft_wrap=True)
     for what, words in guarantees(found.policy, found.why):
         console.print(f"[bold]{what}[/bold]: {words}", highlight=False)
     for asked in found.examined:

@@ -24,7 +24,7 @@ def measure_costs(model: Model, repository: Path, case: Labelled, steps: Sequenc
     contract = model.contract
     (sampler, *_), first_pass = published_samplers(repository, contract)
     ready = get_ready(model, Case(case.image))
-    image = contract.preprocessing.pad(ready.input.normalised, ready.window)[None]
+    image = contract.preprocessing.pad(ready.input.normalised, contract.padded(case.image.shape[1:]))[None]
     chunks = {chunk_of([samples for samples in stages if samples != FIRST_PASS]) for stages in stage_lists(steps)}
     layout = mask_layout(contract, ready.window)
     runs: dict[int, Callable[[], object]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 from equipoise_core.contract import Contract
 from equipoise_core.record import input_digest
 
@@ -68,6 +69,25 @@ def without(cases: Sequence[Labelled], path: Path | None) -> list[Labelled]:
     if not left:
         raise CalibrationError(f"{path}: all {len(cases)} cases were trained on; give others")
     return left
+
+
+def labels_apart(cases: Sequence[Labelled], contract: Contract) -> tuple[str, ...]:
+    """A warning where no label shows two classes at once although the model's may overlap, as regions in regions do.
+
+    Maps of one value for each voxel cannot: of them each value is read as one class, unless a table says otherwise.
+    """
+    if not contract.per_voxel or not contract.overlapping:
+        return ()
+    shown = np.array([case.truth.reshape(len(contract.classes), -1).any(axis=1) for case in cases])
+    if shown.any(axis=0).sum() < 2 or any((case.truth.sum(axis=0) > 1).any() for case in cases):
+        return ()
+    last = len(contract.classes)
+    nested = "; ".join(f"{name}={','.join(map(str, range(i, last + 1)))}" for i, name in enumerate(contract.classes, 1))
+    return (
+        f"in none of the {len(cases)} cases do {', '.join(contract.classes)} overlap, although those of "
+        f"{contract.name} may: of a map of labels each value was taken for one class. If one region lies within "
+        f'another (BraTS), say which values make each: --label-values "{nested}"',
+    )
 
 
 def numbers(text: str) -> tuple[float, ...]:

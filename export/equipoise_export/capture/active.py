@@ -85,7 +85,7 @@ RUNS = 3
 def refuse_wrong_rank(part: nn.Module, name: str, given: tuple[Any, ...]) -> None:
     """Refuses channel dropout of features that lack its axes: PyTorch takes N for channels, and drops whole images."""
     without_batch = 2 if isinstance(part, nn.Dropout1d) else 4 if isinstance(part, nn.Dropout3d) else 0
-    if given and isinstance(given[0], Tensor) and given[0].dim() == without_batch:
+    if without_batch and given and isinstance(given[0], Tensor) and given[0].dim() == without_batch:
         raise CaptureRefused(
             f"{type(part).__name__} gets features of shape {list(given[0].shape)}: PyTorch takes the first axis, the "
             "images, for channels, and drops whole images",

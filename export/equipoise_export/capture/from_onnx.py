@@ -22,7 +22,7 @@ from onnx import numpy_helper, version_converter
 
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, DOMAIN, MASK, encode_shape, matches
-from ..graph.nodes import IMAGE, initializer, number_of, replace
+from ..graph.nodes import IMAGE, initializer, inner_graphs, number_of, replace
 from ..graph.session import session
 from ..graph.storage import store
 from ..options import Answers, Options
@@ -30,6 +30,7 @@ from .batch_axis import make_batch_dynamic, shapes_for, verify
 from .from_torch import OPSET
 from .outputs import both_outputs
 
+_NEWEST_FORMAT = 10
 _FINAL = {"Softmax": Activation.SOFTMAX, "Sigmoid": Activation.SIGMOID}
 
 
@@ -47,7 +48,7 @@ def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> i
     if pair := both_outputs(options, draft):
         _join_outputs(model, pair)
     else:
-        _choose_output(model, options.output)
+        _choose_output(model, image, options.output)
     if draft.classes:
         _take_off_activation(model, draft, options.answers)
     if not draft.per_voxel:
@@ -66,6 +67,16 @@ def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> i
     model.opset_imports[DOMAIN] = 1
     common.RemoveUnusedNodesPass()(model)
     return model
+
+
+def readable(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The file in a format that ONNX Runtime reads: newer ones differ in what no graph here holds."""
+    if proto.ir_version <= _NEWEST_FORMAT:
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    copy.ir_version = _NEWEST_FORMAT
+    return copy
 
 
 def _modern(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -109,10 +120,15 @@ def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
     common.RemoveInitializersFromInputsPass()(model)
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     if len(inputs) != 1:
+        rank = 2 + draft.rank
+        likely = next((v for v in inputs if v.shape is not None and len(v.shape) == rank), next(iter(inputs), None))
+        others = " ".join(f"--bind {value.name}=VALUE" for value in inputs if value is not likely)
         raise CaptureRefused(
-            f"the graph has the inputs {[value.name for value in inputs]}; a sampler has one image",
+            f"the graph takes {'; '.join(map(_spelled, inputs)) or 'nothing'}; a sampler has one image",
             "the inputs",
-            "Make the others constants (initializers).",
+            f"Bind the others to constants: {others} (a number, a list, a .npy or .safetensors file)."
+            if inputs
+            else "Export the file with the image as an input.",
         )
     (image,) = inputs
     rank = len(image.shape) if image.shape is not None else 2 + draft.rank
@@ -129,7 +145,46 @@ def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
     return image
 
 
-def _choose_output(model: ir.Model, output: str | int | None) -> None:
+def _spelled(value: ir.Value) -> str:
+    """`timestep int64 [1]`"""
+    sizes = [] if value.shape is None else [d if isinstance(d, int) else d.value or "?" for d in value.shape]
+    return f"{value.name} {str(value.dtype).lower()} [{', '.join(map(str, sizes))}]"
+
+
+def _refuse_independent(output: ir.Value, image: ir.Value, outputs: Sequence[ir.Value]) -> None:
+    """Refuses an output that no path leads to from the image."""
+    if not _depends(output, image):
+        others = [str(value.name) for value in outputs if value is not output and _depends(value, image)]
+        raise CaptureRefused(
+            "it does not depend on the image: it is the same for every image",
+            str(output.name),
+            f"Choose another output (--output): {', '.join(others)}." if others else "Export the file again.",
+        )
+
+
+def _depends(output: ir.Value, image: ir.Value) -> bool:
+    """Whether a value is computed from the image's content; its sizes alone are not that."""
+    pending, seen = [output], set[ir.Value]()
+    while pending:
+        value = pending.pop()
+        if value is image:
+            return True
+        node = value.producer()
+        if value in seen or node is None or node.op_type in ("Shape", "Size"):
+            continue
+        seen.add(value)
+        pending += [given for given in node.inputs if given is not None]
+        pending += [
+            given
+            for inner in inner_graphs(node)
+            for each in ir.traversal.RecursiveGraphIterator(inner)
+            for given in each.inputs
+            if given is not None and each.op_type not in ("Shape", "Size")
+        ]
+    return False
+
+
+def _choose_output(model: ir.Model, image: ir.Value, output: str | int | None) -> None:
     outputs = list(model.graph.outputs)
     names = [str(value.name) for value in outputs]
     chosen = outputs[0]
@@ -142,6 +197,7 @@ def _choose_output(model: ir.Model, output: str | int | None) -> None:
         raise CaptureRefused(
             f"the graph has {len(outputs)} outputs", "the outputs", f"Choose one of {', '.join(names)} with --output."
         )
+    _refuse_independent(chosen, image, outputs)
     _refuse_labels(chosen)
     model.graph.outputs.clear()
     model.graph.outputs.append(chosen)

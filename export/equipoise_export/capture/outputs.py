@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -196,17 +197,26 @@ class _Reader:
 def _what_to_do(network: nn.Module, error: Exception) -> str:
     """The remedy by what a forward pass on an image alone raised."""
     needed = [
-        name
-        for name, parameter in inspect.signature(network.forward).parameters.items()
+        parameter
+        for parameter in inspect.signature(network.forward).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
     text = str(error)
-    if len(needed) > 1:
+    if len(needed) > 1 and "required positional argument" in text:
+        others = " ".join(f"--bind {parameter.name}=VALUE" for parameter in needed[1:])
         return (
-            f"Its forward takes {', '.join(needed)}, a sampler has the image alone: wrap it in a module that binds the "
-            "others to constants."
+            f"Its forward takes {', '.join(map(str, needed))}, a sampler has the image alone: bind the others to "
+            f"constants, {others} (a number, a list such as [0.5] for a tensor, a .npy or .safetensors file)."
         )
+    if "conv2d" in text and "4D (batched)" in text:
+        return "A network of 2D images takes volumes slice by slice: --slices 1, or 3 where it takes neighbours too."
+    if "conv3d" in text and "5D (batched)" in text:
+        return "It takes volumes: state --input-shape C,X,Y,Z, without --slices."
+    if network._forward_pre_hooks_with_kwargs and "number of dimensions" in text:
+        return "A constant that goes to each image has a first axis of 1: --bind NAME=[[1,2,3]], or a .npy file [1, F]."
+    if isinstance(error, AttributeError) and re.match(r"'(int|float|bool|list)' object has no attribute", text):
+        return "A constant is to be a tensor: --bind NAME=[VALUE] makes a vector of one number, a .npy file any shape."
     if isinstance(error, (TypeError, IndexError, KeyError)) and ("indices" in text or "integers, slices" in text):
         return "Its forward takes a dictionary or a list, a sampler gives the image: wrap it in a module that packs it."
     if "cuda" in text.lower() or "NVIDIA" in text or "same device" in text:

@@ -21,6 +21,7 @@ from .merge_upsampling import merge_upsampling
 from .simplify import simplify
 from .split_concat import split_concat
 from .take_difference import take_difference
+from .take_slices import take_slices
 from .tidy import tidy
 from .to_half import to_half
 from .unpack_masks import unpack_masks
@@ -44,6 +45,7 @@ PASSES: tuple[Callable[[Compilation], None], ...] = (
     add_head,  # logits → probabilities, or moments over the samples
     fill_padding,  # voxels outside the image
     tidy,  # the same network gives the same bytes
+    take_slices,  # of a volume, one after the other under the same masks
     write_metadata,  # the contract goes into the file
     check,  # nothing random, nothing foreign, valid ONNX
 )

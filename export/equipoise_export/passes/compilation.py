@@ -64,6 +64,8 @@ class Compilation:
         sampled: from `mark_sampled` on, the values that a mask can change.
         difference: from `take_difference` on, whether the logits are the second class's minus the first's.
         phases: from `merge_upsampling` on, whether the logits are `[N, K, 2^d·(h/2 + 1), w/2 + 1, …]`: see there.
+        volume: of a network that takes volumes slice by slice, their contract; until `take_slices`, `contract` is that
+            of one slice.
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
@@ -82,6 +84,7 @@ class Compilation:
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None
+    volume: Contract | None = None
     notes: list[str] = field(default_factory=list)
     largest_file: int = LARGEST_FILE
     network_multiplications: int = 0
@@ -170,6 +173,11 @@ class Compilation:
             self._made[name] = make()
         return self._made[name]
 
+    def forget(self) -> None:
+        """What was made before the graph was tidied may be gone: it is made anew where it is asked for."""
+        self._constants.clear()
+        self._made.clear()
+
     # --- reading ---
 
     @property
@@ -207,9 +215,8 @@ class Compilation:
 
     def halves_by_name(self) -> dict[str, str]:
         """`halves` as the finished graph calls them, in its order: tensor → layer."""
-        return {
-            str(value.name): self.halves[value] for node in self.graph for value in node.outputs if value in self.halves
-        }
+        nodes = ir.traversal.RecursiveGraphIterator(self.graph)
+        return {str(value.name): self.halves[value] for node in nodes for value in node.outputs if value in self.halves}
 
     def markers(self) -> list[ir.Node]:
         """The mask markers in the order of the graph."""

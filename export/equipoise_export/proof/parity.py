@@ -285,12 +285,12 @@ class Proving:
 
         Less where more is not allowed. Axes of one length become different ones: a mix-up of them shows.
         """
-        multiple, step, sizes = self.contract.preprocessing.multiple, 0, []
-        for name, size, largest in zip(
-            self.contract.spatial, self.contract.nominal, self.contract.maximum, strict=True
+        contract, step, sizes = self.contract, 0, []
+        for name, size, largest, multiple in zip(
+            contract.spatial, contract.nominal, contract.maximum, contract.multiples, strict=True
         ):
             if not isinstance(name, int):
-                step += multiple
+                step = (step // multiple + 1) * multiple
                 size = size + step if size + step <= largest else max(size - step, multiple)
             sizes.append(size)
         return tuple(sizes)

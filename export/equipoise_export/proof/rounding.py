@@ -29,12 +29,18 @@ def rounded(model: onnx.ModelProto, halves: Iterable[str]) -> onnx.ModelProto:
     Args:
         halves: names of the half tensors.
     """
-    halves = set(halves)
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
-    graph = twin.graph
+    for name in _round(twin.graph, set(halves)):
+        twin.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+    return twin
+
+
+def _round(graph: onnx.GraphProto, halves: set[str]) -> list[str]:
+    """In place. Names of scalars that say how large the half tensors get."""
     nodes = list(graph.node)
     del graph.node[:]
+    reached = []
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:  # folded while loading; the tensor itself may lie outside the graph
             graph.node.append(helper.make_node("Cast", [f"{tensor.name} half"], [tensor.name], to=TensorProto.FLOAT))
@@ -42,6 +48,8 @@ def rounded(model: onnx.ModelProto, halves: Iterable[str]) -> onnx.ModelProto:
     for node in nodes:
         graph.node.append(node)
         placed = graph.node[-1]
+        if placed.op_type == "Scan":
+            reached += _round_each(graph, placed, halves)
         for index, name in enumerate(placed.output):
             if name not in halves:
                 continue
@@ -59,6 +67,20 @@ def rounded(model: onnx.ModelProto, halves: Iterable[str]) -> onnx.ModelProto:
                     helper.make_node("ReduceMax", [f"{name} size"], [REACHED + name], keepdims=0),
                 ]
             )
-            graph.output.append(helper.make_tensor_value_info(REACHED + name, TensorProto.FLOAT, []))
+            reached.append(REACHED + name)
     del graph.value_info[:]
-    return twin
+    return reached
+
+
+def _round_each(graph: onnx.GraphProto, scan: onnx.NodeProto, halves: set[str]) -> list[str]:
+    """What is done to each slice of a volume: of its scalars, the largest over all slices."""
+    attributes = {attribute.name: attribute for attribute in scan.attribute}
+    body = attributes["body"].g
+    reached = _round(body, halves)
+    for name in reached:
+        body.output.append(helper.make_tensor_value_info(f"{name} here", TensorProto.FLOAT, []))
+        body.node.append(helper.make_node("Identity", [name], [f"{name} here"]))
+        attributes["scan_output_axes"].ints.append(0)
+        scan.output.append(f"{name} in each")
+        graph.node.append(helper.make_node("ReduceMax", [f"{name} in each"], [name], keepdims=0))
+    return reached

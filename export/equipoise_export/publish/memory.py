@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from equipoise_core.budget import image_bytes
+from equipoise_core.budget import at_a_time, image_bytes
 from equipoise_core.contract import Contract
 from equipoise_core.masks import mask_layout
 
@@ -81,7 +81,7 @@ def arena_bytes(model: Path, shapes: Mapping[str, list[int]]) -> tuple[int, int]
 
 def _sizes(contract: Contract, samples: int) -> list[tuple[int, ...]]:
     """The largest size that may be measured, and half of it, if the network takes several."""
-    size = contract.window(contract.maximum)
+    size = at_a_time(contract, contract.window(contract.maximum))
     while image_bytes(contract, size, samples) > MEASURED_BYTES and (half := _half(contract, size)) != size:
         size = half
     return [size] if _half(contract, size) == size else [_half(contract, size), size]

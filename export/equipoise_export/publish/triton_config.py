@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-from equipoise_core.budget import MOST_AT_ONCE
+from equipoise_core.budget import MOST_AT_ONCE, at_a_time
 from equipoise_core.canonical import canonical_json
 from equipoise_core.contract import Contract, Precision
 from equipoise_core.gpu_memory import GPU_MEMORY, gpu_plan
@@ -341,7 +341,8 @@ def _warmups(contract: Contract, share: GpuShare) -> list[triton.ModelWarmup]:
     request's shape, whose plans cuDNN keeps.
     """
     types = {"image": _FP32, "masks": _UINT8}
-    runs = [("largest", share.images, contract.window(contract.maximum)), ("nominal", 1, contract.nominal)]
+    largest = at_a_time(contract, contract.window(contract.maximum))
+    runs = [("largest", share.images, largest), ("nominal", 1, contract.nominal)]
     return [
         triton.ModelWarmup(
             name=name,

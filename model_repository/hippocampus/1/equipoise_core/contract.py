@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .canonical import canonical_json, digest_of, optional, parse_document, read_json
+from .constant import Constant
 from .preprocessing import Preprocessing
 from .targets import Noise, Target
 
@@ -181,6 +182,10 @@ class Contract:
             square and entropy, and a ranking of its voxels (`uncertainty`).
         first_pass: the network without dropout, or a single-pass model. A policy may decide on its answer; samples are
             drawn only where it does not.
+        slices: a volume is taken slice by slice along its first spatial axis, which always is dynamic: how many
+            neighbouring slices the network sees at once, as its channels, those at the ends repeated; 1: the slice
+            alone. One sample is one set of masks for all slices. None: the network takes the whole image.
+        constants: what the network takes besides the image.
     """
 
     name: str
@@ -205,6 +210,8 @@ class Contract:
     subject: Subject | None = None
     targets: tuple[Target, ...] = ()
     noise: Noise = Noise.NONE
+    slices: int | None = None
+    constants: tuple[Constant, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_answers()
@@ -228,6 +235,8 @@ class Contract:
             self.preprocessing.image_channels(self.channels)
         except ValueError as error:
             raise ContractError(f"the preprocessing does not fit the network: {error}") from error
+        if self.slices is not None:
+            self._check_slices(self.slices)
         if len(set(names)) != len(names):
             raise ContractError(f"site names repeat: {sorted(name for name in names if names.count(name) > 1)}")
 
@@ -240,6 +249,40 @@ class Contract:
                 raise ContractError(f"names of targets repeat: {', '.join(names)}")
         elif not self.classes or names or self.noise is not Noise.NONE:
             raise ContractError(f"a {self.task.value} needs at least one class, and has no targets")
+
+    def _check_slices(self, slices: int) -> None:
+        if slices < 1 or slices % 2 == 0:
+            raise ContractError(f"slices is {slices}; it must be 1, or an odd number: a slice and its neighbours")
+        if not self.per_voxel:
+            raise ContractError("only a segmentation can be answered slice by slice: a class is one of the whole image")
+        if self.rank != 3 or not isinstance(self.spatial[0], str):
+            raise ContractError(f"a volume of slices has three axes, the first one dynamic; got {self.spatial}")
+        if slices > 1 and self.channels > 1:
+            raise ContractError(
+                f"{slices} neighbouring slices of {self.channels} channels: in which order the network takes them is "
+                "not known; only slices of one channel can become channels"
+            )
+
+    @cached_property
+    def of_network(self) -> Contract:
+        """What the network itself takes: one slice, with its neighbours, of a volume that is taken slice by slice."""
+        if self.slices is None:
+            return self
+        return replace(
+            self,
+            slices=None,
+            channels=self.channels * self.slices,
+            spatial=self.spatial[1:],
+            nominal=self.nominal[1:],
+            maximum=self.maximum[1:],
+            preprocessing=replace(self.preprocessing, steps=(), intensities=None),
+            spacing=self.spacing and self.spacing[1:],
+        )
+
+    @property
+    def one_size(self) -> bool:
+        """Whether the network takes a single size."""
+        return all(isinstance(extent, int) for extent in self.of_network.spatial)
 
     @property
     def rank(self) -> int:
@@ -309,13 +352,23 @@ class Contract:
         """Name → size of the dynamic dimensions, for an image of these (padded) spatial sizes."""
         return {name: size for name, size in zip(self.spatial, spatial, strict=True) if isinstance(name, str)}
 
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """Per spatial axis what sizes are padded to a multiple of; slices are not padded."""
+        multiple = self.preprocessing.multiple
+        return (multiple,) * self.rank if self.slices is None else (1, multiple, multiple)
+
     def window(self, size: tuple[int, ...]) -> tuple[int, ...]:
         """Spatial sizes that the network sees at once of an image of this size: all of it, padded, or a part."""
-        multiple = self.preprocessing.multiple
         return tuple(
             extent if isinstance(extent, int) else min(given + -given % multiple, largest - largest % multiple)
-            for given, extent, largest in zip(size, self.spatial, self.maximum, strict=True)
+            for given, extent, largest, multiple in zip(size, self.spatial, self.maximum, self.multiples, strict=True)
         )
+
+    def padded(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Spatial sizes that an image of this size is padded to: at least those of `window`."""
+        whole = (given + -given % multiple for given, multiple in zip(size, self.multiples, strict=True))
+        return tuple(max(pair) for pair in zip(whole, self.window(size), strict=True))
 
     def in_windows(self, size: tuple[int, ...]) -> bool:
         """Whether an image of this size is more than the network sees at once."""
@@ -356,6 +409,8 @@ class Contract:
             "states_moments": self.states_moments,
             "generator": self.generator,
             **self._targets_document(),
+            **({} if self.slices is None else {"slices": self.slices}),
+            **({"constants": [constant.document() for constant in self.constants]} if self.constants else {}),
         }
 
     def _targets_document(self) -> dict[str, Any]:
@@ -418,6 +473,8 @@ def _contract(document: Any) -> Contract:
         subject=optional(document.get("subject"), _subject),
         targets=tuple(Target(str(each["name"]), str(each["unit"])) for each in document.get("targets", ())),
         noise=Noise(document.get("noise", Noise.NONE)),
+        slices=optional(document.get("slices"), int),
+        constants=tuple(map(Constant.read, document.get("constants", ()))),
     )
 
 

@@ -14,7 +14,7 @@ from math import ceil, log, pow, prod
 from pathlib import Path
 from typing import Any
 
-from .budget import MOST_AT_ONCE, image_bytes
+from .budget import MOST_AT_ONCE, at_a_time, image_bytes, volume_bytes
 from .contract import Contract
 
 GPU_MEMORY = 24 * 10**9
@@ -110,7 +110,8 @@ def _need(version: Path, contract: Contract, samples: int) -> Need:
     proof = version / "proof.json"
     try:
         memory = json.loads(proof.read_text(encoding="utf-8") if proof.is_file() else "")["memory"]
-        return Need(samples, max(weights, int(memory["weights"])), _extrapolated(memory["runs"], window, samples), True)
+        taken = _extrapolated(memory["runs"], at_a_time(contract, window), samples) + volume_bytes(contract, window)
+        return Need(samples, max(weights, int(memory["weights"])), taken, True)
     except (OSError, ValueError, LookupError, TypeError):
         return Need(samples, weights, image_bytes(contract, window, samples), False)
 

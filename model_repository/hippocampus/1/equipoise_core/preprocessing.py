@@ -131,19 +131,11 @@ class Preprocessing:
         whole[:, inside] = part
         return whole.reshape(-1, *image.shape[1:])
 
-    def padded(self, size: tuple[int, ...], at_least: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """The spatial sizes that `pad` gives an image of this size."""
-        whole = tuple(each + -each % self.multiple for each in size)
-        return tuple(max(pair) for pair in zip(whole, at_least, strict=True)) if at_least else whole
-
-    def pad(self, image: NDArray[np.float32], at_least: tuple[int, ...] = ()) -> NDArray[np.float32]:
-        """`[C, *S]` → `[C, *S']`, each S' the next multiple of `multiple`; new voxels hold PADDING_VALUE.
-
-        Args:
-            at_least: sizes that S' reaches as well.
-        """
-        padded = self.padded(image.shape[1:], at_least)
-        extra = [(0, 0)] + [(0, to - size) for to, size in zip(padded, image.shape[1:], strict=True)]
+    def pad(self, image: NDArray[np.float32], to: tuple[int, ...] = ()) -> NDArray[np.float32]:
+        """`[C, *S]` → `[C, *S']`, each S' as stated, or the next multiple of `multiple`; new voxels: PADDING_VALUE."""
+        size = image.shape[1:]
+        padded = to or tuple(each + -each % self.multiple for each in size)
+        extra = [(0, 0)] + [(0, whole - given) for whole, given in zip(padded, size, strict=True)]
         if not any(after for _, after in extra):
             return image
         return np.pad(image, extra, constant_values=PADDING_VALUE)

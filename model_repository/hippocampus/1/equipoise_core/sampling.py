@@ -74,7 +74,7 @@ def get_ready(model: Model, case: Case, stages: tuple[int, ...] | None = None) -
     known = Input(input_digest(case.image), contract.preprocessing.normalise(case.image))
     seed = default_seed(known.digest, contract.model_digest) if case.seed is None else case.seed
     window = contract.window(size)
-    tiling = Tiling(contract.preprocessing.padded(size, window), window) if contract.in_windows(size) else None
+    tiling = Tiling(contract.padded(size), window) if contract.in_windows(size) else None
     return Ready(case, seed, known, stages or _stages(model, case), window, tiling)
 
 
@@ -238,9 +238,9 @@ class Run:
 
     @cached_property
     def _images(self) -> NDArray[np.float32]:
-        contract = self.model.contract
-        pad = contract.preprocessing.pad
-        images = _stacked([pad(one.input.normalised, one.window) for one in self.ready])
+        contract, alike = self.model.contract, self.ready[0]
+        padded = alike.window if alike.tiling is None else alike.tiling.size
+        images = _stacked([contract.preprocessing.pad(one.input.normalised, padded) for one in self.ready])
         return contract.preprocessing.filled(images) if not contract.per_voxel else images
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from .budget import MAX_VOXELS
 from .case import Case
 from .contract import Contract
 from .errors import InvalidRequest
@@ -13,9 +14,6 @@ from .preprocessing import PADDING_VALUE
 
 MAX_SAMPLES = 1000
 """More samples than this in one request are refused: no figure gets better by them, and everybody else waits."""
-
-MAX_VOXELS = 2**25
-"""Of one image: 512 × 512 × 128. Moments of three classes then take 1 GB, and all that is held at once several."""
 
 MAX_ANSWER = 2**31 - 2**20
 """Bytes of all arrays of one answer: gRPC's ceiling for a message, less what else stands in it."""
