@@ -137,6 +137,9 @@ def export(
         bool, typer.Option(help="Publish the network without dropout, too: its one pass may decide before any sample.")
     ] = True,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Say how long each phase took: tracing, each pass, the proof.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -186,8 +189,11 @@ def export(
         Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        print(json.dumps(_published(result) if isinstance(result, api.Exported) else _inspected(result)))
+        document = _published(result) if isinstance(result, api.Exported) else _inspected(result)
+        print(json.dumps({**document, "timings": result.timings.document()} if timings else document))
         return
+    if timings:
+        console.print(result.timings)
     if isinstance(result, api.Exported):
         for name, proof in result.samplers.items():
             console.print(proof)

@@ -15,19 +15,19 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture.active import how_to_make_random
+from .capture.active import how_to_make_random, only_layers
 from .capture.from_onnx import capture_onnx
 from .capture.from_torch import capture
 from .capture.prepare import Prepared, prepare
-from .compiled import Compiled
+from .compiled import Compiled, Undropped
 from .errors import CaptureRefused, ExportRefused, SpecError
-from .graph.marker import WRAPPED, drop_markers, own_path
+from .graph.marker import WRAPPED, drop_markers, own_path, removable
 from .graph.randomness import sampling
 from .graph.storage import LARGEST_FILE, store
 from .options import DEFAULTS, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
-from .progress import LOGGER
+from .progress import phase
 from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
 from .proof.undropped import compare_with_file, compare_with_module
@@ -65,14 +65,26 @@ def compile_sampler(
 def _compiled(
     module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options, dropout: bool
 ) -> Compiled:
-    compilation, network = _captured(module, draft, example, options, dropout)
+    return _checked(module, *_captured(module, draft, example, options, dropout), example, options)
+
+
+def _checked(
+    module: nn.Module | onnx.ModelProto,
+    compilation: Compilation,
+    network: TorchNetwork | OnnxNetwork,
+    example: Tensor,
+    options: Options,
+) -> Compiled:
+    """Proven, and before any pass: what was read is what was handed in."""
     images, contract = example.numpy(), compilation.contract
     check: Check | None
     if isinstance(network, OnnxNetwork):
         assert isinstance(module, onnx.ModelProto)
-        check = compare_with_file(module, network, contract, images, options.output, options.answers)
+        with phase("comparing with the file"):
+            check = compare_with_file(module, network, contract, images, options.output, options.answers)
     else:
-        check = compare_with_module(network, contract, images, options.answers)
+        with phase("comparing with evaluation"):
+            check = compare_with_module(network, contract, images, options.answers)
     compiled = _proven(compilation, network, images)
     checks = (check, *compiled.proof.checks) if check is not None else compiled.proof.checks
     return replace(compiled, proof=replace(compiled.proof, checks=checks))
@@ -83,18 +95,32 @@ def compile_first_pass(
 ) -> Compiled:
     """The same network without dropout: one pass, which may decide before any sample is drawn.
 
+    Where dropout is a matter of layers, it is the graph that was captured for the sampler, without its markers; else
+    the network is traced again. It is proven in either case.
+
     Args:
         module, example, options: those that `sampler` was compiled from.
 
     Raises:
         ExportError: as `compile_sampler`; also where it is random in evaluation mode.
     """
-    contract = sampler.contract
+    contract, undropped = replace(sampler.contract, sites=()), sampler.undropped
+    if undropped is not None and _same(module, undropped.network.module.get_submodule(WRAPPED)):
+        compilation = compile_graph(undropped.graph.clone(), contract, options.largest_file)
+        return _checked(module, compilation, undropped.network, example, options)
     sizes = Sizes.FIXED if contract.spatial == contract.nominal else Sizes.DYNAMIC
     plain = replace(
         options, deterministic=True, sizes=sizes, sites=None, p=None, min_depth=None, dropout_at=None,
     )  # fmt: skip
-    return compile_sampler(module, replace(contract, sites=()), example, plain, dropout=False)
+    return compile_sampler(module, contract, example, plain, dropout=False)
+
+
+def _same(one: nn.Module | onnx.ModelProto, other: nn.Module) -> bool:
+    """Whether two modules are one network with the same weights."""
+    if type(one) is not type(other) or not isinstance(one, nn.Module):
+        return False
+    mine, its = one.state_dict(), other.state_dict()
+    return mine.keys() == its.keys() and all(torch.equal(value, its[name]) for name, value in mine.items())
 
 
 def compile_unproven(
@@ -167,8 +193,8 @@ def _from_torch(
 ) -> tuple[Compilation, TorchNetwork]:
     if options.dropout_at is not None:
         raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
-    LOGGER.info("%s: running the network", draft.name)
-    prepared = prepare(module, draft, example, options)
+    with phase("running the network"):
+        prepared = prepare(module, draft, example, options)
     if not dropout:
         prepared = replace(prepared, active=())
     compilation = _traced(prepared, draft, options)
@@ -199,11 +225,11 @@ def _from_onnx(
 ) -> tuple[Compilation, OnnxNetwork]:
     if options.min_depth is not None or options.log_variance is not None:
         raise SpecError("--min-depth and --log-variance are for torch modules: an ONNX file has --sites, --dropout-at")
-    LOGGER.info("%s: reading the graph", draft.name)
-    marked = capture_onnx(proto, draft, options)
-    if not dropout:
-        drop_markers(marked)
-    network = OnnxNetwork(marked)
+    with phase("reading the graph"):
+        marked = capture_onnx(proto, draft, options)
+        if not dropout:
+            drop_markers(marked)
+        network = OnnxNetwork(marked)
     compilation = compile_graph(marked, draft, options.largest_file)
     _refuse_randomness(compilation, options)
     if not compilation.contract.stochastic and options.deterministic is False:
@@ -227,7 +253,16 @@ def _proven(compilation: Compilation, network: Network, example: NDArray[np.floa
     halves = compilation.halves_by_name()
     proof = prove(network, model, compilation.contract, example, halves, weights)
     assert compilation.cost is not None
-    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights)
+    return Compiled(
+        model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights,
+        _undropped(compilation, network),
+    )  # fmt: skip
+
+
+def _undropped(compilation: Compilation, network: Network) -> Undropped | None:
+    if compilation.undropped is None or not isinstance(network, TorchNetwork):
+        return None
+    return Undropped(compilation.undropped, TorchNetwork(network.module, (), (), network.original))
 
 
 def _fixed(draft: Contract) -> Contract:
@@ -236,9 +271,16 @@ def _fixed(draft: Contract) -> Contract:
 
 
 def _traced(prepared: Prepared, draft: Contract, options: Options) -> Compilation:
-    LOGGER.info("%s: tracing the network", draft.name)
     multiple = 1 if draft.spatial == draft.nominal else draft.preprocessing.multiple
-    return compile_graph(capture(prepared, draft.spatial, multiple), draft, options.largest_file)
+    with phase("tracing the network"):
+        marked = capture(prepared, draft.spatial, multiple)
+    undropped = None
+    if prepared.active and only_layers(prepared.network, prepared.active) and removable(marked):
+        undropped = marked.clone()
+        drop_markers(undropped)
+    compilation = compile_graph(marked, draft, options.largest_file)
+    compilation.undropped = undropped
+    return compilation
 
 
 def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST_FILE) -> Compilation:
@@ -246,7 +288,8 @@ def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST
     draft, single = replace(draft, sites=()), None
     if draft.precision is not Precision.FP32:
         single = compile_graph(marked.clone(), replace(draft, precision=Precision.FP32), largest_file)
-    return run_passes(Compilation(marked, draft, single=single, largest_file=largest_file))
+    with phase("compiling"):
+        return run_passes(Compilation(marked, draft, single=single, largest_file=largest_file))
 
 
 def _refuse_randomness(compilation: Compilation, options: Options) -> None:

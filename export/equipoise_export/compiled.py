@@ -7,12 +7,27 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import onnx
+import onnx_ir as ir
 from equipoise_core.contract import Contract
 
 from .graph.storage import Weights
 from .passes.cost import Cost
 from .proof.gpu import Placement, place
 from .proof.parity import Proof
+from .proof.references import TorchNetwork
+
+
+@dataclass(frozen=True)
+class Undropped:
+    """A network in evaluation mode.
+
+    Attributes:
+        graph: what was captured of it, without markers.
+        network: what a sampler of the graph is to equal.
+    """
+
+    graph: ir.Model
+    network: TorchNetwork
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class Compiled:
         notes: what the user should know.
         halves: tensors in half precision, and the layers they belong to.
         weights: where they lie if not in `model`.
+        undropped: of a torch network whose dropout is a matter of `nn.Dropout` layers alone: it without them.
     """
 
     model: onnx.ModelProto
@@ -36,6 +52,7 @@ class Compiled:
     notes: tuple[str, ...] = ()
     halves: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
+    undropped: Undropped | None = None
 
     @cached_property
     def placement(self) -> Placement:

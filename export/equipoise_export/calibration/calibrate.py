@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
+from ..progress import Phase, phase, running
 from ..publish.repository import renew_configurations
 from .cases import Labelled, Measured, check_classes, measure
 from .choose import ChosenPolicy, Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
@@ -56,6 +57,7 @@ class Calibrated:
         sections: (title, note, figures) of each set of cases.
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
+        timings: how long it took, by phase.
         costs: seconds of sampler runs, where stages were chosen by them.
     """
 
@@ -65,6 +67,7 @@ class Calibrated:
     sections: tuple[tuple[str, str, dict[str, Any]], ...]
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
+    timings: Phase
     costs: Costs | None = None
 
     def document(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class Calibrated:
         }
 
 
+@phase("calibrate")
 def calibrate(
     name: str,
     *,
@@ -202,7 +206,7 @@ def calibrate(
     )
     _write_policy(repository / name / "1" / "policy.json", chosen)
     renew_configurations(repository, name)
-    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs)
+    return Calibrated(chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), running(), costs)
 
 
 def check_cases(
@@ -246,6 +250,7 @@ def tried_stages(contract: Contract, full: int) -> tuple[int, ...]:
     return (*((FIRST_PASS,) if contract.first_pass else ()), *early, full)
 
 
+@phase("measuring the cases")
 def _measured(
     model: Model,
     repository: Path,

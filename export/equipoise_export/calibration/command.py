@@ -78,6 +78,7 @@ def calibrate(
     ] = None,
     sweep_p: Annotated[str | None, typer.Option(help="Dropout rates to try (0.1,0.2,0.5); changes no policy.")] = None,
     report: Annotated[Path | None, typer.Option(help="HTML file; NAME.calibration.html beside the repository.")] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Say how long each phase took.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report."""
@@ -94,8 +95,11 @@ def calibrate(
         Console(stderr=True).print(f"[red]not calibrated[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(found.document(), indent=1, allow_nan=False))
+        document = {**found.document(), "timings": found.timings.document()} if timings else found.document()
+        typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
+        if timings:
+            console.print(found.timings)
         _show(console, name, found, repository)
 
 

@@ -13,12 +13,14 @@ from equipoise_core.sampling import get_ready
 from equipoise_core.stages import FIRST_PASS, chunk_of
 
 from ..graph.session import published_samplers
+from ..progress import phase
 from .cases import Labelled
 from .choose import Costs, stage_lists
 
 ROUNDS = 5
 
 
+@phase("measuring what stages cost")
 def measure_costs(model: Model, repository: Path, case: Labelled, steps: Sequence[int]) -> Costs:
     """Medians of interleaved rounds on one image, by ONNX Runtime on all cores; of an ensemble, its first member."""
     contract = model.contract

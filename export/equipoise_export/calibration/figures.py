@@ -13,6 +13,7 @@ from equipoise_core.policy import Policy
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from ..progress import phase
 from . import metrics
 from .cases import SENSITIVE_GRID, Measured, Step
 from .choose import (
@@ -79,6 +80,7 @@ def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -
     return judged
 
 
+@phase("judging each case by the others")
 def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
     """The calibration cases, each under recalibration, volume and sensitive rules fitted on other patients' cases.
 

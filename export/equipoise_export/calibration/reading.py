@@ -8,10 +8,12 @@ from pathlib import Path
 
 from equipoise_core.contract import Contract
 
+from ..progress import phase
 from .cases import Labelled
 from .errors import CalibrationError
 
 
+@phase("reading the cases")
 def labelled_cases(
     data: Path,
     contract: Contract,

@@ -12,12 +12,14 @@ from equipoise_core.policy import Policy
 
 from .. import page
 from ..page import FAINT, INK, WARN
+from ..progress import phase
 from . import metrics
 from .choose import stacked
 from .figures import Judged, volume_columns
 from .sweep import Rate
 
 
+@phase("writing the report")
 def render_report(
     contract: Contract,
     policy: Policy,
