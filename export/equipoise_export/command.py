@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from equipoise_core.contract import Activation, Precision, Task
 from equipoise_core.steps import spellings
 from rich.console import Console
 
-from . import api
 from .errors import ExportError, SpecError
 from .options import Answers, Options, Sizes
 from .progress import shown
-from .publish.repository import PROOF
+
+if TYPE_CHECKING:  # it loads torch, which help and a mistyped option need not wait for
+    from . import api
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -181,6 +182,8 @@ def export(
                 "--into is missing: state the model repository to publish into, or --inspect to write nothing"
             )
         with shown(Console(stderr=True)):
+            from . import api
+
             if inspect or into is None:
                 result: api.Exported | api.Inspection = api.inspect(spec, **source)
             else:
@@ -215,6 +218,8 @@ def export(
 
 def _published(result: api.Exported) -> dict[str, Any]:
     """The proofs are those on disk: the same model published again keeps its first one."""
+    from .publish.repository import PROOF
+
     places = {name: result.folder.parent / name / "1" / PROOF for name in result.samplers}
     return {
         "name": result.contract.name,

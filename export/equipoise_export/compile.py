@@ -23,8 +23,8 @@ from .compiled import Compiled, Undropped
 from .errors import CaptureRefused, ExportRefused, SpecError
 from .graph.marker import WRAPPED, drop_markers, own_path, removable
 from .graph.randomness import sampling
-from .graph.storage import LARGEST_FILE, store
-from .options import DEFAULTS, Options, Sizes
+from .graph.storage import store
+from .options import DEFAULTS, LARGEST_FILE, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
 from .progress import phase

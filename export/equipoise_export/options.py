@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .graph.storage import LARGEST_FILE
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights that go into the ONNX file itself. Protobuf ends at 2³¹; the graph needs some of it."""
 
 
 class Sizes(str, Enum):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..graph.marker import DOMAIN, MASK, Call, own_path
 from ..graph.nodes import IMAGE, MASKS, initializer
-from ..graph.storage import LARGEST_FILE
+from ..options import LARGEST_FILE
 from .cost import Cost
 
 MADE = "equipoise "
