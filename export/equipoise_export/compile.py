@@ -156,16 +156,18 @@ def _at_its_sizes(
     if isinstance(module, onnx.ModelProto) or options.sizes is not Sizes.AUTO or draft.spatial == draft.nominal:
         return attempt(draft, options), ()
     try:
-        return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
+        with phase("for several sizes"):
+            return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
     except Exception as error:  # noqa: BLE001  # whatever it is, one size may work
         reason = error.reason if isinstance(error, ExportRefused) else str(error).splitlines()[0]
-    fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
+    with phase("for one size"):
+        fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
     stated = draft.preprocessing.multiple
     for multiple in (8, 16, 32):
         fits = multiple > stated and not multiple % stated and not any(size % multiple for size in draft.nominal)
         if not fits or not _runs_at(module, example, tuple(size + multiple for size in draft.nominal)):
             continue
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), phase(f"for multiples of {multiple}"):
             coarser = replace(draft, preprocessing=replace(draft.preprocessing, multiple=multiple))
             made = attempt(coarser, replace(options, sizes=Sizes.DYNAMIC))
             return made, (f"serves sizes in multiples of {multiple} (--multiple): {reason}",)
