@@ -15,18 +15,20 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture.active import how_to_make_random, only_layers
+from .capture.active import how_to_make_random, only_noise
 from .capture.from_onnx import capture_onnx
 from .capture.from_torch import capture
 from .capture.prepare import Prepared, prepare
-from .compiled import Compiled, Undropped
-from .errors import CaptureRefused, ExportRefused, SpecError
-from .graph.marker import WRAPPED, drop_markers, own_path, removable
+from .compiled import Captured, Compiled
+from .errors import CaptureRefused, ExportError, ExportRefused, SpecError
+from .graph.marker import WRAPPED, drop_markers, own_path
 from .graph.randomness import sampling
 from .graph.storage import store
+from .graph.undrop import undrop
 from .options import DEFAULTS, LARGEST_FILE, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
+from .passes.simplify import simplify
 from .progress import phase
 from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
@@ -95,8 +97,8 @@ def compile_first_pass(
 ) -> Compiled:
     """The same network without dropout: one pass, which may decide before any sample is drawn.
 
-    Where dropout is a matter of layers, it is the graph that was captured for the sampler, without its markers; else
-    the network is traced again. It is proven in either case.
+    Where dropout is a matter of layers that do nothing else, it is the graph that was captured for the sampler, without
+    its markers; else the network is traced again. It is proven in either case.
 
     Args:
         module, example, options: those that `sampler` was compiled from.
@@ -104,10 +106,13 @@ def compile_first_pass(
     Raises:
         ExportError: as `compile_sampler`; also where it is random in evaluation mode.
     """
-    contract, undropped = replace(sampler.contract, sites=()), sampler.undropped
-    if undropped is not None and _same(module, undropped.network.module.get_submodule(WRAPPED)):
-        compilation = compile_graph(undropped.graph.clone(), contract, options.largest_file)
-        return _checked(module, compilation, undropped.network, example, options)
+    contract, captured = replace(sampler.contract, sites=()), sampler.captured
+    if captured is not None and _same(module, captured.network.module.get_submodule(WRAPPED)):
+        with contextlib.suppress(ExportError):  # its evaluation is another one after all: it is traced
+            simplify(Compilation(graph := captured.graph.clone(), contract))
+            if undrop(graph):
+                compilation = compile_graph(graph, contract, options.largest_file)
+                return _checked(module, compilation, captured.network, example, options)
     sizes = Sizes.FIXED if contract.spatial == contract.nominal else Sizes.DYNAMIC
     plain = replace(
         options, deterministic=True, sizes=sizes, sites=None, p=None, min_depth=None, dropout_at=None,
@@ -257,14 +262,14 @@ def _proven(compilation: Compilation, network: Network, example: NDArray[np.floa
     assert compilation.cost is not None
     return Compiled(
         model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights,
-        _undropped(compilation, network),
+        _captured_once(compilation, network),
     )  # fmt: skip
 
 
-def _undropped(compilation: Compilation, network: Network) -> Undropped | None:
-    if compilation.undropped is None or not isinstance(network, TorchNetwork):
+def _captured_once(compilation: Compilation, network: Network) -> Captured | None:
+    if compilation.captured is None or not isinstance(network, TorchNetwork):
         return None
-    return Undropped(compilation.undropped, TorchNetwork(network.module, (), (), network.original))
+    return Captured(compilation.captured, TorchNetwork(network.module, (), (), network.original))
 
 
 def _fixed(draft: Contract) -> Contract:
@@ -276,12 +281,11 @@ def _traced(prepared: Prepared, draft: Contract, options: Options) -> Compilatio
     multiple = 1 if draft.spatial == draft.nominal else draft.preprocessing.multiple
     with phase("tracing the network"):
         marked = capture(prepared, draft.spatial, multiple)
-    undropped = None
-    if prepared.active and only_layers(prepared.network, prepared.active) and removable(marked):
-        undropped = marked.clone()
-        drop_markers(undropped)
+    captured = (
+        marked.clone() if prepared.active and only_noise(prepared.network, prepared.active, prepared.example) else None
+    )
     compilation = compile_graph(marked, draft, options.largest_file)
-    compilation.undropped = undropped
+    compilation.captured = captured
     return compilation
 
 

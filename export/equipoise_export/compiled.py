@@ -18,12 +18,12 @@ from .proof.references import TorchNetwork
 
 
 @dataclass(frozen=True)
-class Undropped:
-    """A network in evaluation mode.
+class Captured:
+    """A torch network whose dropout is a matter of layers that do nothing else.
 
     Attributes:
-        graph: what was captured of it, without markers.
-        network: what a sampler of the graph is to equal.
+        graph: marked, as no pass has changed it.
+        network: the same in evaluation mode.
     """
 
     graph: ir.Model
@@ -42,7 +42,7 @@ class Compiled:
         notes: what the user should know.
         halves: tensors in half precision, and the layers they belong to.
         weights: where they lie if not in `model`.
-        undropped: of a torch network whose dropout is a matter of `nn.Dropout` layers alone: it without them.
+        captured: where the first pass follows from what was captured for the sampler.
     """
 
     model: onnx.ModelProto
@@ -52,7 +52,7 @@ class Compiled:
     notes: tuple[str, ...] = ()
     halves: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
-    undropped: Undropped | None = None
+    captured: Captured | None = None
 
     @cached_property
     def placement(self) -> Placement:

@@ -9,6 +9,9 @@ from equipoise_export import Options, export
 from equipoise_export.compile import compile_first_pass, compile_sampler
 from equipoise_export.errors import ExportError
 from equipoise_export.graph.session import OnnxSampler
+from equipoise_export.graph.undrop import undrop
+from equipoise_export.passes.compilation import Compilation
+from equipoise_export.passes.simplify import simplify
 from onnx import numpy_helper
 from scipy import special
 from torch import nn
@@ -30,7 +33,27 @@ def test_it_answers_as_the_network_in_evaluation_mode(unet, compiled_unet):
     np.testing.assert_allclose(answer["volumes"][:, 0], expected.sum((2, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.Dropout2d(0.3)], ids=["element", "channel"])
+class DropPath(nn.Module):
+    """Stochastic depth, as MONAI's and timm's."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(0.7).div_(0.7)
+
+
+class Unscaled(nn.Module):
+    """Drops without scaling what is kept: with nothing dropped that is not what its expectation is."""
+
+    def forward(self, x):
+        return x * x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(0.7) if self.training else x
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout(0.3), nn.Dropout2d(0.3), DropPath(), Unscaled()],
+    ids=["element", "channel", "path", "unscaled"],
+)
 def test_of_dropout_layers_the_graph_is_captured_once(layer):
     """What was captured for the sampler, without its markers: the same bytes as of another trace in evaluation mode."""
     torch.manual_seed(0)
@@ -39,8 +62,11 @@ def test_of_dropout_layers_the_graph_is_captured_once(layer):
         nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 1), layer, nn.Conv2d(4, 2, 1),
     )  # fmt: skip
     sampler = compile_sampler(network, contract(spatial=("X", "Y"), nominal=(16, 24), multiple=2), noise(2, 1, 16, 24))
-    assert sampler.undropped is not None
-    traced = compile_first_pass(network, replace(sampler, undropped=None), noise(2, 1, 16, 24))
+    assert sampler.captured is not None
+    graph = sampler.captured.graph.clone()
+    simplify(Compilation(graph, sampler.contract))
+    assert undrop(graph) is not isinstance(layer, Unscaled)
+    traced = compile_first_pass(network, replace(sampler, captured=None), noise(2, 1, 16, 24))
     kept = compile_first_pass(network, sampler, noise(2, 1, 16, 24))
     assert kept.model.SerializeToString() == traced.model.SerializeToString()
     assert kept.contract == traced.contract
@@ -63,7 +89,7 @@ def test_dropout_in_code_is_traced_again():
     sampler = compile_sampler(
         Functional(), contract(spatial=("X", "Y"), nominal=(16, 24), multiple=2), noise(2, 1, 16, 24)
     )
-    assert sampler.undropped is None
+    assert sampler.captured is None
     assert not compile_first_pass(Functional(), sampler, noise(2, 1, 16, 24)).contract.sites
 
 

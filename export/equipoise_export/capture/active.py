@@ -290,11 +290,20 @@ def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, ot
     return seen[0] != seen[1]
 
 
-def only_layers(module: nn.Module, active: tuple[str, ...]) -> bool:
-    """Whether the active modules are PyTorch's own dropout layers: in evaluation nothing changes but that they pass."""
-    parts = [module.get_submodule(name) for name in active]
-    plain = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-    return all(type(part) in plain and not part.inplace for part in parts)
+def only_noise(module: nn.Module, active: tuple[str, ...], example: Tensor) -> bool:
+    """Whether the active modules do nothing but drop (Dropout, DropPath), and nothing is random in evaluation mode.
+
+    Args:
+        example: images `[N, C, *S]`.
+    """
+    for part in map(module.get_submodule, active):
+        inside = (*part.children(), *part.parameters(), *part.buffers())
+        if inside or getattr(part, "inplace", False):
+            return False
+    witness = _Witness()
+    with sampling(module, ()), torch.no_grad(), torch.random.fork_rng(), witness:
+        module(example[:1])
+    return not witness.found
 
 
 def switched_off(module: nn.Module) -> tuple[str, ...]:

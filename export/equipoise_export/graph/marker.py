@@ -158,21 +158,6 @@ def translate_mask(  # type: ignore[no-untyped-def]  # onnxscript traces it
     )  # fmt: skip
 
 
-def removable(model: ir.Model) -> bool:
-    """Whether a graph without its markers is the one that is captured where nothing drops: nothing else came with them.
-
-    So it is of dropout that is scaled by 1/(1 − p), not of masks over ones, nor where a value was repeated for each
-    image.
-    """
-    for node in model.graph:
-        if node.domain == DOMAIN and node.op_type == MASK:
-            marker, given = marker_of(node), node.inputs[0]
-            maker = given.producer() if given is not None else None
-            if marker.scale != 1.0 / (1.0 - marker.p) or (maker is not None and "expand" in maker.op_type.lower()):
-                return False
-    return True
-
-
 def drop_markers(model: ir.Model) -> None:
     """Takes the markers of dropout out of a graph, in place: what is left is the network without it."""
     for node in list(model.graph):

@@ -67,7 +67,7 @@ class Compilation:
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
-        undropped: the captured graph without its markers, where that is the network in evaluation mode.
+        captured: the marked graph as it was, where it says what the network is in evaluation mode.
         notes: what the user should know.
         largest_file: bytes of weights that an ONNX file may hold; see `storage.py`.
         network_multiplications, depths, cost: see `count_cost`.
@@ -83,7 +83,7 @@ class Compilation:
     keeps: dict[str, ir.Value] = field(default_factory=dict)
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None
-    undropped: ir.Model | None = None
+    captured: ir.Model | None = None
     notes: list[str] = field(default_factory=list)
     largest_file: int = LARGEST_FILE
     network_multiplications: int = 0
