@@ -111,7 +111,9 @@ def export(
         source, draft, images, options = _read(module, weights, arguments, options, example, stated)
         checks, differs = _check_preprocessing(draft, source, transform, stated)
         with phase("sampler"):
-            members = [_with(checks, compile_sampler(make(), draft, images, options)) for make in source.members]
+            members = [
+                _member(source, checks, compile_sampler(make(), draft, images, options)) for make in source.members
+            ]
             check_members(members, images.numpy())
         gain = measure_gain(members[0], source.members[0](), images[:1])
         with phase("first pass"):
@@ -151,8 +153,10 @@ def _check_preprocessing(
     return [check], []
 
 
-def _with(checks: Sequence[Check], compiled: Compiled) -> Compiled:
-    return replace(compiled, proof=replace(compiled.proof, checks=(*checks, *compiled.proof.checks)))
+def _member(source: Source, checks: Sequence[Check], compiled: Compiled) -> Compiled:
+    """With these checks; of an ensemble, which has no first pass, without what one is made of."""
+    proof = replace(compiled.proof, checks=(*checks, *compiled.proof.checks))
+    return replace(compiled, proof=proof, captured=compiled.captured if len(source.members) == 1 else None)
 
 
 def _first_pass(

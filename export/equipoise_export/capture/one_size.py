@@ -40,7 +40,7 @@ def several_sizes(module: nn.Module, steps: Mapping[int, int]) -> Iterator[None]
     Args:
         steps: axis of the image whose size is dynamic → in which steps.
     """
-    watch = _Watch(steps)
+    watch = _Watch(module, steps)
     hooks = [part.register_forward_pre_hook(watch) for part in module.modules()]
     try:
         yield
@@ -50,28 +50,28 @@ def several_sizes(module: nn.Module, steps: Mapping[int, int]) -> Iterator[None]
 
 
 class _Watch:
-    def __init__(self, steps: Mapping[int, int]) -> None:
-        self.steps = steps
-        self.noted: list[Any] | None = None
+    def __init__(self, network: nn.Module, steps: Mapping[int, int]) -> None:
+        self.network, self.steps = network, steps
+        self.noted: list[Any] = []
         self.read = 0
         self.others: dict[sympy.Symbol, tuple[int, list[tuple[int, sympy.Integer]]]] = {}
 
     def __call__(self, part: nn.Module, given: tuple[Any, ...]) -> None:
-        """Before a module's forward; the first is the network's own, which is given the image."""
-        if self.noted is None:
+        """Before a module's forward."""
+        if part is self.network and given:
             self._begin(given[0])
-        new = (self.noted or [])[self.read :]
+        new = self.noted[self.read :]
         self.read += len(new)
         for condition in new:
             self._check(condition.expr)
 
     def _begin(self, image: Tensor) -> None:
-        self.noted = []
+        self.noted, self.read, self.others = [], 0, {}
         for axis, step in self.steps.items():
             size = image.shape[axis]
             if not isinstance(size, torch.SymInt) or len(size.node.expr.free_symbols) != 1:
                 continue
-            self.noted = size.node.shape_env.guards
+            self.noted = getattr(size.node.shape_env, "guards", [])  # torch's own affair: without, no trace ends early
             (symbol,) = size.node.expr.free_symbols
             factor = size.node.expr / symbol  # `multiple · s` in place of s
             sizes = [size.node.hint + step * further for further in STEPS]
