@@ -23,6 +23,8 @@ FOUND: dict[str, Any] = {
     "first_answer": {"install": 61.5, "networks": {"a network": {"export": 12.5, "serve": 4.25, "first answer": 0.0625}}},
     "export_cost": {"size": 64, "networks": {"bottleneck": {
         "sampler_ms": 12.34, "of_parts": 1.04, "copies": 3.0, "loop": 4.0, "predicted": 3.3, "head": 0.051}}},
+    "export": {"small": {"export": {"seconds": 9.25, "processor_seconds": 11.0, "timings": {"phases": [
+        {"name": "sampler", "seconds": 3.7, "processor_seconds": 4.0, "peak_bytes": 1}]}}}},
     "serving": [{"network": "classifier", "settings": "", "bound_ms": 3.0, "peers": PEERS}],
     "load_generator": {"truth": {"p50": 20.31, "p99": 21.0}, "ratio": 1.02},
     "memory_flat": {"requests": 1000, "memory_mb": [500.0, 501.0], "shared_mb": [9.0, 9.0], "grown": [0.002, 0.0]},

@@ -21,6 +21,7 @@ from .inputs.source import Source, read_source
 from .measure import Gain, measure_gain
 from .options import DEFAULTS, Options
 from .passes.cost import Cost
+from .progress import Phase, phase
 from .proof.ensemble import check_members
 from .proof.gpu import Placement
 from .proof.parity import Check, Proof
@@ -38,11 +39,13 @@ class Inspection:
         contract: of the sampler, with its sites.
         cost: what T samples would cost, predicted.
         notes: what the user should know.
+        timings: how long it took, by phase.
     """
 
     contract: Contract
     cost: Cost
     notes: tuple[str, ...]
+    timings: Phase
 
 
 @dataclass(frozen=True)
@@ -107,27 +110,34 @@ def export(
         ExportError: nothing was published; it says what was found, where, and what to do.
     """
     stated = {"name": name, "classes": classes, "targets": targets, "task": task, **description}
-    source, draft, images, options = _read(module, weights, arguments, options, example, stated)
-    checks, differs = _check_preprocessing(draft, source, transform, stated)
-    members = [_with(checks, compile_sampler(make(), draft, images, options)) for make in source.members]
-    check_members(members, images.numpy())
-    network, _ = of_image(source.members[0](), draft, images, options)
-    gain = measure_gain(members[0], network, images[:1])
-    first_pass, why_none = _first_pass(source, members, images, options)
-    folder = publish_pair(
-        members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
-    )
-    contract = members[0].contract
-    published = dict(zip(sampler_names(contract, len(members)), members, strict=True))
-    if first_pass is not None:
-        published[first_pass_name(contract)] = first_pass
-    placements = {name: each.placement for name, each in published.items()}
+    with phase("export") as timings:
+        source, draft, images, options = _read(module, weights, arguments, options, example, stated)
+        checks, differs = _check_preprocessing(draft, source, transform, stated)
+        with phase("sampler"):
+            members = [
+                _member(source, checks, compile_sampler(make(), draft, images, options)) for make in source.members
+            ]
+            check_members(members, images.numpy())
+        network, _ = of_image(source.members[0](), draft, images, options)
+        gain = measure_gain(members[0], network, images[:1])
+        with phase("first pass"):
+            first_pass, why_none = _first_pass(source, members, images, options)
+        contract = members[0].contract
+        published = dict(zip(sampler_names(contract, len(members)), members, strict=True))
+        if first_pass is not None:
+            published[first_pass_name(contract)] = first_pass
+        with phase("GPU placement"):
+            placements = {name: each.placement for name, each in published.items()}
+        with phase("publishing"):
+            folder = publish_pair(
+                members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
+            )
     notes = [note for member in members for note in member.notes] + why_none + differs
     notes += [warning for placement in placements.values() for warning in placement.warnings]
     proofs = {name: each.proof for name, each in published.items()}
     cost = members[0].cost
     assert cost is not None
-    return Exported(contract, cost, tuple(dict.fromkeys(notes)), folder, proofs, placements, gain)
+    return Exported(contract, cost, tuple(dict.fromkeys(notes)), timings, folder, proofs, placements, gain)
 
 
 def _check_preprocessing(
@@ -147,8 +157,10 @@ def _check_preprocessing(
     return [check], []
 
 
-def _with(checks: Sequence[Check], compiled: Compiled) -> Compiled:
-    return replace(compiled, proof=replace(compiled.proof, checks=(*checks, *compiled.proof.checks)))
+def _member(source: Source, checks: Sequence[Check], compiled: Compiled) -> Compiled:
+    """With these checks; of an ensemble, which has no first pass, without what one is made of."""
+    proof = replace(compiled.proof, checks=(*checks, *compiled.proof.checks))
+    return replace(compiled, proof=proof, captured=compiled.captured if len(source.members) == 1 else None)
 
 
 def _first_pass(
@@ -181,13 +193,14 @@ def inspect(
 ) -> Inspection:
     """The sites of a network and what samples would cost. Arguments and errors as for `export`."""
     stated = {"name": name, "classes": classes, "targets": targets, "task": task, **description}
-    source, draft, images, options = _read(module, weights, arguments, options, example, stated)
-    compilation, _ = compile_unproven(source.members[0](), draft, images, options)
+    with phase("inspect") as timings:
+        source, draft, images, options = _read(module, weights, arguments, options, example, stated)
+        compilation, _ = compile_unproven(source.members[0](), draft, images, options)
     assert compilation.cost is not None
     notes = compilation.notes
     if len(source.members) > 1:
         notes = [*notes, f"the first of {len(source.members)} members; the samples are shared out among them"]
-    return Inspection(compilation.contract, compilation.cost, tuple(notes))
+    return Inspection(compilation.contract, compilation.cost, tuple(notes), timings)
 
 
 def _read(
@@ -199,6 +212,18 @@ def _read(
     stated: Mapping[str, Any],
 ) -> tuple[Source, Contract, Tensor, Options]:
     """What is to be exported, the contract without sites, images `[N ≥ 2, C, *nominal]`, and how it is compiled."""
+    with phase("reading"):
+        return _source_and_draft(module, weights, arguments, options, example, stated)
+
+
+def _source_and_draft(
+    module: nn.Module | str | Path,
+    weights: Sequence[str | Path],
+    arguments: Mapping[str, Any] | None,
+    options: Options,
+    example: ArrayLike | Tensor | None,
+    stated: Mapping[str, Any],
+) -> tuple[Source, Contract, Tensor, Options]:
     description = Description.read(stated)
     images = None if example is None else _images(example)
     if images is not None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from equipoise_core.contract import Activation, Precision, Task
 from equipoise_core.steps import spellings
 from rich.console import Console
 
-from . import api
 from .errors import ExportError, SpecError
 from .inputs.bound import read_constants
 from .options import Answers, Options, Sizes
 from .progress import shown
 from .publish.repository import PROOF
 from .typed import arguments, bounds, whole_numbers, words
+
+if TYPE_CHECKING:  # it loads torch, which help and a mistyped option need not wait for
+    from . import api
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -168,6 +170,9 @@ def export(
         bool, typer.Option(help="Publish the network without dropout, too: its one pass may decide before any sample.")
     ] = True,
     inspect: Annotated[bool, typer.Option("--inspect", help="List sites and predicted cost; write nothing.")] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Say how long each phase took: tracing, each pass, the proof.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite another model of that name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -222,6 +227,8 @@ def export(
                 "--into is missing: state the model repository to publish into, or --inspect to write nothing"
             )
         with shown(Console(stderr=True)):
+            from . import api
+
             if inspect or into is None:
                 result: api.Exported | api.Inspection = api.inspect(spec, **source)
             else:
@@ -230,8 +237,11 @@ def export(
         Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        print(json.dumps(_published(result) if isinstance(result, api.Exported) else _inspected(result)))
+        document = _published(result) if isinstance(result, api.Exported) else _inspected(result)
+        print(json.dumps({**document, "timings": result.timings.document()} if timings else document))
         return
+    if timings:
+        console.print(result.timings)
     if isinstance(result, api.Exported):
         for name, proof in result.samplers.items():
             console.print(proof)
@@ -253,6 +263,7 @@ def export(
 
 def _published(result: api.Exported) -> dict[str, Any]:
     """The proofs are those on disk: the same model published again keeps its first one."""
+
     places = {name: result.folder.parent / name / "1" / PROOF for name in result.samplers}
     return {
         "name": result.contract.name,

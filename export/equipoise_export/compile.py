@@ -15,20 +15,22 @@ from equipoise_core.contract import Contract, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .capture.active import how_to_make_random, unwrapped
+from .capture.active import how_to_make_random, only_noise, unwrapped
 from .capture.from_onnx import capture_onnx, readable
 from .capture.from_torch import capture
 from .capture.prepare import Prepared, prepare
-from .compiled import Compiled
-from .errors import CaptureRefused, ExportRefused, SpecError
+from .compiled import Captured, Compiled
+from .errors import CaptureRefused, ExportError, ExportRefused, SpecError
 from .graph.marker import WRAPPED, drop_markers, own_path
 from .graph.randomness import sampling
-from .graph.storage import LARGEST_FILE, store
+from .graph.storage import store
+from .graph.undrop import undrop
 from .inputs.bound import bound
-from .options import DEFAULTS, Options, Sizes
+from .options import DEFAULTS, LARGEST_FILE, Options, Sizes
 from .passes import run_passes
 from .passes.compilation import Compilation
-from .progress import LOGGER
+from .passes.simplify import simplify
+from .progress import phase
 from .proof.parity import Check, prove
 from .proof.references import Network, OnnxNetwork, TorchNetwork
 from .proof.slices import SliceBySlice
@@ -80,14 +82,26 @@ def of_image(
 def _compiled(
     module: nn.Module | onnx.ModelProto, draft: Contract, example: Tensor, options: Options, dropout: bool
 ) -> Compiled:
-    compilation, network = _captured(module, draft, example, options, dropout)
-    contract, images = compilation.contract.of_network, slices_of(draft, example).numpy()
+    return _checked(module, *_captured(module, draft, example, options, dropout), example, options)
+
+
+def _checked(
+    module: nn.Module | onnx.ModelProto,
+    compilation: Compilation,
+    network: TorchNetwork | OnnxNetwork,
+    example: Tensor,
+    options: Options,
+) -> Compiled:
+    """Proven, and before any pass: what was read is what was handed in."""
+    contract, images = compilation.contract.of_network, slices_of(compilation.contract, example).numpy()
     check: Check | None
     if isinstance(network, OnnxNetwork):
         assert isinstance(module, onnx.ModelProto)
-        check = compare_with_file(module, network, contract, images, options.output, options.answers)
+        with phase("comparing with the file"):
+            check = compare_with_file(module, network, contract, images, options.output, options.answers)
     else:
-        check = compare_with_module(network, contract, images, options.answers)
+        with phase("comparing with evaluation"):
+            check = compare_with_module(network, contract, images, options.answers)
     compiled = _proven(compilation, network, example.numpy())
     if contract.targets:
         answer = network.undropped if isinstance(network, OnnxNetwork) else network.evaluated
@@ -104,18 +118,39 @@ def compile_first_pass(
 ) -> Compiled:
     """The same network without dropout: one pass, which may decide before any sample is drawn.
 
+    Where dropout is a matter of layers that do nothing else, it is the graph that was captured for the sampler, without
+    its markers; else the network is traced again. It is proven in either case.
+
     Args:
         module, example, options: those that `sampler` was compiled from.
 
     Raises:
         ExportError: as `compile_sampler`; also where it is random in evaluation mode.
     """
-    contract = sampler.contract
+    contract, captured = replace(sampler.contract, sites=()), sampler.captured
+    if (
+        captured is not None
+        and contract.slices is None
+        and _same(module, captured.network.module.get_submodule(WRAPPED))
+    ):
+        with contextlib.suppress(ExportError):  # its evaluation is another one after all: it is traced
+            simplify(Compilation(graph := captured.graph.clone(), contract))
+            if undrop(graph):
+                compilation = compile_graph(graph, contract, options.largest_file)
+                return _checked(module, compilation, captured.network, example, options)
     sizes = Sizes.FIXED if contract.one_size else Sizes.DYNAMIC
     plain = replace(
         options, deterministic=True, sizes=sizes, sites=None, p=None, min_depth=None, dropout_at=None,
     )  # fmt: skip
-    return compile_sampler(module, replace(contract, sites=()), example, plain, dropout=False)
+    return compile_sampler(module, contract, example, plain, dropout=False)
+
+
+def _same(one: nn.Module | onnx.ModelProto, other: nn.Module) -> bool:
+    """Whether two modules are one network with the same weights."""
+    if type(one) is not type(other) or not isinstance(one, nn.Module):
+        return False
+    mine, its = one.state_dict(), other.state_dict()
+    return mine.keys() == its.keys() and all(torch.equal(value, its[name]) for name, value in mine.items())
 
 
 def compile_unproven(
@@ -153,17 +188,19 @@ def _at_its_sizes(
     if isinstance(module, onnx.ModelProto) or options.sizes is not Sizes.AUTO or draft.one_size:
         return attempt(draft, options), ()
     try:
-        return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
+        with phase("for several sizes"):
+            return attempt(draft, replace(options, sizes=Sizes.DYNAMIC)), ()
     except Exception as error:  # noqa: BLE001  # whatever it is, one size may work
         reason = error.reason if isinstance(error, ExportRefused) else "its graph does not run at other sizes"
-    fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
+    with phase("for one size"):
+        fixed = attempt(draft, replace(options, sizes=Sizes.FIXED))
     stated, nominal = draft.preprocessing.multiple, draft.of_network.nominal
     for multiple in (8, 16, 32):
         fits = multiple > stated and not multiple % stated and not any(size % multiple for size in nominal)
         larger = tuple(size + multiple for size in nominal)
         if not fits or not _runs_at(module, slices_of(draft, example), larger):
             continue
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), phase(f"for multiples of {multiple}"):
             coarser = replace(draft, preprocessing=replace(draft.preprocessing, multiple=multiple))
             made = attempt(coarser, replace(options, sizes=Sizes.DYNAMIC))
             return made, (f"serves sizes in multiples of {multiple} (--multiple): {reason}",)
@@ -191,8 +228,8 @@ def _from_torch(
 ) -> tuple[Compilation, TorchNetwork]:
     if options.dropout_at is not None:
         raise SpecError("--dropout-at is for ONNX files: put nn.Dropout into the torch module")
-    LOGGER.info("%s: running the network", draft.name)
-    prepared = prepare(module, draft.of_network, slices_of(draft, example), options)
+    with phase("running the network"):
+        prepared = prepare(module, draft.of_network, slices_of(draft, example), options)
     if not dropout:
         prepared = replace(prepared, active=())
     compilation = _traced(prepared, draft, options)
@@ -223,11 +260,11 @@ def _from_onnx(
 ) -> tuple[Compilation, OnnxNetwork]:
     if options.min_depth is not None or options.log_variance is not None:
         raise SpecError("--min-depth and --log-variance are for torch modules: an ONNX file has --sites, --dropout-at")
-    LOGGER.info("%s: reading the graph", draft.name)
-    marked = capture_onnx(proto, draft.of_network, options)
-    if not dropout:
-        drop_markers(marked)
-    network = OnnxNetwork(marked)
+    with phase("reading the graph"):
+        marked = capture_onnx(proto, draft.of_network, options)
+        if not dropout:
+            drop_markers(marked)
+        network = OnnxNetwork(marked)
     compilation = compile_graph(marked, draft, options.largest_file)
     _refuse_randomness(compilation, options)
     if not compilation.contract.stochastic and options.deterministic is False:
@@ -253,7 +290,16 @@ def _proven(compilation: Compilation, network: Network, example: NDArray[np.floa
     halves = compilation.halves_by_name()
     proof = prove(network, model, compilation.contract, example, halves, weights)
     assert compilation.cost is not None
-    return Compiled(model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights)
+    return Compiled(
+        model, compilation.contract, proof, compilation.cost, tuple(compilation.notes), halves, weights,
+        _captured_once(compilation, network),
+    )  # fmt: skip
+
+
+def _captured_once(compilation: Compilation, network: Network) -> Captured | None:
+    if compilation.captured is None or not isinstance(network, TorchNetwork):
+        return None
+    return Captured(compilation.captured, TorchNetwork(network.module, (), (), network.original))
 
 
 def _fixed(draft: Contract) -> Contract:
@@ -266,9 +312,15 @@ def _fixed(draft: Contract) -> Contract:
 
 
 def _traced(prepared: Prepared, draft: Contract, options: Options) -> Compilation:
-    LOGGER.info("%s: tracing the network", draft.name)
     multiple = 1 if draft.one_size else draft.preprocessing.multiple
-    return compile_graph(capture(prepared, draft.of_network.spatial, multiple), draft, options.largest_file)
+    with phase("tracing the network"):
+        marked = capture(prepared, draft.of_network.spatial, multiple)
+    captured = (
+        marked.clone() if prepared.active and only_noise(prepared.network, prepared.active, prepared.example) else None
+    )
+    compilation = compile_graph(marked, draft, options.largest_file)
+    compilation.captured = captured
+    return compilation
 
 
 def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST_FILE) -> Compilation:
@@ -277,7 +329,9 @@ def compile_graph(marked: ir.Model, draft: Contract, largest_file: int = LARGEST
     if draft.precision is not Precision.FP32:
         single = compile_graph(marked.clone(), replace(draft, precision=Precision.FP32), largest_file)
     volume = None if draft.slices is None else draft
-    return run_passes(Compilation(marked, draft.of_network, volume=volume, single=single, largest_file=largest_file))
+    compilation = Compilation(marked, draft.of_network, volume=volume, single=single, largest_file=largest_file)
+    with phase("compiling"):
+        return run_passes(compilation)
 
 
 def _refuse_randomness(compilation: Compilation, options: Options) -> None:

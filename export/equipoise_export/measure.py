@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .compiled import Compiled
 from .graph.session import OnnxSampler, session
-from .progress import LOGGER
+from .progress import phase
 from .volume import slices_of
 
 SAMPLES, FEW = 20, 4
@@ -60,7 +60,12 @@ def measure_gain(compiled: Compiled, network: nn.Module | onnx.ModelProto, image
     contract = compiled.contract
     if not contract.stochastic or (isinstance(network, onnx.ModelProto) and _images_written(network) > 1):
         return None
-    LOGGER.info("%s: measuring the gain", contract.name)
+    with phase("measuring the gain"):
+        return _measured(compiled, network, image)
+
+
+def _measured(compiled: Compiled, network: nn.Module | onnx.ModelProto, image: Tensor) -> Gain:
+    contract = compiled.contract
     if contract.slices is not None:
         image = image[:, :, :1]
     sampler = OnnxSampler(compiled.model, weights=compiled.weights)

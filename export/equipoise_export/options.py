@@ -9,7 +9,8 @@ from typing import Any
 
 from equipoise_core.targets import Noise
 
-from .graph.storage import LARGEST_FILE
+LARGEST_FILE = 2_000_000_000
+"""Bytes of weights that go into the ONNX file itself. Protobuf ends at 2³¹; the graph needs some of it."""
 
 
 class Sizes(str, Enum):

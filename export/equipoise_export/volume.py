@@ -24,8 +24,8 @@ def check_stated(task: Task | None, orientation: str | None, slices: int) -> Non
         raise SpecError(f"--slices {slices}: expected 1 (a slice alone), or 3, 5, …: a slice and its neighbours")
     if task is not None and task is not Task.SEGMENTATION:
         raise SpecError(
-            f"--slices is for a segmentation: a {task.value} gives one answer for a volume, and how those of its slices "
-            "become one is not known. Put a module around it that takes the volume and pools them, and export that for "
+            f"--slices is for a segmentation: a {task.value} gives one answer for a volume, and how those of its "
+            "slices become one is not known. Put a module around it that takes the volume and pools them, and export that for "
             "one size (--sizes fixed); or export it for single images"
         )
     if orientation is None:

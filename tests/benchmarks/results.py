@@ -53,6 +53,16 @@ def export_cost(found: Any) -> Lines:
     yield from table(head, rows)
 
 
+def export(found: Any) -> Lines:
+    rows = []
+    for network, verbs in found.items():
+        for verb, each in verbs.items():
+            parts = sorted(each["timings"]["phases"], key=lambda part: -part["seconds"])[:3]
+            largest = ", ".join(f"{part['name']} {part['seconds'] / each['seconds']:.0%}" for part in parts)
+            rows.append((network, verb, f"{each['seconds']:.1f}", f"{each['processor_seconds']:.1f}", largest))
+    yield from table(("network", "verb", "seconds", "of the processor", "largest phases"), rows)
+
+
 def serving(found: Any) -> Lines:
     rows = []
     for each in found:
@@ -201,6 +211,7 @@ def share(value: float | None) -> str:
 SECTIONS: Mapping[str, tuple[str, str, Callable[[Any], Lines]]] = {
     "first_answer": ("From nothing to a served answer", "A fresh environment by pip, ten lines of Python for each network, one server for both, one image each.", first_answer),
     "export_cost": ("Cost of T samples in process", "One run of the sampler with T = 20, against the same graph cut in two and what people write otherwise.", export_cost),
+    "export": ("Export, inspect, calibrate", "The commands from start to end, Python's start included; MONAI's BasicUNet on 256², 36 cases.", export),
     "serving": ("Served", "The same network, weights, image and T = 20 served by Equipoise and by its alternatives, with as many clients as were tried.", serving),
     "load_generator": ("The load generator", "Its own error: against a server that answers in 20 ms, and against NVIDIA's perf_analyzer.", load_generator),
     "memory_flat": ("Memory over many requests", "All processes of the server, after warming up and at the end: at most 2 % may be gained.", memory_flat),

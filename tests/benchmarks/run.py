@@ -52,6 +52,7 @@ class Benchmark:
 BENCHMARKS = {
     "first_answer": Benchmark("bench_first_answer", quick=()),
     "export_cost": Benchmark("bench_export_cost", quick=("--size", "128", "--rounds", "3")),
+    "export": Benchmark("bench_export", quick=("--networks", "small")),
     "serving": Benchmark("bench_serving", quick=("--size", "128", "--rounds", "1", "--seconds", "3", "--closed-only")),
     "load_generator": Benchmark("bench_load_generator", quick=("--rounds", "1", "--seconds", "3")),
     "memory_flat": Benchmark("bench_memory", ("flat",), ("flat", "--requests", "1000")),

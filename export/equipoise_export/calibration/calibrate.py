@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
+from ..progress import Phase, phase, running
 from ..publish.repository import renew_configurations
 from .cases import Labelled, Measured, check_classes, measure
 from .choose import Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
@@ -60,6 +61,7 @@ class Calibrated:
         groups: figures by group of patients.
         rates: of the dropout rates that were tried.
         notes: what the user should know of the labels.
+        timings: how long it took, by phase.
         costs: seconds of sampler runs, where stages were chosen by them.
         examined: what was asked about the cases before they were trusted.
     """
@@ -70,6 +72,7 @@ class Calibrated:
     sections: tuple[tuple[str, str, dict[str, Any]], ...]
     groups: dict[str, Any]
     rates: tuple[Rate, ...]
+    timings: Phase
     costs: Costs | None = None
     table: Path | None = None
     examined: tuple[Finding, ...] = ()
@@ -92,6 +95,7 @@ class Calibrated:
         }
 
 
+@phase("calibrate")
 def calibrate(
     name: str,
     *,
@@ -266,8 +270,9 @@ def calibrate(
     write_whole(repository / name / "1" / "policy.json", chosen.policy.dumps())
     renew_configurations(repository, name)
     return Calibrated(
-        chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), costs, listing, tuple(findings), notes
-    )
+        chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), running(), costs, listing,
+        tuple(findings), notes,
+    )  # fmt: skip
 
 
 def check_cases(
@@ -313,6 +318,7 @@ def tried_stages(contract: Contract, full: int) -> tuple[int, ...]:
     return (*((FIRST_PASS,) if contract.first_pass else ()), *early, full)
 
 
+@phase("measuring the cases")
 def measure_all(
     model: Model,
     repository: Path,

@@ -23,6 +23,7 @@ from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
 from equipoise_core.statistics import SIMPLE
 from numpy.typing import NDArray
 
+from ..progress import phase
 from .cases import SENSITIVE_GRID, Labelled, Measured, Step
 from .conformal import cases_needed_for_level, interval_widening, upper_limit
 from .errors import TooFewCases
@@ -179,6 +180,7 @@ def _input_numbers(policy: Policy, case: Measured) -> dict[str, float]:
     return {**case.statistics, **distance}
 
 
+@phase("choosing the policy")
 def choose_policy(
     contract: Contract,
     pilot: Sequence[Measured],

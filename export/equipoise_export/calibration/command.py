@@ -103,6 +103,7 @@ def calibrate(
     pictures: Annotated[
         int, typer.Option(min=0, help="Cases of each kind shown in the report; 0: no image in it.")
     ] = 4,
+    timings: Annotated[bool, typer.Option("--timings", help="Say how long each phase took.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Chooses thresholds with a stated guarantee on labelled cases, and writes policy.json and a report."""
@@ -121,8 +122,11 @@ def calibrate(
         Console(stderr=True).print(f"[red]not calibrated[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(json.dumps(found.document(), indent=1, allow_nan=False))
+        document = {**found.document(), "timings": found.timings.document()} if timings else found.document()
+        typer.echo(json.dumps(document, indent=1, allow_nan=False))
     else:
+        if timings:
+            console.print(found.timings)
         _show(console, name, found, repository)
 
 

@@ -13,12 +13,16 @@ from equipoise_core.sampling import get_ready
 from equipoise_core.stages import FIRST_PASS, chunk_of
 
 from ..graph.session import published_samplers
+from ..progress import phase
 from .cases import Labelled
 from .choose import Costs, stage_lists
 
-ROUNDS = 5
+ROUNDS, FEWEST = 5, 3
+PATIENCE = 10.0
+"""Seconds after which `FEWEST` rounds will do."""
 
 
+@phase("measuring what stages cost")
 def measure_costs(model: Model, repository: Path, case: Labelled, steps: Sequence[int]) -> Costs:
     """Medians of interleaved rounds on one image, by ONNX Runtime on all cores; of an ensemble, its first member."""
     contract = model.contract
@@ -35,7 +39,10 @@ def measure_costs(model: Model, repository: Path, case: Labelled, steps: Sequenc
         runs[FIRST_PASS] = lambda: first_pass(image, None)
     for run in runs.values():
         run()
-    rounds = [{name: _seconds(run) for name, run in runs.items()} for _ in range(ROUNDS)]
+    rounds: list[dict[int, float]] = []
+    began = time.perf_counter()
+    while len(rounds) < (FEWEST if time.perf_counter() - began > PATIENCE else ROUNDS):
+        rounds.append({name: _seconds(run) for name, run in runs.items()})
     seconds = {name: statistics.median(each[name] for each in rounds) for name in runs}
     return Costs(seconds.pop(FIRST_PASS, None), seconds)
 

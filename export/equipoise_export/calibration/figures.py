@@ -13,6 +13,7 @@ from equipoise_core.policy import Policy
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from ..progress import phase
 from . import metrics
 from .cases import SENSITIVE_GRID, Measured, Step
 from .choose import (
@@ -107,6 +108,7 @@ def of_last_stage(policy: Policy) -> Policy:
     return replace(policy, stages=policy.stages[-1:], groups=groups)
 
 
+@phase("judging each case by the others")
 def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured], goals: Goals) -> list[Judged]:
     """The calibration cases, each under the rules for probabilities, volumes and outlines of other patients' cases.
 

@@ -11,10 +11,12 @@ import numpy as np
 from equipoise_core.contract import Contract
 from equipoise_core.record import input_digest
 
+from ..progress import phase
 from .cases import Labelled
 from .errors import CalibrationError
 
 
+@phase("reading the cases")
 def labelled_cases(
     data: Path,
     contract: Contract,

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import OnnxSampler
+from ..progress import phase
 from . import metrics
 from .cases import Labelled, Measured, measure
 from .choose import stacked
@@ -69,6 +70,7 @@ def with_rate(sampler: onnx.ModelProto, contract: Contract, p: float) -> tuple[o
     return changed, replace(contract, sites=tuple(replace(site, p=p) for site in contract.sites))
 
 
+@phase("trying dropout rates")
 def sweep(
     model: Model,
     samplers: Sequence[onnx.ModelProto],

@@ -172,11 +172,11 @@ class _Watched:
         stack: list[str] = []
         called: set[str] = set()
         moved: set[str] = set()
-        state = b""
+        state: tuple[Any, ...] = ()
 
         def look() -> None:
             nonlocal state
-            now = pickle.dumps(_foreign_state())
+            now = _seen_state()
             if state and now != state:
                 moved.add(stack[-1] if stack else "")
             state = now
@@ -246,6 +246,15 @@ def _foreign_state() -> tuple[Any, Any]:
     return random.getstate(), np.random.get_state()  # noqa: NPY002
 
 
+def _seen_state() -> tuple[Any, ...]:
+    """The same, to be compared."""
+    python, numpy = _foreign_state()
+    if not isinstance(numpy, tuple):  # another generator than NumPy's first one
+        return python, pickle.dumps(numpy)
+    kind, words, *rest = numpy
+    return python, kind, words.tobytes(), *rest
+
+
 def _share_of(part: nn.Module) -> bool:
     """Whether a layer of torch's own (attention, a recurrence) has dropout inside."""
     return _is_share(getattr(part, "dropout", None)) and bool(part.dropout)
@@ -279,6 +288,22 @@ def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, ot
             return False
         seen.append(witness.probabilities)
     return seen[0] != seen[1]
+
+
+def only_noise(module: nn.Module, active: tuple[str, ...], example: Tensor) -> bool:
+    """Whether the active modules do nothing but drop (Dropout, DropPath), and nothing is random in evaluation mode.
+
+    Args:
+        example: images `[N, C, *S]`.
+    """
+    for part in map(module.get_submodule, active):
+        inside = (*part.children(), *part.parameters(), *part.buffers())
+        if inside or getattr(part, "inplace", False):
+            return False
+    witness = _Witness()
+    with sampling(module, ()), torch.no_grad(), torch.random.fork_rng(), witness:
+        module(example[:1])
+    return not witness.found
 
 
 def switched_off(module: nn.Module) -> tuple[str, ...]:

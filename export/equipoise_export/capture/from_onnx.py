@@ -46,7 +46,7 @@ def capture_onnx(proto: onnx.ModelProto, draft: Contract, options: Options) -> i
     common.RemoveUnusedNodesPass()(model)
     image = _name_input(model, draft)
     if pair := both_outputs(options, draft):
-        _join_outputs(model, pair)
+        _join_outputs(model, image, pair)
     else:
         _choose_output(model, image, options.output)
     if draft.classes:
@@ -241,14 +241,14 @@ def _take_off_activation(model: ir.Model, draft: Contract, answers: Answers) -> 
         model.graph.outputs[0] = _logits_of(model, final, draft.activation)
 
 
-def _join_outputs(model: ir.Model, pair: tuple[str, str]) -> None:
+def _join_outputs(model: ir.Model, image: ir.Value, pair: tuple[str, str]) -> None:
     """Means and variances `[N, K]` of a regression become one output `[N, 2K]`."""
     outputs = list(model.graph.outputs)
     parts = []
     for name in pair:
         model.graph.outputs.clear()
         model.graph.outputs.extend(outputs)
-        _choose_output(model, name)
+        _choose_output(model, image, name)
         _flatten(model)
         parts.append(model.graph.outputs[0])
     joined = ir.node("Concat", parts, {"axis": 1})

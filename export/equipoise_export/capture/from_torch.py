@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import onnx_ir as ir
@@ -21,7 +22,9 @@ from torch.export import Dim, ExportedProgram
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, mask, translate_mask
 from ..graph.randomness import sampling
+from ..progress import phase
 from .active import follows_size
+from .one_size import OneSizeOnly, several_sizes
 from .per_image import answer_each_image
 from .prepare import Prepared
 from .recurrent import split_layers
@@ -49,12 +52,14 @@ def capture(prepared: Prepared, spatial: tuple[int | str, ...], multiple: int) -
             "the whole network",
             "Export for one size (--sizes fixed), or state the probability as a number.",
         )
-    with sampling(network, active):
+    with sampling(network, active), phase("torch.export"):
         program = _trace(network, example, spatial, multiple)
-    split_layers(program)
-    drawn_once = mark_stochastic(program, dimension_names(program, spatial))
-    answer_each_image(program, drawn_once)
-    return _to_onnx(program)
+    with phase("marking"):
+        split_layers(program)
+        drawn_once = mark_stochastic(program, dimension_names(program, spatial))
+        answer_each_image(program, drawn_once)
+    with phase("to ONNX"):
+        return _to_onnx(program)
 
 
 def _trace(module: nn.Module, example: Tensor, spatial: tuple[int | str, ...], multiple: int) -> ExportedProgram:
@@ -63,10 +68,11 @@ def _trace(module: nn.Module, example: Tensor, spatial: tuple[int | str, ...], m
         if isinstance(size, str):
             dim = Dim(f"_{size}", min=1)
             shapes[axis] = multiple * dim if multiple > 1 else dim
+    steps = {axis: multiple if axis else 1 for axis in shapes}
     failure: Exception | None = None
     for strict in (False, True):
         try:
-            with torch.no_grad(), _quiet():
+            with torch.no_grad(), _quiet(), nullcontext() if strict else several_sizes(module, steps):
                 return torch.export.export(module, (example,), dynamic_shapes=(shapes,), strict=strict)
         except Exception as error:  # noqa: BLE001  # torch.export raises anything; it is translated below
             failure = failure or error
@@ -85,13 +91,15 @@ def _explained(error: Exception, spatial: tuple[int | str, ...]) -> CaptureRefus
             where,
             "Replace the `if` by torch.where, or move the decision out of the network.",
         )
-    if any(isinstance(size, str) for size in spatial) and ("onstraint" in text or "specializ" in text.lower()):
+    constrained = isinstance(error, OneSizeOnly) or "onstraint" in text or "specializ" in text.lower()
+    of_batch = isinstance(error, OneSizeOnly) and not error.axis
+    if any(isinstance(size, str) for size in spatial) and constrained and not of_batch:
         return CaptureRefused(
             f"the network does not work at every spatial size ({first})",
             where,
             "Export for one size (--sizes fixed), or state the right divisor (--multiple).",
         )
-    if "onstraint" in text or "specializ" in text.lower():
+    if constrained:
         return CaptureRefused(
             f"the network fixes the number of images in a batch ({first})",
             where,

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import helper
 
+from ..options import LARGEST_FILE
 from .marker import DOMAIN
 from .session import session
-from .storage import LARGEST_FILE, store
+from .storage import store
 
 IMAGE = "image"
 MASKS = "masks"

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnx_ir as ir
 
+from ..options import LARGEST_FILE
+
 MODEL, DATA = "model.onnx", "model.onnx.data"
-LARGEST_FILE = 2_000_000_000
-"""Bytes of weights that go into the ONNX file itself. Protobuf ends at 2³¹; the graph needs some of it."""
 _SMALLEST_OUTSIDE = 1024  # bytes: shapes, which ONNX Runtime reads while it loads, stay in the graph
 
 

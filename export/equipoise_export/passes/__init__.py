@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import ExportError, PassFailed
-from ..progress import LOGGER
+from ..progress import phase
 from .add_head import add_head
 from .batch_samples import batch_samples
 from .check import check
@@ -55,9 +55,9 @@ def run_passes(c: Compilation, passes: tuple[Callable[[Compilation], None], ...]
     """Runs the passes in order; what breaks is reported with the history that led there."""
     done: list[str] = []
     for compiler_pass in passes:
-        LOGGER.info("%s: compiling, %s", c.contract.name, compiler_pass.__name__.replace("_", " "))
         try:
-            compiler_pass(c)
+            with phase(compiler_pass.__name__.replace("_", " ")):
+                compiler_pass(c)
         except ExportError:
             raise
         except Exception as error:

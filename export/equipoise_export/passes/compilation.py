@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..graph.marker import DOMAIN, MASK, Call, own_path
 from ..graph.nodes import IMAGE, MASKS, initializer
-from ..graph.storage import LARGEST_FILE
+from ..options import LARGEST_FILE
 from .cost import Cost
 
 MADE = "equipoise "
@@ -69,6 +69,7 @@ class Compilation:
         keeps: from `batch_samples` on, site name → placeholder of its unpacked masks.
         halves: from `to_half` on, the values in half precision, and which layer of the network each belongs to.
         single: the same in single precision, where this one is half.
+        captured: the marked graph as it was, where it says what the network is in evaluation mode.
         notes: what the user should know.
         largest_file: bytes of weights that an ONNX file may hold; see `storage.py`.
         network_multiplications, depths, cost: see `count_cost`.
@@ -85,6 +86,7 @@ class Compilation:
     halves: dict[ir.Value, str] = field(default_factory=dict)
     single: Compilation | None = None
     volume: Contract | None = None
+    captured: ir.Model | None = None
     notes: list[str] = field(default_factory=list)
     largest_file: int = LARGEST_FILE
     network_multiplications: int = 0

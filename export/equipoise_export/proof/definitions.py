@@ -31,10 +31,15 @@ def probabilities(network: Network, contract: Contract, image: Array, packed: Ar
         if contract.noise is Noise.LOG_VARIANCE:
             wide[split:] = np.exp(wide[split:])
         return wide
-    if contract.activation is Activation.SIGMOID:
-        return np.exp(-np.logaddexp(0.0, -wide))
-    wide = np.exp(wide - wide.max(axis=0))
-    return wide / wide.sum(axis=0)
+    return activated(wide, contract.activation)
+
+
+def activated(logits: Array, activation: Activation, axis: int = 0) -> Array:
+    """Probabilities of logits, of the same shape; the classes lie along `axis`."""
+    if activation is Activation.SIGMOID:
+        return np.exp(-np.logaddexp(0.0, -logits))  # type: ignore[no-any-return]
+    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    return powers / powers.sum(axis=axis, keepdims=True)  # type: ignore[no-any-return]
 
 
 def outputs(contract: Contract, images: Array, p: Array) -> dict[str, Array]:

@@ -30,7 +30,7 @@ from rich.table import Table
 from ..errors import ProofRefused
 from ..graph.session import session
 from ..graph.storage import Weights
-from ..progress import LOGGER
+from ..progress import phase
 from .definitions import outputs, probabilities
 from .known import known_answers
 from .references import Network
@@ -139,7 +139,12 @@ def prove(
     Raises:
         ProofRefused: naming the site where one can be named.
     """
-    proving = Proving(network, model, contract, halves or {}, weights)
+    with phase(f"proving in {contract.precision.value}"):
+        return _prove(Proving(network, model, contract, halves or {}, weights), example)
+
+
+def _prove(proving: Proving, example: Array) -> Proof:
+    contract = proving.contract
     spatial = contract.nominal
     generator = np.random.default_rng(1)
     images = [example[:1].astype(np.float32)]
@@ -149,16 +154,22 @@ def prove(
     padded = proving.padded(images[-1])
     if padded is not None:
         images[-1] = padded
-    with network.ready():
+    with proving.logits.ready():
         pairs = [np.concatenate(images[2 * index : 2 * index + 2]) for index in range(ROUNDS)]
-        proving.take_scale(np.concatenate(pairs))
-        answers = [proving.parity(pair, seed) for seed, pair in enumerate(pairs)]
+        with phase("answers under the same masks"):
+            proving.take_scale(np.concatenate(pairs))
+            answers = [proving.parity(pair, seed) for seed, pair in enumerate(pairs)]
         other = proving.other_size()
         if other != spatial:
-            proving.parity(generator.standard_normal((1, contract.channels, *other)).astype(np.float32), seed=ROUNDS)
-        first = proving.separate(pairs[0], answers[0])
-        sites = () if first is None else proving.sites(images[0], first, answers[0].packed[:1, -1:])
-        known = proving.known()
+            with phase(f"answers at {'×'.join(map(str, other))}"):
+                image = generator.standard_normal((1, contract.channels, *other)).astype(np.float32)
+                proving.parity(image, seed=ROUNDS)
+        with phase("batch-mates, samples and chunks"):
+            first = proving.separate(pairs[0], answers[0])
+        with phase("every site matters"):
+            sites = () if first is None else proving.sites(images[0], first, answers[0].packed[:1, -1:])
+        with phase("answers that the serving machine repeats"):
+            known = proving.known()
     return Proof(
         checks=tuple(proving.checks.values()),
         sites=sites,
@@ -303,7 +314,6 @@ class Proving:
         Args:
             again: how often other masks are drawn where all samples are equal.
         """
-        self.report(f"answers under the same masks, {'×'.join(map(str, images.shape[2:]))}")
         _, packed = self.masks(images, seed)
         given = packed if self.contract.stochastic else None
         got = self.sampler(images, given)
@@ -433,7 +443,6 @@ class Proving:
         Args:
             together: what was answered to the images at once.
         """
-        self.report("batch-mates, samples and chunks")
         stochastic, packed = self.contract.stochastic, together.packed
         alone = self.sampler(images[:1], packed[:1] if stochastic else None)
         worst = max(_distance(together.outputs[name][:1], alone[name]) for name in self.outputs)
@@ -469,7 +478,6 @@ class Proving:
             unflipped: the answer to the image under one sample.
             another: masks `[1, 1, B]` of another sample.
         """
-        self.report("every site matters")
         layout, packed = mask_layout(self.contract, image.shape[2:]), unflipped.packed
         flips = []
         generator = np.random.default_rng(2)
@@ -517,7 +525,6 @@ class Proving:
 
     def known(self) -> KnownAnswers:
         """The network's answers for the machine that will serve; the sampler gives them here."""
-        self.report("answers that the serving machine repeats")
         known = known_answers(self.logits, self.contract)
         for number in range(IMAGES[self.contract.task]):
             masks = known_masks(self.contract, number, known.drawn_for)[None]
@@ -531,9 +538,6 @@ class Proving:
                         "Export without some of its sites (--sites), and report the network.",
                     )
         return known
-
-    def report(self, stage: str) -> None:
-        LOGGER.info("%s: proving in %s, %s", self.contract.name, self.contract.precision.value, stage)
 
     def note(self, name: str, value: float, limit: str, largest: bool = True) -> None:
         """Keeps the worst of a property over all rounds."""

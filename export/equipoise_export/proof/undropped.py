@@ -17,13 +17,13 @@ import onnx_ir as ir
 from equipoise_core.contract import Activation, Contract, Precision
 from equipoise_core.tolerance import TOLERANCES
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from ..errors import ProofRefused
 from ..graph.nodes import remove, replace
 from ..graph.session import session
 from ..graph.storage import store
 from ..options import Answers
+from .definitions import activated
 from .parity import Check
 from .references import OnnxNetwork, TorchNetwork, UnknownNoise
 
@@ -201,8 +201,7 @@ def _of_numbers(expected: Array, found: Array) -> float:
 
 
 def _of_probabilities(expected: Array, logits: Array, contract: Contract) -> float:
-    activated = expit(logits) if contract.activation is Activation.SIGMOID else softmax(logits, axis=1)
-    return float(np.abs(expected - activated).max())
+    return float(np.abs(expected - activated(logits, contract.activation, axis=1)).max())
 
 
 _FLAG = (

@@ -24,6 +24,7 @@ from equipoise_core.policy import PolicyError, load_policy
 from ..compiled import Compiled
 from ..errors import ExportError
 from ..graph.storage import DATA, MODEL
+from ..progress import phase
 from .memory import measure_memory
 from .triton_config import differences, first_pass_name, model_configs, render, sampler_configs, sampler_names
 
@@ -191,7 +192,8 @@ def _write_sampler(name: str, member: Compiled, root: Path, into: Path, measure:
     sampler = Sampler(name, digest_of_model(folder / "1" / MODEL))
     memory = _known_memory(into / name / "1" / PROOF, sampler.digest)
     if measure and memory is None:
-        memory = measure_memory(folder / "1" / MODEL, member.contract)
+        with phase(f"measuring the memory of {name}"):
+            memory = measure_memory(folder / "1" / MODEL, member.contract)
     # The proof names its file: beside another model it proves nothing.
     document = {**member.proof.document(), "gpu": member.placement.document(), "model_digest": sampler.digest}
     _write_json(folder / "1" / PROOF, document if memory is None else {**document, "memory": memory})

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 
+from ...progress import phase
 from .case_table import write_cases
 from .examples import show_examples
 from .findings import Findings, rendered
@@ -31,6 +32,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
 """Titles and what writes them, as HTML; a section that has nothing to say is empty and left out."""
 
 
+@phase("writing the report")
 def render_report(found: Findings) -> str:
     """HTML."""
     written = [(title, section(found)) for title, section in SECTIONS]
