@@ -29,11 +29,13 @@ STEPS: Mapping[str, Step] = {
     "bases": Step("tests.containers.images:stand_ins", 900.0),
     "server image": Step("tests.containers.images:server", 400.0),
     "gateway image": Step("tests.containers.images:gateway", 400.0),
-    "compose": Step("tests.containers.compose:compose", 420.0),
-    "study": Step("tests.containers.compose:study_in_results_back", 300.0),
-    "watching": Step("tests.containers.compose:watching", 300.0),
-    "stops": Step("tests.containers.compose:stops", 300.0),
-    "killed": Step("tests.containers.compose:killed", 300.0),
+    "compose": Step("tests.containers.compose:compose", 300.0),
+    "study": Step("tests.containers.studies:study_in_results_back", 300.0),
+    "disk full": Step("tests.containers.studies:disk_full", 300.0),
+    "abroad": Step("tests.containers.studies:abroad", 300.0),
+    "watching": Step("tests.containers.watched:watching", 300.0),
+    "stops": Step("tests.containers.stops:stops", 400.0),
+    "killed": Step("tests.containers.stops:killed", 300.0),
     "chart": Step("tests.containers.chart:played", 400.0),
 }
 """In this order: each needs what those before it made."""
