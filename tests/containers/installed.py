@@ -137,9 +137,9 @@ def decision(debian: Machine) -> str:
 ASK = """
 curl --silent --fail --retry 120 --retry-delay 1 --retry-all-errors --output /dev/null http://127.0.0.1:8003/healthz
 for attempt in $(seq 60); do
-    certs=/srv/equipoise/certs
-    /opt/equipoise/venv/bin/equipoise predict pneumonia build/grey.png --url localhost:8443 --json --tls-root $certs/ca.pem \
-        --tls-cert $certs/clients/gateway.pem --tls-key $certs/clients/gateway.key && exit 0
+    /opt/equipoise/venv/bin/equipoise predict pneumonia build/grey.png --url localhost:8443 --json \\
+        --tls-root /srv/equipoise/certs/ca.pem --tls-cert /srv/equipoise/certs/clients/gateway.pem \\
+        --tls-key /srv/equipoise/certs/clients/gateway.key && exit 0
 done
 exit 1
 """
