@@ -26,6 +26,7 @@ from .engine import BUILD, clean, missing
 
 SCRIPT = "tests.containers.run"
 STEPS: Mapping[str, Step] = {
+    "front": Step("tests.containers.front:front", 500.0),
     "bases": Step("tests.containers.images:stand_ins", 900.0),
     "server image": Step("tests.containers.images:server", 400.0),
     "gateway image": Step("tests.containers.images:gateway", 400.0),

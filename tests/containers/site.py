@@ -18,7 +18,7 @@ from equipoise_deploy.certs import make_certificates
 
 from ..support.steps import Absent
 from .engine import BUILD, ROOT, enter_namespace, must, podman, run, wait
-from .images import OURS, require_images
+from .images import require_images
 
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 PROFILES = ("cpu", "gateway", "trial")
@@ -107,7 +107,8 @@ def site(
         changed: service → what is changed of it or added, as a compose file says it.
         volumes: volume → size of a file system of its own, such as `64m`, for user 1000.
     """
-    require_images(OURS if "gateway" in services else ["equipoise/server"])
+    needed = {"triton-cpu": "equipoise/server", "gateway": "equipoise/gateway"}
+    require_images(image for service, image in needed.items() if service in services)
     enter_namespace()
     folder = BUILD / "site"
     environment, override = configuration(folder), None
