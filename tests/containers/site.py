@@ -99,13 +99,13 @@ def configuration(folder: Path) -> dict[str, str]:
 def site(
     services: Sequence[str] = SERVICES,
     changed: Mapping[str, Any] | None = None,
-    volumes: Mapping[str, str] | None = None,
+    volumes: Mapping[str, int] | None = None,
 ) -> Iterator[Site]:
     """Up, ready, and gone afterwards with its volumes.
 
     Args:
         changed: service → what is changed of it or added, as a compose file says it.
-        volumes: volume → size of a file system of its own, such as `64m`, for user 1000.
+        volumes: volume → MiB of a file system of its own, in memory, for user 1000.
     """
     needed = {"triton-cpu": "equipoise/server", "gateway": "equipoise/gateway"}
     require_images(image for service, image in needed.items() if service in services)
@@ -121,7 +121,9 @@ def site(
     made.compose("down", "--volumes", "--timeout", "0")
     try:
         for name, size in (volumes or {}).items():
-            options = [f"--opt={each}" for each in ("type=tmpfs", "device=tmpfs", f"o=size={size},{OWNED}")]
+            # In pages, since podman takes a size for a quota of its own.
+            limits = f"o=nr_blocks={size * (1 << 20) // os.sysconf('SC_PAGE_SIZE')},{OWNED}"
+            options = [f"--opt={each}" for each in ("type=tmpfs", "device=tmpfs", limits)]
             podman("volume", "create", "--label", "io.podman.compose.project=equipoise", *options, f"equipoise_{name}")
         made.compose("up", "--detach", "--no-build", *services)
         made.ready(services)

@@ -154,7 +154,7 @@ def viewed(up: Site) -> bool:
 
 def disk_full(target: object, note: Note) -> str:
     """The gateway's volume is full: images are refused, so their sender keeps them; with room again all goes on."""
-    with site(ARRIVING, volumes={"gateway": "192m"}) as up:
+    with site(ARRIVING, volumes={"gateway": 192}) as up:
         filling = ["sh", "-c", "head -c 200M /dev/zero > /var/lib/equipoise/filling"]
         full = run(["podman", "exec", up.name("gateway"), *filling])
         if "No space left" not in full.stderr:
