@@ -109,15 +109,15 @@ def site(
     """
     needed = {"triton-cpu": "equipoise/server", "gateway": "equipoise/gateway"}
     require_images(image for service, image in needed.items() if service in services)
-    enter_namespace()
+    if "viewer" in services and run(["bash", ROOT / "deploy/viewer/fetch.sh", ROOT / "build/viewer"]).returncode:
+        services = [service for service in services if service != "viewer"]
+    enter_namespace()  # from here on nothing can be fetched
     folder = BUILD / "site"
     environment, override = configuration(folder), None
     if changed:
         override = folder / "override.yaml"
         override.write_text(yaml.safe_dump({"services": dict(changed)}), encoding="utf-8")
     made = Site(folder, environment, override)
-    if "viewer" in services and run(["bash", ROOT / "deploy/viewer/fetch.sh", ROOT / "build/viewer"]).returncode:
-        services = [service for service in services if service != "viewer"]
     made.compose("down", "--volumes", "--timeout", "0")
     try:
         for name, size in (volumes or {}).items():
