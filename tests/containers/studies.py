@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pydicom
 
 from ..support.gateways import send
@@ -24,14 +25,20 @@ OUT_OF_RESOURCES = 0xA700
 """C-STORE: refused, out of resources; a sender tries again."""
 
 
-def images(suffix: str = "") -> list[bytes]:
-    """An MR study of 32 images; with a suffix of its UIDs it is another one with the same pixels."""
+def images(suffix: str = "", shuffled: bool = False) -> list[bytes]:
+    """An MR study of 32 images that is accepted; with a suffix of its UIDs it is another one with the same pixels.
+
+    Args:
+        shuffled: the pixels of each image change places, so that an expert has to look at it.
+    """
     files = sorted((data() / "dicom" / "study1-hippocampus-crop").glob("*.dcm"))
-    return [_renamed(file.read_bytes(), suffix) if suffix else file.read_bytes() for file in files]
+    return [_renamed(file.read_bytes(), suffix, shuffled) if suffix else file.read_bytes() for file in files]
 
 
-def _renamed(content: bytes, suffix: str) -> bytes:
+def _renamed(content: bytes, suffix: str, shuffled: bool) -> bytes:
     dataset = pydicom.dcmread(io.BytesIO(content))
+    if shuffled:
+        dataset.PixelData = np.random.default_rng(0).permutation(dataset.pixel_array.ravel()).tobytes()
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         setattr(dataset, name, dataset[name].value[: 64 - len(suffix)] + suffix)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -50,18 +57,18 @@ def study_in_results_back(target: object, note: Note) -> str:
             note(service, confined(up.name(service)))
         first = arrives(images())
         note("results", dict(first))
-        note("cases in the worklist", worklist(up) if shutil.which("chromium") else "Chromium is not installed")
+        note("cases in the worklist", worklist(up))
         note("viewer", viewed(up))
         note("after the upgrade", gateway_upgraded(up, first))
     return f"a study went in over DICOM, {sum(first.values())} results came back: {dict(first)}; none twice"
 
 
-def arrives(study: list[bytes], within: float = 180.0) -> Counter[str]:
-    """Its results by modality, once report and segmentation are in the archive. Raises Wrong."""
+def arrives(study: list[bytes], kinds: frozenset[str] = frozenset({"SEG", "SR"})) -> Counter[str]:
+    """Its results by modality, once those of these kinds are in the archive. Raises Wrong."""
     uid = str(pydicom.dcmread(io.BytesIO(study[0]), stop_before_pixels=True).StudyInstanceUID)
     if statuses := set(send(DICOM, study)) - {0}:
         raise Wrong(f"the gateway did not take every image: {statuses}")
-    wait(lambda: {"SEG", "SR"} <= results(uid).keys(), "results in the archive", within)
+    wait(lambda: kinds <= results(uid).keys(), "results in the archive", 180.0)
     return results(uid)
 
 
@@ -117,8 +124,11 @@ def asked(up: Site, path: str) -> str:
     return podman("exec", up.name("gateway"), "python", "-c", script, f"http://127.0.0.1:8046/{path}")
 
 
-def worklist(up: Site) -> int:
-    """Cases that a reviewer sees who has signed in with a token of that container; worklist.png shows them."""
+def worklist(up: Site) -> int | str:
+    """A study that an expert has to see, as it is shown to one who signed in: cases in the list, and worklist.png."""
+    arrives(images(".2", shuffled=True), frozenset({"SR"}))
+    if not shutil.which("chromium"):
+        return "Chromium is not installed"
     from playwright.sync_api import sync_playwright
 
     from ..support.review_page import CHROMIUM
@@ -193,8 +203,7 @@ def abroad(target: object, note: Note) -> str:
         if there != home:
             raise Wrong(f"abroad the answer is {there}, at home {home}")
         note("results", dict(arrives(images())))
-        if shutil.which("chromium"):
-            note("cases in the worklist", worklist(up))
+        note("cases in the worklist", worklist(up))
     return "the same answer, and a study's results, in another zone and language and with a clock 40 hours slow"
 
 
