@@ -18,7 +18,8 @@ from .compose import at_home, confined, predict
 from .engine import BUILD, inspect, podman, run, wait
 from .images import upgraded
 from .machines import libraries_of_a_foreign_host
-from .site import ARCHIVE, DICOM, REVIEW, SERVICES, VIEWER, Site, data, get, get_json, site
+from .site import ARCHIVE, DICOM, REVIEW, VIEWER, Site, data, get, get_json, site
+from .stops import killed
 
 ARRIVING = ("triton-cpu", "haproxy", "gateway", "orthanc")
 OUT_OF_RESOURCES = 0xA700
@@ -47,20 +48,53 @@ def _renamed(content: bytes, suffix: str, shuffled: bool) -> bytes:
     return written.getvalue()
 
 
-def study_in_results_back(target: object, note: Note) -> str:
-    """A modality sends, Orthanc gets SEG, maps and report, the worklist shows the case, OHIF is served.
+def study_abroad(target: object, note: Note) -> str:
+    """A modality sends, Orthanc gets SEG, maps and report, the worklist shows a case, OHIF is served.
 
-    Then the gateway is upgraded to another image over its volume, and what it had is sent again.
+    Then the gateway is upgraded to another image over its volume, and what it had is sent again. All this with Turkish
+    letters and decimal commas, in the zone farthest ahead, and with a gateway whose clock is 40 hours slow.
     """
-    with site() as up:
+    with site(changed=abroad()) as up:
         for service in ("gateway", "review"):
             note(service, confined(up.name(service)))
+        note("gateway", clock(up))
+        home, there = at_home(), predict(up)
+        if there != home:
+            raise Wrong(f"abroad the answer is {there}, at home {home}")
         first = arrives(images())
         note("results", dict(first))
         note("cases in the worklist", worklist(up))
         note("viewer", viewed(up))
         note("after the upgrade", gateway_upgraded(up, first))
-    return f"a study went in over DICOM, {sum(first.values())} results came back: {dict(first)}; none twice"
+    return f"abroad: a study went in over DICOM, {sum(first.values())} results came back: {dict(first)}; none twice"
+
+
+def abroad() -> dict[str, Any]:
+    """What the compose file's services have of another country."""
+    libraries = libraries_of_a_foreign_host(BUILD / "abroad")
+    place: dict[str, Any] = {
+        "environment": {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LOCPATH": "/abroad/locale"},
+        "volumes": [f"{libraries}:/abroad:ro"],
+    }
+    slow = {"LD_PRELOAD": "/abroad/libfaketime.so.1", "FAKETIME": "-40h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    services = dict.fromkeys(("triton-cpu", "haproxy", "review", "orthanc"), place)
+    return {**services, "gateway": {**place, "environment": {**place["environment"], **slow}}}
+
+
+def clock(up: Site) -> dict[str, Any]:
+    """What the gateway's container shows of where it is. Raises Wrong where it is at home."""
+    point, seconds = podman("exec", up.name("gateway"), "python", "-c", ASK).split()
+    found = {"decimal point": point, "hours behind": round((time.time() - float(seconds)) / 3600, 1)}
+    if found != {"decimal point": ",", "hours behind": 40.0}:
+        raise Wrong(f"the gateway's container is not abroad: {found}")
+    return found
+
+
+ASK = """
+import locale, time
+locale.setlocale(locale.LC_ALL, "")
+print(locale.localeconv()["decimal_point"], time.time())
+"""
 
 
 def arrives(study: list[bytes], kinds: frozenset[str] = frozenset({"SEG", "SR"})) -> Counter[str]:
@@ -179,36 +213,6 @@ def disk_full(target: object, note: Note) -> str:
         note("with room again", dict(found))
         if instances(up) != {"refused": len(images()), "taken": len(images())}:
             raise Wrong(f"the gateway counted {instances(up)}")
-    return "a full disk refuses images (0xA700) and stays alive; with room again the study goes through"
-
-
-def abroad(target: object, note: Note) -> str:
-    """Turkish letters and decimal commas, the zone farthest ahead, and a gateway whose clock is 40 hours slow."""
-    libraries = libraries_of_a_foreign_host(BUILD / "abroad")
-    place: dict[str, Any] = {
-        "environment": {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LOCPATH": "/abroad/locale"},
-        "volumes": [f"{libraries}:/abroad:ro"],
-    }
-    clock = {"LD_PRELOAD": "/abroad/libfaketime.so.1", "FAKETIME": "-40h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    services = dict.fromkeys(("triton-cpu", "haproxy", "review", "orthanc"), place)
-    services["gateway"] = {**place, "environment": {**place["environment"], **clock}}
-    used = tuple(service for service in SERVICES if service in services)
-    with site(used, changed=services) as up:
-        point, seconds = podman("exec", up.name("gateway"), "python", "-c", ASK).split()
-        behind = round((time.time() - float(seconds)) / 3600, 1)
-        note("gateway", {"decimal point": point, "hours behind": behind})
-        if (point, behind) != (",", 40.0):
-            raise Wrong(f"the gateway's container is not abroad: its decimal point is {point}, it is {behind} h behind")
-        home, there = at_home(), predict(up)
-        if there != home:
-            raise Wrong(f"abroad the answer is {there}, at home {home}")
-        note("results", dict(arrives(images())))
-        note("cases in the worklist", worklist(up))
-    return "the same answer, and a study's results, in another zone and language and with a clock 40 hours slow"
-
-
-ASK = """
-import locale, time
-locale.setlocale(locale.LC_ALL, "")
-print(locale.localeconv()["decimal_point"], time.time())
-"""
+        killed(up, "gateway")
+        note("after a kill", dict(arrives(images(".1"))))
+    return "a full disk refuses images (0xA700), room again lets the study through; killed, the gateway comes back"
