@@ -26,12 +26,17 @@ FOLDER = BUILD / "machines"
 HOME, CARRIED = FOLDER / "home", FOLDER / "carried"
 PLACES = ("/opt/wheels", "/opt/pypi", "/opt/pypi-more", "/etc/pip.conf")
 """Of this machine: where packages may lie, and what says so."""
+MADE = CARRIED / "commit"
+"""Names the commit that the bundles are of."""
 NEXT = "99.0"
 """Version of the bundle that the server is upgraded to."""
 
 
 def bundles(target: object, note: Note) -> str:
     """The chapters for the machine with a clone; then the next version's bundle, with another release and an image."""
+    commit = must(["git", "rev-parse", "HEAD"])
+    if MADE.is_file() and MADE.read_text() == commit:
+        return "the bundles of this commit are there, from an earlier run"
     shutil.rmtree(FOLDER, ignore_errors=True)
     cached = BUILD / "packages"
     for folder in (HOME, CARRIED, cached):
@@ -52,6 +57,7 @@ def bundles(target: object, note: Note) -> str:
     must([*command, "--image", IMAGE])
     sizes = {file.name: round(file.stat().st_size / 1e6) for file in sorted(CARRIED.glob("*.tar"))}
     note("MB", sizes)
+    MADE.write_text(commit)
     return f"a clone on plain Debian: keys, releases, signed bundles; MB: {sizes}, the second with {IMAGE}"
 
 
