@@ -50,6 +50,7 @@ def bundles(target: object, note: Note) -> str:
         plain.shell(f"cd clone\n{MORE.format(version=NEXT)}")
     clone = HOME / "clone"
     (clone / "build" / "equipoise.tar").rename(CARRIED / "equipoise.tar")
+    (HOME / "release.pub").rename(CARRIED / "release.pub")
     command = [ROOT / ".venv" / "bin" / "equipoise", "bundle", "make", CARRIED / "next.tar", "--repository"]
     command += [clone / "build" / "store", "--wheels", clone / "build" / "next" / "wheels"]
     command += ["--sign", HOME / "equipoise-keys" / "release.key", "--trust", CARRIED / "release.pub"]
