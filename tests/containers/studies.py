@@ -17,7 +17,7 @@ from ..support.steps import Note, Wrong
 from .compose import at_home, confined, predict
 from .engine import BUILD, inspect, podman, run, wait
 from .images import upgraded
-from .machines import libraries_of_a_foreign_host
+from .machines import HOURS_BEHIND, SLOW, libraries_of_a_foreign_host
 from .site import ARCHIVE, DICOM, REVIEW, VIEWER, Site, data, get, get_json, site
 from .stops import killed
 
@@ -76,16 +76,16 @@ def abroad() -> dict[str, Any]:
         "environment": {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LOCPATH": "/abroad/locale"},
         "volumes": [f"{libraries}:/abroad:ro"],
     }
-    slow = {"LD_PRELOAD": "/abroad/libfaketime.so.1", "FAKETIME": "-40h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     services = dict.fromkeys(("triton-cpu", "haproxy", "review", "orthanc"), place)
-    return {**services, "gateway": {**place, "environment": {**place["environment"], **slow}}}
+    slow = {**place["environment"], "LD_PRELOAD": f"/abroad/{SLOW}"}
+    return {**services, "gateway": {**place, "environment": slow}}
 
 
 def clock(up: Site) -> dict[str, Any]:
     """What the gateway's container shows of where it is. Raises Wrong where it is at home."""
     point, seconds = podman("exec", up.name("gateway"), "python", "-c", ASK).split()
     found = {"decimal point": point, "hours behind": round((time.time() - float(seconds)) / 3600, 1)}
-    if found != {"decimal point": ",", "hours behind": 40.0}:
+    if found != {"decimal point": ",", "hours behind": HOURS_BEHIND}:
         raise Wrong(f"the gateway's container is not abroad: {found}")
     return found
 
