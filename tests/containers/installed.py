@@ -91,7 +91,8 @@ def server() -> Iterator[Machine]:
     for name, target in (("equipoise.tar", home / "build" / "equipoise.tar"), ("next.tar", home / "next.tar")):
         target.hardlink_to(CARRIED / name)
     places = [f"--volume={home}:/root", f"--volume={state}:/srv", f"--volume={prefix}:/opt"]
-    init = ("--systemd=always", "--privileged", "--network=none", *places)
+    # Tensors pass through shared memory, of which a container has 64 MB; a machine has half of its memory.
+    init = ("--systemd=always", "--privileged", "--network=none", "--shm-size=2g", *places)
     with machine("equipoise-server", *init, command=("/sbin/init",)) as debian:
         try:
             wait(lambda: run([*STATE, "is-system-running"]).stdout.strip() in ("running", "degraded"), "", 60.0)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..support.steps import Absent
+from ..support.steps import Absent, Wrong
 from .bases import make_root
-from .engine import must, podman
+from .engine import must, podman, run
 
 IMAGE = "localhost/root/machine"
 
@@ -25,10 +25,14 @@ class Machine:
 
     name: str
 
-    def shell(self, script: str, **options: float) -> str:
+    def shell(self, script: str) -> str:
         """Runs a script as its root, in the folder of its home, until the first command that fails. Raises Wrong."""
         words = ["podman", "exec", "--interactive", "--workdir", "/root", self.name, "bash", "-euo", "pipefail", "-s"]
-        return must(words, input=script, **options)
+        done = run(words, input=script)
+        if done.returncode:
+            print(f"{script}\n== {done.stdout}\n{done.stderr}", flush=True)
+            raise Wrong(f"on {self.name} a command ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
+        return done.stdout
 
 
 @contextmanager
