@@ -118,6 +118,8 @@ def installed(target: object, note: Note) -> str:
         debian.shell(console(INSTALL, "With systemd"))
         before = decision(debian)
         note("under systemd", before)
+        debian.shell(GATEWAY)
+        note("gateway and worklist under systemd", "they answer")
         for chapter, what in CHAPTERS.items():
             debian.shell(f"{PREPARED.get(chapter, '')}\nexport PATH=/opt/equipoise/venv/bin:$PATH\n{what(chapter)}")
             if (after := decision(debian)) != before:
@@ -127,7 +129,7 @@ def installed(target: object, note: Note) -> str:
                                "print(v(\"equipoise\"))'")  # fmt: skip
         if NEXT not in version or "/opt/equipoise-NEW/" not in debian.shell("systemctl show -p ExecStart equipoise"):
             raise Wrong("the upgraded unit does not run the new version")
-        units = ("equipoise", "equipoise-haproxy")
+        units = ("equipoise-review", "equipoise-gateway", "equipoise-haproxy", "equipoise")
         note("stopped", {unit: stopped(debian, unit) for unit in units})
         if (FOLDER / "opt" / "equipoise-NEW" / "images").is_dir():
             (archive,) = (FOLDER / "opt" / "equipoise-NEW" / "images").iterdir()
@@ -150,6 +152,15 @@ for attempt in $(seq 60); do
         --tls-key /srv/equipoise/certs/clients/gateway.key && exit 0
 done
 exit 1
+"""
+GATEWAY = """
+export PATH=/opt/equipoise/venv/bin:$PATH
+equipoise gateway --example > /etc/equipoise/gateway.toml
+cp /opt/equipoise/deploy/gateway/rules.toml /etc/equipoise/
+systemctl enable --now equipoise-gateway equipoise-review
+for address in 127.0.0.1:8046/ready 127.0.0.1:8044/; do
+    curl --silent --fail --retry 60 --retry-delay 1 --retry-all-errors --output /dev/null http://$address
+done
 """
 CHAPTERS: Mapping[str, Callable[[str], str]] = {
     name: partial(console, OPERATIONS) for name in ("Upgrade the software", "Change a model", "Back up")
