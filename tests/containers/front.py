@@ -15,6 +15,8 @@ from .site import PROMETHEUS, PROXY, Site, site
 SERVICES = ("haproxy", "prometheus", "blackbox")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """Of HTTP/2, with empty settings."""
+PATIENCE = 240.0
+"""Seconds: a busy machine may stall for long, and the step has a limit of its own."""
 
 
 def front(target: object, note: Note) -> str:
@@ -22,12 +24,12 @@ def front(target: object, note: Note) -> str:
     based()
     with site(SERVICES) as up:
         note("confined", {service: confined(up.name(service)) for service in SERVICES})
-        wait(lambda: greeted(up, certified=True), "the reverse proxy takes a client with a certificate", 60.0)
+        wait(lambda: greeted(up, certified=True), "the reverse proxy takes a client with a certificate", PATIENCE)
         if greeted(up, certified=False):
             raise Wrong("the reverse proxy takes a client without a certificate")
-        wait(lambda: '"verify"' in logs(up.name("haproxy")), "the refusal is in the log", 30.0)
+        wait(lambda: '"verify"' in logs(up.name("haproxy")), "the refusal is in the log", PATIENCE)
         seen = Prometheus(f"http://127.0.0.1:{PROMETHEUS}")
-        wait(lambda: expires(seen), "the certificate's end is known", 120.0)
+        wait(lambda: expires(seen), "the certificate's end is known", PATIENCE)
         rules = [rule["name"] for group in seen.get("rules")["groups"] for rule in group["rules"]]
         if set(rules) != {rule.get("alert") or rule["record"] for rule in RULES}:
             raise Wrong("Prometheus does not have the rules of deploy/prometheus/rules")
