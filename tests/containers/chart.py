@@ -82,14 +82,10 @@ def component(objects: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A network; gone afterwards. What went wrong in it is printed. Internal ones publish no ports."""
+    """A network, gone afterwards. Not an internal one, which publishes no ports."""
     run(["podman", "network", "create", NETWORK])
     try:
         yield
-    except BaseException:
-        for name in podman("ps", "--all", "--format", "{{.Names}}").split():
-            print(f"== {name}\n{logs_end(name)}", flush=True)
-        raise
     finally:
         run(["podman", "network", "rm", "--force", NETWORK])
 
@@ -123,6 +119,10 @@ def pod(
     try:
         podman("kube", "play", "--network", f"{NETWORK}:alias={service}", file)
         yield wait(lambda: running(deployment["metadata"]["name"], container["name"]), f"{service} runs", 60.0)
+    except BaseException:
+        name = running(deployment["metadata"]["name"], container["name"])
+        print(f"== {name}\n{logs_end(name, 40)}", flush=True)
+        raise
     finally:
         run(["podman", "kube", "down", file])
         shutil.rmtree(memory)
@@ -230,12 +230,12 @@ def reloaded(container: str, address: str, tls: Tls) -> dict[str, Any]:
             seen.append(probe(address, readiness))
             return seen[-1]
 
-        with ThreadPoolExecutor(4) as pool:
-            futures = [pool.submit(keep_asking, seed) for seed in range(4)]
+        with ThreadPoolExecutor(2) as pool:  # more would take the processor from what is starting
+            futures = [pool.submit(keep_asking, seed) for seed in range(2)]
             try:
                 podman("kill", "--signal", "HUP", container)
                 wait(lambda: status() == 503, "it is not ready while it reloads", 30.0)
-                wait(lambda: status() == 200, "it is ready again", 120.0)
+                wait(lambda: status() == 200, "it is ready again", 300.0)
             finally:
                 done = True
             answered = sum(future.result() for future in futures)

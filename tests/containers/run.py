@@ -35,7 +35,7 @@ STEPS: Mapping[str, Step] = {
     "disk full": Step("tests.containers.studies:disk_full", 300.0),
     "watching": Step("tests.containers.watched:watching", 300.0),
     "stops": Step("tests.containers.stops:stops", 400.0),
-    "chart": Step("tests.containers.chart:played", 400.0),
+    "chart": Step("tests.containers.chart:played", 600.0),
     "bundles": Step("tests.containers.installed:bundles", 600.0),
     "installed": Step("tests.containers.installed:installed", 600.0),
 }
