@@ -30,7 +30,7 @@ VOLUME /var/lib/equipoise
 USER 1000:1000
 EXPOSE 8044 8046 11112
 
-# 503 where no new study is taken: the disk is full, or it is stopping.
+# Whether it lives. A full disk is no reason to start it again: then /ready is 503 and says why.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 CMD \
     ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8046/live', timeout=4)"]
 

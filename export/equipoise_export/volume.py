@@ -25,8 +25,8 @@ def check_stated(task: Task | None, orientation: str | None, slices: int) -> Non
     if task is not None and task is not Task.SEGMENTATION:
         raise SpecError(
             f"--slices is for a segmentation: a {task.value} gives one answer for a volume, and how those of its "
-            "slices become one is not known. Put a module around it that takes the volume and pools them, and export that for "
-            "one size (--sizes fixed); or export it for single images"
+            "slices become one is not known. Put a module around it that takes the volume and pools them, and export "
+            "that for one size (--sizes fixed); or export it for single images"
         )
     if orientation is None:
         raise SpecError(

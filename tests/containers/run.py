@@ -26,18 +26,21 @@ from .engine import BUILD, clean, missing
 
 SCRIPT = "tests.containers.run"
 STEPS: Mapping[str, Step] = {
+    "front": Step("tests.containers.front:front", 500.0),
     "bases": Step("tests.containers.images:stand_ins", 900.0),
     "server image": Step("tests.containers.images:server", 400.0),
     "gateway image": Step("tests.containers.images:gateway", 400.0),
-    "compose": Step("tests.containers.compose:compose", 420.0),
-    "study": Step("tests.containers.compose:study_in_results_back", 300.0),
-    "watching": Step("tests.containers.compose:watching", 300.0),
-    "stops": Step("tests.containers.compose:stops", 300.0),
-    "killed": Step("tests.containers.compose:killed", 300.0),
-    "chart": Step("tests.containers.chart:played", 400.0),
+    "compose": Step("tests.containers.compose:compose", 300.0),
+    "study": Step("tests.containers.studies:study_abroad", 400.0),
+    "disk full": Step("tests.containers.studies:disk_full", 300.0),
+    "watching": Step("tests.containers.watched:watching", 300.0),
+    "stops": Step("tests.containers.stops:stops", 400.0),
+    "chart": Step("tests.containers.chart:played", 600.0),
+    "bundles": Step("tests.containers.installed:bundles", 600.0),
+    "installed": Step("tests.containers.installed:installed", 600.0),
 }
 """In this order: each needs what those before it made."""
-TOTAL = 2700.0
+TOTAL = 3600.0
 
 
 def main() -> int:

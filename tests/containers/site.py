@@ -6,18 +6,19 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from equipoise_client.transport import Tls
 from equipoise_deploy.certs import make_certificates
 
 from ..support.steps import Absent
 from .engine import BUILD, ROOT, enter_namespace, must, podman, run, wait
-from .images import OURS, require_images
+from .images import require_images
 
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 PROFILES = ("cpu", "gateway", "trial")
@@ -37,15 +38,18 @@ class Site:
     Attributes:
         folder: certificates, configuration and password that the services mount.
         environment: of podman-compose.
+        override: a second compose file.
     """
 
     folder: Path
     environment: dict[str, str]
+    override: Path | None = None
 
     def compose(self, *words: str, **options: Any) -> str:
-        """`podman-compose` with the file and its profiles."""
+        """`podman-compose` with the file, a test's own one over it, and its profiles."""
         profiles = [word for profile in PROFILES for word in ("--profile", profile)]
-        command = ["podman-compose", "--in-pod=false", "--file", COMPOSE, *profiles, *words]
+        files = [word for file in (COMPOSE, self.override) if file for word in ("--file", file)]
+        command = ["podman-compose", "--in-pod=false", *files, *profiles, *words]
         return must(command, env=self.environment, **options)
 
     def name(self, service: str, number: int = 1) -> str:
@@ -77,7 +81,9 @@ def configuration(folder: Path) -> dict[str, str]:
     gateway = folder / "gateway"
     shutil.copytree(ROOT / "deploy" / "gateway", gateway)
     text = (gateway / "gateway.toml").read_text()
-    # What a site would set: how long a study is awaited, and results that are sent without an expert's verdict.
+    # What a site would set: room that is kept free, how long a study is awaited, and results that are sent without an
+    # expert's verdict.
+    text = text.replace("\n[triton]\n", "reserve_megabytes = 16\n\n[triton]\n")
     text = text.replace("[receive]\n", "[receive]\nquiet_seconds = 2.0\n")
     text = text.replace("[deliver]\n", '[deliver]\nreview = "send"\nreject = "send"\n')
     (gateway / "gateway.toml").write_text(text)
@@ -90,16 +96,35 @@ def configuration(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def site(services: Sequence[str] = SERVICES) -> Iterator[Site]:
-    """Up, ready, and gone afterwards with its volumes."""
-    require_images(OURS if "gateway" in services else ["equipoise/server"])
-    enter_namespace()
-    folder = BUILD / "site"
-    made = Site(folder, configuration(folder))
+def site(
+    services: Sequence[str] = SERVICES,
+    changed: Mapping[str, Any] | None = None,
+    volumes: Mapping[str, int] | None = None,
+) -> Iterator[Site]:
+    """Up, ready, and gone afterwards with its volumes.
+
+    Args:
+        changed: service → what is changed of it or added, as a compose file says it.
+        volumes: volume → MiB of a file system of its own, in memory, for user 1000.
+    """
+    needed = {"triton-cpu": "equipoise/server", "gateway": "equipoise/gateway"}
+    require_images(image for service, image in needed.items() if service in services)
     if "viewer" in services and run(["bash", ROOT / "deploy/viewer/fetch.sh", ROOT / "build/viewer"]).returncode:
         services = [service for service in services if service != "viewer"]
+    enter_namespace()  # from here on nothing can be fetched
+    folder = BUILD / "site"
+    environment, override = configuration(folder), None
+    if changed:
+        override = folder / "override.yaml"
+        override.write_text(yaml.safe_dump({"services": dict(changed)}), encoding="utf-8")
+    made = Site(folder, environment, override)
     made.compose("down", "--volumes", "--timeout", "0")
     try:
+        for name, size in (volumes or {}).items():
+            # In pages, since podman takes a size for a quota of its own.
+            limits = f"o=nr_blocks={size * (1 << 20) // os.sysconf('SC_PAGE_SIZE')},{OWNED}"
+            options = [f"--opt={each}" for each in ("type=tmpfs", "device=tmpfs", limits)]
+            podman("volume", "create", "--label", "io.podman.compose.project=equipoise", *options, f"equipoise_{name}")
         made.compose("up", "--detach", "--no-build", *services)
         made.ready(services)
         yield made
@@ -109,6 +134,9 @@ def site(services: Sequence[str] = SERVICES) -> Iterator[Site]:
         raise
     finally:
         made.compose("down", "--volumes", "--timeout", "0")
+
+
+OWNED = "uid=1000,gid=1000,mode=0700"
 
 
 def logs_end(container: str, lines: int = 15) -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,13 @@ import pytest
 
 from ..support.processes import serving
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 SYSTEMD = Path(__file__).parents[2] / "deploy" / "systemd"
+EXAMPLE = Path(__file__).parents[2] / "client" / "equipoise_clinic" / "gateway" / "example.toml"
 UNITS = sorted(path.name for path in SYSTEMD.glob("*.service"))
 PROGRAMS = ("opt/equipoise/venv/bin/equipoise", "usr/sbin/haproxy", "bin/kill")
 EXPOSURE = 15
@@ -131,6 +138,13 @@ def test_users_and_folders_are_what_systemd_can_make(machine):
     for unit in UNITS:
         for file in re.findall(r"^EnvironmentFile=/etc/equipoise/(.+)$", (SYSTEMD / unit).read_text(), re.MULTILINE):
             assert (SYSTEMD / file).is_file()
+
+
+@pytest.mark.parametrize("unit", ["equipoise-gateway.service", "equipoise-review.service"])
+def test_the_gateways_example_lies_where_its_units_may_write(unit):
+    """Everything else is read-only to them."""
+    (folder,) = re.findall(r"^StateDirectory=(.+)$", (SYSTEMD / unit).read_text(), re.MULTILINE)
+    assert tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))["directory"] == f"/var/lib/{folder}"
 
 
 def allowed(unit: str) -> set[str]:

@@ -140,7 +140,7 @@ def test_a_request_goes_through_and_leaves_one_line(fronted, replica):
     assert line["client"] == "clinic" and line["status"] == 200 and line["replica"] == "r1"
     assert line["bytes_in"] > IMAGE.nbytes and line["ms"] >= 0 and line["refused"] == "-"
     assert set(line) == {
-        "at", "client", "serial", "from", "method", "status", "grpc", "refused", "ms", "bytes_in", "bytes_out",
+        "at", "client", "serial", "from", "method", "status", "grpc", "refused", "trace", "ms", "bytes_in", "bytes_out",
         "replica", "retries", "ended",
     }  # fmt: skip
 

@@ -4,6 +4,7 @@
     manifest.sig         signature over manifest.json by the model-signing library, where a key was given
     deploy/…             chart, proxy, units, rules and dashboards
     images.json          container images that the deployment names
+    images/              those of them that `make --image` was given, as OCI archives
     models/… or store/…  what is served: a plain model repository, or releases with their own signatures
     sbom.cdx.json        CycloneDX bill of materials: every package and every model with digests
     wheels/…             every Python package, our own included, for one platform

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ from .manifest import unpack
 EPILOG = """[bold]Examples[/]
 
 equipoise bundle make equipoise.tar --repository /srv/equipoise --sign release.key   [dim]# in a clone, on the net[/]
+
+equipoise bundle make equipoise.tar --image equipoise/server --image equipoise/gateway   [dim]# with images[/]
 
 equipoise bundle verify equipoise.tar --trust release.pub
 
@@ -50,6 +53,10 @@ def bundle(
         Path | None, typer.Option(help="make: folder with all wheels. Default: fetched as deploy/locks pins them.")
     ] = None,
     extras: Annotated[str, typer.Option(help="make: extras of Equipoise to bundle.")] = ",".join(EXTRAS),
+    image: Annotated[
+        list[str] | None,
+        typer.Option(help="make: container image of podman's to bundle as an OCI archive; may be repeated."),
+    ] = None,
     trust: Annotated[
         Path | None, typer.Option(help="Public key (PEM) that the bundle, or a store, must be signed with.")
     ] = None,
@@ -67,7 +74,7 @@ def bundle(
         raise typer.BadParameter("install needs --trust PUBLIC_KEY; or --unsigned, if you know where it comes from")
     with exits_on(OSError):  # a full disk, a folder of somebody else's
         if action is Action.MAKE:
-            report = _made(archive, repository, wheels, sign, extras, trust)
+            report = _made(archive, repository, wheels, sign, extras, trust, image or ())
         elif action is Action.VERIFY:
             report = _verified(archive, trust)
         else:
@@ -81,9 +88,15 @@ def bundle(
 
 
 def _made(
-    archive: Path, repository: Path, wheels: Path | None, sign: Path | None, extras: str, trust: Path | None
+    archive: Path,
+    repository: Path,
+    wheels: Path | None,
+    sign: Path | None,
+    extras: str,
+    trust: Path | None,
+    images: Sequence[str],
 ) -> dict[str, Any]:
-    made = make_bundle(archive, repository, wheels, sign, tuple(filter(None, extras.split(","))), trust)
+    made = make_bundle(archive, repository, wheels, sign, tuple(filter(None, extras.split(","))), trust, images)
     return {
         "bundle": str(made.path),
         "sha256": made.sha256,

@@ -18,6 +18,7 @@ from ..releases.release import DOCUMENT as RELEASE
 from ..releases.release import verify_release
 from ..releases.store import DOCUMENT as GENERATION
 from ..releases.store import Store, read_generation
+from .images import FOLDER
 from .making import IMAGES, SBOM
 from .manifest import MANIFEST, Verified, unpack
 from .sbom import listed_packages
@@ -82,8 +83,9 @@ def _install(bundle: Path, into: Path, trust: Path | None, python: Path) -> Inst
         odd = sorted({*found.items()} ^ {*listed.items()})
         raise ReleaseError(f"installed and listed packages differ: {odd[:5]}; the bundle was made for another Python")
     serve = place_models(content, into, verified)
-    if (content / "deploy").is_dir():
-        shutil.move(content / "deploy", into / "deploy")
+    for name in ("deploy", FOLDER):
+        if (content / name).is_dir():
+            shutil.move(content / name, into / name)
     for name in (SBOM, IMAGES, MANIFEST):
         shutil.copyfile(content / name, into / name)
     shutil.rmtree(content)

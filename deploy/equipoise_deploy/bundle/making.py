@@ -26,6 +26,7 @@ from ..releases.store import Store
 from ..repository import models_in
 from ..serving import container
 from .archive import Content, write_archive
+from .images import saved_images
 from .manifest import MANIFEST, SIGNATURE, Manifest
 from .sbom import bill_of_materials
 
@@ -58,6 +59,7 @@ def make_bundle(
     key: Path | None = None,
     extras: Sequence[str] = EXTRAS,
     trust: Path | None = None,
+    saved: Sequence[str] = (),
 ) -> WrittenBundle:
     """Writes the bundle `target`.
 
@@ -66,6 +68,7 @@ def make_bundle(
         wheels: folder with every wheel, our own included; None: fetched as the lock file pins them.
         key: private key to sign with.
         trust: public key that the store's releases must be signed with.
+        saved: container images of podman's storage that go with it.
 
     Raises ReleaseError that says what is missing.
     """
@@ -77,6 +80,7 @@ def make_bundle(
         contents: dict[str, Content] = {f"wheels/{wheel.name}": wheel for wheel in packages}
         contents |= dict(_releases(Store(repository), served, trust) if is_store else _plain(repository))
         contents |= dict(_deployment())
+        contents |= dict(saved_images(saved, Path(scratch) / "images"))
         images = _images()
         contents[IMAGES] = (json.dumps(images, indent=1) + "\n").encode()
         files = {name: _described(content) for name, content in contents.items()}
@@ -183,7 +187,7 @@ def _deployment(project: Path = PROJECT) -> Iterator[tuple[str, Path]]:
 
 
 def _images(project: Path = PROJECT) -> list[str]:
-    """Container images as the deployment names them, with variables and defaults. They are not in the bundle."""
+    """Container images as the deployment names them, with variables and defaults."""
     found = {container.IMAGE}
     for file in sorted((project / "deploy").glob("compose*.yaml")) if (project / "deploy").is_dir() else ():
         found |= set(re.findall(r"^\s*image:\s*[\"']?([^\s\"'#]+)", file.read_text(encoding="utf-8"), re.MULTILINE))
