@@ -122,6 +122,28 @@ class WebSource(Strict, frozen=True):
     password_file: Path | None = None
 
 
+class RetrieveSource(Strict, frozen=True):
+    """A PACS that is queried at intervals by C-FIND, and sends to `[receive]` by C-MOVE.
+
+    Attributes:
+        query, days: as of `WebSource`.
+        timeout_seconds: without an answer; between two of a C-MOVE as well, so as long as its slowest image takes.
+        tls_root, tls_cert, tls_key: as of `Deliver`.
+    """
+
+    host: str
+    port: int = 104
+    aet: str = "PACS"
+    caller: str = "EQUIPOISE"
+    query: Mapping[str, str] = {}
+    days: int = 1
+    every_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    timeout_seconds: Annotated[float, Meta(gt=0)] = 300.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
 class Deliver(Strict, frozen=True):
     """Where results are sent, and which are sent without a verdict.
 
@@ -206,6 +228,7 @@ class Settings(Strict, frozen=True):
     receive: Receive | None = None
     orthanc: OrthancSource | None = None
     dicomweb: WebSource | None = None
+    retrieve: RetrieveSource | None = None
     deliver: Deliver = Deliver()
     health: Health = Health()
     review: Review = Review()
@@ -241,6 +264,8 @@ def password(file: Path | None) -> str:
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
         raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
+    if settings.retrieve and not settings.receive:
+        raise BadSettings("[retrieve]: expected [receive] with it, where the PACS sends images to")
     if settings.receive and settings.receive.tls_clients and not settings.receive.tls_cert:
         raise BadSettings(
             "[receive] tls_clients: expected tls_cert and tls_key with it; without them nothing is encrypted"
