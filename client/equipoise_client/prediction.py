@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from .errors import InvalidInput
 
-
 _ON_VOXELS = ("labels", "labels_sensitive", "aleatoric", "epistemic", "uncertainty")
 """Arrays of a segmentation that say of each voxel what is there, or how certain that is; 0 says nothing."""
 

@@ -67,7 +67,9 @@ def check_rle(frame: bytes, rows: int, columns: int, segments: int) -> None:
     for start, end in pairwise(ends):
         size, crossing = _runs(frame[start:end], rows * columns, columns)
         if size != rows * columns:
-            raise Contradiction(f"a segment of the RLE frame holds {size} bytes, rows and columns make {rows * columns}")
+            raise Contradiction(
+                f"a segment of the RLE frame holds {size} bytes, rows and columns make {rows * columns}"
+            )
         if crossing:
             raise Contradiction(f"runs of the RLE frame go on beyond the end of a row of {columns} pixels")
 

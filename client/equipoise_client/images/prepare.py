@@ -63,7 +63,10 @@ class Prepared:
         return prediction.at_most_review("; ".join(self.doubts)) if self.doubts else prediction
 
     def to_source(self, maps: NDArray[Any]) -> NDArray[Any]:
-        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly; 0 in padding."""
+        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly.
+
+        They are 0 in padding.
+        """
         back = tuple(axis.inverse for axis in self.grid)
         restored = interpolate(maps, back) if maps.dtype.kind == "f" else pick_nearest(maps, back)
         turned = np.flip(restored, [axis + 1 for axis, turn in enumerate(self.flipped) if turn])

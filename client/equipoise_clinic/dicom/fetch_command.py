@@ -31,9 +31,7 @@ Exit code: 0 done, 1 it failed or nothing matched, 2 wrong usage."""  # noqa: E5
 
 
 def fetch(
-    url: Annotated[
-        str, typer.Argument(help="https://host/dicom-web, or dicom://AET@host:port.", show_default=False)
-    ],
+    url: Annotated[str, typer.Argument(help="https://host/dicom-web, or dicom://AET@host:port.", show_default=False)],
     study: Annotated[list[str] | None, typer.Option(help="Study Instance UID; may be repeated.")] = None,
     query: Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE as in QIDO-RS; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for the files.")] = None,

@@ -60,7 +60,9 @@ class Retrieve:
     def _take(self, study: str, series: Any) -> int:
         uid = str(series.SeriesInstanceUID)
         stated = int(series.get("NumberOfSeriesRelatedInstances") or 0)
-        found = {str(each.SOPInstanceUID): str(each.get("SOPClassUID") or "") for each in self._pacs.instances(study, uid)}
+        found = {
+            str(each.SOPInstanceUID): str(each.get("SOPClassUID") or "") for each in self._pacs.instances(study, uid)
+        }
         images = {each for each, kind in found.items() if not kind or "Image Storage" in UID(kind).name}
         wanted = frozenset(images - self._store.studies.known(study).keys())
         before, until = self._asked.get(uid, (frozenset(), 0.0))

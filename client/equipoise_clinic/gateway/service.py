@@ -91,7 +91,7 @@ class Gateway:
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
             analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared)
-            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
+            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared, hl7=settings.hl7)
             ports = {}
             receiver = Receiver(settings.receive, intake, self._log, largest) if settings.receive else None
             if receiver is not None:

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from equipoise_client.errors import EquipoiseError, InvalidInput
@@ -178,6 +178,28 @@ class Deliver(Strict, frozen=True):
     tls_key: Path | None = None
 
 
+class Hl7(Strict, frozen=True):
+    """A receiver of HL7 v2 messages (MLLP), which is told each decision whose objects are sent.
+
+    Attributes:
+        processing_id: HL7 table 0103: P production, T training, D debugging.
+        timeout_seconds: for connection, message and acknowledgement together.
+        tls_root, tls_cert, tls_key: as of `Deliver`. Attempts, pauses and `away_hours` are those of `Deliver`, too.
+    """
+
+    host: str
+    port: int = 2575
+    sending_application: str = "EQUIPOISE"
+    sending_facility: str = ""
+    receiving_application: str = ""
+    receiving_facility: str = ""
+    processing_id: Literal["P", "T", "D"] = "P"
+    timeout_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
 class Health(Strict, frozen=True):
     """Where health and metrics are served."""
 
@@ -230,6 +252,7 @@ class Settings(Strict, frozen=True):
     dicomweb: WebSource | None = None
     retrieve: RetrieveSource | None = None
     deliver: Deliver = Deliver()
+    hl7: Hl7 | None = None
     health: Health = Health()
     review: Review = Review()
     reserve_megabytes: float = 2048.0

@@ -86,7 +86,9 @@ class TestOrthanc:
         (image,) = study(count=1)
         pacs.post("/instances", image)
         asked = Retrieve(
-            RetrieveSource(host=pacs.network.far, port=DICOM_PORT, days=-1, query={"Modality": ""}), "NOBODY", desk.store
+            RetrieveSource(host=pacs.network.far, port=DICOM_PORT, days=-1, query={"Modality": ""}),
+            "NOBODY",
+            desk.store,
         )
         with pytest.raises(SourceAway):
             asked.poll()
