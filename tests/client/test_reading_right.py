@@ -250,6 +250,14 @@ class TestPadding:
         return read_image(saved(dataset, folder / "a.dcm"))
 
 
+def test_arrays_behind_the_first_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, RNG.random((4, 5)))
+        np.save(file, RNG.random((4, 5)))
+    with pytest.raises(UnreadableImage, match="more values follow"):
+        read_image(tmp_path / "a.npy")
+
+
 class TestNifti:
     AFFINE = np.array([[0, -1.2, 0, 5], [1.0, 0, 0, -3], [0, 0, 0.9, 7], [0, 0, 0, 1.0]])
 
@@ -303,6 +311,20 @@ class TestNifti:
         for factor, doubts in ((1, 0), (1000, 1), (0.001, 1)):
             affine = self.AFFINE @ np.diag([factor] * 3 + [1])
             assert len(read_image(self.write(tmp_path / "a.nii", affine, affine)).doubts) == doubts
+
+    @pytest.mark.parametrize("end", [".nii", ".nii.gz"])
+    def test_more_voxels_than_the_header_states_are_refused(self, tmp_path: Path, end: str) -> None:
+        """A header that states fewer slices would cut off a part of the organ. A few bytes at the end are no slice."""
+        name = tmp_path / f"a{end}"
+        content = (gzip.decompress if end.endswith("gz") else bytes)(
+            self.write(name, self.AFFINE, self.AFFINE).read_bytes()
+        )
+        packed = gzip.compress if end.endswith("gz") else bytes
+        name.write_bytes(packed(content + bytes(4)))
+        assert read_image(name).pixels.shape == (1, 6, 5, 4)
+        name.write_bytes(packed(content[:46] + struct.pack("<h", 3) + content[48:]))
+        with pytest.raises(UnreadableImage, match="more than the"):
+            read_image(name)
 
     def test_every_flipped_bit_of_a_gzip_file_is_noticed(self, tmp_path: Path) -> None:
         good = bytearray(self.write(tmp_path / "a.nii.gz", self.AFFINE, self.AFFINE).read_bytes())

@@ -15,7 +15,7 @@ from equipoise_clinic.dicom.identity import uid_of
 from equipoise_clinic.gateway.delivery import Away, DeliveryWorker, Refused
 from equipoise_clinic.gateway.oru import Mllp, control_id, message
 from equipoise_clinic.gateway.settings import Deliver, Hl7
-from equipoise_clinic.gateway.store import ORU, NewObject
+from equipoise_clinic.gateway.store import ORU
 from equipoise_deploy.certs import make_certificates
 from hl7.mllp import start_hl7_server
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
@@ -90,16 +90,9 @@ class Pacs:
 def decided(desk, case: str = "c" * 16, **changes) -> str:
     """A case with a segmentation, a report and a message that may leave; the message's UID."""
     objects = [report("1.2.3", SegmentationStorage), report("1.2.3", Comprehensive3DSRStorage)]
-    made = [read(each) for each in objects]
-    uid = uid_of(str(made[1].SOPInstanceUID), ORU)
-    listed = [
-        NewObject(n, str(each.SOPClassUID), str(each.SeriesInstanceUID), str(each.SOPInstanceUID))
-        for n, each in enumerate(made, start=1)
-    ]
-    desk.decided(
-        desk.received(study()), objects, case, route="accept", why="score 0.2 & below | 0.3",
-        objects=(*listed, NewObject(3, ORU, "", uid)), **changes,
-    )  # fmt: skip
+    uid = uid_of(str(read(objects[1]).SOPInstanceUID), ORU)
+    why = "score 0.2 & below | 0.3"
+    desk.decided(desk.received(study()), objects, case, uid, route="accept", why=why, **changes)
     desk.dispatched()
     return uid
 
@@ -130,7 +123,8 @@ def test_route_score_and_volume_arrive_after_the_report(desk, receiver) -> None:
     assert str(obr[3]) == PLANTED["AccessionNumber"] and str(obr[25]) == "P" and str(obr[7]) == "20190823120000"
     found = {}
     for each in given.segments("OBX"):
-        found[str(each[3][0][0]), str(each[4])] = (str(each[5][0][0]), str(each[6][0][0]), str(each[11]))
+        code, value, unit = (str(each[field]).split("^")[0] for field in (3, 5, 6))
+        found[code, str(each[4])] = (value, unit, str(each[11]))
     assert found["route", ""] == ("accept", "", "P")
     assert given.unescape(found["reason", ""][0]) == "score 0.2 & below | 0.3"
     assert found["case_score", ""] == ("0.25", "1", "P")
