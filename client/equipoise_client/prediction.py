@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from .errors import InvalidInput
 
+_ON_VOXELS = ("labels", "labels_sensitive", "aleatoric", "epistemic", "uncertainty")
+"""Arrays of a segmentation that say of each voxel what is there, or how certain that is; 0 says nothing."""
+
 
 class Priority(IntEnum):
     """Place in the public model's queue, as Triton numbers it."""
@@ -161,6 +164,16 @@ class Prediction:
     def remarked(self, remark: str) -> Prediction:
         """The same decision, with one more remark in its reason."""
         return dataclasses.replace(self, reason="; ".join(part for part in (self.reason, remark) if part))
+
+    def blanked(self, outside: NDArray[np.bool_]) -> Prediction:
+        """The same decision, with labels and maps that are 0 where `outside` `[*S]` is True."""
+        arrays = {
+            name: np.where(outside, values.dtype.type(0), values)
+            if name in _ON_VOXELS and values.shape[1:] == outside.shape
+            else values
+            for name, values in self.arrays.items()
+        }
+        return dataclasses.replace(self, arrays=arrays)
 
     def rejected(self, reason: str) -> Prediction:
         """The same numbers, for an image that the model must not be asked about: `reason` stands first."""

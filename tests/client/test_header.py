@@ -175,3 +175,35 @@ def test_the_contract_states_its_subject_and_old_ones_none(chest: Contract, chil
     for wrong in ({"ages": (5.0, 1.0)}, {"optional": ("weight",)}):
         with pytest.raises(ContractError):
             Subject(**wrong)
+
+
+CT = {"Modality": "CT", "RescaleIntercept": "-1024", "RescaleSlope": "1"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "word"),
+    [
+        ({**CT, "RescaleIntercept": ""}, "Hounsfield"),
+        ({**CT, "RescaleType": "US"}, "Hounsfield"),
+        ({"Modality": "DX", "PixelAspectRatio": [1, 2]}, "not square"),
+        ({"Modality": "MR", "ContentQualification": "SERVICE"}, "for service"),
+        ({"Modality": "MR", "PatientSpeciesDescription": "Canis lupus familiaris"}, "not of a human"),
+        ({"Modality": "MR", "QualityControlSubject": "YES"}, "phantom"),
+    ],
+)
+def test_what_speaks_against_any_model(tags: dict[str, Any], word: str) -> None:
+    found = header_of(header(**tags))
+    assert word in "; ".join((*found.doubts, *found.contradictions))
+
+
+def test_what_speaks_for_an_image_is_no_doubt() -> None:
+    group = header(PixelValueTransformationSequence=[header(RescaleIntercept="0", RescaleSlope="1", RescaleType="HU")])
+    for tags in (
+        CT,
+        {**CT, "RescaleType": "HU", "PixelAspectRatio": [1, 1], "PatientSpeciesDescription": "Homo sapiens"},
+        {"Modality": "CT", "SharedFunctionalGroupsSequence": [group]},
+        {"Modality": "CT", "PerFrameFunctionalGroupsSequence": [group]},
+        {"Modality": "MR"},
+    ):
+        found = header_of(header(**tags))
+        assert found.doubts == found.contradictions == ()

@@ -30,6 +30,14 @@ def segmenter():
     )  # fmt: skip
 
 
+@pytest.fixture
+def nuclei():
+    return Contract(
+        "nuclei", Task.SEGMENTATION, Activation.SIGMOID, ("nucleus",), 1, ("Y", "X"), (8, 8), (64, 64),
+        Preprocessing((ZScore(),)), (),
+    )  # fmt: skip
+
+
 def test_folders_by_class_and_a_table_are_read(tmp_path, classifier):
     """Folder names are labels; cases.csv adds patients and groups."""
     contract = classifier
@@ -71,6 +79,19 @@ def test_a_label_map_is_turned_and_resampled_with_its_image(tmp_path, segmenter)
     assert case.spacing == pytest.approx((1.0, 1.0, 1.0), rel=0.01)
     overlap = (case.truth > 0) & (case.image[0] >= 0.5)
     assert overlap.sum() >= 0.8 * max((case.truth > 0).sum(), (case.image[0] >= 0.5).sum())
+
+
+def test_a_label_that_may_stand_in_an_alpha_channel_is_refused(tmp_path, nuclei):
+    """White everywhere, and the mask as its opacity: read without it, all of the image would be the structure."""
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:9, 3:12] = 255
+    for folder, picture in (("images", Image.fromarray(mask)), ("labels", Image.new("L", (16, 16), 255))):
+        (tmp_path / folder).mkdir()
+        if folder == "labels":
+            picture.putalpha(Image.fromarray(mask))
+        picture.save(tmp_path / folder / "a.png")
+    with pytest.raises(InvalidInput, match="label with transparency"):
+        read_labelled(tmp_path, nuclei)
 
 
 def test_a_scaled_label_keeps_its_classes(tmp_path, segmenter):

@@ -18,6 +18,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from equipoise_client import Prediction, Route
 from equipoise_client.errors import EquipoiseError, InvalidInput, UnreadableImage
 from equipoise_client.figure import grey
 from equipoise_client.images import Kind, SourceImage, fit, read_image
@@ -29,11 +30,11 @@ from equipoise_core.statistics import input_statistics
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.pixels import apply_modality_lut, pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
 
 from .test_images import RNG, dicom, ramp, saved
 
@@ -125,6 +126,32 @@ class TestDicomValues:
         dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
         np.testing.assert_array_equal(read_image(saved(dataset, tmp_path / "a.dcm")).pixels[0], values)
 
+    @pytest.mark.parametrize("fields", [{"Columns": 35}, {"Columns": 18, "Rows": 100}, {"Rows": 40}])
+    def test_runs_of_rows_of_another_length_are_refused(self, tmp_path: Path, fields: dict[str, int]) -> None:
+        dataset = dicom(ramp(50, 36))
+        dataset.compress(RLELossless, generate_instance_uid=False)
+        np.testing.assert_array_equal(read_image(saved(dataset, tmp_path / "a.dcm")).pixels[0], ramp(50, 36))
+        for name, value in fields.items():
+            setattr(dataset, name, value)
+        with pytest.raises(UnreadableImage, match="RLE frame"):
+            read_image(saved(dataset, tmp_path / "a.dcm"))
+
+    def test_every_changed_length_of_a_run_is_noticed(self, tmp_path: Path) -> None:
+        """What follows it would lie elsewhere. A changed value in a run cannot be noticed: nothing checks it."""
+        values = np.repeat(RNG.integers(0, 4000, (12, 4)), 6, axis=1)
+        dataset = dicom(values)
+        dataset.compress(RLELossless, generate_instance_uid=False)
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        for place in range(0, len(frame) - 1):
+            changed = frame[:place] + bytes([frame[place] ^ 4]) + frame[place + 1 :]
+            dataset.PixelData = encapsulate([changed])
+            dataset["PixelData"].is_undefined_length = True
+            try:
+                found = read_image(saved(dataset, tmp_path / "a.dcm")).pixels[0]
+            except UnreadableImage:
+                continue
+            assert (found != values).sum() in (0, 6), "one run, and nothing behind it"
+
     @pytest.mark.parametrize("rows", [64, 256])
     def test_a_codestream_of_another_size_is_refused(self, tmp_path: Path, rows: int) -> None:
         dataset = jpeg(bytes_of(PICTURE))
@@ -206,11 +233,29 @@ class TestPadding:
         np.testing.assert_allclose(values[values != PADDING_VALUE], 500, rtol=1e-6)
         assert (values == PADDING_VALUE).all(axis=2).sum() == 10
 
+    def test_labels_and_maps_say_nothing_about_it(self, tmp_path: Path, cells: Contract) -> None:
+        """Neither in the picture, which has the model's grid, nor in what is written in the source's."""
+        prepared = fit(self.read(tmp_path, 65535, "US", 0), cells)
+        full = np.ones(prepared.pixels.shape, np.float32)
+        arrays = {"labels": full.astype(np.uint8), "epistemic": full, "mean": full}
+        answer = Prediction("cells", Route.ACCEPT, "", 0.1, 20, None, {}, arrays)
+        for outside in (prepared.judge(answer).labels[0] == 0, prepared.to_source(answer.epistemic)[0] == 0):
+            np.testing.assert_array_equal(outside, self.FRAME)
+        assert (prepared.judge(answer).mean == 1).all() and (prepared.to_source(answer.labels)[0] == ~self.FRAME).all()
+
     def read(self, folder: Path, value: int, vr: str, signed: int) -> SourceImage:
         stored = np.where(self.FRAME, value, np.arange(120).reshape(10, 12) * 7 + 3)
         dataset = dicom(stored & 0xFFFF, PixelRepresentation=signed)
         dataset.add_new(0x00280120, vr, value)
         return read_image(saved(dataset, folder / "a.dcm"))
+
+
+def test_arrays_behind_the_first_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, RNG.random((4, 5)))
+        np.save(file, RNG.random((4, 5)))
+    with pytest.raises(UnreadableImage, match="more values follow"):
+        read_image(tmp_path / "a.npy")
 
 
 class TestNifti:
@@ -267,6 +312,20 @@ class TestNifti:
             affine = self.AFFINE @ np.diag([factor] * 3 + [1])
             assert len(read_image(self.write(tmp_path / "a.nii", affine, affine)).doubts) == doubts
 
+    @pytest.mark.parametrize("end", [".nii", ".nii.gz"])
+    def test_more_voxels_than_the_header_states_are_refused(self, tmp_path: Path, end: str) -> None:
+        """A header that states fewer slices would cut off a part of the organ. A few bytes at the end are no slice."""
+        name = tmp_path / f"a{end}"
+        content = (gzip.decompress if end.endswith("gz") else bytes)(
+            self.write(name, self.AFFINE, self.AFFINE).read_bytes()
+        )
+        packed = gzip.compress if end.endswith("gz") else bytes
+        name.write_bytes(packed(content + bytes(4)))
+        assert read_image(name).pixels.shape == (1, 6, 5, 4)
+        name.write_bytes(packed(content[:46] + struct.pack("<h", 3) + content[48:]))
+        with pytest.raises(UnreadableImage, match="more than the"):
+            read_image(name)
+
     def test_every_flipped_bit_of_a_gzip_file_is_noticed(self, tmp_path: Path) -> None:
         good = bytearray(self.write(tmp_path / "a.nii.gz", self.AFFINE, self.AFFINE).read_bytes())
         for place in range(len(good) // 4, len(good), max(1, len(good) // 16)):
@@ -281,6 +340,26 @@ class TestNifti:
 
 
 class TestPictures:
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "palette", "grey"])
+    def test_transparency_is_a_doubt_where_it_hides_something(self, tmp_path: Path, mode: str) -> None:
+        """Opaque everywhere, as many programs save it, it says nothing."""
+        for hidden in (False, True):
+            picture = Image.fromarray((PICTURE % 200 + 20).astype(np.uint8))
+            options: dict[str, Any] = {}
+            if mode in ("RGBA", "LA"):
+                picture = picture.convert(mode)
+                picture.putalpha(Image.fromarray(np.where((PICTURE < 100) & hidden, 0, 255).astype(np.uint8)))
+            elif mode in ("P", "palette"):
+                picture = picture.convert("P")
+                options["transparency"] = 20 if mode == "P" else bytes([255] * 20 + [0 if hidden else 255] * 200)
+                if not hidden and mode == "P":
+                    options.clear()
+            else:
+                picture = Image.fromarray(PICTURE.astype(np.uint16) + 300)
+                options["transparency"] = int(PICTURE.max()) + 300 if hidden else 7
+            picture.save(tmp_path / "a.png", **options)
+            assert bool(read_image(tmp_path / "a.png").doubts) is hidden
+
     def test_a_damaged_jpeg_is_refused(self, tmp_path: Path) -> None:
         content = bytearray(bytes_of(PICTURE))
         (tmp_path / "a.jpg").write_bytes(content)

@@ -13,7 +13,7 @@ from equipoise_clinic.gateway.audit_log import write_out
 from equipoise_clinic.gateway.intake import Intake
 from equipoise_clinic.gateway.observe import Log, Metrics
 from equipoise_clinic.gateway.spool import Spool
-from equipoise_clinic.gateway.store import Kept, NewCase, NewObject, Store, Study, fingerprint_of
+from equipoise_clinic.gateway.store import ORU, Kept, NewCase, NewObject, Store, Study, fingerprint_of
 
 from .studies import read, study
 
@@ -46,8 +46,10 @@ class Desk:
         assert key is not None
         return self.store.studies.get(key)
 
-    def decided(self, received: Study, objects: list[bytes] | None = None, case: str = "c" * 16, **changes) -> Kept:
-        """A result in the outbox; `changes` are fields of `NewCase`."""
+    def decided(
+        self, received: Study, objects: list[bytes] | None = None, case: str = "c" * 16, message: str = "", **changes
+    ) -> Kept:
+        """A result in the outbox, `message` the UID of an HL7 message of it; `changes` are fields of `NewCase`."""
         objects = study(count=3) if objects is None else objects
         made = [read(each) for each in objects]
         uids = tuple(str(each.SOPInstanceUID) for each in made)
@@ -57,7 +59,7 @@ class Desk:
             "objects": tuple(
                 NewObject(n, str(each.SOPClassUID), str(each.SeriesInstanceUID), str(each.SOPInstanceUID))
                 for n, each in enumerate(made, start=1)
-            ),
+            ) + ((NewObject(len(made) + 1, ORU, "", message),) if message else ()),
             "volume": {"total": {"mean": 1.5, "sd": 0.1, "low": 1.2, "high": 1.8}},
             "record": {"format": "test/1", "model": "tiny", "route": "review"}, **changes,
         }  # fmt: skip

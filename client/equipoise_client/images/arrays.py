@@ -65,6 +65,8 @@ def _array(path: Path, file: IO[bytes]) -> NDArray[np.float32]:
         raise UnreadableImage(
             f"{path.name}: cut off, {len(data)} of {count * dtype.itemsize} bytes of values are there"
         )
+    if file.read(1):
+        raise UnreadableImage(f"{path.name}: more values follow the array of {list(shape)}; expected one array")
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused with a count
         values = np.frombuffer(data, dtype).astype(np.float32)
     return values.reshape(shape, order="F" if fortran else "C")

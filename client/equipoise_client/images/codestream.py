@@ -1,15 +1,21 @@
 """What a compressed picture says of itself: its size; and whether a JPEG was read without complaint.
 
-References: ITU-T T.81 B.2 (JPEG), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 (JPEG 2000).
+References: ITU-T T.81 B.2 (JPEG), T.87 C.2.2 (JPEG-LS), T.800 A.5.1 (JPEG 2000); DICOM PS3.5 annex G (RLE).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from ..extras import needs
 
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _SIZ = b"\xff\x4f\xff\x51"
+
+
+class Contradiction(ValueError):
+    """What is compressed is not what the header says; the message says what, in numbers."""
 
 
 def size_of(picture: bytes) -> tuple[int, int, int] | None:
@@ -41,6 +47,50 @@ def _jpeg(picture: bytes) -> tuple[int, int, int] | None:
             return (rows, columns, picture[at + 9]) if rows else None  # 0: a later marker says it
         at += 2 + int.from_bytes(picture[at + 2 : at + 4], "big")
     return None
+
+
+def check_rle(frame: bytes, rows: int, columns: int, segments: int) -> None:
+    """Raises Contradiction where a frame of RLE Lossless is not one of that size.
+
+    Each row is encoded by itself: where a run goes on beyond its end, rows have another length than is said.
+
+    Args:
+        segments: bytes of a pixel; each has a segment of its own.
+    """
+    words = [int.from_bytes(frame[at : at + 4], "little") for at in range(0, min(64, len(frame)), 4)]
+    ends = [*words[1 : words[0] + 1], len(frame)] if words else []
+    if not words or words[0] != segments or ends[0] < 64 or ends != sorted(set(ends)):
+        raise Contradiction(
+            f"the header of the RLE frame states {words[0] if words else 'no'} segments, expected {segments} that "
+            "follow each other"
+        )
+    for start, end in pairwise(ends):
+        size, crossing = _runs(frame[start:end], rows * columns, columns)
+        if size != rows * columns:
+            raise Contradiction(
+                f"a segment of the RLE frame holds {size} bytes, rows and columns make {rows * columns}"
+            )
+        if crossing:
+            raise Contradiction(f"runs of the RLE frame go on beyond the end of a row of {columns} pixels")
+
+
+def _runs(segment: bytes, enough: int, columns: int) -> tuple[int, bool]:
+    """Bytes that a segment unpacks to, and whether a run goes beyond a row. Zeros may follow what is enough."""
+    at, size, crossing = 0, 0, False
+    while at < len(segment):
+        code = segment[at]
+        if size == enough and not any(segment[at:]):
+            break
+        if code == 128:
+            at += 1
+            continue
+        length = 257 - code if code > 128 else code + 1
+        at += 2 if code > 128 else 1 + length
+        if at > len(segment):
+            break
+        crossing = crossing or size % columns + length > columns
+        size += length
+    return size, crossing
 
 
 def check_jpeg(picture: bytes) -> None:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ..errors import MissingExtra, StudyRejected, UnreadableImage
 from ..extras import needs
 from . import uniform
+from .codestream import Contradiction
 from .completeness import missing
-from .decoding import Contradiction, unpacked
+from .decoding import unpacked
 from .geometry import frames_of, functional_group, planes_of, spacing_in_plane
 from .header import header_of
 from .source import Kind, SourceImage, check_deflated, check_size, check_unpacked

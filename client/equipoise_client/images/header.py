@@ -9,8 +9,8 @@ Position), C.11.6 (Presentation LUT Shape); PS3.16 Annex L (Body Part Examined).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -112,6 +112,7 @@ def header_of(dataset: Any) -> Header:
     if (frontal and rows in ("A", "P")) or (lateral and rows in ("L", "R")):
         contradictions.append("View Position and Patient Orientation contradict each other")
     contradictions += _polarity(dataset)
+    contradictions += _subject(dataset)
     regions, sides = _anatomy_of_frames(dataset)
     known = {region for region in (*regions, part) if region in _PARTS}
     if len(known) > 1 and not known <= _SAME:
@@ -131,6 +132,16 @@ def header_of(dataset: Any) -> Header:
         (*_doubts(dataset), *([doubt] if doubt else [])),
         tuple(contradictions),
     )
+
+
+def header_of_all(datasets: Sequence[Any]) -> Header:
+    """Of slices that were taken as one: what the first says, and whatever speaks against any of them."""
+    each = [header_of(dataset) for dataset in datasets]
+    doubts, against = (
+        tuple(dict.fromkeys(text for header in each for text in getattr(header, name)))
+        for name in ("doubts", "contradictions")
+    )
+    return replace(each[0], doubts=doubts, contradictions=against)
 
 
 def judged(header: Header | None, contract: Contract) -> tuple[list[str], list[str]]:
@@ -266,6 +277,29 @@ def _doubts(dataset: Any) -> Iterator[str]:
         yield "it is for processing, not for presentation"
     if _text(dataset.get("QualityControlImage")) in ("YES", "BOTH"):
         yield "it is an image for quality control"
+    if _text(dataset.get("ContentQualification")) == "SERVICE":
+        yield "it was made for service, not for diagnosis"
+    aspect = dataset.get("PixelAspectRatio")
+    if _pair(aspect or "") and int(aspect[0]) != int(aspect[1]):
+        yield "its pixels are not square (Pixel Aspect Ratio)"
+    if _text(dataset.get("Modality")) == "CT" and not _calibrated(dataset):
+        yield "it does not state how its values become Hounsfield units"
+
+
+def _calibrated(dataset: Any) -> bool:
+    """Whether a CT image says how stored values become Hounsfield units (PS3.3 C.8.2.1.1.2; C.7.6.16.2.9)."""
+    groups = [*(dataset.get("SharedFunctionalGroupsSequence") or [])]
+    groups += [*(dataset.get("PerFrameFunctionalGroupsSequence") or [])][:1]
+    places = [item for group in groups for item in group.get("PixelValueTransformationSequence") or ()] or [dataset]
+    stated = any(place.get("ModalityLUTSequence") or _text(place.get("RescaleIntercept")) for place in places)
+    return stated and all(_text(place.get("RescaleType")) in ("", "HU") for place in places)
+
+
+def _subject(dataset: Any) -> Iterator[str]:
+    if _text(dataset.get("PatientSpeciesDescription")) not in ("", "HUMAN", "HOMO SAPIENS"):
+        yield "it is not of a human"
+    if _text(dataset.get("QualityControlSubject")) == "YES":
+        yield "it shows a phantom (Quality Control Subject)"
 
 
 def _polarity(dataset: Any) -> Iterator[str]:

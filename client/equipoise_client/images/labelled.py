@@ -39,6 +39,7 @@ from ..errors import InvalidInput
 from .grid import pick_nearest
 from .label_values import LabelTable, plain, truth_of_label, truth_of_labels, truth_of_map, truth_of_masks
 from .prepare import Prepared, fit, turn, with_spacing
+from .raster import TRANSPARENT
 from .read import read_image
 
 PSEUDO_LABEL = ".pseudo-label"
@@ -393,6 +394,11 @@ def _planes(path: Path, prepared: Prepared, contract: Contract) -> NDArray[Any]:
     """A label's channels `[C, *S]` in the prepared image's grid."""
     label = read_image(path)
     pixels, image = label.pixels, prepared.source
+    if TRANSPARENT in label.doubts:
+        raise InvalidInput(
+            f"{path.name}: a label with transparency: its classes may stand in the alpha channel, or in the colours; "
+            "save it in grey, without transparency"
+        )
     if label.affine is not None and image.affine is not None and not np.allclose(label.affine, image.affine, atol=0.01):
         raise InvalidInput(
             f"{path.name}: the label lies elsewhere than its image (another affine); resample it to the image"

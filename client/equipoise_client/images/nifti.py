@@ -44,6 +44,7 @@ def read(path: Path) -> SourceImage:
             header = image.header
             shape = _three_axes(path, image.shape)
             check_size(path, shape)
+            _check_end(path, image, len(content))
             if image.get_data_dtype().kind not in "iuf":
                 raise UnreadableImage(f"{path.name}: voxels of type {image.get_data_dtype()}; expected real numbers")
             with np.errstate(over="ignore"):
@@ -79,6 +80,16 @@ def _content(path: Path) -> bytes:
             ) from error
     check_unpacked(path.name, len(content))
     return content
+
+
+def _check_end(path: Path, image: Any, given: int) -> None:
+    """Raises UnreadableImage where more voxels are there than the header says: part of the volume would be left out."""
+    expected = int(image.dataobj.offset) + int(np.prod(image.shape, dtype=np.int64)) * image.get_data_dtype().itemsize
+    if given - expected >= image.shape[0] * image.get_data_dtype().itemsize:  # a row
+        raise UnreadableImage(
+            f"{path.name}: the file holds {given - expected} bytes more than the {list(image.shape)} voxels that its "
+            "header states; export it again"
+        )
 
 
 _TEMPLATE = (

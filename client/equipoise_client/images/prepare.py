@@ -52,17 +52,26 @@ class Prepared:
     grid: tuple[Axis, ...]
 
     def judge(self, prediction: Prediction) -> Prediction:
-        """The prediction, held back where something speaks against the image; never the other way."""
+        """The prediction, held back where something speaks against the image; never the other way.
+
+        Its labels and maps are 0 in padding: there is no image to say anything about.
+        """
+        if self.source.padding is not None:
+            prediction = prediction.blanked((self.pixels == np.float32(PADDING_VALUE)).any(axis=0))
         if self.contradictions:
             return prediction.rejected("; ".join((*self.contradictions, *self.doubts)))
         return prediction.at_most_review("; ".join(self.doubts)) if self.doubts else prediction
 
     def to_source(self, maps: NDArray[Any]) -> NDArray[Any]:
-        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly."""
+        """Maps `[E, *S]` → the source's grid and order of axes: integers by nearest voxel, others linearly.
+
+        They are 0 in padding.
+        """
         back = tuple(axis.inverse for axis in self.grid)
         restored = interpolate(maps, back) if maps.dtype.kind == "f" else pick_nearest(maps, back)
         turned = np.flip(restored, [axis + 1 for axis, turn in enumerate(self.flipped) if turn])
-        return np.ascontiguousarray(np.transpose(turned, (0, *(1 + int(axis) for axis in np.argsort(self.order)))))
+        maps = np.ascontiguousarray(np.transpose(turned, (0, *(1 + int(axis) for axis in np.argsort(self.order)))))
+        return maps if self.source.padding is None else np.where(self.source.padding, maps.dtype.type(0), maps)
 
 
 def fit(image: SourceImage, contract: Contract) -> Prepared:

@@ -25,8 +25,13 @@ _BYTES = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "LAB":
 """Of one pixel in Pillow's memory, by its mode; 4 else."""
 
 
+TRANSPARENT = "parts of it are transparent: what the picture shows there depends on what lies behind it"
+
+
 def read(path: Path) -> SourceImage:
-    """Grey `[1, rows, columns]` with all its bits, or RGB `[3, rows, columns]`, 0..255; transparency is dropped.
+    """Grey `[1, rows, columns]` with all its bits, or RGB `[3, rows, columns]`, 0..255.
+
+    Transparency is dropped; where it hides anything, that is a doubt.
 
     Orientation tags are applied. Resolution tags are not taken for millimetres: they say how to print, not what was
     scanned.
@@ -66,6 +71,7 @@ def read(path: Path) -> SourceImage:
         raise UnreadableImage(f"{path.name}: damaged or cut off ({error}); export it again") from error
     except Exception as error:  # what else Pillow's plugins stumble over in a damaged file shares no base
         raise UnreadableImage(f"{path.name}: damaged ({type(error).__name__}); export it again") from error
+    doubts = (TRANSPARENT,) if _hides(upright) else ()
     if upright.mode == "1":
         upright = upright.convert("L")
     elif upright.mode in ("LA", "La"):
@@ -74,7 +80,16 @@ def read(path: Path) -> SourceImage:
         upright = upright.convert("RGB")
     values = _grey(np.asarray(upright), tags)
     pixels = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
-    return SourceImage(np.ascontiguousarray(pixels), Kind.RASTER)
+    return SourceImage(np.ascontiguousarray(pixels), Kind.RASTER, doubts=doubts)
+
+
+def _hides(image: Any) -> bool:
+    """Whether any of its pixels is transparent, by a channel or by a colour that stands for it."""
+    if not image.has_transparency_data:
+        return False
+    if image.mode.startswith("I"):
+        return bool((np.asarray(image) == image.info["transparency"]).any())
+    return int(image.convert("RGBA").getchannel("A").getextrema()[0]) < 255
 
 
 def _refuse_deep_colour(path: Path) -> None:

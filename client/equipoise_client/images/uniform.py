@@ -17,7 +17,8 @@ _SAME = (
     "SamplesPerPixel", "BodyPartExamined", "Laterality", "ImageLaterality", "PatientPosition", "ViewPosition",
     "EchoNumbers", "DiffusionDirectionality", "TemporalPositionIdentifier", "TemporalPositionIndex", "StackID",
     "SequenceName", "ScanningSequence", "ConvolutionKernel", "RescaleType", "Units", "ContrastBolusAgent",
-    "PresentationLUTShape", "PixelIntensityRelationshipSign",
+    "PresentationLUTShape", "PixelIntensityRelationshipSign", "DeviceSerialNumber", "PatientSex", "PatientBirthDate",
+    "PatientSpeciesDescription",
 )  # fmt: skip
 """Attributes that all slices state alike, or none."""
 
@@ -75,6 +76,8 @@ def _changes(slices: Sequence[Sequence[Any]]) -> Iterator[str]:
             raise NotOneVolume(f"{name} alternates from slice to slice")
         if changes and len(set(values)) < len(values):  # a number for each slice counts slices
             yield f"the slices come from several acquisitions ({name})"
+    if not _close([_value(each, "SliceThickness") or "0" for each in slices]):
+        yield "the slices are not equally thick (SliceThickness)"
 
 
 def _value(places: Sequence[Any], name: str) -> str:

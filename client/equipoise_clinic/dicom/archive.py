@@ -75,13 +75,22 @@ def send(
     """
     if to.startswith(("http://", "https://")):
         return _stow(instances, to, access)
-    address = _DIMSE.fullmatch(to)
-    if address is None or not 0 < int(address["port"]) < 65536:
-        raise InvalidInput(f"{to!r}; expected https://host/dicom-web or dicom://AET@host:port")
-    if not re.fullmatch(r"[ -\[\]-~]{1,16}", calling_aet) or not calling_aet.strip():
-        raise InvalidInput(f"{calling_aet!r} is not an AE title; expected 1 to 16 ASCII characters without backslash")
-    peer = (address["host"].strip("[]"), int(address["port"]), address["aet"])
-    return _c_store(instances, *peer, calling_aet, access)
+    return _c_store(instances, *peer(to), checked_aet(calling_aet), access)
+
+
+def peer(address: str) -> tuple[str, int, str]:
+    """Host, port and AE title of `dicom://AET@host:port`. Raises InvalidInput."""
+    found = _DIMSE.fullmatch(address)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        raise InvalidInput(f"{address!r}; expected https://host/dicom-web or dicom://AET@host:port")
+    return found["host"].strip("[]"), int(found["port"]), found["aet"]
+
+
+def checked_aet(aet: str) -> str:
+    """Raises InvalidInput for what is no AE title (PS3.5, VR AE)."""
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", aet) or not aet.strip():
+        raise InvalidInput(f"{aet!r} is not an AE title; expected 1 to 16 ASCII characters without backslash")
+    return aet
 
 
 def fetch(url: str, study: str, *, access: Access = DEFAULT) -> Iterator[Any]:

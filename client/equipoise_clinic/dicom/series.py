@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from equipoise_client.extras import needs
 from equipoise_client.images import dicom as pixels
 from equipoise_client.images import geometry, uniform
 from equipoise_client.images.completeness import missing
-from equipoise_client.images.header import header_of
+from equipoise_client.images.header import header_of_all
 from equipoise_client.images.rejections import (
     DamagedInstance,
     DuplicatePositions,
@@ -155,7 +157,7 @@ class Series:
                 pixels.refuse_all_padding(_NAME, padding)
                 if padding is not None:  # of all slices alike, not of each its own
                     values[:, padding] = values[:, ~padding].min()
-                header = header_of(self.first)
+                header = header_of_all(self.datasets)
                 if self.volume is None:
                     outside = None if padding is None else padding[0]
                     image = SourceImage(
@@ -205,7 +207,7 @@ def read(given: Path | Iterable[Any]) -> list[Group]:
                     lost[series] += 1
                     continue
                 studies.add(str(dataset.StudyInstanceUID))
-                patients.add(" ".join(str(dataset.get("PatientID", "") or "").casefold().split()))
+                patients.add(_patient(dataset))
                 known = groups[series].setdefault(dataset.SOPInstanceUID, dataset)
                 if known is not dataset and known != dataset:
                     faults[series] = DuplicatePositions("one instance came twice with different content")
@@ -219,6 +221,12 @@ def read(given: Path | Iterable[Any]) -> list[Group]:
         Group(tuple(groups[uid].values()), tuple(_losses(lost[uid], lost[""])), _counted(groups[uid]), faults.get(uid))
         for uid in sorted(groups)
     ]
+
+
+def _patient(dataset: Any) -> str:
+    """What tells patients apart: the ID, or the name where there is none; spelling apart."""
+    stated = str(dataset.get("PatientID", "") or "") or str(dataset.get("PatientName", "") or "").replace("^", " ")
+    return " ".join(stated.casefold().split())
 
 
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -316,14 +324,26 @@ def _files(folder: Path) -> Iterator[Any]:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if skipped(file):
             continue
-        with file.open("rb") as stream:
-            is_dicom = stream.read(132)[128:] == b"DICM"
+        is_dicom = _is_dicom(file)
         suffix = file.suffix.casefold()
         if is_dicom or suffix in _SUFFIXES or suffix[1:].isdigit():
             dataset = dataset_of(file)
             # A DICOMDIR by another name is a list as well.
             if dataset.file_meta.get("MediaStorageSOPClassUID") != pixels.DICOMDIR:
                 yield dataset
+
+
+def _is_dicom(file: Path) -> bool:
+    """Also of one that is gzipped, which counts as one that cannot be read: its series is incomplete without it."""
+    with file.open("rb") as stream:
+        head = stream.read(132)
+        if head.startswith(b"\x1f\x8b"):
+            stream.seek(0)
+            try:
+                head = gzip.GzipFile(fileobj=stream).read(132)
+            except (OSError, EOFError, zlib.error):
+                return "dcm" in file.name.casefold()
+        return head[128:] == b"DICM"
 
 
 def dataset_of(file: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from time import monotonic, time
 
 from equipoise_client.backoff import Backoff
@@ -24,15 +24,16 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from ..audit import end
 from ..dicom.archive import encoded
+from ..dicom.identity import uid_of
 from ..dicom.result_source import Predecessor
 from ..dicom.rules import Rules
 from ..dicom.series import dataset_of
 from ..dicom.study import Analysis, ChosenSeries, analyse, sorted_out
 from .observe import Log, Metrics
 from .picture import draw
-from .settings import ObjectKind, Settings, kind_of
+from .settings import Settings, kind_of
 from .spool import OutOfRoom, Spool
-from .store import Kept, NewCase, NewObject, Store, Study, fingerprint_of
+from .store import ORU, Kept, NewCase, NewObject, Store, Study, fingerprint_of
 
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
 """The server is away, or was set up wrongly. The study is not the reason: it waits, and no attempt is counted."""
@@ -182,14 +183,14 @@ class AnalysisWorker:
     def _try(self, study: Study, series: ChosenSeries) -> Kept:
         """Asks, and keeps the answer: as a new version where something was sent of another result before it."""
         analysis = self._ask(study, series)
-        result = _result(analysis, self._settings.deliver.objects)
+        result = _result(analysis, self._settings)
         before = self._store.cases.earlier(study, result.series, result.model, result.version)
         if before is not None:
             sent = before.late or self._store.cases.sent(before.key)
             for replaces in (before.replaces, before.key if sent else ""):
                 if replaces and result.fingerprint != before.fingerprint:
                     analysis = self._ask(study, series, replaces)
-                    result = _result(analysis, self._settings.deliver.objects, replaces)
+                    result = _result(analysis, self._settings, replaces)
         return self._keep(study, analysis, result)
 
     def _ask(self, study: Study, series: ChosenSeries, replaces: str = "") -> Analysis:
@@ -229,7 +230,7 @@ class AnalysisWorker:
         return kept
 
 
-def _result(analysis: Analysis, kinds: Collection[ObjectKind], replaces: str = "") -> NewCase:
+def _result(analysis: Analysis, settings: Settings, replaces: str = "") -> NewCase:
     prediction = analysis.prediction
     found = {} if prediction.volume is None else {**prediction.volume.classes, "total": prediction.volume.total}
     uids = tuple(str(each.SOPInstanceUID) for each in analysis.objects)
@@ -238,8 +239,10 @@ def _result(analysis: Analysis, kinds: Collection[ObjectKind], replaces: str = "
     objects = tuple(
         NewObject(number, str(each.SOPClassUID), str(each.SeriesInstanceUID), str(each.SOPInstanceUID))
         for number, each in enumerate(analysis.objects, start=1)
-        if kind_of(str(each.SOPClassUID)) in kinds
+        if kind_of(str(each.SOPClassUID)) in settings.deliver.objects
     )
+    if settings.hl7 is not None and objects:  # the report is the last of them
+        objects += (NewObject(len(analysis.objects) + 1, ORU, "", uid_of(objects[-1].uid, ORU)),)
     return NewCase(
         series=analysis.series_uid,
         model=analysis.contract.name,

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 from equipoise_client import __version__
 from pydicom.uid import UID, Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
 from pynetdicom import AllStoragePresentationContexts
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Find  # type: ignore[attr-defined]
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as Move  # type: ignore[attr-defined]
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from ..dicom import codes
@@ -102,7 +105,8 @@ same study.
             *((UID(each).name, _yes(bool(settings.deliver.host) and _sent(settings, each)), "no") for each in CREATED),
             ("STOW-RS", _yes(bool(settings.deliver.stow_url)), "no"),
             ("QIDO-RS, WADO-RS (instances)", _yes(settings.dicomweb is not None), "no"),
-            ("Query/Retrieve (C-FIND, C-MOVE, C-GET), worklists, media", "no", "no"),
+            ("Query/Retrieve: C-FIND, C-MOVE (Study Root)", _yes(settings.retrieve is not None), "no"),
+            ("C-GET, worklists, UPS-RS, media", "no", "no"),
         ],
     )
 
@@ -190,7 +194,8 @@ analysed; results are sent when the audit log holds the decision. A repeat gives
         f" {' or '.join(map(_hex, NO_KIND))}, or no accepted context: this kind of object is not tried again for this"
         " result; the others are sent. Anything else: tried again, then given up and shown to a person.\n"
     )
-    yield "### 4.4 DICOMweb\n"
+    yield from _query_retrieve(settings)
+    yield "### 4.5 DICOMweb\n"
     yield from _table(
         ("Service", "Server", "What is asked"),
         [
@@ -209,8 +214,39 @@ analysed; results are sent when the audit log holds the decision. A repeat gives
     )
 
 
+def _query_retrieve(settings: Settings) -> Iterator[str]:
+    retrieve, receive = settings.retrieve, settings.receive
+    yield "### 4.4 Application entity: Query/Retrieve (SCU)\n"
+    if retrieve is None or receive is None:
+        yield "Not configured.\n"
+    else:
+        yield from _table(
+            ("Property", "Value"),
+            [
+                ("AE title", f"`{retrieve.caller}`"),
+                ("Asks", f"`{retrieve.aet}` at `{retrieve.host}:{retrieve.port}`, every {retrieve.every_seconds:g} s"),
+                ("C-MOVE destination", f"`{receive.aet}`, the receiver of 4.2"),
+                ("Associations", "one for each C-FIND and each C-MOVE, one after the other"),
+            ],
+        )
+    yield from _table(
+        ("SOP class", "UID", "Level", "Keys"),
+        [
+            (Find.name, f"`{Find}`", "STUDY", "Study Date and the configured query; Study Instance UID"),
+            ("", "", "SERIES", "Series Instance UID, Modality, Number of Series Related Instances"),
+            ("", "", "IMAGE", "SOP Instance UID, SOP Class UID"),
+            (Move.name, f"`{Move}`", "SERIES", "Study and Series Instance UID"),
+        ],
+    )
+    proposed = ", ".join(each.name for each in build_context(Find).transfer_syntax)
+    yield (
+        f"Transfer syntaxes proposed: {proposed}. A series is moved when images are listed that are not here. What was"
+        " listed and does not come makes it incomplete; it is asked for again later.\n"
+    )
+
+
 def _rest(settings: Settings) -> Iterator[str]:
-    receive, deliver = settings.receive, settings.deliver
+    receive, deliver, asks = settings.receive, settings.deliver, settings.retrieve
     yield """## 5 Media interchange
 
 None.
@@ -226,6 +262,7 @@ character set where all of their text is ASCII.
         ("Connection", "TLS (1.2 or later, PS3.15 annex B)"),
         [
             ("Receiver", _tls(bool(receive and receive.tls_cert), bool(receive and receive.tls_clients))),
+            ("Query/Retrieve", _tls(bool(asks and (asks.tls_root or asks.tls_cert)), bool(asks and asks.tls_cert))),
             ("Sender, C-STORE", _tls(bool(deliver.tls_root or deliver.tls_cert), bool(deliver.tls_cert))),
             ("Sender, STOW-RS", _tls(deliver.stow_url.startswith("https:"), bool(deliver.tls_cert))),
         ],
@@ -254,7 +291,10 @@ character set where all of their text is ASCII.
     yield from _table(
         ("Result", "Object", "Result primitive"), [(what, UID(each).name, name) for what, each, name in _AIR]
     )
-    yield "No IHE Connectathon was attended. AI Workflow for Imaging (UPS-RS) is not supported."
+    yield (
+        "No IHE Connectathon was attended. AI Workflow for Imaging (UPS-RS) is not supported: no server that offers it"
+        " was at hand. HL7 v2 messages (ORU^R01) are described in deploy/docs/hl7.md."
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""Sends results, one object at a time, by STOW-RS or C-STORE, until the object has arrived or is given up."""
+"""Sends results, one object at a time, by STOW-RS, C-STORE or HL7, until the object has arrived or is given up."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
 from time import time
@@ -12,15 +13,16 @@ import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
 from equipoise_client.backoff import Backoff
-from equipoise_client.errors import EquipoiseError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 
 from ..dicom.tls import client_context
+from .faults import Away, Refused, Sick, Unwanted
 from .observe import Log, Metrics
-from .settings import Deliver, password
+from .oru import Mllp, control_id, message
+from .settings import Deliver, Hl7, password
 from .spool import Spool
-from .store import OutboxItem, Store
+from .store import ORU, OutboxItem, Store
 
 PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 """pynetdicom converts between the two; more than one archive takes the second alone."""
@@ -30,22 +32,6 @@ NO_KIND = (0x0122, 0xC122)
 
 DUPLICATE = 0x0111
 """DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
-
-
-class Away(EquipoiseError):
-    """The destination does not answer, or denies access: that says nothing about the object."""
-
-
-class Sick(Away):
-    """The destination cannot store this object now. Whether the object is the reason shows when others arrive."""
-
-
-class Refused(EquipoiseError):
-    """The destination does not want this object. The message is a status, never what the destination wrote."""
-
-
-class Unwanted(EquipoiseError):
-    """The destination does not take objects of this kind, whatever is in them. The message as that of `Refused`."""
 
 
 class Destination(Protocol):
@@ -173,11 +159,13 @@ class DeliveryWorker:
         log: Log,
         metrics: Metrics,
         passed: Callable[[str], None],
+        hl7: Hl7 | None = None,
     ) -> None:
         self._settings, self._to = settings, to
+        self._hl7, self._messages = hl7, None if hl7 is None else Mllp(hl7)
         self._backoff = Backoff(settings.first_seconds, settings.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
-        self._away = 0  # failures in a row to reach the destination
+        self._away: Counter[str] = Counter()  # destination → failures in a row to reach it
         self._sent = 0
         self._before: dict[str, int] = {}  # object → how many were sent when the destination last could not store it
 
@@ -187,7 +175,7 @@ class DeliveryWorker:
         if item is None:
             return waits
         try:
-            self._to.send(pydicom.dcmread(self._spool.outbox(item.case) / f"{item.number}.dcm"))
+            self._send(item)
         except Sick as error:
             if self._sent > self._before.get(item.uid, self._sent):
                 self._refused(item, str(error))
@@ -209,32 +197,46 @@ class DeliveryWorker:
             self._arrived(item)
         return 0.0
 
+    def _send(self, item: OutboxItem) -> None:
+        folder = self._spool.outbox(item.case)
+        if item.sop_class != ORU:
+            self._to.send(pydicom.dcmread(folder / f"{item.number}.dcm"))
+            return
+        case = self._store.cases.get(item.case)
+        if self._hl7 is None or self._messages is None or case is None:
+            raise Refused("it is an HL7 message, and [hl7] is not configured any more")
+        report = pydicom.dcmread(folder / f"{item.number - 1}.dcm", stop_before_pixels=True)
+        self._messages.send(message(case, report, item.uid, self._hl7), control_id(item.uid))
+
     def _arrived(self, item: OutboxItem) -> None:
         self._passed("delivery.sent")
-        self._away = 0
+        self._reached(item)
         self._sent += 1
         self._before.pop(item.uid, None)
-        self._metrics.reachable.labels("destination").set(1)
         self._metrics.deliveries.labels("sent").inc()
         complete = self._store.outbox.sent(item)
         self._passed("delivery.recorded")
         if complete:
             self._log.info("case delivered", case=item.case)
 
+    def _reached(self, item: OutboxItem) -> None:
+        self._away[_where(item)] = 0
+        self._metrics.reachable.labels(_where(item)).set(1)
+
     def _missed(self, item: OutboxItem, why: str, everything: bool) -> None:
-        pause = self._backoff.pause(self._away)
-        self._away += 1
-        self._metrics.reachable.labels("destination").set(0)
+        where = _where(item)
+        pause = self._backoff.pause(self._away[where])
+        self._away[where] += 1
+        self._metrics.reachable.labels(where).set(0)
         self._metrics.deliveries.labels("away").inc()
         if item.away is not None and time() - item.away > self._settings.away_hours * 3600.0:
             self._give_up(item, f"the destination was away for {self._settings.away_hours:g} hours: {why}")
             return
-        self._log.warning("destination unavailable", case=item.case, why=why, seconds=pause)
+        self._log.warning("destination unavailable", case=item.case, destination=where, why=why, seconds=pause)
         self._store.outbox.missed(item, pause, everything)
 
     def _refused(self, item: OutboxItem, why: str) -> None:
-        self._away = 0
-        self._metrics.reachable.labels("destination").set(1)
+        self._reached(item)
         self._metrics.deliveries.labels("refused").inc()
         if item.attempts + 1 >= self._settings.attempts:
             self._give_up(item, f"object {item.number} was refused {item.attempts + 1} times: {why}")
@@ -245,8 +247,7 @@ class DeliveryWorker:
 
     def _unwanted(self, item: OutboxItem, why: str) -> None:
         """No use to try again: the others of the case go on."""
-        self._away = 0
-        self._metrics.reachable.labels("destination").set(1)
+        self._reached(item)
         self._metrics.deliveries.labels("unwanted").inc()
         name = UID(item.sop_class).name or f"object {item.number}"
         self._log.warning("kind of object refused by destination", case=item.case, kind=name, why=why)
@@ -257,3 +258,8 @@ class DeliveryWorker:
         self._metrics.deliveries.labels("dead").inc()
         self._log.warning("dead letter", case=item.case, reason=reason)
         self._store.outbox.give_up(item, reason)
+
+
+def _where(item: OutboxItem) -> str:
+    """The destination's name in metrics and logs."""
+    return "hl7" if item.sop_class == ORU else "destination"

@@ -47,7 +47,7 @@ _SERIES = Tag("SeriesInstanceUID")
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND, PROCESSING_FAILURE = 0x0000, 0xA700, 0xC000, 0x0110
 """DICOM PS3.4 table B.2-1 and PS3.7 annex C."""
 
-_MAPS = "SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC", "PLAN", "REG", "FID", "RWV"
+NO_IMAGES = "SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC", "PLAN", "REG", "FID", "RWV"
 """Modalities that hold no images; not even asked for."""
 
 _UNTIL_SETTLED = 3000.0  # seconds
@@ -183,7 +183,7 @@ class Receiver:
         return CANNOT_UNDERSTAND if outcome is Outcome.ASIDE else SUCCESS
 
 
-_AGAIN = 600.0
+AGAIN = 600.0
 """Seconds after which what was set aside is fetched again: the archive may have a good copy by then."""
 
 
@@ -253,7 +253,7 @@ class Puller:
                     taken += outcome is Outcome.TAKEN
                     self._versions[each.uid] = each.version
                     if outcome in (Outcome.IGNORED, Outcome.ASIDE):
-                        again = _AGAIN if outcome is Outcome.ASIDE else float("inf")
+                        again = AGAIN if outcome is Outcome.ASIDE else float("inf")
                         self._useless[each.uid] = monotonic() + again
                 self._store.studies.absent(study_uid, series.uid, absent)
         if lost is not None:
@@ -324,7 +324,7 @@ class Orthanc:
     def _listing(self, study: str) -> Iterator[ListedSeries]:
         for series in self._json(f"/studies/{study}/series", missing=[]):
             tags = series.get("MainDicomTags", {})
-            if tags.get("Modality") not in _MAPS:
+            if tags.get("Modality") not in NO_IMAGES:
                 instances = self._json(f"/series/{series['ID']}/instances", missing=[])
                 yield ListedSeries(str(tags.get("SeriesInstanceUID", "")), tuple(map(self._listed, instances)))
 
@@ -416,7 +416,7 @@ class Web:
 
     def _listing(self, study: str) -> Iterator[ListedSeries]:
         for series in self._client.search_for_series(study, get_remaining=True):
-            if _tag(series, "00080060") in _MAPS:
+            if _tag(series, "00080060") in NO_IMAGES:
                 continue
             uid = _tag(series, "0020000E")
             names = [_tag(each, _UID) for each in self._client.search_for_instances(study, uid, get_remaining=True)]

@@ -31,6 +31,7 @@ from .delivery import DeliveryWorker, destination
 from .intake import Intake
 from .observe import Log, Metrics, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
+from .retrieve import Retrieve
 from .settings import Settings
 from .spool import OutOfRoom, Spool
 from .store import FINISHED, Store
@@ -94,7 +95,7 @@ class Gateway:
             watch = AuditWatch(settings.audit, self._log, self._metrics, settings.close_on_alarm)
             watch.look()
             analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared, watch.closed)
-            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared)
+            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared, hl7=settings.hl7)
             ports = {}
             receiver = Receiver(settings.receive, intake, self._log, largest) if settings.receive else None
             if receiver is not None:
@@ -134,6 +135,8 @@ class Gateway:
             yield Orthanc(self._settings.orthanc, intake, self._store, self._log, self._passed)
         if self._settings.dicomweb is not None:
             yield Web(self._settings.dicomweb, intake, self._store)
+        if self._settings.retrieve is not None and self._settings.receive is not None:
+            yield Retrieve(self._settings.retrieve, self._settings.receive.aet, self._store)
 
     def _poll(self, source: Source) -> None:
         source.poll()

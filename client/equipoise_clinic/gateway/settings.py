@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from equipoise_client.errors import EquipoiseError, InvalidInput
@@ -122,6 +122,28 @@ class WebSource(Strict, frozen=True):
     password_file: Path | None = None
 
 
+class RetrieveSource(Strict, frozen=True):
+    """A PACS that is queried at intervals by C-FIND, and sends to `[receive]` by C-MOVE.
+
+    Attributes:
+        query, days: as of `WebSource`.
+        timeout_seconds: without an answer; between two of a C-MOVE as well, so as long as its slowest image takes.
+        tls_root, tls_cert, tls_key: as of `Deliver`.
+    """
+
+    host: str
+    port: int = 104
+    aet: str = "PACS"
+    caller: str = "EQUIPOISE"
+    query: Mapping[str, str] = {}
+    days: int = 1
+    every_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    timeout_seconds: Annotated[float, Meta(gt=0)] = 300.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
 class Deliver(Strict, frozen=True):
     """Where results are sent, and which are sent without a verdict.
 
@@ -151,6 +173,28 @@ class Deliver(Strict, frozen=True):
     first_seconds: Annotated[float, Meta(gt=0)] = 2.0
     longest_seconds: float = 300.0
     timeout_seconds: float = 60.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+class Hl7(Strict, frozen=True):
+    """A receiver of HL7 v2 messages (MLLP), which is told each decision whose objects are sent.
+
+    Attributes:
+        processing_id: HL7 table 0103: P production, T training, D debugging.
+        timeout_seconds: for connection, message and acknowledgement together.
+        tls_root, tls_cert, tls_key: as of `Deliver`. Attempts, pauses and `away_hours` are those of `Deliver`, too.
+    """
+
+    host: str
+    port: int = 2575
+    sending_application: str = "EQUIPOISE"
+    sending_facility: str = ""
+    receiving_application: str = ""
+    receiving_facility: str = ""
+    processing_id: Literal["P", "T", "D"] = "P"
+    timeout_seconds: Annotated[float, Meta(gt=0)] = 30.0
     tls_root: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -211,7 +255,9 @@ class Settings(Strict, frozen=True):
     receive: Receive | None = None
     orthanc: OrthancSource | None = None
     dicomweb: WebSource | None = None
+    retrieve: RetrieveSource | None = None
     deliver: Deliver = Deliver()
+    hl7: Hl7 | None = None
     health: Health = Health()
     review: Review = Review()
     close_on_alarm: bool = False
@@ -249,6 +295,8 @@ def password(file: Path | None) -> str:
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
         raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
+    if settings.retrieve and not settings.receive:
+        raise BadSettings("[retrieve]: expected [receive] with it, where the PACS sends images to")
     if settings.receive and settings.receive.tls_clients and not settings.receive.tls_cert:
         raise BadSettings(
             "[receive] tls_clients: expected tls_cert and tls_key with it; without them nothing is encrypted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from equipoise_client.errors import UnreadableImage
 from equipoise_client.images import read_image
-from equipoise_client.images.rejections import NotOneVolume, StudyRejected
+from equipoise_client.images.rejections import MixedStudies, NotOneVolume, StudyRejected
 from equipoise_clinic.dicom.report import objects_of
 from equipoise_clinic.dicom.rules import Rules
 from equipoise_clinic.dicom.series import read, volume_of
@@ -62,6 +63,9 @@ def last(name: str, value: Any) -> Callable[[list[Dataset]], None]:
         last("PhotometricInterpretation", "MONOCHROME1"),
         last("RescaleSlope", "2"),
         last("EchoTime", None),
+        last("DeviceSerialNumber", "another"),
+        last("PatientSex", "O"),
+        last("PatientBirthDate", "19010101"),
     ],
 )
 def test_slices_of_different_kinds_are_no_volume(change: Callable[[list[Dataset]], None]) -> None:
@@ -121,6 +125,54 @@ def test_a_slice_of_nothing_but_padding_is_no_damage() -> None:
         each.PixelData = bytes(len(each.PixelData))
     with pytest.raises(StudyRejected, match="all of it is padding"):
         series_of(datasets).image()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (last("BurnedInAnnotation", "YES"), "text is burned"),
+        (last("QualityControlImage", "YES"), "quality control"),
+        (last("SliceThickness", "9"), "not equally thick"),
+    ],
+)
+def test_what_any_slice_says_against_it_counts(change: Callable[[list[Dataset]], None], word: str) -> None:
+    datasets = in_order()
+    change(datasets)
+    image = series_of(datasets).image()
+    assert word in "; ".join((*image.doubts, *image.header.doubts))
+
+
+@pytest.mark.parametrize("names", [("Doe^Jane", "Roe^Richard"), ("", "Roe^Richard")])
+def test_patients_without_an_id_are_told_apart_by_name(names: tuple[str, str]) -> None:
+    datasets = in_order()
+    for index, each in enumerate(datasets):
+        each.PatientID, each.PatientName = "", names[index % 2]
+    with pytest.raises(MixedStudies):
+        series_of(datasets)
+    for index, each in enumerate(datasets):
+        each.PatientName = "Doe^Jane" if index % 2 else "DOE^JANE"
+    assert series_of(datasets)
+
+
+def test_a_gzipped_slice_beside_a_series_makes_it_incomplete(tmp_path: Path) -> None:
+    datasets = in_order()
+    for each in datasets:
+        del each.InstanceNumber
+        each.save_as(tmp_path / f"{each.SOPInstanceUID}.dcm", enforce_file_format=True)
+    outer = tmp_path / f"{datasets[-1].SOPInstanceUID}.dcm"
+    for name in ("a.dcm.gz", "b.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(outer.read_bytes()))
+        outer.unlink(missing_ok=True)
+        assert "may be of it" in series_of_folder(tmp_path).incomplete[0]
+        outer.write_bytes(gzip.decompress((tmp_path / name).read_bytes()))
+        (tmp_path / name).unlink()
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"a text of no importance" * 9))
+    assert not series_of_folder(tmp_path).incomplete
+
+
+def series_of_folder(folder: Path) -> Any:
+    (chosen,) = select(folder, Rules.for_model("m"))
+    return chosen.series
 
 
 def item(**tags: Any) -> Dataset:

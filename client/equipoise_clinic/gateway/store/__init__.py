@@ -28,11 +28,11 @@ from . import cases, studies
 from .cases import FINISHED, Cases, Kept, NewCase, NewObject, StoredCase, fingerprint_of
 from .database import Database
 from .journal import Journal, JournalLine
-from .outbox import Outbox, OutboxItem
+from .outbox import ORU, Outbox, OutboxItem
 from .studies import Studies, Study
 
 __all__ = [
-    "FINISHED", "JournalLine", "Kept", "NewCase", "NewObject", "OutboxItem", "Store", "StoredCase", "Study",
+    "FINISHED", "ORU", "JournalLine", "Kept", "NewCase", "NewObject", "OutboxItem", "Store", "StoredCase", "Study",
     "fingerprint_of",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Results on their way out, one DICOM object at a time.
+"""Results on their way out, one DICOM object at a time, and the HL7 message about them last.
 
     waiting ──▶ sent
      │ │▲
@@ -20,6 +20,9 @@ from time import time
 from .database import Database
 from .late_images import OUTDATED
 
+ORU = "ORU^R01"
+"""Stands for the SOP class of an HL7 message; it follows the report that it is about."""
+
 
 @dataclass(frozen=True)
 class OutboxItem:
@@ -27,7 +30,7 @@ class OutboxItem:
 
     Attributes:
         number: 1-based place in the order of sending, and its file's name.
-        sop_class: "" where a version put it here which did not note that.
+        sop_class: `ORU` of an HL7 message; "" where a version put it here which did not note that.
         away: since when its destination has not answered, seconds since 1970; None: it answered last time.
     """
 
@@ -99,15 +102,17 @@ class Outbox:
         """Its destination could not take it, which counts against nothing; again after `seconds`.
 
         Args:
-            everything: nobody was there, so that all that is on its way waits as long.
+            everything: nobody was there, so that all that is on its way there waits as long.
         """
         now = time()
         statement = (
             "UPDATE outbox SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
-            " CASE WHEN ?3 THEN owner IN (SELECT key FROM cases WHERE state = 'delivering')"
+            " CASE WHEN ?3 THEN (sop_class = ?6) = (?7 = ?6)"
+            " AND owner IN (SELECT key FROM cases WHERE state = 'delivering')"
             " ELSE owner = ?4 AND number = ?5 END"
         )
-        self._database.execute(statement, now + seconds, now, int(everything), item.case, item.number)
+        values = (now + seconds, now, int(everything), item.case, item.number, ORU, item.sop_class)
+        self._database.execute(statement, *values)
 
     def give_up(self, item: OutboxItem, reason: str) -> None:
         """A dead letter: the object stays where it is until `Store.revive`; the others of its case go on."""
@@ -133,6 +138,7 @@ def _ended(db: sqlite3.Connection, item: OutboxItem, state: str, reason: str) ->
     states = [row["state"] for row in rows]
     if "waiting" in states:
         return None
-    ended = "dead" if "dead" in states or states[-1] == "unwanted" else "delivered"  # the report is last
+    report = [row["state"] for row in rows if row["sop_class"] != ORU][-1:]  # the last of the objects
+    ended = "dead" if "dead" in states or report == ["unwanted"] else "delivered"
     db.execute("UPDATE cases SET state = ? WHERE key = ? AND state = 'delivering'", (ended, item.case))
     return ended

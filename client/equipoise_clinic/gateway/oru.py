@@ -1,0 +1,149 @@
+"""Decisions to a hospital information system: HL7 v2.5.1 ORU^R01 over MLLP. `deploy/docs/hl7.md` has the fields."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import hl7
+from hl7.mllp import InvalidBlockError, open_hl7_connection
+
+from ..dicom import codes
+from ..dicom.dates import da, tm
+from ..dicom.tls import client_context
+from .faults import Away, Refused
+from .settings import Hl7
+from .store import StoredCase
+
+_TAKEN, _REFUSED = ("AA", "CA"), ("AE", "AR", "CE", "CR")
+_ESCAPES = str.maketrans(
+    {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\", "\r": "\\X0D\\", "\n": "\\X0A\\"}
+)
+_LONGEST_ANSWER = 1 << 16  # bytes
+_TROUBLE = (OSError, EOFError, ValueError, LookupError, hl7.HL7Exception, InvalidBlockError, asyncio.TimeoutError)
+
+
+def control_id(uid: str) -> str:
+    """Message Control ID, 20 characters: the same for the same result, so that a receiver knows a repeat."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:20]
+
+
+def message(case: StoredCase, report: Any, uid: str, settings: Hl7, now: datetime | None = None) -> str:
+    """A decision as a message; patient and order are those of its DICOM report.
+
+    Args:
+        uid: what names the message, see `control_id`.
+    """
+    sent = f"{now or datetime.now(timezone.utc):%Y%m%d%H%M%S%z}"
+    control, order = control_id(uid), _text(report, "AccessionNumber")
+    status = "C" if case.replaces else "P"
+    family, given, middle, prefix, suffix = (str(report.get("PatientName", "")).split("=")[0].split("^") + [""] * 5)[:5]
+    issuer = _text(report, "IssuerOfPatientID")
+    born, sex = da(_text(report, "PatientBirthDate")), _text(report, "PatientSex")
+    taken = da(_text(report, "StudyDate"))
+    taken += tm(_text(report, "StudyTime")).split(".")[0] if taken else ""
+    parties = (settings.sending_application, settings.sending_facility, settings.receiving_application,
+               settings.receiving_facility)  # fmt: skip
+    service = _coded(case.model, f"Equipoise {case.model}", codes.SCHEME)
+    segments = [
+        ["MSH", "^~\\&", *map(_escaped, parties), sent, "", "ORU^R01^ORU_R01", control, settings.processing_id, "2.5.1",
+         "", "", "", "", "", "UNICODE UTF-8"],
+        ["PID", "1", "", _components(_text(report, "PatientID"), "", "", issuer), "",
+         _components(family, given, middle, suffix, prefix), "", born, sex or "U"],
+        ["OBR", "1", "", _escaped(order or control), service, "", "", taken, *[""] * 10, _escaped(order), *[""] * 3,
+         sent, "", "", status],
+        *(
+            ["OBX", str(number), kind, code, sub, value, unit, *[""] * 4, status]
+            for number, (kind, code, sub, value, unit) in enumerate(_observations(case, report), start=1)
+        ),
+    ]  # fmt: skip
+    return "".join("|".join(fields).rstrip("|") + "\r" for fields in segments)
+
+
+def _observations(case: StoredCase, report: Any) -> Iterator[tuple[str, str, str, str, str]]:
+    """(value type, identifier, sub-identifier, value, unit) of each."""
+    yield "CWE", _of(codes.ROUTE), "", _of(codes.ROUTES[case.route]), ""
+    yield "ST", _of(codes.REASON), "", _escaped(case.why), ""
+    if case.score is not None:
+        yield "NM", _of(codes.CASE_SCORE), "", f"{case.score:.6g}", _of(codes.NO_UNITS)
+    unit = _of(codes.MILLILITRE)
+    for name, estimate in case.volume.items():
+        for what, code in _VOLUMES.items():
+            value = estimate.get(what)
+            if value is not None:
+                yield "NM", code, _escaped(name), f"{value:.6g}", unit
+    yield "ST", _coded("110180", "Study Instance UID", "DCM"), "", _text(report, "StudyInstanceUID"), ""
+    yield (
+        "ST",
+        _coded("report", "SOP Instance UID of the report", codes.SCHEME),
+        "",
+        _text(report, "SOPInstanceUID"),
+        "",
+    )
+
+
+def _coded(value: str, meaning: str, scheme: str) -> str:
+    return _components(value, meaning, scheme)
+
+
+def _of(code: Any) -> str:
+    return _components(code.value, code.meaning, code.scheme_designator)
+
+
+def _components(*parts: str) -> str:
+    return "^".join(map(_escaped, parts)).rstrip("^")
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_ESCAPES)
+
+
+def _text(dataset: Any, name: str) -> str:
+    return str(dataset.get(name, "") or "").strip()
+
+
+_VOLUMES: Mapping[str, str] = {
+    "mean": _of(codes.VOLUME),
+    "sd": _coded("volume_sd", "Standard deviation of the volume", codes.SCHEME),
+    "low": _coded("volume_low", "Lower end of the volume's interval", codes.SCHEME),
+    "high": _coded("volume_high", "Upper end of the volume's interval", codes.SCHEME),
+}
+
+
+class Mllp:
+    """Sends messages, one connection for each. Raises InvalidInput for files that TLS cannot use."""
+
+    def __init__(self, settings: Hl7) -> None:
+        self._settings = settings
+        self._tls = client_context(settings.tls_root, settings.tls_cert, settings.tls_key)
+
+    def send(self, text: str, control: str) -> None:
+        """Returns when the receiver has acknowledged it (AA). Raises Away, Refused."""
+        try:
+            code, answered = asyncio.run(asyncio.wait_for(self._exchange(text), self._settings.timeout_seconds))
+        except _TROUBLE as error:
+            raise Away(type(error).__name__) from None
+        if answered != control:
+            raise Away("an acknowledgement of another message")
+        if code in _REFUSED:
+            raise Refused(f"acknowledged with {code}")
+        if code not in _TAKEN:
+            raise Away("an acknowledgement without a code of HL7 table 0008")
+
+    async def _exchange(self, text: str) -> tuple[str, str]:
+        """Acknowledgment Code and Message Control ID of the answer."""
+        settings = self._settings
+        reader, writer = await open_hl7_connection(
+            settings.host, settings.port, ssl=self._tls, limit=_LONGEST_ANSWER, encoding="utf-8",
+            encoding_errors="replace",
+        )  # fmt: skip
+        try:
+            writer.writemessage(text)
+            await writer.drain()
+            acknowledged = (await reader.readmessage()).segment("MSA")
+            return str(acknowledged[1]), str(acknowledged[2])
+        finally:
+            writer.close()
