@@ -36,8 +36,8 @@ STEPS: Mapping[str, Step] = {
     "watching": Step("tests.containers.watched:watching", 300.0),
     "stops": Step("tests.containers.stops:stops", 400.0),
     "chart": Step("tests.containers.chart:played", 600.0),
-    "bundles": Step("tests.containers.installed:bundles", 600.0),
-    "installed": Step("tests.containers.installed:installed", 600.0),
+    "bundles": Step("tests.containers.installed:bundles", 900.0),
+    "installed": Step("tests.containers.installed:installed", 900.0),
 }
 """In this order: each needs what those before it made."""
 TOTAL = 3600.0

@@ -118,7 +118,7 @@ def site(
         override = folder / "override.yaml"
         override.write_text(yaml.safe_dump({"services": dict(changed)}), encoding="utf-8")
     made = Site(folder, environment, override)
-    made.compose("down", "--volumes", "--timeout", "0")
+    down(made)
     try:
         for name, size in (volumes or {}).items():
             # In pages, since podman takes a size for a quota of its own.
@@ -133,7 +133,15 @@ def site(
             print(f"== {name}\n{logs_end(name)}", flush=True)
         raise
     finally:
-        made.compose("down", "--volumes", "--timeout", "0")
+        down(made)
+
+
+def down(made: Site) -> None:
+    """Podman-compose takes down what its files name: not a second replica, which `up --scale` had made."""
+    mine = podman("ps", "--all", "--quiet", "--filter", "label=io.podman.compose.project=equipoise").split()
+    if mine:
+        podman("rm", "--force", "--time", "0", *mine)
+    made.compose("down", "--volumes", "--timeout", "0")
 
 
 OWNED = "uid=1000,gid=1000,mode=0700"
