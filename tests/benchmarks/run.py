@@ -50,7 +50,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "first_answer": Benchmark("bench_first_answer", quick=()),
+    "first_answer": Benchmark("bench_first_answer"),
     "export_cost": Benchmark("bench_export_cost", quick=("--size", "128", "--rounds", "3")),
     "export": Benchmark("bench_export", quick=("--networks", "small")),
     "serving": Benchmark("bench_serving", quick=("--size", "128", "--rounds", "1", "--seconds", "3", "--closed-only")),

@@ -31,7 +31,7 @@ from .triton_config import differences, first_pass_name, model_configs, render, 
 PROOF, POLICY = "proof.json", "policy.json"
 
 _CORE = Path(equipoise_core.__file__).parent
-_CARRIED = Path(__file__).parent / "_adapters"  # filled when the wheel is built
+_CARRIED = Path(__file__).parents[1] / "_adapters"  # filled when the wheel is built; see pyproject.toml
 
 
 class PublishError(ExportError):

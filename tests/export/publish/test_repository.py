@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from equipoise_core.canonical import digest_of_file
 from equipoise_core.contract import load_contract
+from equipoise_export.publish import repository
 from equipoise_export.publish.repository import PublishError, publish_pair, renew_configurations
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -189,3 +190,11 @@ def test_a_proof_that_lacks_something_is_renewed(tiny_segmentation, tmp_path):
     publish_pair(tiny_segmentation, tmp_path)
     assert json.loads(proof.read_text()) != whole, "another run's evidence stays"
     assert (tmp_path / "tinyseg/1/policy.json").is_file()
+
+
+@pytest.mark.parametrize("role", ["aggregator", "sampler"])
+def test_a_wheel_carries_the_adapters_where_they_are_looked_for(role):
+    """An editable installation takes the repository's own, and would not notice."""
+    root = Path(__file__).resolve().parents[3]
+    place = (repository._CARRIED / role / "model.py").relative_to(root / "export")
+    assert f'= "{place}"' in (root / "pyproject.toml").read_text(encoding="utf-8")
