@@ -82,7 +82,7 @@ def test_every_file_is_read_right_or_refused_in_words() -> None:
                     continue
                 values, tolerance = found
                 ours = np.sort(ours.reshape(values.shape), axis=1)  # frames are in order of their place
-                same = np.abs(ours - np.sort(values, axis=1)).max() <= tolerance
+                same = np.allclose(ours, np.sort(values, axis=1), rtol=1e-6, atol=tolerance)
             else:
                 continue
             compared += 1
