@@ -33,7 +33,7 @@ def write_maps(stem: Path, contract: Contract, prepared: Prepared, prediction: P
     Raises OSError where a file cannot be written.
     """
     outline = outline_of(contract, prepared, prediction)
-    maps = {"labels": prediction.labels, "epistemic": prediction.epistemic}
+    maps: dict[str, NDArray[Any]] = {"labels": prediction.labels, "epistemic": prediction.epistemic}
     maps |= {} if outline is None else {"outline": outline}
     back = {name: prepared.to_source(values) for name, values in maps.items()}
     if contract.rank == 2 and prepared.source.kind is not Kind.NIFTI:

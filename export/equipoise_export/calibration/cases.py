@@ -261,7 +261,7 @@ def _numbers_step(assessment: Assessment, truth: NDArray[Any], tolerances: Mappi
     allowed = np.array([tolerances[name] for name in contract.answers])
     loss = float((np.abs(numbers[:, 0] - truth) > allowed).any())
     none = np.zeros((0, len(contract.targets)))
-    return Step(assessment.samples, assessment.scores, {}, loss, float("nan"), {}, (), none, numbers)
+    return Step(assessment.samples, assessment.scores, {}, loss, float("nan"), {}, (), none, numbers=numbers)
 
 
 def is_wrong(assessment: Assessment, truth: NDArray[np.uint8], acceptable_dice: float) -> bool:

@@ -150,7 +150,8 @@ def stack(contract: Contract, of: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     (sigmoid); `IGNORED` in padding.
     """
     preprocessing = contract.preprocessing
-    sizes = preprocessing.padded(tuple(np.max([one.image.shape[1:] for one in of], axis=0).tolist()))
+    largest = np.max([one.image.shape[1:] for one in of], axis=0)
+    sizes = tuple((largest + -largest % preprocessing.multiple).tolist())
     images = np.full((len(of), of[0].image.shape[0], *sizes), preprocessing.fill, np.float32)
     for row, one in zip(images, of, strict=True):
         row[(slice(None), *map(slice, one.image.shape[1:]))] = one.image
