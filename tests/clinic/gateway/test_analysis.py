@@ -187,7 +187,7 @@ def answers(desk, monkeypatch):
     monkeypatch.setattr(AnalysisWorker, "_ask", ask)
     monkeypatch.setattr(analysis_module, "draw", lambda _: b"a picture")
     worker = worker_of(desk)
-    worker._settings = SimpleNamespace(**vars(worker._settings), audit=desk.audit, deliver=Deliver())
+    worker._settings = SimpleNamespace(**vars(worker._settings), audit=desk.audit, deliver=Deliver(), hl7=None)
     return worker, objects, asked
 
 
