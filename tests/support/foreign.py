@@ -143,7 +143,7 @@ SLICED = {"slices": 1, "orientation": "SPL"}
 ONE: dict[str, Any] = {"classes": ("lesion",)}
 SIGMOID = {"activation": "sigmoid"}
 NETWORKS = {
-    "answers with a list": Foreign(through(lambda b, x: [b(x), functional.avg_pool2d(b(x), 2)]), ((8,), (8,))),
+    "answers with a list": Foreign(through(lambda b, x: [y := b(x), functional.avg_pool2d(y, 2)])),
     "one class, squeezed": Foreign(through(lambda b, x: b(x).squeeze(1), 1), stated=SIGMOID, **ONE),
     "an optional input": Foreign(Keywords),
     "an optional input, bound": Foreign(Keywords, options=Options(bind={"mask": np.ones((1, 1, 16, 16), np.float32)})),
@@ -180,7 +180,7 @@ REFUSED = {
     ),
     "slices of a 3D network": (
         Foreign(lambda: nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.Dropout3d(0.3)), stated=SLICED),
-        "It takes volumes: state --input-shape C,X,Y,Z, without --slices",
+        "Dropout3d gets features of shape",
     ),
     "volumes to a 2D network": (Foreign(Body, shape=(1, 6, 16, 16)), "--slices 1"),
     "slices, nothing random": (

@@ -211,8 +211,6 @@ def _what_to_do(network: nn.Module, error: Exception) -> str:
         )
     if "conv2d" in text and "4D (batched)" in text:
         return "A network of 2D images takes volumes slice by slice: --slices 1, or 3 where it takes neighbours too."
-    if "conv3d" in text and "5D (batched)" in text:
-        return "It takes volumes: state --input-shape C,X,Y,Z, without --slices."
     if network._forward_pre_hooks_with_kwargs and "number of dimensions" in text:
         return "A constant that goes to each image has a first axis of 1: --bind NAME=[[1,2,3]], or a .npy file [1, F]."
     if isinstance(error, AttributeError) and re.match(r"'(int|float|bool|list)' object has no attribute", text):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import CaptureRefused
 from ..graph.marker import WRAPPED, matches
 from ..options import Options
-from .active import active_modules, override_p, refuse_batch_statistics, switched_off
+from .active import active_modules, override_p, refuse_batch_statistics, switched_off, unwrapped
 from .answer import AnswerOnly
 from .outputs import choose_answer
 
@@ -41,6 +41,7 @@ def prepare(module: nn.Module, draft: Contract, example: Tensor, options: Option
         ExportRefused: no output fits, no module matches `options.sites`, or an image's answer depends on its
             batch-mates.
     """
+    module = unwrapped(module)
     refuse_batch_statistics(module)
     seen = active_modules(module, example[:1], options.sites is not None)  # one image shows what there is to see
     found = seen.names
