@@ -165,8 +165,9 @@ class Monitor:
                 policy, image = self._images[body["decision"]]
                 wrong = Verdict(body["verdict"]).wrong
                 policy.verdict(image, _Judged(entry.sequence, wrong, _volumes(body.get("volume_ml"))))
-            elif entry.kind in (Kind.ALARM, Kind.OPENING) and body.get("policy") in self._policies:
-                self._policies[body["policy"]].note(entry, str(body["reason"]))
+            elif entry.kind in (Kind.ALARM, Kind.OPENING):
+                digest, model, reason = (str(body[name]) for name in ("policy", "model", "reason"))
+                self._policies.setdefault(digest, _Policy(model, digest, self._every)).note(entry, reason)
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(f"line {entry.sequence} is no {entry.kind.value} that can be counted") from error
         for sequence in body.get("sequences", ()) if entry.kind is Kind.DELETION else ():
@@ -181,11 +182,10 @@ class Monitor:
     def _decision(self, sequence: int, body: Mapping[str, Any]) -> None:
         digest, image, model = str(body["policy_digest"]), str(body["input_digest"]), str(body["model"])
         accepted = _route(body) == "accept"
-        if digest not in self._policies:
+        policy = self._policies.setdefault(digest, _Policy(model, digest, self._every))
+        if not policy.known:
             alpha = self._alpha if self._alpha is not None else body.get("alpha")
-            rates = dict(body.get("expected") or {})
-            self._policies[digest] = _Policy(model, digest, self._every, None if alpha is None else float(alpha), rates)
-        policy = self._policies[digest]
+            policy.learn(None if alpha is None else float(alpha), dict(body.get("expected") or {}))
         policy.seen_image(image, sequence, body)
         if accepted:
             policy.decision(image, bool(body.get("audit")), body)
@@ -244,13 +244,14 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Policy:
-    """What is known of one policy; without a monitor of errors where no α is known."""
+    """What is known of one policy: from its first decision on, or from an alarm, whose decisions may be deleted."""
 
     model: str
     digest: str
     every: float
-    alpha: float | None
-    expected: Mapping[str, float]
+    known: bool = False
+    alpha: float | None = None
+    expected: Mapping[str, float] = field(default_factory=dict)
     streams: dict[Watched, _Stream] = field(default_factory=dict)
     images: dict[str, _Image] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
@@ -261,7 +262,9 @@ class _Policy:
     why: str = ""
     noted: bool = False
 
-    def __post_init__(self) -> None:
+    def learn(self, alpha: float | None, expected: Mapping[str, float]) -> None:
+        """What a decision says of it; without α there is no monitor of errors."""
+        self.known, self.alpha, self.expected = True, alpha, expected
         self._begin()
 
     def _begin(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from ..audit import AuditError, Kind, append, lines_since
+from ..audit import AuditError, Kind, append, lines_since, redact
 from ..audit.closing import Closing
 from .observe import Log, Metrics
 from .spool import room
@@ -33,6 +34,21 @@ def write_out(store: Store, log: Path, passed: Callable[[str], None] = lambda po
             store.journal.written(line, sequence)
             passed("journal.recorded")
     return len(pending)
+
+
+def forget(store: Store, log: Path, days: float, now: datetime | None = None) -> int:
+    """Deletes contents of the log that are older than so many days; returns how many.
+
+    Not while lines wait to be written: where they belong is known by places in the files, which change.
+    Raises AuditError for a damaged log.
+    """
+    with room(), log.with_name(f"{log.name}.writer.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not log.exists() or store.journal.pending():
+            return 0
+        before = (now or datetime.now(timezone.utc)) - timedelta(days=days)
+        deletion = redact(log, before, f"retention: keep_audit_days = {days:g}")
+    return 0 if deletion is None or deletion.body is None else len(deletion.body["sequences"])
 
 
 class AuditWatch:

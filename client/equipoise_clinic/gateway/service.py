@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
 from functools import partial
 from http import HTTPStatus
 from time import time
@@ -22,11 +21,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from ..audit import redact
 from ..dicom.rules import Rules
 from ..http_server import http_server, listen
 from .analysis import AnalysisWorker
-from .audit_log import AuditWatch, write_out
+from .audit_log import AuditWatch, forget, write_out
 from .delivery import DeliveryWorker, destination
 from .intake import Intake
 from .observe import Log, Metrics, silence_libraries
@@ -223,11 +221,8 @@ class Gateway:
         if count:
             self._log.info("studies forgotten", studies=count)
         days = self._settings.keep_audit_days
-        if days and self._settings.audit.exists() and not self._store.journal.pending():
-            before = datetime.now(timezone.utc) - timedelta(days=days)
-            deletion = redact(self._settings.audit, before, f"retention: keep_audit_days = {days:g}")
-            if deletion is not None and deletion.body:
-                self._log.info("audit contents deleted", contents=len(deletion.body["sequences"]))
+        if days and (deleted := forget(self._store, self._settings.audit, days)):
+            self._log.info("audit contents deleted", contents=deleted)
 
     def _finished(self, key: str) -> bool:
         """False also where the store does not know the case yet: its files are written first."""

@@ -254,8 +254,10 @@ def test_an_alarm_closes_accept_until_a_named_person_opens_it(log):
     )
     again = Closing(log)
     again.look()
-    for sequence in range(30, 31):
-        append(log, Kind.DECISION, decision(sequence))
+    assert "wrong more often" in again.why(policy), "before any decision that is still there"
+    append(log, Kind.DECISION, decision(30))
+    again.look()
+    assert "wrong more often" in again.why(policy)
     for nobody in ({"by": " ", "reason": "x"}, {"by": "dr", "reason": ""}):
         with pytest.raises(AuditError, match="named person"):
             open_again(log, policy[:8], **nobody)

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from equipoise_clinic.audit import Kind, append, redact
+from equipoise_clinic.audit import Kind, append, redact, verify
 from equipoise_clinic.audit.monitor import LIMIT, monitor
-from equipoise_clinic.gateway.audit_log import AuditWatch
+from equipoise_clinic.gateway.audit_log import AuditWatch, forget
 
 from ...support.desk import Desk
 
@@ -105,6 +105,23 @@ def test_a_line_that_cannot_be_counted_is_reported_at_every_look(desk):
     for _ in range(2):
         watch.look()
         assert reported(desk, "audit_readable") == 0.0
+
+
+def test_contents_are_forgotten_after_the_days_that_were_set(desk):
+    """The chain stays whole, an alarm stays an alarm, and nothing is deleted before."""
+    judged(desk, ["correct"] * 30)
+    watch = AuditWatch(desk.audit, desk.log, desk.metrics, close=True)
+    watch.look()
+    now = datetime.now(timezone.utc)
+    assert forget(desk.store, desk.audit, 30.0, now + timedelta(days=29)) == 0
+    assert forget(desk.store, desk.audit, 30.0, now + timedelta(days=31)) == 60
+    assert forget(desk.store, desk.audit, 30.0, now + timedelta(days=31)) == 0
+    assert not list(verify(desk.audit))
+    again = AuditWatch(desk.audit, desk.log, desk.metrics, close=True)
+    again.look()
+    judged(desk, ["accept"], first=40)
+    again.look()
+    assert again.closed("ab" * 32) != ""
 
 
 def test_decisions_whose_content_was_deleted_wait_no_longer(desk):
