@@ -229,7 +229,7 @@ def _cases(
                 continue
             prepared = fit(with_spacing(read_image(file), spacing), contract)
             wanted = wanted_of(contract, prepared, out is not None)
-            millimetres = prepared.spacing if contract.per_voxel else None
+            millimetres = prepared.spacing if contract.physical else None
             with _elapsed_shown(contract, prepared):
                 answer = client.predict(name, prepared.pixels, spacing=millimetres, outputs=wanted, **options)
             outcome = replace(outcome, prediction=prepared.judge(answer))

@@ -459,9 +459,9 @@ def _from_archive(
         except InvalidInput as error:
             raise InvalidInput(f"{path.name}, {name}: {error}") from error
         patient = str(patients[index]) if patients is not None else name
-        group = str(groups[index]) if groups is not None else ""
-        order = str(orders[index]) if orders is not None else ""
-        yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group, order)
+        group = str(groups[index]).strip() if groups is not None else ""
+        order = str(orders[index]).strip() if orders is not None else ""
+        yield LabelledImage(name, patient, image.astype(np.float32), label, stated, group, order=order)
 
 
 def _join_targets(entries: dict[str, NDArray[Any]], path: Path, contract: Contract) -> None:

@@ -1,7 +1,8 @@
-"""Whether a policy may accept at present. That follows from the log alone, so that a restart changes nothing.
+"""Whether a model may accept at present. That follows from the log alone, so that a restart changes nothing.
 
-An alarm closes accept. It is noted in the log by a line of its own, since the cases that led to it may be deleted.
-Only an `opening` line, which names a person, opens it again. While the log cannot be read, everything is closed.
+An alarm of one of its policies closes accept of the model, also under a policy that is made later. It is noted in the
+log by a line of its own, since the cases that led to it may be deleted. Only an `opening` line, which names a person,
+opens it again. While the log cannot be read, everything is closed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Closing:
         try:
             statuses = self._read()
             fresh = [each for each in statuses if each.alarm is not None and not each.noted]
-            self._closed = {each.policy: _words(each) for each in statuses if each.alarm is not None}
+            self._closed = {each.model: _words(each) for each in statuses if each.alarm is not None}
             for each in fresh:
                 body = {"policy": each.policy, "model": each.model, "line": each.alarm, "reason": each.why}
                 with suppress(OSError):  # a server that may only read: whoever writes the log notes it as well
@@ -44,39 +45,31 @@ class Closing:
 
     @property
     def closed(self) -> dict[str, str] | None:
-        """Digest of each policy that may accept nothing → why, in words. None: the log cannot be read, so none may."""
+        """Each model that may accept nothing → why, in words. None: the log cannot be read, so none may."""
         return None if self._closed is None else dict(self._closed)
 
-    def why(self, policy: str | None) -> str:
-        """Why a policy may accept nothing, in words; empty: it may.
-
-        Args:
-            policy: its digest; None: no policy, which accepts nothing anyway.
-        """
+    def why(self, model: str) -> str:
+        """Why a model may accept nothing, in words; empty: it may."""
         if self._closed is None:
             return "the audit log cannot be read"
-        return self._closed.get(policy or "", "")
+        return self._closed.get(model, "")
 
 
-def open_again(path: Path, policy: str, by: str, reason: str) -> PolicyStatus:
-    """Notes that a person opens a policy's accept again. Its monitors begin anew.
+def open_again(path: Path, model: str, by: str, reason: str) -> PolicyStatus:
+    """Notes that a person opens a model's accept again. The monitors of its policies begin anew.
 
-    Args:
-        policy: the beginning of its digest.
-
-    Raises AuditError where no single policy is meant, or none that is closed.
+    Raises AuditError for a model that is not closed, and where nobody is named.
     """
     if not by.strip() or not reason.strip():
         raise AuditError("accept is opened by a named person, who says why: give --by and --reason")
-    closing = Closing(path)
-    found = [each for each in closing.look() if each.policy.startswith(policy) or each.model == policy]
-    closed = [each for each in found if each.alarm is not None]
-    if len(closed) != 1:
-        known = ", ".join(f"{each.policy[:12]} ({each.model})" for each in closing.look() if each.alarm is not None)
-        raise AuditError(f"{policy!r} names {len(closed)} closed policies; closed are: {known or 'none'}")
-    body = {"policy": closed[0].policy, "model": closed[0].model, "by": by, "reason": reason}
+    statuses = [each for each in Closing(path).look() if each.alarm is not None]
+    closed = [each for each in statuses if each.model == model]
+    if not closed:
+        known = ", ".join(sorted({each.model for each in statuses}))
+        raise AuditError(f"{model!r} is not closed; closed are: {known or 'none'}")
+    body = {"policy": closed[-1].policy, "model": model, "by": by, "reason": reason}
     append(path, Kind.OPENING, body)
-    return closed[0]
+    return closed[-1]
 
 
 def _words(status: PolicyStatus) -> str:

@@ -35,7 +35,7 @@ equipoise audit redact decisions.jsonl --before 2025-01-01 --reason retention
 
 equipoise audit monitor decisions.jsonl --report monitors.html   [dim]# does each policy keep its promises?[/]
 
-equipoise audit open decisions.jsonl --policy 3f9c01 --by dr.who --reason "scanner repaired"   [dim]# after an alarm[/]
+equipoise audit open decisions.jsonl --model nuclei --by dr.who --reason "scanner repaired"   [dim]# after an alarm[/]
 
 Exit code of verify: 0 whole, 1 something is wrong. Of monitor: 0 no alarm, 1 alarm."""
 
@@ -66,9 +66,7 @@ def audit(
         list[str] | None,
         typer.Option(help="verdict: the true volume in mL that the expert measured, as CLASS=mL or total=mL; repeat."),
     ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="open: the beginning of the closed policy's digest, or its model.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="open: the model whose accept an alarm has closed.")] = None,
     report: Annotated[Path | None, typer.Option(help="monitor: also write a page with plots (HTML).")] = None,
     alpha: Annotated[
         float | None, typer.Option(min=0.0001, max=0.5, help="monitor: instead of the policies' own.")
@@ -102,10 +100,9 @@ def audit(
     elif action is Action.MONITOR:
         _monitor(log, every, alpha, report, as_json)
     elif action is Action.OPEN:
-        if policy is None or by is None or reason is None:
-            raise typer.BadParameter("open needs --policy, --by and --reason")
-        opened = open_again(log, policy, by, reason)
-        typer.echo(f"{opened.model}, policy {opened.policy[:12]}: accept is open again; the monitors begin anew")
+        if model is None or by is None or reason is None:
+            raise typer.BadParameter("open needs --model, --by and --reason")
+        typer.echo(f"{open_again(log, model, by, reason).model}: accept is open again; the monitors begin anew")
     else:
         if before is None or reason is None:
             raise typer.BadParameter("redact needs --before and --reason")

@@ -14,8 +14,8 @@ look at others for reasons of their own, so their verdicts are no fair sample. W
 
 A monitor **warns** where the evidence of late is high (on average not before `every` cases without a reason). It
 **alarms** where there was enough evidence ever: with probability at most `FALSE_ALARM`, over all monitors and all time.
-Where that was asked for, an alarm closes `accept` (`closing`), until a named person opens it again; then the monitors
-begin anew.
+Where that was asked for, an alarm closes the model's `accept` (`closing`), until a named person opens it again; then
+the monitors begin anew.
 """
 
 from __future__ import annotations
@@ -167,7 +167,10 @@ class Monitor:
                 policy.verdict(image, _Judged(entry.sequence, wrong, _volumes(body.get("volume_ml"))))
             elif entry.kind in (Kind.ALARM, Kind.OPENING):
                 digest, model, reason = (str(body[name]) for name in ("policy", "model", "reason"))
-                self._policies.setdefault(digest, _Policy(model, digest, self._every)).note(entry, reason)
+                noted = self._policies.setdefault(digest, _Policy(model, digest, self._every))
+                for policy in self._policies.values():
+                    if policy is noted or (entry.kind is Kind.OPENING and policy.model == model):
+                        policy.note(entry, reason)
         except (KeyError, TypeError, ValueError) as error:
             raise AuditError(f"line {entry.sequence} is no {entry.kind.value} that can be counted") from error
         for sequence in body.get("sequences", ()) if entry.kind is Kind.DELETION else ():

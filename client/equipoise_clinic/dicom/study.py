@@ -196,7 +196,7 @@ def analyse(
     *,
     missing: Sequence[str] = (),
     predecessor: Predecessor | None = None,
-    closed: Callable[[str | None], str] = lambda policy: "",
+    closed: Callable[[str], str] = lambda model: "",
     samples: int | None = None,
     seed: int | None = None,
     priority: Priority | int | None = None,
@@ -208,7 +208,7 @@ def analyse(
     Args:
         missing: reasons for which the series is incomplete, beyond those of its own headers.
         predecessor: the report of an earlier result, about fewer images, that was sent.
-        closed: digest of a policy → why it may accept nothing at present; empty: it may.
+        closed: model → why it may accept nothing at present; empty: it may.
         group: of cases that the series is of; None: what the rule's `group` attribute says.
 
     Raises StudyRejected where the model cannot take it; what the client raises about the server passes through
@@ -229,7 +229,7 @@ def analyse(
             prepared.pixels,
             samples=samples,
             seed=seed,
-            spacing=prepared.spacing if segmentation else None,
+            spacing=prepared.spacing if contract.physical else None,
             group=_stated(series, chosen.rule.group) if group is None else group,
             outputs=OUTPUTS[contract.task],
             priority=priority,
@@ -249,7 +249,7 @@ def analyse(
     incomplete = (*series.incomplete, *missing)
     if incomplete:
         prediction = prediction.at_most_review(f"the series is incomplete: {'; '.join(incomplete)}")
-    if why := closed(prediction.record.get("policy_digest")):
+    if why := closed(model):
         prediction = prediction.at_most_review(f"accept is closed: {why}")
     if predecessor is not None:
         prediction = prediction.remarked("replaces an earlier result that was incomplete: it did not cover all images")

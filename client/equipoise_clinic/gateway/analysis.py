@@ -50,7 +50,7 @@ class AnalysisWorker:
 
     Args:
         passed: called at each step's end with its name.
-        closed: digest of a policy → why it may accept nothing at present; empty: it may.
+        closed: model → why it may accept nothing at present; empty: it may.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AnalysisWorker:
         log: Log,
         metrics: Metrics,
         passed: Callable[[str], None],
-        closed: Callable[[str | None], str] = lambda policy: "",
+        closed: Callable[[str], str] = lambda model: "",
     ) -> None:
         self._settings, self._rules, self._client, self._closed = settings, rules, client, closed
         self._backoff = Backoff(settings.triton.first_seconds, settings.triton.longest_seconds)

@@ -52,19 +52,19 @@ def forget(store: Store, log: Path, days: float, now: datetime | None = None) ->
 
 
 class AuditWatch:
-    """Keeps the metrics up to date with the alarms of `equipoise audit monitor`, and says which policies are closed.
+    """Keeps the metrics up to date with the alarms of `equipoise audit monitor`, and says which models are closed.
 
     Args:
-        close: whether an alarm closes a policy's accept.
+        close: whether an alarm closes a model's accept.
     """
 
     def __init__(self, path: Path, log: Log, metrics: Metrics, close: bool = False) -> None:
         self._log, self._metrics, self._close = log, metrics, close
         self._closing = Closing(path)
 
-    def closed(self, policy: str | None) -> str:
-        """Why the policy of this digest may accept nothing; empty: it may."""
-        return self._closing.why(policy) if self._close else ""
+    def closed(self, model: str) -> str:
+        """Why the model may accept nothing; empty: it may."""
+        return self._closing.why(model) if self._close else ""
 
     def look(self) -> None:
         """Reads what is new. Reports a damaged log by a metric of its own, until it is whole again."""

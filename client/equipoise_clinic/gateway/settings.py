@@ -233,7 +233,7 @@ class Settings(Strict, frozen=True):
         directory: database, spool, outbox and pictures: patient data: on an encrypted disk, private to this user.
         rules: which series goes to which model (`equipoise_clinic.dicom.rules.Rules`).
         audit: the hash-chained log of decisions and verdicts; default: `decisions.jsonl` in `directory`.
-        close_on_alarm: where a monitor of the audit log alarms, nothing of that policy is accepted until a named person
+        close_on_alarm: where a monitor of the audit log alarms, nothing of that model is accepted until a named person
             opens it again (`equipoise audit open`).
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
         keep_input_hours: received images are deleted this long after their study was analysed.

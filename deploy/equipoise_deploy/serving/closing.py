@@ -1,7 +1,7 @@
-"""Tells the aggregators which policies may accept nothing, as the audit log says: one file for each in a folder.
+"""Tells the aggregators which models may accept nothing, as the audit log says: one file for each in a folder.
 
 The aggregator looks for the file at each request (`EQUIPOISE_CLOSED` names the folder) and routes to review, with the
-file's words as the reason. A folder that is missing closes every policy.
+file's words as the reason. A folder that is missing closes every model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from equipoise_clinic.audit.closing import Closing
 from ..errors import DeployError
 
 VARIABLE = "EQUIPOISE_CLOSED"
-EVERYTHING = "everything"
-"""File that closes every policy."""
+EVERYTHING = "@everything"
+"""File that closes every model; no model has such a name."""
 
 _EVERY = 20.0  # seconds between looks at the log
 
@@ -29,7 +29,7 @@ class AcceptSwitch:
 
     Args:
         log: `decisions.jsonl`; has to exist, since a misspelt name would protect nobody. Raises DeployError.
-        report: called with one line whenever a policy is closed or opened.
+        report: called with one line whenever a model is closed or opened.
     """
 
     def __init__(self, log: Path, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,17 +63,17 @@ class AcceptSwitch:
             self._apply(self._closing.closed or {})
 
     def _apply(self, closed: Mapping[str, str]) -> None:
-        for policy in closed.keys() - self.closed.keys():
-            self._report(f"ACCEPT IS CLOSED for {_name(policy)}: {closed[policy]}; everything goes to review")
-        for policy, why in closed.items():
-            part = self.folder / f"{policy}.part"
+        for model, why in closed.items():
+            part = self.folder / f"{model}.part"
             part.write_text(why, encoding="utf-8")
-            part.rename(self.folder / policy)
-        for policy in self.closed.keys() - closed.keys():
-            (self.folder / policy).unlink()
-            self._report(f"accept is open again for {_name(policy)}")
+            part.rename(self.folder / model)
+            if model not in self.closed:
+                self._report(f"ACCEPT IS CLOSED for {_name(model)}: {why}; everything goes to review")
+        for model in self.closed.keys() - closed.keys():
+            (self.folder / model).unlink()
+            self._report(f"accept is open again for {_name(model)}")
         self.closed = dict(closed)
 
 
-def _name(policy: str) -> str:
-    return "every policy" if policy == EVERYTHING else f"policy {policy[:12]}"
+def _name(model: str) -> str:
+    return "every model" if model == EVERYTHING else model

@@ -84,7 +84,7 @@ def serve_command(
     close_on_alarm: Annotated[
         Path | None,
         typer.Option(
-            help="The audit log: where one of its monitors alarms, the policy accepts nothing until a named person "
+            help="The audit log: where one of its monitors alarms, the model accepts nothing until a named person "
             "opens it again (`equipoise audit open`); embedded only."
         ),
     ] = None,

@@ -68,7 +68,7 @@ class Snapshot:
         restarts: how often Triton was restarted because it did not serve.
         fell_back: why the last reload was not carried out; empty where it was.
         left_out: models that are not served, so that the others are, and why: they failed.
-        closed: policies that accept nothing after an alarm, by digest, and why; they answer, with review.
+        closed: models that accept nothing after an alarm, and why; they answer, with review.
     """
 
     state: State

@@ -9,7 +9,7 @@ from typing import Any
 
 from equipoise_core.canonical import digest_of
 from equipoise_core.case import Model
-from equipoise_core.contract import Contract, Task
+from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy, PolicyError, load_policy
 from equipoise_core.stages import FIRST_PASS
@@ -176,6 +176,10 @@ def adapt(
     write_whole(folder / STATE, known.dumps(), mode=0o600)
     write_whole(folder / POLICY, verdict.policy.dumps())
     (folder / REPORT).write_text(render_report(contract, found.document(), known, verdict, table), encoding="utf-8")
+    in_force = load_policy(repository / name / "1" / POLICY)
+    same_site = in_force.adapted is not None and in_force.adapted.site == known.name
+    install = install or (same_site and verdict.policy.guarantee is None)  # what was open there is closed at once
+    found = replace(found, installed=install)
     if install:
         write_whole(repository / name / "1" / POLICY, verdict.policy.dumps())
         renew_configurations(repository, name)
@@ -243,7 +247,7 @@ class _Measuring:
 
     def __call__(self, cases: Sequence[Labelled]) -> list[Measured]:
         contract = self.model.contract
-        if contract.task is Task.SEGMENTATION and contract.spacing is not None:
+        if contract.physical and contract.spacing is not None:
             bare = [case.name for case in cases if case.spacing is None]
             if bare:
                 raise AdaptationError(f"{bare[0]}: no voxel spacing is stated ({len(bare)} such); give --spacing")

@@ -76,6 +76,8 @@ def _show(console: Console, name: str, found: AdaptedSite, repository: Path) -> 
     if found.site.source.volume:
         console.print(f"[bold]volume intervals[/bold]: {escape(document['volume'])}", highlight=False)
     shown = Table("threshold", "accepts of images", "accepted", "wrong", "error at most", "open", title=found.site.name)
+    growth = found.verdict.growth
+    opened = range((growth.open or 0) + 1) if found.verdict.policy.guarantee and growth.open is not None else ()
     for number, each in enumerate(document["candidates"], 1):
         shown.add_row(
             f"{number}",
@@ -83,7 +85,7 @@ def _show(console: Console, name: str, found: AdaptedSite, repository: Path) -> 
             f"{each['accepted']}",
             f"{each['errors']}",
             f"{each['error_bounds'][1]:.1%}",
-            "yes" if each["certified"] else "no",
+            "yes" if number - 1 in opened else "no",
         )
     console.print(shown)
     for why, count in found.skipped.items():

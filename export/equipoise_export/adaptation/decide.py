@@ -75,11 +75,11 @@ def begin(
     first, second = ([case for case in images if half[case.patient] is side] for side in (True, False))
     blank = tuple(replace(stage, accept_up_to=None) for stage in source.stages)
     bounds = choose_bounds(contract, first, second, table.goals, blank)
-    served = [serve(contract, bounds, case).step for case in images]
+    served = [serve(contract, bounds, case).step for case in second]
     bounds = replace(
         bounds,
         recalibration=source.recalibration,
-        monitoring=choose_monitoring(bounds, images, served, table.goals.audited, unusual_rate(len(images))),
+        monitoring=choose_monitoring(bounds, second, served, table.goals.audited, unusual_rate(len(second))),
         despite=source.despite,
         population=f"cases of {name} like the labelled ones of {name}, taken as they came; no other site",
     )
@@ -97,7 +97,8 @@ def begin(
         else:
             kept.append(stages)
     return Site(
-        name, secrets.token_hex(32), source, bounds, tuple(kept), tuple(dropped), alpha, delta, tuple(images)
+        name, secrets.token_hex(32), source, bounds, tuple(kept), tuple(dropped), alpha, delta, (*first, *second),
+        fitted=len(first),
     )  # fmt: skip
 
 
@@ -167,14 +168,15 @@ def changed(site: Site, images: Sequence[Measured]) -> str | None:
     its share of what is left to this call of `CHANGED` (half of it to the first call, half of the rest to the next …).
     """
     assert site.bounds.ood_distance is not None
+    before = site.images[site.fitted :]  # those that fitted the distance lie nearer than new ones do
     level = CHANGED / 2.0 ** (site.looks + 1) / 2.0
     score = site.bounds.stages[-1].score
     numbers = {
-        "ood_distance": [[site.bounds.ood_distance.distance(c.statistics) for c in of] for of in (site.images, images)],
-        score: [[case.full.scores[score] for case in of] for of in (site.images, images)],
+        "ood_distance": [[site.bounds.ood_distance.distance(c.statistics) for c in of] for of in (before, images)],
+        score: [[case.full.scores[score] for case in of] for of in (before, images)],
     }
-    for name, (before, now) in numbers.items():
-        p = float(ks_2samp(before, now).pvalue)
+    for name, (then, now) in numbers.items():
+        p = float(ks_2samp(then, now).pvalue)
         if p <= level:
             return (
                 f"{len(images)} later images of {site.name} differ in {name} from the {len(site.images)} that fixed "

@@ -62,6 +62,7 @@ class Site:
         cases: in the order in which they count.
         closed: why nothing is accepted any more, whatever the labels say; None: labels decide.
         looks: how often later images were compared with those that fixed the bounds.
+        fitted: of `images`, the first so many said what is typical; the others, how far from it images lie.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Site:
     cases: tuple[Known, ...] = ()
     closed: str | None = None
     looks: int = 0
+    fitted: int = 0
 
     @property
     def calls(self) -> int:
@@ -113,6 +115,7 @@ class Site:
             ],
             "closed": self.closed,
             "looks": self.looks,
+            "fitted": self.fitted,
         }
 
     def dumps(self) -> str:
@@ -145,6 +148,7 @@ def _site(document: Any) -> Site:
         tuple(_known(each) for each in document["cases"]),
         optional(document["closed"], str),
         int(document["looks"]),
+        int(document["fitted"]),
     )
 
 

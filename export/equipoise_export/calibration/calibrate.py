@@ -241,6 +241,7 @@ def calibrate(
     ]
     if test is not None:
         held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
+        held_out = without(held_out, Path(leave_out), others=True) if leave_out else held_out
         others = chosen.scored(measure_all(model, repository, held_out, acceptable_dice, grid, progress, allowed))
         images |= {id(of): case for of, case in zip(others, held_out, strict=True)}
         listed["test"] = judged = judge(contract, chosen, others)
@@ -279,7 +280,7 @@ def check_cases(
     contract: Contract, cases: Sequence[Labelled], is_pilot: Mapping[str, bool], pilot: float, goals: Goals
 ) -> None:
     """Before hours are spent: are there enough cases, of every class, with a scale? Raises CalibrationError."""
-    if contract.per_voxel and contract.spacing is not None:
+    if contract.physical and contract.spacing is not None:
         bare = [case.name for case in cases if case.spacing is None]
         if bare:
             raise CalibrationError(

@@ -78,8 +78,8 @@ class Step:
     volumes: Mapping[str, tuple[float, float, float]]
     missed: tuple[float, ...]
     probabilities: NDArray[np.float64]
-    margins: Margins | None = None
     numbers: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    margins: Margins | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Measured:
         steps: after each stage, in that order.
         truths: true volumes in mL by the same names as `Step.volumes`; true numbers by target.
         hits: `[m, K]`: which classes are true, of what `Step.probabilities` are of.
+        windows: whether the image is larger than the network sees at once: such cases are not accepted.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Measured:
     truths: Mapping[str, float]
     hits: NDArray[np.float64]
     spacing: tuple[float, ...] | None = None
+    windows: bool = False
 
     @property
     def full(self) -> Step:
@@ -164,6 +166,7 @@ def measure(
         {name: float(true_region(contract, case.truth, name).sum()) * (scale or 0.0) for name in names},
         _hits(contract, case.truth)[chosen],
         case.spacing,
+        contract.in_windows(case.image.shape[1:]),
     )
 
 
@@ -250,7 +253,7 @@ def _step(
         {name: (volume.mean, volume.low, volume.high) for name, volume in volumes.items()},
         missed_foreground(contract, assessment.uncertainty.mean, truth) if segmentation else (),
         assessment.uncertainty.mean.reshape(len(contract.classes), -1).T[chosen].astype(np.float64),
-        margins,
+        margins=margins,
     )
 
 

@@ -166,6 +166,7 @@ def _serve(contract: Contract, policy: Policy, case: Measured, known: Mapping[st
             policy.samples,
             last=stage is policy.stages[-1],
             spacing=case.spacing,
+            windows=case.windows,
             group=case.group or None,
         )
         decision = decide(contract, policy, "", evidence)
@@ -224,7 +225,13 @@ def choose_policy(
     answers = [serve(contract, policy, case) for case in cases]
     served = [answer.step for answer in answers]
     volume = choose_volume(contract, cases, served, goals.level)
-    expected = expected_rates([answer.route for answer in answers], CANDIDATES, volume, policy.ood_distance is not None)
+    groups = len({case.group for case in cases}) if goals.by else 1
+    expected = expected_rates(
+        [answer.route for answer in answers],
+        (CANDIDATES + 1.0) ** groups,
+        None if volume is None else missed_volumes(cases, answers, volume),
+        policy.ood_distance is not None,
+    )
     recalibration, gains = choose_recalibration(contract, cases, served, goals.method)
     policy = replace(
         policy,
@@ -517,6 +524,18 @@ def choose_volume(
         f"split conformal on {len(cases)} cases: a new case's true volume lies inside with probability at least "
         f"{level:g}, on average over calibrations",
     )
+
+
+def missed_volumes(cases: Sequence[Measured], answers: Sequence[Served], rule: VolumeRule) -> tuple[int, int]:
+    """Of the accepted cases: true volumes outside their interval (`total`, where there is one), and their number."""
+    outside = []
+    for case, answer in zip(cases, answers, strict=True):
+        if answer.route is Route.ACCEPT:
+            name = "total" if "total" in answer.step.volumes else sorted(answer.step.volumes)[0]
+            _, low, high = answer.step.volumes[name]
+            widening = rule.widening[name]
+            outside.append(not low - widening <= case.truths[name] <= high + widening)
+    return sum(outside), len(outside)
 
 
 def _outline(

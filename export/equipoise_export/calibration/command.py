@@ -34,6 +34,7 @@ Examples:
     equipoise calibrate chest --data cases.npz --repository model_repository --sweep-p 0.05,0.1,0.2,0.3,0.5
 
     equipoise calibrate lesion --data cases/ --leave-out lesion.pt.cases.csv --repository models
+
     equipoise calibrate age --data labelled/ --repository model_repository --tolerance 12
 
     equipoise calibrate brats --data labelled/ --repository model_repository --label-values "wt=1,2,3; tc=1,3; et=3"
@@ -141,7 +142,7 @@ def _show(console: Console, name: str, found: Calibrated, repository: Path) -> N
     for note in found.notes:
         console.print(f"[yellow]note[/yellow]: {escape(note)}", highlight=False, soft_wrap=True)
     for what, words in guarantees(found.policy, found.why):
-        console.print(f"[bold]{what}[/bold]: {words}", highlight=False)
+        console.print(f"[bold]{escape(what)}[/bold]: {escape(words)}", highlight=False)
     for asked in found.examined:
         console.print(f"{asked.what}: {asked.words}", highlight=False, markup=False)
     for title, _, each in found.sections:

@@ -6,28 +6,31 @@ from collections.abc import Sequence
 
 from equipoise_core.decision import Route
 from equipoise_core.monitoring import UNUSUAL
-from equipoise_core.policy import VolumeRule
 from scipy.stats import beta
-
-from .conformal import rank
 
 DOUBT = 0.005
 """Probability that a rate of this module is too low, over calibrations; it is part of what the monitors promise."""
 
 
 def expected_rates(
-    routes: Sequence[Route], candidates: int, volume: VolumeRule | None, distance: bool
+    routes: Sequence[Route], candidates: float, missed: tuple[int, int] | None, distance: bool
 ) -> dict[str, float]:
     """Event → the rate that it has at most, each with confidence 1 − `DOUBT`; see `Monitoring.expected`.
 
+    The thresholds that were chosen are allowed for, since the bounds hold for all candidates at once. The bounds on what
+    is typical and the widening of intervals come from the same cases, which is not: each holds back as many new cases
+    on average, but not exactly.
+
     Args:
         routes: of the calibration cases, under the thresholds that were chosen.
-        candidates: thresholds that were tried on these cases; the bound holds for all of them at once.
+        candidates: thresholds that could have been chosen on these cases.
+        missed: of the accepted ones with a volume, true volumes outside their interval, and how many there are.
         distance: whether the policy knows an out-of-distribution distance.
     """
-    rates = {"referred": most_events(len(routes) - routes.count(Route.ACCEPT), len(routes), DOUBT / candidates)}
-    if volume is not None:
-        rates["missed"] = most_outside(volume.cases, rank(volume.cases, volume.level))
+    doubt = DOUBT / candidates
+    rates = {"referred": most_events(len(routes) - routes.count(Route.ACCEPT), len(routes), doubt)}
+    if missed is not None and missed[1]:
+        rates["missed"] = most_events(*missed, doubt)
     if distance:
         rates |= unusual_rate(len(routes))
     return rates

@@ -44,10 +44,13 @@ def labelled_cases(
     ]
 
 
-def without(cases: Sequence[Labelled], path: Path | None) -> list[Labelled]:
+def without(cases: Sequence[Labelled], path: Path | None, others: bool = False) -> list[Labelled]:
     """The cases that a training did not see, by the table that `equipoise train` writes: `case, patient, part, digest`.
 
     A case counts as seen if its image or its patient was, in another part than `held out`.
+    Args:
+        others: they may be cases of which the table does not speak.
+
     Raises CalibrationError where the table cannot be read, speaks of none of these cases, or leaves none.
     """
     if path is None:
@@ -57,7 +60,7 @@ def without(cases: Sequence[Labelled], path: Path | None) -> list[Labelled]:
     if not rows or not {"patient", "part", "digest"} <= rows[0].keys():
         raise CalibrationError(f"{path}: expected the table that equipoise train writes: case, patient, part, digest")
     digests = [input_digest(case.image) for case in cases]
-    if not {row["digest"] for row in rows} & set(digests):
+    if not others and not {row["digest"] for row in rows} & set(digests):
         raise CalibrationError(
             f"{path} speaks of none of these {len(cases)} cases: leave --leave-out away if they are other patients"
         )

@@ -92,6 +92,7 @@ def case_document(case: Measured) -> dict[str, Any]:
         "steps": [_step_document(step) for step in case.steps],
         "truths": dict(case.truths),
         "spacing": None if case.spacing is None else list(case.spacing),
+        "windows": case.windows,
     }
 
 
@@ -108,6 +109,7 @@ def parse_case(document: Mapping[str, Any]) -> Measured:
         _numbers(document["truths"]),
         _NOTHING,
         optional(document["spacing"], lambda given: tuple(float(mm) for mm in given)),
+        bool(document["windows"]),
     )
 
 

@@ -79,7 +79,7 @@ def gather(
         cases = without(labelled_cases(Path(data), contract, spacing, values=label_values), leave_out)
         sets = deal(Path(data).name, cases, held_out, pilot)
     if test is not None:
-        cases = labelled_cases(test, contract, spacing, values=label_values)
+        cases = without(labelled_cases(test, contract, spacing, values=label_values), leave_out, others=True)
         sets = replace(sets, title=f"{sets.title}, measured on {test.name}", test=cases)
         if data.startswith(PREFIX) and shifted is None:  # they were made of the test cases that are now replaced
             sets = replace(sets, shifted=(), shift="")

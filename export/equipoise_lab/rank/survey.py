@@ -140,7 +140,7 @@ def survey(
 def _ask(client: UncertaintyClient, contract: Contract, file: Path, request: SurveyRequest) -> SurveyedImage:
     image = image_in(file.parent, file.name) if file.parent.is_file() else read_image(file)
     prepared = fit(with_spacing(image, request.spacing), contract)
-    spacing = prepared.spacing if contract.per_voxel else None
+    spacing = prepared.spacing if contract.physical else None
     options: dict[str, Any] = {"spacing": spacing, "timeout": request.timeout}
     prediction = client.predict(contract.name, prepared.pixels, outputs=request.outputs, **options)
     record = prediction.record

@@ -109,9 +109,9 @@ def train(
             "spacing": None if spacing is None else [bounds(entry) for entry in spacing.split(",")],
             "orientation": orientation,
         }
+        if task is Task.REGRESSION:
+            raise TrainingError(f"--task {task.value}: segmentation and classification are trained here")
         contract = Description.read(stated).contract(Sizes.DYNAMIC)
-        if contract.task not in (Task.SEGMENTATION, Task.CLASSIFICATION):
-            raise TrainingError(f"--task {contract.task.value}: segmentation and classification are trained here")
         torch.manual_seed(seed)
         network = load_module(spec, arguments(arg or []))
         if weights is not None:

@@ -129,6 +129,7 @@ def _check(network: nn.Module, contract: Contract, train: Sequence[Sample], devi
     try:
         with torch.no_grad():
             answer: Any = network(images.to(device))
+            strong: Any = network(images.to(device) * 1e3)  # logits leave 0..1 then, whatever the weights begin with
     except Exception as error:
         raise TrainingError(
             f"the network does not take images {list(images.shape)}: {type(error).__name__}: {error}; check "
@@ -137,7 +138,8 @@ def _check(network: nn.Module, contract: Contract, train: Sequence[Sample], devi
     if not isinstance(answer, Tensor) or answer.shape != wanted:
         got = list(answer.shape) if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise TrainingError(f"the network answers {got} to images {list(images.shape)}; expected logits {list(wanted)}")
-    if bool(((answer >= 0) & (answer <= 1)).all()) and not bool((answer == 0).all()):
+    both = torch.stack([answer, strong])
+    if bool(((both >= 0) & (both <= 1)).all()) and not bool((both == 0).all()):
         raise TrainingError(
             "the network's answers lie between 0 and 1, like probabilities: train it without its last sigmoid or "
             "softmax, and export it so"

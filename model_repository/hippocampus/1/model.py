@@ -32,7 +32,7 @@ from equipoise_core.validation import validate_answer
 # `equipoise serve` creates this file once all that was accepted before its stop has begun: the rest is refused at once.
 STOPPING = Path(os.environ["EQUIPOISE_STOPPING"]) if "EQUIPOISE_STOPPING" in os.environ else None
 
-# Folder with a file for each policy that may accept nothing, after an alarm; `everything` closes all of them.
+# Folder with a file for each model that may accept nothing, after an alarm; `@everything` closes all of them.
 CLOSED = Path(os.environ["EQUIPOISE_CLOSED"]) if os.environ.get("EQUIPOISE_CLOSED") else None
 
 # Upper bounds of histogram buckets; ranks: without drift each tenth holds as many cases.
@@ -97,7 +97,7 @@ class TritonPythonModel:
             probe = request.request_id() == PROBE and all(case.samples is not None for case in cases)
             if probe:
                 probe_first_pass(self.model, cases[0], samplers, first_pass)
-            model = replace(self.model, closed=closed) if (closed := why_closed(self.model.policy)) else self.model
+            model = replace(self.model, closed=closed) if (closed := why_closed(contract.name)) else self.model
             assessments = assess_all(model, cases, samplers, self.each, first_pass, bool(wanted & OF_SAMPLES))
             tensors = [
                 pb_utils.Tensor(name, _rows_of([OUTPUTS[name](assessment) for assessment in assessments]))
@@ -126,17 +126,17 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(why), code))
 
 
-def why_closed(policy):
-    """Why nothing may be accepted at present; empty: it may. What cannot be read closes."""
-    if CLOSED is None or policy is None:
+def why_closed(name):
+    """Why the model may accept nothing at present; empty: it may. What cannot be read closes."""
+    if CLOSED is None:
         return ""
     try:
         if not CLOSED.is_dir():
             return "what may be accepted cannot be read"
-        for name in ("everything", policy.digest):
-            if (CLOSED / name).exists():
-                return (CLOSED / name).read_text(encoding="utf-8") or "after an alarm"
-    except OSError as error:
+        for file in (CLOSED / "@everything", CLOSED / name):
+            if file.exists():
+                return file.read_text(encoding="utf-8") or "after an alarm"
+    except (OSError, ValueError) as error:
         return f"what may be accepted cannot be read ({type(error).__name__})"
     return ""
 

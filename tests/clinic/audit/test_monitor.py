@@ -239,42 +239,41 @@ def alarmed(log):
 
 
 def test_an_alarm_closes_accept_until_a_named_person_opens_it(log):
-    """It is noted once; a restart, or the deletion of the cases, changes nothing; after the opening all begins anew."""
+    """It is noted once; a restart, the deletion of the cases, or another policy changes nothing."""
     alarmed(log)
-    policy = "aa" * 32
     closing = Closing(log)
-    assert closing.why(policy) == "the audit log cannot be read", "before the first look nobody knows"
+    assert closing.why("toy") == "the audit log cannot be read", "before the first look nobody knows"
     closing.look()
-    assert "wrong more often" in closing.why(policy) and closing.why("bb" * 32) == ""
+    assert "wrong more often" in closing.why("toy") and closing.why("other") == ""
     closing.look()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["kind"] for line in lines].count("alarm") == 1
-    CliRunner().invoke(
-        APP, ["redact", str(log), "--before", "2999-01-01", "--reason", "retention"], catch_exceptions=False
-    )
+    words = ["redact", str(log), "--before", "2999-01-01", "--reason", "retention"]
+    CliRunner().invoke(APP, words, catch_exceptions=False)
     again = Closing(log)
     again.look()
-    assert "wrong more often" in again.why(policy), "before any decision that is still there"
-    append(log, Kind.DECISION, decision(30))
+    assert "wrong more often" in again.why("toy"), "before any decision that is still there"
+    append(log, Kind.DECISION, decision(30, policy="cc" * 32))
     again.look()
-    assert "wrong more often" in again.why(policy)
+    assert "wrong more often" in again.why("toy"), "a new policy opens nothing"
     for nobody in ({"by": " ", "reason": "x"}, {"by": "dr", "reason": ""}):
         with pytest.raises(AuditError, match="named person"):
-            open_again(log, policy[:8], **nobody)
-    with pytest.raises(AuditError, match="names 0 closed policies"):
-        open_again(log, "bb", "dr.who", "repaired")
+            open_again(log, "toy", **nobody)
+    with pytest.raises(AuditError, match="'other' is not closed; closed are: toy"):
+        open_again(log, "other", "dr.who", "repaired")
 
 
 def test_opening_begins_anew(log):
+    """For every policy of the model."""
     alarmed(log)
     Closing(log).look()
-    words = ["open", str(log), "--policy", "aaaa", "--by", "dr.who", "--reason", "scanner repaired"]
+    words = ["open", str(log), "--model", "toy", "--by", "dr.who", "--reason", "scanner repaired"]
     assert "open again" in CliRunner().invoke(APP, words, catch_exceptions=False).stdout
     closing = Closing(log)
     (status,) = closing.look()
-    assert closing.why("aa" * 32) == "" and status.alarm is None and status.monitors == ()
-    with pytest.raises(AuditError, match="names 0 closed policies"):
-        open_again(log, "aaaa", "dr.who", "once more")
+    assert closing.why("toy") == "" and status.alarm is None and status.monitors == ()
+    with pytest.raises(AuditError, match="is not closed"):
+        open_again(log, "toy", "dr.who", "once more")
 
 
 def test_a_log_that_cannot_be_read_closes_everything(log):
@@ -283,7 +282,7 @@ def test_a_log_that_cannot_be_read_closes_everything(log):
     closing = Closing(log)
     with pytest.raises(AuditError):
         closing.look()
-    assert closing.why("bb" * 32) == "the audit log cannot be read"
+    assert closing.why("other") == "the audit log cannot be read"
 
 
 def test_a_measured_volume_is_part_of_a_verdict(log):

@@ -50,16 +50,16 @@ def test_verdicts_become_metrics_and_too_many_wrong_ones_an_alarm(desk):
 
 
 def test_an_alarm_closes_accept_where_that_is_asked_for(desk):
-    """For that policy, and for every policy while the log is damaged."""
+    """For that model, and for every model while the log is damaged."""
     judged(desk, ["correct"] * 30)
     watch = AuditWatch(desk.audit, desk.log, desk.metrics, close=True)
     watch.look()
-    assert "wrong more often" in watch.closed("ab" * 32) and watch.closed("cd" * 32) == ""
+    assert "wrong more often" in watch.closed("m") and watch.closed("other") == ""
     assert reported(desk, "audit_closed") == 1.0
-    assert AuditWatch(desk.audit, desk.log, desk.metrics).closed("ab" * 32) == ""
+    assert AuditWatch(desk.audit, desk.log, desk.metrics).closed("m") == ""
     desk.audit.write_bytes(desk.audit.read_bytes().replace(b"dr.who", b"dr.xxx", 1))
     watch.look()
-    assert watch.closed("cd" * 32) == "the audit log cannot be read"
+    assert watch.closed("other") == "the audit log cannot be read"
 
 
 def test_a_damaged_log_is_reported_until_it_is_whole_again(desk):
@@ -121,7 +121,7 @@ def test_contents_are_forgotten_after_the_days_that_were_set(desk):
     again.look()
     judged(desk, ["accept"], first=40)
     again.look()
-    assert again.closed("ab" * 32) != ""
+    assert again.closed("m") != ""
 
 
 def test_decisions_whose_content_was_deleted_wait_no_longer(desk):

@@ -28,7 +28,7 @@ def log(tmp_path):
     path = tmp_path / "decisions.jsonl"
     for number in range(2):
         append(path, Kind.DECISION, {**body, "input_digest": f"{number:064x}"})
-    append(path, Kind.DECISION, {**body, "model": "other", "input_digest": "f" * 64})
+    append(path, Kind.DECISION, {**body, "model": "other", "policy_digest": "0" * 64, "input_digest": "f" * 64})
     append(path, Kind.VERDICT, {"decision": 1, "by": "dr.who", "verdict": "correct", "volume_ml": {"total": 3.0}})
     return path
 
@@ -70,7 +70,7 @@ def test_the_page_holds_all_of_it_and_claims_no_conformity(tmp_path):
     assert "Nothing here claims conformity" in page
     for word in ("compliant", "complies with", "certified by", "CE mark"):
         assert word not in page
-    assert "<script" not in page and "http" not in page
+    assert "<script" not in page and "http://" not in page and "https://" not in page
 
 
 def test_what_gateway_and_log_say_is_in_it(tmp_path, log):

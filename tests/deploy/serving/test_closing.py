@@ -49,21 +49,21 @@ def aggregator(monkeypatch):
         spec = importlib.util.spec_from_file_location("aggregator", AGGREGATOR)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return lambda digest: module.why_closed(types.SimpleNamespace(digest=digest))
+        return module.why_closed
 
     return of
 
 
 def test_a_closed_policy_is_seen_by_the_aggregator_and_opened_again(log, aggregator):
-    """The reason names the promise and the line; other policies are not concerned."""
+    """The reason names the promise and the line; other models are not concerned."""
     said = []
     with AcceptSwitch(log, said.append, Clock()) as switch:
         why = aggregator(switch.folder)
-        assert "wrong more often" in why(POLICY) and "line" in why(POLICY) and why("cd" * 32) == ""
-        assert list(switch.closed) == [POLICY] and "ACCEPT IS CLOSED" in said[-1]
-        open_again(log, "ab", "dr.who", "repaired")
+        assert "wrong more often" in why("m") and "line" in why("m") and why("other") == ""
+        assert list(switch.closed) == ["m"] and "ACCEPT IS CLOSED" in said[-1]
+        open_again(log, "m", "dr.who", "repaired")
         switch.look()
-        assert why(POLICY) == "" and switch.closed == {} and "open again" in said[-1]
+        assert why("m") == "" and switch.closed == {} and "open again" in said[-1]
 
 
 def test_a_log_that_cannot_be_read_closes_every_policy(log, aggregator):
@@ -72,17 +72,17 @@ def test_a_log_that_cannot_be_read_closes_every_policy(log, aggregator):
         why, whole = aggregator(switch.folder), log.read_bytes()
         log.write_bytes(whole.replace(b"dr.who", b"dr.xxx", 1))
         switch.look()
-        assert EVERYTHING in switch.closed and "cannot be read" in why("cd" * 32)
+        assert EVERYTHING in switch.closed and "cannot be read" in why("other")
         log.write_bytes(whole)
         switch.look()
-        assert why("cd" * 32) == "" and why(POLICY) != ""
+        assert why("other") == "" and why("m") != ""
 
 
 def test_a_folder_that_is_gone_closes_every_policy(log, aggregator):
     """Somebody cleans up temporary files."""
     with AcceptSwitch(log, lambda line: None, Clock()) as switch:
         why = aggregator(switch.folder)
-    assert not switch.folder.exists() and "cannot be read" in why("cd" * 32)
+    assert not switch.folder.exists() and "cannot be read" in why("other")
 
 
 def test_a_log_that_is_not_there_is_refused(tmp_path):
@@ -102,4 +102,4 @@ def test_a_log_that_may_only_be_read_closes_all_the_same(log, monkeypatch, aggre
 
     monkeypatch.setattr("equipoise_clinic.audit.closing.append", refused)
     with AcceptSwitch(log, lambda line: None, Clock()) as switch:
-        assert "wrong more often" in aggregator(switch.folder)(POLICY)
+        assert "wrong more often" in aggregator(switch.folder)("m")

@@ -128,7 +128,7 @@ def test_drift_over_a_column_is_serious(contract):  # noqa: F811
         case.statistics.update(noise=0.0, kurtosis=1.0)
     images = [np.zeros((1, 8, 8), np.float32)] * 160
     cases = [
-        Labelled(f"{n}", f"{n}", image, np.uint8(0), None, "xy"[n % 2], f"2026-01-{n // 8 + 1:02}")
+        Labelled(f"{n}", f"{n}", image, np.uint8(0), None, "xy"[n % 2], order=f"2026-01-{n // 8 + 1:02}")
         for n, image in enumerate(images)
     ]
     drifted, groups = examine_numbers(contract, cases, measured, "date", "scanner")

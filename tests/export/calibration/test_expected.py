@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from equipoise_core.decision import Route
-from equipoise_core.policy import VolumeRule
 from equipoise_export.calibration.expected import DOUBT, expected_rates, most_events, most_outside
 from scipy.stats import binom
 
@@ -32,9 +31,9 @@ def test_the_share_beyond_an_order_statistic_is_bounded():
 def test_only_what_the_calibration_can_say_is_stated():
     """Without volumes nothing of intervals, without a distance nothing of drift; where nothing is accepted, 1."""
     routes = [Route.ACCEPT] * 30 + [Route.REVIEW] * 10
-    volume = VolumeRule(0.9, {"total": 0.1}, 40, "")
     assert expected_rates(routes, 100, None, False).keys() == {"referred"}
-    every = expected_rates(routes, 100, volume, True)
-    assert 0.25 < every["referred"] < 0.6 and 0.1 < every["missed"] < 0.35 and 0.1 < every["unusual"] < 0.35
-    assert expected_rates([Route.REVIEW] * 9, 100, None, False) == {"referred": 1.0}
+    every = expected_rates(routes, 100, (2, 30), True)
+    assert 0.25 < every["referred"] < 0.6 and 0.1 < every["missed"] < 0.45 and 0.1 < every["unusual"] < 0.35
+    assert expected_rates([Route.REVIEW] * 9, 100, (0, 0), False) == {"referred": 1.0}
     assert most_events(0, 10**6, DOUBT) < 1e-4
+    assert expected_rates(routes, 101.0**3, None, False)["referred"] > every["referred"]

@@ -22,7 +22,7 @@ from equipoise_export.calibration.regression import (
     pilot_rule,
     tolerances,
 )
-from equipoise_export.calibration.report import guarantees, render_report
+from equipoise_export.calibration.report import Findings, guarantees, render_report
 from scipy.stats import betabinom, binom
 
 REPETITIONS = 600
@@ -174,7 +174,7 @@ def test_figures_and_report_speak_of_numbers(chosen):
         assert found["probabilities"] == {} and age["unit"] == "mo" and 0.8 < age["coverage"] <= 1.0
         assert found["numbers"]["together"]["coverage"] == age["coverage"]
         assert age["mean_absolute_error_accepted"] < age["mean_absolute_error"]
-    html = render_report(ONE, chosen.policy, chosen.why, [("Cases", "note", found)], judged, {})
+    html = render_report(Findings(ONE, chosen.policy, chosen.why, GOALS.loss, [("Cases", "note", found)], judged, {}))
     assert "tolerated error" in html and "age: interval against truth, in mo" in html and "Reliability" not in html
     assert any("12 (age)" in words for _, words in guarantees(chosen.policy, chosen.why))
 

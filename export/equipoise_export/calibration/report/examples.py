@@ -126,7 +126,7 @@ def show_examples(
     asked = replace(model, policy=policy)
 
     def answered(case: Labelled) -> Assessment:
-        question = Case(case.image, spacing=case.spacing)
+        question = Case(case.image, spacing=case.spacing, group=case.group or None)
         return assess(asked, question, samplers, first_pass=first_pass, spread=True)
 
     def shown(each: Judged) -> Example:

@@ -322,6 +322,11 @@ class Contract:
         return self.task is Task.SEGMENTATION
 
     @property
+    def physical(self) -> bool:
+        """Whether answers are measures, in mL or a target's unit: how large a voxel is decides about them."""
+        return self.per_voxel or bool(self.targets)
+
+    @property
     def answers(self) -> tuple[str, ...]:
         """A name for each of the K numbers that are answered: the classes, or a regression's targets."""
         return self.classes or tuple(target.name for target in self.targets)

@@ -151,7 +151,7 @@ def _reservations(contract: Contract, policy: Policy, evidence: Evidence) -> Ite
         yield reason("windows")
     if policy.groups is not None and evidence.group not in policy.groups.stages:
         yield reason("group_not_certified", by=policy.groups.by)
-    if contract.per_voxel and contract.spacing is not None:
+    if contract.physical and contract.spacing is not None:
         if evidence.spacing is None:
             yield reason("no_spacing")
         elif not all(low <= mm <= high for mm, (low, high) in zip(evidence.spacing, contract.spacing, strict=True)):
