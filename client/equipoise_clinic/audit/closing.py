@@ -34,7 +34,7 @@ class Closing:
                 with suppress(OSError):  # a server that may only read: whoever writes the log notes it as well
                     append(self._path, Kind.ALARM, body)
             return self._read() if fresh else statuses
-        except (AuditError, OSError):
+        except Exception:
             self._closed = None
             raise
 

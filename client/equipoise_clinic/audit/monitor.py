@@ -21,7 +21,7 @@ the monitors begin anew.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class MonitorStatus:
         rate: that the event has at most; None: nothing is counted, only change is looked for.
         cases, events: so far, since accept was opened last.
         evidence: of late, and e_value: ever; as they are now (`evidence`).
+        warns: whether the evidence of late is above its limit now.
         warning, alarm: number of the line at which the limit was reached first, or None.
     """
 
@@ -85,6 +86,7 @@ class MonitorStatus:
     events: int
     evidence: float
     e_value: float
+    warns: bool
     warning: int | None
     alarm: int | None
 
@@ -171,7 +173,7 @@ class Monitor:
                 for policy in self._policies.values():
                     if policy is noted or (entry.kind is Kind.OPENING and policy.model == model):
                         policy.note(entry, reason)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AuditError(f"line {entry.sequence} is no {entry.kind.value} that can be counted") from error
         for sequence in body.get("sequences", ()) if entry.kind is Kind.DELETION else ():
             if sequence in self._images:
@@ -241,8 +243,9 @@ class _Stream:
     def status(self) -> MonitorStatus:
         found = self.evidence
         return MonitorStatus(
-            self.watched, self.rate, found.cases, self.events, found.of_late, found.e_value, self.warning, self.alarm
-        )
+            self.watched, self.rate, found.cases, self.events, found.of_late, found.e_value,
+            found.of_late >= self.every, self.warning, self.alarm,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -282,14 +285,16 @@ class _Policy:
 
     def seen_image(self, image: str, sequence: int, body: Mapping[str, Any]) -> None:
         """Every decision: how many go to review, and how many images are unlike the calibration cases."""
-        key = int(image[-16:], 16)
-        if key in self.seen or self.alarm is not None:  # after an alarm, accept may be closed
+        key, rank, route = int(image[-16:], 16), body.get("ood_rank"), body["route"]
+        rank = None if rank is None else float(rank)
+        closed = (body.get("reason") or {}).get("code") == "closed"
+        if key in self.seen or closed or self.alarm is not None:  # after an alarm, accept may be closed
             return
         self.seen.add(key)
-        rank = body.get("ood_rank")
         if rank is not None and Watched.DRIFT in self.streams:
-            self._count(Watched.DRIFT, sequence, float(rank) > _UNUSUAL)
-        if (route := _route(body)) != "reject" and Watched.REFERRAL in self.streams:
+            self._count(Watched.DRIFT, sequence, rank > _UNUSUAL)
+        # The server's own route: what a client knows beside the pixels is in no calibration.
+        if route != "reject" and Watched.REFERRAL in self.streams:
             self._count(Watched.REFERRAL, sequence, route != "accept")
 
     def decision(self, image: str, marked: bool, body: Mapping[str, Any]) -> None:
@@ -305,6 +310,10 @@ class _Policy:
         if found.judged is None:  # a second opinion is not a second case
             found.judged = judged
             self._count_verdict(image, found)
+        elif judged.volumes and not found.judged.volumes:  # measured later
+            found.judged = replace(found.judged, volumes=judged.volumes)
+            if found.marked and self.alpha is not None:
+                self._count_volume(found, judged.sequence)
 
     def forget(self, image: str) -> None:
         """A decision's content was deleted. A verdict that was counted stays counted until the log is read anew."""
@@ -331,17 +340,21 @@ class _Policy:
         self.judged += 1
         self.wrong += wrong
         self._count(Watched.ERROR, sequence, wrong)
-        stated = [name for name in found.judged.volumes if name in found.intervals]
-        if stated and Watched.COVERAGE in self.streams:
-            name = "total" if "total" in stated else sorted(stated)[0]
-            low, high = found.intervals[name]
-            self._count(Watched.COVERAGE, sequence, not low <= found.judged.volumes[name] <= high)
+        self._count_volume(found, sequence)
         if found.confidence is not None:
             draws = int(image[16:32], 16) / 2**64, int(image[32:48], 16) / 2**64
             stream = self.streams[Watched.CALIBRATION]
             number = transform(float(found.confidence), not wrong, draws[0])
             stream.count(sequence, (stream.exchangeability.ratio(number, draws[1]),))
             self._alarm_by(stream)
+
+    def _count_volume(self, found: _Image, sequence: int) -> None:
+        assert found.judged is not None
+        stated = [name for name in found.judged.volumes if name in found.intervals]
+        if stated and Watched.COVERAGE in self.streams:
+            name = "total" if "total" in stated else sorted(stated)[0]
+            low, high = found.intervals[name]
+            self._count(Watched.COVERAGE, sequence, not low <= found.judged.volumes[name] <= high)
 
     def _count(self, watched: Watched, sequence: int, event: bool) -> None:
         stream = self.streams[watched]

@@ -110,7 +110,7 @@ class Metrics:
             self.alarm.labels(*labels).set(status.alarm is not None)
             self.closed.labels(*labels).set(close and status.alarm is not None)
             for each in status.monitors:
-                self.warning.labels(*labels, each.watched.value).set(each.warning is not None)
+                self.warning.labels(*labels, each.watched.value).set(each.warns)
                 self.evidence.labels(*labels, each.watched.value).set(each.e_value)
             self.judged.labels(*labels).set(status.judged)
             self.wrong.labels(*labels).set(status.wrong)

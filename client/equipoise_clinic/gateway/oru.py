@@ -14,7 +14,7 @@ from hl7.mllp import InvalidBlockError, open_hl7_connection
 from ..dicom import codes
 from ..dicom.dates import da, tm
 from ..dicom.tls import client_context
-from .faults import Away, Refused
+from .faults import Away, Refused, Sick
 from .settings import Hl7
 from .store import StoredCase
 
@@ -127,11 +127,11 @@ class Mllp:
         except _TROUBLE as error:
             raise Away(type(error).__name__) from None
         if answered != control:
-            raise Away("an acknowledgement of another message")
+            raise Sick("an acknowledgement of another message")
         if code in _REFUSED:
             raise Refused(f"acknowledged with {code}")
         if code not in _TAKEN:
-            raise Away("an acknowledgement without a code of HL7 table 0008")
+            raise Sick("an acknowledgement without a code of HL7 table 0008")
 
     async def _exchange(self, text: str) -> tuple[str, str]:
         """Acknowledgment Code and Message Control ID of the answer."""

@@ -45,17 +45,20 @@ class Retrieve:
         filters = dict(self._settings.query)
         if self._settings.days >= 0:
             filters["StudyDate"] = f"{date.today() - timedelta(days=self._settings.days):%Y%m%d}-"
+        taken, trouble = 0, ""
         try:
-            return sum(
-                self._take(study, series)
-                for study in self._pacs.studies(filters)
-                for series in self._pacs.series(study)
-                if str(series.get("Modality", "")) not in NO_IMAGES
-            )
-        except SourceAway:
-            raise
+            for study in self._pacs.studies(filters):
+                try:
+                    for series in self._pacs.series(study):
+                        if str(series.get("Modality", "")) not in NO_IMAGES:
+                            taken += self._take(study, series)
+                except EquipoiseError as error:  # one study that the PACS does not give stops no other
+                    trouble = trouble or str(error)
         except EquipoiseError as error:
-            raise SourceAway(str(error)) from None
+            trouble = trouble or str(error)
+        if trouble:
+            raise SourceAway(trouble)
+        return taken
 
     def _take(self, study: str, series: Any) -> int:
         uid = str(series.SeriesInstanceUID)

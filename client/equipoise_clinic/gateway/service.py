@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..audit import AuditError
 from ..dicom.rules import Rules
 from ..http_server import http_server, listen
 from .analysis import AnalysisWorker
@@ -90,7 +91,7 @@ class Gateway:
             intake = Intake(self._spool, self._store, self._log, self._metrics, self._passed, largest)
             self._intake = intake
             shared = (self._spool, self._store, self._log, self._metrics, self._passed)
-            watch = AuditWatch(settings.audit, self._log, self._metrics, settings.close_on_alarm)
+            watch = self._watch = AuditWatch(settings.audit, self._log, self._metrics, settings.close_on_alarm)
             watch.look()
             analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared, watch.closed)
             delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared, hl7=settings.hl7)
@@ -190,7 +191,8 @@ class Gateway:
     def _dispatch(self) -> float:
         """Writes decisions and verdicts to the audit log, then sends logged decisions on their way."""
         self._store.notice()
-        write_out(self._store, self._settings.audit, self._passed)
+        if write_out(self._store, self._settings.audit, self._passed) and self._settings.close_on_alarm:
+            self._watch.look()
         deliver = self._settings.deliver
         handling = {"accept": deliver.accept.value, "review": deliver.review.value, "reject": deliver.reject.value}
         for case in self._store.cases.dispatch(handling):
@@ -221,7 +223,12 @@ class Gateway:
         if count:
             self._log.info("studies forgotten", studies=count)
         days = self._settings.keep_audit_days
-        if days and (deleted := forget(self._store, self._settings.audit, days)):
+        try:
+            deleted = forget(self._store, self._settings.audit, days) if days else 0
+        except AuditError as error:  # a damaged log has a metric of its own
+            self._log.failure("audit contents cannot be deleted", error)
+            return
+        if deleted:
             self._log.info("audit contents deleted", contents=deleted)
 
     def _finished(self, key: str) -> bool:

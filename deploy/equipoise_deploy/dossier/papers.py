@@ -96,7 +96,8 @@ def _model(sources: Sources) -> Iterator[Statement]:
     contract = sources.model.contract
     yield Statement("name", contract.name, _CARD)
     yield Statement("model digest", f"SHA-256 {contract.model_digest}", _CARD)
-    yield Statement("task", f"{contract.task.value}, classes: {', '.join(contract.classes)}", _CARD)
+    answers = ", ".join(contract.classes) or ", ".join(f"{each.name} ({each.unit})" for each in contract.targets)
+    yield Statement("task", f"{contract.task.value}: {answers}", _CARD)
     yield Statement("input", _input(contract), _CARD)
     steps = ", ".join(f"{name} {value}" for name, value in contract.preprocessing.document().items())
     yield Statement("preprocessing", steps, _CARD)
@@ -164,6 +165,16 @@ def _promises(sources: Sources) -> Iterator[Statement]:
     ):  # fmt: skip
         if rule is not None:
             yield Statement(what, rule.rule, _RULES)
+    further = {
+        "numbers": policy.interval.rule if policy.interval else "",
+        "groups": policy.groups.rule if policy.groups else "",
+        "groups without a certificate": ", ".join(policy.groups.without) if policy.groups else "",
+        "site": policy.adapted.rule if policy.adapted else "",
+        "used in spite of findings": policy.despite,
+    }
+    for what, words in further.items():
+        if words:
+            yield Statement(what, words, _RULES)
     yield Statement("calibration cases", f"SHA-256 of their digests {policy.calibration_digest}", _RULES)
 
 
@@ -283,9 +294,12 @@ def _watching(sources: Sources) -> Iterator[Statement]:
     if gateway is None:
         yield _missing("what an alarm does", "give --gateway: `close_on_alarm` says whether it closes accept")
     else:
-        closes = "an alarm closes accept until a named person opens it" if gateway.close_on_alarm else (
-            "an alarm is shown and logged; accept is not closed by itself"
-        )  # fmt: skip
+        closes = (
+            "an alarm closes accept of what the gateway asks, until a named person opens it; other clients are held by "
+            "`equipoise serve --close-on-alarm`"
+            if gateway.close_on_alarm
+            else "an alarm is shown and logged; the gateway does not close accept by itself"
+        )
         yield Statement("what an alarm does", closes, "gateway.toml")
     log = sources.decisions
     if log is None:

@@ -42,6 +42,9 @@ def promote(
     store: StoreOption,
     cases: Annotated[Path | None, typer.Option(help="Folder of recent cases, to compare both versions on.")] = None,
     spacing: Annotated[str | None, typer.Option(help="mm of cases that do not state their own, as in 1,1,1.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Which group the cases are of, where the policy is certified by group.")
+    ] = None,
     at_most: Annotated[int, typer.Option(min=0, help="Cases that may go from review to accept.")] = 0,
     accept_changes: Annotated[
         str | None, typer.Option(metavar="REASON", help="Why more may, or why nothing is compared; logged.")
@@ -58,7 +61,7 @@ def promote(
 
     One rename switches STORE/current, NAME and its samplers together. STORE/log.jsonl has every decision.
     """
-    request = PromotionRequest(trust, cases, spacing, at_most, accept_changes, without_policy, by)
+    request = PromotionRequest(trust, cases, spacing, at_most, accept_changes, without_policy, by, group)
     carry_out(lambda: _report(put_into_service(Store(store), model, request), server), _show_outcome, as_json)
 
 

@@ -31,6 +31,7 @@ class PromotionRequest:
         accept_changes: the reason why more may, or why nothing is compared.
         without_policy: a model without a policy may be promoted.
         by: who; by default the user of this machine.
+        group: of the cases, where the policy is certified by group.
     """
 
     trust: Path | None = None
@@ -40,6 +41,7 @@ class PromotionRequest:
     accept_changes: str | None = None
     without_policy: bool = False
     by: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def promote(
         earlier = store.folder(name, before)
         verify_release(earlier, request.trust)
         if request.cases is not None and all(check.holds for check in checks):
-            comparison = run(name, earlier, folder, request.cases, request.spacing)
+            comparison = run(name, earlier, folder, request.cases, request.spacing, request.group)
         checks += (_shadow(comparison, request),)
     else:
         checks += (

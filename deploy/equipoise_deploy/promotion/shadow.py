@@ -69,18 +69,21 @@ class Comparison:
         }
 
 
-def compare(name: str, before: Path, after: Path, cases: Path, spacing: str | None = None) -> Comparison:
+def compare(
+    name: str, before: Path, after: Path, cases: Path, spacing: str | None = None, group: str | None = None
+) -> Comparison:
     """Serves the releases `before` and `after` (folders) in turn.
 
     Args:
         cases: folder of image files and of folders with a DICOM series each.
         spacing: mm, as in `1,1,1`, for files that do not state their own.
+        group: of all cases, for policies that are certified by group.
 
     Raises ReleaseError where there is no case, or the new version fails on one that the old one decides; DeployError
     where a version cannot be served.
     """
     files = _cases(cases)
-    earlier, later = (_answers(name, folder, files, spacing) for folder in (before, after))
+    earlier, later = (_answers(name, folder, files, spacing, group) for folder in (before, after))
     undecided = [b["error"] for a, b in zip(earlier, later, strict=True) if b.get("error") and not a.get("error")]
     if undecided:  # they would count as review
         raise ReleaseError(
@@ -99,9 +102,12 @@ def _cases(folder: Path) -> Sequence[Path]:
     return found
 
 
-def _answers(name: str, repository: Path, files: Sequence[Path], spacing: str | None) -> list[dict[str, Any]]:
+def _answers(
+    name: str, repository: Path, files: Sequence[Path], spacing: str | None, group: str | None
+) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "equipoise_client.cli.main", "predict", name, *map(str, files), "--json"]
     command += ["--spacing", spacing] if spacing else []
+    command += ["--group", group] if group else []
     with TritonServer(repository, ports=Ports(0, 0, 0)) as server:
         check_readiness(server.grpc_url, server.models)
         # Exit code 1: a file has no decision. It counts as review.
@@ -112,6 +118,11 @@ def _answers(name: str, repository: Path, files: Sequence[Path], spacing: str | 
         raise ReleaseError(f"the cases could not be sent: {run.stderr.strip()[-500:]}") from error
     if all(answer.get("error") for answer in answers):
         raise ReleaseError(f"no case got a decision; the first error: {answers[0]['error']}")
+    codes = {((answer.get("record") or {}).get("reason") or {}).get("code") for answer in answers}
+    if codes == {"group_not_certified"}:  # both versions would review all, whatever they are
+        raise ReleaseError(
+            "the policy is certified by group, and no case is of a certified one: name theirs by --group"
+        )
     return answers
 
 

@@ -24,6 +24,14 @@ EVERYTHING = "@everything"
 _EVERY = 20.0  # seconds between looks at the log
 
 
+def obeys(model: Path) -> bool:
+    """Whether the code that a public model carries looks at the folder; what cannot be read does not."""
+    try:
+        return VARIABLE in (model / "1" / "model.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
 class AcceptSwitch:
     """Follows an audit log. Context manager; `folder` exists inside.
 
@@ -33,12 +41,20 @@ class AcceptSwitch:
     """
 
     def __init__(self, log: Path, report: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        if not log.is_file():
+        try:
+            there = log.is_file()
+        except OSError as error:
+            raise DeployError(f"--close-on-alarm {log}: cannot be read: {error.strerror}") from error
+        if not there:
             raise DeployError(
                 f"--close-on-alarm {log}: there is no such audit log; expected the `decisions.jsonl` that the gateway "
                 "or `equipoise audit append` writes. Before the first decision create it empty"
             )
-        self._closing, self._report, self._clock = Closing(log), report, clock
+        try:
+            self._closing = Closing(log)
+        except AuditError as error:
+            raise DeployError(f"--close-on-alarm: {error}") from error
+        self._report, self._clock = report, clock
         self._looked = float("-inf")
         self.folder = Path(tempfile.mkdtemp(prefix="equipoise-closed-"))
         self.closed: Mapping[str, str] = {}
@@ -57,10 +73,13 @@ class AcceptSwitch:
         self._looked = self._clock()
         try:
             self._closing.look()
+            found = self._closing.closed or {}
         except (AuditError, OSError) as error:
-            self._apply({EVERYTHING: f"the audit log cannot be read ({type(error).__name__})"})
-        else:
-            self._apply(self._closing.closed or {})
+            found = {EVERYTHING: f"the audit log cannot be read ({type(error).__name__})"}
+        try:
+            self._apply(found)
+        except OSError as error:  # a missing folder closes every model; it is not made again, which would open them
+            self._report(f"what closes accept cannot be written: {type(error).__name__}; start again to be sure")
 
     def _apply(self, closed: Mapping[str, str]) -> None:
         for model, why in closed.items():

@@ -16,7 +16,7 @@ from ..errors import DeployError, GaveUp, NotReadyError, RepositoryError
 from ..ports import LOOPBACK, USUAL_PORTS, Ports
 from ..releases.loading import verified_copy
 from ..repository import public_models
-from .closing import AcceptSwitch
+from .closing import AcceptSwitch, obeys
 from .engine import Engine, find_engine
 from .guardian import BRIEFLY
 from .health import HealthServer, ModelHealth, Snapshot, State
@@ -54,6 +54,9 @@ class Plan:
     trust: Path | None = None
     engine: Engine | None = None
     close_on_alarm: Path | None = None
+
+
+_DEAF = "it was published before --close-on-alarm was known, and would go on accepting; export or publish it again"
 
 
 class Supervisor:
@@ -208,6 +211,9 @@ class Supervisor:
     def _refuse_unreadable(self) -> None:
         """Raises RepositoryError for models that reading shows Triton cannot serve."""
         self._found = survey(self._models, self._engine.configuration)
+        if self._switch is not None:
+            deaf = {name: _DEAF for name in self._found.parts if not obeys(self._models[name])}
+            self._found = replace(self._found, wrong={**deaf, **self._found.wrong})
         if wrong := {name: why for name, why in self._found.wrong.items() if name not in self.left_out}:
             raise RepositoryError("; ".join(wrong.values()), wrong)
 
