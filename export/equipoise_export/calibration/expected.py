@@ -17,9 +17,9 @@ def expected_rates(
 ) -> dict[str, float]:
     """Event → the rate that it has at most, each with confidence 1 − `DOUBT`; see `Monitoring.expected`.
 
-    The thresholds that were chosen are allowed for, since the bounds hold for all candidates at once. The bounds on what
-    is typical and the widening of intervals come from the same cases, which is not: each holds back as many new cases
-    on average, but not exactly.
+    The thresholds that were chosen are allowed for, since the bounds hold for all candidates at once. The bounds on
+    what is typical and the widening of intervals come from the same cases, which is not allowed for: each holds back as
+    many new cases on average.
 
     Args:
         routes: of the calibration cases, under the thresholds that were chosen.
