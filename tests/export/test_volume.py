@@ -219,7 +219,7 @@ def test_images_of_the_network_become_volumes() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"task": "classification"}, "a classifier gives one answer for a volume.*--sizes fixed"),
+        ({"task": "classification"}, "a classification gives one answer for a volume.*--sizes fixed"),
         ({"orientation": None}, "--slices needs --orientation, the slices' own axis first: SPL"),
         ({"orientation": "RA"}, "expected three letters"),
         ({"orientation": "RLS"}, "expected three letters"),
