@@ -16,7 +16,7 @@ from ..releases.store import Generation, Store
 from .gate import Check, inspect
 from .shadow import Comparison, compare
 
-Compare = Callable[[str, Path, Path, Path, str | None], Comparison]
+Compare = Callable[[str, Path, Path, Path, str | None, str | None], Comparison]
 
 
 @dataclass(frozen=True)
