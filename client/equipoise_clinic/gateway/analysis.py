@@ -18,7 +18,7 @@ from equipoise_client.errors import (
     UnknownModel,
 )
 from equipoise_client.images.rejections import DamagedInstance, ImagesDeleted, NothingReadable
-from equipoise_client.prediction import number
+from equipoise_client.prediction import Estimate, number
 from equipoise_core.decision import Route
 from pydicom.uid import Comprehensive3DSRStorage
 
@@ -232,7 +232,9 @@ class AnalysisWorker:
 
 def _result(analysis: Analysis, settings: Settings, replaces: str = "") -> NewCase:
     prediction = analysis.prediction
-    found = {} if prediction.volume is None else {**prediction.volume.classes, "total": prediction.volume.total}
+    found: dict[str, Estimate] = dict(prediction.values or {})
+    if prediction.volume is not None:
+        found |= {**prediction.volume.classes, "total": prediction.volume.total}
     uids = tuple(str(each.SOPInstanceUID) for each in analysis.objects)
     if not uids:  # the decision itself
         uids = (prediction.route.value, prediction.reason, str(prediction.record.get("input_digest")))

@@ -69,9 +69,10 @@ def _observations(case: StoredCase, report: Any) -> Iterator[tuple[str, str, str
     yield "ST", _of(codes.REASON), "", _escaped(case.why), ""
     if case.score is not None:
         yield "NM", _of(codes.CASE_SCORE), "", f"{case.score:.6g}", _of(codes.NO_UNITS)
-    unit = _of(codes.MILLILITRE)
     for name, estimate in case.volume.items():
-        for what, code in _VOLUMES.items():
+        stated = estimate.get("unit")
+        unit = _of(codes.MILLILITRE) if stated is None else _coded(stated, stated, "UCUM")
+        for what, code in (_VOLUMES if stated is None else _NUMBERS).items():
             value = estimate.get(what)
             if value is not None:
                 yield "NM", code, _escaped(name), f"{value:.6g}", unit
@@ -111,6 +112,14 @@ _VOLUMES: Mapping[str, str] = {
     "low": _coded("volume_low", "Lower end of the volume's interval", codes.SCHEME),
     "high": _coded("volume_high", "Upper end of the volume's interval", codes.SCHEME),
 }
+
+_NUMBERS: Mapping[str, str] = {
+    "mean": _coded("value", "Number that the model answers", codes.SCHEME),
+    "sd": _coded("value_sd", "Standard deviation of the number", codes.SCHEME),
+    "low": _coded("value_low", "Lower end of the number's interval", codes.SCHEME),
+    "high": _coded("value_high", "Upper end of the number's interval", codes.SCHEME),
+}
+"""Of a regression, whose targets state their units."""
 
 
 class Mllp:

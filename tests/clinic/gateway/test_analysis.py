@@ -170,7 +170,7 @@ def test_a_model_that_is_away_stops_no_other(desk, monkeypatch):
 @pytest.fixture
 def answers(desk, monkeypatch):
     """A worker whose server answers with the next of some objects, and what it was told that they replace."""
-    prediction = SimpleNamespace(volume=None, route=Route.ACCEPT, reason="sure", case_score=0.1, record={})
+    prediction = SimpleNamespace(volume=None, values=None, route=Route.ACCEPT, reason="sure", case_score=0.1, record={})
     objects: list[list[bytes]] = []
     asked: list[str] = []
 

@@ -133,6 +133,23 @@ def test_route_score_and_volume_arrive_after_the_report(desk, receiver) -> None:
     assert found["110180", ""][0] == "1.2.3"
 
 
+def test_the_numbers_of_a_regression_have_their_units(desk) -> None:
+    """As the worklist shows them: not as volumes, and not in mL."""
+    uid = decided(desk)
+    (case,) = desk.store.cases.all()
+    age = {"age": {"mean": 96.5, "sd": 4.0, "low": 88.0, "high": 105.0, "unit": "mo"}}
+    object.__setattr__(case, "volume", age)
+    given = hl7.parse(message(case, read(report("1.2.3", Comprehensive3DSRStorage)), uid, Hl7(host="x")))
+    found = {}
+    for each in given.segments("OBX"):
+        code, value, unit = (str(each[field]).split("^")[0] for field in (3, 5, 6))
+        if str(each[4]) == "age":
+            found[code] = (value, unit)
+    assert found == {
+        "value": ("96.5", "mo"), "value_sd": ("4", "mo"), "value_low": ("88", "mo"), "value_high": ("105", "mo"),
+    }  # fmt: skip
+
+
 def test_names_beyond_ascii_arrive(desk, receiver) -> None:
     dataset = read(report("1.2.3", Comprehensive3DSRStorage))
     dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", "Müller^Jörg^^Dr."

@@ -48,7 +48,8 @@ class Result:
         fingerprint: digest of its objects' UIDs: equal for equal results.
         route, why: the decision and its reason.
         score: None where there is none; higher is more uncertain.
-        volume: class → {mean, sd, low, high} in mL, `total` among them; empty for a classification.
+        volume: class → {mean, sd, low, high} in mL, `total` among them; of a regression target → the same and `unit`
+            (UCUM); empty for a classification.
         marked: accepted, and drawn for an audit.
     """
 
@@ -59,7 +60,7 @@ class Result:
     route: str
     why: str
     score: float | None
-    volume: Mapping[str, Mapping[str, float | None]]
+    volume: Mapping[str, Mapping[str, Any]]
     marked: bool
 
 
