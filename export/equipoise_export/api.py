@@ -203,6 +203,7 @@ def inspect(
     return Inspection(compilation.contract, compilation.cost, tuple(notes), timings)
 
 
+@phase("reading")
 def _read(
     module: nn.Module | str | Path,
     weights: Sequence[str | Path],
@@ -212,18 +213,6 @@ def _read(
     stated: Mapping[str, Any],
 ) -> tuple[Source, Contract, Tensor, Options]:
     """What is to be exported, the contract without sites, images `[N ≥ 2, C, *nominal]`, and how it is compiled."""
-    with phase("reading"):
-        return _source_and_draft(module, weights, arguments, options, example, stated)
-
-
-def _source_and_draft(
-    module: nn.Module | str | Path,
-    weights: Sequence[str | Path],
-    arguments: Mapping[str, Any] | None,
-    options: Options,
-    example: ArrayLike | Tensor | None,
-    stated: Mapping[str, Any],
-) -> tuple[Source, Contract, Tensor, Options]:
     description = Description.read(stated)
     images = None if example is None else _images(example)
     if images is not None:

@@ -32,9 +32,9 @@ class Kind(str, Enum):
     RELEASE = "release"
     """Which version of a model was put into service, by whom and why, or was refused."""
     ALARM = "alarm"
-    """A monitor of a policy has alarmed: it accepts nothing where that was asked for."""
+    """A monitor of a policy has alarmed: where that was asked for, its model accepts nothing."""
     OPENING = "opening"
-    """Who opened a policy's accept again after an alarm, and why."""
+    """Who opened a model's accept again after an alarm, and why."""
 
 
 class Verdict(str, Enum):

@@ -26,15 +26,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from equipoise_core.monitoring import DOUBT, UNUSUAL
+
 from .chain import entries
 from .entry import AuditError, Entry, Kind, Verdict
 from .evidence import ODDS, Evidence, Exchangeability, no_evidence, ratios_of_event, transform
 
 FALSE_ALARM = 0.05
 """Probability that any monitor of a policy ever alarms while all is as it was: the monitors' own, and that a rate of
-`expected` is too low (0.005 for each of three, see `calibration/expected.py`)."""
+`expected` is too low (`DOUBT` for each of three)."""
 
-_UNUSUAL = 0.9
 _LOWEST, _HIGHEST = 1e-3, 1.0 - 1e-3
 
 
@@ -64,7 +65,7 @@ _WORDS = {
 _EXPECTED = {Watched.COVERAGE: "missed", Watched.REFERRAL: "referred", Watched.DRIFT: "unusual"}
 """Monitor → its rate's name in `expected`."""
 
-LIMIT = len(Watched) / (FALSE_ALARM - 0.005 * len(_EXPECTED))
+LIMIT = len(Watched) / (FALSE_ALARM - DOUBT * len(_EXPECTED))
 """e-value from which a monitor alarms."""
 
 
@@ -292,7 +293,7 @@ class _Policy:
             return
         self.seen.add(key)
         if rank is not None and Watched.DRIFT in self.streams:
-            self._count(Watched.DRIFT, sequence, rank > _UNUSUAL)
+            self._count(Watched.DRIFT, sequence, rank > UNUSUAL)
         # The server's own route: what a client knows beside the pixels is in no calibration.
         if route != "reject" and Watched.REFERRAL in self.streams:
             self._count(Watched.REFERRAL, sequence, route != "accept")

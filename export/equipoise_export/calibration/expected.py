@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from equipoise_core.decision import Route
-from equipoise_core.monitoring import UNUSUAL
+from equipoise_core.monitoring import DOUBT, UNUSUAL
 from scipy.stats import beta
-
-DOUBT = 0.005
-"""Probability that a rate of this module is too low, over calibrations; it is part of what the monitors promise."""
 
 
 def expected_rates(

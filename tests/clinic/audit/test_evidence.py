@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from equipoise_clinic.audit.evidence import ODDS, Exchangeability, no_evidence, ratios_of_event, transform
 from equipoise_clinic.audit.monitor import FALSE_ALARM, LIMIT, Watched
+from equipoise_core.monitoring import DOUBT
 from scipy.stats import binom, kstest
 
 CASES, RUNS = 10_000, 500
@@ -55,7 +56,7 @@ def test_false_alarms_over_ten_thousand_cases_are_as_rare_as_promised(rate):
 
 def test_five_monitors_and_three_estimated_rates_spend_what_is_promised():
     """Bonferroni: five e-processes at the limit, and 0.005 for each of three rates."""
-    assert len(Watched) / LIMIT + 3 * 0.005 == pytest.approx(FALSE_ALARM)
+    assert len(Watched) / LIMIT + 3 * DOUBT == pytest.approx(FALSE_ALARM)
 
 
 def test_a_rate_that_doubles_is_noticed_however_late():

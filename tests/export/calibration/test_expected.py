@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from equipoise_core.decision import Route
-from equipoise_export.calibration.expected import DOUBT, expected_rates, most_events, most_outside
+from equipoise_core.monitoring import DOUBT
+from equipoise_export.calibration.expected import expected_rates, most_events, most_outside
 from scipy.stats import binom
 
 RUNS = 4000

@@ -12,6 +12,9 @@ from typing import Any
 QUANTILES = 11
 """0, 10, … 100 % of the calibration cases."""
 
+DOUBT = 0.005
+"""Probability, over calibrations, that one of the rates in `Monitoring.expected` is too low."""
+
 UNUSUAL = 0.9
 """A rank above this is in the top tenth of the calibration cases, or above all of them."""
 
