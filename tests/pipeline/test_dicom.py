@@ -89,15 +89,18 @@ def test_dicom_and_nifti_agree_voxel_by_voxel(server, case, tmp_path) -> None:
     nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "crop.nii.gz")
     (other,) = predict(server, tmp_path / "out", tmp_path / "crop.nii.gz")
     assert other["case_score"] == pytest.approx(case["case_score"], rel=1e-6)
-    labels, epistemic = (
+    labels, epistemic, outline = (
         nibabel.load(next(path for path in other["written"] if path.endswith(f".{name}.nii.gz")))
-        for name in ("labels", "epistemic")
+        for name in ("labels", "epistemic", "outline")
     )
     assert labels.shape == volume.shape
     indices = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), axis=-1)
     points = (indices @ affine[:3, :3].T + affine[:3, 3]) * [-1, -1, 1]
-    for number, segment in enumerate(validators.segments(results(case)["seg"], tmp_path / "seg"), start=1):
-        np.testing.assert_array_equal(validators.at(segment, points) > 0, np.asarray(labels.dataobj) == number)
+    classes, between = np.asarray(labels.dataobj), np.asarray(outline.dataobj)
+    expected = [classes == 1, classes == 2, between == 2, between >= 1]  # the last two: inner and outer outline
+    segments = validators.segments(results(case)["seg"], tmp_path / "seg")
+    for segment, mask in zip(segments, expected, strict=True):
+        np.testing.assert_array_equal(validators.at(segment, points) > 0, mask)
     found = validators.at(validators.parametric_map(results(case)["epistemic"], tmp_path / "map"), points, np.nan)
     np.testing.assert_allclose(found, np.asarray(epistemic.dataobj), atol=1e-6)
 
