@@ -154,10 +154,6 @@ done
 exit 1
 """
 GATEWAY = """
-export PATH=/opt/equipoise/venv/bin:$PATH
-equipoise gateway --example > /etc/equipoise/gateway.toml
-cp /opt/equipoise/deploy/gateway/rules.toml /etc/equipoise/
-systemctl enable --now equipoise-gateway equipoise-review
 for address in 127.0.0.1:8046/ready 127.0.0.1:8044/; do
     curl --silent --fail --retry 60 --retry-delay 1 --retry-all-errors --output /dev/null http://$address
 done

@@ -66,7 +66,7 @@ class Site:
 
     def ready(self, services: Sequence[str] = SERVICES) -> None:
         """Waits until all that have a health check are healthy."""
-        for service in ("triton-cpu", "gateway"):
+        for service in ("triton-cpu", "gateway", "review"):
             if service in services:
                 wait(lambda service=service: self.healthy(service), f"{service} is healthy", 90.0)
 
@@ -140,7 +140,7 @@ def down(made: Site) -> None:
     """Podman-compose takes down what its files name: not a second replica, which `up --scale` had made."""
     mine = podman("ps", "--all", "--quiet", "--filter", "label=io.podman.compose.project=equipoise").split()
     if mine:
-        podman("rm", "--force", "--time", "0", *mine)
+        podman("rm", "--force", "--depend", "--ignore", "--time", "0", *mine)
     made.compose("down", "--volumes", "--timeout", "0")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -138,10 +140,10 @@ def stops(target: object, note: Note) -> str:
 
 
 def killed(up: Site, service: str) -> None:
-    """SIGKILL: it comes back, nothing hangs, and clients are answered."""
-    podman("kill", "--signal", "KILL", up.name(service))
-    podman("wait", up.name(service))
-    podman("start", up.name(service))  # as `restart: unless-stopped` does: podman has it done by systemd
+    """SIGKILL of its first process: the engine starts it again, nothing hangs, and clients are answered."""
+    before = inspect(up.name(service))["State"]["Pid"]
+    os.kill(before, signal.SIGKILL)
+    wait(lambda: inspect(up.name(service))["State"]["Pid"] not in (0, before), f"{service} was started again", 60.0)
     up.ready([service])
     wait(partial(run_predicts, up), f"answers after {service} was killed", 60.0)
 

@@ -297,6 +297,16 @@ def test_haproxy_takes_its_configuration_as_the_pod_would(chart, tmp_path, canar
     assert done.returncode == 0 and "[WARNING]" not in done.stderr, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("name", ["equipoise", "site", "a" * 53, f"{'a' * 40}-{'b' * 12}"])
+def test_the_proxy_asks_for_the_service_that_there_is(chart, name):
+    """Also where Helm's longest name of a release is cut for the objects'."""
+    objects = rendered(chart, {}, name=name)
+    (proxy,) = of(objects, "Deployment", "haproxy")
+    environment = {each["name"]: each["value"] for each in proxy["spec"]["template"]["spec"]["containers"][0]["env"]}
+    asked = environment["EQUIPOISE_REPLICAS"]
+    assert asked.partition(".")[0] in {each["metadata"]["name"] for each in objects if each["kind"] == "Service"}
+
+
 def test_a_canary_and_the_stable_release_find_each_other(chart):
     """The stable proxy may reach the canary's pods by the labels and the name that the canary has."""
     stable = rendered(chart, {"canary": {"release": "equipoise-next", "weight": 10}})

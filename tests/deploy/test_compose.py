@@ -97,7 +97,10 @@ def test_podman_compose_takes_it():
 def test_prometheus_looks_at_the_services_by_their_names():
     """Its targets are services of the file, at ports that they listen on; Grafana asks this Prometheus."""
     ports = {"triton": 8002, "haproxy": None, "gateway": 8046}
-    found = set()
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (replicas,) = [each for job in jobs for each in job.get("dns_sd_configs", ())]
+    assert replicas["type"] == "A"  # an address for each replica: one name would be scraped at random
+    found = {(name, replicas["port"]) for name in replicas["names"]}
     for file in (DEPLOY / "prometheus" / "targets-compose").glob("*.yml"):
         assert (DEPLOY / "prometheus" / "targets" / file.name).is_file()
         for group in yaml.safe_load(file.read_text()):

@@ -74,13 +74,7 @@ SCENARIOS = {
     "EquipoiseDown": Scenario(
         {'up{job="equipoise-triton",instance="a"}': "1 1 0x20"}, {'up{job="equipoise-triton",instance="a"}': "1x13 0 1"}
     ),
-    "EquipoiseNoReplica": Scenario(
-        {
-            _proxy("haproxy_backend_active_servers"): "0x20",
-            _proxy("haproxy_backend_agg_server_status", state="DOWN"): "2x20",
-        },
-        {_proxy("haproxy_backend_active_servers"): "1x20"},
-    ),
+    "EquipoiseNoReplica": _gauge(_proxy("haproxy_backend_status", state="DOWN"), "1", "0"),
     "EquipoiseReplicaUnhealthy": _gauge(_proxy("haproxy_server_status", server="a", state="DOWN"), "1", "0"),
     "EquipoiseModelMissing": Scenario(
         {

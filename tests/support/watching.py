@@ -79,7 +79,8 @@ def prometheus(folder: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
     document["rule_files"] = [str(PROMETHEUS / each) for each in document["rule_files"]]
     document["scrape_configs"] = [job for job in document["scrape_configs"] if job["job_name"] in targets]
     for job in document["scrape_configs"]:
-        del job["file_sd_configs"]
+        for discovery in [key for key in job if key.endswith("_sd_configs")]:
+            del job[discovery]
         job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
     assert len(document["scrape_configs"]) == len(targets), "a job that deploy/prometheus/prometheus.yml does not know"
     folder.mkdir()

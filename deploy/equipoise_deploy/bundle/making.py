@@ -39,6 +39,8 @@ INSTALLERS = ("pip", "setuptools")
 """Already in a new virtual environment; pinned and listed like everything else."""
 
 PROJECT = Path(__file__).resolve().parents[3]
+_SITES_OWN = re.compile(r"(^|/)(\.|__pycache__)|^certs/|password")
+"""What is no part of the source tree's `deploy`: hidden files, and what compose.yaml tells a site to put there."""
 _EPOCH = "315532800"  # 1980-01-01, the earliest that a wheel can say
 
 
@@ -178,12 +180,18 @@ def _signed(scratch: Path, manifest: Manifest, key: Path) -> bytes:
 
 
 def _deployment(project: Path = PROJECT) -> Iterator[tuple[str, Path]]:
-    """Chart, proxy, units, rules, dashboards and Dockerfiles of a source tree."""
+    """Chart, proxy, units, rules, dashboards and Dockerfiles of a source tree, and no secret that a site put there.
+
+    Raises ReleaseError for a private key among them.
+    """
     root = project / "deploy"
     for path in sorted(root.rglob("*")) if (project / "pyproject.toml").is_file() else ():
-        parts = path.relative_to(root).parts
-        if parts[0] != "equipoise_deploy" and not any(part.startswith((".", "__pycache__")) for part in parts):
-            yield from _below(path, f"deploy/{path.relative_to(root).as_posix()}")
+        name = path.relative_to(root).as_posix()
+        if path.is_dir() or name.startswith("equipoise_deploy/") or _SITES_OWN.search(name):
+            continue
+        if b"PRIVATE KEY-----" in path.read_bytes():
+            raise ReleaseError(f"{path} holds a private key, and a bundle is for other machines: move it out of {root}")
+        yield from _below(path, f"deploy/{name}")
 
 
 def _images(project: Path = PROJECT) -> list[str]:

@@ -32,7 +32,7 @@ dossier_verb = typer.Typer()
 
 equipoise dossier hippocampus --repository model_repository --into dossier
 
-equipoise dossier hippocampus --repository store/current --store store --gateway gateway.toml --sbom sbom.json
+equipoise dossier hippocampus --repository store/current --store store --gateway gateway.toml --sbom sbom.cdx.json
 
 equipoise dossier hippocampus --repository store/current --audit decisions.jsonl --cases-key cases.key --into dossier"""
 )

@@ -327,7 +327,7 @@ def _hazards(sources: Sources) -> Iterator[Statement]:
 def _software(sources: Sources) -> Iterator[Statement]:
     yield Statement("Equipoise", f"version {__version__}", "this installation")
     if sources.sbom is None:
-        yield _missing("bill of materials", "give --sbom, the sbom.json of the bundle that was installed")
+        yield _missing("bill of materials", "give --sbom, the sbom.cdx.json of the bundle that was installed")
         return
     components = sources.sbom.get("components", ())
     yield Statement(

@@ -20,6 +20,7 @@ from equipoise_core.case import Model
 from equipoise_core.contract import ContractError
 from equipoise_core.loading import load_model
 
+from ..bundle.making import SBOM
 from ..errors import DeployError
 
 HAZARDS = Path(__file__).parents[2] / "HAZARDS.md"
@@ -104,7 +105,7 @@ def read_sources(
     except (ContractError, EquipoiseError, OSError, ValueError) as error:
         raise DeployError(f"the dossier of {name} cannot be written: {error}") from error
     if bill is not None and bill.get("bomFormat") != "CycloneDX":
-        raise DeployError(f"{sbom} is no CycloneDX bill of materials; `equipoise bundle make` writes one: sbom.json")
+        raise DeployError(f"{sbom} is no CycloneDX bill of materials; `equipoise bundle make` writes one: {SBOM}")
     if audit is None and settings is not None:
         audit = settings.audit if settings.audit.is_file() else None
     file = hazards or (HAZARDS if HAZARDS.is_file() else None)

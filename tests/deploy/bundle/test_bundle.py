@@ -21,7 +21,7 @@ from equipoise_client.cli.main import main
 from equipoise_clinic.audit.chain import entries
 from equipoise_deploy.bundle.archive import read_archive, write_archive
 from equipoise_deploy.bundle.installing import install_bundle, place_models
-from equipoise_deploy.bundle.making import EXTRAS, SBOM, fetch_wheels, make_bundle
+from equipoise_deploy.bundle.making import EXTRAS, SBOM, _deployment, fetch_wheels, make_bundle
 from equipoise_deploy.bundle.manifest import MANIFEST, SIGNATURE, unpack
 from equipoise_deploy.bundle.sbom import listed_packages
 from equipoise_deploy.errors import ReleaseError, TamperedError
@@ -262,6 +262,19 @@ def test_a_store_out_of_a_bundle_is_in_service_with_a_log_of_its_own(tmp_path, s
     (line,) = entries(into / "store/log.jsonl")
     assert line.body["action"] == "install" and line.body["version"] == 1
     assert Store(into / "store").generation().models == store.generation().models
+
+
+def test_what_a_site_keeps_below_deploy_stays_there(tmp_path):
+    """Certificates and passwords where compose.yaml wants them; a private key elsewhere stops it."""
+    deploy = tmp_path / "deploy"
+    for name in ("compose.yaml", "certs/ca.key", "certs/clients/me.pem", "grafana/admin-password", "gateway/.env"):
+        (deploy / name).parent.mkdir(parents=True, exist_ok=True)
+        (deploy / name).write_text("a secret")
+    (tmp_path / "pyproject.toml").touch()
+    assert [name for name, _ in _deployment(tmp_path)] == ["deploy/compose.yaml"]
+    (deploy / "gateway" / "mine.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n")
+    with pytest.raises(ReleaseError, match=r"mine\.pem holds a private key"):
+        list(_deployment(tmp_path))
 
 
 def test_no_bundle_without_our_own_wheel(tmp_path):

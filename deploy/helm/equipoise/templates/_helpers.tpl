@@ -1,10 +1,10 @@
 {{/* The name of a release's objects: of this one, or of another one (dict "release" NAME). */}}
 {{- define "equipoise.nameOf" -}}
-{{- if contains "equipoise" .release }}{{ .release }}{{ else }}{{ .release }}-equipoise{{ end }}
+{{- contains "equipoise" .release | ternary .release (printf "%s-equipoise" .release) | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "equipoise.name" -}}
-{{- include "equipoise.nameOf" (dict "release" .Release.Name) | trunc 50 | trimSuffix "-" }}
+{{- include "equipoise.nameOf" (dict "release" .Release.Name) }}
 {{- end }}
 
 {{/* Labels of a component: (dict "root" $ "component" NAME). */}}
