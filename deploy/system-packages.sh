@@ -31,6 +31,9 @@ for program in "${!wanted[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing+=(${wanted[$program]})
 done
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+# Triton's Python processes load Python as a library, which a distribution's own does not bring.
+python3 -c 'import ctypes, sys; sys.base_prefix == "/usr" and ctypes.CDLL("libpython%d.%d.so.1.0" % sys.version_info[:2])' \
+    2>/dev/null || missing+=("libpython$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')")
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then

@@ -26,7 +26,7 @@ AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 ROOTS: Mapping[str, tuple[str, ...]] = {
     "python": ("libpython3.11", "python3", "python3-pip", "python3-venv"),
     # What INSTALL.md asks of a machine, a service manager, and other languages.
-    "machine": ("make", "python3-venv", "openssl", "curl", "haproxy", "systemd-sysv", "locales"),
+    "machine": ("make", "python3-venv", "libpython3.11", "openssl", "curl", "haproxy", "systemd-sysv", "locales"),
     "services": ("haproxy", "nginx-light", "orthanc", "orthanc-dicomweb", "prometheus", "prometheus-blackbox-exporter"),
 }
 """Root file system → Debian's packages in it, beside the smallest Debian."""

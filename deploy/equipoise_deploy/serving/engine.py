@@ -12,7 +12,10 @@ image's or one with the native ONNX Runtime backend:
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -149,4 +152,18 @@ def _stub(wheel: Path | None) -> Path:
             f"no {STUB} for Python {version} (found: {', '.join(available) or 'none'}); "
             "run with one of those versions, or lay the stub into the Python backend's folder"
         )
-    return stubs / version / STUB
+    return _loadable(stubs / version / STUB)
+
+
+def _loadable(stub: Path) -> Path:
+    """Itself. Raises EngineError where a library of it is not there: Triton would wait for it without a word."""
+    path = os.pathsep.join([*map(str, library_folders()), os.environ.get("LD_LIBRARY_PATH", "")])
+    environment = {**os.environ, "LD_TRACE_LOADED_OBJECTS": "1", "LD_LIBRARY_PATH": path}  # as ldd asks
+    said = subprocess.run([stub], env=environment, stdout=subprocess.PIPE, text=True, check=False).stdout
+    if absent := re.findall(r"(\S+) => not found", said):
+        package = f"libpython{sys.version_info.major}.{sys.version_info.minor}"
+        raise EngineError(
+            f"Triton's Python backend needs {', '.join(absent)}, which this machine does not have; on Debian and "
+            f"Ubuntu `apt-get install {package}` brings Python's"
+        )
+    return stub

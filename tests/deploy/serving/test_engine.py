@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from equipoise_deploy.errors import EngineError
 from equipoise_deploy.ports import USUAL_PORTS
+from equipoise_deploy.serving import engine
 from equipoise_deploy.serving.device import EMBEDDED
 from equipoise_deploy.serving.engine import STUB, find_engine
 from equipoise_deploy.serving.server import triton_command
@@ -16,19 +17,34 @@ from equipoise_deploy.serving.server import triton_command
 
 def test_wheel_is_the_default():
     """Without any variable: the wheel's binary, Python backend and stub, and the embedded configuration."""
-    engine = find_engine({})
-    assert engine.binary.name == "tritonserver"
-    assert engine.configuration == EMBEDDED
-    assert engine.stub is not None
-    assert engine.stub.parent.name == f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = find_engine({})
+    assert found.binary.name == "tritonserver"
+    assert found.configuration == EMBEDDED
+    assert found.stub is not None
+    assert found.stub.parent.name == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch, tmp_path):
+    """Debian's own Python brings no libpython, and Triton would wait for its stubs until the time is over."""
+    stub = tmp_path / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / STUB
+    stub.parent.mkdir(parents=True)
+    real = find_engine({}).stub
+    stub.write_bytes(real.read_bytes().replace(b"libpython", b"libabsent"))
+    stub.chmod(0o755)
+    for each in ("bin/tritonserver", "backends/python/libtriton_python.so"):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / each).touch()
+    monkeypatch.setattr(engine, "_wheel", lambda: tmp_path)
+    with pytest.raises(EngineError, match=r"needs .*libabsent3\.\d+\.so\.1\.0, which .*apt-get install libpython3"):
+        find_engine({})
 
 
 def test_links_hold_the_stub_and_leave_the_wheel_alone(tmp_path):
     """The stub must lie beside the backend's library: in a folder of links, not in site-packages."""
-    engine = find_engine({})
-    folder = engine.link_backends(tmp_path) / "python"
+    found = find_engine({})
+    folder = found.link_backends(tmp_path) / "python"
     assert (folder / STUB).is_file() and (folder / "libtriton_python.so").is_file()
-    assert not (engine.backends[0] / "python" / STUB).exists()
+    assert not (found.backends[0] / "python" / STUB).exists()
 
 
 def test_environment_adds_backends_and_chooses_the_configuration(tmp_path):
@@ -36,9 +52,9 @@ def test_environment_adds_backends_and_chooses_the_configuration(tmp_path):
     native = tmp_path / "native" / "onnxruntime"
     native.mkdir(parents=True)
     (native / "libtriton_onnxruntime.so").touch()
-    engine = find_engine({"EQUIPOISE_TRITON_BACKENDS": str(native.parent), "EQUIPOISE_TRITON_CONFIG": "cpu"})
-    linked = engine.link_backends(tmp_path / "linked")
-    assert engine.configuration == "cpu"
+    found = find_engine({"EQUIPOISE_TRITON_BACKENDS": str(native.parent), "EQUIPOISE_TRITON_CONFIG": "cpu"})
+    linked = found.link_backends(tmp_path / "linked")
+    assert found.configuration == "cpu"
     assert (linked / "onnxruntime" / "libtriton_onnxruntime.so").exists()
     assert (linked / "python" / STUB).exists()
 
@@ -49,8 +65,8 @@ def test_an_installation_with_its_own_stub_is_linked_by_folders(tmp_path):
         path = tmp_path / "opt" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    engine = find_engine({"EQUIPOISE_TRITON_BINARY": str(tmp_path / "opt/bin/tritonserver")})
-    linked = engine.link_backends(tmp_path / "linked")
+    found = find_engine({"EQUIPOISE_TRITON_BINARY": str(tmp_path / "opt/bin/tritonserver")})
+    linked = found.link_backends(tmp_path / "linked")
     for name, file in (("python", STUB), ("onnxruntime", "model.py")):
         folder = linked / name
         assert (folder / file).resolve().is_relative_to(folder.resolve())
@@ -70,8 +86,8 @@ def test_path_that_does_not_exist_is_named(variable, tmp_path):
 
 def test_options_of_the_environment_come_last():
     """As a shell would split them; Triton takes the last of two that contradict each other."""
-    engine = find_engine({"EQUIPOISE_TRITON_OPTIONS": "--allow-client-shm=false '--log-format=a b'"})
-    command = triton_command(engine, Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
+    found = find_engine({"EQUIPOISE_TRITON_OPTIONS": "--allow-client-shm=false '--log-format=a b'"})
+    command = triton_command(found, Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
     assert command[-2:] == ["--allow-client-shm=false", "--log-format=a b"]
     plain = triton_command(find_engine({}), Path("models"), Path("backends"), USUAL_PORTS, "prefix", 30)
     secret = re.compile("equipoise=[0-9a-f]+$")  # of each start
