@@ -217,7 +217,7 @@ def decide_site(contract: Contract, site: Site, table: CaseTable) -> Verdict:
     growth = follow(accepted, losses, site.alpha, site.delta)
     shift = shift_of(site.source, table.cases, site.images)
     policy, why = _accept(contract, site, growth, table.goals)
-    volume, words = _volume(contract, site, policy, table, shift)
+    volume, words = _volume(contract, site, table, shift)
     promise = Adapted(
         site.name, site.source.digest, len(site.images), len(site.cases), shift.effective_size, why
     )  # fmt: skip
@@ -276,18 +276,17 @@ def _accept(contract: Contract, site: Site, growth: Growth, goals: Goals) -> tup
     return replace(site.bounds, stages=site.candidates[index], guarantee=guarantee), why
 
 
-def _volume(
-    contract: Contract, site: Site, policy: Policy, table: CaseTable, shift: Shift
-) -> tuple[VolumeRule | None, str]:
+def _volume(contract: Contract, site: Site, table: CaseTable, shift: Shift) -> tuple[VolumeRule | None, str]:
     """By the site's own labelled cases where there are enough of them, else by the other site's, weighted."""
     level, name = table.goals.level, site.name
+    stages = [stage.samples for stage in site.source.stages]
     own = [known.case for known in site.cases]
     if len(own) >= effective_cases_needed(level):
-        rule = choose_volume(contract, own, [serve(contract, policy, case).step for case in own], level)
+        rule = choose_volume(contract, own, [case.worst(stages) for case in own], level)
         if rule is not None:
             rule = replace(rule, rule=f"{rule.rule}; all of them of {name}")
             return rule, rule.rule
-    steps = [serve(contract, policy, case).step for case in table.cases]
+    steps = [case.worst(stages) for case in table.cases]
     if site.source.volume is None or not all(step.volumes for step in steps):
         return None, "none: the other site's policy has none"
     refused = shift.refusal(level)

@@ -125,17 +125,18 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
         recalibration = None
         if chosen.recalibrated is not None:
             recalibration = fit_of(contract, chosen.recalibrated)(*stacked(outside, served))
+        stages = [stage.samples for stage in chosen.policy.stages]
+        worst = [case.worst(stages) for case in outside]
         own = chosen.policy.outline
-        outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), served, goals.level) if own else None
+        outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), worst, goals.level) if own else None
         policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None, outline=outline)
         with contextlib.suppress(TooFewCases):
             if policy.interval is not None:
-                stages = [stage.samples for stage in policy.stages]
                 policy = replace(policy, interval=choose_interval(contract, policy.interval, outside, stages))
             policy = replace(
                 policy,
-                volume=choose_volume(contract, outside, served, goals.level),
-                sensitive=choose_sensitive(contract, served, goals.missed),
+                volume=choose_volume(contract, outside, worst, goals.level),
+                sensitive=choose_sensitive(contract, worst, goals.missed),
             )
         judged += judge(contract, replace(chosen, policy=policy), inside)
     return judged
