@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from equipoise_core.canonical import digest_of
@@ -22,7 +23,14 @@ from ..calibration.choose import Goals, choose_bounds, choose_monitoring, choose
 from ..calibration.conformal import cases_needed_for_level
 from ..calibration.expected import unusual_rate
 from ..calibration.growing import Growth, follow
-from ..calibration.shift import Shift, compare_sites, effective_cases_needed, weighted_error, weighted_upper_limit
+from ..calibration.shift import (
+    Shift,
+    compare_sites,
+    effective_cases_needed,
+    effective_size,
+    weighted_error,
+    weighted_upper_limit,
+)
 from ..calibration.table import CaseTable
 from .errors import AdaptationError
 from .site import Site
@@ -309,7 +317,14 @@ def _weighted_widening(
 ) -> float:
     low, high = (np.array([step.volumes[name][end] for step in steps]) for end in (1, 2))
     truth = np.array([case.truths[name] for case in cases])
-    return weighted_upper_limit(np.maximum(low - truth, truth - high), shift.weights, shift.largest, level)
+    kinds = [np.ones(len(cases), bool), *(k for k in (truth > 0.0, truth <= 0.0) if _enough(shift.weights[k], level))]
+    excess = np.maximum(low - truth, truth - high)
+    return max(weighted_upper_limit(excess[k], shift.weights[k], shift.largest, level) for k in kinds)
+
+
+def _enough(weights: NDArray[np.floating[Any]], level: float) -> bool:
+    """Whether cases of these weights may have a limit of their own; see `choose_volume`."""
+    return effective_size(weights) >= effective_cases_needed(level)
 
 
 def _sensitive(rule: SensitiveRule, name: str) -> SensitiveRule:

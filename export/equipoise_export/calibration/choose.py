@@ -511,20 +511,31 @@ def _words(stages: Sequence[int]) -> str:
 def choose_volume(
     contract: Contract, cases: Sequence[Measured], steps: Sequence[Step], level: float
 ) -> VolumeRule | None:
-    """Split-conformal widening per class and in total; None without a physical scale. Steps: see `Measured.worst`."""
+    """Split-conformal widening per class and in total; None without a physical scale. Steps: see `Measured.worst`.
+
+    A class that most cases have none of would be covered by saying so each time. Cases that have it and cases that have
+    none are therefore covered each on their own (Mondrian; Vovk et al. 2005), where there are enough: nobody knows
+    of which kind a new case is, so the wider of the two is stated. Classes with too few are named.
+    """
     if contract.spacing is None or not contract.per_voxel or not all(step.volumes for step in steps):
         return None
-    widening = {}
+    widening, few = {}, []
     for name in steps[0].volumes:
         low, high = (np.array([step.volumes[name][end] for step in steps]) for end in (1, 2))
         truth = np.array([case.truths[name] for case in cases])
-        widening[name] = interval_widening(low, high, truth, level)
+        there = truth > 0.0
+        kinds = [kind for kind in (there, ~there) if kind.sum() >= cases_needed_for_level(level)]
+        every = np.ones_like(there)
+        widening[name] = max(interval_widening(low[k], high[k], truth[k], level) for k in (every, *kinds))
+        if 0 < there.sum() < cases_needed_for_level(level):
+            few.append(f"{name} ({there.sum()})")
+    apart = f"; too few cases have {', '.join(few)} to promise as much of those that have it" if few else ""
     return VolumeRule(
         level,
         widening,
         len(cases),
         f"split conformal on {len(cases)} cases: a new case's true volume lies inside with probability at least "
-        f"{level:g}, on average over calibrations",
+        f"{level:g}, on average over calibrations{apart}",
     )
 
 
