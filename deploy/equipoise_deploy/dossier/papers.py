@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise_client import __version__
-from equipoise_clinic.audit.monitor import FALSE_ALARM, Watched
+from equipoise_clinic.audit.status import FALSE_ALARM, Watched
 from equipoise_core.contract import Contract
 
 from .sources import Log, Sources, releases_of

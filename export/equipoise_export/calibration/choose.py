@@ -35,7 +35,7 @@ from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .outline import Margins, choose_outline, scales_of
 from .recalibrate import fit_isotonic, fit_temperature, fit_venn_abers
-from .regression import choose_interval, pilot_rule, with_width
+from .regression import choose_interval, errors, pilot_rule, with_width
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
 EPISTEMIC = {
@@ -225,13 +225,14 @@ def choose_policy(
     policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
     answers = [serve(contract, policy, case) for case in cases]
     served = [answer.step for answer in answers]
+    accepted = [(case, each.step) for case, each in zip(cases, answers, strict=True) if each.route is Route.ACCEPT]
     worst = [case.worst(stages) for case in cases]
     volume = choose_volume(contract, cases, worst, goals.level)
     groups = len({case.group for case in cases}) if goals.by else 1
     expected = expected_rates(
         [answer.route for answer in answers],
         (CANDIDATES + 1.0) ** groups,
-        None if volume is None else missed_volumes(cases, answers, volume),
+        missed_truths(contract, accepted, volume, interval),
         policy.ood_distance is not None,
     )
     recalibration, gains = choose_recalibration(contract, cases, served, goals.method)
@@ -539,16 +540,29 @@ def choose_volume(
     )
 
 
-def missed_volumes(cases: Sequence[Measured], answers: Sequence[Served], rule: VolumeRule) -> tuple[int, int]:
-    """Of the accepted cases: true volumes outside their interval (`total`, where there is one), and their number."""
-    outside = []
-    for case, answer in zip(cases, answers, strict=True):
-        if answer.route is Route.ACCEPT:
-            name = "total" if "total" in answer.step.volumes else sorted(answer.step.volumes)[0]
-            _, low, high = answer.step.volumes[name]
-            widening = rule.widening[name]
-            outside.append(not low - widening <= case.truths[name] <= high + widening)
-    return sum(outside), len(outside)
+def missed_truths(
+    contract: Contract,
+    accepted: Sequence[tuple[Measured, Step]],
+    volume: VolumeRule | None,
+    interval: IntervalRule | None,
+) -> tuple[int, int] | None:
+    """Of accepted cases: how many have a truth outside its interval (of volumes `total`, where there is one; of numbers
+    any), and their number. None: there are no intervals."""
+    if interval is not None:
+        outside = [
+            errors(case, step, contract.answers) > interval.half_widths(contract.targets, step.numbers[:, 1])
+            for case, step in accepted
+        ]
+        return sum(bool(each.any()) for each in outside), len(outside)
+    if volume is None:
+        return None
+    missed = 0
+    for case, step in accepted:
+        name = "total" if "total" in step.volumes else sorted(step.volumes)[0]
+        _, low, high = step.volumes[name]
+        widening = volume.widening[name]
+        missed += not low - widening <= case.truths[name] <= high + widening
+    return missed, len(accepted)
 
 
 def _outline(
