@@ -373,8 +373,8 @@ def _outline(contract: Contract, site: Site, table: CaseTable, shift: Shift) -> 
     words = (
         f"split conformal on {len(margins)} weighted cases of another site, worth {shift.effective_size:.1f} of "
         f"{name}: with probability about {level:g} a new case's true outline lies nowhere more than {outer:.3g} {unit} "
-        f"outside and {inner:.3g} {unit} inside the predicted one, if the sites differ in their images alone; the weights are "
-        "estimated, so this is no guarantee"
+        f"outside and {inner:.3g} {unit} inside the predicted one, if the sites differ in their images alone; the "
+        "weights are estimated, so this is no guarantee"
     )
     return OutlineRule(level, inner, outer, len(margins), words), words
 
