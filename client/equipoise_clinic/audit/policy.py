@@ -46,14 +46,10 @@ class _Image:
         """Whether what was measured lies outside its interval; None: nothing that has one was measured."""
         measured = self.judged.measured if self.judged else {}
         names = sorted(measured.keys() & self.intervals.keys(), key=lambda name: (name != "total", name))
-        return (
-            any(
-                not self.intervals[name][0] <= measured[name] <= self.intervals[name][1]
-                for name in (names if self.together else names[:1])
-            )
-            if names
-            else None
-        )
+        if not names:
+            return None
+        counted = names if self.together else names[:1]
+        return any(not self.intervals[name][0] <= measured[name] <= self.intervals[name][1] for name in counted)
 
 
 @dataclass(slots=True)
