@@ -25,7 +25,8 @@ ENV ORT_DISABLE_TELEMETRY=1 \
     PATH=/opt/equipoise/bin:$PATH
 
 # Patient data lies in the one volume, and nowhere else.
-RUN install --directory --owner=1000 --group=1000 --mode=0700 /var/lib/equipoise
+RUN install --directory --owner=1000 --group=1000 --mode=0700 /var/lib/equipoise /var/lib/equipoise-audit \
+    && install --owner=1000 --group=1000 --mode=0600 /dev/null /var/lib/equipoise-audit/decisions.jsonl
 VOLUME /var/lib/equipoise
 USER 1000:1000
 EXPOSE 8044 8046 11112

@@ -149,6 +149,12 @@ def test_triton_serves_under_the_supervisor(objects, values):
     assert {each["name"] for each in triton["volumeMounts"]} <= set(volumes)
     if values.get("models", {}).get("trust"):
         assert "--trust=/trust/release.pub" in triton["args"] and mounts["/trust"]["readOnly"]
+    asked = [each for each in triton["args"] if each.startswith("--close-on-alarm")]
+    assert bool(asked) is ("closeOnAlarm" in values)
+    if asked:
+        assert asked == ["--close-on-alarm=/audit/decisions.jsonl"] and mounts["/audit"]["subPath"] == "equipoise"
+        claim = {"claimName": "audit-log", "readOnly": True}
+        assert mounts["/audit"]["readOnly"] and volumes["audit"]["persistentVolumeClaim"] == claim
 
 
 def test_a_mig_instance_can_be_asked_for(chart):
@@ -331,6 +337,7 @@ def test_a_canary_and_the_stable_release_find_each_other(chart):
     [
         ({"mode": "tpu"}, "mode"),
         ({"replicas": 0}, "replicas"),
+        ({"closeOnAlarm": {"claim": "audit", "log": "../decisions.jsonl"}}, "log"),
         ({"replica": 2}, "replica"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"models": {"source": "volume"}}, "claim"),

@@ -10,9 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
+from equipoise_deploy.serving.command import serve_command
+from typer import Typer
+from typer.main import get_command
+from typer.testing import CliRunner
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVE = Typer()
+SERVE.command()(serve_command)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 TRIAL = {name for name, own in SERVICES.items() if own.get("profiles") == ["trial"]}
 """Never with patients' data, and as their images want to be run."""
@@ -88,6 +94,22 @@ def test_what_is_mounted_is_there_and_read_only():
                 assert source in COMPOSE["volumes"], source
 
 
+def test_the_server_can_obey_the_alarms_of_the_gateways_log():
+    """Where that is asked for: it sees the log, read-only, where the gateway may write it, and nothing else of it."""
+    known = CliRunner().invoke(SERVE, ["--help"], env={"COLUMNS": "200"}).output
+    folder = "/var/lib/equipoise-audit"
+    for name in ("triton", "triton-cpu"):
+        own = SERVICES[name]
+        assert own["volumes"] == [f"audit:{folder}:ro"]
+        (variable,) = [each for each in own["environment"] if "ALARM" in each]
+        assert variable in known and _plain(own["environment"][variable]) == ""
+    assert f"audit:{folder}" in SERVICES["gateway"]["volumes"]
+    configured = (DEPLOY / "gateway" / "gateway.toml").read_text()
+    assert f'# audit = "{folder}/decisions.jsonl"' in configured and "close_on_alarm = false" in configured
+    for name in ("Dockerfile", "gateway.Dockerfile"):  # whichever container mounts the volume first
+        assert f"--mode=0600 /dev/null {folder}/decisions.jsonl" in (DEPLOY / name).read_text()
+
+
 def test_podman_compose_takes_it():
     """It asks for every network to be declared, `default` too, and reads paths of an included file from elsewhere."""
     used = {network for own in SERVICES.values() for network in own.get("networks", ["default"])}
@@ -137,3 +159,10 @@ def test_gateway_of_the_compose_file_can_be_started(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("value", "found"), [("", None), ("/log.jsonl", Path("/log.jsonl"))])
+def test_an_empty_variable_asks_for_nothing(monkeypatch, value, found):
+    """As compose passes it by default."""
+    monkeypatch.setenv("EQUIPOISE_CLOSE_ON_ALARM", value)
+    assert get_command(SERVE).make_context("serve", ["models"]).params["close_on_alarm"] == found

@@ -106,6 +106,16 @@ def test_every_unit_is_confined_alike(unit):
     assert user in re.findall(r"^u (\S+)", (SYSTEMD / "equipoise.sysusers").read_text(), re.MULTILINE)
 
 
+def test_the_gateway_may_write_the_log_that_the_server_reads():
+    """One place in every file that names it, and files that the server's group may read."""
+    text = (SYSTEMD / "equipoise-gateway.service.d" / "audit.conf.example").read_text()
+    (folder,) = re.findall(r"^ReadWritePaths=(.+)$", text, re.MULTILINE)
+    assert "\nUMask=0027\n" in text and f'audit = "{folder}/decisions.jsonl"' in text
+    for name in ("equipoise.env", "equipoise-gateway.service.d/audit.conf.example"):
+        assert f"--close-on-alarm={folder}/decisions.jsonl" in (SYSTEMD / name).read_text()
+    assert f"d {folder} 2750 equipoise-gateway equipoise" in (SYSTEMD / "equipoise.tmpfiles").read_text()
+
+
 def test_a_gpu_is_let_in_with_all_its_devices():
     """MIG's too, and unified memory's before the start, since the service gains no privileges to have it made."""
     text = (SYSTEMD / "equipoise.service.d" / "gpu.conf.example").read_text()
@@ -135,6 +145,9 @@ def test_users_and_folders_are_what_systemd_can_make(machine):
     )
     assert done.returncode == 0, done.stderr
     assert (machine / "srv" / "equipoise").is_dir() and (machine / "etc" / "equipoise").is_dir()
+    log = machine / "var" / "lib" / "equipoise-audit" / "decisions.jsonl"
+    assert log.read_bytes() == b"" and log.stat().st_mode & 0o777 == 0o640
+    assert log.parent.stat().st_mode & 0o7777 == 0o2750  # further files are the server's group's as well
     for unit in UNITS:
         for file in re.findall(r"^EnvironmentFile=/etc/equipoise/(.+)$", (SYSTEMD / unit).read_text(), re.MULTILINE):
             assert (SYSTEMD / file).is_file()

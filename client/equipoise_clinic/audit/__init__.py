@@ -2,7 +2,8 @@
 
 entry     one line, and its hash                    follow    lines as they come, for a running service
 segments  the files that hold the lines             monitor   are accepted cases as right as promised?
-chain     append, verify, head, entries, redact     command   `equipoise audit`
+chain     append, verify, head, entries, redact     policy    one policy under watch
+command   `equipoise audit`                         stream    one monitor's evidence, in the order of decisions
 """
 
 from .anchor import Anchor, parse_anchor

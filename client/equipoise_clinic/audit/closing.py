@@ -13,7 +13,8 @@ from pathlib import Path
 from .chain import append
 from .entry import AuditError, Kind
 from .follow import Follower
-from .monitor import Monitor, PolicyStatus
+from .monitor import Monitor
+from .status import PolicyStatus
 
 
 class Closing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -18,8 +18,9 @@ from .anchor import parse_anchor
 from .chain import append, entries, head, redact, verify
 from .closing import open_again
 from .entry import AuditError, Kind, Verdict
-from .monitor import LIMIT, monitor
+from .monitor import monitor
 from .page import write_page
+from .status import LIMIT
 
 EPILOG = """[bold]Examples[/]
 
@@ -66,6 +67,10 @@ def audit(
         list[str] | None,
         typer.Option(help="verdict: the true volume in mL that the expert measured, as CLASS=mL or total=mL; repeat."),
     ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(help="verdict: the true number of a regression, as TARGET=NUMBER in its unit; repeat."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="open: the model whose accept an alarm has closed.")] = None,
     report: Annotated[Path | None, typer.Option(help="monitor: also write a page with plots (HTML).")] = None,
     alpha: Annotated[
@@ -95,8 +100,12 @@ def audit(
         named = next((entry for entry in entries(log) if entry.sequence == sequence), None)
         if named is None or named.kind is not Kind.DECISION or named.body is None:
             raise AuditError(f"line {sequence} of {log.name} holds no decision; `sequence` in the log says which do")
+        found = {
+            "volume_ml": _stated("--volume", volume or (), named.body.get("volume_ml"), "mL", 0.0),
+            "values": _stated("--value", value or (), named.body.get("values"), "NUMBER", -math.inf),
+        }
         body = {"decision": sequence, "by": by, "verdict": verdict.value}
-        append(log, Kind.VERDICT, {**body, "volume_ml": _volumes(volume, named.body)} if volume else body)
+        append(log, Kind.VERDICT, body | {name: numbers for name, numbers in found.items() if numbers})
     elif action is Action.MONITOR:
         _monitor(log, every, alpha, report, as_json)
     elif action is Action.OPEN:
@@ -153,9 +162,11 @@ def _monitor(log: Path, every: float, alpha: float | None, report: Path | None, 
         raise typer.Exit(1)
 
 
-def _volumes(stated: list[str], decision: Mapping[str, Any]) -> dict[str, float]:
-    """`total=3.4` → mL by class. Raises BadParameter for another class or no number."""
-    known = sorted(decision.get("volume_ml") or {})
+def _stated(
+    option: str, stated: Iterable[str], decided: Mapping[str, Any] | None, unit: str, least: float
+) -> dict[str, float]:
+    """`total=3.4` → number by name. Raises BadParameter for a name that the decision does not have, or no number."""
+    known = sorted(decided or {})
     found: dict[str, float] = {}
     for each in stated:
         name, _, number = each.rpartition("=")
@@ -163,8 +174,8 @@ def _volumes(stated: list[str], decision: Mapping[str, Any]) -> dict[str, float]
             found[name] = float(number)
         except ValueError:
             found[name] = math.nan
-        if name not in known or not 0.0 <= found[name] < math.inf:
-            raise typer.BadParameter(f"--volume {each}: expected NAME=mL with one of {', '.join(known) or 'no class'}")
+        if name not in known or not (math.isfinite(found[name]) and found[name] >= least):
+            raise typer.BadParameter(f"{option} {each}: expected NAME={unit} with one of {', '.join(known) or 'none'}")
     return found
 
 

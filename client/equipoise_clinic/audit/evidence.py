@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 ODDS = (1.5, 2.0, 3.0, 5.0, 10.0)
 """Suspected changes of an event's odds, all looked for at once."""
@@ -49,11 +50,17 @@ class Evidence:
         """Compared with 1/δ. 1 before the first case: what no restart has used yet counts as it is."""
         return sum(self.ever) / len(self.ever) + 1.0 / (self.cases + 1)
 
-    def after(self, ratios: Sequence[float]) -> Evidence:
-        """With one more case, whose likelihood ratio under each suspected change is given."""
+    def after(self, ratios: Sequence[float], known: bool = True) -> Evidence:
+        """With one more case, whose likelihood ratio under each suspected change is given.
+
+        Args:
+            known: whether that is what became of it, or the least that it can be: then it is nothing that was noticed.
+        """
         n = self.cases + 1
         weight = 1.0 / (n * (n + 1))
-        recent = tuple((1.0 + r) * ratio for r, ratio in zip(self.recent, ratios, strict=True))
+        recent = (
+            tuple((1.0 + r) * ratio for r, ratio in zip(self.recent, ratios, strict=True)) if known else self.recent
+        )
         ever = tuple((s + weight) * ratio for s, ratio in zip(self.ever, ratios, strict=True))
         return replace(self, recent=recent, ever=ever, cases=n)
 
@@ -63,6 +70,7 @@ def no_evidence(changes: int) -> Evidence:
     return Evidence((0.0,) * changes, (0.0,) * changes)
 
 
+@lru_cache(maxsize=64)
 def ratios_of_event(happened: bool, rate: float) -> tuple[float, ...]:
     """Likelihood ratios of an event whose rate is at most `rate` against rates of `ODDS` times its odds.
 

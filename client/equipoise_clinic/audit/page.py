@@ -9,7 +9,8 @@ from pathlib import Path
 from equipoise_client.extras import needs
 
 from .chain import entries
-from .monitor import LIMIT, Monitor, PolicyStatus, Watched
+from .monitor import Monitor
+from .status import LIMIT, PolicyStatus, Watched
 
 _POINTS = 400
 """Of a curve, at most."""

@@ -207,7 +207,7 @@ def read(given: Path | Iterable[Any]) -> list[Group]:
                     lost[series] += 1
                     continue
                 studies.add(str(dataset.StudyInstanceUID))
-                patients.add(_patient(dataset))
+                patients.add(patient_of(dataset))
                 known = groups[series].setdefault(dataset.SOPInstanceUID, dataset)
                 if known is not dataset and known != dataset:
                     faults[series] = DuplicatePositions("one instance came twice with different content")
@@ -223,7 +223,7 @@ def read(given: Path | Iterable[Any]) -> list[Group]:
     ]
 
 
-def _patient(dataset: Any) -> str:
+def patient_of(dataset: Any) -> str:
     """What tells patients apart: the ID, or the name where there is none; spelling apart."""
     stated = str(dataset.get("PatientID", "") or "") or str(dataset.get("PatientName", "") or "").replace("^", " ")
     return " ".join(stated.casefold().split())

@@ -27,7 +27,7 @@ from ..dicom.archive import encoded
 from ..dicom.identity import uid_of
 from ..dicom.result_source import Predecessor
 from ..dicom.rules import Rules
-from ..dicom.series import dataset_of
+from ..dicom.series import dataset_of, patient_of
 from ..dicom.study import Analysis, ChosenSeries, analyse, sorted_out
 from .observe import Log, Metrics
 from .picture import draw
@@ -183,15 +183,21 @@ class AnalysisWorker:
     def _try(self, study: Study, series: ChosenSeries) -> Kept:
         """Asks, and keeps the answer: as a new version where something was sent of another result before it."""
         analysis = self._ask(study, series)
-        result = _result(analysis, self._settings)
+        pseudonym = self._pseudonym(series)
+        result = _result(analysis, self._settings, pseudonym)
         before = self._store.cases.earlier(study, result.series, result.model, result.version)
         if before is not None:
             sent = before.late or self._store.cases.sent(before.key)
             for replaces in (before.replaces, before.key if sent else ""):
                 if replaces and result.fingerprint != before.fingerprint:
                     analysis = self._ask(study, series, replaces)
-                    result = _result(analysis, self._settings, replaces)
+                    result = _result(analysis, self._settings, pseudonym, replaces)
         return self._keep(study, analysis, result)
+
+    def _pseudonym(self, series: ChosenSeries) -> str | None:
+        """Of the patient; None where the images name none."""
+        patient = patient_of(series.series.first)
+        return self._spool.pseudonym(patient) if patient else None
 
     def _ask(self, study: Study, series: ChosenSeries, replaces: str = "") -> Analysis:
         report = self._store.cases.report(replaces, Comprehensive3DSRStorage) if replaces else None
@@ -230,7 +236,7 @@ class AnalysisWorker:
         return kept
 
 
-def _result(analysis: Analysis, settings: Settings, replaces: str = "") -> NewCase:
+def _result(analysis: Analysis, settings: Settings, patient: str | None, replaces: str = "") -> NewCase:
     prediction = analysis.prediction
     found: dict[str, Estimate] = dict(prediction.values or {})
     if prediction.volume is not None:
@@ -255,7 +261,11 @@ def _result(analysis: Analysis, settings: Settings, replaces: str = "") -> NewCa
         score=number(prediction.case_score),
         volume={name: estimate.document() for name, estimate in found.items()},
         marked=bool(prediction.record.get("audit")) and prediction.route is Route.ACCEPT,
-        record={**prediction.record, "routed": {"route": prediction.route.value, "reason": prediction.reason}},
+        record={
+            **prediction.record,
+            "routed": {"route": prediction.route.value, "reason": prediction.reason},
+            **({} if patient is None else {"patient": patient}),
+        },
         objects=objects,
         replaces=replaces,
     )

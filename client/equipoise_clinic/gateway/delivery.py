@@ -148,6 +148,9 @@ class DeliveryWorker:
     `attempts` refusals make an object a dead letter. While the destination is away no attempt is counted: everything
     waits, each time longer up to the cap, and becomes a dead letter only after `away_hours`. An answer that an object
     cannot be stored now is counted only if others have arrived in between.
+
+    Args:
+        closed: model → why it may accept nothing at present; empty: it may.
     """
 
     def __init__(
@@ -160,8 +163,9 @@ class DeliveryWorker:
         metrics: Metrics,
         passed: Callable[[str], None],
         hl7: Hl7 | None = None,
+        closed: Callable[[str], str] = lambda model: "",
     ) -> None:
-        self._settings, self._to = settings, to
+        self._settings, self._to, self._closed = settings, to, closed
         self._hl7, self._messages = hl7, None if hl7 is None else Mllp(hl7)
         self._backoff = Backoff(settings.first_seconds, settings.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
@@ -174,6 +178,8 @@ class DeliveryWorker:
         item, waits = self._store.outbox.next()
         if item is None:
             return waits
+        if self._held(item):
+            return 0.0
         try:
             self._send(item)
         except Sick as error:
@@ -196,6 +202,15 @@ class DeliveryWorker:
         else:
             self._arrived(item)
         return 0.0
+
+    def _held(self, item: OutboxItem) -> bool:
+        """Whether accept was closed since the result was accepted: then nothing more of it goes without an expert."""
+        case = self._store.cases.get(item.case)
+        why = self._closed(case.model) if case is not None else ""
+        if not why or not self._store.cases.hold(item.case, f"accept was closed before this was sent: {why}"):
+            return False
+        self._log.warning("accepted case held", case=item.case, why=why)
+        return True
 
     def _send(self, item: OutboxItem) -> None:
         folder = self._spool.outbox(item.case)

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ..audit.monitor import PolicyStatus
+from ..audit.status import PolicyStatus
 
 _POLICY = ("model", "policy")
 _MONITOR = (*_POLICY, "monitor")

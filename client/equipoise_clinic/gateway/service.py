@@ -94,7 +94,9 @@ class Gateway:
             watch = self._watch = AuditWatch(settings.audit, self._log, self._metrics, settings.close_on_alarm)
             watch.look()
             analysis = AnalysisWorker(settings, Rules.load(settings.rules), client, *shared, watch.closed)
-            delivery = DeliveryWorker(settings.deliver, destination(settings.deliver), *shared, hl7=settings.hl7)
+            delivery = DeliveryWorker(
+                settings.deliver, destination(settings.deliver), *shared, settings.hl7, watch.closed
+            )
             ports = {}
             receiver = Receiver(settings.receive, intake, self._log, largest) if settings.receive else None
             if receiver is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import hmac
 import os
 import secrets
 import shutil
@@ -37,6 +38,7 @@ class Spool:
         incoming/STUDY/INSTANCE.dcm   received images      outbox/CASE/1.dcm …   results to send
         aside/KEY.dcm                 malformed objects    pictures/CASE.png     what the worklist shows
         temporary/                    files that are being written; emptied at every start
+        patients.key                  turns patients into pseudonyms, for the audit log
 
     Names are the gateway's own random keys and hashes, never what stands in the files.
 
@@ -61,6 +63,13 @@ class Spool:
         """Raises OutOfRoom where `size` more bytes would eat into the reserve."""
         if self.free - size < self.reserve:
             raise OutOfRoom("the disk is fuller than reserve_megabytes allows; free some space, nothing else is needed")
+
+    def pseudonym(self, patient: str) -> str:
+        """By which the audit log knows a patient again: a keyed digest. The key never leaves `patients.key`."""
+        path = self.root / "patients.key"
+        if not path.exists():
+            self.write(path, secrets.token_bytes(32))
+        return hmac.new(path.read_bytes(), patient.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
     def incoming(self, study: str) -> Path:
         return self.root / "incoming" / study

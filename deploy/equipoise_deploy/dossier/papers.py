@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise_client import __version__
-from equipoise_clinic.audit.monitor import FALSE_ALARM, Watched
+from equipoise_clinic.audit.status import FALSE_ALARM, Watched
 from equipoise_core.contract import Contract
 
 from .sources import Log, Sources, releases_of
@@ -240,7 +240,8 @@ def _records(sources: Sources) -> Iterator[Statement]:
     yield Statement(
         "what is logged",
         "of each decision: digests of image, model, policy and code, seed, samples, scores, thresholds, route, reason "
-        "and what computed it; verdicts, releases, alarms and openings. No pixels, names or identifiers of a patient",
+        "and what computed it; from the gateway a keyed digest by which a patient is known again; verdicts, releases, "
+        "alarms and openings. No pixels, and no name or ID of a patient",
         "equipoise_core/record.py, audit log",
     )
     yield Statement(

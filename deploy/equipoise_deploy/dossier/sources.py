@@ -13,7 +13,8 @@ from typing import Any
 from equipoise_client.errors import EquipoiseError
 from equipoise_clinic.audit import AuditError, Entry, Kind, head, verify
 from equipoise_clinic.audit.chain import entries
-from equipoise_clinic.audit.monitor import PolicyStatus, monitor
+from equipoise_clinic.audit.monitor import monitor
+from equipoise_clinic.audit.status import PolicyStatus
 from equipoise_clinic.gateway.settings import Settings, load_settings
 from equipoise_core.canonical import digest_of_file
 from equipoise_core.case import Model

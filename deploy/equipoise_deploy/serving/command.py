@@ -84,8 +84,9 @@ def serve_command(
     close_on_alarm: Annotated[
         Path | None,
         typer.Option(
+            envvar="EQUIPOISE_CLOSE_ON_ALARM",
             help="The audit log: where one of its monitors alarms, the model accepts nothing until a named person "
-            "opens it again (`equipoise audit open`); embedded only."
+            "opens it again (`equipoise audit open`); embedded only.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="When ready, print one line of JSON to stdout.")] = False,

@@ -65,6 +65,7 @@ class AdaptedSite:
             "covered": verdict.shift.covered,
             "separation": verdict.shift.separation,
             "volume": verdict.volume,
+            "outline": verdict.outline,
             "dropped": list(site.dropped),
             "candidates": [
                 {

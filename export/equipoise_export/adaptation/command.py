@@ -75,6 +75,8 @@ def _show(console: Console, name: str, found: AdaptedSite, repository: Path) -> 
     console.print(f"[bold]accept[/bold]: {escape(document['accept'])}", highlight=False)
     if found.site.source.volume:
         console.print(f"[bold]volume intervals[/bold]: {escape(document['volume'])}", highlight=False)
+    if found.site.source.outline:
+        console.print(f"[bold]margins of outlines[/bold]: {escape(document['outline'])}", highlight=False)
     shown = Table("threshold", "accepts of images", "accepted", "wrong", "error at most", "open", title=found.site.name)
     growth = found.verdict.growth
     opened = range((growth.open or 0) + 1) if found.verdict.policy.guarantee and growth.open is not None else ()

@@ -6,23 +6,40 @@ import math
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract
 from equipoise_core.decision import Route
 from equipoise_core.ood_distance import FARTHEST
+from equipoise_core.outline import OutlineRule
 from equipoise_core.policy import Adapted, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.stages import Stage
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from ..calibration.cases import Measured, Step, all_seen
-from ..calibration.choose import Goals, choose_bounds, choose_monitoring, choose_volume, deal_pilot, serve
+from ..calibration.choose import (
+    Goals,
+    choose_bounds,
+    choose_monitoring,
+    choose_volume,
+    deal_pilot,
+    refit_outline,
+    serve,
+)
 from ..calibration.conformal import cases_needed_for_level
 from ..calibration.expected import unusual_rate
 from ..calibration.growing import Growth, follow
-from ..calibration.shift import Shift, compare_sites, effective_cases_needed, weighted_error, weighted_upper_limit
+from ..calibration.shift import (
+    Shift,
+    compare_sites,
+    effective_cases_needed,
+    effective_size,
+    weighted_error,
+    weighted_upper_limit,
+)
 from ..calibration.table import CaseTable
 from .errors import AdaptationError
 from .site import Site
@@ -192,7 +209,7 @@ class Verdict:
 
     Attributes:
         why: what the accept threshold promises, or why there is none.
-        volume: what volume intervals promise, or why they promise nothing.
+        volume, outline: what intervals and margins promise, or why they promise nothing.
         growth: evidence after each labelled case, per candidate.
         accepts: `[K]`, the share of the site's unlabelled images that each candidate would accept.
         errors: (estimated error, effective size) of each candidate, by the other site's weighted cases.
@@ -201,6 +218,7 @@ class Verdict:
     policy: Policy
     why: str
     volume: str
+    outline: str
     growth: Growth
     shift: Shift
     accepts: NDArray[np.float64]
@@ -217,9 +235,11 @@ def decide_site(contract: Contract, site: Site, table: CaseTable) -> Verdict:
     growth = follow(accepted, losses, site.alpha, site.delta)
     shift = shift_of(site.source, table.cases, site.images)
     policy, why = _accept(contract, site, growth, table.goals)
-    volume, words = _volume(contract, site, policy, table, shift)
+    volume, words = _volume(contract, site, table, shift)
+    outline, margins = _outline(contract, site, table, shift)
+    lost = f"; margins of outlines: {margins}" if site.source.outline is not None and outline is None else ""
     promise = Adapted(
-        site.name, site.source.digest, len(site.images), len(site.cases), shift.effective_size, why
+        site.name, site.source.digest, len(site.images), len(site.cases), shift.effective_size, f"{why}{lost}"
     )  # fmt: skip
     sensitive = site.source.sensitive
     return Verdict(
@@ -227,11 +247,13 @@ def decide_site(contract: Contract, site: Site, table: CaseTable) -> Verdict:
             policy,
             calibration_digest=digest_of(sorted(case.image_digest for case in _all_cases(site))),
             volume=volume,
+            outline=outline,
             sensitive=_sensitive(sensitive, site.name) if sensitive else None,
             adapted=promise,
         ),
         why,
         words,
+        margins,
         growth,
         shift,
         np.array([[serve(contract, e, c).route is Route.ACCEPT for e in candidates] for c in site.images]).mean(axis=0),
@@ -276,18 +298,17 @@ def _accept(contract: Contract, site: Site, growth: Growth, goals: Goals) -> tup
     return replace(site.bounds, stages=site.candidates[index], guarantee=guarantee), why
 
 
-def _volume(
-    contract: Contract, site: Site, policy: Policy, table: CaseTable, shift: Shift
-) -> tuple[VolumeRule | None, str]:
+def _volume(contract: Contract, site: Site, table: CaseTable, shift: Shift) -> tuple[VolumeRule | None, str]:
     """By the site's own labelled cases where there are enough of them, else by the other site's, weighted."""
     level, name = table.goals.level, site.name
+    stages = [stage.samples for stage in site.source.stages]
     own = [known.case for known in site.cases]
     if len(own) >= effective_cases_needed(level):
-        rule = choose_volume(contract, own, [serve(contract, policy, case).step for case in own], level)
+        rule = choose_volume(contract, own, [case.worst(stages) for case in own], level)
         if rule is not None:
             rule = replace(rule, rule=f"{rule.rule}; all of them of {name}")
             return rule, rule.rule
-    steps = [serve(contract, policy, case).step for case in table.cases]
+    steps = [case.worst(stages) for case in table.cases]
     if site.source.volume is None or not all(step.volumes for step in steps):
         return None, "none: the other site's policy has none"
     refused = shift.refusal(level)
@@ -310,7 +331,52 @@ def _weighted_widening(
 ) -> float:
     low, high = (np.array([step.volumes[name][end] for step in steps]) for end in (1, 2))
     truth = np.array([case.truths[name] for case in cases])
-    return weighted_upper_limit(np.maximum(low - truth, truth - high), shift.weights, shift.largest, level)
+    kinds = [np.ones(len(cases), bool), *(k for k in (truth > 0.0, truth <= 0.0) if _enough(shift.weights[k], level))]
+    excess = np.maximum(low - truth, truth - high)
+    return max(weighted_upper_limit(excess[k], shift.weights[k], shift.largest, level) for k in kinds)
+
+
+def _enough(weights: NDArray[np.floating[Any]], level: float) -> bool:
+    """Whether cases of these weights may have a limit of their own; see `choose_volume`."""
+    return effective_size(weights) >= effective_cases_needed(level)
+
+
+def _outline(contract: Contract, site: Site, table: CaseTable, shift: Shift) -> tuple[OutlineRule | None, str]:
+    """As `_volume`, with the scales of the other site's margins, which are fixed."""
+    source, level, name = site.source.outline, table.goals.level, site.name
+    if source is None:
+        return None, "none: the other site's policy has none"
+    stages = [stage.samples for stage in site.source.stages]
+    scales = (source.inner or 1.0, source.outer or 1.0)
+    own = [known.case for known in site.cases]
+    if len(own) >= effective_cases_needed(level):
+        rule = refit_outline(contract, scales, [case.worst(stages) for case in own], level)
+        if rule is None:
+            return None, f"none: too many labelled cases of {name} have a structure that the model misses altogether"
+        rule = replace(rule, rule=f"{rule.rule}; all of them of {name}")
+        return rule, rule.rule
+    margins = [margins for case in table.cases if (margins := case.worst(stages).margins) is not None]
+    if len(margins) < len(table.cases):
+        return (
+            None,
+            "none: the table of calibration cases knows no margins, it is of an earlier version; calibrate anew",
+        )
+    needed = effective_cases_needed(level)
+    if refused := shift.refusal(level):
+        return None, f"none: {refused}; {needed} labelled cases of {name} will do instead"
+    scores = (np.array(margins) / scales).max(axis=1)
+    limit = weighted_upper_limit(scores, shift.weights, shift.largest, level)
+    if not math.isfinite(limit):
+        return None, f"none: the calibration cases say too little of {name} at level {level:g}; {needed} labelled will"
+    inner, outer = (limit * scale for scale in scales)
+    unit = "voxels" if contract.spacing is None else "mm"
+    words = (
+        f"split conformal on {len(margins)} weighted cases of another site, worth {shift.effective_size:.1f} of "
+        f"{name}: with probability about {level:g} a new case's true outline lies nowhere more than {outer:.3g} {unit} "
+        f"outside and {inner:.3g} {unit} inside the predicted one, if the sites differ in their images alone; the "
+        "weights are estimated, so this is no guarantee"
+    )
+    return OutlineRule(level, inner, outer, len(margins), words), words
 
 
 def _sensitive(rule: SensitiveRule, name: str) -> SensitiveRule:

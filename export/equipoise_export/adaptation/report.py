@@ -72,6 +72,7 @@ def promises(found: Findings) -> Section:
         notes.append(f"Labelled cases of this call that do not count: {counts}.")
     rows = [
         ("volume intervals", found.verdict.volume),
+        ("margins of outlines", found.verdict.outline),
         ("review for what is not typical here", policy.typical.rule),
         ("reject for what the input looks like", policy.suitable.rule),
     ]
@@ -79,7 +80,7 @@ def promises(found: Findings) -> Section:
         rows.append(("sensitive labels", policy.sensitive.rule))
     rows.append(("for whom", policy.population))
     if found.contract.task is not Task.SEGMENTATION:
-        rows = rows[1:]
+        rows = rows[2:]
     return Section("What is promised at this site", notes, [(("promise", "in words"), rows)])
 
 

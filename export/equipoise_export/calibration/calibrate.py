@@ -13,7 +13,7 @@ import onnx
 from equipoise_core.case import Model
 from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
-from equipoise_core.policy import Policy
+from equipoise_core.policy import PREDICTED_CLASS, Policy
 from equipoise_core.stages import FIRST_PASS
 from rich.console import Console
 from rich.progress import track
@@ -27,6 +27,7 @@ from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .examine import Finding, examine_images, examine_numbers, refuse
 from .figures import by_group, figures, judge, judge_across
+from .groups import BY_PREDICTION, check_prediction_groups, grouped_by_prediction
 from .reading import labelled_cases, labels_apart, without
 from .regression import Tolerance, check_numbers, loss_in_words, tolerances
 from .report import Findings, render_report, show_examples, write_cases
@@ -152,8 +153,8 @@ def calibrate(
         label_values: which labels make each class, such as `{"wt": [1, 2, 3], "et": [3]}`; by default labels are
             indices or names of classes, or `dataset.json` beside the data says it.
         leave_out: the table of `equipoise train`: cases of patients that the network was trained on are left out.
-        group_by: a column of `cases.csv`, such as `scanner`: each of its values gets a certificate of its own, and
-            cases of values without one go to review.
+        group_by: a column of `cases.csv`, such as `scanner`, or `prediction` (the predicted class): each of its values
+            gets a certificate of its own, and cases of values without one go to review.
         order_by: a column that says when each case came (numbers or ISO dates), to look for drift.
         training: images that the network was trained on, to look for them among the cases.
         despite: why cases are used in spite of what was found against them, and who says so; the policy keeps it.
@@ -192,16 +193,22 @@ def calibrate(
     if contract.targets and sweep_p:
         raise CalibrationError("--sweep-p compares probabilities of classes; a regression has none")
     allowed = tolerances(contract, tolerance) if contract.targets else {}
+    by_class = group_by == BY_PREDICTION
+    if by_class:
+        check_prediction_groups(contract)
+        if len(stages) > 1:
+            raise CalibrationError(f"--group-by {BY_PREDICTION}: a prediction may change between stages; name one")
+        stages = tuple(stages) or (full,)
     wrong = f"mean Dice below {acceptable_dice:g}" if contract.per_voxel else "wrong label"
     goals = Goals(
         loss_in_words(contract, allowed) if contract.targets else wrong,
         alpha, delta, false_alarms, level, missed, Method(method),
-        audited=audited, by=group_by or "", tolerances=allowed,
+        audited=audited, by=PREDICTED_CLASS if by_class else group_by or "", tolerances=allowed,
     )  # fmt: skip
-    column = group_by or "group"
+    column = "group" if group_by is None or by_class else group_by
     cases = labelled_cases(Path(data), contract, spacing, values=label_values, group_by=column, order_by=order_by or "")
     cases = without(cases, Path(leave_out) if leave_out else None)
-    if group_by and not any(case.group for case in cases):
+    if group_by and not by_class and not any(case.group for case in cases):
         raise CalibrationError(f"no case names its {group_by}: fill that column of cases.csv, or leave --group-by out")
     notes = labels_apart(cases, contract)
     for rate in sweep_p:  # before hours are spent
@@ -214,6 +221,7 @@ def calibrate(
     grid = tuple(stages) or tried_stages(contract, full)
     measured = measure_all(model, repository, cases, acceptable_dice, grid, progress, allowed)
     findings += examine_numbers(contract, one_each(cases), one_each(measured), order_by or "", column)
+    measured = grouped_by_prediction(contract, measured) if by_class else measured
     against = refuse(findings, despite)
     costs = None if stages or len(grid) == 1 else measure_costs(model, repository, cases[0], grid)
     chosen = choose_policy(
@@ -242,7 +250,8 @@ def calibrate(
     if test is not None:
         held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
         held_out = without(held_out, Path(leave_out), others=True) if leave_out else held_out
-        others = chosen.scored(measure_all(model, repository, held_out, acceptable_dice, grid, progress, allowed))
+        others = measure_all(model, repository, held_out, acceptable_dice, grid, progress, allowed)
+        others = chosen.scored(grouped_by_prediction(contract, others) if by_class else others)
         images |= {id(of): case for of, case in zip(others, held_out, strict=True)}
         listed["test"] = judged = judge(contract, chosen, others)
         note = "In no part of the policy. If they come from elsewhere, no guarantee holds for them."

@@ -114,6 +114,28 @@ class Measured:
         """The answer of the stage that has so many samples."""
         return next(step for step in self.steps if step.samples == samples)
 
+    def worst(self, stages: Sequence[int]) -> Step:
+        """What asks most of rules about volumes, outlines and missed foreground: what the stages' intervals have in
+        common, their largest margins and missed shares.
+
+        Which stage decides a case follows from thresholds that were chosen on the calibration cases. Rules fitted on
+        the answers of those stages would rest on luck that new cases do not have. Fitted on the worst they hold
+        whichever stage decides, and the choice costs nothing more.
+        """
+        steps = [self.after(samples) for samples in stages]
+        last = steps[-1]
+        volumes = {
+            name: (mean, max(step.volumes[name][1] for step in steps), min(step.volumes[name][2] for step in steps))
+            for name, (mean, _, _) in last.volumes.items()
+        }
+        margins = [step.margins for step in steps if step.margins is not None]
+        return replace(
+            last,
+            volumes=volumes,
+            missed=tuple(map(max, zip(*(step.missed for step in steps), strict=True))),
+            margins=(max(inner for inner, _ in margins), max(outer for _, outer in margins)) if margins else None,
+        )
+
 
 def measure(
     model: Model,

@@ -16,7 +16,7 @@ from equipoise_core.decision import Evidence, Route, decide
 from equipoise_core.intervals import RELATIVE_WIDTH, IntervalRule
 from equipoise_core.monitoring import QUANTILES, Monitoring
 from equipoise_core.outline import OutlineRule
-from equipoise_core.policy import Bounds, Groups, Guarantee, Policy, SensitiveRule, VolumeRule
+from equipoise_core.policy import NO_BOUNDS, Bounds, Groups, Guarantee, Policy, SensitiveRule, VolumeRule
 from equipoise_core.reasons import Reason
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
@@ -35,7 +35,7 @@ from .metrics import area_under_risk_coverage
 from .ood_distance import fit_ood_distance
 from .outline import Margins, choose_outline, scales_of
 from .recalibrate import fit_isotonic, fit_temperature, fit_venn_abers
-from .regression import choose_interval, pilot_rule, with_width
+from .regression import choose_interval, errors, pilot_rule, with_width
 from .risk import Certificate, accepted_cases_needed, cases_needed_for_control, conformal_risk_control, learn_then_test
 
 EPISTEMIC = {
@@ -216,7 +216,8 @@ def choose_policy(
     whole = (Stage(cases[0].full.samples, score),)
     policy = choose_bounds(contract, pilot, cases, goals, whole, typical_inputs, interval)
     if not stages:
-        stages = choose_stages(contract, policy, pilot, goals, costs) if costs else (policy.samples,)
+        unbounded = replace(policy, typical=NO_BOUNDS, suitable=NO_BOUNDS)  # the bounds know the calibration cases
+        stages = choose_stages(contract, unbounded, pilot, goals, costs) if costs else (policy.samples,)
     if interval is not None:
         interval = choose_interval(contract, interval, cases, stages)
         policy = replace(policy, interval=interval)
@@ -224,20 +225,22 @@ def choose_policy(
     policy, certificate, why = choose_thresholds(contract, policy, stages, pilot, cases, goals)
     answers = [serve(contract, policy, case) for case in cases]
     served = [answer.step for answer in answers]
-    volume = choose_volume(contract, cases, served, goals.level)
+    accepted = [(case, each.step) for case, each in zip(cases, answers, strict=True) if each.route is Route.ACCEPT]
+    worst = [case.worst(stages) for case in cases]
+    volume = choose_volume(contract, cases, worst, goals.level)
     groups = len({case.group for case in cases}) if goals.by else 1
     expected = expected_rates(
         [answer.route for answer in answers],
         (CANDIDATES + 1.0) ** groups,
-        None if volume is None else missed_volumes(cases, answers, volume),
+        missed_truths(contract, accepted, volume, interval),
         policy.ood_distance is not None,
     )
     recalibration, gains = choose_recalibration(contract, cases, served, goals.method)
     policy = replace(
         policy,
         volume=volume,
-        sensitive=choose_sensitive(contract, served, goals.missed),
-        outline=_outline(contract, policy, pilot, served, goals.level),
+        sensitive=choose_sensitive(contract, worst, goals.missed),
+        outline=_outline(contract, pilot, worst, stages, goals.level),
         recalibration=recalibration,
         monitoring=choose_monitoring(policy, cases, served, goals.audited, expected),
     )
@@ -507,69 +510,93 @@ def _words(stages: Sequence[int]) -> str:
 
 
 def choose_volume(
-    contract: Contract, cases: Sequence[Measured], served: Sequence[Step], level: float
+    contract: Contract, cases: Sequence[Measured], steps: Sequence[Step], level: float
 ) -> VolumeRule | None:
-    """Split-conformal widening per class and in total; None without a physical scale."""
-    if contract.spacing is None or not contract.per_voxel or not all(step.volumes for step in served):
+    """Split-conformal widening per class and in total; None without a physical scale. Steps: see `Measured.worst`.
+
+    A class that most cases have none of would be covered by saying so each time. Cases that have it and cases that have
+    none are therefore covered each on their own (Mondrian; Vovk et al. 2005), where there are enough: nobody knows
+    of which kind a new case is, so the wider of the two is stated. Classes with too few are named.
+    """
+    if contract.spacing is None or not contract.per_voxel or not all(step.volumes for step in steps):
         return None
-    widening = {}
-    for name in served[0].volumes:
-        low, high = (np.array([step.volumes[name][end] for step in served]) for end in (1, 2))
+    widening, few = {}, []
+    for name in steps[0].volumes:
+        low, high = (np.array([step.volumes[name][end] for step in steps]) for end in (1, 2))
         truth = np.array([case.truths[name] for case in cases])
-        widening[name] = interval_widening(low, high, truth, level)
+        there = truth > 0.0
+        kinds = [kind for kind in (there, ~there) if kind.sum() >= cases_needed_for_level(level)]
+        every = np.ones_like(there)
+        widening[name] = max(interval_widening(low[k], high[k], truth[k], level) for k in (every, *kinds))
+        if 0 < there.sum() < cases_needed_for_level(level):
+            few.append(f"{name} ({there.sum()})")
+    apart = f"; too few cases have {', '.join(few)} to promise as much of those that have it" if few else ""
     return VolumeRule(
         level,
         widening,
         len(cases),
         f"split conformal on {len(cases)} cases: a new case's true volume lies inside with probability at least "
-        f"{level:g}, on average over calibrations",
+        f"{level:g}, on average over calibrations{apart}",
     )
 
 
-def missed_volumes(cases: Sequence[Measured], answers: Sequence[Served], rule: VolumeRule) -> tuple[int, int]:
-    """Of the accepted cases: true volumes outside their interval (`total`, where there is one), and their number."""
-    outside = []
-    for case, answer in zip(cases, answers, strict=True):
-        if answer.route is Route.ACCEPT:
-            name = "total" if "total" in answer.step.volumes else sorted(answer.step.volumes)[0]
-            _, low, high = answer.step.volumes[name]
-            widening = rule.widening[name]
-            outside.append(not low - widening <= case.truths[name] <= high + widening)
-    return sum(outside), len(outside)
+def missed_truths(
+    contract: Contract,
+    accepted: Sequence[tuple[Measured, Step]],
+    volume: VolumeRule | None,
+    interval: IntervalRule | None,
+) -> tuple[int, int] | None:
+    """Of accepted cases: how many have a truth outside its interval (of volumes `total`, where there is one; of numbers
+    any), and their number. None: there are no intervals."""
+    if interval is not None:
+        outside = [
+            errors(case, step, contract.answers) > interval.half_widths(contract.targets, step.numbers[:, 1])
+            for case, step in accepted
+        ]
+        return sum(bool(each.any()) for each in outside), len(outside)
+    if volume is None:
+        return None
+    missed = 0
+    for case, step in accepted:
+        name = "total" if "total" in step.volumes else sorted(step.volumes)[0]
+        _, low, high = step.volumes[name]
+        widening = volume.widening[name]
+        missed += not low - widening <= case.truths[name] <= high + widening
+    return missed, len(accepted)
 
 
 def _outline(
-    contract: Contract, policy: Policy, pilot: Sequence[Measured], served: Sequence[Step], level: float
+    contract: Contract, pilot: Sequence[Measured], steps: Sequence[Step], stages: Sequence[int], level: float
 ) -> OutlineRule | None:
     """None where there are no voxels; see `choose_outline`."""
     if not contract.per_voxel:
         return None
-    early = [serve(contract, policy, case).step.margins for case in pilot]
+    early = [case.worst(stages).margins for case in pilot]
     voxel = 1.0 if contract.spacing is None else min(min(case.spacing) for case in pilot if case.spacing)
     scales = scales_of([each for each in early if each], level, voxel)
-    return refit_outline(contract, scales, served, level)
+    return refit_outline(contract, scales, steps, level)
 
 
-def refit_outline(contract: Contract, scales: Margins, served: Sequence[Step], level: float) -> OutlineRule | None:
-    """With scales that are known; see `choose_outline`."""
+def refit_outline(contract: Contract, scales: Margins, steps: Sequence[Step], level: float) -> OutlineRule | None:
+    """With scales that are known; see `choose_outline` and `Measured.worst`."""
     unit = "voxels" if contract.spacing is None else "mm"
-    return choose_outline(scales, [step.margins for step in served if step.margins], level, unit)
+    return choose_outline(scales, [step.margins for step in steps if step.margins], level, unit)
 
 
-def choose_sensitive(contract: Contract, served: Sequence[Step], missed: float) -> SensitiveRule | None:
-    """Conformal risk control of the missed share of foreground, over cases that have any.
+def choose_sensitive(contract: Contract, steps: Sequence[Step], missed: float) -> SensitiveRule | None:
+    """Conformal risk control of the missed share of foreground, over cases that have any. Steps: see `Measured.worst`.
 
     None where there are no voxels, where too few cases have foreground, and where only a threshold of 0 would do, which
     takes everything for foreground and says nothing.
     """
-    shares = [step.missed for step in served if step.missed]
+    shares = [step.missed for step in steps if step.missed]
     if not contract.per_voxel or len(shares) < cases_needed_for_control(missed):
         return None
     losses = np.array(shares)
     index = conformal_risk_control(losses, missed)
     if SENSITIVE_GRID[index] <= 0.0:
         return None
-    those, where = ("", "") if len(shares) == len(served) else (" with foreground", ", where it has any")
+    those, where = ("", "") if len(shares) == len(steps) else (" with foreground", ", where it has any")
     return SensitiveRule(
         SENSITIVE_GRID[index],
         missed,

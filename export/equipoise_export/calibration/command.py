@@ -41,6 +41,8 @@ Examples:
 
     equipoise calibrate chest --data labelled/ --repository model_repository --group-by scanner
 
+    equipoise calibrate chest --data labelled/ --repository model_repository --group-by prediction
+
 Data: a folder with images/ and labels/ or masks/ (files of the same name, or labels/CLASS/ with one mask per class), a
 folder of folders named by class, or an .npz with images and labels (or masks), optionally ids, patients, groups,
 spacing. A cases.csv beside the folders may state file, patient, group, label.
@@ -92,7 +94,7 @@ def calibrate(
         Path | None, typer.Option(help="OUT.cases.csv of `equipoise train`: what it was trained on is left out.")
     ] = None,
     group_by: Annotated[
-        str | None, typer.Option(help="Column of cases.csv (scanner): a certificate for each of its values.")
+        str | None, typer.Option(help="Column of cases.csv (scanner), or `prediction`: a certificate for each value.")
     ] = None,
     order_by: Annotated[str | None, typer.Option(help="Column with dates or numbers, to look for drift.")] = None,
     training: Annotated[Path | None, typer.Option(help="Images trained on, to look for them among the cases.")] = None,

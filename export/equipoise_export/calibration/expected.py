@@ -21,7 +21,7 @@ def expected_rates(
     Args:
         routes: of the calibration cases, under the thresholds that were chosen.
         candidates: thresholds that could have been chosen on these cases.
-        missed: of the accepted ones with a volume, true volumes outside their interval, and how many there are.
+        missed: of the accepted ones with an interval, those whose truth lies outside, and how many there are.
         distance: whether the policy knows an out-of-distribution distance.
     """
     doubt = DOUBT / candidates

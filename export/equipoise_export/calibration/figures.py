@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from equipoise_core.contract import Contract
+from equipoise_core.contract import Activation, Contract
 from equipoise_core.policy import Policy
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -30,7 +30,9 @@ from .choose import (
 )  # fmt: skip
 from .conformal import coverage_band
 from .errors import TooFewCases
+from .expected import most_events
 from .regression import choose_interval, intervals
+from .risk import accepted_cases_needed
 
 COVERAGES = (0.8, 0.9, 0.95)
 FOLDS = 5
@@ -125,17 +127,18 @@ def judge_across(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measu
         recalibration = None
         if chosen.recalibrated is not None:
             recalibration = fit_of(contract, chosen.recalibrated)(*stacked(outside, served))
+        stages = [stage.samples for stage in chosen.policy.stages]
+        worst = [case.worst(stages) for case in outside]
         own = chosen.policy.outline
-        outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), served, goals.level) if own else None
+        outline = refit_outline(contract, (own.inner or 1.0, own.outer or 1.0), worst, goals.level) if own else None
         policy = replace(chosen.policy, recalibration=recalibration, volume=None, sensitive=None, outline=outline)
         with contextlib.suppress(TooFewCases):
             if policy.interval is not None:
-                stages = [stage.samples for stage in policy.stages]
                 policy = replace(policy, interval=choose_interval(contract, policy.interval, outside, stages))
             policy = replace(
                 policy,
-                volume=choose_volume(contract, outside, served, goals.level),
-                sensitive=choose_sensitive(contract, served, goals.missed),
+                volume=choose_volume(contract, outside, worst, goals.level),
+                sensitive=choose_sensitive(contract, worst, goals.missed),
             )
         judged += judge(contract, replace(chosen, policy=policy), inside)
     return judged
@@ -158,7 +161,11 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "samples": sample_figures(judged),
     }
     if not (contract.targets or contract.per_voxel):
-        report["by_truth"] = errors_by_truth(contract, judged)
+        report["by_truth"] = errors_by_class(contract, judged, goals, [each.case.hits[0] > 0.0 for each in judged])
+        if contract.activation is Activation.SOFTMAX:
+            tops = [each.step.probabilities[0].argmax() for each in judged]
+            predicted = [np.arange(len(contract.classes)) == top for top in tops]
+            report["by_prediction"] = errors_by_class(contract, judged, goals, predicted)
     if contract.targets:
         report["numbers"] = number_figures(contract, judged)
     if contract.per_voxel:
@@ -209,16 +216,24 @@ def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) ->
     return report
 
 
-def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Of each class, among cases that truly are of it: how many are accepted, and how many of those are wrong.
+def errors_by_class(
+    contract: Contract, judged: Sequence[Judged], goals: Goals, of: Sequence[NDArray[np.bool_]]
+) -> dict[str, Any]:
+    """Of each class, among its cases: how many are accepted, and how many of those are wrong.
 
-    Intervals hold for all classes together with 95 % (Bonferroni). A rare class may fare worse than the average that
-    the policy promises, and no threshold is fitted to it: what a case truly is nobody knows when it is routed.
+    `at_most` bounds the error among them with confidence 1 − δ, `error` has an interval of 95 %, each for all classes
+    together (Bonferroni). `enough`: whether so many accepted cases could show an error of at most α, none being wrong.
+    A rare class may fare worse than the average that the policy promises. To what a case truly is no threshold can be
+    fitted, since nobody knows when it is routed; to what it is predicted to be, see `groups.BY_PREDICTION`.
+
+    Args:
+        of: of each case `[K]`, whether it is one of a class's.
     """
-    confidence = 1.0 - 0.05 / len(contract.classes)
+    classes = len(contract.classes)
+    confidence, needed = 1.0 - 0.05 / classes, accepted_cases_needed(goals.alpha, goals.delta / classes)
     report = {}
     for k, name in enumerate(contract.classes):
-        those = [each for each in judged if each.case.hits[0, k]]
+        those = [each for each, belongs in zip(judged, of, strict=True) if belongs[k]]
         accepted = [each for each in those if each.route == "accept"]
         wrong = int(sum(each.step.loss for each in accepted))
         report[name] = {
@@ -226,6 +241,8 @@ def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, A
             "accepted": len(accepted),
             "wrong": wrong,
             "error": exact_share(wrong, len(accepted), confidence),
+            "at_most": most_events(wrong, len(accepted), goals.delta / classes),
+            "enough": len(accepted) >= needed,
         }
     return report
 

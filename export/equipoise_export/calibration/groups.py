@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from equipoise_core.contract import Activation, Contract, Task
 from numpy.typing import NDArray
 
+from .cases import Measured
+from .errors import CalibrationError
 from .risk import Certificate, Floats, accepted_cases_needed, learn_then_test
+
+BY_PREDICTION = "prediction"
+"""In the place of a column's name: a case's group is its predicted class."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +70,17 @@ def certify_groups(
     certificates = {name: certificate for name, certificate in found.items() if certificate is not None}
     without = {name: cases for name, cases in sorted(sizes.items()) if name and name not in certificates}
     return GroupCertificates(certificates, without, len(tested), level, accepted_cases_needed(alpha, level))
+
+
+def check_prediction_groups(contract: Contract) -> None:
+    """Raises CalibrationError where a case has no one predicted class."""
+    if contract.task is not Task.CLASSIFICATION or contract.activation is not Activation.SOFTMAX:
+        raise CalibrationError(
+            f"--group-by {BY_PREDICTION} is for a classification with exclusive classes; {contract.name} is none: name "
+            "a column of cases.csv, or leave it out"
+        )
+
+
+def grouped_by_prediction(contract: Contract, cases: Sequence[Measured]) -> list[Measured]:
+    """The same cases, each in the group of the class that full T predicts."""
+    return [replace(case, group=contract.classes[int(case.full.probabilities[0].argmax())]) for case in cases]

@@ -1,12 +1,13 @@
 """What calibration measured of each case, as numbers: kept beside the report for `equipoise adapt` at another site.
 
-No image, no name and no patient: digests of images, statistics, scores, volumes and whether the answer was wrong, in
-the order of the digests.
+No image, no name and no patient: digests of images, statistics, scores, volumes, margins of outlines and whether the
+answer was wrong, in the order of the digests.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,6 +19,7 @@ from equipoise_core.canonical import digest_of, optional, parse_document, read_j
 
 from .cases import Measured, Step
 from .choose import Goals, Method
+from .outline import Margins
 
 FORMAT = "equipoise-cases/1"
 
@@ -121,6 +123,7 @@ def _step_document(step: Step) -> dict[str, Any]:
         "loss": step.loss,
         "dice": None if np.isnan(step.dice) else step.dice,
         "volumes": {name: list(volume) for name, volume in step.volumes.items()},
+        **({} if step.margins is None else {"margins": [None if np.isinf(each) else each for each in step.margins]}),
     }
 
 
@@ -135,7 +138,13 @@ def _step(document: Mapping[str, Any]) -> Step:
         volumes,
         (),
         _NOTHING,
+        margins=optional(document.get("margins"), _margins),
     )
+
+
+def _margins(given: Sequence[float | None]) -> Margins:
+    inner, outer = (math.inf if each is None else float(each) for each in given)
+    return inner, outer
 
 
 def _numbers(document: Mapping[str, Any]) -> dict[str, float]:

@@ -134,7 +134,7 @@ def publish_product(product: Product, into: Path) -> Path:
 def _calibrated(name: str, reference: Reference, data: Dataset, into: Path) -> str:
     """Chooses the policy and writes it; returns what its accept threshold guarantees."""
     model = load_model(into / name / "1")
-    policy = choose_on_split(replace(model, policy=None), into, reference, data)
+    policy, _ = choose_on_split(replace(model, policy=None), into, reference, data)
     (into / name / "1" / "policy.json").write_text(policy.dumps(), encoding="utf-8")
     renew_configurations(into, name)
     return policy.guarantee.rule if policy.guarantee else "nothing could be certified"

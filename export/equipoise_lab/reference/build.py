@@ -26,8 +26,10 @@ from equipoise_core.sampling import assess
 from equipoise_core.stages import FIRST_PASS
 from equipoise_core.statistics import input_statistics
 from equipoise_core.volume import voxel_volume
+from equipoise_export.calibration.calibrate import table_file, write_whole
 from equipoise_export.calibration.cases import Labelled, Measured, dice_per_class, is_wrong, measure, true_region
-from equipoise_export.calibration.choose import Goals, Method, choose_policy
+from equipoise_export.calibration.choose import Goals, Method, choose_policy, one_each
+from equipoise_export.calibration.table import CaseTable, table_of
 from equipoise_export.compile import compile_first_pass, compile_sampler
 from equipoise_export.compiled import Compiled
 from equipoise_export.graph.session import published_samplers
@@ -84,22 +86,22 @@ def _example(reference: Reference) -> torch.Tensor:
     return torch.randn(2, *reference.input_shape, generator=torch.Generator().manual_seed(0))
 
 
-def build(reference: Reference, data: Dataset) -> tuple[Compiled, Compiled, Policy, dict[str, Any]]:
-    """Sampler and first pass; compiles, calibrates on the calibration split, and measures routes on the test split."""
+def build(reference: Reference, data: Dataset) -> tuple[Compiled, Compiled, Policy, CaseTable, dict[str, Any]]:
+    """Sampler, first pass, policy and the numbers of its cases; what it does on the test split."""
     compiled = compile_reference(reference)
     first_pass = compile_first_pass(reference.trained(), compiled, _example(reference))
     with tempfile.TemporaryDirectory() as scratch:
         directory = publish_pair(compiled, Path(scratch), first_pass=first_pass) / "1"
         model = load_model(directory)
         samplers, first = published_samplers(Path(scratch), model.contract)
-        policy = choose_on_split(model, Path(scratch), reference, data, reference.stages)
+        policy, table = choose_on_split(model, Path(scratch), reference, data, reference.stages)
         decided = Model(model.contract, policy, "", model.code_digest)
         test = data.select(reference_split(reference.name, data.ids).test)
         assessments = [
             (assess(decided, Case(image, spacing=spacing_of(reference)), samplers, first_pass=first), truth)
             for image, truth in _each(reference, test, "testing")
         ]
-    return compiled, first_pass, policy, _routes(assessments, reference.acceptable_dice or 0.0)
+    return compiled, first_pass, policy, table, _routes(assessments, reference.acceptable_dice or 0.0)
 
 
 def spacing_of(reference: Reference) -> tuple[float, ...] | None:
@@ -109,8 +111,9 @@ def spacing_of(reference: Reference) -> tuple[float, ...] | None:
 
 def choose_on_split(
     model: Model, repository: Path, reference: Reference, data: Dataset, stages: Sequence[int] = ()
-) -> Policy:
-    """The policy of a model for this data set, published without one, chosen on the calibration split.
+) -> tuple[Policy, CaseTable]:
+    """The policy of a model for this data set, published without one, chosen on the calibration split, and the
+    numbers of its cases for `adapt`.
 
     Training cases are the pilot: they say where to look, and no guarantee rests on them. Statistics of the input need
     no samples: they are of all training images.
@@ -132,14 +135,17 @@ def choose_on_split(
             for name, (image, truth) in zip(ids, _each(reference, cases, what), strict=True)
         ]  # fmt: skip
 
-    return choose_policy(
+    pilot = measured(split.train[: PILOT_CASES[model.contract.task]], "pilot")
+    calibration = measured(split.calibration, "calibrating")
+    policy = choose_policy(
         model.contract,
-        measured(split.train[: PILOT_CASES[model.contract.task]], "pilot"),
-        measured(split.calibration, "calibrating"),
+        pilot,
+        calibration,
         goals(reference),
         [input_statistics(model.contract.preprocessing.normalise(image)) for image in data.select(split.train).images],
         stages,
     ).policy
+    return policy, table_of(policy.digest, goals(reference), reference.acceptable_dice or 0.0, one_each(calibration))
 
 
 def goals(reference: Reference) -> Goals:
@@ -202,7 +208,7 @@ def main(
         data = load(name)
         if retrain:
             train([name])
-        compiled, first_pass, policy, routes = build(reference, data)
+        compiled, first_pass, policy, table, routes = build(reference, data)
         real_copy = into / "hippocampus" / "1"
         publish_pair(
             compiled,
@@ -214,6 +220,7 @@ def main(
             first_pass=first_pass,
             measure=True,
         )
+        write_whole(table_file(into, name), table.dumps())
         # One stand-in in the repository: a copy of it would miss what is mended in the other.
         stand_in = into / first_pass_name(compiled.contract) / "1" / "model.py"
         if not stand_in.is_symlink():

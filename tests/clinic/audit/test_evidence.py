@@ -6,7 +6,7 @@ Every theory test also runs the rule without its correction and asserts that thi
 import numpy as np
 import pytest
 from equipoise_clinic.audit.evidence import ODDS, Exchangeability, no_evidence, ratios_of_event, transform
-from equipoise_clinic.audit.monitor import FALSE_ALARM, LIMIT, Watched
+from equipoise_clinic.audit.status import FALSE_ALARM, LIMIT, Watched
 from equipoise_core.monitoring import DOUBT
 from scipy.stats import binom, kstest
 

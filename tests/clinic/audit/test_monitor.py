@@ -9,7 +9,8 @@ from equipoise_clinic.audit.closing import Closing, open_again
 from equipoise_clinic.audit.command import audit
 from equipoise_clinic.audit.entry import Entry
 from equipoise_clinic.audit.evidence import ODDS, no_evidence, ratios_of_event
-from equipoise_clinic.audit.monitor import LIMIT, Monitor, Watched, monitor
+from equipoise_clinic.audit.monitor import Monitor, monitor
+from equipoise_clinic.audit.status import LIMIT, Watched
 from scipy.stats import binom
 from typer import Typer
 from typer.testing import CliRunner
@@ -157,6 +158,7 @@ def test_a_policy_that_accepts_nothing_needs_none(log):
     assert (watch.alpha, watch.accepted, watch.alarm) == (None, 0, None)
 
 
+NUMBERS = {"age": {"low": 100.0, "high": 120.0}, "height": {"low": 1.0, "high": 2.0}}
 EXPECTED = {"referred": 0.4, "unusual": 0.15, "missed": 0.15}
 
 
@@ -175,7 +177,11 @@ def stream(count, **body):
 
     for number in range(count):
         own = {name: each(number) if callable(each) else each for name, each in body.items()}
-        verdict = {"verdict": own.pop("verdict", "accept"), "volume_ml": own.pop("measured", None)}
+        verdict = {
+            "verdict": own.pop("verdict", "accept"),
+            "volume_ml": own.pop("measured", None),
+            "values": own.pop("numbers", None),
+        }
         decided = add(Kind.DECISION, {**decision(number), "expected": EXPECTED, **own})
         add(Kind.VERDICT, {"decision": decided, "by": "dr", **verdict})
     (status,) = watcher.statuses()
@@ -196,6 +202,11 @@ def watched(status, name):
             Watched.COVERAGE,
             {"volume_ml": {"total": {"low": 1.0, "high": 3.0}}, "measured": {"total": 2.0}},
             {"volume_ml": {"total": {"low": 1.0, "high": 3.0}}, "measured": {"total": 3.5}},
+        ),
+        (
+            Watched.COVERAGE,
+            {"values": NUMBERS, "numbers": {"age": 110.0, "height": 1.5}},
+            {"values": NUMBERS, "numbers": {"age": 110.0, "height": 2.5}},  # all hold at once, or the interval failed
         ),
     ],
 )
@@ -294,6 +305,17 @@ def test_a_measured_volume_is_part_of_a_verdict(log):
         assert result.exit_code == 2 and "total" in result.output
     assert CliRunner().invoke(APP, [*words, "total=1.5"], catch_exceptions=False).exit_code == 0
     assert json.loads(log.read_text().splitlines()[-1])["body"]["volume_ml"] == {"total": 1.5}
+
+
+def test_a_true_number_is_part_of_a_verdict(log):
+    """Of a target that the decision knows, in its unit; it may be negative."""
+    append(log, Kind.DECISION, {**decision(0), "values": NUMBERS})
+    words = ["verdict", str(log), "--sequence", "1", "--by", "dr", "--verdict", "accept", "--value"]
+    for wrong in ("weight=3", "age=nan", "age=inf"):
+        result = CliRunner().invoke(APP, [*words, wrong])
+        assert result.exit_code == 2 and "age" in result.output
+    assert CliRunner().invoke(APP, [*words, "age=-1.5"], catch_exceptions=False).exit_code == 0
+    assert json.loads(log.read_text().splitlines()[-1])["body"]["values"] == {"age": -1.5}
 
 
 def test_the_page_shows_each_monitor_and_needs_nothing_from_elsewhere(log, tmp_path):

@@ -12,6 +12,7 @@ from equipoise_clinic.dicom.rules import Rule, Rules
 from equipoise_clinic.gateway import analysis as analysis_module
 from equipoise_clinic.gateway.analysis import ATTEMPTS, AnalysisWorker
 from equipoise_clinic.gateway.settings import Deliver, Triton
+from equipoise_clinic.gateway.spool import Spool
 from pydicom.uid import Comprehensive3DSRStorage
 
 from ...support.studies import encoded, read, report, study
@@ -185,6 +186,7 @@ def answers(desk, monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(AnalysisWorker, "_ask", ask)
+    monkeypatch.setattr(AnalysisWorker, "_pseudonym", lambda self, series: None)
     monkeypatch.setattr(analysis_module, "draw", lambda _: b"a picture")
     worker = worker_of(desk)
     worker._settings = SimpleNamespace(**vars(worker._settings), audit=desk.audit, deliver=Deliver(), hl7=None)
@@ -251,3 +253,27 @@ def test_a_result_of_a_model_that_gets_no_series_any_more_holds_no_longer(desk, 
     worker_of(desk, TWO).step()
     assert asked == [("ct", ())] and state(desk, received) == "analysed"
     assert desk.store.cases.get("c" * 16).state == "rejected"
+
+
+def test_the_audit_log_knows_a_patient_again_by_a_keyed_digest_alone(desk, tmp_path):
+    """The same ID in another spelling is the same patient, also after a restart; the key is this gateway's own."""
+
+    def pseudonym(spool, **names):
+        image = read(study(count=1, **names)[0])
+        worker = worker_of(SimpleNamespace(spool=spool, store=desk.store, log=desk.log, metrics=desk.metrics))
+        return worker._pseudonym(SimpleNamespace(series=SimpleNamespace(first=image)))
+
+    known = pseudonym(desk.spool, PatientID="Pat 17")
+    assert known == pseudonym(Spool(desk.spool.root), PatientID="pat  17") != pseudonym(desk.spool, PatientID="Pat 18")
+    assert known != pseudonym(Spool(tmp_path / "elsewhere"), PatientID="Pat 17")
+    assert pseudonym(desk.spool, PatientID="", PatientName="") is None
+    assert len(known) == 32 and int(known, 16) >= 0
+    prediction = SimpleNamespace(
+        values=None, volume=None, route=Route.ACCEPT, reason="", case_score=0.1, record={"input_digest": "ab"}
+    )
+    found = SimpleNamespace(
+        prediction=prediction, objects=(), series_uid="1.2", model_digest="cd", contract=SimpleNamespace(name="tiny")
+    )
+    settings = SimpleNamespace(hl7=None)
+    assert analysis_module._result(found, settings, known).record["patient"] == known
+    assert "patient" not in analysis_module._result(found, settings, None).record

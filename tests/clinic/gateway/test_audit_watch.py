@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from equipoise_clinic.audit import Kind, append, redact, verify
-from equipoise_clinic.audit.monitor import LIMIT, monitor
+from equipoise_clinic.audit.monitor import monitor
+from equipoise_clinic.audit.status import LIMIT
 from equipoise_clinic.gateway.audit_log import AuditWatch, forget
 
 from ...support.desk import Desk

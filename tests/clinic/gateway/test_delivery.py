@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import requests
+from equipoise_clinic.audit import end
 from equipoise_clinic.gateway.delivery import (
     Away,
     CStore,
@@ -351,3 +352,51 @@ def test_an_unknown_object_class_is_a_refusal_and_no_absence(choosy):
 def test_an_address_that_is_no_dicomweb_root_is_an_absence(pacs):
     with pytest.raises(Away):
         Stow(Deliver(stow_url=f"{pacs.http_url}/nothing")).send(read(study(count=1)[0]))
+
+
+class Kept:
+    """A destination that takes everything."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def send(self, dataset) -> None:
+        self.taken.append(str(dataset.SOPInstanceUID))
+
+
+@pytest.mark.parametrize("sent_before", [0, 1])
+def test_what_was_accepted_before_accept_was_closed_is_held(desk, sent_before):
+    """All of it, or the rest: it waits in the worklist with the reason, and goes on only by an expert's verdict."""
+    objects, to, why = waiting(desk), Kept(), {"tiny": ""}
+    settings = Deliver(first_seconds=0.001, longest_seconds=0.002)
+    shared = (desk.spool, desk.store, desk.log, desk.metrics, lambda point: None)
+    sender = DeliveryWorker(settings, to, *shared, closed=why.get)
+    for _ in range(sent_before):
+        sender.step()
+    why["tiny"] = "wrong more often"
+    while sender.step() == 0.0:
+        pass
+    (case,) = desk.store.cases.worklist()
+    assert len(to.taken) == sent_before and case.state == "review" and "wrong more often" in case.reason
+    why["tiny"] = ""
+    while sender.step() == 0.0:
+        pass
+    assert len(to.taken) == sent_before, "opening accept again releases nothing by itself"
+    why["tiny"] = "wrong more often"
+    assert desk.store.cases.judge(case.key, case.fingerprint, "accept", "dr.who", end(desk.audit))
+    desk.dispatched()
+    while sender.step() == 0.0:
+        pass
+    assert len(to.taken) == len(objects) and desk.store.cases.get(case.key).state == "delivered"
+
+
+def test_closing_accept_holds_no_case_that_was_not_accepted(desk):
+    """What goes out as `review` says so itself, and what an expert released is released."""
+    objects, to = study(count=3), Kept()
+    desk.decided(desk.received(), objects, route="review")
+    desk.dispatched(review="send")
+    shared = (desk.spool, desk.store, desk.log, desk.metrics, lambda point: None)
+    sender = DeliveryWorker(Deliver(), to, *shared, closed=lambda model: "closed")
+    while sender.step() == 0.0:
+        pass
+    assert len(to.taken) == len(objects)

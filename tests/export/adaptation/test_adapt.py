@@ -57,7 +57,8 @@ def draw(n, seed, *, task=Task.CLASSIFICATION, moved=0.0, error=0.4):
             drawn = score * np.exp(random.normal(0, 0.2 / np.sqrt(samples)))
             scores = {name: float(drawn * scale) for name, scale in zip(names, (1.0, 2.0, 0.1), strict=True)}
             p = np.array([[1.0 - score, score]])
-            steps.append(Step(samples, scores, share, loss, dice, volumes, (), p))
+            margins = (abs(mean - truth) / 2.0, abs(mean - truth)) if volumes else None
+            steps.append(Step(samples, scores, share, loss, dice, volumes, (), p, margins=margins))
         cases.append(
             Measured(
                 f"{seed}-{index}",
@@ -243,6 +244,18 @@ def test_the_table_is_read_back(elsewhere, tmp_path):
     assert "2-7" not in (tmp_path / "toy.json").read_text()
 
 
+def test_a_margin_that_nothing_covers_is_read_back(volumes, tmp_path):
+    """Infinity is no JSON."""
+    case = volumes.table.cases[0]
+    endless = dataclasses.replace(
+        case, steps=tuple(dataclasses.replace(step, margins=(1.5, np.inf)) for step in case.steps)
+    )
+    table = dataclasses.replace(volumes.table, cases=(endless, *volumes.table.cases[1:]))
+    (tmp_path / "toy.json").write_text(table.dumps())
+    again = load_table(tmp_path / "toy.json")
+    assert again.digest == table.digest and again.cases[0].full.margins == (1.5, np.inf)
+
+
 @pytest.fixture(scope="module")
 def volumes():
     return Elsewhere(Task.SEGMENTATION)
@@ -270,6 +283,37 @@ def test_volume_intervals_are_refused_where_the_other_sites_cases_say_nothing(vo
     assert verdict.policy.volume is None and verdict.volume.startswith("none: ")
     verdict = volumes.decide(volumes.labelled(site, 30, 6, moved=8.0))
     assert verdict.policy.volume.cases == 30 and "all of them of St Anna" in verdict.volume
+
+
+def test_margins_of_outlines_move_with_the_images_or_say_why_not(volumes):
+    """Weighted they are approximate; where the other site says nothing there are none, and the policy says so; the
+    site's own labelled cases promise again."""
+    alike, moved = (volumes.decide(volumes.begin(images=100, moved=far)) for far in (0.0, 1.0))
+    assert volumes.policy.outline.outer * 0.7 < alike.policy.outline.outer < moved.policy.outline.outer
+    assert "no guarantee" in moved.policy.outline.rule and "outlines" not in moved.policy.adapted.rule
+    test = np.array([case.full.margins for case in draw(400, 9, task=Task.SEGMENTATION, moved=1.0)])
+    inside = {
+        name: (test <= (policy.outline.inner, policy.outline.outer)).all(axis=1).mean()
+        for name, policy in (("source", volumes.policy), ("site", moved.policy))
+    }
+    assert inside["source"] < 0.85 and 0.87 <= inside["site"] <= 0.99
+    far = volumes.begin(images=100, moved=8.0)
+    lost = volumes.decide(far)
+    assert lost.policy.outline is None and lost.outline.startswith("none: ")
+    assert f"margins of outlines: {lost.outline}" in lost.policy.adapted.rule
+    own = volumes.decide(volumes.labelled(far, 30, 6, moved=8.0))
+    assert own.policy.outline.cases == 30 and "all of them of St Anna" in own.outline
+    assert parse_policy(json.loads(own.policy.dumps())) == own.policy
+
+
+def test_a_table_of_an_earlier_version_promises_no_margins(volumes):
+    cases = tuple(
+        dataclasses.replace(case, steps=tuple(dataclasses.replace(step, margins=None) for step in case.steps))
+        for case in volumes.table.cases
+    )
+    table = dataclasses.replace(volumes.table, cases=cases)
+    verdict = decide_site(volumes.contract, volumes.begin(), table)
+    assert verdict.policy.outline is None and "earlier version" in verdict.outline
 
 
 @pytest.mark.parametrize("labelled", [0, 80])

@@ -106,6 +106,22 @@ def test_each_scanner_gets_a_certificate_and_the_cases_are_examined(repository, 
         assert words in page
 
 
+def test_each_predicted_class_has_a_certificate_of_its_own(repository, archive):
+    """One stage, whatever the model has; the report has the errors by predicted class; several stages are refused."""
+    common = ("pneumonia", "--data", archive, "--repository", repository, "--alpha", "0.2", "--group-by", "prediction")
+    done = run(*common, "--json")
+    assert done.exit_code == 0, done.output
+    policy = load_model(repository / "pneumonia" / "1").policy
+    assert policy.groups.by == "predicted class" and [stage.samples for stage in policy.stages] == [20]
+    classes = {"normal", "pneumonia"}
+    assert {*policy.groups.stages, *policy.groups.without} <= classes
+    (figures,) = json.loads(done.stdout)["figures"].values()
+    assert set(figures["by_prediction"]) == classes
+    assert "<th>predicted</th>" in (repository / "pneumonia.calibration.html").read_text()
+    refused = run(*common, "--stages", "0,20")
+    assert refused.exit_code == 1 and "may change between stages" in refused.output
+
+
 @pytest.mark.slow
 def test_cases_of_two_patients_with_one_image_are_refused_unless_somebody_says_why(repository, archive):
     """Nothing is written; with a reason the policy keeps it."""

@@ -153,6 +153,19 @@ def test_the_promise_about_accepted_cases_holds():
     assert broken <= binom.ppf(0.999, repetitions, DELTA)
 
 
+def test_the_policy_says_how_often_an_accepted_number_may_lie_outside(chosen):
+    """Else its intervals could not be watched in service. An upper bound on what the calibration cases show."""
+    rule = chosen.policy.interval
+    cases = chosen.scored(draw(ONE, 4000, np.random.default_rng(8), "new"))
+    outside = []
+    for case in cases:
+        served = chosen.served(case)
+        if served.route is Route.ACCEPT:
+            ends = intervals(ONE, rule, served.step)[0]
+            outside.append(not ends[0] <= case.truths["age"] <= ends[1])
+    assert 0.0 < np.mean(outside) < chosen.policy.monitoring.expected["missed"] < 0.5
+
+
 def test_nothing_is_accepted_where_no_interval_is_narrow_enough():
     random = np.random.default_rng(5)
     goals = dataclasses.replace(GOALS, tolerances={"age": 0.01})

@@ -7,6 +7,7 @@ what the audit log is to get. No column holds what identifies a person; DICOM UI
                ▲  │  └────▶ rejected(reason)                          └────▶ review ─┬─ accept ─▶ delivering
                └──┴ late    dead(reason)                                             └─ reject, correct ─▶ withheld
                                                    delivering ──▶ dead(reason);  any unsent ─ late ─▶ rejected(reason)
+                                                   delivering, accepted ─ accept was closed meanwhile ─▶ review
 
 Logged: the audit log holds the decision. Dead: its analysis or delivery failed too often; `Store.revive` tries again.
 

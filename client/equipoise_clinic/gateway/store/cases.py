@@ -227,6 +227,19 @@ class Cases:
                 moved.append(_case({**dict(row), "state": state}))
         return moved
 
+    def hold(self, case: str, why: str) -> bool:
+        """An accepted result goes to review instead of on its way: what is not sent yet waits for an expert's verdict.
+
+        False: it is none, or an expert has released it; nothing was changed.
+        """
+        with self._database.transaction() as db:
+            changed = db.execute(
+                "UPDATE cases SET state = 'review', reason = ? WHERE key = ? AND state = 'delivering'"
+                " AND route = 'accept' AND verdict IS NULL",
+                (why, case),
+            )
+            return changed.rowcount > 0
+
     def judge(self, case: str, fingerprint: str, verdict: str, by: str, log_end: int) -> bool:
         """An expert's verdict: noted for the audit log, and what is held is released or withheld.
 

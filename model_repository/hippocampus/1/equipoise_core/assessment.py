@@ -15,7 +15,7 @@ from .contract import Activation, Contract, Task
 from .decision import Decision, Evidence, Route, decide
 from .intervals import RELATIVE_WIDTH, NumberEstimate, estimates
 from .moments import Array, Moments
-from .policy import VolumeRule
+from .policy import PREDICTED_CLASS, VolumeRule
 from .reasons import Reason
 from .record import FORMAT, computed_by, jsonable
 from .scores import case_scores, default_score
@@ -132,7 +132,17 @@ class Assessment:
     @property
     def stage(self) -> Stage | None:
         """The stage of the policy in force that looks at this answer."""
-        return self.model.in_force.stage(self.samples, self.case.group) if self.model.in_force else None
+        return self.model.in_force.stage(self.samples, self.group) if self.model.in_force else None
+
+    @property
+    def group(self) -> str | None:
+        """The group of cases that this is one of: what the caller states, or the predicted class where that counts."""
+        contract, policy = self.model.contract, self.model.in_force
+        if policy is None or policy.groups is None or policy.groups.by != PREDICTED_CLASS:
+            return self.case.group
+        if contract.task is not Task.CLASSIFICATION or contract.activation is not Activation.SOFTMAX:
+            return None
+        return contract.classes[int(self.uncertainty.mean.argmax())]
 
     @property
     def case_score(self) -> float:
@@ -196,7 +206,7 @@ class Assessment:
             problems=self.problems,
             windows=model.contract.in_windows(case.image.shape[1:]),
             closed=model.closed,
-            group=case.group,
+            group=self.group,
         )
         return decide(model.contract, model.policy, model.why_no_policy, evidence)
 
@@ -269,7 +279,7 @@ class Assessment:
                     "samples": self.samples,
                     "samples_planned": self.planned,
                     "samples_named": case.samples is not None,
-                    **({"group": groups.named(case.group)} if groups else {}),
+                    **({"group": groups.named(self.group)} if groups else {}),
                     "first_pass": self.first_pass,
                     "problems": [problem.document() for problem in self.problems],
                     "score": self.score_name,

@@ -27,8 +27,8 @@ class Monitoring:
         audit_share: of the accepted cases, 0..1, that are marked for an expert to look at all the same.
         quantiles: name of a score or statistic → its value at 0, 10, … 100 % of the calibration cases, rising.
         expected: name → the rate that an event has at most while cases are like the calibration cases, 0..1: `missed`
-            (a true volume outside its interval), `referred` (a suitable case not accepted), `unusual` (a rank of
-            `ood_distance` above `UNUSUAL`). Only what the calibration can say is there.
+            (a true volume or number outside its interval), `referred` (a suitable case not accepted), `unusual` (a
+            rank of `ood_distance` above `UNUSUAL`). Only what the calibration can say is there.
     """
 
     audit_share: float

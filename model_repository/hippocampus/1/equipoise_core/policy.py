@@ -19,6 +19,9 @@ from .stages import Stage, check_order, parse_stage
 
 FORMAT = "equipoise-policy/4"
 
+PREDICTED_CLASS = "predicted class"
+"""`Groups.by` where a case's group is the class that it is predicted to be, and nothing that a caller states."""
+
 
 class PolicyError(ValueError):
     """The policy cannot be read, or does not hold together."""
@@ -88,7 +91,7 @@ class Groups:
     """A certificate for each group of cases: a threshold that holds on average may fail at one scanner.
 
     Attributes:
-        by: what groups cases, in words: `scanner`.
+        by: what groups cases, in words: `scanner`; see `PREDICTED_CLASS`.
         stages: group → the policy's stages with thresholds of its own.
         guarantees: group → what was tested of them, on its own cases.
         without: group → its calibration cases, where they certify nothing: its cases go to review.
@@ -187,6 +190,8 @@ class Policy:
         for stages in self.groups.stages.values() if self.groups else ():
             if [(stage.samples, stage.score) for stage in stages] != [(s.samples, s.score) for s in self.stages]:
                 raise ValueError("a group's stages have the policy's samples and scores")
+        if self.groups and self.groups.by == PREDICTED_CLASS and len(self.stages) > 1:
+            raise ValueError("a prediction may change from stage to stage: by predicted class there is one stage")
         if self.groups and any(stage.accept_up_to is not None for stage in self.stages):
             raise ValueError("where groups have thresholds of their own, a case of none of them is not accepted")
         if self.guarantee is None and any(stage.accept_up_to is not None for stage in self.stages):
