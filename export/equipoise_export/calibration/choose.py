@@ -21,6 +21,7 @@ from equipoise_core.reasons import Reason
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
 from equipoise_core.statistics import SIMPLE
+from equipoise_core.volume import widened
 from numpy.typing import NDArray
 
 from ..progress import phase
@@ -532,9 +533,8 @@ def missed_volumes(cases: Sequence[Measured], answers: Sequence[Served], rule: V
     for case, answer in zip(cases, answers, strict=True):
         if answer.route is Route.ACCEPT:
             name = "total" if "total" in answer.step.volumes else sorted(answer.step.volumes)[0]
-            _, low, high = answer.step.volumes[name]
-            widening = rule.widening[name]
-            outside.append(not low - widening <= case.truths[name] <= high + widening)
+            low, high = widened(*answer.step.volumes[name], rule.widening[name])
+            outside.append(not low <= case.truths[name] <= high)
     return sum(outside), len(outside)
 
 
