@@ -16,7 +16,7 @@ from equipoise_core.policy import Policy, PolicyError, load_policy
 from equipoise_core.stages import FIRST_PASS, Stage
 
 from ..calibration.calibrate import LIMITS, measure_all, table_file, write_whole
-from ..calibration.cases import Labelled, Measured, shown
+from ..calibration.cases import Labelled, Measured, check_scale, shown
 from ..calibration.choose import one_each
 from ..calibration.growing import error_bounds, labels_until_open
 from ..calibration.reading import labelled_cases
@@ -262,10 +262,7 @@ class _Measuring:
 
     def __call__(self, cases: Sequence[Labelled]) -> list[Measured]:
         contract = self.model.contract
-        if contract.physical and contract.spacing is not None:
-            bare = [case.name for case in cases if case.spacing is None]
-            if bare:
-                raise AdaptationError(f"{bare[0]}: no voxel spacing is stated ({len(bare)} such); give --spacing")
+        check_scale(contract, cases)
         stages = tuple(stage.samples for stage in self.source.stages)
         if FIRST_PASS in stages and contract.first_pass is None:
             raise AdaptationError("the policy begins with a first pass, which this model does not have")

@@ -12,6 +12,7 @@ from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_export.calibration.choose import Goals, Method
 from equipoise_export.calibration.errors import CalibrationError
 from equipoise_export.calibration.reading import numbers
+from equipoise_export.page import ready
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -90,8 +91,8 @@ def compare(
 ) -> None:
     """Compares published models on the same cases: answers, calibration, scores, decisions, cost; with intervals."""
     console = Console(stderr=as_json)
-    page = report or Path("comparison.html")
     try:
+        page = ready(report or Path("comparison.html"))
         compared = [load_compared(repository, name, samples) for name in models]
         check_alike(compared)
         contract = compared[0].contract
