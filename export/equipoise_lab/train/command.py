@@ -72,7 +72,7 @@ def train(
     preprocess: Annotated[
         list[str] | None, typer.Option(metavar="STEPS", help="What happens to intensities; zscore unless stated.")
     ] = None,
-    multiple: Annotated[int, typer.Option(help="Spatial sizes are padded to a multiple of this.")] = 1,
+    multiple: Annotated[int, typer.Option(min=1, help="Spatial sizes are padded to a multiple of this.")] = 1,
     spacing: Annotated[str | None, typer.Option(help="lowest:highest mm per axis (0.8:1.2,0.8:1.2).")] = None,
     orientation: Annotated[str | None, typer.Option(help="Anatomical axes as nibabel spells them (RAS).")] = None,
     arg: Annotated[
