@@ -21,7 +21,7 @@ from equipoise_export.adaptation.report import render_report
 from equipoise_export.adaptation.site import Known, load_site
 from equipoise_export.calibration.cases import Measured, Step
 from equipoise_export.calibration.choose import Goals, Method, choose_policy, serve
-from equipoise_export.calibration.table import load_table, table_of
+from equipoise_export.calibration.table import TableError, load_table, table_of
 
 SAMPLES = (5, 20)
 BOTH = ((True, True), (True, True))
@@ -305,6 +305,11 @@ def test_the_table_is_read_back(elsewhere, tmp_path):
     again = load_table(tmp_path / "toy.json")
     assert again.digest == elsewhere.table.digest and again.goals == elsewhere.goals
     assert "2-7" not in (tmp_path / "toy.json").read_text()
+    document = json.loads((tmp_path / "toy.json").read_text())
+    del document["digest"]
+    (tmp_path / "toy.json").write_text(json.dumps(document))
+    with pytest.raises(TableError, match="states no digest: it was changed"):
+        load_table(tmp_path / "toy.json")
 
 
 @pytest.fixture(scope="module")
