@@ -230,7 +230,7 @@ def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, A
 
 
 def selection_figures(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Risk-coverage and separation figures of the case score at the stage that decided; the risk is the share wrong."""
+    """Risk-coverage and separation figures of the case score at the stage that decided."""
     scores = np.array([each.ranking for each in judged])
     losses = np.array([each.step.loss for each in judged])
     auroc = metrics.separation(scores, losses == 0, losses > 0)
