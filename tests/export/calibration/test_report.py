@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from equipoise_core.contract import Activation, Contract, Task, load_contract
-from equipoise_core.decision import Route
 from equipoise_core.policy import load_policy
 from equipoise_deploy.releases.publishing import CASES
 from equipoise_export.calibration.cases import Labelled, Measured, Step
-from equipoise_export.calibration.choose import Goals, Served, missed_volumes
+from equipoise_export.calibration.choose import Goals
 from equipoise_export.calibration.figures import Judged, figures
 from equipoise_export.calibration.report import Findings, render_report, write_cases
 from equipoise_export.calibration.report.examples import KINDS, Example, Examples, choose_examples
@@ -225,14 +224,13 @@ def test_cases_without_volumes_stand_beside_such_with(tmp_path):
 
 
 def test_where_a_narrower_interval_would_be_upside_down_its_middle_is_listed():
-    """In lines, figures and the count of what accepted intervals missed alike."""
+    """In lines and figures alike."""
     contract, policy = load("hippocampus")
     one = judged("c", route="accept", wrong=False, score=0.5, dice=0.9, contract_name="hippocampus")
     narrow = replace(policy.volume, widening=dict.fromkeys(policy.volume.widening, -0.5))
     one = replace(one, policy=replace(policy, volume=narrow))
     assert one.widened("total") == (3.0, 3.0)
     assert figures(contract, [one], Goals("wrong label"))["volume"]["total"]["coverage"] == 1.0
-    assert missed_volumes([one.case], [Served(one.step, Route.ACCEPT, None)], narrow) == (0, 1)
 
 
 def findings(contract: Contract, cases, examples=(), certified=True) -> Findings:
