@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,19 @@ def render(template: Path, filters: Mapping[str, Callable[..., Any]], **context:
     )
     environment.filters |= filters
     return environment.get_template(template.name).render(**context)
+
+
+def ready(path: Path) -> Path:
+    """The path of a report, once it is known that it can be written: hours of work come before. Makes its folder.
+
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the report's file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written; name another file")
+    return path
 
 
 def axes(size: tuple[float, float] = (4.6, 3.6)) -> tuple[Figure, Any]:

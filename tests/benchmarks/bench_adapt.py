@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from equipoise_core.loading import load_model
+from equipoise_core.volume import widened
 from equipoise_export import adapt, calibrate
 from equipoise_export.adaptation.adapt import AdaptedSite
 from equipoise_export.adaptation.decide import images_needed
@@ -124,13 +124,13 @@ def coverage(name: str, repository: Path, folder: Path, cases: Dataset, found: A
     given = written(folder / "all", name, cases)
     stages = tuple(stage.samples for stage in found.site.source.stages)
     measured = measure_all(model, repository, labelled_cases(given, model.contract, None), 0.8, stages, True)
-    truth, shares = np.array([case.truths["total"] for case in measured]), {}
+    truth, shares = [case.truths["total"] for case in measured], {}
     for where, policy in (("elsewhere", found.site.source), ("here", found.verdict.policy)):
         steps = [serve(model.contract, policy, case).step for case in measured]
-        low, high = (np.array([step.volumes["total"][end] for step in steps]) for end in (1, 2))
-        width = policy.volume.widening["total"] if policy.volume else math.nan
-        inside = float(((low - width <= truth) & (truth <= high + width)).mean())
-        shares[f"covered, {where}"] = inside if policy.volume else None
+        rule = policy.volume
+        ends = [widened(*step.volumes["total"], rule.widening["total"]) for step in steps] if rule else []
+        inside = [low <= true <= high for (low, high), true in zip(ends, truth, strict=True)] if rule else []
+        shares[f"covered, {where}"] = float(np.mean(inside)) if rule else None
     return shares
 
 

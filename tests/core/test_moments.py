@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation
 from equipoise_core.moments import Moments, entropy, moments_of_outputs, moments_of_probabilities
-from equipoise_core.uncertainty import Uncertainty
+from equipoise_core.uncertainty import Uncertainty, label_confidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -94,3 +94,11 @@ def test_labels_are_the_most_probable_classes(shape):
     np.testing.assert_array_equal(softmax.labels, p.mean(0).argmax(0)[None])
     sigmoid = Uncertainty(softmax.moments, Activation.SIGMOID)
     np.testing.assert_array_equal(sigmoid.labels, (p.mean(0) >= 0.5).astype(np.uint8))
+
+
+def test_confidence_is_the_probability_of_the_given_label():
+    """Softmax: that of the label's class, be it the largest or not. Sigmoid: p where the label is 1, else 1 − p."""
+    labels, p = np.array([[0, 1, 1]], np.uint8), np.array([[0.1, 0.9, 0.4]])
+    np.testing.assert_allclose(label_confidence(Activation.SIGMOID, labels, p), [[0.9, 0.9, 0.4]])
+    labels, p = np.array([[2, 0]], np.uint8), np.array([[0.2, 0.3], [0.1, 0.6], [0.7, 0.1]])
+    np.testing.assert_allclose(label_confidence(Activation.SOFTMAX, labels, p), [[0.7, 0.3]])

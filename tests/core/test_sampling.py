@@ -3,18 +3,21 @@ import json
 
 import numpy as np
 import pytest
+from equipoise_core.assessment import Assessment
 from equipoise_core.budget import MOST_AT_ONCE as TOGETHER
 from equipoise_core.canonical import canonical_json
 from equipoise_core.case import Case, Model
+from equipoise_core.contract import Activation
 from equipoise_core.contract import Sampler as NamedSampler
 from equipoise_core.decision import Route
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_core.masks import draw_masks, mask_layout, unpack_masks
+from equipoise_core.moments import Moments
 from equipoise_core.monitoring import Monitoring
 from equipoise_core.ood_distance import OodDistance
 from equipoise_core.outputs import OUTPUTS
 from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
-from equipoise_core.recalibration import Temperature
+from equipoise_core.recalibration import Isotonic, Temperature
 from equipoise_core.sampling import assess, assess_all
 from equipoise_core.stages import Stage, chunk_of
 from equipoise_core.tiling import Tiling
@@ -314,6 +317,19 @@ def test_calibrated_and_sensitive_outputs_follow_the_policy(model, case):
     assert ((labels == 0) | (more == labels)).all()
     plain = assess(model, case, [Sampler(model.contract, background=0.5)])
     np.testing.assert_array_equal(OUTPUTS["labels_sensitive"](plain), labels)
+
+
+@pytest.mark.parametrize(("activation", "expected"), [(Activation.SOFTMAX, 0.22 / 0.86), (Activation.SIGMOID, 0.28)])
+def test_the_recorded_confidence_is_that_of_the_label_that_was_given(classification, case, activation, expected):
+    """Isotonic tables may make another class the largest: the label stays, and its probability is what is recorded."""
+    tables = (((0.45, 0.22), (0.5, 0.3)), ((0.40, 0.5), (0.6, 0.6)), ((0.15, 0.14), (0.9, 0.28)))
+    three = dataclasses.replace(classification, classes=("a", "b", "c"), activation=activation)
+    policy = Policy(three.model_digest, "cd", (Stage(6, "lack_of_confidence"),), recalibration=Isotonic(tables))
+    p = np.array([0.45, 0.40, 0.9]) if activation is Activation.SIGMOID else np.array([0.45, 0.40, 0.15])
+    moments = Moments(6, 6 * p, 6 * p**2, 6 * np.array([0.1]), np.empty((6, 0)))
+    answer = Assessment(Model(three, policy, "", "code"), case, 0, None, moments, 6, last=True)
+    assert answer.calibrated.argmax() == 1
+    assert answer.confidence == pytest.approx(expected)
 
 
 def test_an_image_that_looks_strange_is_rejected_without_more_samples(stopping, case):

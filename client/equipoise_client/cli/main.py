@@ -29,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with needs(verb.extra if verb else "client", f"equipoise {called}".strip()):
             _application(verbs, called)(args=words, prog_name="equipoise")
-    except EquipoiseError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (EquipoiseError, OSError) as error:
+        # A file that is not there or may not be read, and whatever a verb explains itself.
+        file = getattr(error, "filename", None)
+        said = f"{file}: {error.strerror}" if isinstance(error, OSError) and file is not None else str(error)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(said)}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
 
 

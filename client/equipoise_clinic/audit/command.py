@@ -87,13 +87,14 @@ def audit(
     calibration, referrals and drift; after an alarm that closed accept, `open` opens it again.
     """
     secret = key.read_bytes().strip() if key else None
+    if secret == b"":
+        raise AuditError(f"{key} is empty; expected a key that signs anchors")
     if action is Action.VERIFY:
         _verify(log, anchor, secret, as_json)
     elif action is Action.HEAD:
         typer.echo(head(log, secret).text())
     elif action is Action.APPEND:
-        for record in _records(sys.stdin.read()):
-            append(log, Kind.DECISION, record)
+        _append(log, sys.stdin.read())
     elif action is Action.VERDICT:
         if sequence is None or by is None or verdict is None:
             raise typer.BadParameter("verdict needs --sequence, --by and --verdict")
@@ -121,7 +122,7 @@ def audit(
 
 
 def _verify(log: Path, anchor: Path | None, key: bytes | None, as_json: bool) -> None:
-    expected = parse_anchor(anchor.read_text(encoding="utf-8"), key) if anchor else None
+    expected = parse_anchor(anchor.read_text(encoding="utf-8", errors="replace"), key) if anchor else None
     faults = list(verify(log, expected))
     if as_json:
         listed = [{"line": fault.line, "what": fault.what} for fault in faults]
@@ -139,6 +140,8 @@ def _verify(log: Path, anchor: Path | None, key: bytes | None, as_json: bool) ->
 
 def _monitor(log: Path, every: float, alpha: float | None, report: Path | None, as_json: bool) -> None:
     statuses = monitor(log, every, alpha) if report is None else write_page(report, log, every, alpha)
+    if not statuses and not as_json:
+        typer.echo(f"{log.name} holds no decision under a policy yet: nothing is watched")
     if as_json:
         typer.echo(json.dumps([each.document() for each in statuses]))
     for each in () if as_json else statuses:
@@ -179,21 +182,28 @@ def _stated(
     return found
 
 
-def _records(text: str) -> list[dict[str, Any]]:
+def _append(log: Path, text: str) -> None:
+    """Logs every decision, and says which answers are none: one that failed must not take the others with it."""
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AuditError("standard input is no JSON; expected what `equipoise predict --json` prints") from error
     answers = document if isinstance(document, list) else [document]
-    records = []
+    without = []
     for index, answer in enumerate(answers):
         record = answer.get("record", answer) if isinstance(answer, dict) else None
         if not isinstance(record, dict) or "format" not in record:
-            raise AuditError(f"entry {index} holds no record; only decisions are logged")
+            file = answer.get("file") if isinstance(answer, dict) else None
+            without.append(f"entry {index}" + (f" ({file})" if file else ""))
+            continue
         if record is not answer:  # the final route: the client may have held back what the server accepted
             record = {**record, "routed": {"route": answer.get("route"), "reason": answer.get("reason")}}
-        records.append(record)
-    return records
+        append(log, Kind.DECISION, record)
+    if without or not answers:
+        raise AuditError(
+            f"{', '.join(without) or 'standard input'} holds no record: only decisions are logged; "
+            f"{len(answers) - len(without)} of {len(answers)} answers were"
+        )
 
 
 def _date(text: str) -> datetime:

@@ -33,6 +33,7 @@ def write_page(path: Path, log: Path, every: float, alpha: float | None) -> list
     page = pages.get_template("page.html.jinja").render(
         log=log.name, limit=LIMIT, policies=[(each, _plot(curves[each.policy])) for each in statuses], words=Watched
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return statuses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from equipoise_core.case import Model
 from equipoise_core.contract import Contract
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy, PolicyError, load_policy
-from equipoise_core.stages import FIRST_PASS
+from equipoise_core.stages import FIRST_PASS, Stage
 
 from ..calibration.calibrate import LIMITS, measure_all, table_file, write_whole
-from ..calibration.cases import Labelled, Measured, shown
+from ..calibration.cases import Labelled, Measured, check_scale, shown
 from ..calibration.choose import one_each
 from ..calibration.growing import error_bounds, labels_until_open
 from ..calibration.reading import labelled_cases
@@ -127,7 +128,7 @@ def adapt(
             site's by default. Fixed by the first call.
         spacing: mm per axis for files that state none.
         label_values: as for `calibrate`.
-        install: puts the policy into the repository.
+        install: puts the policy into the repository. One that accepts less than the site's own there is put in at once.
         progress: whether bars show how far it is, on stderr.
 
     Raises:
@@ -172,19 +173,33 @@ def adapt(
         cases = labelled_cases(Path(labelled), contract, spacing, values=label_values)
         known, skipped = _with_labels(contract, known, table, cases, measured)
     verdict = decide_site(contract, known, table)
+    install = install or closes(verdict.policy, published.in_force)
     found = AdaptedSite(known, verdict, folder, skipped, install)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / STATE, known.dumps(), mode=0o600)
     write_whole(folder / POLICY, verdict.policy.dumps())
-    (folder / REPORT).write_text(render_report(contract, found.document(), known, verdict, table), encoding="utf-8")
-    in_force = load_policy(repository / name / "1" / POLICY)
-    same_site = in_force.adapted is not None and in_force.adapted.site == known.name
-    install = install or (same_site and verdict.policy.guarantee is None)  # what was open there is closed at once
-    found = replace(found, installed=install)
-    if install:
+    if found.installed:
         write_whole(repository / name / "1" / POLICY, verdict.policy.dumps())
         renew_configurations(repository, name)
+    (folder / REPORT).write_text(render_report(contract, found.document(), known, verdict, table), encoding="utf-8")
     return found
+
+
+def closes(policy: Policy, in_force: Policy | None) -> bool:
+    """Whether a site's new policy must replace the one in force at once: that accepts what was refuted since."""
+    if in_force is None or in_force.adapted is None or policy.adapted is None:
+        return False
+    if in_force.adapted.site != policy.adapted.site:
+        return False
+    new, old = ([(stage.samples, stage.score) for stage in each.stages] for each in (policy, in_force))
+    if policy.guarantee is None or new != old:
+        return True
+    limits = zip(policy.stages, in_force.stages, strict=True)
+    return any(_limit(stage) < _limit(before) for stage, before in limits)
+
+
+def _limit(stage: Stage) -> float:
+    return -math.inf if stage.accept_up_to is None else stage.accept_up_to
 
 
 def _source(path: Path, contract: Contract, folder: Path) -> Policy:
@@ -248,10 +263,7 @@ class _Measuring:
 
     def __call__(self, cases: Sequence[Labelled]) -> list[Measured]:
         contract = self.model.contract
-        if contract.physical and contract.spacing is not None:
-            bare = [case.name for case in cases if case.spacing is None]
-            if bare:
-                raise AdaptationError(f"{bare[0]}: no voxel spacing is stated ({len(bare)} such); give --spacing")
+        check_scale(contract, cases)
         stages = tuple(stage.samples for stage in self.source.stages)
         if FIRST_PASS in stages and contract.first_pass is None:
             raise AdaptationError("the policy begins with a first pass, which this model does not have")

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..calibration.errors import CalibrationError
+from ..calibration.options import LabelValues, Spacing
 from ..calibration.reading import numbers
 from .adapt import AdaptedSite
 from .adapt import adapt as run
@@ -47,10 +48,8 @@ def adapt(
     site: Annotated[str | None, typer.Option(help="The site's name; the folder's by default.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Error among accepted cases, at most; as elsewhere.")] = None,
     delta: Annotated[float | None, typer.Option(help="Chance that this is ever not so, at most; as elsewhere.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
-    label_values: Annotated[
-        str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
-    ] = None,
+    spacing: Spacing = None,
+    label_values: LabelValues = None,
     install: Annotated[bool, typer.Option("--install", help="Put the policy into the repository.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

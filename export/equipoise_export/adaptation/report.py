@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from equipoise_core.contract import Contract, Task
+from equipoise_core.volume import widened
 
 from .. import page
 from ..calibration.choose import serve
@@ -189,14 +190,15 @@ def volumes(found: Findings) -> Section:
         ends = np.array([step.volumes[name] for step in steps])
         truth = np.array([case.truths[name] for case in own])
         before = (ends[:, 1] <= truth) & (truth <= ends[:, 2])
-        inside = (ends[:, 1] - widening <= truth) & (truth <= ends[:, 2] + widening)
+        low, high = np.array([widened(*step.volumes[name], widening) for step in steps]).T
+        inside = (low <= truth) & (truth <= high)
         rows.append(
             (
                 name,
                 f"{widening:.3g} mL",
                 f"{int(before.sum())} of {len(own)}",
                 f"{int(inside.sum())} of {len(own)}",
-                f"{float((ends[:, 2] - ends[:, 1]).mean() + 2 * widening):.3g} mL",
+                f"{float((high - low).mean()):.3g} mL",
             )
         )
     notes = ["As they are served, on the labelled cases of this site."]

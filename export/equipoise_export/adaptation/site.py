@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from equipoise_core.canonical import digest_of, optional, parse_document, read_json
+from equipoise_core.canonical import optional, parse_document, read_json
 from equipoise_core.policy import Policy, parse_policy
 from equipoise_core.stages import Stage, parse_stage
 
 from ..calibration.cases import Measured, Shown
-from ..calibration.table import case_document, parse_case
+from ..calibration.table import Kept, case_document, parse_case
 from .errors import AdaptationError
 
 FORMAT = "equipoise-site/1"
@@ -47,7 +45,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Kept):
     """Everything that was fixed before the first label was seen, and the labelled cases since.
 
     Attributes:
@@ -88,10 +86,6 @@ class Site:
         """The digest by which this site knows a patient."""
         return hmac.new(bytes.fromhex(self.key), name.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 
-    @cached_property
-    def digest(self) -> str:
-        return digest_of(self.document())
-
     def document(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
@@ -118,20 +112,15 @@ class Site:
             "fitted": self.fitted,
         }
 
-    def dumps(self) -> str:
-        return json.dumps({**self.document(), "digest": self.digest}, allow_nan=False) + "\n"
-
 
 def load_site(path: Path) -> Site:
     """Raises AdaptationError that says what is wrong: a state that was changed by hand vouches for nothing."""
     try:
-        document = read_json(path, _SiteError)
-        site = parse_document(document, "state of a site", FORMAT, _site, _SiteError)
-        if "digest" not in document:
-            raise _SiteError("the state of a site states no digest: it was changed")
+        return parse_document(
+            read_json(path, _SiteError), "state of a site", FORMAT, _site, _SiteError, must_state=True
+        )
     except _SiteError as error:
         raise AdaptationError(f"{path}: {error}; give its backup, or begin anew in an empty folder") from error
-    return site
 
 
 def _site(document: Any) -> Site:

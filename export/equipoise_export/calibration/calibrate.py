@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.progress import track
 
 from ..graph.session import published_samplers
+from ..page import ready
 from ..progress import Phase, phase, running
 from ..publish.repository import renew_configurations
-from .cases import Labelled, Measured, check_classes, measure
+from .cases import Labelled, Measured, check_classes, check_scale, measure
 from .choose import Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
-from .examine import Finding, examine_images, examine_numbers, refuse
+from .examine import Finding, check_apart, examine_images, examine_numbers, order_of, refuse
 from .figures import by_group, figures, judge, judge_across
 from .groups import BY_PREDICTION, check_prediction_groups, grouped_by_prediction
 from .reading import labelled_cases, labels_apart, without
@@ -135,7 +136,7 @@ def calibrate(
         name: the public model.
         data: labelled cases: a folder with `images/` and `labels/`, a folder of folders named by class, or an `.npz`.
         repository: the model repository.
-        test: other labelled cases to measure on, such as a shifted site.
+        test: other labelled cases to measure on, of other patients, such as a shifted site.
         alpha, delta: error among accepted cases at most alpha, but for a chance of delta.
         acceptable_dice: segmentation: below it a case is wrong.
         tolerance: regression: an answer further from the truth is wrong, in the target's unit; of several targets
@@ -211,8 +212,17 @@ def calibrate(
     if group_by and not by_class and not any(case.group for case in cases):
         raise CalibrationError(f"no case names its {group_by}: fill that column of cases.csv, or leave --group-by out")
     notes = labels_apart(cases, contract)
-    for rate in sweep_p:  # before hours are spent
+    page = ready(Path(report) if report is not None else repository / f"{name}.calibration.html")  # before hours
+    if order_by:
+        order_of([case.order for case in cases], order_by)
+    for rate in sweep_p:
         with_rate(onnx.load(sampler_files[0]), contract, rate)
+    held_out: list[Labelled] = []
+    if test is not None:
+        held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
+        held_out = without(held_out, Path(leave_out) if leave_out else None, others=True)
+        check_apart(cases, held_out)
+        check_scale(contract, held_out)
     trained = labelled_cases(Path(training), contract, spacing, labels=False) if training else None
     findings = list(examine_images(cases, trained))
     refuse(findings, despite)
@@ -248,8 +258,6 @@ def calibrate(
         )
     ]
     if test is not None:
-        held_out = labelled_cases(Path(test), contract, spacing, values=label_values, group_by=column)
-        held_out = without(held_out, Path(leave_out), others=True) if leave_out else held_out
         others = measure_all(model, repository, held_out, acceptable_dice, grid, progress, allowed)
         others = chosen.scored(grouped_by_prediction(contract, others) if by_class else others)
         images |= {id(of): case for of, case in zip(others, held_out, strict=True)}
@@ -263,7 +271,6 @@ def calibrate(
             quiet=not progress,
         )  # fmt: skip
     groups = by_group(contract, judged, goals)
-    page = Path(report) if report is not None else repository / f"{name}.calibration.html"
     shown = show_examples(
         model, chosen.policy, [*listed["calibration"], *listed.get("test", ())], images,
         *published_samplers(repository, contract), pictures,
@@ -289,13 +296,7 @@ def check_cases(
     contract: Contract, cases: Sequence[Labelled], is_pilot: Mapping[str, bool], pilot: float, goals: Goals
 ) -> None:
     """Before hours are spent: are there enough cases, of every class, with a scale? Raises CalibrationError."""
-    if contract.physical and contract.spacing is not None:
-        bare = [case.name for case in cases if case.spacing is None]
-        if bare:
-            raise CalibrationError(
-                f"{bare[0]}: no voxel spacing is stated ({len(bare)} of {len(cases)} cases): without one nothing is "
-                "accepted and no volume is known; give --spacing"
-            )
+    check_scale(contract, cases)
     calibration = one_each([case for case in cases if not is_pilot[case.patient]])
     try:
         check_enough(contract, len(calibration), goals)

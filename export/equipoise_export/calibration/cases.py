@@ -192,6 +192,19 @@ def measure(
     )
 
 
+def check_scale(contract: Contract, cases: Sequence[Labelled]) -> None:
+    """Where answers are measures every case needs the size of its voxels, in mm. Raises CalibrationError."""
+    odd = [case for case in cases if not all(0.0 < mm < np.inf for mm in case.spacing or ())]
+    if odd:
+        raise CalibrationError(f"{odd[0].name}: a spacing of {odd[0].spacing} mm; expected numbers above 0")
+    bare = [case.name for case in cases if case.spacing is None]
+    if bare and contract.physical and contract.spacing is not None:
+        raise CalibrationError(
+            f"{bare[0]}: no voxel spacing is stated ({len(bare)} of {len(cases)} cases): without one nothing is "
+            "accepted and no volume is known; give --spacing"
+        )
+
+
 def check_classes(contract: Contract, cases: Sequence[Labelled]) -> None:
     """Every class must occur, and every label that may or may not hold must do both.
 

@@ -21,6 +21,7 @@ from equipoise_core.reasons import Reason
 from equipoise_core.recalibration import Recalibration
 from equipoise_core.stages import FIRST_PASS, Stage, chunk_of
 from equipoise_core.statistics import SIMPLE
+from equipoise_core.volume import widened
 from numpy.typing import NDArray
 
 from ..progress import phase
@@ -559,9 +560,8 @@ def missed_truths(
     missed = 0
     for case, step in accepted:
         name = "total" if "total" in step.volumes else sorted(step.volumes)[0]
-        _, low, high = step.volumes[name]
-        widening = volume.widening[name]
-        missed += not low - widening <= case.truths[name] <= high + widening
+        low, high = widened(*step.volumes[name], volume.widening[name])
+        missed += not low <= case.truths[name] <= high
     return missed, len(accepted)
 
 

@@ -17,6 +17,7 @@ from .calibrate import LIMITS, Calibrated
 from .calibrate import calibrate as run
 from .choose import Method
 from .errors import CalibrationError
+from .options import LabelValues, LeaveOut, Spacing
 from .reading import numbers
 from .report import guarantees
 
@@ -86,13 +87,9 @@ def calibrate(
     ] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Full T; the contract's by default.")] = None,
     pilot: Annotated[float, _limited("pilot", "Share of patients for exploration only.")] = 0.3,
-    spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
-    label_values: Annotated[
-        str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
-    ] = None,
-    leave_out: Annotated[
-        Path | None, typer.Option(help="OUT.cases.csv of `equipoise train`: what it was trained on is left out.")
-    ] = None,
+    spacing: Spacing = None,
+    label_values: LabelValues = None,
+    leave_out: LeaveOut = None,
     group_by: Annotated[
         str | None, typer.Option(help="Column of cases.csv (scanner), or `prediction`: a certificate for each value.")
     ] = None,

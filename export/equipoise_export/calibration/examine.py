@@ -126,6 +126,24 @@ def order_of(stated: Sequence[str], column: str) -> NDArray[np.int64]:
     return np.lexsort((np.random.default_rng(0).random(len(ranks)), ranks))
 
 
+def check_apart(cases: Sequence[Labelled], test: Sequence[Labelled]) -> None:
+    """No test case may be an image, or of a patient, that the policy is chosen on. Raises CalibrationError.
+
+    Patients that nobody named are called as their files are, in any two sets alike: of those only the images tell.
+    """
+    images = {input_digest(case.image): case.name for case in cases}
+    patients = {case.patient: case.name for case in cases if case.patient != case.name}
+    for case in test:
+        named = case.patient if case.patient != case.name else None
+        same = {"image": images.get(input_digest(case.image)), "patient": patients.get(named) if named else None}
+        for what, other in same.items():
+            if other is not None:
+                raise CalibrationError(
+                    f"{case.name}: the same {what} is among the cases that thresholds are chosen on ({other}); test on "
+                    "others"
+                )
+
+
 def refuse(findings: Sequence[Finding], despite: str) -> str:
     """What of it is serious, for the policy; "" if nothing. Raises CalibrationError unless somebody says why."""
     serious = "; ".join(f"{found.what}: {found.words}" for found in findings if found.serious)

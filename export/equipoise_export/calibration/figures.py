@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from equipoise_core.contract import Activation, Contract
 from equipoise_core.policy import Policy
+from equipoise_core.volume import widened
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -83,9 +84,7 @@ class Judged:
 
     def widened(self, name: str) -> tuple[float, float]:
         """The interval (low, high) of a volume as it is served, in mL."""
-        _, low, high = self.step.volumes[name]
-        widening = self.policy.volume.widening[name] if self.policy.volume else 0.0
-        return max(0.0, low - widening), max(0.0, high + widening)
+        return widened(*self.step.volumes[name], self.policy.volume.widening[name] if self.policy.volume else 0.0)
 
 
 def judge(contract: Contract, chosen: ChosenPolicy, cases: Sequence[Measured]) -> list[Judged]:

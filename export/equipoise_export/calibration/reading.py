@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -98,6 +99,9 @@ def labels_apart(cases: Sequence[Labelled], contract: Contract) -> tuple[str, ..
 def numbers(text: str) -> tuple[float, ...]:
     """`1,1,1.2` → (1, 1, 1.2)."""
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise CalibrationError(f"{text!r}: expected numbers separated by commas, such as 1,1,1.2") from error
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise CalibrationError(f"{text!r}: expected numbers separated by commas, such as 1,1,1.2")
+    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 from equipoise_core.case import Model
-from equipoise_core.contract import Contract
+from equipoise_core.contract import Activation, Contract
 from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
@@ -91,14 +91,15 @@ def sweep(
             measure(asked, case, run, acceptable_dice)
             for case in track(cases, what, console=Console(stderr=True), disable=quiet)
         ]
-        results.append(_rate(p, measured, score))
+        results.append(rate_of(p, measured, score, model.contract.activation))
     return results
 
 
-def _rate(p: float | None, measured: Sequence[Measured], score: str) -> Rate:
+def rate_of(p: float | None, measured: Sequence[Measured], score: str, activation: Activation) -> Rate:
+    """Figures of cases at one rate; of labels that may hold together each is a question of its own: no or yes."""
     probabilities, hits = stacked(measured, [case.full for case in measured])
-    if probabilities.shape[1] == 1:
-        probabilities, hits = metrics.no_and_yes(probabilities[:, 0]), metrics.no_and_yes(hits[:, 0])
+    if activation is Activation.SIGMOID:
+        probabilities, hits = metrics.no_and_yes(probabilities.ravel()), metrics.no_and_yes(hits.ravel())
     labels = hits.argmax(axis=1)
     losses = np.array([case.full.loss for case in measured])
     scores = np.array([case.full.scores[score] for case in measured])

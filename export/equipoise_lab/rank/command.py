@@ -143,7 +143,7 @@ def rank(
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="Case score to rank by; by default the epistemic one of the task."),
+        typer.Option(help="Case score to rank by; by default the epistemic one of the model, where it has one."),
     ] = None,
     labelled: Annotated[
         list[Path] | None,

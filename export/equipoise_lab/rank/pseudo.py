@@ -20,6 +20,7 @@ from equipoise_client.images import Kind, nifti
 from equipoise_client.images.labelled import PSEUDO_LABEL
 from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.decision import Route
+from equipoise_core.uncertainty import label_confidence
 from numpy.typing import NDArray
 
 from .survey import SurveyedImage
@@ -60,16 +61,6 @@ class PseudoLabel:
     reason: str
 
 
-def label_confidence(contract: Contract, labels: NDArray[np.uint8], probabilities: NDArray[Any]) -> NDArray[Any]:
-    """Probability of the label that was given: labels `[E, *S]`, probabilities `[K, *S]` → `[E, *S]`, 0..1.
-
-    A bound on it bounds the epistemic part as well, which is at most the entropy of the mean.
-    """
-    if contract.activation is Activation.SIGMOID:
-        return np.where(labels > 0, probabilities, 1.0 - probabilities)
-    return np.take_along_axis(probabilities, labels.astype(np.int64), axis=0)
-
-
 def obstacle(contract: Contract, record: Mapping[str, Any]) -> str | None:
     """Why no answer of this model becomes a pseudo-label, or None."""
     if len(contract.classes) > IGNORE:
@@ -87,8 +78,9 @@ def obstacle(contract: Contract, record: Mapping[str, Any]) -> str | None:
 def pseudo_label(contract: Contract, answer: SurveyedImage, confidence: float, place: Path) -> PseudoLabel:
     """The label of an accepted image; for a segmentation it is written to `place` with the ending of its kind.
 
-    What is less probable than `confidence`, by the policy's recalibrated mean, is left to be ignored. NIfTI files get
-    NIfTI labels in their own grid, pictures PNG, anything else .npy.
+    What is less probable than `confidence`, by the policy's recalibrated mean, is left to be ignored: a bound on it
+    bounds the epistemic part as well, which is at most the entropy of the mean. NIfTI files get NIfTI labels in their
+    own grid, pictures PNG, anything else .npy.
 
     Raises OSError where it cannot be written; ValueError where the route is not `accept`.
     """
@@ -96,7 +88,7 @@ def pseudo_label(contract: Contract, answer: SurveyedImage, confidence: float, p
     if prediction.route is not Route.ACCEPT or obstacle(contract, record) is not None:
         raise ValueError(f"{answer.file.name} is at {prediction.route.value}; only accepted images get pseudo-labels")
     labels = prediction.labels
-    certain = label_confidence(contract, labels, prediction.calibrated)
+    certain = label_confidence(contract.activation, labels, prediction.calibrated)
     confident = certain >= confidence
     digest = str(record.get("input_digest"))
     if contract.task is Task.CLASSIFICATION:

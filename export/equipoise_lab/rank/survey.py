@@ -18,7 +18,7 @@ from equipoise_client.images.read import FORMATS
 from equipoise_client.prediction import Prediction
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
-from equipoise_core.scores import SCORES
+from equipoise_core.scores import scores_of
 
 EPISTEMIC: Mapping[Task, str] = {
     Task.SEGMENTATION: "rim_epistemic",
@@ -106,11 +106,16 @@ def _endings() -> tuple[str, ...]:
 
 
 def known_score(contract: Contract, wanted: str | None) -> str:
-    """`wanted`, or the task's epistemic score. Raises InvalidInput for a score that the task has not."""
-    score = EPISTEMIC[contract.task] if wanted is None else wanted
-    if score not in SCORES[contract.task]:
-        raise InvalidInput(f"{contract.name} has no score {score!r}; it has {', '.join(SCORES[contract.task])}")
-    return score
+    """`wanted`, or the task's epistemic score, or what a single pass has instead.
+
+    Raises InvalidInput for a score that the model has not.
+    """
+    scores = scores_of(contract)
+    if wanted is None:
+        return EPISTEMIC[contract.task] if EPISTEMIC[contract.task] in scores else next(iter(scores))
+    if wanted not in scores:
+        raise InvalidInput(f"{contract.name} has no score {wanted!r}; it has {', '.join(scores)}")
+    return wanted
 
 
 def survey(

@@ -115,7 +115,7 @@ def batches(
     order = random.permutation(len(of))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        if len(chosen) == 1 and len(order) > 1:
+        if len(chosen) == 1 < min(size, len(order)):
             continue  # BatchNorm has nothing to compare a lone image with
         yield stack(contract, [_changed(contract, of[index], random, augmentation) for index in chosen])
 

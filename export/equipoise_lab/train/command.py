@@ -17,6 +17,7 @@ from equipoise_core.contract import Activation, Contract, Task
 from equipoise_core.errors import InvalidRequest
 from equipoise_export.calibration.cases import check_classes
 from equipoise_export.calibration.errors import CalibrationError
+from equipoise_export.calibration.options import LabelValues
 from equipoise_export.calibration.reading import labelled_cases
 from equipoise_export.draft import Description
 from equipoise_export.errors import ExportError, SpecError
@@ -72,16 +73,14 @@ def train(
     preprocess: Annotated[
         list[str] | None, typer.Option(metavar="STEPS", help="What happens to intensities; zscore unless stated.")
     ] = None,
-    multiple: Annotated[int, typer.Option(help="Spatial sizes are padded to a multiple of this.")] = 1,
+    multiple: Annotated[int, typer.Option(min=1, help="Spatial sizes are padded to a multiple of this.")] = 1,
     spacing: Annotated[str | None, typer.Option(help="lowest:highest mm per axis (0.8:1.2,0.8:1.2).")] = None,
     orientation: Annotated[str | None, typer.Option(help="Anatomical axes as nibabel spells them (RAS).")] = None,
     arg: Annotated[
         list[str] | None, typer.Option(help="key=value for the callable; the value is read as JSON.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
-    label_values: Annotated[
-        str | None, typer.Option(help="Labels that make each class (wt=1,2,3; et=3); by default indices or names.")
-    ] = None,
+    label_values: LabelValues = None,
     validation: Annotated[
         float, typer.Option(min=0.05, max=0.5, help="Share of the others that says when to stop.")
     ] = 0.2,

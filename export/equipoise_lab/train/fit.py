@@ -99,7 +99,13 @@ def fit(
         losses = []
         network.train()
         for images, targets in batches(contract, train, recipe.batch, random, augmentation):
-            logits = network(images.to(device)).float()
+            try:
+                logits = network(images.to(device)).float()
+            except Exception as error:
+                raise TrainingError(
+                    f"the network cannot be trained on {len(images)} images at once: {type(error).__name__}: {error}; "
+                    "try another --batch"
+                ) from error
             loss = loss_of(contract, logits, targets.to(device), recipe.dice_weight)
             optimiser.zero_grad()
             loss.backward()

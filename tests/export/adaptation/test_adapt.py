@@ -5,19 +5,23 @@ import json
 
 import numpy as np
 import pytest
+from equipoise_core.case import Model
 from equipoise_core.contract import Activation, Contract, Sampler, SiteKind, Task
 from equipoise_core.contract import Site as DropoutSite
-from equipoise_core.policy import parse_policy
+from equipoise_core.decision import Route
+from equipoise_core.policy import load_policy, parse_policy
 from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.steps import ZScore
+from equipoise_core.volume import widened
+from equipoise_export.adaptation import adapt as adapt_module
 from equipoise_export.adaptation.adapt import AdaptedSite
-from equipoise_export.adaptation.decide import begin, changed, decide_site, images_needed
+from equipoise_export.adaptation.decide import accepting, begin, changed, decide_site, images_needed
 from equipoise_export.adaptation.errors import AdaptationError
 from equipoise_export.adaptation.report import render_report
 from equipoise_export.adaptation.site import Known, load_site
 from equipoise_export.calibration.cases import Measured, Step
-from equipoise_export.calibration.choose import Goals, Method, choose_policy
-from equipoise_export.calibration.table import load_table, table_of
+from equipoise_export.calibration.choose import Goals, Method, choose_policy, serve
+from equipoise_export.calibration.table import TableError, load_table, table_of
 
 SAMPLES = (5, 20)
 BOTH = ((True, True), (True, True))
@@ -158,6 +162,66 @@ def test_labels_open_accept_step_by_step(elsewhere, begun):
     assert opened[0] is None and opened[-1] == len(begun.candidates) - 1
 
 
+@pytest.fixture
+def adapted_again(elsewhere, begun, tmp_path, monkeypatch):
+    """A site that is open and in force at its last threshold, and `adapt` with further labelled cases, not measured."""
+    site = elsewhere.labelled(begun, 300, 4, error=0.0)
+    version = tmp_path / "repository" / "toy" / "1"
+    version.mkdir(parents=True)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "state.json").write_text(site.dumps())
+    adapt_module.table_file(tmp_path / "repository", "toy").write_text(elsewhere.table.dumps())
+
+    def again(more, in_force, **how):
+        (version / "policy.json").write_text(in_force)
+        known = [Known(case, site.patient(case.patient), 2, BOTH) for case in more]
+        policy = load_policy(version / "policy.json") if in_force.startswith("{") else None
+        patched = {
+            "load_model": lambda _: Model(elsewhere.contract, policy, "", "code"),
+            "labelled_cases": lambda *_, **__: [],
+            "_with_labels": lambda _, site, *__: (dataclasses.replace(site, cases=(*site.cases, *known)), {}),
+            "renew_configurations": lambda *_: None,
+        }
+        for name, stub in patched.items():
+            monkeypatch.setattr(adapt_module, name, stub)
+        found = adapt_module.adapt(
+            "toy", repository=tmp_path / "repository", folder=tmp_path / "site", labelled="more", **how
+        )
+        return found, (version / "policy.json").read_text()
+
+    return again, elsewhere.decide(site).policy.dumps()
+
+
+def test_a_threshold_that_labels_refute_is_closed_at_once(adapted_again, elsewhere, begun):
+    """Without being asked to install it, though stricter ones stay open; what opens further waits to be asked."""
+    again, in_force = adapted_again
+    stricter = dataclasses.replace(parse_policy(json.loads(in_force)), stages=begun.candidates[0]).dumps()
+    found, now = again([], stricter)
+    assert found.verdict.policy.stages == begun.candidates[-1] and not found.installed and now == stricter
+
+    def route(stages, case):
+        return serve(elsewhere.contract, accepting(begun.bounds, stages, 0.1, 0.1), case).route
+
+    between = [
+        dataclasses.replace(case, steps=tuple(dataclasses.replace(step, loss=1.0) for step in case.steps))
+        for case in draw(1000, 11)
+        if [route(stages, case) is Route.ACCEPT for stages in begun.candidates[-2:]] == [False, True]
+    ]
+    found, now = again(between, in_force)
+    assert found.verdict.growth.refuted[-1].tolist() == [False] * (len(begun.candidates) - 1) + [True]
+    assert found.installed and now == found.verdict.policy.dumps()
+    assert found.verdict.policy.stages == begun.candidates[-2]
+
+
+def test_a_site_is_adapted_where_the_policy_in_force_cannot_be_read(adapted_again):
+    """It accepts nothing; the state is not lost, and a new policy replaces it on request."""
+    again, _ = adapted_again
+    found, now = again([], "not JSON")
+    assert not found.installed and now == "not JSON"
+    found, now = again([], "not JSON", install=True)
+    assert found.installed and now == found.verdict.policy.dumps()
+
+
 def test_a_site_where_the_model_errs_is_never_opened(elsewhere, begun):
     """Its images are the same, its truth is not: no weight could have told."""
     verdict = elsewhere.decide(elsewhere.labelled(begun, 300, 5, error=20.0))
@@ -242,6 +306,11 @@ def test_the_table_is_read_back(elsewhere, tmp_path):
     again = load_table(tmp_path / "toy.json")
     assert again.digest == elsewhere.table.digest and again.goals == elsewhere.goals
     assert "2-7" not in (tmp_path / "toy.json").read_text()
+    document = json.loads((tmp_path / "toy.json").read_text())
+    del document["digest"]
+    (tmp_path / "toy.json").write_text(json.dumps(document))
+    with pytest.raises(TableError, match="states no digest: it was changed"):
+        load_table(tmp_path / "toy.json")
 
 
 def test_a_margin_that_nothing_covers_is_read_back(volumes, tmp_path):
@@ -270,9 +339,9 @@ def test_volume_intervals_follow_the_images(volumes):
     inside = {}
     for name, policy in (("source", volumes.policy), ("site", moved.policy)):
         widening = policy.volume.widening["ill"]
-        ends = np.array([case.full.volumes["ill"] for case in test])
+        low, high = np.array([widened(*case.full.volumes["ill"], widening) for case in test]).T
         truth = np.array([case.truths["ill"] for case in test])
-        inside[name] = ((ends[:, 1] - widening <= truth) & (truth <= ends[:, 2] + widening)).mean()
+        inside[name] = ((low <= truth) & (truth <= high)).mean()
     assert inside["source"] < 0.85 and 0.87 <= inside["site"] <= 0.99
 
 

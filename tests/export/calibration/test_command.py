@@ -13,7 +13,7 @@ from equipoise_core.contract import load_contract
 from equipoise_core.loading import load_model
 from equipoise_core.sampling import assess
 from equipoise_export.calibration.calibrate import check_cases
-from equipoise_export.calibration.cases import Labelled
+from equipoise_export.calibration.cases import Labelled, check_scale
 from equipoise_export.calibration.choose import Goals
 from equipoise_export.calibration.command import app
 from equipoise_export.calibration.errors import CalibrationError
@@ -146,6 +146,66 @@ def test_volumes_without_a_scale_are_refused_before_anything_is_measured():
     cases = [Labelled(f"{n}", f"{n}", image, truth, (1.0,) * 3 if n else None) for n in range(40)]
     with pytest.raises(CalibrationError, match=r"^0: no voxel spacing is stated \(1 of 40 cases\).*--spacing"):
         check_cases(contract, cases, dict.fromkeys(map(str, range(40)), False), 0.3, Goals("wrong"))
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    """What is wrong with the request shows before a case is run."""
+
+    def measured(*_, **__):
+        raise AssertionError("cases were measured first")
+
+    monkeypatch.setattr("equipoise_export.calibration.calibrate.measure_all", measured)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--test", "cases.npz"), "the same image is among the cases that thresholds are chosen on"),
+        (("--test", "renamed.npz"), "the same image is among the cases that thresholds are chosen on"),
+        (("--test", "patients.npz"), "the same patient is among the cases that thresholds are chosen on"),
+        (("--order-by", "day"), "day '31.01.2026': expected a number or a date such as 2026-01-31"),
+        (("--report", "cases.npz/report.html"), "exists"),
+        (("--report", "."), "is a folder"),
+        (("--stages", "inf"), "expected numbers separated by commas"),
+        (("--stages", "nan,20"), "expected numbers separated by commas"),
+        (("--spacing", "inf,1"), "expected numbers separated by commas"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_measured(
+    repository, tmp_path, monkeypatch, nothing_measured, change, said
+):
+    """Hours of work would be lost; and test cases that the policy was chosen on test nothing."""
+    monkeypatch.chdir(tmp_path)
+    drawn, more, labels = images(60), images(10, seed=1), np.array([0, 1] * 30)
+    named = {"ids": np.array([f"case {n}" for n in range(60)]), "patients": np.array([f"Mr {n}" for n in range(60)])}
+    days = np.array(["31.01.2026"] * 60)
+    np.savez("cases.npz", images=drawn, labels=labels, day=days, **named)
+    np.savez("renamed.npz", images=np.concatenate([more, drawn[7:8]]), labels=labels[:11])
+    np.savez("patients.npz", images=more, labels=labels[:10], patients=np.array(["Mr 3"] * 10))
+    result = run("pneumonia", "--data", "cases.npz", "--repository", repository, *change)
+    assert result.exit_code == 1
+    assert said in " ".join(result.output.split())
+
+
+def test_other_images_that_are_numbered_alike_are_other_patients(repository, tmp_path, monkeypatch, nothing_measured):
+    """Nobody named them; and the report's folder is made."""
+    np.savez(tmp_path / "cases.npz", images=images(60), labels=np.array([0, 1] * 30))
+    np.savez(tmp_path / "test.npz", images=images(10, seed=1), labels=np.array([0, 1] * 5))
+    common = ("--repository", repository, "--report", tmp_path / "out" / "r.html")
+    with pytest.raises(AssertionError, match="measured first"):
+        raise run("pneumonia", "--data", tmp_path / "cases.npz", "--test", tmp_path / "test.npz", *common).exception
+    assert (tmp_path / "out").is_dir()
+
+
+def test_test_cases_need_a_scale_too():
+    """Where the model's answers are measures; no spacing is negative."""
+    contract = load_contract(REPOSITORY / "hippocampus" / "1" / "contract.json")
+    image, truth = np.zeros((1, 8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
+    check_scale(contract, [Labelled("a", "a", image, truth, (1.0,) * 3)])
+    for spacing, said in ((None, "no voxel spacing"), ((1.0, -1.0, 1.0), "above 0"), ((1.0, np.inf, 1.0), "above 0")):
+        with pytest.raises(CalibrationError, match=said):
+            check_scale(contract, [Labelled("a", "a", image, truth, spacing)])
 
 
 def test_too_few_cases_write_nothing(repository, archive):

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from equipoise_core.contract import Activation, Contract, Sampler, Site, SiteKind, Task
 from equipoise_core.decision import Route
-from equipoise_core.intervals import RELATIVE_WIDTH
+from equipoise_core.intervals import RELATIVE_WIDTH, IntervalRule, TargetRule
+from equipoise_core.policy import Policy
 from equipoise_core.preprocessing import Preprocessing
+from equipoise_core.stages import Stage
 from equipoise_core.steps import ZScore
 from equipoise_core.targets import Noise, Target
 from equipoise_export.calibration.cases import Measured, Step
 from equipoise_export.calibration.choose import Goals, choose_policy
 from equipoise_export.calibration.errors import CalibrationError, TooFewCases
-from equipoise_export.calibration.figures import figures, judge, judge_across
+from equipoise_export.calibration.figures import Judged, figures, judge, judge_across
 from equipoise_export.calibration.regression import (
     check_numbers,
     choose_interval,
@@ -23,6 +25,7 @@ from equipoise_export.calibration.regression import (
     tolerances,
 )
 from equipoise_export.calibration.report import Findings, guarantees, render_report
+from equipoise_export.calibration.report.case_table import row
 from scipy.stats import betabinom, binom
 
 REPETITIONS = 600
@@ -246,3 +249,20 @@ def test_loss_names_tolerance_and_unit():
 def test_labels_that_are_all_the_same_are_refused():
     with pytest.raises(CalibrationError, match="all 3 labels of height"):
         check_numbers(TWO, [np.array([float(n), 5.0]) for n in range(3)])
+
+
+def test_a_target_may_be_called_as_a_column_is():
+    """The list of cases keeps both: the case's own score and route, and the targets' numbers."""
+    contract = contract_of(*(Target(name, "1") for name in ("score", "right", "low_score")))
+    rule = IntervalRule(LEVEL, 1.0, {name: TargetRule(1.0, 0.0, 9.0) for name in contract.answers}, 30, "test")
+    policy = Policy(contract.model_digest, "", (Stage(20, "standard_deviation"),), interval=rule)
+    numbers = np.array([[5.0, 1.0], [6.0, 2.0], [7.0, 3.0]])
+    step = Step(20, {"standard_deviation": 3.0}, {}, 0.0, float("nan"), {}, (), np.zeros((0, 3)), numbers)
+    truths = {"score": 5.5, "right": 6.5, "low_score": 7.5}
+    case = Measured("a", "a", "", "00", {}, (step,), truths, np.zeros((0, 3)))
+    columns = row(contract, Judged(case, policy, step, "review", "review", np.zeros((0, 3))))
+    assert (columns["score"], columns["right"], columns["route"]) == ("3", "yes", "review")
+    stated = {name: [columns[f"{what}_{name}"] for what in ("value", "low", "high", "truth")] for name in truths}
+    assert stated == {
+        "score": ["5", "4", "6", "5.5"], "right": ["6", "4", "8", "6.5"], "low_score": ["7", "4", "10", "7.5"]
+    }  # fmt: skip

@@ -208,8 +208,29 @@ def test_volumes_of_a_line_are_those_that_are_served(tmp_path):
     write_cases(tmp_path / "c.csv", contract, {"calibration": [one]})
     with (tmp_path / "c.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert float(row["total_low_ml"]) == pytest.approx(2.8 - policy.volume.widening["total"], rel=1e-4)
-    assert (row["total_ml"], row["total_truth_ml"], row["dice"]) == ("3", "3", "0.9")
+    assert float(row["low_ml_total"]) == pytest.approx(2.8 - policy.volume.widening["total"], rel=1e-4)
+    assert (row["volume_ml_total"], row["truth_ml_total"], row["dice"]) == ("3", "3", "0.9")
+
+
+def test_cases_without_volumes_stand_beside_such_with(tmp_path):
+    """Of a model without a scale some files state a spacing, others do not: a column for all, empty where unknown."""
+    contract, _ = load("hippocampus")
+    one, other = (judged(n, route="review", wrong=True, score=2, dice=0.5, contract_name="hippocampus") for n in "ab")
+    bare = replace(one, step=replace(one.step, volumes={}), case=replace(one.case, truths={}))
+    write_cases(tmp_path / "c.csv", contract, {"calibration": [bare], "test": [other]})
+    with (tmp_path / "c.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["low_ml_total"], second["volume_ml_total"]) == ("", "3")
+
+
+def test_where_a_narrower_interval_would_be_upside_down_its_middle_is_listed():
+    """In lines and figures alike."""
+    contract, policy = load("hippocampus")
+    one = judged("c", route="accept", wrong=False, score=0.5, dice=0.9, contract_name="hippocampus")
+    narrow = replace(policy.volume, widening=dict.fromkeys(policy.volume.widening, -0.5))
+    one = replace(one, policy=replace(policy, volume=narrow))
+    assert one.widened("total") == (3.0, 3.0)
+    assert figures(contract, [one], Goals("wrong label"))["volume"]["total"]["coverage"] == 1.0
 
 
 def findings(contract: Contract, cases, examples=(), certified=True) -> Findings:

@@ -290,6 +290,26 @@ def test_what_cannot_be_compared_is_refused(repository, data, models, data_name,
     assert not page.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--data", "reference:hippocampus", "--leave-out", "x.csv"), "its parts are fixed"),
+        (("--data", "cases.npz", "--report", "."), "is a folder"),
+        (("--data", "cases.npz", "--test", "bare.npz"), "no voxel spacing is stated"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_measured(repository, data, monkeypatch, change, said):
+    """Not left aside, and not after hours of measuring."""
+    monkeypatch.chdir(data)
+    monkeypatch.setattr("equipoise_lab.compare.command.results_on", None)
+    monkeypatch.setattr("equipoise_lab.compare.case_sets.reference_case_sets", None)
+    images, masks = drawn(4, seed=5)
+    np.savez(data / "bare.npz", images=images, masks=masks)
+    result = run("single", "--repository", repository, *change)
+    assert result.exit_code == 1
+    assert said in " ".join(result.output.split())
+
+
 def test_images_that_thresholds_were_chosen_on_are_not_measured_on(repository, data):
     """However they are called."""
     archive = data / "cases.npz"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from equipoise_client import InvalidInput, UncertaintyClient
 from equipoise_client.cli.main import main
+from equipoise_core.scores import scores_of
 from equipoise_lab.rank.command import COLUMNS
-from equipoise_lab.rank.survey import FailedImage, SurveyedImage, SurveyRequest, image_files, survey
+from equipoise_lab.rank.survey import FailedImage, SurveyedImage, SurveyRequest, image_files, known_score, survey
 
 
 def run(capsys: Any, triton: Any, *words: object) -> tuple[int, str, str]:
@@ -85,6 +87,25 @@ def test_json_is_one_object(capsys, triton, chest, pool):
 def test_a_segmentation_goes_by_its_rim(capsys, triton, tmp_path):
     np.save(tmp_path / "a.npy", np.eye(8))
     assert json.loads(run(capsys, triton, "cells", tmp_path / "a.npy", "--json")[1])["score"] == "rim_epistemic"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "score"),
+    [
+        ("chest", {}, "mutual_information"),
+        ("chest", {"sites": ()}, "lack_of_confidence"),
+        ("cells", {"sites": ()}, "lack_of_soft_dice_confidence"),
+        ("cells", {"sites": (), "states_moments": True}, "rim_epistemic"),
+    ],
+)
+def test_a_model_is_ranked_by_a_score_that_it_has(request, name, change, score):
+    """A single pass has no epistemic score unless the network states it; then it has a ranking of its own too."""
+    contract = replace(request.getfixturevalue(name), **change)
+    assert known_score(contract, None) == score in scores_of(contract)
+    for other in scores_of(contract):
+        assert known_score(contract, other) == other
+    with pytest.raises(InvalidInput, match=f"no score 'epistemic_deviation'; it has .*{score}"):
+        known_score(contract, "epistemic_deviation")
 
 
 def test_a_file_without_an_answer_stops_nobody(capsys, triton, pool):

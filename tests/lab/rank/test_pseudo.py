@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from equipoise_client.errors import InvalidInput
 from equipoise_client.images.labelled import read_labelled
-from equipoise_lab.rank.pseudo import IGNORE, label_confidence
+from equipoise_lab.rank.pseudo import IGNORE
 from PIL import Image
 
 from .test_command import override, run
@@ -33,15 +33,6 @@ def picture(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / "x.png")
     return tmp_path / "x.png"
-
-
-def test_confidence_is_the_probability_of_the_given_label(cells, brain):
-    """Softmax: that of the label's class. Sigmoid: p where the label is 1, 1 − p where it is 0."""
-    labels, p = np.array([[0, 1, 1]], np.uint8), np.array([[0.1, 0.9, 0.4]])
-    np.testing.assert_allclose(label_confidence(cells, labels, p), [[0.9, 0.9, 0.4]])
-    labels = np.array([[2, 0]], np.uint8)
-    p = np.array([[0.2, 0.7], [0.1, 0.2], [0.7, 0.1]])
-    np.testing.assert_allclose(label_confidence(brain, labels, p), [[0.7, 0.7]])
 
 
 def test_nifti_labels_lie_in_the_images_own_grid(capsys, triton, brain, tmp_path):

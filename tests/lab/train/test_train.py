@@ -14,6 +14,7 @@ from equipoise_export.calibration.errors import CalibrationError
 from equipoise_export.calibration.reading import without
 from equipoise_export.command import app as export_app
 from equipoise_export.draft import Description
+from equipoise_export.errors import SpecError
 from equipoise_export.options import Sizes
 from equipoise_lab.reference.training import TrainingError
 from equipoise_lab.train.cases import IGNORED, MILD, Sample, batches, deal, samples, stack, write_parts
@@ -145,6 +146,34 @@ def test_images_larger_than_the_network_sees_are_trained_in_parts_and_measured_w
         network.bias.copy_(torch.tensor([0.0, -25.0]))
     _, quality = evaluate(network, asked, [Sample(image, truth)], 0.5)
     assert quality == 1.0
+
+
+@pytest.mark.parametrize(("size", "seen"), [(1, [1] * 5), (2, [2, 2]), (4, [4]), (5, [5]), (8, [5])])
+def test_a_lone_image_is_left_over_only_of_larger_batches(size, seen):
+    """BatchNorm has nothing to compare it with; where each batch is one image, none would be left."""
+    of = [Sample(case.image, case.truth) for case in discs(5)]
+    found = batches(contract(), of, size, np.random.default_rng(0), MILD)
+    assert [len(images) for images, _ in found] == seen
+
+
+def test_one_image_at_a_time_trains_what_can_be_trained_so():
+    """A network that cannot says so, with its own words and what to do."""
+    of = [Sample(case.image, case.truth) for case in discs(4)]
+    recipe = Recipe(epochs=1, batch=1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    (epoch,) = fit(network, contract(), of, of, recipe, lambda *_: None)
+    assert np.isfinite(epoch.loss)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    asked = contract(task="classification", classes=("normal", "ill"))
+    whole = [Sample(each.image, np.uint8(0)) for each in of]
+    with pytest.raises(TrainingError, match=r"on 1 images at once: ValueError: Expected more than 1 value.*--batch"):
+        list(fit(pooled, asked, whole, whole, recipe, lambda *_: None))
+
+
+@pytest.mark.parametrize("multiple", [0, -8])
+def test_sizes_are_padded_to_a_multiple_of_one_or_more(multiple):
+    with pytest.raises(SpecError, match=f"--multiple {multiple}: expected 1 or more"):
+        contract(multiple=multiple)
 
 
 def test_labels_of_a_whole_image_stay_when_it_is_turned():

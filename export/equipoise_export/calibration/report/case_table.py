@@ -26,13 +26,16 @@ def write_cases(path: Path, contract: Contract, listed: Mapping[str, Sequence[Ju
         for each in sorted(judged, key=lambda one: one.case.name)
     ]
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names need not be text
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
         table.writeheader()
         table.writerows(rows)
 
 
 def row(contract: Contract, judged: Judged) -> dict[str, Any]:
-    """One case under the policy: columns by name; empty where there is no such number."""
+    """One case under the policy: columns by name; empty where there is no such number.
+
+    A class's or target's name stands behind a prefix: it may be called as another column is.
+    """
     case, step = judged.case, judged.step
     return {
         "case": case.name,
@@ -57,14 +60,14 @@ def _answer(contract: Contract, judged: Judged) -> Iterator[tuple[str, Any]]:
             yield f"probability_{name}", _short(p)
     if contract.targets:
         for name, value, low, high, truth in numbers(contract, judged):
-            for what, number in (("", value), ("_low", low), ("_high", high), ("_truth", truth)):
-                yield f"{name}{what}", _short(number)
+            for what, number in (("value", value), ("low", low), ("high", high), ("truth", truth)):
+                yield f"{what}_{name}", _short(number)
     if contract.task is Task.SEGMENTATION:
         yield "dice", _short(judged.step.dice)
         for name, (mean, _, _) in judged.step.volumes.items():
             low, high = judged.widened(name)
-            for what, value in (("", mean), ("_low", low), ("_high", high), ("_truth", judged.case.truths[name])):
-                yield f"{name}{what}_ml", _short(value)
+            for what, value in (("volume", mean), ("low", low), ("high", high), ("truth", judged.case.truths[name])):
+                yield f"{what}_ml_{name}", _short(value)
 
 
 def numbers(contract: Contract, judged: Judged) -> Iterator[tuple[str, float, float, float, float]]:

@@ -21,7 +21,7 @@ from .record import FORMAT, computed_by, jsonable
 from .scores import case_scores, default_score
 from .stages import FIRST_PASS, Stage
 from .statistics import prediction_statistics
-from .uncertainty import NumberUncertainty, Uncertainty, uncertainty_of
+from .uncertainty import NumberUncertainty, Uncertainty, label_confidence, uncertainty_of
 from .volume import UNKNOWN, VolumeEstimate, volume_of_samples, voxel_volume
 
 UNCALIBRATED_LEVEL = 0.9
@@ -233,8 +233,7 @@ class Assessment:
         contract = self.model.contract
         if contract.task is not Task.CLASSIFICATION or self.model.in_force is None:
             return None
-        p = self.calibrated
-        return float(np.maximum(p, 1.0 - p).min() if contract.activation is Activation.SIGMOID else p.max())
+        return float(label_confidence(contract.activation, self.uncertainty.labels, self.calibrated).min())
 
     @property
     def audited(self) -> bool:

@@ -65,9 +65,17 @@ def optional(document: Any, parse: Callable[[Any], Value]) -> Value | None:
 
 
 def parse_document(
-    document: Any, what: str, expected: str, build: Callable[[Any], Parsed], error: type[ValueError]
+    document: Any,
+    what: str,
+    expected: str,
+    build: Callable[[Any], Parsed],
+    error: type[ValueError],
+    must_state: bool = False,
 ) -> Parsed:
     """What `build` makes of a document of the format `expected`; a digest that the document states must be its own.
+
+    Args:
+        must_state: whether it has to state one: without it nobody can tell that it was changed.
 
     Raises `error` that says what is wrong: another format, a missing or malformed part, another digest.
     """
@@ -79,7 +87,9 @@ def parse_document(
         digest = built.digest  # numbers that JSON cannot say have none
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as cause:
         raise error(f"{what} is incomplete or malformed: {type(cause).__name__}: {cause}") from cause
-    stated = document.get("digest", digest)
+    stated = document.get("digest", None if must_state else digest)
+    if stated is None:
+        raise error(f"{what} states no digest: it was changed")
     if stated != digest:
         raise error(f"{what} says its digest is {stated}, but it is {digest}: it was changed")
     return built

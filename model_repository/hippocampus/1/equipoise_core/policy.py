@@ -248,10 +248,7 @@ def load_policy(path: Path) -> Policy:
 
 def parse_policy(document: Any) -> Policy:
     """The policy that a JSON document describes; it must state its own digest."""
-    policy = parse_document(document, "policy", FORMAT, _policy, PolicyError)
-    if "digest" not in document:
-        raise PolicyError("policy states no digest: it was changed")
-    return policy
+    return parse_document(document, "policy", FORMAT, _policy, PolicyError, must_state=True)
 
 
 def _policy(document: Any) -> Policy:

@@ -85,6 +85,16 @@ class Uncertainty:
         return np.asarray(labels)[None]
 
 
+def label_confidence(activation: Activation, labels: NDArray[np.uint8], p: Array) -> Array:
+    """Probability of the labels that were given: labels `[E, *S]`, p `[K, *S]`, 0..1 → `[E, *S]`, 0..1.
+
+    Where p is recalibrated, it need not be that of the largest class.
+    """
+    if activation is Activation.SIGMOID:
+        return np.where(labels > 0, p, 1.0 - p)
+    return np.take_along_axis(p, labels.astype(np.int64), axis=0)
+
+
 @dataclass(frozen=True)
 class NumberUncertainty(Uncertainty):
     """Of a regression: numbers `[K]` in their targets' units, variances in the squares of those.

@@ -32,11 +32,23 @@ def voxel_volume(spacing: tuple[float, ...]) -> float:
     return float(np.prod(spacing)) / MILLILITRE
 
 
+def widened(mean: float, low: float, high: float, widening: float) -> tuple[float, float]:
+    """An interval with both ends moved outwards by `widening`, all in mL; each end at least 0.
+
+    Case 1: the conformal widening is negative, since samples spread too far, and the ends pass each other: nothing is
+    left but the number between them that is nearest to the mean. It holds whatever the empty interval would have held.
+    """
+    low, high = low - widening, high + widening
+    if low > high:
+        low = high = min(max(mean, high), low)
+    return max(0.0, low), max(0.0, high)
+
+
 def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: float) -> VolumeEstimate:
     """Sample volumes `[T]` in mL → mean, sd and an interval.
 
-    The interval is the samples' own central `level` range, widened at both ends by `widening` mL (split conformal,
-    from the policy; 0: uncalibrated). Its lower end is at least 0. One sample has no spread: sd is NaN.
+    The interval is the samples' own central `level` range, `widened` by `widening` mL (split conformal, from the
+    policy; 0: uncalibrated). One sample has no spread: sd is NaN.
     """
     count = len(volumes)
     if not np.isfinite(volumes).all():  # what is not known must not become 0 mL
@@ -46,4 +58,4 @@ def volume_of_samples(volumes: NDArray[np.float64], level: float, widening: floa
     sd = math.sqrt(numeric.dot(centred, centred) / (count - 1)) if count > 1 else math.nan
     tail = (1.0 - level) / 2.0
     low, high = numeric.quantiles(volumes, (tail, 1.0 - tail))
-    return VolumeEstimate(mean, sd, max(0.0, low - widening), max(0.0, high + widening))
+    return VolumeEstimate(mean, sd, *widened(mean, low, high, widening))
