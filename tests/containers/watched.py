@@ -28,7 +28,7 @@ def watching(target: object, note: Note) -> str:
         wait(lambda: not down(seen), "every target is up", 90.0)
         arrives(images())
         up.compose("restart", "gateway")  # its monitors look at the audit log at the start, and then every five minutes
-        up.ready()
+        up.ready(WATCHED)
         rounds = count()
 
         def shown() -> bool:
