@@ -51,12 +51,16 @@ class Findings:
 
 def rendered(template: str, **context: Any) -> str:
     """HTML of `template.html.jinja` in this folder."""
-    filters: dict[str, Callable[..., Any]] = {"n": _number, "share": _share, "blocks": _blocks}
+    filters: dict[str, Callable[..., Any]] = {"n": _number, "between": _between, "share": _share, "blocks": _blocks}
     return page.render(Path(__file__).with_name(f"{template}.html.jinja"), filters, **context)
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+def _between(interval: Mapping[str, float | None]) -> str:
+    return "–" if interval["low"] is None else f"{_number(interval['low'])} to {_number(interval['high'])}"
 
 
 def _share(interval: Mapping[str, float | None]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from ..metrics import TITLES
+from ..scored import SELECTION
 from .findings import Findings, rendered
 
 
 def measured(found: Findings) -> str:
-    """Routes, probabilities and volumes of each set of cases."""
-    return rendered("measured", sets=found.sets, classes=found.contract.classes)
+    """Routes, probabilities, scores and volumes of each set of cases."""
+    selection = {**{each.name: each.title for each in SELECTION}, "auroc_errors": "AUROC errors"}
+    return rendered("measured", sets=found.sets, classes=found.contract.classes, metrics=TITLES, selection=selection)
 
 
 def groups(found: Findings) -> str:
