@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..corrupted import METRICS, verdict
 from ..metrics import TITLES
 from ..scored import SELECTION
 from .findings import Findings, rendered
@@ -28,6 +29,14 @@ def recalibrated(found: Findings) -> str:
     """What each recalibration that was tried gains; empty where none was."""
     method = found.policy.recalibration
     return rendered("recalibrated", gains=found.gains, used=method is not None) if found.gains else ""
+
+
+def corrupted(found: Findings) -> str:
+    """Probabilities and routes under named corruptions; empty where none were tried."""
+    if not found.corrupted:
+        return ""
+    said = verdict(found.corrupted)
+    return rendered("corrupted", rows=found.corrupted, verdict=said, metrics=METRICS, titles=TITLES)
 
 
 def rates(found: Findings) -> str:
