@@ -18,7 +18,7 @@ from ..progress import phase
 from .cases import Labelled, chosen_voxels, is_wrong, true_classes
 from .choose import ChosenPolicy, one_each
 from .corruptions import corruptions_of
-from .figures import Judged
+from .figures import Judged, exact_share
 from .gain import LEVEL, Gain, brier_scores, paired_gain
 from .metrics import Floats
 from .scored import exclusive
@@ -28,7 +28,7 @@ MOST, LEAST = 64, 8
 """Cases of each corruption: as many as take half as long, all corruptions together, as measuring all cases did, within
 these bounds."""
 
-METRICS = ("ece", "smooth_ece", "nll")
+METRICS = ("ece", "smooth_ece")
 """Those of `RESAMPLED` that are given; the Brier score comes with its gain."""
 
 AS_THEY_ARE = "as they are"
@@ -40,7 +40,7 @@ class Corrupted:
 
     Attributes:
         name: of the corruption, with its strength.
-        accepted, wrong: by the policy, and how many of those were wrong.
+        accepted, wrong, error: by the policy, how many of those were wrong, and their share with its exact interval.
         raw: of the mean over samples, by `METRICS`.
         recalibrated: the same after recalibration; empty where there is none.
         brier: of the mean over samples, mean over cases.
@@ -52,6 +52,7 @@ class Corrupted:
     cases: int
     accepted: int
     wrong: int
+    error: Mapping[str, float | None]
     raw: Mapping[str, float]
     recalibrated: Mapping[str, float]
     brier: float
@@ -137,11 +138,14 @@ def _row(name: str, chosen: ChosenPolicy, answers: Sequence[_Answer], level: flo
     before = brier_scores(raw, hits)
     if chosen.recalibrated is not None:
         gain = paired_gain(chosen.recalibrated.value, before, brier_scores(after, hits), level)
+    accepted = [each for each in answers if each.accepted]
+    wrong = sum(each.wrong for each in accepted)
     return Corrupted(
         name,
         len(answers),
-        sum(each.accepted for each in answers),
-        sum(each.accepted and each.wrong for each in answers),
+        len(accepted),
+        wrong,
+        exact_share(wrong, len(accepted)),
         _figures(raw, hits, one_of),
         {} if gain is None else _figures(after, hits, one_of),
         float(before.mean()),
@@ -165,5 +169,5 @@ def verdict(rows: Sequence[Corrupted]) -> str:
         return "The recalibrated probability is worse than the mean over samples under none of the corruptions"
     clear, other = ([row.name for row, gain in worse if (gain.high < 0.0) is sure] for sure in (True, False))
     said = [f"clearly under {', '.join(clear)}"] if clear else []
-    said += [f"perhaps under {', '.join(other)} (its interval includes 0)"] if other else []
+    said += [f"perhaps under {', '.join(other)} (the interval includes 0)"] if other else []
     return f"The recalibrated probability is worse than the mean over samples {' and '.join(said)}"

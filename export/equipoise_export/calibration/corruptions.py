@@ -83,7 +83,7 @@ CORRUPTIONS = (
     Corruption("Rician noise of {strength} sd", (0.1, 0.3), rician, _is_mr),
     Corruption("ghosting of {strength}", (0.1, 0.3), lambda image, level, _: ghosted(image, level), _is_mr),
     Corruption("blur of {strength} voxels", (0.7, 1.5), lambda image, sigma, _: blurred(image, sigma)),
-    Corruption("contrast, gamma {strength}", (0.7, 1.5), lambda image, gamma, _: bent(image, gamma)),
+    Corruption("contrast of gamma {strength}", (0.7, 1.5), lambda image, gamma, _: bent(image, gamma)),
 )
 """All of them: a new one is a line."""
 

@@ -73,7 +73,7 @@ def _short(value: float) -> str:
 
 
 def _between(interval: Mapping[str, float | None]) -> str:
-    return "–" if interval["low"] is None else f"{_number(interval['low'])} to {_number(interval['high'])}"
+    return "–" if interval["low"] is None else f"{interval['low']:.3g} to {interval['high']:.3g}"
 
 
 def _share(interval: Mapping[str, float | None]) -> str:

@@ -36,7 +36,8 @@ def corrupted(found: Findings) -> str:
     if not found.corrupted:
         return ""
     said = verdict(found.corrupted)
-    return rendered("corrupted", rows=found.corrupted, verdict=said, metrics=METRICS, titles=TITLES)
+    promised = found.policy.guarantee.alpha if found.policy.guarantee else 1.0
+    return rendered("corrupted", rows=found.corrupted, verdict=said, metrics=METRICS, titles=TITLES, promised=promised)
 
 
 def rates(found: Findings) -> str:
