@@ -196,7 +196,7 @@ def probability_figures(contract: Contract, judged: Sequence[Judged]) -> dict[st
     if not exclusive(contract):
         return {
             f"label {k}": probability_statistics(
-                *([of[:, [k]] for of in every] for every in (before, after, hits)), patients, one_of=False
+                _column(k, before), _column(k, after), _column(k, hits), patients, False
             )
             for k in range(before[0].shape[1])
         }
@@ -205,6 +205,10 @@ def probability_figures(contract: Contract, judged: Sequence[Judged]) -> dict[st
     classes = [metrics.class_calibration_errors(np.concatenate(of), truth) for of in (before, after)]
     report["per_class"] = [{"ece": {"before": b, "after": a}} for b, a in zip(*classes, strict=True)]
     return report
+
+
+def _column(k: int, every: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    return [of[:, [k]] for of in every]
 
 
 def errors_by_truth(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def residual_sums(confidence: Floats, hit: NDArray[Any]) -> Floats:
         hit: `[n]` 0/1.
     """
     place = np.minimum((confidence * CELLS).astype(np.int64), CELLS - 1)
-    return np.bincount(place, weights=np.asarray(hit, np.float64) - confidence, minlength=CELLS)
+    return np.bincount(place, np.asarray(hit, np.float64) - confidence, CELLS).astype(np.float64)
 
 
 def smooth_error(residuals: Floats) -> Floats:

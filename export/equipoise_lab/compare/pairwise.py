@@ -18,8 +18,8 @@ from equipoise_core.sampling import Run, RunSampler, get_ready
 from equipoise_export.calibration.cases import Labelled
 from numpy.typing import NDArray
 
-MOST = 20
-"""Samples of a case that are paired: 190 pairs."""
+MOST = 10
+"""Samples of a case that are paired: 45 pairs. One by one each costs a whole pass."""
 
 AT_ONCE = 1_000_000
 """Voxels that are multiplied at once."""
