@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from equipoise_export.calibration.corruptions import (
 )
 from equipoise_export.calibration.figures import judge
 from equipoise_export.calibration.gain import Gain
+from equipoise_export.calibration.report.statistics import corrupted as section
 
 CONTRACT = Contract(
     "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("smooth", "rough"), 1, (16, 16), (16, 16), (16, 16),
@@ -110,6 +112,22 @@ def test_without_recalibration_the_mean_alone_is_told(world):
     assert all(row.gain is None and not row.recalibrated for row in rows)
     assert verdict(rows) == "No recalibration is used: the figures are those of the mean over samples"
     assert verdict(()) == ""
+
+
+def test_the_section_says_it_in_a_line_and_marks_harm(world):
+    """With arrows and intervals where there is a recalibration, with the mean alone where there is none."""
+    model, chosen, cases = world
+    plain = replace(chosen, policy=replace(chosen.policy, recalibration=None))
+    pages = []
+    for which in (chosen, plain):
+        rows = under_corruptions(model, which, cases, [sees_roughness], None, 0.8, measured=600)
+        page = " ".join(section(SimpleNamespace(corrupted=rows, policy=which.policy)).split())
+        assert page.startswith(f"<p><strong>{verdict(rows)}.</strong></p>") and "40 pilot cases" in page
+        assert '<td>blur of 1.5 voxels</td><td class="n">40</td> <td class="n"><strong>20</strong></td>' in page
+        pages.append(page)
+    assert "→" in pages[0] and ">gain<" in pages[0] and "<strong>−0." in pages[0]
+    assert "→" not in pages[1] and ">gain<" not in pages[1] and "None" not in pages[1]
+    assert section(SimpleNamespace(corrupted=(), policy=chosen.policy)) == ""
 
 
 def row(name, low, mean, high):

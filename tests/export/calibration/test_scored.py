@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from equipoise_core.stages import Stage
 from equipoise_export.calibration import metrics
 from equipoise_export.calibration.choose import choose_policy
 from equipoise_export.calibration.figures import Judged, by_group, selection_figures
+from equipoise_export.calibration.report import plots
 from equipoise_export.calibration.report.examples import KINDS
 from equipoise_export.calibration.scored import SELECTION, probability_statistics, selection_statistics
 
@@ -108,6 +110,8 @@ def test_groups_are_ranked_on_one_scale(contract):  # noqa: F811
     assert metrics.area_under_risk_coverage(mixed, losses) > 1.3 * found["aurc"]["value"]
     assert all((each.over_threshold or 9) <= 1 for each in judged if each.route == "accept")
     assert {each.case.group for each in judged if each.over_threshold is None} == {"none"}
+    page = plots(SimpleNamespace(contract=contract, policy=policy, judged=judged, rates=()))
+    assert "100 cases met none." in page
     just = next(kind for kind in KINDS if kind.route == "accept" and not kind.wrong)
     assert just.order(max(judged, key=lambda each: each.score)) <= just.order(judged[0])
     for name, figures in by_group(contract, judged, GOALS).items():
