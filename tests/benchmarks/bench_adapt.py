@@ -28,15 +28,13 @@ from equipoise_export.adaptation.adapt import AdaptedSite
 from equipoise_export.adaptation.decide import images_needed
 from equipoise_export.calibration.calibrate import measure_all
 from equipoise_export.calibration.choose import serve
+from equipoise_export.calibration.corruptions import blurred, gaussian, rician
 from equipoise_export.calibration.reading import labelled_cases
-from equipoise_lab.compare.corruptions import gaussian, rician
 from equipoise_lab.reference.build import goals, spacing_of, truth_of
 from equipoise_lab.reference.data import REPOSITORY, Dataset, load, load_shifted_nuclei, reference_split
 from equipoise_lab.reference.specs import REFERENCES
 from rich.console import Console
 from rich.table import Table
-
-from tests.support.corruptions import blurred
 
 CALLS = 3
 SHIFTS: dict[str, dict[str, Callable[[Any, np.random.Generator], Any]]] = {

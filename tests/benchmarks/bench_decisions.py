@@ -32,8 +32,8 @@ from equipoise_core.volume import voxel_volume  # noqa: E402
 from equipoise_export.calibration import metrics  # noqa: E402
 from equipoise_export.calibration.cases import dice_per_class, true_region  # noqa: E402
 from equipoise_export.calibration.conformal import coverage_band  # noqa: E402
+from equipoise_export.calibration.corruptions import blurred, gaussian, ghosted, rician  # noqa: E402
 from equipoise_export.graph.session import OnnxSampler, published_samplers  # noqa: E402
-from equipoise_lab.compare.corruptions import gaussian, rician  # noqa: E402
 from equipoise_lab.reference.build import truth_of  # noqa: E402
 from equipoise_lab.reference.data import Dataset, load, load_shifted_nuclei, reference_split  # noqa: E402
 from equipoise_lab.reference.specs import REFERENCES  # noqa: E402
@@ -129,9 +129,9 @@ def worse_brains(pairs: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
     for level in (0.1, 0.3, 0.6, 1.0):
         yield f"Rician noise {level:g} sd", [(rician(i, level, random), t) for i, t in pairs]
     for sigma in (0.5, 1.0, 2.0, 3.0):
-        yield f"blur {sigma:g} voxels", [(corruptions.blurred(i, sigma), t) for i, t in pairs]
+        yield f"blur {sigma:g} voxels", [(blurred(i, sigma), t) for i, t in pairs]
     for level in (0.1, 0.3, 0.6, 1.0):
-        yield f"ghosting {level:g}", [(corruptions.ghosted(i, level), t) for i, t in pairs]
+        yield f"ghosting {level:g}", [(ghosted(i, level), t) for i, t in pairs]
     for axis, name in enumerate(("left-right", "front-back", "head-feet")):
         yield f"flipped {name}", [corruptions.flip(i, t, axis) for i, t in pairs]
     for factor in (0.5, 0.7, 0.85, 1.2, 1.5, 2.0):
@@ -175,7 +175,7 @@ def calibration(subject: Subject) -> Iterator[Claim]:
 
 def shifted(subject: Subject) -> Iterator[Claim]:
     """The same on images that another machine might have made: stated, not claimed."""
-    yield from _calibration(subject, "shifted by blur, ", lambda image: corruptions.blurred(image, 0.7))
+    yield from _calibration(subject, "shifted by blur, ", lambda image: blurred(image, 0.7))
     yield from _calibration(subject, "shifted by contrast, ", lambda image: 255.0 * (image / 255.0) ** 2)
 
 
@@ -264,7 +264,7 @@ def worse_cells(subject: Subject) -> Iterator[Claim]:
         noisy = [(gaussian(i, level, random), t) for i, t in subject.pairs]
         rows.append(row(subject, f"noise {level:g} sd", noisy))
     for sigma in (1.0, 2.0, 4.0):
-        rows.append(row(subject, f"blur {sigma:g} px", [(corruptions.blurred(i, sigma), t) for i, t in subject.pairs]))
+        rows.append(row(subject, f"blur {sigma:g} px", [(blurred(i, sigma), t) for i, t in subject.pairs]))
     yield from _accepted(rows)
 
 

@@ -25,9 +25,9 @@ from equipoise_core.sampling import assess  # noqa: E402
 from equipoise_core.statistics import simple_statistics  # noqa: E402
 from equipoise_core.texture import texture_statistics  # noqa: E402
 from equipoise_export.calibration.conformal import upper_limit  # noqa: E402
+from equipoise_export.calibration.corruptions import Image, blurred, gaussian  # noqa: E402
 from equipoise_export.calibration.ood_distance import fit_ood_distance  # noqa: E402
 from equipoise_export.graph.session import OnnxSampler  # noqa: E402
-from equipoise_lab.compare.corruptions import Image, gaussian  # noqa: E402
 from equipoise_lab.reference.data import load, load_shifted_nuclei, reference_split  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -35,7 +35,7 @@ from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 from sklearn.metrics import roc_auc_score  # noqa: E402
 
-from tests.support.corruptions import blurred, matched_histogram, matched_moments  # noqa: E402
+from tests.support.corruptions import matched_histogram, matched_moments  # noqa: E402
 
 Numbers = dict[str, float]
 

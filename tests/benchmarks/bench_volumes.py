@@ -23,8 +23,8 @@ from equipoise_core.loading import load_model
 from equipoise_core.sampling import assess
 from equipoise_core.volume import volume_of_samples, voxel_volume, widened
 from equipoise_export.calibration.conformal import interval_widening
+from equipoise_export.calibration.corruptions import rician
 from equipoise_export.graph.session import published_samplers
-from equipoise_lab.compare.corruptions import rician
 from equipoise_lab.reference.build import spacing_of
 from equipoise_lab.reference.data import REPOSITORY, load, reference_split
 from equipoise_lab.reference.specs import HIPPOCAMPUS

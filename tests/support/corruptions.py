@@ -1,7 +1,7 @@
-"""Corrupted images, to test what a policy does with them. `[C, *S]` in the source's intensities throughout.
+"""Changed images, to test what a policy does with them. `[C, *S]` in the source's intensities throughout.
 
-Lengths are in voxels; noise is in `equipoise_lab.compare.corruptions`. Labels stay where they are, except under `flip`
-and `rescale`, which move them too.
+What makes an image worse and leaves its label in place is in `equipoise_export.calibration.corruptions`; `flip` and
+`rescale` move labels too.
 """
 
 from __future__ import annotations
@@ -9,29 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from equipoise_lab.compare.corruptions import Image
+from equipoise_export.calibration.corruptions import Image
 from numpy.typing import NDArray
 from scipy import ndimage
 
 Labels = NDArray[np.uint8]
-
-
-def blurred(image: Image, sigma: float) -> Image:
-    """Gaussian smoothing along the spatial axes."""
-    return np.asarray(ndimage.gaussian_filter(image, (0.0, *[sigma] * (image.ndim - 1)), mode="nearest"), np.float32)
-
-
-def ghosted(image: Image, level: float, axis: int = 1, every: int = 2) -> Image:
-    """Every `every`-th line of k-space along an axis is weaker by `level` (0..1): periodic motion in MR.
-
-    Its ghosts, `every − 1` of them, have `level/every` of the image's intensity each.
-    """
-    spectrum = np.fft.fft(image, axis=axis)
-    weight = np.ones(image.shape[axis])
-    weight[every // 2 :: every] -= level
-    shape = [1] * image.ndim
-    shape[axis] = -1
-    return np.abs(np.fft.ifft(spectrum * weight.reshape(shape), axis=axis)).astype(np.float32)
 
 
 def flip(image: Image, truth: Labels, axis: int) -> tuple[Image, Labels]:

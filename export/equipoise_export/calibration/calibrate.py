@@ -24,6 +24,7 @@ from ..progress import Phase, phase, running
 from ..publish.repository import renew_configurations
 from .cases import Labelled, Measured, check_classes, check_scale, measure
 from .choose import Costs, Goals, Method, check_enough, choose_policy, deal_pilot, one_each
+from .corrupted import Corrupted, under_corruptions, verdict
 from .costs import measure_costs
 from .errors import CalibrationError, TooFewCases
 from .examine import Finding, check_apart, examine_images, examine_numbers, order_of, refuse
@@ -66,6 +67,7 @@ class Calibrated:
         timings: how long it took, by phase.
         costs: seconds of sampler runs, where stages were chosen by them.
         examined: what was asked about the cases before they were trusted.
+        corrupted: some pilot cases under named corruptions, see `under_corruptions`.
     """
 
     policy: Policy
@@ -79,6 +81,7 @@ class Calibrated:
     table: Path | None = None
     examined: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    corrupted: tuple[Corrupted, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """JSON-able."""
@@ -92,6 +95,7 @@ class Calibrated:
             "figures": {title: each for title, _, each in self.sections},
             "groups": self.groups,
             "examined": [asdict(found) for found in self.examined],
+            "corrupted": {"verdict": verdict(self.corrupted), "rows": [asdict(row) for row in self.corrupted]},
             "rates": [asdict(rate) for rate in self.rates],
             "notes": list(self.notes),
         }
@@ -270,6 +274,10 @@ def calibrate(
             model, [onnx.load(file) for file in sampler_files], cases, sweep_p, acceptable_dice, chosen.score,
             quiet=not progress,
         )  # fmt: skip
+    worse = under_corruptions(
+        model, chosen, [(images[id(each.case)], each) for each in pilots], *published_samplers(repository, contract),
+        acceptable_dice, len(cases), quiet=not progress,
+    )  # fmt: skip
     groups = by_group(contract, judged, goals)
     shown = show_examples(
         model, chosen.policy, [*listed["calibration"], *listed.get("test", ())], images,
@@ -278,7 +286,7 @@ def calibrate(
     listing = page.with_name(f"{page.stem}.cases.csv")
     found = Findings(
         contract, chosen.policy, chosen.why, goals.loss, sections, judged, groups, rates, shown, listing.name,
-        findings, chosen.gains,
+        findings, chosen.gains, worse,
     )  # fmt: skip
     page.write_text(render_report(found), encoding="utf-8")
     write_cases(listing, contract, listed)
@@ -288,7 +296,7 @@ def calibrate(
     renew_configurations(repository, name)
     return Calibrated(
         chosen.policy, chosen.why, page, tuple(sections), groups, tuple(rates), running(), costs, listing,
-        tuple(findings), notes,
+        tuple(findings), notes, worse,
     )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def measure(
         return Measured(
             case.name, case.patient, case.group, known.digest, known.statistics, steps, truths, nothing, case.spacing
         )
-    chosen = _chosen_voxels(contract, asked, answers[-1].seed)
+    chosen = chosen_voxels(contract, case.image, answers[-1].seed)
     return Measured(
         case.name,
         case.patient,
@@ -186,7 +186,7 @@ def measure(
         known.statistics,
         tuple(_step(answer, case.truth, acceptable_dice, names, chosen) for answer in answers),
         {name: float(true_region(contract, case.truth, name).sum()) * (scale or 0.0) for name in names},
-        _hits(contract, case.truth)[chosen],
+        true_classes(contract, case.truth)[chosen],
         case.spacing,
         contract.in_windows(case.image.shape[1:]),
     )
@@ -342,7 +342,7 @@ def missed_foreground(contract: Contract, mean: NDArray[Any], truth: NDArray[np.
     return tuple((np.searchsorted(np.sort(inside), SENSITIVE_GRID, side="left") / inside.size).tolist())
 
 
-def _hits(contract: Contract, truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+def true_classes(contract: Contract, truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     """`[voxels, K]`, or `[1, K]` of a classification."""
     classes = len(contract.classes)
     softmax = contract.activation is Activation.SOFTMAX
@@ -350,7 +350,7 @@ def _hits(contract: Contract, truth: NDArray[np.uint8]) -> NDArray[np.float64]:
     return hits.astype(np.float64)
 
 
-def _chosen_voxels(contract: Contract, case: Case, seed: int) -> Any:
+def chosen_voxels(contract: Contract, image: NDArray[Any], seed: int) -> Any:
     """Which voxels of an image are compared: `VOXELS` of them, the same ones every time."""
-    voxels = case.image[0].size if contract.per_voxel else 1
+    voxels = image[0].size if contract.per_voxel else 1
     return np.random.default_rng(seed).choice(voxels, VOXELS, replace=False) if voxels > VOXELS else slice(None)

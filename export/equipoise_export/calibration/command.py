@@ -16,6 +16,7 @@ from rich.table import Table
 from .calibrate import LIMITS, Calibrated
 from .calibrate import calibrate as run
 from .choose import Method
+from .corrupted import verdict
 from .errors import CalibrationError
 from .options import LabelValues, LeaveOut, Spacing
 from .reading import numbers
@@ -150,6 +151,8 @@ def _show(console: Console, name: str, found: Calibrated, repository: Path) -> N
         row = (each["cases"], *routes.values(), each["wrong_among_accepted"], each["samples"]["median"])
         shown.add_row(*(f"{number:g}" for number in row))
         console.print(shown)
+    if found.corrupted:
+        console.print(f"{verdict(found.corrupted)}.", highlight=False)
     if found.rates:
         shown = Table("p", "ECE", "NLL", "Brier", "AURC", "share wrong", title="dropout rate")
         for rate in found.rates:

@@ -34,8 +34,8 @@ from .errors import TooFewCases
 from .expected import most_events
 from .regression import choose_interval, intervals
 from .risk import accepted_cases_needed
+from .scored import exclusive, probability_statistics, selection_statistics
 
-COVERAGES = (0.8, 0.9, 0.95)
 FOLDS = 5
 
 
@@ -77,10 +77,24 @@ class Judged:
         return self.step.scores[self.score_name]
 
     @property
+    def over_threshold(self) -> float | None:
+        """The score over the threshold that it met, ≤ 1 where it was low enough; None: there was none."""
+        return None if self.threshold is None else self.score / max(self.threshold, 1e-12)
+
+    @property
     def ranking(self) -> float:
-        """The case score over its stage's accept threshold: stages' scores are on scales of their own, but their
-        thresholds have one rank. Without thresholds the score itself."""
-        return self.score if self.threshold is None else self.score / max(self.threshold, 1e-12)
+        """Where the score stands among those of all cases of the policy, whatever stage or group they are of.
+
+        Stages' scores are on scales of their own, but their thresholds have one rank, so that over them they are on
+        one. Groups' thresholds have different ranks: those of one group serve for the cases of all. Without any
+        threshold the last stage's score.
+        """
+        certified = self.policy.groups.stages.values() if self.policy.groups else ()
+        stages = next(iter(certified), self.policy.stages)
+        unit = next(stage for stage in stages if stage.samples == self.step.samples).accept_up_to
+        if unit is None:
+            return self.case.after(self.policy.samples).scores[self.policy.stages[-1].score]
+        return self.score / max(unit, 1e-12)
 
     def widened(self, name: str) -> tuple[float, float]:
         """The interval (low, high) of a volume as it is served, in mL."""
@@ -155,7 +169,7 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
         "wrong": int(sum(each.step.loss for each in judged)),
         "wrong_among_accepted": wrong,
         "error_among_accepted": exact_share(wrong, len(accepted)),
-        "probabilities": {} if contract.targets else probability_figures(judged),
+        "probabilities": {} if contract.targets else probability_figures(contract, judged),
         "selection": selection_figures(judged),
         "samples": sample_figures(judged),
     }
@@ -178,41 +192,29 @@ def figures(contract: Contract, judged: Sequence[Judged], goals: Goals) -> dict[
     return report
 
 
-def probability_figures(judged: Sequence[Judged]) -> dict[str, Any]:
-    """ECE, ACE, Brier and NLL before and after recalibration, with the floor after it; per class as well.
+def probability_figures(contract: Contract, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Calibration errors, Brier and NLL before and after recalibration, with the floor after it; per class as well.
 
     Of a segmentation over voxels, whose errors within a case go together: the floor is then too low, and says so.
     """
-    before, hits = stacked([each.case for each in judged], [each.step for each in judged])
-    after = np.concatenate([each.calibrated for each in judged])
-    if before.shape[1] == 1 or not np.allclose(hits.sum(axis=1), 1.0):
+    before, after = [each.step.probabilities for each in judged], [each.calibrated for each in judged]
+    hits, patients = [each.case.hits for each in judged], [each.case.patient for each in judged]
+    if not exclusive(contract):
         return {
-            f"label {k}": _compare(metrics.no_and_yes(p), metrics.no_and_yes(q), hit.astype(np.int64))
-            for k, (p, q, hit) in enumerate(zip(before.T, after.T, hits.T, strict=True))
+            f"label {k}": probability_statistics(
+                _column(k, before), _column(k, after), _column(k, hits), patients, False
+            )
+            for k in range(before[0].shape[1])
         }
-    report = _compare(before, after, hits.argmax(axis=1))
-    report["per_class"] = [
-        {"ece": {"before": b, "after": a}}
-        for b, a in zip(
-            metrics.class_calibration_errors(before, hits.argmax(axis=1)),
-            metrics.class_calibration_errors(after, hits.argmax(axis=1)),
-            strict=True,
-        )
-    ]
+    report = probability_statistics(before, after, hits, patients, one_of=True)
+    truth = np.concatenate(hits).argmax(axis=1)
+    classes = [metrics.class_calibration_errors(np.concatenate(of), truth) for of in (before, after)]
+    report["per_class"] = [{"ece": {"before": b, "after": a}} for b, a in zip(*classes, strict=True)]
     return report
 
 
-def _compare(before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    repetitions = 200 if len(labels) <= 20_000 else 20
-    for name, metric in metrics.METRICS.items():
-        mean, high = metrics.floor(after, metric, repetitions=repetitions)
-        report[name] = {
-            "before": metric(before, labels),
-            "after": metric(after, labels),
-            "floor": {"mean": mean, "p95": high},
-        }
-    return report
+def _column(k: int, every: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    return [of[:, [k]] for of in every]
 
 
 def errors_by_class(
@@ -247,16 +249,13 @@ def errors_by_class(
 
 
 def selection_figures(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Risk-coverage and separation figures of the case score at the stage that decided."""
+    """Risk-coverage and separation figures of the case score at the stage that decided, over all cases on one scale."""
     scores = np.array([each.ranking for each in judged])
     losses = np.array([each.step.loss for each in judged])
-    auroc = metrics.separation(scores, losses == 0, losses > 0)
+    patients = [each.case.patient for each in judged]
     return {
         "scores": {stage.samples: stage.score for stage in judged[0].policy.stages},
-        "aurc": metrics.area_under_risk_coverage(scores, losses),
-        "e_aurc": metrics.excess_area_under_risk_coverage(scores, losses),
-        "auroc_errors": auroc if np.isfinite(auroc) else None,
-        "accuracy_at": {f"{coverage:g}": metrics.accuracy_at(scores, losses, coverage) for coverage in COVERAGES},
+        **selection_statistics(scores, losses, patients),
     }
 
 

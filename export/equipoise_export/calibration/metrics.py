@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss
+from scipy.fft import dct, idct
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 Metric = Callable[[Floats, Integers], float]
 
 BINS = 15
+CELLS = 960
+"""Places of the smooth calibration error: its kernel is hardly ever narrower than a few of them."""
+
 SMALLEST = 1e-7
 """Probabilities are held above this in logarithms."""
 
@@ -76,6 +79,50 @@ def adaptive_calibration_error(probabilities: Floats, labels: Integers) -> float
     return float(np.mean([_gap(p, labels == k, _equal_counts(p)) for k, p in enumerate(columns)]))
 
 
+def residual_sums(confidence: Floats, hit: NDArray[Any]) -> Floats:
+    """`[CELLS]`: `Σ (hit − confidence)` of the cases in each of so many equal parts of 0..1. Sums of two sets add up.
+
+    Args:
+        confidence: `[n]` in 0..1.
+        hit: `[n]` 0/1.
+    """
+    place = np.minimum((confidence * CELLS).astype(np.int64), CELLS - 1)
+    return np.bincount(place, np.asarray(hit, np.float64) - confidence, CELLS).astype(np.float64)
+
+
+def smooth_error(residuals: Floats) -> Floats:
+    """The width σ at which smoothed residuals have σ as the sum of their sizes: `[…, CELLS]` → `[…]`, 0..1.
+
+    Smoothing is by the heat kernel of a path that reflects at its ends: on `CELLS` places it is what the reflected
+    Gaussian kernel of width σ is on 0..1, and cosines are its eigenvectors. It only ever lowers the sum, so that there
+    is one such σ, found by bisection.
+
+    Args:
+        residuals: as from `residual_sums`, over the number of cases.
+    """
+    waves = dct(residuals, norm="ortho")
+    decay = CELLS**2 * (1.0 - np.cos(np.pi * np.arange(CELLS) / CELLS))
+    low, high = np.zeros(residuals.shape[:-1]), np.ones(residuals.shape[:-1])
+    for _ in range(16):
+        width = (low + high) / 2.0
+        smoothed = idct(waves * np.exp(-(width[..., None] ** 2) * decay), norm="ortho")
+        wide = np.abs(smoothed).sum(axis=-1) < width
+        low, high = np.where(wide, low, width), np.where(wide, width, high)
+    return low
+
+
+def smooth_calibration_error(probabilities: Floats, labels: Integers) -> float:
+    """Smooth ECE of the top probability, 0..1: what ECE is with a kernel of a width that follows from the data itself
+    instead of bins, so that no case's place near a border decides (Błasiok & Nakkiran 2023, arXiv 2309.12236)."""
+    residuals = residual_sums(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)
+    return float(smooth_error(residuals / len(labels)))
+
+
+def classwise_calibration_error(probabilities: Floats, labels: Integers) -> float:
+    """Class-wise ECE: `class_calibration_errors`, mean over classes; 0..1 (Kull et al. 2019; Nixon et al. 2019)."""
+    return float(np.mean(class_calibration_errors(probabilities, labels)))
+
+
 def class_calibration_errors(probabilities: Floats, labels: Integers) -> list[float]:
     """Per class: `Σ_b n_b/n · |frequency_b − probability_b|` over 15 equal-width bins; rare classes fail first."""
     return [_gap(p, labels == k, equal_widths()) for k, p in enumerate(probabilities.T)]
@@ -91,16 +138,28 @@ def negative_log_likelihood(probabilities: Floats, labels: Integers) -> float:
     """Mean of `−ln p(label)` in nats, ≥ 0; p is held above `SMALLEST`, and sums to 1 again."""
     wide = np.maximum(probabilities.astype(np.float64), SMALLEST)
     wide /= wide.sum(axis=1, keepdims=True)
-    return float(log_loss(labels, wide, labels=np.arange(wide.shape[1])))
+    return float(-np.log(wide[np.arange(len(wide)), labels]).mean())
 
 
 METRICS: dict[str, Metric] = {
     "ece": expected_calibration_error,
+    "smooth_ece": smooth_calibration_error,
+    "classwise_ece": classwise_calibration_error,
     "ace": adaptive_calibration_error,
     "brier": brier_score,
     "nll": negative_log_likelihood,
 }
-"""What the report gives before and after calibration."""
+"""What reports give before and after recalibration."""
+
+TITLES = {
+    "ece": "ECE",
+    "smooth_ece": "smooth ECE",
+    "classwise_ece": "class-wise ECE",
+    "ace": "ACE",
+    "brier": "Brier",
+    "nll": "NLL",
+}
+"""How reports call them."""
 
 
 def floor(probabilities: Floats, metric: Metric, seed: int = 0, repetitions: int = 200) -> tuple[float, float]:
@@ -131,10 +190,17 @@ def risk_coverage(score: Floats, loss: Floats) -> tuple[Floats, Floats]:
     return kept / len(ranked), ranked.cumsum() / kept
 
 
-def accuracy_at(score: Floats, loss: Floats, coverage: float) -> float:
-    """`1 − risk` of the ⌈coverage·n⌉ most certain cases; 0..1."""
-    _, risk = risk_coverage(score, loss)
-    return float(1.0 - risk[int(np.ceil(coverage * len(risk) - 1e-9)) - 1])
+def risk_at(score: Floats, risk: Floats, coverage: float, weights: Floats | None = None) -> Any:
+    """Selective risk: mean risk of the ⌈coverage·n⌉ cases of lowest score; 0..1. Of cases of equal score of which only
+    some are kept each counts in part.
+
+    Args:
+        coverage: above 0, at most 1.
+    """
+    _, size, total, before = _in_order(score, risk, weights)
+    kept = np.ceil(coverage * size.sum(axis=-1) - 1e-9)[..., None]
+    share = np.clip(kept - before, 0.0, size) / np.maximum(size, 1.0)
+    return (share * total).sum(axis=-1) / kept[..., 0]
 
 
 def area_under_risk_coverage(score: Floats, risk: Floats, weights: Floats | None = None) -> Any:
@@ -143,14 +209,24 @@ def area_under_risk_coverage(score: Floats, risk: Floats, weights: Floats | None
     In closed form for cases of equal score: s cases of mean risk m after N cases of total risk L add
     `Σ_{j=1..s} (L + j·m)/(N + j)`, which is `s·m + (L − m·N)·(H(N+s) − H(N))` with the harmonic numbers H.
     """
-    weights = np.ones(len(score)) if weights is None else weights
-    size, total = _by_value(score, weights), _by_value(score, weights * risk)
-    after = size.cumsum(axis=-1)
-    before, risk_before = after - size, total.cumsum(axis=-1) - total
+    after, size, total, before = _in_order(score, risk, weights)
+    risk_before = total.cumsum(axis=-1) - total
     level = total / np.maximum(size, 1.0)
     harmonic = np.r_[0.0, np.cumsum(1.0 / np.arange(1, int(after.max()) + 1))]
     steps = harmonic[after.astype(np.int64)] - harmonic[before.astype(np.int64)]
     return (total + (risk_before - level * before) * steps).sum(axis=-1) / after[..., -1]
+
+
+def area_under_generalised_risk_coverage(score: Floats, risk: Floats, weights: Floats | None = None) -> Any:
+    """AUGRC: area under the generalised risk `Σ_{kept} risk / n`, which a case that is set aside cannot raise, over
+    coverage 0..1; 0..½, lower is better (Traub et al. 2024, arXiv 2407.01032).
+
+    Of a loss of 0 and 1 it is the chance that of two cases drawn at random the first is kept at the second's threshold
+    and wrong: `(1 − AUROC)·a·(1 − a) + (1 − a)²/2` with the accuracy a.
+    """
+    after, size, total, _ = _in_order(score, risk, weights)
+    area = (size * (total.cumsum(axis=-1) - total / 2.0)).sum(axis=-1)
+    return area / after[..., -1] ** 2
 
 
 def excess_area_under_risk_coverage(score: Floats, risk: Floats, weights: Floats | None = None) -> Any:
@@ -169,6 +245,15 @@ def separation(values: Floats, low: NDArray[Any], high: NDArray[Any]) -> Any:
     with np.errstate(invalid="ignore"):
         won = (highs * (lows.cumsum(axis=-1) - lows / 2.0)).sum(axis=-1)
         return won / (lows.sum(axis=-1) * highs.sum(axis=-1))
+
+
+def _in_order(score: Floats, risk: Floats, weights: Floats | None) -> tuple[Floats, Floats, Floats, Floats]:
+    """`[…, G]` of the groups of equal score, the lowest first: cases up to and with it, its cases, their total risk,
+    cases before it."""
+    weights = np.ones(len(score)) if weights is None else weights
+    size, total = _by_value(score, weights), _by_value(score, weights * risk)
+    after = size.cumsum(axis=-1)
+    return after, size, total, after - size
 
 
 def _by_value(values: Floats, of: NDArray[Any]) -> Floats:

@@ -10,31 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from equipoise_export.calibration.metrics import Floats
+from equipoise_export.calibration.resample import LEVEL, Estimate, blocks, drawn, estimate
 
 from .figures import Figure, Weights, ones
 from .results import Results
-from .sums import Floats
-
-LEVEL = 0.95
-CELLS = 4_000_000
-"""Resamples are drawn in blocks of so many counts, so that memory does not grow with their number."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its percentile interval.
-
-    Attributes:
-        value: None where the figure does not exist.
-        low, high: None where no resample has the figure.
-        left_out: resamples without it, such as those without any wrong case.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    left_out: int
 
 
 @dataclass(frozen=True)
@@ -68,16 +48,10 @@ def resample(patients: Sequence[str], shifted: Sequence[str], repetitions: int, 
     others, others_of = (
         (names, np.searchsorted(names, shifted)) if together else np.unique(shifted, return_inverse=True)
     )
-    block = max(1, CELLS // (len(patients) + len(shifted)))
-    for start in range(0, repetitions, block):
-        count = min(block, repetitions - start)
-        drawn = _counts(len(names), count, random)
-        strange = drawn if together else _counts(len(others), count, random)
-        yield Weights(drawn[:, of], strange[:, others_of] if len(shifted) else np.zeros((count, 0)))
-
-
-def _counts(items: int, repetitions: int, random: np.random.Generator) -> NDArray[np.float64]:
-    return random.multinomial(items, np.full(items, 1.0 / items), size=repetitions).astype(np.float64)
+    for count in blocks(repetitions, len(patients) + len(shifted)):
+        counts = drawn(len(names), count, random)
+        strange = counts if together else drawn(len(others), count, random)
+        yield Weights(counts[:, of], strange[:, others_of] if len(shifted) else np.zeros((count, 0)))
 
 
 @dataclass(frozen=True)
@@ -99,25 +73,15 @@ class Resampled:
 def bootstrap(every: Sequence[Results], figures: Sequence[Figure], repetitions: int, seed: int) -> list[Resampled]:
     """All figures of all models on the same resamples."""
     first = every[0]
-    blocks = [
+    found = [
         np.array([[figure.of(results, weights) for results in every] for figure in figures])
         for weights in resample(first.patients, first.shifted_patients, repetitions, seed)
     ]
-    draws = np.concatenate(blocks, axis=2)
+    draws = np.concatenate(found, axis=2)
     return [
-        Resampled(figure, np.array([figure.of(results, ones(results))[0] for results in every]), drawn)
-        for figure, drawn in zip(figures, draws, strict=True)
+        Resampled(figure, np.array([figure.of(results, ones(results))[0] for results in every]), of)
+        for figure, of in zip(figures, draws, strict=True)
     ]
-
-
-def estimate(value: float, draws: Floats, level: float) -> Estimate:
-    """Percentile interval of the resamples that have the figure."""
-    known = draws[np.isfinite(draws)]
-    left_out = len(draws) - len(known)
-    if not np.isfinite(value) or not len(known):
-        return Estimate(value if np.isfinite(value) else None, None, None, left_out)
-    low, high = np.quantile(known, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Estimate(value, float(low), float(high), left_out)
 
 
 def differences(every: Sequence[Results], resampled: Sequence[Resampled]) -> list[Difference]:

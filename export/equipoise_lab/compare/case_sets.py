@@ -14,11 +14,11 @@ from equipoise_core.canonical import digest_of
 from equipoise_core.contract import Contract, Task
 from equipoise_export.calibration.cases import Labelled, check_scale
 from equipoise_export.calibration.choose import deal_pilot
+from equipoise_export.calibration.corruptions import Image, gaussian, rician
 from equipoise_export.calibration.examine import check_apart
 from equipoise_export.calibration.reading import labelled_cases, without
 from numpy.typing import NDArray
 
-from .corruptions import Image, gaussian, rician
 from .errors import ComparisonError
 
 PREFIX = "reference:"

@@ -45,8 +45,11 @@ reference:NAME with the images that EQUIPOISE_DATA names. Shifted images need no
 Figures, each with a 95 % interval over resampled patients:
 
     Dice, accuracy        how good the answers are
-    ECE, Brier, NLL       how far the probabilities can be taken at their word
-    AURC, E-AURC          mean risk while the least certain cases are set aside; what of it the score alone loses
+    ECE, Brier, NLL       how far the probabilities can be taken at their word; smooth ECE is without bins, class-wise
+                          ECE the mean over classes
+    AURC, E-AURC, AUGRC   mean risk while the least certain cases are set aside; what of it the score alone loses; the
+                          same as a share of all cases; risk at 80, 90 and 95 % kept
+    pairwise Dice         the same of ranking by how alike the samples' label maps are: what any score should beat
     AUROC errors          whether wrong cases have higher scores than right ones
     AUROC shifted         whether shifted images have higher scores; beside it that of `ood_distance`, of the input
     coverage, width       of the volume intervals; the width in mL
@@ -125,7 +128,7 @@ def _show(console: Console, outcome: dict[str, Any], page: Path) -> None:
     for model in outcome["models"]:
         table.add_column(model["name"], justify="right")
     for figure in outcome["figures"]:
-        percent = figure["name"].startswith(("coverage", "accepted", "error_among"))
+        percent = figure["percent"]
         row = []
         for model in outcome["models"]:
             of = model["figures"][figure["name"]]

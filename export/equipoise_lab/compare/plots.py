@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from equipoise_export import page
 from equipoise_export.calibration import metrics
+from equipoise_export.calibration.resample import Estimate
+from equipoise_export.calibration.sums import CalibrationSums
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .bootstrap import Estimate
 from .results import Results
-from .sums import CalibrationSums
 from .timing import Milliseconds
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00", "#7F7F7F")

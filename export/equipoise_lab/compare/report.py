@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from equipoise_core.contract import Task
 from equipoise_export import page
 from equipoise_export.calibration.choose import Goals
 from equipoise_export.calibration.figures import exact_share
+from equipoise_export.calibration.resample import LEVEL
 
-from .bootstrap import LEVEL, Difference, Resampled
+from .bootstrap import Difference, Resampled
 from .case_sets import CaseSets
-from .figures import Figure
+from .figures import Figure, Section
 from .plots import plots
 from .results import ComparedModel, Results
 from .timing import IMAGES, ROUNDS, Milliseconds
@@ -72,7 +73,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         },
         "timing": {"images": min(IMAGES, len(sets.test)), "rounds": ROUNDS},
         "figures": [
-            {key: getattr(figure, key) for key in ("name", "title", "meaning", "better")}
+            {key: getattr(figure, key) for key in ("name", "title", "meaning", "better", "percent")}
             for figure in comparison.figures
         ],
         "ood_distance_equal": bool(np.ptp(ood_distance) < 1e-12) if ood_distance else None,
@@ -145,24 +146,16 @@ def render(comparison: Comparison, outcome: dict[str, Any]) -> str:
     aurc = next(each for each in comparison.resampled if each.figure.name == "aurc")
     areas = [aurc.estimate(index) for index in range(len(comparison.every))]
     risk = "risk (1 − Dice)" if segmentation else "risk (share wrong)"
-    main = [f for f in comparison.figures if not f.name.startswith(("coverage_", "width_ml_"))]
-    per_class = [f for f in comparison.figures if f.name.startswith(("coverage_", "width_ml_"))]
-    totals = [f for f in per_class if f.name.endswith("_total")]
     return page.render(
         Path(__file__).with_name("compare.html.jinja"),
         {"figure": show, "short": show, "pair": _pair},
         outcome=outcome,
-        columns=[f for f in main if f.name not in _DECISION],
-        decision=[f for f in main if f.name in _DECISION] + totals,
-        volumes=[f for f in per_class if f not in totals],
+        **{section: [f for f in comparison.figures if f.section == section] for section in get_args(Section)},
         marks=_marks(outcome),
         sentences=sentences(outcome["differences"]),
         titles={figure.name: figure.title for figure in comparison.figures},
         plots=list(plots(comparison.every, areas, comparison.times, risk)),
     )
-
-
-_DECISION = ("accepted", "error_among_accepted", "samples")
 
 
 def _marks(outcome: dict[str, Any]) -> dict[tuple[str, str], str]:

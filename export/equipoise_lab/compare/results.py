@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from equipoise_core.case import Model
-from equipoise_core.contract import Activation, Contract, Task
+from equipoise_core.contract import Contract, Task
 from equipoise_core.loading import load_model
 from equipoise_core.policy import Policy
 from equipoise_core.stages import FIRST_PASS, Stage
@@ -19,7 +19,10 @@ from equipoise_export.calibration.cases import Labelled, Measured, check_classes
 from equipoise_export.calibration.choose import ChosenPolicy, Goals, choose_policy, choose_score
 from equipoise_export.calibration.errors import CalibrationError
 from equipoise_export.calibration.figures import Judged, judge, volume_columns
+from equipoise_export.calibration.metrics import Floats
 from equipoise_export.calibration.ood_distance import fit_ood_distance
+from equipoise_export.calibration.scored import exclusive
+from equipoise_export.calibration.sums import CalibrationSums, calibration_sums
 from equipoise_export.graph.session import OnnxSampler, published_samplers
 from numpy.typing import NDArray
 from rich.console import Console
@@ -27,7 +30,7 @@ from rich.progress import track
 
 from .case_sets import CaseSets
 from .errors import ComparisonError
-from .sums import CalibrationSums, Floats, calibration_sums
+from .pairwise import lack_of_pairwise_dice
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class Results:
         covered, width_ml: per class and for `total` `[n]`: whether the volume interval holds the truth, and its width
             in mL; empty without a physical scale or a rule.
         plain, recalibrated: of the probabilities that are answered, as they are and as the policy recalibrates them.
+        pairwise: `[n]`: the baseline of failure detection, see `lack_of_pairwise_dice`; NaN where no samples differ.
     """
 
     name: str
@@ -163,6 +167,7 @@ class Results:
     width_ml: Mapping[str, Floats]
     plain: CalibrationSums
     recalibrated: CalibrationSums
+    pairwise: Floats
 
     @property
     def risk(self) -> Floats:
@@ -187,6 +192,10 @@ def results_on(
         chosen,
         judge(model.contract, chosen, measured["test"]),
         judge(model.contract, chosen, measured["shifted"]),
+        [
+            lack_of_pairwise_dice(asked, case, run)
+            for case in track(sets.test, f"{model.name}: pairing", console=Console(stderr=True), disable=quiet)
+        ],
     )
 
 
@@ -210,8 +219,10 @@ def choose(
         return ChosenPolicy(contract, nothing, score, None, str(error))
 
 
-def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged]) -> Results:
-    """The cases as arrays."""
+def as_columns(
+    name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted: Sequence[Judged], pairwise: Sequence[float]
+) -> Results:
+    """The cases as arrays; `pairwise` of the test cases."""
     policy = chosen.policy
     distance = policy.ood_distance.distance if policy.ood_distance else None
 
@@ -223,7 +234,7 @@ def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted:
 
     loss = column([each.step.loss for each in test])
     covered, width = _volumes(policy, test)
-    exclusive = chosen.contract.activation is Activation.SOFTMAX
+    one_of = exclusive(chosen.contract)
     return Results(
         name,
         chosen,
@@ -240,8 +251,9 @@ def as_columns(name: str, chosen: ChosenPolicy, test: Sequence[Judged], shifted:
         column([each.step.samples + (policy.stages[0].samples == FIRST_PASS) for each in test]),
         covered,
         width,
-        calibration_sums([(each.step.probabilities, each.case.hits) for each in test], exclusive),
-        calibration_sums([(each.calibrated, each.case.hits) for each in test], exclusive),
+        calibration_sums([(each.step.probabilities, each.case.hits) for each in test], one_of),
+        calibration_sums([(each.calibrated, each.case.hits) for each in test], one_of),
+        column(pairwise),
     )
 
 

@@ -72,6 +72,9 @@ def test_a_policy_and_a_report_are_written(repository, archive):
     assert model.policy.guarantee.alpha == 0.1
     assert set(document["groups"]) == {"a", "b"}
     assert [rate["p"] for rate in document["rates"]] == [None, 0.4]
+    rows = document["corrupted"]["rows"]
+    assert [row["name"] for row in rows][:2] == ["as they are", "noise of 0.1 sd"] and len(rows) == 7
+    assert {row["cases"] for row in rows} == {8}
     page = Path(document["report"]).read_text(encoding="utf-8")
     assert page.count("<svg") >= 4
     assert "<script" not in page
@@ -80,6 +83,8 @@ def test_a_policy_and_a_report_are_written(repository, archive):
     )
     assert document["accept"] in page.replace("&#39;", "'")
     assert page.count("data:image/webp") >= 4
+    assert "When images get worse" in page and document["corrupted"]["verdict"] in page
+    assert "smooth ECE" in page and "AUGRC" in page
     with Path(document["cases"]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60 and {row["set"] for row in rows} == {"pilot", "calibration"}

@@ -10,12 +10,13 @@ from equipoise_core.preprocessing import Preprocessing
 from equipoise_core.stages import Stage
 from equipoise_core.steps import ZScore
 from equipoise_export.calibration.choose import ChosenPolicy
+from equipoise_export.calibration.resample import CELLS, estimate
+from equipoise_export.calibration.sums import calibration_sums
+from equipoise_export.calibration.sums import mean as weighted_mean
 from equipoise_lab.compare import figures as named
-from equipoise_lab.compare.bootstrap import CELLS, bootstrap, differences, estimate, resample
+from equipoise_lab.compare.bootstrap import bootstrap, differences, resample
 from equipoise_lab.compare.figures import Figure, figures
 from equipoise_lab.compare.results import Results
-from equipoise_lab.compare.sums import calibration_sums
-from equipoise_lab.compare.sums import mean as weighted_mean
 
 CONTRACT = Contract(
     "toy", Task.CLASSIFICATION, Activation.SOFTMAX, ("normal", "ill"), 1, (8, 8), (8, 8), (8, 8),
@@ -37,7 +38,7 @@ def answers(name="toy", n=200, seed=0, better=0.0, shifted=40):
         name, ChosenPolicy(CONTRACT, NOTHING, "lack_of_confidence", None, "nothing"), patients,
         tuple(f"s{index}" for index in range(shifted)), 20, 1 - loss, loss, score,
         0.6 + 0.1 * random.random(shifted), random.random(n), random.random(shifted), zeros, zeros + 20.0,
-        {"total": 1 - loss}, {"total": score}, sums, sums,
+        {"total": 1 - loss}, {"total": score}, sums, sums, np.full(n, np.nan),
     )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_whole_patients_are_drawn_and_as_many_as_there_are():
 
 def test_blocks_add_up(monkeypatch):
     """However few fit into memory at once, there are as many resamples as were asked for."""
-    monkeypatch.setattr("equipoise_lab.compare.bootstrap.CELLS", 40)
+    monkeypatch.setattr("equipoise_export.calibration.resample.CELLS", 40)
     blocks = list(resample(["a", "b", "c"], ["x"], 25, 0))
     assert len(blocks) == 3 and sum(len(block.test) for block in blocks) == 25
     assert CELLS > 40
@@ -122,7 +123,10 @@ def test_only_figures_with_a_better_side_are_ranked(found):
     every, resampled = found
     ranked = {each.figure for each in differences(every, resampled)}
     assert not ranked & {"coverage_total", "auroc_shifted_ood_distance", "error_among_accepted"}
-    assert ranked >= {"accuracy", "ece", "brier", "nll", "aurc", "e_aurc", "auroc_errors", "accepted", "samples"}
+    assert ranked >= {
+        "accuracy", "ece", "smooth_ece", "classwise_ece", "brier", "nll", "aurc", "e_aurc", "augrc", "risk_at_80",
+        "auroc_errors", "accepted", "samples",
+    }  # fmt: skip
 
 
 def test_a_figure_that_does_not_exist_is_null_and_its_resamples_are_counted():
@@ -153,6 +157,19 @@ def test_models_without_a_volume_rule_have_no_coverage():
     assert coverage.estimate(0).value is not None and coverage.estimate(1).value is None
     width = next(e for e in differences(every, resampled) if e.figure == "width_ml_total")
     assert not width.shown and "no figures to compare" in width.words
+
+
+def test_the_baseline_stands_beside_the_score_where_samples_can_be_paired():
+    """A score that ranks like the baseline differs by exactly nothing; a model without samples has neither figure, and
+    where no model has them there is no column."""
+    one = answers("a")
+    every = [replace(one, pairwise=one.score * 2.0), replace(one, pairwise=1.0 - one.score), one]
+    resampled = {each.figure.name: each for each in bootstrap(every, figures(every, True), 1000, 0)}
+    less = resampled["aurc_less_pairwise_dice"]
+    assert resampled["aurc_pairwise_dice"].values[0] == resampled["aurc"].values[0]
+    assert (less.draws[0] == 0.0).all() and less.estimate(1).high < 0.0 and less.estimate(2).value is None
+    assert resampled["augrc_pairwise_dice"].estimate(2).value is None
+    assert not any("pairwise" in figure.name for figure in figures([one], True))
 
 
 def test_weights_of_ones_are_the_figure_itself():

@@ -12,7 +12,7 @@ from .findings import Findings, rendered
 from .plots import plots
 from .promises import guarantees, promises
 from .shown import examples
-from .statistics import examined, groups, measured, rates, recalibrated
+from .statistics import corrupted, examined, groups, measured, rates, recalibrated
 from .summary import glossary, summary
 
 __all__ = ["SECTIONS", "Findings", "guarantees", "render_report", "show_examples", "write_cases"]
@@ -25,6 +25,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Findings], str]]] = (
     ("Whether the cases can be trusted", examined),
     ("What was measured", measured),
     ("Recalibration", recalibrated),
+    ("When images get worse", corrupted),
     ("Plots", plots),
     ("By group", groups),
     ("Dropout rate", rates),

@@ -57,7 +57,7 @@ KINDS = (
         "No accepted case was right.",
         "accept",
         False,
-        lambda judged: -judged.ranking,
+        lambda judged: -(judged.over_threshold or 0.0),
     ),
     Kind(
         "Sent to an expert, though the answer was right",

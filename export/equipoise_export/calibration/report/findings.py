@@ -11,6 +11,7 @@ from equipoise_core.contract import Contract
 from equipoise_core.policy import Policy
 
 from ... import page
+from ..corrupted import Corrupted
 from ..examine import Finding
 from ..figures import Judged
 from ..gain import Gain
@@ -33,6 +34,7 @@ class Findings:
         cases_file: name of the CSV file beside the report.
         examined: what was asked about the cases before they were trusted.
         gains: of the recalibrations that were tried.
+        corrupted: some cases under named corruptions, as they are first; empty of a regression.
     """
 
     contract: Contract
@@ -47,16 +49,31 @@ class Findings:
     cases_file: str = ""
     examined: Sequence[Finding] = ()
     gains: Sequence[Gain] = ()
+    corrupted: Sequence[Corrupted] = ()
 
 
 def rendered(template: str, **context: Any) -> str:
     """HTML of `template.html.jinja` in this folder."""
-    filters: dict[str, Callable[..., Any]] = {"n": _number, "share": _share, "blocks": _blocks}
+    filters: dict[str, Callable[..., Any]] = {
+        "n": _number,
+        "short": _short,
+        "between": _between,
+        "share": _share,
+        "blocks": _blocks,
+    }
     return page.render(Path(__file__).with_name(f"{template}.html.jinja"), filters, **context)
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}".replace("-", "−")
+
+
+def _between(interval: Mapping[str, float | None]) -> str:
+    return "–" if interval["low"] is None else f"{interval['low']:.3g} to {interval['high']:.3g}"
 
 
 def _share(interval: Mapping[str, float | None]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from equipoise_core.contract import Activation, Contract
+from equipoise_core.policy import Policy
 
 from ... import page
 from ...page import FAINT, INK, WARN
@@ -32,11 +33,7 @@ def _plots(found: Findings) -> Iterator[tuple[str, str]]:
             _reliability(contract, judged),
         )
     yield "Risk and coverage: the share of wrong cases among the most certain ones.", _risk_coverage(judged)
-    score = "case score" if policy.guarantee is None else "case score over its stage's accept threshold"
-    yield (
-        f"{score[0].upper()}{score[1:]}: right cases blue, wrong ones red; what is left of the line is accepted.",
-        _histogram(judged, score, None if policy.guarantee is None else 1.0),
-    )
+    yield _histogram(policy, judged)
     for name in judged[0].step.volumes if policy.volume else ():
         yield f"Volume of {name}: interval against truth, in mL.", _volumes(judged, name)
     if rates:
@@ -76,17 +73,24 @@ def _risk_coverage(judged: Sequence[Judged]) -> str:
     return page.svg(figure)
 
 
-def _histogram(judged: Sequence[Judged], score: str, threshold: float | None) -> str:
-    scores = np.array([each.ranking for each in judged])
-    wrong = np.array([each.step.loss > 0 for each in judged])
+def _histogram(policy: Policy, judged: Sequence[Judged]) -> tuple[str, str]:
+    score, line, left_out = "case score", None, ""
+    shown = [(each.ranking, each.step.loss > 0) for each in judged]
+    if policy.guarantee is not None:
+        score, line = "case score over the accept threshold that it met", 1.0
+        shown = [(each.over_threshold, each.step.loss > 0) for each in judged if each.over_threshold is not None]
+        left_out = f" {len(judged) - len(shown)} cases met none." if len(shown) < len(judged) else ""
+    scores, wrong = np.array([value for value, _ in shown]), np.array([bad for _, bad in shown])
     figure, axes = page.axes()
     edges = np.linspace(0.0, float(scores.max()) or 1.0, 31)
     axes.hist([scores[~wrong], scores[wrong]], edges, stacked=True, color=[INK, WARN], label=["right", "wrong"])
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linewidth=1)
+    if line is not None:
+        axes.axvline(line, color="black", linewidth=1)
     axes.set(xlabel=score, ylabel="cases", yscale="symlog")
     axes.legend(frameon=False)
-    return page.svg(figure)
+    accepted = "" if line is None else " What is left of the line is accepted, unless something else speaks against it."
+    caption = f"{score[0].upper()}{score[1:]}: right cases blue, wrong ones red.{accepted}{left_out}"
+    return caption, page.svg(figure)
 
 
 def _volumes(judged: Sequence[Judged], name: str) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from equipoise_export.calibration import metrics
-from equipoise_lab.compare.sums import calibration_sums, mean
+from equipoise_export.calibration.sums import RESAMPLED, calibration_sums, mean
 
 RANDOM_WEIGHTS = 12
 
@@ -31,15 +31,11 @@ def test_calibration_figures_are_those_of_the_metrics(random, weights, answers, 
     p = random.dirichlet(np.ones(classes) / 2, size=(30, answers))
     labels = random.integers(classes, size=(30, answers))
     sums = calibration_sums([(a, np.eye(classes)[b]) for a, b in zip(p, labels, strict=True)], True)
-    found = [
-        sums.error(weights),
-        mean(sums.brier, weights, sums.answers),
-        mean(sums.nll, weights, sums.answers),
-    ]
+    found = [figure(sums, weights) for figure in RESAMPLED.values()]
     for row, chosen in enumerate(expanded(weights)):
         cases, truth = p[chosen].reshape(-1, classes), labels[chosen].reshape(-1)
-        plain = (metrics.expected_calibration_error, metrics.brier_score, metrics.negative_log_likelihood)
-        assert [each[row] for each in found] == pytest.approx([metric(cases, truth) for metric in plain], rel=1e-9)
+        expected = [metrics.METRICS[name](cases, truth) for name in RESAMPLED]
+        assert [each[row] for each in found] == pytest.approx(expected, rel=1e-9, abs=2e-5)
 
 
 def test_each_label_of_several_is_a_question_of_its_own(random):
@@ -49,6 +45,11 @@ def test_each_label_of_several_is_a_question_of_its_own(random):
     plain = np.stack([1 - p.ravel(), p.ravel()], axis=1)
     once = np.ones((1, 30))
     assert sums.error(once)[0] == pytest.approx(metrics.expected_calibration_error(plain, hits.ravel().astype(int)))
+    each = [
+        metrics.class_calibration_errors(np.stack([1 - q, q], axis=1), hit)[1]
+        for q, hit in zip(p.T, hits.T.astype(int), strict=True)
+    ]
+    assert sums.classwise_error(once)[0] == pytest.approx(np.mean(each))
     assert mean(sums.brier, once, sums.answers)[0] == pytest.approx(
         metrics.brier_score(plain, hits.ravel().astype(int))
     )
