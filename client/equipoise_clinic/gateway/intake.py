@@ -8,7 +8,8 @@ import re
 import secrets
 import threading
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -62,6 +63,7 @@ class Intake:
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._largest = largest
         self._turn = threading.Lock()  # the same study may come from several senders at once
+        self._ignored: deque[str] = deque(maxlen=100_000)  # SOP Instance UIDs of what was no image
         self._open = True
 
     def close(self) -> None:
@@ -85,6 +87,10 @@ class Intake:
         self._metrics.instances.labels(outcome.value).inc()
         return outcome
 
+    def ignored(self, instances: Collection[str]) -> set[str]:
+        """Those of them that came of late and are no images."""
+        return set(self._ignored.copy()).intersection(instances)
+
     def cut_off(self, beginning: pydicom.Dataset, quiet: float, kind: str, study: str, instance: str) -> None:
         """An object was not let come whole; its series is incomplete where it was an image.
 
@@ -107,6 +113,7 @@ class Intake:
             dataset = parsed(content, self._largest)
             kind = UID(str(dataset.SOPClassUID))
             if not _is_image(kind):
+                self._ignored.append(names.instance)
                 return Outcome.IGNORED
             # Of a class that nobody knows it may be an image with one wrong digit: not to be acknowledged and lost.
             reason = _fault(dataset) if kind.name != kind else "its SOPClassUID is not known"

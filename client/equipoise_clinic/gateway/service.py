@@ -135,7 +135,7 @@ class Gateway:
         if self._settings.dicomweb is not None:
             yield Web(self._settings.dicomweb, intake, self._store)
         if self._settings.retrieve is not None and self._settings.receive is not None:
-            yield Retrieve(self._settings.retrieve, self._settings.receive.aet, self._store)
+            yield Retrieve(self._settings.retrieve, self._settings.receive.aet, intake, self._store, self._log)
 
     def _poll(self, source: Source) -> None:
         source.poll()

@@ -68,6 +68,11 @@ class Studies:
         )
         return {row["uid"]: row["digest"] for row in rows}
 
+    def set_aside(self, study_uid: str) -> set[str]:
+        """SOP Instance UIDs of the images of a study that came damaged or could not be taken."""
+        query = "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ? AND i.damaged = 1"
+        return {row["uid"] for row in self._database.rows(query, study_uid)}
+
     def instances(self, study: str | None = None) -> list[tuple[str, str, str]]:
         """(study key, SOP Instance UID, digest) of all images that lie in the spool, or of those of one study."""
         rows = self._database.rows(
