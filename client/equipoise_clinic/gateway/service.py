@@ -213,13 +213,18 @@ class Gateway:
                     self._spool.remove(picture)
             self._tidied = changes
         expired = time() - self._settings.keep_input_hours * 3600.0
-        for study in self._store.studies.expired(expired):
+        for study in self._store.studies.expired(expired, given_up=self._forgotten):
             self._intake.forget(study)
         self._intake.forget_aside(expired)
         self._passed("tidied")
 
+    @property
+    def _forgotten(self) -> float:
+        """Studies of which nothing came since then are forgotten."""
+        return time() - self._settings.keep_results_days * 86400.0
+
     def _purge(self) -> None:
-        count = self._store.purge(time() - self._settings.keep_results_days * 86400.0)
+        count = self._store.purge(self._forgotten)
         if count:
             self._log.info("studies forgotten", studies=count)
         days = self._settings.keep_audit_days

@@ -236,7 +236,8 @@ class Settings(Strict, frozen=True):
         close_on_alarm: where a monitor of the audit log alarms, nothing of that model is accepted until a named person
             opens it again (`equipoise audit open`).
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
-        keep_input_hours: received images are deleted this long after their study was analysed.
+        keep_input_hours: received images are deleted this long after the last of their study, once it is done with;
+            those of a study that was given up stay for `keep_results_days`, so that it can be tried again.
         keep_results_days: what the database holds of a study that is done with is deleted this long after its last
             image; the audit log is kept.
         keep_audit_days: contents of the audit log are deleted this long after they were written, the chain stays; 0:

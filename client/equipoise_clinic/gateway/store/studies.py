@@ -218,10 +218,17 @@ class Studies:
                 end_cases(db, study.key, refused if state == "analysed" else None)
         return bool(done)
 
-    def expired(self, before: float) -> list[Study]:
-        """Those done with since `before` whose images still lie in the spool."""
-        query = "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving' AND heard < ?"
-        return [_study(row) for row in self._database.rows(query, before)]
+    def expired(self, before: float, given_up: float) -> list[Study]:
+        """Those done with whose images still lie in the spool though the last came before that time.
+
+        Args:
+            given_up: the same of dead ones, which need their images to be tried again.
+        """
+        query = (
+            "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving'"
+            " AND heard < CASE state WHEN 'dead' THEN ? ELSE ? END"
+        )
+        return [_study(row) for row in self._database.rows(query, given_up, before)]
 
     def forget_images(self, study: Study) -> bool:
         """Its images are about to be deleted; False where new ones came meanwhile."""
