@@ -15,6 +15,7 @@ from dicomweb_client.api import DICOMwebClient
 from equipoise_client.backoff import Backoff
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from ..dicom.tls import client_context
 from .faults import Away, Refused, Sick, Unwanted
@@ -68,7 +69,7 @@ class Stow:
                 raise Away(f"HTTP status {status}") from None
             self._refused(dataset, f"HTTP status {status}", _reason(error.response))
         except (requests.RequestException, OSError) as error:
-            raise Away(type(error).__name__) from None
+            raise (Away if _unreached(error) else Sick)(type(error).__name__) from None
         else:
             for failed in answer.get("FailedSOPSequence") or []:
                 code = int(failed.get("FailureReason", 0))
@@ -91,6 +92,13 @@ class Stow:
         if code in NO_KIND:
             raise Unwanted(f"failure reason {code:#06x}")
         raise Refused(why)
+
+
+def _unreached(error: Exception) -> bool:
+    """Whether no connection came about, which says nothing about the object. One that is lost may be its doing."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    kinds = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+    return isinstance(error, kinds) or isinstance(cause, (NewConnectionError, ConnectTimeoutError))
 
 
 def _reason(response: requests.Response | None) -> int:
@@ -124,11 +132,11 @@ class CStore:
                 raise Unwanted("its SOP class or transfer syntax is not accepted")
             status = association.send_c_store(dataset)
         except RuntimeError as error:  # the association ended
-            raise Away(type(error).__name__) from None
+            raise Sick(type(error).__name__) from None
         finally:
             association.release()
         if "Status" not in status:
-            raise Away("no answer")
+            raise Sick("no answer")  # it was there, and dropped the association: this object may be the reason
         code = int(status.Status)
         if code in NO_KIND:
             raise Unwanted(f"status {code:#06x}")
@@ -166,8 +174,8 @@ class DeliveryWorker:
         self._backoff = Backoff(settings.first_seconds, settings.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._away: Counter[str] = Counter()  # destination → failures in a row to reach it
-        self._sent = 0
-        self._before: dict[str, int] = {}  # object → how many were sent when the destination last could not store it
+        self._sent: Counter[str] = Counter()  # destination → how many were sent
+        self._before: dict[str, int] = {}  # object → how many were sent when its destination last could not store it
 
     def step(self) -> float:
         """Sends one object; returns seconds until there is something to do again."""
@@ -177,11 +185,12 @@ class DeliveryWorker:
         try:
             self._send(item)
         except Sick as error:
-            if self._sent > self._before.get(item.uid, self._sent):
+            sent = self._sent[_where(item)]
+            if sent > self._before.get(item.uid, sent):
                 self._refused(item, str(error))
             else:
                 self._missed(item, str(error), everything=False)
-            self._before[item.uid] = self._sent
+            self._before[item.uid] = sent
         except Away as error:
             self._missed(item, str(error), everything=True)
         except Refused as error:
@@ -211,7 +220,7 @@ class DeliveryWorker:
     def _arrived(self, item: OutboxItem) -> None:
         self._passed("delivery.sent")
         self._reached(item)
-        self._sent += 1
+        self._sent[_where(item)] += 1
         self._before.pop(item.uid, None)
         self._metrics.deliveries.labels("sent").inc()
         complete = self._store.outbox.sent(item)

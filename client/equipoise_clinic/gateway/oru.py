@@ -130,11 +130,8 @@ class Mllp:
         self._tls = client_context(settings.tls_root, settings.tls_cert, settings.tls_key)
 
     def send(self, text: str, control: str) -> None:
-        """Returns when the receiver has acknowledged it (AA). Raises Away, Refused."""
-        try:
-            code, answered = asyncio.run(asyncio.wait_for(self._exchange(text), self._settings.timeout_seconds))
-        except _TROUBLE as error:
-            raise Away(type(error).__name__) from None
+        """Returns when the receiver has acknowledged it (AA). Raises Away, Sick, Refused."""
+        code, answered = asyncio.run(self._exchange(text))
         if answered != control:
             raise Sick("an acknowledgement of another message")
         if code in _REFUSED:
@@ -145,14 +142,19 @@ class Mllp:
     async def _exchange(self, text: str) -> tuple[str, str]:
         """Acknowledgment Code and Message Control ID of the answer."""
         settings = self._settings
-        reader, writer = await open_hl7_connection(
+        opening = open_hl7_connection(
             settings.host, settings.port, ssl=self._tls, limit=_LONGEST_ANSWER, encoding="utf-8",
             encoding_errors="replace",
         )  # fmt: skip
         try:
+            reader, writer = await asyncio.wait_for(opening, settings.timeout_seconds)
+        except _TROUBLE as error:
+            raise Away(type(error).__name__) from None
+        try:
             writer.writemessage(text)
-            await writer.drain()
-            acknowledged = (await reader.readmessage()).segment("MSA")
+            acknowledged = (await asyncio.wait_for(reader.readmessage(), settings.timeout_seconds)).segment("MSA")
             return str(acknowledged[1]), str(acknowledged[2])
+        except _TROUBLE as error:  # it was there: this message may be the reason
+            raise Sick(type(error).__name__) from None
         finally:
             writer.close()

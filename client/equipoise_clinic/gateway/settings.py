@@ -183,7 +183,7 @@ class Hl7(Strict, frozen=True):
 
     Attributes:
         processing_id: HL7 table 0103: P production, T training, D debugging.
-        timeout_seconds: for connection, message and acknowledgement together.
+        timeout_seconds: for the connection, and again for the acknowledgement.
         tls_root, tls_cert, tls_key: as of `Deliver`. Attempts, pauses and `away_hours` are those of `Deliver`, too.
     """
 

@@ -26,11 +26,16 @@ QUICK = {"attempts": 2, "first_seconds": 0.001, "longest_seconds": 0.002}
 
 
 class Receiver:
-    """Takes messages and answers each with the next of `codes`, at last with AA; "" ends the connection instead."""
+    """Takes messages and answers each with the next of `codes`, at last with AA; "" ends the connection instead.
+
+    Attributes:
+        unwelcome: Message Control ID of one that ends the connection each time.
+    """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.taken: list[hl7.Message] = []
         self.codes: list[str] = []
+        self.unwelcome = ""
         self._loop, self._context, ready = asyncio.new_event_loop(), context, threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,))
         self._thread.start()
@@ -51,6 +56,7 @@ class Receiver:
         try:
             given = await reader.readmessage()
             code = self.codes.pop(0) if self.codes else "AA"
+            code = "" if str(given.segment("MSH")[10]) == self.unwelcome else code
             if code in ("AA", "CA"):
                 self.taken.append(given)
             if code == "other":
@@ -192,6 +198,28 @@ def test_a_receiver_that_is_away_holds_up_no_object(desk, receiver) -> None:
         decided(desk, case)
     assert run(desk, worker(desk, pacs, receiver.port)) == [("delivered", "")] * 2
     assert len(pacs.taken) == 4 and len(receiver.taken) == 2
+
+
+def test_a_message_that_a_receiver_hangs_up_on_does_not_hold_up_the_others(desk, receiver) -> None:
+    """What arrives at the archive says nothing about it; what arrives at the same receiver does."""
+    receiver.unwelcome = control_id(decided(desk, "a" * 16))
+    pacs = Pacs()
+    sender = worker(desk, pacs, receiver.port)
+    for number in range(3):
+        while [line["event"] for line in desk.lines()].count("destination unavailable") <= number:
+            desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
+        desk.decided(desk.received(study()), [report("1.2.3")], f"{number:016x}", route="accept")
+        desk.dispatched()
+        while len(pacs.taken) < number + 3:
+            desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
+    assert desk.store.cases.get("a" * 16).state == "delivering"
+    for case in "bcdef":
+        decided(desk, case * 16)
+        while desk.store.cases.get(case * 16).state == "delivering":
+            desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
+        desk.store.wait(desk.store.changes, 0.01)
+        sender.step()  # its turn
+    assert desk.store.cases.get("a" * 16).reason.startswith("object 3 was refused 2 times") and len(receiver.taken) == 5
 
 
 def test_an_archive_that_is_away_holds_up_no_message(desk, receiver) -> None:
