@@ -6,12 +6,15 @@ import functools
 import io
 import json
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from http import HTTPStatus
+from socketserver import BaseServer
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import requests
@@ -26,6 +29,7 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import ThreadedAssociationServer
 
 from ..dicom.archive import AS_STORED, encoded
 from ..dicom.tls import server_context
@@ -84,6 +88,33 @@ def syntaxes() -> list[UID]:
     ]
 
 
+class _Server(ThreadedAssociationServer):
+    """Somebody who connects and falls silent, a port scanner for one, stops no other and no end.
+
+    pynetdicom's server shakes hands (TLS) in the loop that accepts connections, and reads from them without a limit.
+    """
+
+    daemon_threads = True  # those that still shake hands do not hold up `shutdown`
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = cast(socket.socket, self.socket).accept()
+        connection.settimeout(self.ae.network_timeout)
+        return connection, address
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        if self.ssl_context is not None:
+            try:
+                request = self.ssl_context.wrap_socket(request, server_side=True)
+            except OSError:
+                self.shutdown_request(request)
+                return
+        super().process_request_thread(request, client_address)
+
+    def shutdown(self) -> None:
+        BaseServer.shutdown(self)
+        self.server_close()
+
+
 class Receiver:
     """A C-STORE receiver. Answers success only for what is safely on disk; 0xA700 where there is no room.
 
@@ -112,12 +143,13 @@ class Receiver:
     def start(self) -> int:
         """Listens; returns the port. Raises OSError, InvalidInput."""
         settings = self._settings
-        self._server = self._entity.start_server(
+        self._server = self._entity.make_server(
             (settings.host, settings.port),
-            block=False,
             ssl_context=server_context(settings.tls_cert, settings.tls_key, settings.tls_clients),
             evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_PDU_RECV, self._count)],
+            server_class=_Server,
         )
+        threading.Thread(target=self._server.serve_forever, name="receive", daemon=True).start()
         return int(self._server.socket.getsockname()[1])
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from functools import partial
 from types import SimpleNamespace
 
@@ -137,6 +138,19 @@ def test_the_receiver_answers_success_for_what_is_on_disk(desk, receiver):
     assert association.send_c_store(datasets[0]).Status == 0xC000
     association.release()
     assert len(desk.store.studies.aside()) == 1
+
+
+def test_who_falls_silent_in_the_middle_of_a_message_is_put_out(desk):
+    """Else it would keep one of the associations for ever."""
+    made = Receiver(Receive(port=0), desk.intake, desk.log)
+    made._entity.network_timeout = 0.1
+    port = made.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=60.0) as silent:
+            silent.sendall(b"\x01\x00\x00")
+            assert silent.recv(1) == b""
+    finally:
+        made.stop()
 
 
 @pytest.mark.parametrize(("aet", "caller"), [("OTHER", "MODALITY"), ("EQUIPOISE", "STRANGER")])
