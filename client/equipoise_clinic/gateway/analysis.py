@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic, time
 
@@ -28,7 +29,7 @@ from ..dicom.identity import uid_of
 from ..dicom.result_source import Predecessor
 from ..dicom.rules import Rules
 from ..dicom.series import dataset_of
-from ..dicom.study import Analysis, ChosenSeries, analyse, sorted_out
+from ..dicom.study import Analysis, ChosenSeries, PartialAnswer, analyse, sorted_out
 from .observe import Log, Metrics
 from .picture import draw
 from .settings import Settings, kind_of
@@ -42,7 +43,7 @@ _SICK = (ServerFailure, DeadlineExceeded)
 """Either the server or the study is the reason: an attempt is counted only if other studies succeed meanwhile."""
 
 ATTEMPTS = 5
-"""Counted failures until a study is given up."""
+"""Counted failures until a study is given up; answers that lack samples until one is taken as it is, for review."""
 
 
 class AnalysisWorker:
@@ -71,6 +72,7 @@ class AnalysisWorker:
         self._failures = 0  # in a row, to get an answer from the server
         self._successes = 0
         self._done: set[tuple[str, int, str]] = set()  # study, revision, model: kept while others of the study wait
+        self._partial: Counter[tuple[str, str]] = Counter()  # study, model → answers in a row that lack samples
         self._before: dict[str, tuple[int, float]] = {}  # study → successes when it last failed, when it first failed
 
     def step(self) -> float:
@@ -197,7 +199,16 @@ class AnalysisWorker:
         report = self._store.cases.report(replaces, Comprehensive3DSRStorage) if replaces else None
         predecessor = None if report is None else Predecessor(*report)
         missing = self._store.studies.missing(study, series.series.uid)
-        analysis = analyse(series, self._client, missing=missing, predecessor=predecessor, closed=self._closed)
+        task = (study.key, series.model)
+        try:
+            analysis = analyse(
+                series, self._client, missing=missing, predecessor=predecessor, closed=self._closed,
+                whole=self._partial[task] < ATTEMPTS,
+            )  # fmt: skip
+        except PartialAnswer:
+            self._partial[task] += 1
+            raise
+        self._partial.pop(task, None)
         self._failures = 0
         self._successes += 1
         self._before.pop(study.key, None)
