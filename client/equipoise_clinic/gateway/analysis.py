@@ -39,8 +39,13 @@ from .store import ORU, Kept, NewCase, NewObject, Store, Study, fingerprint_of
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
 """The server is away, or was set up wrongly. The study is not the reason: it waits, and no attempt is counted."""
 
-_SICK = (ServerFailure, DeadlineExceeded)
+_SICK = (ServerFailure, DeadlineExceeded, ServerUnavailable)
 """Either the server or the study is the reason: an attempt is counted only if other studies succeed meanwhile."""
+
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, _AWAY) and not (isinstance(error, ServerUnavailable) and error.failed)
+
 
 ATTEMPTS = 5
 """Counted failures until a study is given up; answers that lack samples until one is taken as it is, for review."""
@@ -86,23 +91,22 @@ class AnalysisWorker:
         except StudyRejected as rejected:
             if self._store.studies.end(study, "rejected", rejected.reason):
                 self._log.warning("study rejected", study=study.key, reason=rejected.reason)
-        except _AWAY as error:
-            self._metrics.reachable.labels("triton").set(0)
-            pause = self._backoff.pause(self._failures)
-            self._failures += 1
-            if study.key in self._before:  # while away it does not fail: the hours begin anew
-                self._before[study.key] = (self._before[study.key][0], monotonic())
-            self._store.studies.postpone(study, pause, counted=False)
-            self._log.warning(
-                "server unavailable, study waits", study=study.key, error=type(error).__name__, seconds=pause
-            )
         except OutOfRoom:
             raise
         except Exception as error:  # noqa: BLE001 (one study must not stop the others)
-            self._failed(study, error)
+            (self._missed if _is_away(error) else self._failed)(study, error)
         else:
             self._metrics.analysis.observe(monotonic() - began)
         return 0.0
+
+    def _missed(self, study: Study, error: Exception) -> None:
+        self._metrics.reachable.labels("triton").set(0)
+        pause = self._backoff.pause(self._failures)
+        self._failures += 1
+        if study.key in self._before:  # while away it does not fail: the hours begin anew
+            self._before[study.key] = (self._before[study.key][0], monotonic())
+        self._store.studies.postpone(study, pause, counted=False)
+        self._log.warning("server unavailable, study waits", study=study.key, error=type(error).__name__, seconds=pause)
 
     def _failed(self, study: Study, error: Exception) -> None:
         self._log.failure("analysis failed", error, study=study.key)

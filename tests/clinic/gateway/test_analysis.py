@@ -81,6 +81,17 @@ def test_what_kills_again_and_again_while_others_succeed_is_given_up(desk, clock
     assert state(desk, received) == "dead"
 
 
+def test_what_no_sample_can_be_drawn_of_is_given_up_while_others_succeed(desk, clock):
+    """The server says that it is unavailable, as the model could answer nothing; it is there all the same."""
+    received, worker, error = desk.received(), Failing(desk), ServerUnavailable()
+    error.failed = True
+    worker.meets(error)
+    for _ in range(ATTEMPTS):
+        worker._successes += 1  # of another study
+        worker.meets(error)
+    assert state(desk, received) == "dead"
+
+
 def worker_of(desk, rules: Rules | None = None, incomplete_seconds: float = 0.0) -> AnalysisWorker:
     settings = SimpleNamespace(triton=Triton(), incomplete_seconds=incomplete_seconds)
     rules = rules or Rules.for_model("tiny")
