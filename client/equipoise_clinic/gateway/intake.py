@@ -37,6 +37,10 @@ class Outcome(str, Enum):
     ASIDE = "aside"
 
 
+class Closed(OutOfRoom):
+    """The gateway is being stopped: nothing more is taken, as where there is no room."""
+
+
 class Intake:
     """Checks one object, writes it to the spool, then notes it in the store.
 
@@ -70,6 +74,11 @@ class Intake:
         """Ends the object that is being taken; what comes later is refused, so that it is sent again."""
         with self._turn:
             self._open = False
+
+    def check_open(self) -> None:
+        """For sources, before they ask for more. Raises Closed."""
+        if not self._open:
+            raise Closed("the gateway is being stopped")
 
     def take(self, content: bytes, quiet: float, source: str, study: str = "", instance: str = "") -> Outcome:
         """One DICOM file. Raises OutOfRoom: then nothing of it was kept, and its sender has to send it again.
@@ -124,8 +133,7 @@ class Intake:
             reason = f"it cannot be read as DICOM ({type(error).__name__})"
         self._spool.check_room(len(content))
         with self._turn:
-            if not self._open:
-                raise OutOfRoom("the gateway is being stopped")
+            self.check_open()
             if reason:
                 return self._put_aside(content, reason, source, names, quiet)
             key = self._store.studies.key_of(names.study) or secrets.token_hex(8)

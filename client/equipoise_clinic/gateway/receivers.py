@@ -153,12 +153,11 @@ class Receiver:
         return int(self._server.socket.getsockname()[1])
 
     def stop(self) -> None:
-        """No new associations; those that are open end after the object that they are at."""
+        """No new associations; those that are open end. Close the intake before, so that no object is cut in two."""
         server, self._server = self._server, None
         if server is None:
             return
         server.shutdown()
-        self._intake.close()
         for association in self._entity.active_associations:
             association.abort()
             association.join(5.0)
@@ -263,13 +262,14 @@ class Puller:
         Args:
             listing: what the archive has of the study.
 
-        Raises Lost where it is done with all the others.
+        Raises Lost where it is done with all the others, OutOfRoom.
         """
         taken, before = 0, -1
         lost: Lost | None = None
         while taken != before:
             before, known, lost = taken, self._store.studies.known(study_uid), None
             for series in listing():
+                self._intake.check_open()
                 wanted = [each for each in series.instances if self._wanted(each, known)]
                 unlisted = max(0, series.stated - len(series.instances))
                 self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
@@ -307,7 +307,7 @@ class Orthanc:
     ) -> None:
         self.every = settings.every_seconds
         self._url = settings.url.rstrip("/")
-        self._store, self._log, self._passed = store, log, passed
+        self._intake, self._store, self._log, self._passed = intake, store, log, passed
         self._puller = Puller(intake, store)
         self._session = requests.Session()
         if settings.user:
@@ -321,6 +321,7 @@ class Orthanc:
             answer = self._json(f"/changes?since={since}&limit=100")
             stable = [str(change["ID"]) for change in answer["Changes"] if change["ChangeType"] == "StableStudy"]
             for study in stable:
+                self._intake.check_open()
                 taken += self._take(study)
                 self._passed("source.taken")
             if answer["Last"] != since:
@@ -400,7 +401,7 @@ class Web:
 
     def __init__(self, settings: WebSource, intake: Intake, store: Store) -> None:
         self.every = settings.every_seconds
-        self._settings = settings
+        self._settings, self._intake = settings, intake
         self._puller = Puller(intake, store)
         session = requests.Session()
         if settings.user:
@@ -414,6 +415,7 @@ class Web:
         trouble: Exception | None = None
         try:
             for uid in self._studies():
+                self._intake.check_open()
                 try:
                     taken += self._take(uid)
                 except (*_NOBODY, OutOfRoom):

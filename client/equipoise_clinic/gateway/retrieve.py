@@ -57,9 +57,11 @@ class Retrieve:
         taken, troubles = 0, list[str]()
         with _noted(troubles):
             for study in self._pacs.studies(filters):
+                self._intake.check_open()
                 with _noted(troubles):
                     for series in self._pacs.series(study):
                         if str(series.get("Modality", "")) not in NO_IMAGES:
+                            self._intake.check_open()
                             with _noted(troubles):
                                 taken += self._take(study, series)
         if troubles:

@@ -27,7 +27,7 @@ from ..http_server import http_server, listen
 from .analysis import AnalysisWorker
 from .audit_log import AuditWatch, forget, write_out
 from .delivery import DeliveryWorker, destination
-from .intake import Intake
+from .intake import Closed, Intake
 from .observe import Log, Metrics, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .retrieve import Retrieve
@@ -122,6 +122,7 @@ class Gateway:
             ready(ports)
             self._stop.wait()
             self._log.info("stopping")
+            intake.close()
             if receiver is not None:
                 receiver.stop()
             self._store.wake()
@@ -168,6 +169,8 @@ class Gateway:
         """The result of a step. An error does not end the service: it is logged, and the part pauses; then None."""
         try:
             result = step()
+        except Closed:
+            pass
         except OutOfRoom:
             self._trouble(name, "no room", _FULL)
         except SourceAway as error:

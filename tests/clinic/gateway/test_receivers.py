@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import socket
+import threading
 from functools import partial
 from types import SimpleNamespace
 
 import pydicom
 import pytest
 import requests
+from equipoise_clinic.gateway.intake import Closed, Intake
+from equipoise_clinic.gateway.observe import Log
 from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Puller, Receiver, SourceAway, Web
-from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
+from equipoise_clinic.gateway.service import Gateway
+from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource, load_settings
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
@@ -19,6 +23,7 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from ...support.asking import poll
+from ...support.gateways import configuration
 from ...support.orthanc import orthanc
 from ...support.studies import encoded, read, report, study
 
@@ -290,6 +295,51 @@ def test_a_series_is_incomplete_until_its_archive_has_given_all_of_it(desk):
     away[0] = False
     assert puller.take(uid, listing, 0.0, "test") == 1
     assert desk.store.studies.missing(received, series) == ("its archive has 1 images more than it has given so far",)
+
+
+def test_a_source_asks_for_no_more_while_the_gateway_stops(desk):
+    """The image that it is at is refused, so its series stays incomplete; the next is not even listed."""
+    images, listed = study(count=2), []
+
+    def fetch(image: bytes) -> bytes:
+        desk.intake.close()
+        return image
+
+    def listing():
+        for number, image in enumerate(images):
+            listed.append(number)
+            yield ListedSeries(f"1.2.{number}", (Listed(_named(image)[2], partial(fetch, image)),))
+
+    with pytest.raises(Closed):
+        Puller(desk.intake, desk.store).take(_named(images[0])[0], listing, 0.0, "test")
+    assert listed == [0] and desk.store.studies.instances() == []
+    reader = Web(WebSource("http://archive"), desk.intake, desk.store)
+    reader._client = SimpleNamespace(search_for_studies=lambda **_: [{"0020000D": {"Value": ["1.2"]}}])
+    with pytest.raises(Closed):
+        reader.poll()
+
+
+def test_the_end_of_the_gateway_closes_the_intake_whatever_the_source(tmp_path, monkeypatch):
+    """A source with a backlog would hold up the end otherwise."""
+    closed = threading.Event()
+
+    class Backlog:
+        name, every = "backlog", 1.0
+
+        def poll(self) -> int:
+            assert closed.wait(60)
+            return 0
+
+    close = Intake.close
+    monkeypatch.setattr(Intake, "close", lambda self: (close(self), closed.set()))
+    monkeypatch.setattr(Gateway, "_sources", lambda self, intake: [Backlog()])
+    url = "http://127.0.0.1:9"
+    settings = configuration(
+        tmp_path, "127.0.0.1:9", '[[series]]\nmodel = "tiny"\n', orthanc={"url": url}, deliver={"stow_url": url}
+    )
+    gateway = Gateway(load_settings(settings), Log(io.StringIO()))
+    gateway.run(lambda ports: gateway.stop())
+    assert closed.is_set()
 
 
 def test_an_image_that_an_archive_does_not_give_stops_no_other_and_no_other_study(desk, monkeypatch):

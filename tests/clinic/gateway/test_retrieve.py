@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from equipoise_client.cli.main import main
+from equipoise_clinic.gateway.intake import Closed, Intake
 from equipoise_clinic.gateway.receivers import Receiver, SourceAway
 from equipoise_clinic.gateway.retrieve import Retrieve
 from equipoise_clinic.gateway.settings import BadSettings, Receive, RetrieveSource, load_settings
@@ -117,7 +118,8 @@ class Partial:
     Attributes:
         to: port that it sends to, as the AE title is entered there.
         ends: whether it ends the association when it has sent all, before it says so.
-        moves: how often it was asked to send.
+        closes: an intake that is closed when it is asked to send.
+        moves: how often it was.
     """
 
     to: int
@@ -125,6 +127,7 @@ class Partial:
     listed: list[bytes] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
     ends: bool = False
+    closes: Intake | None = None
     moves: int = 0
 
     def find(self, event):
@@ -147,6 +150,8 @@ class Partial:
 
     def move(self, event):
         self.moves += 1
+        if self.closes is not None:
+            self.closes.close()
         images = [read(each) for each in self.sent]
         images = [each for each in images if each.SeriesInstanceUID == event.identifier.SeriesInstanceUID]
         yield "127.0.0.1", self.to
@@ -224,6 +229,20 @@ def test_a_series_that_is_not_given_stops_no_other_of_its_study(desk, partial) -
     with pytest.raises(SourceAway):
         source(desk, "127.0.0.1", partial.port).poll()
     assert not missing(desk, encoded(other)) and missing(desk, images[0])
+
+
+def test_nothing_more_is_moved_while_the_gateway_stops(desk, partial) -> None:
+    images = [study(count=1)[0] for _ in range(3)]
+    uid = read(images[0]).StudyInstanceUID
+    for each in images[1:]:
+        other = read(each)
+        other.StudyInstanceUID = uid
+        images[images.index(each)] = encoded(other)
+    partial.listed += images
+    partial.closes = desk.intake
+    with pytest.raises(Closed):
+        source(desk, "127.0.0.1", partial.port).poll()
+    assert partial.moves == 1
 
 
 def test_a_series_that_came_whole_is_whole_though_the_move_failed(desk, partial) -> None:
