@@ -166,6 +166,53 @@ def test_names_beyond_ascii_arrive(desk, receiver) -> None:
     assert str(receiver.taken[0].segment("PID")[5]) == "Müller^Jörg^^^Dr."
 
 
+def written(desk, report_: pydicom.Dataset, **changes) -> hl7.Message:
+    """The message about a case; `changes` are of the case."""
+    decided(desk)
+    (case,) = desk.store.cases.all()
+    for name, value in changes.items():
+        object.__setattr__(case, name, value)
+    return hl7.parse(message(case, report_, "1.2", Hl7(host="x")))
+
+
+def test_numbers_have_no_exponent(desk) -> None:
+    """HL7 forbids it in NM, and a receiver may read 8e-07 as 8. What is no number is left out."""
+    volume = {"total": {"mean": 1234567.0, "sd": 0.0000008, "low": float("nan"), "high": 1e21}}
+    given = written(desk, read(report("1.2.3", Comprehensive3DSRStorage)), score=1.25e-5, volume=volume)
+    numbers = {str(each[3]).split("^")[0]: str(each[5]) for each in given.segments("OBX") if str(each[2]) == "NM"}
+    assert numbers == {
+        "case_score": "0.0000125", "118565006": "1234570", "volume_sd": "0.0000008", "volume_high": "1" + "0" * 21,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("=山田^太郎=やまだ^たろう", "山田^太郎"),
+        ("Yamada^Tarou=山田^太郎", "Yamada^Tarou"),
+        ("^^=山田", "山田"),
+        ("", ""),
+    ],
+)
+def test_a_name_without_an_alphabetic_group_is_there(desk, name: str, field: str) -> None:
+    dataset = read(report("1.2.3", Comprehensive3DSRStorage))
+    dataset.PatientName = name
+    assert str(written(desk, dataset).segment("PID")[5]) == field
+
+
+def test_a_control_character_ends_nothing(desk) -> None:
+    """MLLP frames a message by 0x0B and 0x1C, HL7 ends a segment by 0x0D."""
+    dataset = read(report("1.2.3", Comprehensive3DSRStorage))
+    dataset.AccessionNumber, dataset.PatientSex = "A\x0b1|\x1cB", "M|"
+    decided(desk)
+    (case,) = desk.store.cases.all()
+    object.__setattr__(case, "why", "one\r\ntwo\x00")
+    text = message(case, dataset, "1.2", Hl7(host="x"))
+    assert not set(text) & (set(map(chr, range(32))) - {"\r"}) and text.count("\r") == text.count("\rOBX|") + 3
+    given = hl7.parse(text)
+    assert str(given.segment("OBR")[3]) == "A\\X0B\\1\\F\\\\X1C\\B" and str(given.segment("PID")[8]) == "U"
+
+
 def test_a_repeat_has_the_same_control_id_and_a_new_version_says_so(desk) -> None:
     uid = decided(desk)
     (case,) = desk.store.cases.all()
