@@ -19,9 +19,10 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from ..dicom.tls import client_context
 from .faults import Away, Refused, Sick, Unwanted
+from .http_session import session_of
 from .observe import Log, Metrics
 from .oru import Mllp, control_id, message
-from .settings import Deliver, Hl7, password
+from .settings import Deliver, Hl7
 from .spool import Spool
 from .store import ORU, OutboxItem, Store
 
@@ -48,14 +49,7 @@ class Stow:
     _LATER = (401, 403, 404, 407, 408, 425, 429)  # about access, address or load, not about the object
 
     def __init__(self, settings: Deliver) -> None:
-        session = requests.Session()
-        if settings.user:
-            session.auth = (settings.user, password(settings.password_file))
-        if settings.tls_root is not None:
-            session.verify = str(settings.tls_root)
-        if settings.tls_cert is not None:
-            session.cert = (str(settings.tls_cert), str(settings.tls_key or settings.tls_cert))
-        self._client = DICOMwebClient(settings.stow_url, session=session, timeout=settings.timeout_seconds)
+        self._client = DICOMwebClient(settings.stow_url, session=session_of(settings), timeout=settings.timeout_seconds)
         self._client.set_http_retry_params(retry=False)
 
     def send(self, dataset: pydicom.Dataset) -> None:

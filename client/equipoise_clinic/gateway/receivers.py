@@ -33,9 +33,10 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from ..dicom.archive import AS_STORED, encoded
 from ..dicom.tls import server_context
+from .http_session import session_of
 from .intake import Intake, Outcome
 from .observe import Log
-from .settings import OrthancSource, Receive, WebSource, password
+from .settings import OrthancSource, Receive, WebSource
 from .spool import OutOfRoom
 from .store import Store
 
@@ -309,9 +310,7 @@ class Orthanc:
         self._url = settings.url.rstrip("/")
         self._intake, self._store, self._log, self._passed = intake, store, log, passed
         self._puller = Puller(intake, store)
-        self._session = requests.Session()
-        if settings.user:
-            self._session.auth = (settings.user, password(settings.password_file))
+        self._session = session_of(settings)
         self._cursor = f"orthanc {self._url}"
 
     def poll(self) -> int:
@@ -403,10 +402,7 @@ class Web:
         self.every = settings.every_seconds
         self._settings, self._intake = settings, intake
         self._puller = Puller(intake, store)
-        session = requests.Session()
-        if settings.user:
-            session.auth = (settings.user, password(settings.password_file))
-        self._client = DICOMwebClient(settings.url, session=session)
+        self._client = DICOMwebClient(settings.url, session=session_of(settings))
         self._client.set_http_retry_params(retry=False)
 
     def poll(self) -> int:

@@ -31,7 +31,7 @@ from .intake import Closed, Intake
 from .observe import Log, Metrics, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .retrieve import Retrieve
-from .settings import Settings
+from .settings import Settings, check_files
 from .spool import OutOfRoom, Spool
 from .store import FINISHED, Store
 
@@ -76,6 +76,7 @@ class Gateway:
         """
         silence_libraries()
         settings = self._settings
+        check_files(settings)
         with ExitStack() as opened:
             self._spool = Spool(settings.directory, int(settings.reserve_megabytes * 1e6))
             opened.enter_context(_alone(settings))
