@@ -208,7 +208,8 @@ class DeliveryWorker:
         case = self._store.cases.get(item.case)
         if self._hl7 is None or self._messages is None or case is None:
             raise Refused("it is an HL7 message, and [hl7] is not configured any more")
-        report = pydicom.dcmread(folder / f"{item.number - 1}.dcm", stop_before_pixels=True)
+        last = max((int(each.stem) for each in folder.glob("*.dcm")), default=0)  # the report
+        report = pydicom.dcmread(folder / f"{last}.dcm", stop_before_pixels=True)
         self._messages.send(message(case, report, item.uid, self._hl7), control_id(item.uid))
 
     def _arrived(self, item: OutboxItem) -> None:

@@ -31,6 +31,14 @@ _ESCAPES = str.maketrans(  # HL7 v2.5.1, 2.7; control characters end segments, a
         **{chr(n): f"\\X{n:02X}\\" for n in range(32)},
     }
 )
+_STATUSES = {None: ("P", "P"), "accept": ("F", "F"), "reject": ("C", "W"), "correct": ("C", "W")}
+"""Verdict → OBR-25 (HL7 table 0123), OBX-11 (table 0085): preliminary, final, correction: what was posted is wrong."""
+
+_VERDICTS = {
+    "accept": "an expert agrees",
+    "reject": "an expert finds it wrong",
+    "correct": "an expert finds that it has to be corrected",
+}
 _LONGEST_ANSWER = 1 << 16  # bytes
 _TROUBLE = (OSError, EOFError, ValueError, LookupError, hl7.HL7Exception, InvalidBlockError, asyncio.TimeoutError)
 
@@ -48,7 +56,9 @@ def message(case: StoredCase, report: Any, uid: str, settings: Hl7, now: datetim
     """
     sent = f"{now or datetime.now(timezone.utc):%Y%m%d%H%M%S%z}"
     control, order = control_id(uid), _text(report, "AccessionNumber")
-    status = "C" if case.replaces else "P"
+    result, status = _STATUSES[case.verdict]
+    if case.replaces and status != "W":
+        result = status = "C"
     groups = str(report.get("PatientName", "")).split("=")  # alphabetic, ideographic, phonetic
     name = next((group for group in groups if group.strip("^ ")), "")
     family, given, middle, prefix, suffix = (name.split("^") + [""] * 5)[:5]
@@ -65,7 +75,7 @@ def message(case: StoredCase, report: Any, uid: str, settings: Hl7, now: datetim
         ["PID", "1", "", _components(_text(report, "PatientID"), "", "", issuer), "",
          _components(family, given, middle, suffix, prefix), "", born, sex if sex in ("F", "M", "O") else "U"],
         ["OBR", "1", "", _escaped(order or control), service, "", "", taken, *[""] * 10, _escaped(order), *[""] * 3,
-         sent, "", "", status],
+         sent, "", "", result],
         *(
             ["OBX", str(number), kind, code, sub, value, unit, *[""] * 4, status]
             for number, (kind, code, sub, value, unit) in enumerate(_observations(case, report), start=1)
@@ -78,6 +88,9 @@ def _observations(case: StoredCase, report: Any) -> Iterator[tuple[str, str, str
     """(value type, identifier, sub-identifier, value, unit) of each."""
     yield "CWE", _of(codes.ROUTE), "", _of(codes.ROUTES[case.route]), ""
     yield "ST", _of(codes.REASON), "", _escaped(case.why), ""
+    if case.verdict is not None:
+        what = _coded(case.verdict, _VERDICTS[case.verdict], codes.SCHEME)
+        yield "CWE", _coded("verdict", "Verdict of an expert", codes.SCHEME), "", what, ""
     if case.score is not None and isfinite(case.score):
         yield "NM", _of(codes.CASE_SCORE), "", _decimal(case.score), _of(codes.NO_UNITS)
     for name, estimate in case.volume.items():

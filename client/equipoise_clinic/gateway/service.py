@@ -210,7 +210,8 @@ class Gateway:
         if changes != self._tidied:
             shown = {case.key for case in self._store.cases.worklist()}
             for folder in (self._settings.directory / "outbox").iterdir():
-                if self._finished(folder.name):
+                awaited = self._settings.hl7 is not None and folder.name in shown  # its verdict becomes a message
+                if self._finished(folder.name) and not awaited:
                     self._spool.remove(folder)
             for picture in (self._settings.directory / "pictures").iterdir():
                 if self._finished(picture.stem) and picture.stem not in shown:

@@ -14,7 +14,8 @@ import pytest
 from equipoise_clinic.dicom.identity import uid_of
 from equipoise_clinic.gateway.delivery import Away, DeliveryWorker, Refused
 from equipoise_clinic.gateway.oru import Mllp, control_id, message
-from equipoise_clinic.gateway.settings import Deliver, Hl7
+from equipoise_clinic.gateway.service import Gateway
+from equipoise_clinic.gateway.settings import Deliver, Hl7, Settings
 from equipoise_clinic.gateway.store import ORU
 from equipoise_deploy.certs import make_certificates
 from hl7.mllp import start_hl7_server
@@ -211,6 +212,84 @@ def test_a_control_character_ends_nothing(desk) -> None:
     assert not set(text) & (set(map(chr, range(32))) - {"\r"}) and text.count("\r") == text.count("\rOBX|") + 3
     given = hl7.parse(text)
     assert str(given.segment("OBR")[3]) == "A\\X0B\\1\\F\\\\X1C\\B" and str(given.segment("PID")[8]) == "U"
+
+
+def judged(desk, verdict: str, case: str = "c" * 16) -> None:
+    found = desk.store.cases.get(case)
+    assert desk.store.cases.judge(case, found.fingerprint, verdict, "dr.who", 0)
+    desk.dispatched()
+
+
+def statuses(given: hl7.Message) -> tuple[str, set[str], str | None]:
+    """OBR-25, all OBX-11, and the expert's verdict."""
+    verdict = [str(each[5]).split("^")[0] for each in given.segments("OBX") if str(each[3]).startswith("verdict^")]
+    observed = {str(each[11]) for each in given.segments("OBX")}
+    return str(given.segment("OBR")[25]), observed, verdict[0] if verdict else None
+
+
+def test_what_an_expert_released_is_final_and_says_so(desk, receiver) -> None:
+    """But not who it was: that stands in the audit log."""
+    decided(desk, marked=False)
+    desk.store.execute("UPDATE cases SET state = 'review'")
+    judged(desk, "accept")
+    run(desk, worker(desk, Pacs(), receiver.port))
+    (given,) = receiver.taken
+    assert statuses(given) == ("F", {"F"}, "accept") and "dr.who" not in str(given)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"), [("accept", ("F", {"F"})), ("reject", ("C", {"W"})), ("correct", ("C", {"W"}))]
+)
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_verdict_about_what_was_sent_goes_out_as_one_more_message(desk, receiver, verdict, status, late) -> None:
+    """Under another control ID; no object is sent again."""
+    pacs = Pacs()
+    decided(desk)
+    sender = worker(desk, pacs, receiver.port)
+    run(desk, sender)
+    desk.store.execute("UPDATE cases SET late = ?", late)
+    judged(desk, verdict)
+    assert [state for state, _ in run(desk, sender)] == ["delivered"] and len(pacs.taken) == 2
+    first, second = receiver.taken
+    assert statuses(first) == ("P", {"P"}, None) and statuses(second) == (*status, verdict)
+    assert str(first.segment("MSH")[10]) != str(second.segment("MSH")[10])
+    assert str(first.segment("PID")) == str(second.segment("PID"))
+
+
+def test_what_an_expert_calls_wrong_before_it_is_sent_is_no_message(desk, receiver) -> None:
+    decided(desk)
+    judged(desk, "reject")
+    sender = worker(desk, Pacs(), receiver.port)
+    assert sender.step() > 0 and run(desk, sender) == [("withheld", "")] and receiver.taken == []
+
+
+def test_what_may_have_arrived_is_taken_back_and_not_sent_again(desk, receiver) -> None:
+    """The receiver hung up; a repeat under the same control ID would say something else."""
+    receiver.codes.append("")
+    pacs = Pacs()
+    decided(desk)
+    sender = worker(desk, pacs, receiver.port)
+    while "destination unavailable" not in [line["event"] for line in desk.lines()]:
+        desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
+    judged(desk, "reject")
+    run(desk, sender)
+    assert [statuses(each) for each in receiver.taken] == [("C", {"W"}, "reject")]
+    desk.store.execute("UPDATE cases SET state = 'dead'")
+    desk.store.revive()
+    assert desk.store.outbox.next()[0] is None, "nothing of it is sent any more"
+
+
+def test_a_report_is_kept_until_the_verdict_that_a_message_is_made_of(desk, tmp_path) -> None:
+    decided(desk, marked=True)
+    desk.store.execute("UPDATE cases SET state = 'delivered'")
+    given = Settings(tmp_path / "gateway", tmp_path / "rules.toml", tmp_path / "log", hl7=Hl7(host="x"))
+    service = Gateway(given, desk.log)
+    service._store, service._spool, service._intake = desk.store, desk.spool, desk.intake
+    service._tidy()
+    assert (desk.spool.outbox("c" * 16) / "2.dcm").exists()
+    desk.store.execute("UPDATE cases SET verdict = 'accept'")
+    service._tidy()
+    assert not desk.spool.outbox("c" * 16).exists()
 
 
 def test_a_repeat_has_the_same_control_id_and_a_new_version_says_so(desk) -> None:

@@ -62,7 +62,7 @@ class Outbox:
             " (SELECT 1 FROM outbox q WHERE q.owner = p.owner AND q.state = 'waiting' AND q.number < p.number"
             " AND q.attempts = 0 AND (q.due <= p.due OR p.sop_class = ?))"
             " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
-            f" AND NOT {OUTDATED} AND (c.late = 0 OR c.verdict = 'accept')"
+            f" AND NOT {OUTDATED} AND (c.late = 0 OR c.verdict IS NOT NULL)"
             " ORDER BY p.due, c.created, p.number LIMIT 1",
             ORU,
         )
@@ -120,6 +120,31 @@ class Outbox:
         """A dead letter: the object stays where it is until `Store.revive`; the others of its case go on."""
         with self._database.transaction() as db:
             _ended(db, item, "dead", reason)
+
+
+def tell_again(db: sqlite3.Connection, case: str, verdict: str) -> bool:
+    """One more message, about a verdict, where one was sent or may have been. False: there is none to add to.
+
+    The one before is not repeated: it would say something else under the same Message Control ID. What an expert calls
+    wrong is not sent further.
+    """
+    first = db.execute(
+        "SELECT uid FROM outbox WHERE owner = ? AND sop_class = ?"
+        " AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL) ORDER BY number",
+        (case, ORU),
+    ).fetchone()
+    if first is None:
+        return False
+    last = db.execute("SELECT MAX(number) FROM outbox WHERE owner = ?", (case,)).fetchone()[0]
+    db.execute(
+        "DELETE FROM outbox WHERE owner = ? AND state <> 'sent' AND (sop_class = ? OR ? <> 'accept')",
+        (case, ORU, verdict),
+    )
+    db.execute(
+        "INSERT INTO outbox (owner, number, uid, state, sop_class, series) VALUES (?, ?, ?, 'waiting', ?, '')",
+        (case, last + 1, f"{first['uid']}.{last + 1}", ORU),
+    )
+    return True
 
 
 def _ended(db: sqlite3.Connection, item: OutboxItem, state: str, reason: str) -> str | None:
