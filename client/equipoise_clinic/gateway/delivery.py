@@ -17,6 +17,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from ..dicom.archive import holds, is_stored
 from ..dicom.tls import client_context
 from .faults import Away, Refused, Sick, Unwanted
 from .http_session import session_of
@@ -31,9 +32,6 @@ PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 NO_KIND = (0x0122, 0xC122)
 """SOP class not supported (PS3.7 C.5.6); of STOW-RS also its transfer syntax (PS3.18 table I.2-2)."""
-
-DUPLICATE = 0x0111
-"""DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
 
 
 class Destination(Protocol):
@@ -69,17 +67,10 @@ class Stow:
                 code = int(failed.get("FailureReason", 0))
                 self._refused(dataset, f"failure reason {code:#06x}", code)
 
-    def holds(self, dataset: pydicom.Dataset) -> bool:
-        """Whether an object of this UID is there, by QIDO-RS."""
-        uid = str(dataset.SOPInstanceUID)
-        where = (str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID))
-        found = self._client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
-        return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
-
     def _refused(self, dataset: pydicom.Dataset, why: str, code: int = 0) -> None:
         """Some archives refuse what they hold already, sent before a crash: equal UIDs are equal objects here."""
         try:
-            if self.holds(dataset):
+            if holds(self._client, dataset):
                 return
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
@@ -136,7 +127,7 @@ class CStore:
             raise Unwanted(f"status {code:#06x}")
         if 0xA700 <= code <= 0xA7FF:
             raise Sick(f"status {code:#06x}")  # out of resources
-        if code not in (0x0000, DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
+        if not is_stored(code):
             raise Refused(f"status {code:#06x}")
 
 

@@ -86,7 +86,7 @@ class Retrieve:
             return 0
         moved = self._pacs.move(self._to, study, uid)
         missing, absent = self._look(study, uid, images, unlisted)
-        elsewhere = bool(absent) and moved.done and (moved.completed or len(found)) >= len(found)
+        elsewhere = bool(absent) and moved.done and moved.completed >= len(found)
         self._asked[uid] = _Asked(missing, monotonic() + AGAIN, elsewhere)
         if elsewhere:
             key = self._store.studies.key_of(study)

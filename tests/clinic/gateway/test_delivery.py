@@ -6,9 +6,12 @@ import socket
 import threading
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import requests
+from equipoise_clinic.dicom import archive
+from equipoise_clinic.dicom.archive import holds, send
 from equipoise_clinic.gateway.delivery import (
     Away,
     CStore,
@@ -22,6 +25,7 @@ from equipoise_clinic.gateway.delivery import (
 )
 from equipoise_clinic.gateway.settings import Deliver
 from msgspec.structs import replace
+from pydicom import Dataset
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
@@ -393,7 +397,10 @@ def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
 
 @pytest.mark.parametrize(("status", "arrives"), [(0x0000, True), (0x0111, True), (0xB000, True), (0xA900, False)])
 def test_what_the_archive_holds_already_has_arrived(status, arrives):
-    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored."""
+    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored.
+
+    So says `equipoise send`, too.
+    """
     entity = AE(ae_title="STRICT")
     entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: status)])
@@ -401,6 +408,8 @@ def test_what_the_archive_holds_already_has_arrived(status, arrives):
     try:
         with nullcontext() if arrives else pytest.raises(Refused):
             sender.send(read(study(count=1)[0]))
+        (stored,) = send([read(study(count=1)[0])], f"dicom://STRICT@127.0.0.1:{server.socket.getsockname()[1]}")
+        assert stored.done == arrives
     finally:
         server.shutdown()
 
@@ -409,10 +418,33 @@ def test_stow_knows_what_the_archive_holds(pacs):
     there, elsewhere = (read(each) for each in study(count=2))
     sender = Stow(Deliver(stow_url=pacs.dicomweb_url))
     sender.send(there)
-    assert sender.holds(there) and not sender.holds(elsewhere)
+    assert holds(sender._client, there) and not holds(sender._client, elsewhere)
     with pytest.raises(Refused, match="HTTP status 409"):
         sender._refused(elsewhere, "HTTP status 409")
     sender._refused(there, "HTTP status 409")
+
+
+@pytest.mark.parametrize("answer", [requests.HTTPError(response=SimpleNamespace(status_code=409)), 0x0111])
+@pytest.mark.parametrize("held", [True, False])
+def test_what_an_archive_refuses_as_it_holds_it_is_stored(monkeypatch, answer, held):
+    """For `equipoise send` as for the gateway."""
+    (image,) = study(count=1)
+    uid = str(read(image).SOPInstanceUID)
+
+    def store_instances(_):
+        if isinstance(answer, Exception):
+            raise answer
+        failed = Dataset()
+        failed.FailureReason = answer
+        whole = Dataset()
+        whole.FailedSOPSequence = [failed]
+        return whole
+
+    found = [{"00080018": {"Value": [uid]}}] if held else []
+    client = SimpleNamespace(store_instances=store_instances, search_for_instances=lambda *_, **__: found)
+    monkeypatch.setattr(archive, "_client", lambda *_: client)
+    (stored,) = send([read(image)], "https://pacs/dicom-web")
+    assert stored.done == held
 
 
 def test_a_silent_archive_is_waited_for_as_long_as_the_configuration_says():

@@ -117,7 +117,7 @@ class Partial:
 
     Attributes:
         to: port that it sends to, as the AE title is entered there.
-        ends: whether it ends the association when it has sent all, before it says so.
+        ends: series for which it ends the association when it has sent all, before it says so.
         closes: an intake that is closed when it is asked to send.
         moves: how often it was.
     """
@@ -126,7 +126,7 @@ class Partial:
     port: int = 0
     listed: list[bytes] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
-    ends: bool = False
+    ends: str = ""
     closes: Intake | None = None
     moves: int = 0
 
@@ -153,12 +153,13 @@ class Partial:
         if self.closes is not None:
             self.closes.close()
         images = [read(each) for each in self.sent]
-        images = [each for each in images if each.SeriesInstanceUID == event.identifier.SeriesInstanceUID]
+        series = event.identifier.get("SeriesInstanceUID")
+        images = [each for each in images if series in (None, each.SeriesInstanceUID)]
         yield "127.0.0.1", self.to
         yield len(images)
         for each in images:
             yield 0xFF00, each
-        if self.ends:
+        if series == self.ends:
             event.assoc.abort()
 
 
@@ -225,7 +226,8 @@ def test_a_series_that_is_not_given_stops_no_other_of_its_study(desk, partial) -
     other = read(study(count=1)[0])
     other.StudyInstanceUID = read(images[0]).StudyInstanceUID
     partial.listed += [*images, encoded(other)]
-    partial.sent.append(encoded(other))
+    partial.sent += [images[0], encoded(other)]
+    partial.ends = str(read(images[0]).SeriesInstanceUID)
     with pytest.raises(SourceAway):
         source(desk, "127.0.0.1", partial.port).poll()
     assert not missing(desk, encoded(other)) and missing(desk, images[0])
@@ -249,7 +251,7 @@ def test_a_series_that_came_whole_is_whole_though_the_move_failed(desk, partial)
     images = study(count=3)
     partial.listed += images
     partial.sent += images
-    partial.ends = True
+    partial.ends = str(read(images[0]).SeriesInstanceUID)
     asked = source(desk, "127.0.0.1", partial.port)
     with pytest.raises(SourceAway, match="C-MOVE"):
         asked.poll()
@@ -268,6 +270,17 @@ def test_what_came_and_is_no_image_or_damaged_is_not_absent(desk, partial) -> No
     assert asked.poll() == 2
     assert missing(desk, images[0]) == ("1 of its images came damaged or could not be taken",)
     assert asked.poll() == 0 and partial.moves == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_verb_says_when_the_pacs_sends_nothing(partial, capsys, known) -> None:
+    """For a study that it does not know it may answer success all the same."""
+    partial.sent += study(count=1) if known else []
+    uid = str(read((partial.sent or study(count=1))[0]).StudyInstanceUID)
+    with pytest.raises(SystemExit) as ended:
+        main(["fetch", f"dicom://PACS@127.0.0.1:{partial.port}", "--study", uid, "--move-to", "EQUIPOISE"])
+    out = capsys.readouterr().out
+    assert (not ended.value.code, "sent nothing" in out) == (known, not known)
 
 
 def test_a_pacs_that_does_not_answer_is_away(desk) -> None:
