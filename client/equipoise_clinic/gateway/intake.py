@@ -200,6 +200,11 @@ def _is_image(kind: UID) -> bool:
     return "Image Storage" in kind.name or kind.name == kind
 
 
+def study_of(content: bytes, largest: int) -> str:
+    """Study Instance UID that an object states; "" where it states no valid one."""
+    return _names(content, largest, "", "").study
+
+
 def _names(content: bytes, largest: int, study: str, instance: str) -> _Names:
     """What can be read of a malformed object; `study` and `instance` where it does not say."""
     try:
@@ -247,7 +252,9 @@ def parsed(content: bytes, largest: int, header_only: bool = False) -> Any:
 def digest_of(content: bytes) -> str:
     """Of transfer syntax and data set: how it came, and so its file meta information, does not matter."""
     start, meta = _meta(content)
-    return hashlib.sha256(str(meta.TransferSyntaxUID).encode() + b"\0" + content[start:]).hexdigest()
+    digest = hashlib.sha256(str(meta.TransferSyntaxUID).encode() + b"\0")
+    digest.update(memoryview(content)[start:])  # which copies nothing
+    return digest.hexdigest()
 
 
 def _meta(content: bytes) -> tuple[int, FileMetaDataset]:

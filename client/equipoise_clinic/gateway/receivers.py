@@ -34,7 +34,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from ..dicom.archive import AS_STORED, encoded
 from ..dicom.tls import server_context
 from .http_session import session_of
-from .intake import Intake, Outcome
+from .intake import Intake, Outcome, study_of
 from .observe import Log
 from .settings import OrthancSource, Receive, WebSource
 from .spool import OutOfRoom
@@ -120,6 +120,8 @@ class Receiver:
     """A C-STORE receiver. Answers success only for what is safely on disk; 0xA700 where there is no room.
 
     A malformed object is answered with 0xC000: its sender learns of it, and we keep it aside.
+
+    Memory: `largest` for each association, and twice that for the one object that is being taken.
     """
 
     def __init__(self, settings: Receive, intake: Intake, log: Log, largest: int = 1 << 30) -> None:
@@ -128,6 +130,7 @@ class Receiver:
         self._received: WeakKeyDictionary[Any, int] = (
             WeakKeyDictionary()
         )  # association → bytes of the object that comes
+        self._turn = threading.Lock()
         entity = AE(ae_title=settings.aet)
         entity.supported_contexts = [
             build_context(context.abstract_syntax or "", list[str | UID](syntaxes()))
@@ -202,10 +205,13 @@ class Receiver:
         try:
             study = self._studies.get(event.assoc, "")
             instance = str(event.request.AffectedSOPInstanceUID)
-            quiet = self._settings.quiet_seconds
-            outcome = self._intake.take(event.encoded_dataset(), quiet, "c-store", study, instance)
-            if outcome is not Outcome.ASIDE:
-                self._studies[event.assoc] = str(event.dataset.StudyInstanceUID)
+            with self._turn:
+                content = event.encoded_dataset()
+                event.request.DataSet.seek(0)
+                event.request.DataSet.truncate()
+                outcome = self._intake.take(content, self._settings.quiet_seconds, "c-store", study, instance)
+                if outcome is not Outcome.ASIDE:
+                    self._studies[event.assoc] = study_of(content, self._largest)
         except OutOfRoom:
             self._log.warning("object refused", reason="no room", status=f"{OUT_OF_RESOURCES:#06x}")
             return OUT_OF_RESOURCES

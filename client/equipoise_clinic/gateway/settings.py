@@ -260,8 +260,8 @@ class Settings(Strict, frozen=True):
         oversight: who oversees the service, a role and how to reach it; for `equipoise dossier`.
         incomplete_seconds: a series that is known to be incomplete is waited for this long after its study's last
             image; then it goes to review.
-        largest_megabytes: larger objects are not taken, so that memory is bounded: by this for each association, and
-            by the largest series that a rule sends to a model.
+        largest_megabytes: larger objects are not taken, so that memory is bounded: by `associations` + 2 times this
+            while images come, and by the largest series that a rule sends to a model.
     """
 
     directory: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+import tracemalloc
 from functools import partial
 from types import SimpleNamespace
 
@@ -198,6 +199,24 @@ def test_an_object_that_would_fill_the_memory_ends_its_association(desk):
     assert desk.store.studies.missing(received, str(named.SeriesInstanceUID)), "what is left of it is not the whole"
     (first,) = [each for each in desk.store.studies.all() if each.uid == str(read(small).StudyInstanceUID)]
     assert not desk.store.studies.missing(first, ""), "another study is whole without it"
+
+
+def test_an_object_is_in_memory_twice_at_most_while_it_is_taken(desk):
+    """As a file, and as its pixels; what was received is let go. The study is known without reading all of it again."""
+    image = study(count=1, rows=2048, columns=4096)[0]
+    dataset = read(image)
+    received = io.BytesIO(encode(dataset, False, True))
+    request = SimpleNamespace(AffectedSOPInstanceUID=dataset.SOPInstanceUID, DataSet=received)
+    event = SimpleNamespace(request=request, encoded_dataset=lambda: b"".join((image[:200], image[200:])), assoc=AE())
+    made = Receiver(Receive(port=0), desk.intake, desk.log)
+    tracemalloc.start()
+    try:
+        assert made._store(event) == 0x0000
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2.2 * len(image) and received.getbuffer().nbytes == 0
+    assert made._studies[event.assoc] == dataset.StudyInstanceUID
 
 
 def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, receiver):
