@@ -139,11 +139,13 @@ def _stow(instances: Iterable[Any], url: str, access: Access) -> Iterator[Stored
         yield Stored(uid, reason)
 
 
+DUPLICATE = 0x0111
+"""DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
+
+
 def is_stored(status: int) -> bool:
-    """Whether a C-STORE status says that the instance is there now: also with a warning (0xB…, PS3.4 B.2.3), or as it
-    was there before (0x0111, PS3.7 C.5.14). Equal UIDs are equal objects.
-    """
-    return status in (0x0000, 0x0111) or status >> 12 == 0xB
+    """Whether a C-STORE status says that the instance is there now, also with a warning (0xB…, PS3.4 B.2.3)."""
+    return status in (0x0000, DUPLICATE) or status >> 12 == 0xB
 
 
 def holds(client: Any, dataset: Any) -> bool:
