@@ -64,11 +64,13 @@ class ServerUnavailable(EquipoiseError):
 
     Attributes:
         busy: the server was reached and had no room in its queue.
+        failed: the model was reached, and could not draw a single sample; this request may be the cause.
         lost: the connection was lost during the request: a model may have started on it, and died because of it.
         retry_after: seconds after which it asks to be asked again; 0 where it did not say.
     """
 
     busy = False
+    failed = False
     lost = False
     retry_after = 0.0
 
@@ -117,9 +119,10 @@ _FULL = "Exceeds maximum queue size"  # Triton's words
 _DEAD = ("Stub process", "is not healthy")  # Triton's words; of a dead sampler the model says them as UNAVAILABLE
 _TOO_LARGE = "status: 413"  # of a proxy, as gRPC words it
 _UNLOADED = "has no available versions"  # Triton's words; of an unknown model it says "is not found"
+_FAILED = "the sampler failed"  # our aggregator's words
 _NOT_LOST = (
     _FULL, _UNLOADED, "failed to connect", "connection refused", "resolution failed", "server is stopping",
-    "server not ready", "status: 429", "status: 503", "timeout expired", "the sampler failed", "the request's timeout",
+    "server not ready", "status: 429", "status: 503", "timeout expired", _FAILED, "the request's timeout",
 )  # fmt: skip
 """Words of queue, gRPC and a proxy for a request that nobody has begun to work on, and of a model that answers."""
 
@@ -156,5 +159,7 @@ def _mapped(about: str, status: str, details: str) -> EquipoiseError:
     mapped = kind(f"{about}: {advice} ({code or 'no status'}: {details.strip() or 'no details'})")
     if isinstance(mapped, ServerUnavailable):
         mapped.busy = _FULL.lower() in details.lower()
-        mapped.lost = not any(words.lower() in details.lower() for words in _NOT_LOST)
+        said = [words for words in _NOT_LOST if words.lower() in details.lower()]
+        mapped.failed = said == [_FAILED]  # and not because its queue is full, or it is being loaded
+        mapped.lost = not said
     return mapped

@@ -333,6 +333,17 @@ def test_a_sampler_that_failed_and_lives_is_asked_again(ask: Ask, triton: Any) -
     assert len(triton.requests) == 4
 
 
+@pytest.mark.parametrize(
+    ("why", "failed"), [("out of memory", True), ("Exceeds maximum queue size", False), ("server is stopping", False)]
+)
+def test_a_sampler_that_failed_on_the_request_is_told_from_one_without_time(ask: Ask, triton: Any, why, failed) -> None:
+    """The one may be the request's doing."""
+    triton.failures = [(grpc.StatusCode.UNAVAILABLE, f"the sampler failed: {why}")]
+    with pytest.raises(ServerUnavailable) as error:
+        ask("predict", "brain", IMAGE, client={"retry": Retry(attempts=1)})
+    assert error.value.failed == failed
+
+
 def test_a_proxy_that_finds_a_message_too_large_is_understood(ask: Ask, triton: Any) -> None:
     """gRPC knows no code for HTTP's 413 and says UNKNOWN."""
     triton.failures = [(grpc.StatusCode.UNKNOWN, "Received http2 header with status: 413")]

@@ -29,6 +29,7 @@ from typing import Any
 
 from equipoise_core.canonical import digest_of
 
+from ..ownership import give_to_owner
 from .anchor import Anchor
 from .entry import GENESIS, START, AuditError, Entry, Kind, Link, parse, what_is_wrong
 from .segments import SEGMENT_BYTES, last_line, lines, log_of, missing, segment
@@ -177,6 +178,7 @@ def _locked(log: Path) -> Iterator[int]:
     """The log, exclusively, without a fragment at its end. The lock is a file of its own: `redact` replaces files."""
     lock = os.open(_lock_file(log), os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        give_to_owner(lock, log)
         fcntl.flock(lock, fcntl.LOCK_EX)
         _set_fragment_aside(log, lock)
         yield lock
@@ -200,10 +202,13 @@ def _write(
         number, size = number + 1, 0
         file = segment(log, number)
     _write_intent(lock, number, size)
+    new = not file.exists()
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         if number > 1 and size == 0:
-            _give_to_owner(descriptor, segment(log, number - 1))
+            _like(descriptor, segment(log, number - 1))
+        elif new:
+            give_to_owner(descriptor, log.parent)
         try:
             while line:
                 line = line[os.write(descriptor, line) :]
@@ -257,7 +262,7 @@ def _replace_without(file: Path, gone: set[int]) -> None:
     """A file of the log anew, without the bodies of these sequences."""
     temporary = file.with_name(f".{file.name}.redacting")
     with temporary.open("wb") as fresh, file.open("rb") as old:
-        _give_to_owner(fresh.fileno(), file)
+        _like(fresh.fileno(), file)
         for line in old:
             entry, _ = parse(line)
             fresh.write(Entry(**{**vars(entry), "body": None}).line() if entry.sequence in gone else line)
@@ -267,14 +272,11 @@ def _replace_without(file: Path, gone: set[int]) -> None:
     _sync_folder(file.parent)
 
 
-def _give_to_owner(descriptor: int, like: Path) -> None:
-    """Mode and, where root writes, owner of another file of the log: the service has to go on writing."""
-    if not like.exists():
-        return
-    owner = like.stat()
-    os.fchmod(descriptor, stat.S_IMODE(owner.st_mode))
-    if os.geteuid() == 0:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+def _like(descriptor: int, file: Path) -> None:
+    """Mode and, where root writes, owner of another file of the log."""
+    if file.exists():
+        os.fchmod(descriptor, stat.S_IMODE(file.stat().st_mode))
+    give_to_owner(descriptor, file)
 
 
 def _sync_folder(folder: Path) -> None:

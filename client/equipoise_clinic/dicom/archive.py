@@ -128,12 +128,32 @@ def _stow(instances: Iterable[Any], url: str, access: Access) -> Iterator[Stored
         try:
             with _translated(url):
                 answer = client.store_instances([_as_file(dataset)])
+            failed = answer.get("FailedSOPSequence") or []
+            codes = ", ".join(f"0x{int(item.get('FailureReason', 0)):04x}" for item in failed)
+            reason = f"refused with reason {codes}" if failed else ""
         except InvalidInput as error:
-            yield Stored(uid, str(error))
-            continue
-        failed = answer.get("FailedSOPSequence") or []
-        codes = ", ".join(f"0x{int(item.get('FailureReason', 0)):04x}" for item in failed)
-        yield Stored(uid, f"refused with reason {codes}" if failed else "")
+            reason = str(error)
+        if reason:
+            with _translated(url):
+                reason = "" if holds(client, dataset) else reason
+        yield Stored(uid, reason)
+
+
+DUPLICATE = 0x0111
+"""DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
+
+
+def is_stored(status: int) -> bool:
+    """Whether a C-STORE status says that the instance is there now, also with a warning (0xB…, PS3.4 B.2.3)."""
+    return status in (0x0000, DUPLICATE) or status >> 12 == 0xB
+
+
+def holds(client: Any, dataset: Any) -> bool:
+    """Whether an archive has an instance of this UID, by QIDO-RS: some refuse what is there already."""
+    uid = str(dataset.SOPInstanceUID)
+    where = (str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID))
+    found = client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
+    return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
 
 
 def encoded(dataset: Any) -> bytes:
@@ -236,5 +256,4 @@ def _c_store(
         code = int(status.Status)
         if code >> 8 == 0xA7:  # out of resources: no fault of the instance
             raise ServerUnavailable(f"{aet} at {host}:{port} has no room (status 0x{code:04x})")
-        # 0xB…: stored, with a warning (PS3.4 B.2.3)
-        yield Stored(uid, "" if code == 0 or code >> 12 == 0xB else f"refused with status 0x{code:04x}")
+        yield Stored(uid, "" if is_stored(code) else f"refused with status 0x{code:04x}")

@@ -80,6 +80,7 @@ def fetch(
         for each in found:
             brought = each.get("moved", len(each["files"]) if "files" in each else None)
             lost = f", {each['failed']} could not be sent" if each.get("failed") else ""
+            lost = lost or (", the PACS has sent nothing: does it have that study?" if each.get("moved") == 0 else "")
             typer.echo(each["study_instance_uid"] + ("" if brought is None else f": {brought} instances{lost}"))
     if not found:
         typer.echo("no study matches", err=True)

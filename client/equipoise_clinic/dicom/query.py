@@ -19,9 +19,9 @@ _UNKNOWN_DESTINATION = 0xA801
 
 @dataclass(frozen=True)
 class Moved:
-    """What became of a C-MOVE: how many instances arrived, and did not, and the last status.
+    """What became of a C-MOVE: how many instances were sent, and could not be, as the PACS counts; the last status.
 
-    `completed` is 0 where the PACS does not count.
+    For a study that it does not know a PACS may well answer success, with nothing sent.
     """
 
     completed: int
@@ -30,7 +30,7 @@ class Moved:
 
     @property
     def done(self) -> bool:
-        return self.status == _SUCCESS and not self.failed
+        return self.status == _SUCCESS and not self.failed and self.completed > 0
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class Pacs:
         with self._associated("Move") as (association, model):
             for answer, _ in association.send_c_move(identifier, to, model):
                 last = answer.get("Status")
-                completed, failed = (
-                    int(answer.get(f"NumberOf{what}Suboperations", 0) or 0) for what in ("Completed", "Failed")
+                completed, failed = (  # the last answer need not count
+                    max(before, int(answer.get(f"NumberOf{what}Suboperations", 0) or 0))
+                    for before, what in ((completed, "Completed"), (failed, "Failed"))
                 )
         if last is None:
             raise ServerUnavailable(f"{self._name} ended C-MOVE without an answer")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from equipoise_client.client import UncertaintyClient
-from equipoise_client.errors import InvalidInput, MissingExtra, ServerUnavailable, StudyRejected
+from equipoise_client.errors import InvalidInput, MissingExtra, ServerFailure, ServerUnavailable, StudyRejected
 from equipoise_client.extras import needs
 from equipoise_client.figure import grey
 from equipoise_client.images import dicom as pixels
@@ -190,6 +190,10 @@ def _misfit(group: Group, rule: Rule) -> NoSeriesFits | None:
     return None
 
 
+class PartialAnswer(ServerFailure):
+    """The server could not draw all samples: the next answer may have all, or it is this image that it fails on."""
+
+
 def analyse(
     chosen: ChosenSeries,
     client: UncertaintyClient,
@@ -197,6 +201,7 @@ def analyse(
     missing: Sequence[str] = (),
     predecessor: Predecessor | None = None,
     closed: Callable[[str], str] = lambda model: "",
+    whole: bool = False,
     samples: int | None = None,
     seed: int | None = None,
     priority: Priority | int | None = None,
@@ -209,6 +214,7 @@ def analyse(
         missing: reasons for which the series is incomplete, beyond those of its own headers.
         predecessor: the report of an earlier result, about fewer images, that was sent.
         closed: model → why it may accept nothing at present; empty: it may.
+        whole: raise PartialAnswer where not all samples could be drawn; else such an answer is for review.
         group: of cases that the series is of; None: what the rule's `group` attribute says.
 
     Raises StudyRejected where the model cannot take it; what the client raises about the server passes through
@@ -243,9 +249,12 @@ def analyse(
         # Its results would name classes and model as the one before; the client knows the new one by now.
         raise ServerUnavailable(f"{model} was replaced while it was asked; ask again")
     codes = {problem.get("code") for problem in answer.record.get("problems") or () if isinstance(problem, dict)}
-    if codes & {"sampler_failed", "first_pass_failed"}:
-        raise ServerUnavailable(f"{model} could not draw all samples; ask again")
+    partial = bool(codes & {"sampler_failed", "first_pass_failed"})
+    if partial and whole:
+        raise PartialAnswer(f"{model} could not draw all samples; ask again")
     prediction = prepared.judge(answer)
+    if partial:
+        prediction = prediction.at_most_review("not all samples could be drawn")
     incomplete = (*series.incomplete, *missing)
     if incomplete:
         prediction = prediction.at_most_review(f"the series is incomplete: {'; '.join(incomplete)}")

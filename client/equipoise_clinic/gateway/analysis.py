@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic, time
 
@@ -28,7 +29,7 @@ from ..dicom.identity import uid_of
 from ..dicom.result_source import Predecessor
 from ..dicom.rules import Rules
 from ..dicom.series import dataset_of, patient_of
-from ..dicom.study import Analysis, ChosenSeries, analyse, sorted_out
+from ..dicom.study import Analysis, ChosenSeries, PartialAnswer, analyse, sorted_out
 from .observe import Log, Metrics
 from .picture import draw
 from .settings import Settings, kind_of
@@ -38,11 +39,16 @@ from .store import ORU, Kept, NewCase, NewObject, Store, Study, fingerprint_of
 _AWAY = (ServerUnavailable, NotPermitted, UnknownModel, Cancelled)
 """The server is away, or was set up wrongly. The study is not the reason: it waits, and no attempt is counted."""
 
-_SICK = (ServerFailure, DeadlineExceeded)
+_SICK = (ServerFailure, DeadlineExceeded, ServerUnavailable)
 """Either the server or the study is the reason: an attempt is counted only if other studies succeed meanwhile."""
 
+
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, _AWAY) and not (isinstance(error, ServerUnavailable) and error.failed)
+
+
 ATTEMPTS = 5
-"""Counted failures until a study is given up."""
+"""Counted failures until a study is given up; answers that lack samples until one is taken as it is, for review."""
 
 
 class AnalysisWorker:
@@ -71,6 +77,7 @@ class AnalysisWorker:
         self._failures = 0  # in a row, to get an answer from the server
         self._successes = 0
         self._done: set[tuple[str, int, str]] = set()  # study, revision, model: kept while others of the study wait
+        self._partial: Counter[tuple[str, str]] = Counter()  # study, model → answers in a row that lack samples
         self._before: dict[str, tuple[int, float]] = {}  # study → successes when it last failed, when it first failed
 
     def step(self) -> float:
@@ -84,23 +91,22 @@ class AnalysisWorker:
         except StudyRejected as rejected:
             if self._store.studies.end(study, "rejected", rejected.reason):
                 self._log.warning("study rejected", study=study.key, reason=rejected.reason)
-        except _AWAY as error:
-            self._metrics.reachable.labels("triton").set(0)
-            pause = self._backoff.pause(self._failures)
-            self._failures += 1
-            if study.key in self._before:  # while away it does not fail: the hours begin anew
-                self._before[study.key] = (self._before[study.key][0], monotonic())
-            self._store.studies.postpone(study, pause, counted=False)
-            self._log.warning(
-                "server unavailable, study waits", study=study.key, error=type(error).__name__, seconds=pause
-            )
         except OutOfRoom:
             raise
         except Exception as error:  # noqa: BLE001 (one study must not stop the others)
-            self._failed(study, error)
+            (self._missed if _is_away(error) else self._failed)(study, error)
         else:
             self._metrics.analysis.observe(monotonic() - began)
         return 0.0
+
+    def _missed(self, study: Study, error: Exception) -> None:
+        self._metrics.reachable.labels("triton").set(0)
+        pause = self._backoff.pause(self._failures)
+        self._failures += 1
+        if study.key in self._before:  # while away it does not fail: the hours begin anew
+            self._before[study.key] = (self._before[study.key][0], monotonic())
+        self._store.studies.postpone(study, pause, counted=False)
+        self._log.warning("server unavailable, study waits", study=study.key, error=type(error).__name__, seconds=pause)
 
     def _failed(self, study: Study, error: Exception) -> None:
         self._log.failure("analysis failed", error, study=study.key)
@@ -203,7 +209,16 @@ class AnalysisWorker:
         report = self._store.cases.report(replaces, Comprehensive3DSRStorage) if replaces else None
         predecessor = None if report is None else Predecessor(*report)
         missing = self._store.studies.missing(study, series.series.uid)
-        analysis = analyse(series, self._client, missing=missing, predecessor=predecessor, closed=self._closed)
+        task = (study.key, series.model)
+        try:
+            analysis = analyse(
+                series, self._client, missing=missing, predecessor=predecessor, closed=self._closed,
+                whole=self._partial[task] < ATTEMPTS,
+            )  # fmt: skip
+        except PartialAnswer:
+            self._partial[task] += 1
+            raise
+        self._partial.pop(task, None)
         self._failures = 0
         self._successes += 1
         self._before.pop(study.key, None)

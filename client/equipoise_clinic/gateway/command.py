@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .settings import EXAMPLE, load_settings
+from .settings import EXAMPLE, check_files, load_settings
 
 EPILOG = """[bold]Examples[/]
 
@@ -31,7 +31,9 @@ Exit code: 0 stopped, 1 it failed, 2 wrong usage."""
 def gateway(
     configuration: Annotated[Path | None, typer.Argument(help="TOML file; see --example.", show_default=False)] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a commented configuration and end.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Read configuration and rules, and end.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read configuration, rules, certificates and passwords, and end.")
+    ] = False,
     status: Annotated[bool, typer.Option("--status", help="Print counts by state as JSON, and end.")] = False,
     conformance: Annotated[
         bool, typer.Option("--conformance", help="Print this site's DICOM Conformance Statement, and end.")
@@ -53,6 +55,7 @@ def gateway(
     settings = load_settings(configuration)
     if check:
         Rules.load(settings.rules)
+        check_files(settings)
         typer.echo("the configuration can be used")
         return
     if conformance:

@@ -18,7 +18,8 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as M
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from ..dicom import codes
-from .delivery import DUPLICATE, NO_KIND, PLAIN
+from ..dicom.archive import DUPLICATE
+from .delivery import NO_KIND, PLAIN
 from .receivers import (
     CANNOT_UNDERSTAND,
     OUT_OF_RESOURCES,
@@ -190,7 +191,7 @@ analysed; results are sent when the audit log holds the decision. A repeat gives
     )
     yield (
         f"Success: 0x0000, warnings 0xB000 to 0xBFFF, and {_hex(DUPLICATE)} (the archive holds it). Out of resources"
-        " (0xA700 to 0xA7FF): sent again later."
+        " (0xA700 to 0xA7FF), or an association that ends without an answer: sent again later."
         f" {' or '.join(map(_hex, NO_KIND))}, or no accepted context: this kind of object is not tried again for this"
         " result; the others are sent. Anything else: tried again, then given up and shown to a person.\n"
     )

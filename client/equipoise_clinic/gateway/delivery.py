@@ -15,12 +15,15 @@ from dicomweb_client.api import DICOMwebClient
 from equipoise_client.backoff import Backoff
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from ..dicom.archive import holds, is_stored
 from ..dicom.tls import client_context
 from .faults import Away, Refused, Sick, Unwanted
+from .http_session import session_of
 from .observe import Log, Metrics
 from .oru import Mllp, control_id, message
-from .settings import Deliver, Hl7, password
+from .settings import Deliver, Hl7
 from .spool import Spool
 from .store import ORU, OutboxItem, Store
 
@@ -29,9 +32,6 @@ PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 NO_KIND = (0x0122, 0xC122)
 """SOP class not supported (PS3.7 C.5.6); of STOW-RS also its transfer syntax (PS3.18 table I.2-2)."""
-
-DUPLICATE = 0x0111
-"""DICOM PS3.7 section C.5.14: it is there already, sent before a crash; equal UIDs are equal objects here."""
 
 
 class Destination(Protocol):
@@ -47,14 +47,7 @@ class Stow:
     _LATER = (401, 403, 404, 407, 408, 425, 429)  # about access, address or load, not about the object
 
     def __init__(self, settings: Deliver) -> None:
-        session = requests.Session()
-        if settings.user:
-            session.auth = (settings.user, password(settings.password_file))
-        if settings.tls_root is not None:
-            session.verify = str(settings.tls_root)
-        if settings.tls_cert is not None:
-            session.cert = (str(settings.tls_cert), str(settings.tls_key or settings.tls_cert))
-        self._client = DICOMwebClient(settings.stow_url, session=session, timeout=settings.timeout_seconds)
+        self._client = DICOMwebClient(settings.stow_url, session=session_of(settings), timeout=settings.timeout_seconds)
         self._client.set_http_retry_params(retry=False)
 
     def send(self, dataset: pydicom.Dataset) -> None:
@@ -68,29 +61,29 @@ class Stow:
                 raise Away(f"HTTP status {status}") from None
             self._refused(dataset, f"HTTP status {status}", _reason(error.response))
         except (requests.RequestException, OSError) as error:
-            raise Away(type(error).__name__) from None
+            raise (Away if _unreached(error) else Sick)(type(error).__name__) from None
         else:
             for failed in answer.get("FailedSOPSequence") or []:
                 code = int(failed.get("FailureReason", 0))
                 self._refused(dataset, f"failure reason {code:#06x}", code)
 
-    def holds(self, dataset: pydicom.Dataset) -> bool:
-        """Whether an object of this UID is there, by QIDO-RS."""
-        uid = str(dataset.SOPInstanceUID)
-        where = (str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID))
-        found = self._client.search_for_instances(*where, search_filters={"SOPInstanceUID": uid})
-        return any(uid in each.get("00080018", {}).get("Value", []) for each in found)
-
     def _refused(self, dataset: pydicom.Dataset, why: str, code: int = 0) -> None:
         """Some archives refuse what they hold already, sent before a crash: equal UIDs are equal objects here."""
         try:
-            if self.holds(dataset):
+            if holds(self._client, dataset):
                 return
         except (requests.RequestException, OSError) as error:
             raise Away(type(error).__name__) from None
         if code in NO_KIND:
             raise Unwanted(f"failure reason {code:#06x}")
         raise Refused(why)
+
+
+def _unreached(error: Exception) -> bool:
+    """Whether no connection came about, which says nothing about the object. One that is lost may be its doing."""
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    kinds = (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)
+    return isinstance(error, kinds) or isinstance(cause, (NewConnectionError, ConnectTimeoutError))
 
 
 def _reason(response: requests.Response | None) -> int:
@@ -124,17 +117,17 @@ class CStore:
                 raise Unwanted("its SOP class or transfer syntax is not accepted")
             status = association.send_c_store(dataset)
         except RuntimeError as error:  # the association ended
-            raise Away(type(error).__name__) from None
+            raise Sick(type(error).__name__) from None
         finally:
             association.release()
         if "Status" not in status:
-            raise Away("no answer")
+            raise Sick("no answer")  # it was there, and dropped the association: this object may be the reason
         code = int(status.Status)
         if code in NO_KIND:
             raise Unwanted(f"status {code:#06x}")
         if 0xA700 <= code <= 0xA7FF:
             raise Sick(f"status {code:#06x}")  # out of resources
-        if code not in (0x0000, DUPLICATE) and not 0xB000 <= code <= 0xBFFF:
+        if not is_stored(code):
             raise Refused(f"status {code:#06x}")
 
 
@@ -170,8 +163,8 @@ class DeliveryWorker:
         self._backoff = Backoff(settings.first_seconds, settings.longest_seconds)
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._away: Counter[str] = Counter()  # destination → failures in a row to reach it
-        self._sent = 0
-        self._before: dict[str, int] = {}  # object → how many were sent when the destination last could not store it
+        self._sent: Counter[str] = Counter()  # destination → how many were sent
+        self._before: dict[str, int] = {}  # object → how many were sent when its destination last could not store it
 
     def step(self) -> float:
         """Sends one object; returns seconds until there is something to do again."""
@@ -183,11 +176,12 @@ class DeliveryWorker:
         try:
             self._send(item)
         except Sick as error:
-            if self._sent > self._before.get(item.uid, self._sent):
+            sent = self._sent[_where(item)]
+            if sent > self._before.get(item.uid, sent):
                 self._refused(item, str(error))
             else:
                 self._missed(item, str(error), everything=False)
-            self._before[item.uid] = self._sent
+            self._before[item.uid] = sent
         except Away as error:
             self._missed(item, str(error), everything=True)
         except Refused as error:
@@ -220,13 +214,14 @@ class DeliveryWorker:
         case = self._store.cases.get(item.case)
         if self._hl7 is None or self._messages is None or case is None:
             raise Refused("it is an HL7 message, and [hl7] is not configured any more")
-        report = pydicom.dcmread(folder / f"{item.number - 1}.dcm", stop_before_pixels=True)
+        last = max((int(each.stem) for each in folder.glob("*.dcm")), default=0)  # the report
+        report = pydicom.dcmread(folder / f"{last}.dcm", stop_before_pixels=True)
         self._messages.send(message(case, report, item.uid, self._hl7), control_id(item.uid))
 
     def _arrived(self, item: OutboxItem) -> None:
         self._passed("delivery.sent")
         self._reached(item)
-        self._sent += 1
+        self._sent[_where(item)] += 1
         self._before.pop(item.uid, None)
         self._metrics.deliveries.labels("sent").inc()
         complete = self._store.outbox.sent(item)

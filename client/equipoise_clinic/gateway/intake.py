@@ -8,7 +8,8 @@ import re
 import secrets
 import threading
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -34,6 +35,10 @@ class Outcome(str, Enum):
     KNOWN = "known"
     IGNORED = "ignored"
     ASIDE = "aside"
+
+
+class Closed(OutOfRoom):
+    """The gateway is being stopped: nothing more is taken, as where there is no room."""
 
 
 class Intake:
@@ -62,12 +67,18 @@ class Intake:
         self._spool, self._store, self._log, self._metrics, self._passed = spool, store, log, metrics, passed
         self._largest = largest
         self._turn = threading.Lock()  # the same study may come from several senders at once
+        self._ignored: deque[str] = deque(maxlen=100_000)  # SOP Instance UIDs of what was no image
         self._open = True
 
     def close(self) -> None:
         """Ends the object that is being taken; what comes later is refused, so that it is sent again."""
         with self._turn:
             self._open = False
+
+    def check_open(self) -> None:
+        """For sources, before they ask for more. Raises Closed."""
+        if not self._open:
+            raise Closed("the gateway is being stopped")
 
     def take(self, content: bytes, quiet: float, source: str, study: str = "", instance: str = "") -> Outcome:
         """One DICOM file. Raises OutOfRoom: then nothing of it was kept, and its sender has to send it again.
@@ -84,6 +95,10 @@ class Intake:
             raise
         self._metrics.instances.labels(outcome.value).inc()
         return outcome
+
+    def ignored(self, instances: Collection[str]) -> set[str]:
+        """Those of them that came of late and are no images."""
+        return set(self._ignored.copy()).intersection(instances)
 
     def cut_off(self, beginning: pydicom.Dataset, quiet: float, kind: str, study: str, instance: str) -> None:
         """An object was not let come whole; its series is incomplete where it was an image.
@@ -107,6 +122,7 @@ class Intake:
             dataset = parsed(content, self._largest)
             kind = UID(str(dataset.SOPClassUID))
             if not _is_image(kind):
+                self._ignored.append(names.instance)
                 return Outcome.IGNORED
             # Of a class that nobody knows it may be an image with one wrong digit: not to be acknowledged and lost.
             reason = _fault(dataset) if kind.name != kind else "its SOPClassUID is not known"
@@ -117,8 +133,7 @@ class Intake:
             reason = f"it cannot be read as DICOM ({type(error).__name__})"
         self._spool.check_room(len(content))
         with self._turn:
-            if not self._open:
-                raise OutOfRoom("the gateway is being stopped")
+            self.check_open()
             if reason:
                 return self._put_aside(content, reason, source, names, quiet)
             key = self._store.studies.key_of(names.study) or secrets.token_hex(8)
@@ -185,6 +200,11 @@ def _is_image(kind: UID) -> bool:
     return "Image Storage" in kind.name or kind.name == kind
 
 
+def study_of(content: bytes, largest: int) -> str:
+    """Study Instance UID that an object states; "" where it states no valid one."""
+    return _names(content, largest, "", "").study
+
+
 def _names(content: bytes, largest: int, study: str, instance: str) -> _Names:
     """What can be read of a malformed object; `study` and `instance` where it does not say."""
     try:
@@ -232,7 +252,9 @@ def parsed(content: bytes, largest: int, header_only: bool = False) -> Any:
 def digest_of(content: bytes) -> str:
     """Of transfer syntax and data set: how it came, and so its file meta information, does not matter."""
     start, meta = _meta(content)
-    return hashlib.sha256(str(meta.TransferSyntaxUID).encode() + b"\0" + content[start:]).hexdigest()
+    digest = hashlib.sha256(str(meta.TransferSyntaxUID).encode() + b"\0")
+    digest.update(memoryview(content)[start:])  # which copies nothing
+    return digest.hexdigest()
 
 
 def _meta(content: bytes) -> tuple[int, FileMetaDataset]:

@@ -6,12 +6,15 @@ import functools
 import io
 import json
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from http import HTTPStatus
+from socketserver import BaseServer
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import requests
@@ -26,12 +29,14 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import ThreadedAssociationServer
 
 from ..dicom.archive import AS_STORED, encoded
 from ..dicom.tls import server_context
-from .intake import Intake, Outcome
+from .http_session import session_of
+from .intake import Intake, Outcome, study_of
 from .observe import Log
-from .settings import OrthancSource, Receive, WebSource, password
+from .settings import OrthancSource, Receive, WebSource
 from .spool import OutOfRoom
 from .store import Store
 
@@ -84,10 +89,39 @@ def syntaxes() -> list[UID]:
     ]
 
 
+class _Server(ThreadedAssociationServer):
+    """Somebody who connects and falls silent, a port scanner for one, stops no other and no end.
+
+    pynetdicom's server shakes hands (TLS) in the loop that accepts connections, and reads from them without a limit.
+    """
+
+    daemon_threads = True  # those that still shake hands do not hold up `shutdown`
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = cast(socket.socket, self.socket).accept()
+        connection.settimeout(self.ae.network_timeout)
+        return connection, address
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        if self.ssl_context is not None:
+            try:
+                request = self.ssl_context.wrap_socket(request, server_side=True)
+            except OSError:
+                self.shutdown_request(request)
+                return
+        super().process_request_thread(request, client_address)
+
+    def shutdown(self) -> None:
+        BaseServer.shutdown(self)
+        self.server_close()
+
+
 class Receiver:
     """A C-STORE receiver. Answers success only for what is safely on disk; 0xA700 where there is no room.
 
     A malformed object is answered with 0xC000: its sender learns of it, and we keep it aside.
+
+    Memory: `largest` for each association, and twice that for the one object that is being taken.
     """
 
     def __init__(self, settings: Receive, intake: Intake, log: Log, largest: int = 1 << 30) -> None:
@@ -96,6 +130,7 @@ class Receiver:
         self._received: WeakKeyDictionary[Any, int] = (
             WeakKeyDictionary()
         )  # association → bytes of the object that comes
+        self._turn = threading.Lock()
         entity = AE(ae_title=settings.aet)
         entity.supported_contexts = [
             build_context(context.abstract_syntax or "", list[str | UID](syntaxes()))
@@ -112,21 +147,21 @@ class Receiver:
     def start(self) -> int:
         """Listens; returns the port. Raises OSError, InvalidInput."""
         settings = self._settings
-        self._server = self._entity.start_server(
+        self._server = self._entity.make_server(
             (settings.host, settings.port),
-            block=False,
             ssl_context=server_context(settings.tls_cert, settings.tls_key, settings.tls_clients),
             evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_PDU_RECV, self._count)],
+            server_class=_Server,
         )
+        threading.Thread(target=self._server.serve_forever, name="receive", daemon=True).start()
         return int(self._server.socket.getsockname()[1])
 
     def stop(self) -> None:
-        """No new associations; those that are open end after the object that they are at."""
+        """No new associations; those that are open end. Close the intake before, so that no object is cut in two."""
         server, self._server = self._server, None
         if server is None:
             return
         server.shutdown()
-        self._intake.close()
         for association in self._entity.active_associations:
             association.abort()
             association.join(5.0)
@@ -170,10 +205,13 @@ class Receiver:
         try:
             study = self._studies.get(event.assoc, "")
             instance = str(event.request.AffectedSOPInstanceUID)
-            quiet = self._settings.quiet_seconds
-            outcome = self._intake.take(event.encoded_dataset(), quiet, "c-store", study, instance)
-            if outcome is not Outcome.ASIDE:
-                self._studies[event.assoc] = str(event.dataset.StudyInstanceUID)
+            with self._turn:
+                content = event.encoded_dataset()
+                event.request.DataSet.seek(0)
+                event.request.DataSet.truncate()
+                outcome = self._intake.take(content, self._settings.quiet_seconds, "c-store", study, instance)
+                if outcome is not Outcome.ASIDE:
+                    self._studies[event.assoc] = study_of(content, self._largest)
         except OutOfRoom:
             self._log.warning("object refused", reason="no room", status=f"{OUT_OF_RESOURCES:#06x}")
             return OUT_OF_RESOURCES
@@ -231,13 +269,14 @@ class Puller:
         Args:
             listing: what the archive has of the study.
 
-        Raises Lost where it is done with all the others.
+        Raises Lost where it is done with all the others, OutOfRoom.
         """
         taken, before = 0, -1
         lost: Lost | None = None
         while taken != before:
             before, known, lost = taken, self._store.studies.known(study_uid), None
             for series in listing():
+                self._intake.check_open()
                 wanted = [each for each in series.instances if self._wanted(each, known)]
                 unlisted = max(0, series.stated - len(series.instances))
                 self._store.studies.absent(study_uid, series.uid, unlisted + len(wanted))
@@ -275,11 +314,9 @@ class Orthanc:
     ) -> None:
         self.every = settings.every_seconds
         self._url = settings.url.rstrip("/")
-        self._store, self._log, self._passed = store, log, passed
+        self._intake, self._store, self._log, self._passed = intake, store, log, passed
         self._puller = Puller(intake, store)
-        self._session = requests.Session()
-        if settings.user:
-            self._session.auth = (settings.user, password(settings.password_file))
+        self._session = session_of(settings)
         self._cursor = f"orthanc {self._url}"
 
     def poll(self) -> int:
@@ -289,6 +326,7 @@ class Orthanc:
             answer = self._json(f"/changes?since={since}&limit=100")
             stable = [str(change["ID"]) for change in answer["Changes"] if change["ChangeType"] == "StableStudy"]
             for study in stable:
+                self._intake.check_open()
                 taken += self._take(study)
                 self._passed("source.taken")
             if answer["Last"] != since:
@@ -368,12 +406,9 @@ class Web:
 
     def __init__(self, settings: WebSource, intake: Intake, store: Store) -> None:
         self.every = settings.every_seconds
-        self._settings = settings
+        self._settings, self._intake = settings, intake
         self._puller = Puller(intake, store)
-        session = requests.Session()
-        if settings.user:
-            session.auth = (settings.user, password(settings.password_file))
-        self._client = DICOMwebClient(settings.url, session=session)
+        self._client = DICOMwebClient(settings.url, session=session_of(settings))
         self._client.set_http_retry_params(retry=False)
 
     def poll(self) -> int:
@@ -382,6 +417,7 @@ class Web:
         trouble: Exception | None = None
         try:
             for uid in self._studies():
+                self._intake.check_open()
                 try:
                     taken += self._take(uid)
                 except (*_NOBODY, OutOfRoom):

@@ -27,11 +27,11 @@ from ..http_server import http_server, listen
 from .analysis import AnalysisWorker
 from .audit_log import AuditWatch, forget, write_out
 from .delivery import DeliveryWorker, destination
-from .intake import Intake
+from .intake import Closed, Intake
 from .observe import Log, Metrics, silence_libraries
 from .receivers import Orthanc, Receiver, Source, SourceAway, Web
 from .retrieve import Retrieve
-from .settings import Settings
+from .settings import Settings, check_files
 from .spool import OutOfRoom, Spool
 from .store import FINISHED, Store
 
@@ -76,6 +76,7 @@ class Gateway:
         """
         silence_libraries()
         settings = self._settings
+        check_files(settings)
         with ExitStack() as opened:
             self._spool = Spool(settings.directory, int(settings.reserve_megabytes * 1e6))
             opened.enter_context(_alone(settings))
@@ -124,6 +125,7 @@ class Gateway:
             ready(ports)
             self._stop.wait()
             self._log.info("stopping")
+            intake.close()
             if receiver is not None:
                 receiver.stop()
             self._store.wake()
@@ -137,7 +139,7 @@ class Gateway:
         if self._settings.dicomweb is not None:
             yield Web(self._settings.dicomweb, intake, self._store)
         if self._settings.retrieve is not None and self._settings.receive is not None:
-            yield Retrieve(self._settings.retrieve, self._settings.receive.aet, self._store)
+            yield Retrieve(self._settings.retrieve, self._settings.receive.aet, intake, self._store, self._log)
 
     def _poll(self, source: Source) -> None:
         source.poll()
@@ -170,6 +172,8 @@ class Gateway:
         """The result of a step. An error does not end the service: it is logged, and the part pauses; then None."""
         try:
             result = step()
+        except Closed:
+            pass
         except OutOfRoom:
             self._trouble(name, "no room", _FULL)
         except SourceAway as error:
@@ -208,20 +212,26 @@ class Gateway:
         if changes != self._tidied:
             shown = {case.key for case in self._store.cases.worklist()}
             for folder in (self._settings.directory / "outbox").iterdir():
-                if self._finished(folder.name):
+                awaited = self._settings.hl7 is not None and folder.name in shown  # its verdict becomes a message
+                if self._finished(folder.name) and not awaited:
                     self._spool.remove(folder)
             for picture in (self._settings.directory / "pictures").iterdir():
                 if self._finished(picture.stem) and picture.stem not in shown:
                     self._spool.remove(picture)
             self._tidied = changes
         expired = time() - self._settings.keep_input_hours * 3600.0
-        for study in self._store.studies.expired(expired):
+        for study in self._store.studies.expired(expired, given_up=self._forgotten):
             self._intake.forget(study)
         self._intake.forget_aside(expired)
         self._passed("tidied")
 
+    @property
+    def _forgotten(self) -> float:
+        """Studies of which nothing came since then are forgotten."""
+        return time() - self._settings.keep_results_days * 86400.0
+
     def _purge(self) -> None:
-        count = self._store.purge(time() - self._settings.keep_results_days * 86400.0)
+        count = self._store.purge(self._forgotten)
         if count:
             self._log.info("studies forgotten", studies=count)
         days = self._settings.keep_audit_days

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +15,11 @@ from msgspec import Meta
 from msgspec.structs import replace
 from pydicom.uid import UID, Comprehensive3DSRStorage, ParametricMapStorage, SegmentationStorage
 
+from ..dicom.archive import checked_aet
+from ..dicom.tls import client_context, server_context
 from ..toml_file import Strict, read_toml
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
 
 EXAMPLE = Path(__file__).with_name("example.toml")
 
@@ -85,7 +89,7 @@ class Receive(Strict, frozen=True):
 
     aet: str = "EQUIPOISE"
     host: str = "127.0.0.1"
-    port: int = 11112
+    port: Port = 11112
     callers: tuple[str, ...] = ()
     quiet_seconds: float = 30.0
     associations: int = 10
@@ -95,12 +99,19 @@ class Receive(Strict, frozen=True):
 
 
 class OrthancSource(Strict, frozen=True):
-    """An Orthanc whose stable studies are analysed."""
+    """An Orthanc whose stable studies are analysed.
+
+    Attributes:
+        tls_root, tls_cert, tls_key: as of `Deliver`.
+    """
 
     url: str
     user: str = ""
     password_file: Path | None = None
     every_seconds: float = 2.0
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class WebSource(Strict, frozen=True):
@@ -110,6 +121,7 @@ class WebSource(Strict, frozen=True):
         query: attribute → value, as `ModalitiesInStudy = "MR"`.
         days: only studies of today and this many days before; 0: today; -1: all that the query finds.
         quiet_seconds: a study is complete when queries have found nothing new of it for this long.
+        tls_root, tls_cert, tls_key: as of `Deliver`.
     """
 
     url: str
@@ -120,6 +132,9 @@ class WebSource(Strict, frozen=True):
     quiet_seconds: float = 60.0
     user: str = ""
     password_file: Path | None = None
+    tls_root: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 class RetrieveSource(Strict, frozen=True):
@@ -132,7 +147,7 @@ class RetrieveSource(Strict, frozen=True):
     """
 
     host: str
-    port: int = 104
+    port: Port = 104
     aet: str = "PACS"
     caller: str = "EQUIPOISE"
     query: Mapping[str, str] = {}
@@ -161,7 +176,7 @@ class Deliver(Strict, frozen=True):
     user: str = ""
     password_file: Path | None = None
     host: str = ""
-    port: int = 104
+    port: Port = 104
     aet: str = "PACS"
     caller: str = "EQUIPOISE"
     accept: Handling = Handling.SEND
@@ -183,12 +198,12 @@ class Hl7(Strict, frozen=True):
 
     Attributes:
         processing_id: HL7 table 0103: P production, T training, D debugging.
-        timeout_seconds: for connection, message and acknowledgement together.
+        timeout_seconds: for the connection, and again for the acknowledgement.
         tls_root, tls_cert, tls_key: as of `Deliver`. Attempts, pauses and `away_hours` are those of `Deliver`, too.
     """
 
     host: str
-    port: int = 2575
+    port: Port = 2575
     sending_application: str = "EQUIPOISE"
     sending_facility: str = ""
     receiving_application: str = ""
@@ -204,7 +219,7 @@ class Health(Strict, frozen=True):
     """Where health and metrics are served."""
 
     host: str = "127.0.0.1"
-    port: int = 8046
+    port: Port = 8046
 
 
 class Review(Strict, frozen=True):
@@ -218,7 +233,7 @@ class Review(Strict, frozen=True):
     """
 
     host: str = "127.0.0.1"
-    port: int = 8044
+    port: Port = 8044
     origin: str = ""
     proxy_header: str = ""
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
@@ -236,7 +251,8 @@ class Settings(Strict, frozen=True):
         close_on_alarm: where a monitor of the audit log alarms, nothing of that model is accepted until a named person
             opens it again (`equipoise audit open`).
         reserve_megabytes: with less free disk space new input is refused, so that accepted studies can be finished.
-        keep_input_hours: received images are deleted this long after their study was analysed.
+        keep_input_hours: received images are deleted this long after the last of their study, once it is done with;
+            those of a study that was given up stay for `keep_results_days`, so that it can be tried again.
         keep_results_days: what the database holds of a study that is done with is deleted this long after its last
             image; the audit log is kept.
         keep_audit_days: contents of the audit log are deleted this long after they were written, the chain stays; 0:
@@ -244,8 +260,8 @@ class Settings(Strict, frozen=True):
         oversight: who oversees the service, a role and how to reach it; for `equipoise dossier`.
         incomplete_seconds: a series that is known to be incomplete is waited for this long after its study's last
             image; then it goes to review.
-        largest_megabytes: larger objects are not taken, so that memory is bounded: by this for each association, and
-            by the largest series that a rule sends to a model.
+        largest_megabytes: larger objects are not taken, so that memory is bounded: by `associations` + 2 times this
+            while images come, and by the largest series that a rule sends to a model.
     """
 
     directory: Path
@@ -292,15 +308,58 @@ def password(file: Path | None) -> str:
         raise BadSettings(f"password_file {file}: cannot be read, or is empty") from None
 
 
+def check_files(settings: Settings) -> None:
+    """Whether the files that it names can be used: certificates, keys, passwords. Raises BadSettings."""
+    for name, table in _tables(settings):
+        files = [getattr(table, key, None) for key in ("tls_root", "tls_cert", "tls_key", "tls_clients")]
+        root, certificate, key, clients = files
+        try:
+            if name == "receive":
+                server_context(certificate, key, clients)
+            else:
+                client_context(root, certificate, key)
+            password(getattr(table, "password_file", None))
+        except InvalidInput as error:
+            raise BadSettings(f"[{name}] {error}") from None
+        except BadSettings as error:
+            raise BadSettings(f"[{name}] {error}") from None
+
+
+def _tables(settings: Settings) -> Iterator[tuple[str, Strict]]:
+    """Those that name a peer."""
+    for name in ("triton", "receive", "orthanc", "dicomweb", "retrieve", "deliver", "hl7"):
+        if (table := getattr(settings, name)) is not None:
+            yield name, table
+
+
+def _check_peers(settings: Settings) -> None:
+    """What would fail at the start, or be of no effect: above all TLS that encrypts nothing."""
+    for name, table in _tables(settings):
+        given = [key for key in ("tls_root", "tls_cert", "tls_key", "tls_clients") if getattr(table, key, None)]
+        if {"tls_key", "tls_clients"} & set(given) and "tls_cert" not in given:
+            raise BadSettings(f"[{name}] {given[-1]}: expected tls_cert with it; without that it is of no effect")
+        for key in ("url", "stow_url"):
+            url = getattr(table, key, "")
+            if not url or name == "triton":
+                continue
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise BadSettings(f"[{name}] {key} = {url!r}; expected an address such as https://pacs/dicom-web")
+            if given and parts.scheme == "http":
+                raise BadSettings(f"[{name}] {given[0]}: expected https in {key}; http is not encrypted")
+        for title in (getattr(table, "aet", "X"), getattr(table, "caller", "X"), *getattr(table, "callers", ())):
+            try:
+                checked_aet(title)
+            except InvalidInput as error:
+                raise BadSettings(f"[{name}] {error}") from None
+
+
 def _check(settings: Settings) -> None:
     if not (settings.receive or settings.orthanc or settings.dicomweb):
         raise BadSettings("no source of studies; expected at least one of [receive], [orthanc], [dicomweb]")
     if settings.retrieve and not settings.receive:
         raise BadSettings("[retrieve]: expected [receive] with it, where the PACS sends images to")
-    if settings.receive and settings.receive.tls_clients and not settings.receive.tls_cert:
-        raise BadSettings(
-            "[receive] tls_clients: expected tls_cert and tls_key with it; without them nothing is encrypted"
-        )
+    _check_peers(settings)
     if ObjectKind.REPORT not in settings.deliver.objects:
         raise BadSettings("[deliver] objects: expected the report among them; it alone says what was decided")
     if bool(settings.deliver.stow_url) == bool(settings.deliver.host):

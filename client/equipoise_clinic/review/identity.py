@@ -22,6 +22,7 @@ import msgspec
 from equipoise_client.errors import InvalidInput
 
 from ..gateway.settings import Review
+from ..ownership import give_to_owner
 
 _NAME = re.compile(r"[\w.@ -]{1,64}")
 
@@ -50,6 +51,7 @@ class Reviewers:
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            give_to_owner(handle, self._path.parent)
             json.dump(known, file, indent=1)
             file.flush()
             os.fsync(file.fileno())

@@ -76,7 +76,8 @@ class Worklist:
     def judge(self, case: str, fingerprint: str, verdict: Verdict, reviewer: str) -> bool:
         """Records a verdict. False: the case was judged already, or has another result by now."""
         start = end(self._settings.audit)
-        if not self._store.cases.judge(case, fingerprint, verdict.value, reviewer, start):
+        tell = self._settings.hl7 is not None and (self._settings.directory / "outbox" / case).exists()
+        if not self._store.cases.judge(case, fingerprint, verdict.value, reviewer, start, tell):
             return False
         with suppress(OutOfRoom, AuditError):  # it is stored; the gateway logs it before it sends anything
             write_out(self._store, self._settings.audit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import grpc
@@ -13,7 +14,7 @@ from equipoise_client.errors import InvalidInput
 from equipoise_client.images.rejections import UnsuitableImage
 from equipoise_clinic.dicom.result_source import Predecessor
 from equipoise_clinic.dicom.rules import Rule, Rules
-from equipoise_clinic.dicom.study import analyse, outputs, select
+from equipoise_clinic.dicom.study import PartialAnswer, analyse, outputs, select
 from msgspec import structs
 
 from ...support.phantom import NAME, PATIENT, Phantom, phantom
@@ -105,6 +106,18 @@ def test_a_model_that_is_replaced_meanwhile_gives_no_results_in_the_name_of_the_
         analyse(chosen(source), client)
     found = analyse(chosen(source), client)
     assert (found.model_digest, found.prediction.route) == (triton.contracts["head"].model_digest, Route.ACCEPT)
+
+
+@pytest.mark.parametrize("code", ["sampler_failed", "first_pass_failed"])
+def test_an_answer_that_lacks_samples_is_for_review_or_asked_for_again(triton, client, source, code) -> None:
+    """Whatever route it has: the caller says which. The server is there, so it is not unavailable."""
+    record = {"problems": [{"code": code}], "samples": 3, "samples_planned": 5, "route": "accept"}
+    triton.overrides["record"] = np.full((1, 1), json.dumps(record).encode(), object)
+    found = analyse(chosen(source), client)
+    assert found.prediction.route is Route.REVIEW and "not all samples" in found.prediction.reason and found.objects
+    with pytest.raises(PartialAnswer) as raised:
+        analyse(chosen(source), client, whole=True)
+    assert not isinstance(raised.value, ServerUnavailable)
 
 
 def test_a_repeat_is_the_same(client, source) -> None:

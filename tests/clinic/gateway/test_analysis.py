@@ -9,6 +9,7 @@ from equipoise_client import ModelDied, ServerUnavailable
 from equipoise_client.images.rejections import ImagesDeleted
 from equipoise_client.prediction import Route
 from equipoise_clinic.dicom.rules import Rule, Rules
+from equipoise_clinic.dicom.study import PartialAnswer
 from equipoise_clinic.gateway import analysis as analysis_module
 from equipoise_clinic.gateway.analysis import ATTEMPTS, AnalysisWorker
 from equipoise_clinic.gateway.settings import Deliver, Triton
@@ -78,6 +79,17 @@ def test_what_kills_again_and_again_while_others_succeed_is_given_up(desk, clock
         worker.meets(ServerUnavailable())
         worker._successes += 1  # of another study
         worker.meets(ModelDied())
+    assert state(desk, received) == "dead"
+
+
+def test_what_no_sample_can_be_drawn_of_is_given_up_while_others_succeed(desk, clock):
+    """The server says that it is unavailable, as the model could answer nothing; it is there all the same."""
+    received, worker, error = desk.received(), Failing(desk), ServerUnavailable()
+    error.failed = True
+    worker.meets(error)
+    for _ in range(ATTEMPTS):
+        worker._successes += 1  # of another study
+        worker.meets(error)
     assert state(desk, received) == "dead"
 
 
@@ -166,6 +178,26 @@ def test_a_model_that_is_away_stops_no_other(desk, monkeypatch):
         worker.step()
         desk.store.execute("UPDATE studies SET due = 0")
     assert done == ["ct"] and state(desk, received) == "receiving"
+
+
+def test_a_study_for_which_not_all_samples_can_be_drawn_reaches_a_person(desk, monkeypatch):
+    """A few times a whole answer is asked for; then what was drawn is taken. The server counts as there."""
+    received, asked = desk.received(), []
+
+    def analyse(series, client, whole, **_):
+        asked.append(whole)
+        if whole:
+            raise PartialAnswer
+        return SimpleNamespace()
+
+    monkeypatch.setattr(analysis_module, "analyse", analyse)
+    monkeypatch.setattr(AnalysisWorker, "_one", lambda self, study, series: self._ask(study, series))
+    worker = worker_of(desk)
+    while state(desk, received) == "receiving":
+        worker.step()
+        desk.store.execute("UPDATE studies SET due = 0")
+    assert state(desk, received) == "analysed" and asked == [True] * ATTEMPTS + [False]
+    assert desk.metrics.registry.get_sample_value("equipoise_gateway_reachable", {"peer": "triton"}) == 1.0
 
 
 @pytest.fixture

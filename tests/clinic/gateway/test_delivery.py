@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import requests
 from equipoise_clinic.audit import end
+from equipoise_clinic.dicom import archive
+from equipoise_clinic.dicom.archive import holds, send
 from equipoise_clinic.gateway.delivery import (
     Away,
     CStore,
     DeliveryWorker,
     Refused,
+    Sick,
     Stow,
     Unwanted,
     _reason,
@@ -21,6 +26,7 @@ from equipoise_clinic.gateway.delivery import (
 )
 from equipoise_clinic.gateway.settings import Deliver
 from msgspec.structs import replace
+from pydicom import Dataset
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
@@ -288,7 +294,89 @@ def test_an_object_that_an_archive_cannot_store_does_not_hold_up_the_others(desk
             desk.store.wait(desk.store.changes, min(sender.step(), 1.0))
         for _ in range(3):  # nothing else is left: its turn
             desk.store.wait(desk.store.changes, min(sender.step(), 0.01))
-    assert desk.store.cases.get("a" * 16).reason.startswith("object 1 was refused 2 times: status 0xa700")
+    assert "object 1 was refused 2 times: status 0xa700" in desk.store.cases.get("a" * 16).reason
+
+
+class Particular:
+    """A destination that raises what is said for a UID, and takes all others."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.troubles: dict[str, Exception] = {}
+
+    def send(self, dataset) -> None:
+        if trouble := self.troubles.get(str(dataset.SOPInstanceUID)):
+            raise trouble
+        self.taken.append(str(dataset.SOPInstanceUID))
+
+
+@pytest.mark.parametrize("trouble", [Away("HTTP status 403"), Sick("no answer")])
+def test_what_keeps_a_destination_away_is_tried_after_the_others(desk, trouble):
+    """The first object of the oldest case, each time. Sick holds up nothing of its own case either, but the message."""
+    settings, to = Deliver(host="x", attempts=9, first_seconds=0.001, longest_seconds=0.002), Particular()
+    bad, *own = (str(read(each).SOPInstanceUID) for each in waiting(desk, "a" * 16, message="1.2.3.4"))
+    others = uids(waiting(desk, "b" * 16)) | uids(waiting(desk, "c" * 16))
+    to.troubles[bad] = trouble
+    sender = DeliveryWorker(settings, to, desk.spool, desk.store, desk.log, desk.metrics, lambda point: None)
+    for _ in range(40):
+        desk.store.wait(desk.store.changes, min(sender.step(), 0.01))
+    assert set(to.taken) == others | (set(own) if isinstance(trouble, Sick) else set())
+
+
+def test_an_association_that_is_dropped_over_one_object_costs_the_others_nothing(desk):
+    """It alone is given up, when others arrived in between. An archive that drops all costs none."""
+    dropped, taken = set(), set()
+
+    def receive(event):
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if uid in dropped:
+            event.assoc.abort()
+        else:
+            taken.add(uid)
+        return 0x0000
+
+    entity = AE(ae_title="FRAIL")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
+    patient = {"attempts": 1, "first_seconds": 0.001, "longest_seconds": 0.002}
+    sender = delivery_worker(
+        desk, Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="FRAIL", **patient)
+    )
+    try:
+        bad, *own = (str(read(each).SOPInstanceUID) for each in waiting(desk, "a" * 16))
+        dropped |= {bad, *own}
+        for _ in range(6):
+            desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
+        assert desk.store.cases.get("a" * 16).reason == ""
+        dropped.difference_update(own)
+        while "delivering" in [case.state for case in desk.store.cases.all()]:
+            desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
+    finally:
+        server.shutdown()
+    assert desk.store.cases.get("a" * 16).reason == "object 1 was refused 1 times: no answer" and taken == set(own)
+
+
+def test_a_connection_that_is_lost_may_be_the_objects_doing():
+    """One that never came about is not."""
+    with socket.socket() as frail:
+        frail.bind(("127.0.0.1", 0))
+        frail.listen()
+        port = frail.getsockname()[1]
+
+        def drop() -> None:
+            connection, _ = frail.accept()
+            connection.recv(1)
+            connection.close()
+
+        thread = threading.Thread(target=drop)
+        thread.start()
+        with pytest.raises(Sick):
+            Stow(Deliver(stow_url=f"http://127.0.0.1:{port}/dicom-web")).send(read(study(count=1)[0]))
+        thread.join()
+    for url in (f"http://127.0.0.1:{port}/dicom-web", "http://no-such-host.invalid/dicom-web"):
+        with pytest.raises(Away) as raised:
+            Stow(Deliver(stow_url=url)).send(read(study(count=1)[0]))
+        assert not isinstance(raised.value, Sick)
 
 
 def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
@@ -310,7 +398,10 @@ def test_an_object_that_is_gone_or_damaged_stops_no_other(desk, pacs):
 
 @pytest.mark.parametrize(("status", "arrives"), [(0x0000, True), (0x0111, True), (0xB000, True), (0xA900, False)])
 def test_what_the_archive_holds_already_has_arrived(status, arrives):
-    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored."""
+    """Sent before a crash and not noted: a duplicate, and no refusal. A warning (0xB000) means stored.
+
+    So says `equipoise send`, too.
+    """
     entity = AE(ae_title="STRICT")
     entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda event: status)])
@@ -318,6 +409,8 @@ def test_what_the_archive_holds_already_has_arrived(status, arrives):
     try:
         with nullcontext() if arrives else pytest.raises(Refused):
             sender.send(read(study(count=1)[0]))
+        (stored,) = send([read(study(count=1)[0])], f"dicom://STRICT@127.0.0.1:{server.socket.getsockname()[1]}")
+        assert stored.done == arrives
     finally:
         server.shutdown()
 
@@ -326,10 +419,33 @@ def test_stow_knows_what_the_archive_holds(pacs):
     there, elsewhere = (read(each) for each in study(count=2))
     sender = Stow(Deliver(stow_url=pacs.dicomweb_url))
     sender.send(there)
-    assert sender.holds(there) and not sender.holds(elsewhere)
+    assert holds(sender._client, there) and not holds(sender._client, elsewhere)
     with pytest.raises(Refused, match="HTTP status 409"):
         sender._refused(elsewhere, "HTTP status 409")
     sender._refused(there, "HTTP status 409")
+
+
+@pytest.mark.parametrize("answer", [requests.HTTPError(response=SimpleNamespace(status_code=409)), 0x0111])
+@pytest.mark.parametrize("held", [True, False])
+def test_what_an_archive_refuses_as_it_holds_it_is_stored(monkeypatch, answer, held):
+    """For `equipoise send` as for the gateway."""
+    (image,) = study(count=1)
+    uid = str(read(image).SOPInstanceUID)
+
+    def store_instances(_):
+        if isinstance(answer, Exception):
+            raise answer
+        failed = Dataset()
+        failed.FailureReason = answer
+        whole = Dataset()
+        whole.FailedSOPSequence = [failed]
+        return whole
+
+    found = [{"00080018": {"Value": [uid]}}] if held else []
+    client = SimpleNamespace(store_instances=store_instances, search_for_instances=lambda *_, **__: found)
+    monkeypatch.setattr(archive, "_client", lambda *_: client)
+    (stored,) = send([read(image)], "https://pacs/dicom-web")
+    assert stored.done == held
 
 
 def test_a_silent_archive_is_waited_for_as_long_as_the_configuration_says():

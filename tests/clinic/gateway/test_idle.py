@@ -43,7 +43,7 @@ def test_looking_for_work_is_no_change(desk):
     desk.store.studies.settle("1.2.3")
     desk.store.studies.settle(desk.store.studies.all()[0].uid)
     desk.intake.forget_aside(before=0.0)
-    assert desk.store.studies.expired(before=0.0) == []
+    assert desk.store.studies.expired(0.0, 0.0) == []
     assert desk.store.revive() == 0
     assert desk.store.changes == before
 

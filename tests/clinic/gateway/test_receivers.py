@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import socket
+import threading
+import tracemalloc
 from functools import partial
 from types import SimpleNamespace
 
 import pydicom
 import pytest
 import requests
+from equipoise_clinic.gateway.intake import Closed, Intake
+from equipoise_clinic.gateway.observe import Log
 from equipoise_clinic.gateway.receivers import Listed, ListedSeries, Orthanc, Puller, Receiver, SourceAway, Web
-from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource
+from equipoise_clinic.gateway.service import Gateway
+from equipoise_clinic.gateway.settings import OrthancSource, Receive, WebSource, load_settings
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
@@ -18,6 +24,7 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from ...support.asking import poll
+from ...support.gateways import configuration
 from ...support.orthanc import orthanc
 from ...support.studies import encoded, read, report, study
 
@@ -139,6 +146,19 @@ def test_the_receiver_answers_success_for_what_is_on_disk(desk, receiver):
     assert len(desk.store.studies.aside()) == 1
 
 
+def test_who_falls_silent_in_the_middle_of_a_message_is_put_out(desk):
+    """Else it would keep one of the associations for ever."""
+    made = Receiver(Receive(port=0), desk.intake, desk.log)
+    made._entity.network_timeout = 0.1
+    port = made.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=60.0) as silent:
+            silent.sendall(b"\x01\x00\x00")
+            assert silent.recv(1) == b""
+    finally:
+        made.stop()
+
+
 @pytest.mark.parametrize(("aet", "caller"), [("OTHER", "MODALITY"), ("EQUIPOISE", "STRANGER")])
 def test_who_is_not_expected_is_not_let_in(receiver, aet, caller):
     assert not associated(receiver, aet, caller).is_established
@@ -179,6 +199,24 @@ def test_an_object_that_would_fill_the_memory_ends_its_association(desk):
     assert desk.store.studies.missing(received, str(named.SeriesInstanceUID)), "what is left of it is not the whole"
     (first,) = [each for each in desk.store.studies.all() if each.uid == str(read(small).StudyInstanceUID)]
     assert not desk.store.studies.missing(first, ""), "another study is whole without it"
+
+
+def test_an_object_is_in_memory_twice_at_most_while_it_is_taken(desk):
+    """As a file, and as its pixels; what was received is let go. The study is known without reading all of it again."""
+    image = study(count=1, rows=2048, columns=4096)[0]
+    dataset = read(image)
+    received = io.BytesIO(encode(dataset, False, True))
+    request = SimpleNamespace(AffectedSOPInstanceUID=dataset.SOPInstanceUID, DataSet=received)
+    event = SimpleNamespace(request=request, encoded_dataset=lambda: b"".join((image[:200], image[200:])), assoc=AE())
+    made = Receiver(Receive(port=0), desk.intake, desk.log)
+    tracemalloc.start()
+    try:
+        assert made._store(event) == 0x0000
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2.2 * len(image) and received.getbuffer().nbytes == 0
+    assert made._studies[event.assoc] == dataset.StudyInstanceUID
 
 
 def test_an_object_without_a_study_is_of_the_study_that_its_sender_was_at(desk, receiver):
@@ -276,6 +314,51 @@ def test_a_series_is_incomplete_until_its_archive_has_given_all_of_it(desk):
     away[0] = False
     assert puller.take(uid, listing, 0.0, "test") == 1
     assert desk.store.studies.missing(received, series) == ("its archive has 1 images more than it has given so far",)
+
+
+def test_a_source_asks_for_no_more_while_the_gateway_stops(desk):
+    """The image that it is at is refused, so its series stays incomplete; the next is not even listed."""
+    images, listed = study(count=2), []
+
+    def fetch(image: bytes) -> bytes:
+        desk.intake.close()
+        return image
+
+    def listing():
+        for number, image in enumerate(images):
+            listed.append(number)
+            yield ListedSeries(f"1.2.{number}", (Listed(_named(image)[2], partial(fetch, image)),))
+
+    with pytest.raises(Closed):
+        Puller(desk.intake, desk.store).take(_named(images[0])[0], listing, 0.0, "test")
+    assert listed == [0] and desk.store.studies.instances() == []
+    reader = Web(WebSource("http://archive"), desk.intake, desk.store)
+    reader._client = SimpleNamespace(search_for_studies=lambda **_: [{"0020000D": {"Value": ["1.2"]}}])
+    with pytest.raises(Closed):
+        reader.poll()
+
+
+def test_the_end_of_the_gateway_closes_the_intake_whatever_the_source(tmp_path, monkeypatch):
+    """A source with a backlog would hold up the end otherwise."""
+    closed = threading.Event()
+
+    class Backlog:
+        name, every = "backlog", 1.0
+
+        def poll(self) -> int:
+            assert closed.wait(60)
+            return 0
+
+    close = Intake.close
+    monkeypatch.setattr(Intake, "close", lambda self: (close(self), closed.set()))
+    monkeypatch.setattr(Gateway, "_sources", lambda self, intake: [Backlog()])
+    url = "http://127.0.0.1:9"
+    settings = configuration(
+        tmp_path, "127.0.0.1:9", '[[series]]\nmodel = "tiny"\n', orthanc={"url": url}, deliver={"stow_url": url}
+    )
+    gateway = Gateway(load_settings(settings), Log(io.StringIO()))
+    gateway.run(lambda ports: gateway.stop())
+    assert closed.is_set()
 
 
 def test_an_image_that_an_archive_does_not_give_stops_no_other_and_no_other_study(desk, monkeypatch):

@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from equipoise_clinic.gateway.settings import EXAMPLE, BadSettings, Handling, load_settings
+from equipoise_clinic.gateway.http_session import session_of
+from equipoise_clinic.gateway.settings import (
+    EXAMPLE,
+    BadSettings,
+    Deliver,
+    Handling,
+    OrthancSource,
+    WebSource,
+    check_files,
+    load_settings,
+)
 from msgspec.structs import fields
 
 GOOD = 'directory = "state"\nrules = "rules.toml"\n[receive]\n[deliver]\nstow_url = "http://127.0.0.1:8042/dicom-web"\n'
@@ -81,6 +91,21 @@ def test_everything_listens_on_loopback_unless_told_otherwise(tmp_path):
         (GOOD + '[review]\ntrusted_proxies = ["proxy"]\n', "not an address"),
         (GOOD + '[review]\norigin = "https://example.org/worklist"\n', "no path"),
         ("directory = ", "cannot be read as TOML"),
+        (GOOD + 'tls_root = "ca.pem"\n', r"\[deliver\] tls_root: expected https in stow_url"),
+        (GOOD + '[orthanc]\nurl = "http://x"\ntls_root = "ca.pem"\n', r"\[orthanc\] tls_root: expected https in url"),
+        (GOOD.replace("http://127.0.0.1:8042/dicom-web", "foo"), r"\[deliver\] stow_url = 'foo'; expected an address"),
+        (GOOD.replace("http:", "https:") + 'tls_key = "x.key"\n', r"\[deliver\] tls_key: expected tls_cert with it"),
+        *(
+            (GOOD + f'[{table}]\nhost = "x"\ntls_root = "ca.pem"\ntls_key = "x.key"\n', rf"\[{table}\] tls_key: expect")
+            for table in ("hl7", "retrieve")
+        ),
+        (GOOD + '[triton]\ntls_key = "x.key"\n', r"\[triton\] tls_key: expected tls_cert"),
+        (GOOD.replace("[receive]", '[receive]\ntls_key = "x.key"'), r"\[receive\] tls_key: expected tls_cert"),
+        (GOOD.replace("[receive]", '[receive]\ntls_clients = "ca.pem"'), r"\[receive\] tls_clients: expected tls_cert"),
+        (GOOD.replace("[receive]", "[receive]\nport = 99999"), "receive.port is 99999; expected int <= 65535"),
+        (GOOD + "[review]\nport = -1\n", "review.port is -1; expected int >= 0"),
+        (GOOD.replace("[receive]", f'[receive]\naet = "{"A" * 28}"'), r"\[receive\] .* is not an AE title"),
+        (GOOD.replace("[receive]", '[receive]\ncallers = ["A", ""]'), r"\[receive\] '' is not an AE title"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, says):
@@ -101,6 +126,33 @@ def test_the_command_prints_the_example_and_checks_a_file(tmp_path):
     (tmp_path / "rules.toml").write_text("[[series]]\n")
     wrong = command(str(tmp_path / "gateway.toml"), "--check")
     assert wrong.returncode == 1 and "rules.toml" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('user = "me"\npassword_file = "no.password"\n', r"\[deliver\] password_file .*no.password: cannot be read"),
+        ('tls_root = "no.pem"\n', r"\[deliver\] TLS: .*no.pem cannot be used"),
+        ('[dicomweb]\nurl = "https://x"\ntls_root = "no.pem"\n', r"\[dicomweb\] TLS: .*no.pem cannot be used"),
+        ('[triton]\ntls_root = "gateway.toml"\n', r"\[triton\] TLS: .*gateway.toml cannot be used"),
+    ],
+)
+def test_files_that_the_gateway_could_not_start_with_are_named(tmp_path, text, says):
+    """By --check, and by the start; `--status` needs none of them."""
+    settings = read(tmp_path, GOOD.replace("http:", "https:") + text)
+    with pytest.raises(BadSettings, match=says):
+        check_files(settings)
+
+
+def test_an_archive_is_asked_with_the_authority_and_the_certificate_that_are_named(tmp_path):
+    files = {"tls_root": Path("ca.pem"), "tls_cert": Path("me.pem"), "tls_key": Path("me.key")}
+    for made in (
+        Deliver(stow_url="https://x", **files),
+        OrthancSource("https://x", **files),
+        WebSource("https://x", **files),
+    ):
+        session = session_of(made)
+        assert (session.verify, session.cert) == ("ca.pem", ("me.pem", "me.key"))
 
 
 def test_the_command_counts_what_there_is(tmp_path, desk):

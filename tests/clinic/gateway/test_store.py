@@ -320,7 +320,7 @@ def test_images_that_were_deleted_can_be_taken_again_once_more_of_their_study_co
     images = study()
     received = desk.received(images[:-1])
     desk.store.studies.end(received, "analysed")
-    (expired,) = desk.store.studies.expired(before=received.heard + 1)
+    (expired,) = desk.store.studies.expired(received.heard + 1, received.heard + 1)
     assert desk.intake.forget(expired)
     assert not (desk.directory / "incoming" / received.key).exists()
     assert desk.received(images[:-1]).state == "analysed", "a second push changes nothing"
@@ -363,7 +363,7 @@ def test_images_of_a_database_of_an_earlier_version_may_be_of_any_series(desk):
 
 def test_the_images_of_a_study_that_still_waits_are_not_deleted(desk):
     received = desk.received()
-    assert desk.store.studies.expired(before=received.heard + 1) == []
+    assert desk.store.studies.expired(received.heard + 1, received.heard + 1) == []
     assert not desk.intake.forget(received)
 
 
@@ -407,6 +407,17 @@ def test_dead_letters_are_kept_until_somebody_says_so(desk):
     assert [case.reason for case in desk.store.cases.worklist()] == ["object 1 was refused 8 times: status 0xa900"]
     assert desk.store.revive() == 1
     assert desk.store.outbox.next()[0].number == 1
+
+
+def test_a_study_that_was_given_up_keeps_its_images_so_that_it_can_be_tried_again(desk):
+    """Given up after a day, its images are a day old at once. They are not kept for ever."""
+    received, other = desk.received(), desk.received(study())
+    desk.store.studies.end(received, "dead", "analysis failed for 24 hours: ServerFailure")
+    desk.store.studies.end(other, "analysed")
+    later = received.heard + 1000
+    assert [each.key for each in desk.store.studies.expired(later, given_up=0.0)] == [other.key]
+    assert {each.key for each in desk.store.studies.expired(later, given_up=later)} == {received.key, other.key}
+    assert desk.store.revive() == 1 and desk.store.studies.next()[0].key == received.key
 
 
 def test_a_study_that_is_done_with_is_forgotten_and_no_other(desk):

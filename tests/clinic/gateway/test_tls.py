@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from equipoise_client.errors import InvalidInput, ServerUnavailable
 from equipoise_clinic.dicom.archive import Access, send
@@ -69,6 +71,22 @@ def test_nobody_else_is(desk, certificates, receiver, client):
         access = Access(root=tls.get("tls_root"), certificate=tls.get("tls_cert"), key=tls.get("tls_key"), timeout=10.0)
         list(send([read(study(count=1)[0])], f"dicom://EQUIPOISE@127.0.0.1:{receiver}", access=access))
     assert desk.store.studies.instances() == []
+
+
+def test_who_connects_and_says_nothing_stops_nobody_and_no_end(desk, certificates):
+    """As a port scanner does: others are let in meanwhile, and the receiver can be stopped."""
+    files = {"tls_cert": certificates / "server.pem", "tls_key": certificates / "server.key"}
+    made = Receiver(Receive(port=0, **files), desk.intake, desk.log)
+    port = made.start()
+    with socket.create_connection(("127.0.0.1", port)):
+        try:
+            settings = Deliver(
+                host="127.0.0.1", port=port, aet="EQUIPOISE", timeout_seconds=10.0, tls_root=certificates / "ca.pem"
+            )
+            CStore(settings).send(read(study(count=1)[0]))
+        finally:
+            made.stop()
+    assert len(desk.store.studies.instances()) == 1
 
 
 def test_files_that_cannot_be_used_are_named(certificates, tmp_path):

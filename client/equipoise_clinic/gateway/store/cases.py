@@ -14,6 +14,7 @@ from typing import Any
 from .database import Database
 from .journal import note
 from .late_images import OUTDATED, anything_sent, mark_late, withdraw
+from .outbox import tell_again
 from .studies import Study
 
 STATES = ("analysed", "delivering", "delivered", "review", "withheld", "rejected", "dead")
@@ -240,8 +241,11 @@ class Cases:
             )
             return changed.rowcount > 0
 
-    def judge(self, case: str, fingerprint: str, verdict: str, by: str, log_end: int) -> bool:
+    def judge(self, case: str, fingerprint: str, verdict: str, by: str, log_end: int, tell: bool = True) -> bool:
         """An expert's verdict: noted for the audit log, and what is held is released or withheld.
+
+        Args:
+            tell: whether whoever got an HL7 message about the case can get another one, about the verdict.
 
         False: there is no such open case, or not this result any more; nothing was changed.
         """
@@ -259,8 +263,11 @@ class Cases:
             note(db, case, "verdict", body, log_end)
             state = row["state"]
             empty = db.execute("SELECT 1 FROM outbox WHERE owner = ?", (case,)).fetchone() is None
+            told = tell and tell_again(db, case, verdict)
             if verdict == "accept" and not empty:
-                state = "delivering" if state in ("analysed", "review") else state
+                state = "delivering" if state in ("analysed", "review") or (told and state == "delivered") else state
+            elif told:
+                state = "delivering"
             elif state != "delivered":
                 state = "withheld"  # also where a part was sent: what an expert calls wrong is not sent further
             db.execute("UPDATE cases SET verdict = ?, state = ? WHERE key = ?", (verdict, state, case))

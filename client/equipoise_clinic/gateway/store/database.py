@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...ownership import give_to_owner
 from ..spool import OutOfRoom
 from .schema import migrate
 
@@ -25,6 +26,9 @@ class Database:
         self._lock = threading.RLock()
         self._changed = threading.Condition()
         self.changes = 0  # grows with every transaction that changed something
+        if not path.exists():
+            with path.open("ab") as file:  # SQLite gives the owner of this file to those that it puts beside it
+                give_to_owner(file.fileno(), path.parent)
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
         self._connection.row_factory = sqlite3.Row
         try:

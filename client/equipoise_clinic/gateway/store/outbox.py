@@ -51,19 +51,20 @@ class Outbox:
     def next(self) -> tuple[OutboxItem | None, float]:
         """The next object to send; or None, and seconds until there will be one (infinite: none waits).
 
-        Objects of a case go in order, so that a report arrives after what it reports on, but what was refused holds up
-        no other. Nothing goes before the audit log holds the decision, and the verdict that released it; and nothing
-        while more of its study waits to be analysed than it is of. A result that turned out late, as long as it is not
-        all sent, goes on only by an expert's verdict.
+        Objects of a case go in order, so that a report arrives after what it reports on, but what was refused, or could
+        not be stored, holds up no other object; a message waits for its report. Nothing goes before the audit log
+        holds the decision, and the verdict that released it; and nothing while more of its study waits to be analysed
+        than it is of. A late result, as long as it is not all sent, goes on only by an expert's verdict.
         """
         row = self._database.row(
             "SELECT p.* FROM outbox p JOIN cases c ON c.key = p.owner"  # noqa: S608 (all of it is constant)
             " WHERE c.state = 'delivering' AND p.state = 'waiting' AND NOT EXISTS"
             " (SELECT 1 FROM outbox q WHERE q.owner = p.owner AND q.state = 'waiting' AND q.number < p.number"
-            " AND q.attempts = 0)"
+            " AND q.attempts = 0 AND (q.due <= p.due OR p.sop_class = ?))"
             " AND NOT EXISTS (SELECT 1 FROM journal j WHERE j.owner = c.key AND j.written = 0)"
-            f" AND NOT {OUTDATED} AND (c.late = 0 OR c.verdict = 'accept')"
-            " ORDER BY p.due, c.created LIMIT 1"
+            f" AND NOT {OUTDATED} AND (c.late = 0 OR c.verdict IS NOT NULL)"
+            " ORDER BY p.due, c.created, p.number LIMIT 1",
+            ORU,
         )
         if row is None:
             return None, float("inf")
@@ -102,12 +103,13 @@ class Outbox:
         """Its destination could not take it, which counts against nothing; again after `seconds`.
 
         Args:
-            everything: nobody was there, so that all that is on its way there waits as long.
+            everything: nobody was there, so that all that is on its way there waits as long; its own case a little
+                longer, so that others have their turn first.
         """
         now = time()
         statement = (
-            "UPDATE outbox SET due = MAX(due, ?1), away = COALESCE(away, ?2) WHERE state = 'waiting' AND"
-            " CASE WHEN ?3 THEN (sop_class = ?6) = (?7 = ?6)"
+            "UPDATE outbox SET due = MAX(due, ?1) + (owner = ?4) * 1e-3, away = COALESCE(away, ?2)"
+            " WHERE state = 'waiting' AND CASE WHEN ?3 THEN (sop_class = ?6) = (?7 = ?6)"
             " AND owner IN (SELECT key FROM cases WHERE state = 'delivering')"
             " ELSE owner = ?4 AND number = ?5 END"
         )
@@ -118,6 +120,31 @@ class Outbox:
         """A dead letter: the object stays where it is until `Store.revive`; the others of its case go on."""
         with self._database.transaction() as db:
             _ended(db, item, "dead", reason)
+
+
+def tell_again(db: sqlite3.Connection, case: str, verdict: str) -> bool:
+    """One more message, about a verdict, where one was sent or may have been. False: there is none to add to.
+
+    The one before is not repeated: it would say something else under the same Message Control ID. What an expert calls
+    wrong is not sent further.
+    """
+    first = db.execute(
+        "SELECT uid FROM outbox WHERE owner = ? AND sop_class = ?"
+        " AND (state = 'sent' OR attempts > 0 OR away IS NOT NULL) ORDER BY number",
+        (case, ORU),
+    ).fetchone()
+    if first is None:
+        return False
+    last = db.execute("SELECT MAX(number) FROM outbox WHERE owner = ?", (case,)).fetchone()[0]
+    db.execute(
+        "DELETE FROM outbox WHERE owner = ? AND state <> 'sent' AND (sop_class = ? OR ? <> 'accept')",
+        (case, ORU, verdict),
+    )
+    db.execute(
+        "INSERT INTO outbox (owner, number, uid, state, sop_class, series) VALUES (?, ?, ?, 'waiting', ?, '')",
+        (case, last + 1, f"{first['uid']}.{last + 1}", ORU),
+    )
+    return True
 
 
 def _ended(db: sqlite3.Connection, item: OutboxItem, state: str, reason: str) -> str | None:

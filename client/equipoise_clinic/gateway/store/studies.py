@@ -68,6 +68,11 @@ class Studies:
         )
         return {row["uid"]: row["digest"] for row in rows}
 
+    def set_aside(self, study_uid: str) -> set[str]:
+        """SOP Instance UIDs of the images of a study that came damaged or could not be taken."""
+        query = "SELECT i.uid FROM instances i JOIN studies s ON s.key = i.study WHERE s.uid = ? AND i.damaged = 1"
+        return {row["uid"] for row in self._database.rows(query, study_uid)}
+
     def instances(self, study: str | None = None) -> list[tuple[str, str, str]]:
         """(study key, SOP Instance UID, digest) of all images that lie in the spool, or of those of one study."""
         rows = self._database.rows(
@@ -213,10 +218,17 @@ class Studies:
                 end_cases(db, study.key, refused if state == "analysed" else None)
         return bool(done)
 
-    def expired(self, before: float) -> list[Study]:
-        """Those done with since `before` whose images still lie in the spool."""
-        query = "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving' AND heard < ?"
-        return [_study(row) for row in self._database.rows(query, before)]
+    def expired(self, before: float, given_up: float) -> list[Study]:
+        """Those done with whose images still lie in the spool though the last came before that time.
+
+        Args:
+            given_up: the same of dead ones, which need their images to be tried again.
+        """
+        query = (
+            "SELECT * FROM studies WHERE kept = 1 AND state <> 'receiving'"
+            " AND heard < CASE state WHEN 'dead' THEN ? ELSE ? END"
+        )
+        return [_study(row) for row in self._database.rows(query, given_up, before)]
 
     def forget_images(self, study: Study) -> bool:
         """Its images are about to be deleted; False where new ones came meanwhile."""
