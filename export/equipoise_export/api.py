@@ -132,7 +132,7 @@ def export(
             folder = publish_pair(
                 members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
             )
-    notes = [note for member in members for note in member.notes] + why_none + differs
+    notes = [note for member in members for note in member.notes] + why_none + differs + source.notes
     notes += [warning for placement in placements.values() for warning in placement.warnings]
     proofs = {name: each.proof for name, each in published.items()}
     cost = members[0].cost
@@ -197,7 +197,7 @@ def inspect(
         source, draft, images, options = _read(module, weights, arguments, options, example, stated)
         compilation, _ = compile_unproven(source.members[0](), draft, images, options)
     assert compilation.cost is not None
-    notes = compilation.notes
+    notes = [*compilation.notes, *source.notes]
     if len(source.members) > 1:
         notes = [*notes, f"the first of {len(source.members)} members; the samples are shared out among them"]
     return Inspection(compilation.contract, compilation.cost, tuple(notes), timings)

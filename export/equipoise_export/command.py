@@ -77,7 +77,10 @@ def export(
     ] = None,
     into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
     weights: Annotated[
-        list[Path] | None, typer.Option(help="State dict or safetensors; given several times: a deep ensemble.")
+        list[Path] | None,
+        typer.Option(
+            help="State dict or safetensors (FILE:NAME where one holds several: last.pt:ema); several: a deep ensemble."
+        ),
     ] = None,
     arg: Annotated[
         list[str] | None,
