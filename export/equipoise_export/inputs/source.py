@@ -41,7 +41,9 @@ class Source:
 
 
 def read_source(
-    module: nn.Module | str | Path, weights: Sequence[str | Path] = (), arguments: Mapping[str, Any] | None = None
+    module: nn.Module | str | Path,
+    weights: str | Path | Sequence[str | Path] = (),
+    arguments: Mapping[str, Any] | None = None,
 ) -> Source:
     """Finds out what is to be exported; networks are built only when a member is called.
 
@@ -53,7 +55,7 @@ def read_source(
     Raises:
         SpecError: it is none of these, or weights or arguments are given to something that takes none.
     """
-    files = _distinct(tuple(map(Path, weights)))
+    files = _distinct(tuple(map(Path, [weights] if isinstance(weights, (str, Path)) else weights)))
     notes: list[str] = []
     if isinstance(module, nn.Module):
         if arguments:
