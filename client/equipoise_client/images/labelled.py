@@ -5,7 +5,7 @@ Calibrating on images that were prepared differently from those that are served 
 Four layouts:
 
 - a folder with `images/` and `labels/` (or `masks/`; or `imagesTr/` and `labelsTr/`): files of the same name in both,
-  or `labels/CLASS/` with one mask per class (segmentation);
+  or `labels/CLASS/` with one mask per class (segmentation; a background need not have one);
 - a folder of folders named by class, each with images of it (classification);
 - a folder of images with a `cases.csv` that has a column for each target (regression);
 - one `.npz` with `images` `[n, *S]` or `[n, C, *S]` and `labels` (or `masks`) `[n]`, `[n, K]`, `[n, *S]` or
@@ -17,7 +17,9 @@ Where labels are not asked for, a folder of images or an `.npz` with `images` al
 Beside the folders a `cases.csv` with the column `file` (a path from there, or a name), and any of `patient`, `group`,
 `label` may say more; a `label` column, or a column of 0 and 1 for each class, replaces folders named by class. Without
 it every file is a patient of its own. A `dataset.json` (nnU-Net, Medical Decathlon) may say which label values make
-each class. What labels may hold: `label_values`.
+each class. What labels may hold: `label_values`; of a picture with a palette its entries are meant, not their colours.
+
+Nothing is passed over: an image without a row or label and a label without an image are errors.
 """
 
 from __future__ import annotations
