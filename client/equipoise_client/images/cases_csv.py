@@ -62,8 +62,8 @@ class CasesTable:
                 rows.append({plain(name): cell for name, cell in zip(header, row, strict=False) if name})
         except csv.Error as error:
             raise InvalidInput(f"{path} cannot be read: {error}") from error
-        for number, row in enumerate(rows, 1):
-            if not row["file"]:
+        for number, stated_row in enumerate(rows, 1):
+            if not stated_row["file"]:
                 raise InvalidInput(f"{path}: row {number} states no file")
         return cls(path, columns, tuple(rows))
 
