@@ -391,7 +391,7 @@ def _of_colours_or_indices(
     Greys of a palette may be meant either way. Raises InvalidInput where both ways say something, and not the same.
     """
     pictures = [each for each in files if each.suffix.lower() in _PICTURES]
-    entries = {each: found for each in pictures if (found := _entries(each)) is not None}
+    entries = {each: own for each in pictures if (own := _entries(each)) is not None}
     if not entries:
         return truth(np.concatenate([_grey(_planes(each, prepared, contract), each) for each in files]))
     found: list[NDArray[Any]] = []
