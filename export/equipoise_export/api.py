@@ -79,7 +79,7 @@ def export(
     classes: Sequence[str] | None = None,
     task: Task | str | None = None,
     targets: Sequence[str] | None = None,
-    weights: Sequence[str | Path] = (),
+    weights: str | Path | Sequence[str | Path] = (),
     arguments: Mapping[str, Any] | None = None,
     transform: Transform | None = None,
     options: Options = DEFAULTS,
@@ -132,7 +132,7 @@ def export(
             folder = publish_pair(
                 members[0], Path(into), replace=replace, further=members[1:], first_pass=first_pass, measure=True
             )
-    notes = [note for member in members for note in member.notes] + why_none + differs
+    notes = [note for member in members for note in member.notes] + why_none + differs + source.notes
     notes += [warning for placement in placements.values() for warning in placement.warnings]
     proofs = {name: each.proof for name, each in published.items()}
     cost = members[0].cost
@@ -186,7 +186,7 @@ def inspect(
     classes: Sequence[str] | None = None,
     task: Task | str | None = None,
     targets: Sequence[str] | None = None,
-    weights: Sequence[str | Path] = (),
+    weights: str | Path | Sequence[str | Path] = (),
     arguments: Mapping[str, Any] | None = None,
     options: Options = DEFAULTS,
     **description: Any,
@@ -197,7 +197,7 @@ def inspect(
         source, draft, images, options = _read(module, weights, arguments, options, example, stated)
         compilation, _ = compile_unproven(source.members[0](), draft, images, options)
     assert compilation.cost is not None
-    notes = compilation.notes
+    notes = [*compilation.notes, *source.notes]
     if len(source.members) > 1:
         notes = [*notes, f"the first of {len(source.members)} members; the samples are shared out among them"]
     return Inspection(compilation.contract, compilation.cost, tuple(notes), timings)
@@ -206,7 +206,7 @@ def inspect(
 @phase("reading")
 def _read(
     module: nn.Module | str | Path,
-    weights: Sequence[str | Path],
+    weights: str | Path | Sequence[str | Path],
     arguments: Mapping[str, Any] | None,
     options: Options,
     example: ArrayLike | Tensor | None,
@@ -223,7 +223,10 @@ def _read(
             images = as_volumes(images, description.slices, depth)
         description = replace(description, shape=tuple(images.shape[1:]), intensities=seen)
     source = read_source(module, weights, arguments)
-    draft = description.over(source.stated).contract(options.sizes, options.answers)
+    whole = description.over(source.stated)
+    draft = whole.contract(options.sizes, options.answers)
+    if whole.preprocess is None:
+        source.notes.append(_note_on_intensities(images))
     if draft.targets and not draft.states_variance and options.deterministic and len(source.members) == 1:
         raise SpecError(
             "nothing in a --deterministic regression says how sure it is, unless it states a variance: --answers "
@@ -234,9 +237,23 @@ def _read(
     return source, draft, example_image(draft) if images is None else images, options
 
 
+def _note_on_intensities(images: Tensor | None) -> str:
+    """Of a network whose preprocessing is not stated; more where the example `[N, C, *S]` was made in another way."""
+    note = "images are z-scored before the network (--preprocess zscore), since nothing else was stated"
+    if images is None or (spread := float(images.std())) == 0.0:
+        return note
+    mean = float(images.mean())
+    if abs(mean) <= 0.5 and 0.5 <= spread <= 2.0:
+        return note
+    return f"{note}; but the example, of mean {mean:.3g} and standard deviation {spread:.3g}, was not: state its steps"
+
+
 def _images(example: ArrayLike | Tensor) -> Tensor:
-    """The example as a batch of two or more: a single image twice."""
-    images = torch.as_tensor(example).detach().to("cpu", torch.float32)
+    """The example as a batch of two or more: a single image twice. Raises SpecError for what is no images."""
+    try:
+        images = torch.as_tensor(example).detach().to("cpu", torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecError(f"the example is a {type(example).__name__}; expected an array of images [N, C, *S]") from error
     if images.dim() < 3 or not len(images):
         raise SpecError(f"the example has shape {list(images.shape)}; expected images [N, C, *S]")
     if not images.isfinite().all() or images.abs().max() > NORMALISED_LIMIT:

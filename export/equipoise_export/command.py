@@ -10,6 +10,7 @@ import typer
 from equipoise_core.contract import Activation, Precision, Task
 from equipoise_core.steps import spellings
 from rich.console import Console
+from rich.markup import escape
 
 from .errors import ExportError, SpecError
 from .inputs.bound import read_constants
@@ -77,7 +78,10 @@ def export(
     ] = None,
     into: Annotated[Path | None, typer.Option(help="The model repository to publish into.")] = None,
     weights: Annotated[
-        list[Path] | None, typer.Option(help="State dict or safetensors; given several times: a deep ensemble.")
+        list[Path] | None,
+        typer.Option(
+            help="State dict or safetensors (FILE:NAME where one holds several: last.pt:ema); several: a deep ensemble."
+        ),
     ] = None,
     arg: Annotated[
         list[str] | None,
@@ -234,7 +238,7 @@ def export(
             else:
                 result = api.export(spec, into=into, replace=replace, **source)
     except (ExportError, ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]not exported[/red]: {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]not exported[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     if as_json:
         document = _published(result) if isinstance(result, api.Exported) else _inspected(result)
@@ -245,18 +249,19 @@ def export(
     if isinstance(result, api.Exported):
         for name, proof in result.samplers.items():
             console.print(proof)
-            console.print(f"{name}: {result.placements[name]}", highlight=False)
+            console.print(f"{name}: {result.placements[name]}", highlight=False, markup=False)
     console.print(result.cost)
     if isinstance(result, api.Exported) and result.gain:
         console.print(str(result.gain))
     for note in result.notes:
-        console.print(f"[yellow]note[/yellow]: {note}")
+        console.print(f"[yellow]note[/yellow]: {escape(note)}")
     if isinstance(result, api.Exported):
-        console.print(f"published {result.folder} and {', '.join(result.samplers)}")
+        console.print(f"published {result.folder} and {', '.join(result.samplers)}", markup=False)
         console.print(
             f"next: equipoise calibrate {result.contract.name} --data LABELLED --repository {result.folder.parent}; "
             "until then every case goes to review",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
 
@@ -284,7 +289,13 @@ def _inspected(result: api.Inspection) -> dict[str, Any]:
         {"name": s.name, "kind": s.kind.value, "shape": list(s.shape), "p": s.p, "depth": round(depth, 4)}
         for s, depth in zip(cost.sites, cost.depths, strict=True)
     ]
-    return {"sites": sites, "bits": cost.bits, "cost": cost.document()}
+    return {
+        "name": result.contract.name,
+        "sites": sites,
+        "bits": cost.bits,
+        "notes": list(result.notes),
+        "cost": cost.document(),
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from equipoise_core.targets import Target
 from torch import Tensor
 
 from .errors import SpecError
-from .options import Answers, Sizes
+from .options import Answers, Sizes, member
+from .typed import bounds
 from .volume import check_stated, of_slices, with_slices
 
 _AXES = {1: ("X",), 2: ("H", "W"), 3: ("X", "Y", "Z")}
@@ -90,20 +91,29 @@ class Description:
         values["preprocess"] = _steps(values.get("preprocess"), *(stated.get(name) for name in _NAMED))
         for name, kind in _ENUMS.items():
             if values.get(name) is not None:
-                values[name] = _member(kind, values[name], name)
-        for name in ("shape", "classes", "targets", "maximum", "modalities", *_SUBJECT):
-            if isinstance(values.get(name), str):
-                raise SpecError(f"{name} is {values[name]!r}; expected a list")
+                values[name] = member(kind, values[name], name)
+        for name in ("classes", "targets", *_CODES, "optional", "shape", "maximum"):
             if values.get(name) is not None:
-                values[name] = tuple(values[name])
+                values[name] = _tuple(values[name], name, int if name in ("shape", "maximum") else str)
+        for name in _CODES:  # DICOM spells them so
+            values[name] = tuple(code.strip().upper() for code in values.get(name) or ())
+        for name in ("multiple", "samples", "slices", "fill"):
+            if values.get(name) is not None:
+                values[name] = _number(values[name], name, float if name == "fill" else int)
+        if values.get("orientation") is not None:
+            values["orientation"] = str(values["orientation"]).strip().upper()
         if values.get("spacing") is not None:
-            values["spacing"] = tuple((float(low), float(high)) for low, high in values["spacing"])
+            values["spacing"] = _pairs(values["spacing"], "spacing")
+        if values.get("ages") is not None:
+            (values["ages"],) = _pairs([values["ages"]], "ages")
         return cls(**values)
 
     def over(self, other: Description) -> Description:
         """This one, and what it leaves open as `other` states it: the intensities as a whole."""
         open_ = [
-            field.name for field in fields(self) if field.name not in _INTENSITIES and not getattr(self, field.name)
+            field.name
+            for field in fields(self)
+            if field.name not in _INTENSITIES and not _is_stated(getattr(self, field.name))
         ]
         if self.preprocess is None:
             open_ += _INTENSITIES
@@ -126,6 +136,9 @@ class Description:
             raise SpecError(f"{', '.join(missing)} {are} missing: not stated anywhere else")
         assert self.name is not None and self.task is not None and self.shape is not None
         self._check_kind(self.task, answers)
+        for option, number in (("--multiple", self.multiple), ("--samples", self.samples)):
+            if number < 1:
+                raise SpecError(f"{option} {number}: expected a whole number from 1 on")
         if self.slices is not None:
             return self._of_volume(self.slices, self.shape, sizes)
         targets = _targets(self.targets or ())
@@ -147,6 +160,12 @@ class Description:
                 "the background or the negative class as well"
             )
         dynamic = sizes is not Sizes.FIXED
+        most = self.maximum or tuple(2 * size if dynamic else size for size in nominal)
+        if len(most) != len(nominal) or any(large < size for large, size in zip(most, nominal, strict=True)):
+            raise SpecError(
+                f"--maximum {','.join(map(str, most))}: expected {len(nominal)} sizes, none below those of "
+                f"--input-shape {text}"
+            )
         if self.spacing is not None and len(self.spacing) != len(nominal):
             raise SpecError(f"--spacing describes {len(self.spacing)} axes; the image has {len(nominal)}")
         if self.unclear is not None:
@@ -164,7 +183,7 @@ class Description:
                 channels=channels,
                 spatial=_AXES[len(nominal)] if dynamic else tuple(nominal),
                 nominal=tuple(nominal),
-                maximum=self.maximum or tuple(2 * size if dynamic else size for size in nominal),
+                maximum=most,
                 preprocessing=Preprocessing(steps, self.multiple, self.fill, None if steps else self.intensities),
                 sites=(),
                 spacing=self.spacing,
@@ -223,6 +242,12 @@ class Description:
             raise SpecError(f"{error}") from error
 
 
+def _is_stated(value: Any) -> bool:
+    """What an option is where it is left out says nothing; a 0 that stands for no number of anything does."""
+    return value is not None and value is not False and value not in ((), "") and repr(value) != "0.0"
+
+
+_CODES = ("modalities", "body_parts", "views", "lateralities")
 _SUBJECT = ("body_parts", "views", "lateralities", "ages", "optional")
 _ENUMS: dict[str, type[Enum]] = {
     "task": Task,
@@ -234,12 +259,43 @@ _NOT_STATED = ("unclear", "intensities")
 _NAMED = ("normalisation", "low", "high")
 
 
-def _member(kind: type[Enum], value: Any, name: str) -> Enum:
-    """The member of an enum, also from its text."""
+def _tuple(value: Any, name: str, of: type) -> tuple[Any, ...]:
+    """A list of names or whole numbers; one whole number is a list of one. Raises SpecError."""
     try:
-        return kind(value)
-    except ValueError as error:
-        raise SpecError(f"{name} {value!r}: expected {' or '.join(each.value for each in kind)}") from error
+        entries = tuple(
+            [value] if of is int and not isinstance(value, str) and not hasattr(value, "__len__") else value
+        )
+        if of is int and all(int(each) == each for each in entries):
+            return tuple(map(int, entries))
+        if of is str and not isinstance(value, str) and all(isinstance(each, str) for each in entries):
+            return entries
+    except (TypeError, ValueError):
+        pass
+    raise SpecError(f"{name} is {value!r}; expected a list of {'names' if of is str else 'whole numbers'}")
+
+
+def _number(value: Any, name: str, of: type) -> Any:
+    """Raises SpecError."""
+    try:
+        number = of(value)
+        if not isinstance(value, (bool, str)) and number != value:
+            raise ValueError
+        return number
+    except (TypeError, ValueError):
+        raise SpecError(f"{name} is {value!r}; expected a {'whole number' if of is int else 'number'}") from None
+
+
+def _pairs(value: Any, name: str) -> tuple[tuple[float, float], ...]:
+    """`0.8:1.2,1` or (0.8, (1, 2)): a number or the lowest and the highest of each axis. Raises SpecError."""
+    if isinstance(value, str):
+        return tuple(bounds(entry, f"--{name}") for entry in value.split(","))
+    try:
+        ends = [(each, each) if isinstance(each, (int, float)) else tuple(each) for each in value]
+        return tuple((float(low), float(high)) for low, high in ends)
+    except (TypeError, ValueError):
+        raise SpecError(
+            f"{name} is {value!r}; expected for each axis a number or (lowest, highest), such as [(0.8, 1.2), 1.0]"
+        ) from None
 
 
 def _servable(name: str) -> str:
@@ -273,6 +329,8 @@ def _steps(
         if ends and name not in ("window", "percentile"):
             raise SpecError(f"{' and '.join(ends)} are the ends of --normalisation window or percentile; state which")
         return named(str(getattr(name, "value", name)), low or 0.0, high or 0.0)
+    except TypeError as error:
+        raise SpecError(f"preprocess is {spelled!r}; expected spelled steps, such as 'scale_range:0,255'") from error
     except ValueError as error:
         raise SpecError(str(error)) from error
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from equipoise_core.targets import Noise
 
+from .errors import SpecError
+
 LARGEST_FILE = 2_000_000_000
 """Bytes of weights that go into the ONNX file itself. Protobuf ends at 2³¹; the graph needs some of it."""
+
+
+Member = TypeVar("Member", bound=Enum)
+
+
+def member(kind: type[Member], value: Any, name: str) -> Member:
+    """The member of an enum, also from its text. Raises SpecError."""
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise SpecError(f"{name} {value!r}: expected {' or '.join(each.value for each in kind)}") from error
 
 
 class Sizes(str, Enum):
@@ -78,6 +91,25 @@ class Options:
     sizes: Sizes = Sizes.AUTO
     bind: Mapping[str, Any] = field(default_factory=dict)
     largest_file: int = LARGEST_FILE
+
+    def __post_init__(self) -> None:
+        """Text stands for `sizes` and `answers`, and several patterns for one. Raises SpecError for what is neither."""
+        for name, kind in (("answers", Answers), ("sizes", Sizes)):
+            object.__setattr__(self, name, member(kind, getattr(self, name), name))
+        for name in ("sites", "dropout_at"):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+                object.__setattr__(self, name, ",".join(value))
+            elif value is not None and not isinstance(value, str):
+                raise SpecError(f"{name} is {value!r}; expected a pattern of names, such as 'decoder.*'")
+        for name in ("p", "min_depth"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise SpecError(f"{name} is {value!r}; expected a number between 0 and 1")
+        if isinstance(self.margin, bool) or not isinstance(self.margin, int) or self.margin < 0:
+            raise SpecError(f"margin is {self.margin!r}; expected pixels, a whole number from 0 on")
+        if not isinstance(self.bind, Mapping):
+            raise SpecError(f"bind is {self.bind!r}; expected a dictionary of names and values")
 
 
 DEFAULTS = Options()

@@ -33,12 +33,6 @@ def check_stated(task: Task | None, orientation: str | None, slices: int) -> Non
             "--slices needs --orientation, the slices' own axis first: SPL for axial slices whose rows and columns are "
             "as in DICOM, SRA for axial slices [:, :, k] of a NIfTI file in RAS, PSL for coronal, LSP for sagittal ones"
         )
-    axes = sorted(next((pair for pair in ("LR", "AP", "IS") if letter in pair), letter) for letter in orientation)
-    if axes != ["AP", "IS", "LR"]:
-        raise SpecError(
-            f"--orientation {orientation}: expected three letters, one each of L or R, A or P, I or S, such as SPL: "
-            "where the slices lead, where a slice's rows follow each other, and where its columns do"
-        )
 
 
 def of_slices(shape: tuple[int, ...], slices: int) -> tuple[int, int, tuple[int, ...]]:

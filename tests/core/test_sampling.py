@@ -6,7 +6,7 @@ import pytest
 from equipoise_core.assessment import Assessment
 from equipoise_core.budget import MOST_AT_ONCE as TOGETHER
 from equipoise_core.canonical import canonical_json
-from equipoise_core.case import Case, Model
+from equipoise_core.case import Case, Input, Model
 from equipoise_core.contract import Activation
 from equipoise_core.contract import Sampler as NamedSampler
 from equipoise_core.decision import Route
@@ -17,6 +17,7 @@ from equipoise_core.monitoring import Monitoring
 from equipoise_core.ood_distance import OodDistance
 from equipoise_core.outputs import OUTPUTS
 from equipoise_core.policy import Bounds, Guarantee, Policy, SensitiveRule, VolumeRule
+from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_core.recalibration import Isotonic, Temperature
 from equipoise_core.sampling import assess, assess_all
 from equipoise_core.stages import Stage, chunk_of
@@ -378,6 +379,25 @@ def test_a_large_image_equals_all_its_samples_stitched_one_by_one(model):
     assert a.moments.sum_p2 == pytest.approx((p**2).sum(0), abs=1e-5)
     assert a.moments.sum_entropy[0] == pytest.approx(special.entr(p).sum(1).sum(0), abs=1e-4)
     assert a.moments.volumes == pytest.approx(p.sum((2, 3)), rel=1e-5)
+
+
+def test_an_image_beyond_what_the_network_is_given_is_never_accepted(model, case):
+    """Of 16-bit values as they are 30000 and 65535 would become the same; padding is no intensity."""
+    as_it_is = dataclasses.replace(
+        model.contract, preprocessing=dataclasses.replace(model.contract.preprocessing, steps=())
+    )
+    policy = dataclasses.replace(model.policy, model_digest=as_it_is.model_digest, suitable=Bounds({}, "test"),
+                                 typical=Bounds({}, "test"))  # fmt: skip
+    model = dataclasses.replace(model, contract=as_it_is, policy=policy)
+    image = case.image.copy()
+    for value, code in ((9_000.0, None), (30_000.0, "clipped"), (-65_535.0, "clipped")):
+        image[0, 0, 0] = value
+        decision = assess(model, dataclasses.replace(case, image=image), [Sampler(as_it_is)]).decision
+        assert (decision.reason.code == "clipped") == (code == "clipped"), decision
+        if code:
+            assert decision.route is Route.REVIEW
+    padded = Input("0", np.full((1, 2, 2), PADDING_VALUE, np.float32))
+    assert padded.problems == ()
 
 
 def test_an_answer_put_together_of_windows_is_never_accepted(model, case):

@@ -221,8 +221,8 @@ def test_images_of_the_network_become_volumes() -> None:
     [
         ({"task": "classification"}, "a classification gives one answer for a volume.*--sizes fixed"),
         ({"orientation": None}, "--slices needs --orientation, the slices' own axis first: SPL"),
-        ({"orientation": "RA"}, "expected three letters"),
-        ({"orientation": "RLS"}, "expected three letters"),
+        ({"orientation": "RA"}, "expected 3 letters"),
+        ({"orientation": "RLS"}, "expected 3 letters"),
         ({"slices": 2}, "expected 1 .a slice alone., or 3, 5"),
         ({"slices": 5, "shape": (3, 16, 24)}, "takes 5 slices as its channels; state 5,16,24, or C,D,H,W"),
         ({"slices": 3, "shape": (2, 8, 16, 24)}, "only slices of one channel"),

@@ -22,9 +22,11 @@ from ..errors import InvalidInput
 
 NOTHING = "none"
 """In a table: labels of none of the classes (the background where it has no class of its own)."""
+_YES, _NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 _NEGATIVE = frozenset({"none", "normal", "negative", "no finding", "healthy"})
 _WHITE = 255  # how pictures store "yes"
 _TO = ".."
+_SEVERAL = re.compile(r"[;|]")
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,13 @@ def _named(label: str, contract: Contract, table: LabelTable | None) -> list[str
     known = {plain(name): name for name in contract.classes}
     if plain(label) in known:
         return [known[plain(label)]]
+    parts = [plain(part) for part in _SEVERAL.split(label)]
+    if len(parts) == len(contract.classes) and (len(parts) > 1 or not _exclusive(contract)) and {*parts} <= _YES | _NO:
+        return [name for name, part in zip(contract.classes, parts, strict=True) if part in _YES]
     if _exclusive(contract):
         index = plain(label)
         return [contract.classes[int(index)]] if index.isdigit() and int(index) < len(contract.classes) else None
     found: list[str] = []
-    parts = [plain(part) for part in _parts(label, contract)]
-    if len(parts) == len(contract.classes) and set(parts) <= {"0", "1"}:
-        return [name for name, part in zip(contract.classes, parts, strict=True) if part == "1"]
     for part in parts:
         if part in known:
             found.append(known[part])
@@ -163,7 +165,7 @@ def _named(label: str, contract: Contract, table: LabelTable | None) -> list[str
 
 
 def _parts(label: str, contract: Contract) -> list[str]:
-    return [label] if _exclusive(contract) else re.split(r"[;|]", label)
+    return [label] if _exclusive(contract) else _SEVERAL.split(label)
 
 
 def truth_of_labels(stored: NDArray[Any], contract: Contract, table: LabelTable | None) -> NDArray[np.uint8]:
@@ -219,7 +221,12 @@ def truth_of_map(values: NDArray[Any], contract: Contract, table: LabelTable | N
 
 
 def truth_of_masks(masks: NDArray[Any], contract: Contract) -> NDArray[np.uint8]:
-    """Segmentation: one mask per class `[K, *S]`, 0 and 1 or 0 and 255 → as `truth_of_map`."""
+    """Segmentation: one mask per class `[K, *S]`, 0 and 1 or 0 and 255 → as `truth_of_map`.
+
+    Where classes exclude each other the first one's, the background's, may be left out.
+    """
+    if _exclusive(contract) and len(masks) == len(contract.classes) - 1:
+        masks = np.concatenate([(masks == 0).all(axis=0, keepdims=True) * masks.max(initial=1), masks])
     return _of_masks(np.where(masks == _WHITE, 1, masks) if not (masks == 1).any() else masks, contract)
 
 

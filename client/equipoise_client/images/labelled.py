@@ -5,7 +5,7 @@ Calibrating on images that were prepared differently from those that are served 
 Four layouts:
 
 - a folder with `images/` and `labels/` (or `masks/`; or `imagesTr/` and `labelsTr/`): files of the same name in both,
-  or `labels/CLASS/` with one mask per class (segmentation);
+  or `labels/CLASS/` with one mask per class (segmentation; a background need not have one);
 - a folder of folders named by class, each with images of it (classification);
 - a folder of images with a `cases.csv` that has a column for each target (regression);
 - one `.npz` with `images` `[n, *S]` or `[n, C, *S]` and `labels` (or `masks`) `[n]`, `[n, K]`, `[n, *S]` or
@@ -17,18 +17,18 @@ Where labels are not asked for, a folder of images or an `.npz` with `images` al
 Beside the folders a `cases.csv` with the column `file` (a path from there, or a name), and any of `patient`, `group`,
 `label` may say more; a `label` column, or a column of 0 and 1 for each class, replaces folders named by class. Without
 it every file is a patient of its own. A `dataset.json` (nnU-Net, Medical Decathlon) may say which label values make
-each class. What labels may hold: `label_values`.
+each class. What labels may hold: `label_values`; of a picture with a palette its entries are meant, not their colours.
+
+Nothing is passed over: an image without a row or label and a label without an image are errors.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from equipoise_core.contract import Activation, Contract, Task
@@ -36,11 +36,13 @@ from equipoise_core.targets import Target
 from numpy.typing import NDArray
 
 from ..errors import InvalidInput
+from .archives import entries_of, spacing_of
+from .cases_csv import NAME, CasesTable, ImageFinder, stem
 from .grid import pick_nearest
 from .label_values import LabelTable, plain, truth_of_label, truth_of_labels, truth_of_map, truth_of_masks
 from .prepare import Prepared, fit, turn, with_spacing
-from .raster import TRANSPARENT
-from .read import read_image
+from .raster import TRANSPARENT, indices
+from .read import ENDINGS, read_image
 
 PSEUDO_LABEL = ".pseudo-label"
 """In the name of every label that a model wrote (`equipoise rank`). Here it is refused: judged by its own answers, a
@@ -49,10 +51,11 @@ model is never wrong."""
 _GROUP = "group"
 """The column that groups cases where none is named; in an archive the entry `groups`."""
 
-_TOLD = ("ids", "patients", "groups", "spacing")  # entries of an archive beside images and labels
+_LABELS = ("labels", "masks", "labelsTr")
 _LABEL_ENDS = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation")
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_ENDINGS = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".dcm")
+_UNREAD = (".bmp", ".gif", ".webp", ".jp2", ".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".h5", ".hdf5")
+"""Images too, but not read here: passing over them would leave out cases."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +131,9 @@ def read_labelled(
         return list(_from_archive(data, contract, spacing, labels, table, group_by, order_by))
     if not data.is_dir():
         raise InvalidInput(f"{data} is neither a folder nor an .npz file; see `equipoise calibrate --help`")
-    folder = _Folder.of(data, group_by, order_by)
+    folder = _Folder(data, group_by, order_by)
     if not labels:
-        rows = folder.images()
+        rows = [folder.row(file, None) for file in folder.files()]
     elif contract.targets:
         rows = list(_numbered(folder, contract))
     elif contract.per_voxel:
@@ -144,7 +147,7 @@ def read_labelled(
             Task.REGRESSION: f"images and a cases.csv with the columns file and {_names(contract.answers)}",
         }[contract.task]
         what = f"labelled cases of a {contract.task.value}" if labels else "images"
-        endings = "" if labels else f"; expected files ending in {_names(_ENDINGS)}"
+        endings = "" if labels else f"; expected files ending in {_names(ENDINGS)}"
         raise InvalidInput(f"{data} holds no {what}{endings or f': expected {expected}'}")
     folder.check_all_used()
     return [_read(row, data, contract, spacing, table) for row in rows]
@@ -157,34 +160,25 @@ def _names(names: Iterable[object]) -> str:
 class _Folder:
     """A folder of images and its `cases.csv`, of which every row must be about an image that is there."""
 
-    def __init__(self, root: Path, table: Mapping[Path, Mapping[str, str]], group_by: str, order_by: str) -> None:
-        self.root, self.table, self.group_by, self.order_by = root, table, group_by, order_by
+    def __init__(self, root: Path, group_by: str, order_by: str) -> None:
+        """Raises InvalidInput for a table without a column, or with two rows of an image, or of one that is missing."""
+        self.root, self.group_by, self.order_by = root, plain(group_by), plain(order_by)
+        table = CasesTable.read(root / NAME)
+        self.columns = table.columns
         self._used: set[Path] = set()
-
-    @classmethod
-    def of(cls, root: Path, group_by: str, order_by: str) -> _Folder:
-        path = root / "cases.csv"
-        wanted = [column for column in (group_by, order_by) if column not in ("", _GROUP)]
-        if not path.is_file():
-            if wanted:
-                raise InvalidInput(f"{root} has no cases.csv; expected one with the columns file, {_names(wanted)}")
-            return cls(root, {}, group_by, order_by)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        if rows and "file" not in rows[0]:
-            raise InvalidInput(
-                f"{path}: expected a column `file`, and any of patient, group, label; got {list(rows[0])}"
-            )
-        for column in wanted:
-            if rows and column not in rows[0]:
-                raise InvalidInput(f"{path} has no column {column!r}; it has {_names(rows[0])}")
-        table: dict[Path, Mapping[str, str]] = {}
-        for row in rows:
-            found = _found(root, row["file"])
-            if found in table:
-                raise InvalidInput(f"{path}: {row['file']} has two rows; expected one for each image")
-            table[found] = row
-        return cls(root, table, group_by, order_by)
+        for column in (group_by, order_by):
+            if column not in ("", _GROUP) and plain(column) not in self.columns:
+                there = f"it has {_names(self.columns.values())}" if self.columns else "there is no such file"
+                raise InvalidInput(f"{table.path} has no column {column!r}; {there}")
+        self.table: dict[Path, Mapping[str, str]] = {}
+        if table.rows:
+            images = [file for file in _images(root) if not {*_LABELS} & {*file.relative_to(root).parts}]
+            finder = ImageFinder(root, images)
+            for row in table.rows:
+                found = finder.find(row["file"])
+                if found in self.table:
+                    raise InvalidInput(f"{table.path}: {row['file']} has two rows; expected one for each image")
+                self.table[found] = row
 
     def part(self, *names: str) -> Path:
         """The first of these folders that is there, or the first one's name."""
@@ -193,45 +187,43 @@ class _Folder:
     def row(self, file: Path, label: str | Path | tuple[Path, ...] | tuple[float, ...] | None) -> Row:
         stated = self.stated(file)
         patient = stated.get("patient") or str(file.relative_to(self.root))
-        return Row(
-            file, label, patient, (stated.get(self.group_by) or "").strip(), (stated.get(self.order_by) or "").strip()
-        )
+        return Row(file, label, patient, stated.get(self.group_by, ""), stated.get(self.order_by, ""))
 
     def stated(self, file: Path) -> Mapping[str, str]:
         self._used.add(file)
         return self.table.get(file, {})
 
-    def images(self) -> list[Row]:
-        """All of them below the folder, or below its `images/`."""
+    def files(self) -> list[Path]:
+        """All images below the folder, or below its `images/`."""
         folder = self.part("images", "imagesTr")
-        return [self.row(file, None) for file in _images(folder if folder.is_dir() else self.root, deep=True)]
+        return _images(folder if folder.is_dir() else self.root)
 
     def check_all_used(self) -> None:
         unused = sorted(str(file.relative_to(self.root)) for file in self.table.keys() - self._used)
         if unused:
             raise InvalidInput(
-                f"{self.root / 'cases.csv'} names {unused[0]} ({len(unused)} such rows), which is no image of these "
-                "cases"
+                f"{self.root / NAME} names {unused[0]} ({len(unused)} such rows), which is no image of these cases"
+            )
+        left = [file for file in self.files() if file not in self._used]
+        if left:
+            raise InvalidInput(
+                f"{left[0].relative_to(self.root)} has no row in {NAME} ({len(left)} such images): state it there, or "
+                "take it out of the folder"
             )
 
 
-def _found(root: Path, stated: str) -> Path:
-    """The image that a row names: by its path from the folder or from its images/, or by a name that only one has."""
-    for place in (root, root / "images", root / "imagesTr"):
-        if (place / stated).is_file():
-            return place / stated
-    wanted = {stated, Path(stated).name}
-    same = [file for file in _images(root, deep=True) if file.name in wanted or _stem(file) == stated]
-    same = [file for file in same if not {"labels", "masks", "labelsTr"} & set(file.relative_to(root).parts)]
-    if len(same) != 1:
-        found = f"{len(same)} files of that name" if same else "no such file"
-        raise InvalidInput(f"{root / 'cases.csv'}: {stated!r}: {found} in {root}; expected a path from there")
-    return same[0]
-
-
-def _images(folder: Path, deep: bool = False) -> list[Path]:
-    files = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(file for file in files if file.name.lower().endswith(_ENDINGS) and not file.name.startswith("."))
+def _images(folder: Path) -> list[Path]:
+    """At any depth, without what is hidden. Raises InvalidInput for images that cannot be read here."""
+    files = sorted(
+        file for file in folder.rglob("*") if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+    unread = [file for file in files if file.name.lower().endswith(_UNREAD) and file.is_file()]
+    if unread:
+        raise InvalidInput(
+            f"{unread[0]} is an image of a kind that is not read here ({len(unread)} such files); convert it to one of "
+            f"{_names(ENDINGS)}, or take it out of the folder"
+        )
+    return [file for file in files if file.name.lower().endswith(ENDINGS) and file.is_file()]
 
 
 def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[Any]:
@@ -244,27 +236,45 @@ def _blank(contract: Contract, image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _segmentations(folder: _Folder, contract: Contract) -> Iterator[Row]:
-    images, labels = folder.part("images", "imagesTr"), folder.part("labels", "masks", "labelsTr")
-    regions = [labels / name for name in contract.classes if (labels / name).is_dir()]
-    if regions and len(regions) < len(contract.classes):
-        raise InvalidInput(
-            f"{labels} has folders {_names(each.name for each in regions)}; expected one for each of "
-            f"{_names(contract.classes)}"
-        )
-    for file in _images(images):
+    images, labels = folder.part("images", "imagesTr"), folder.part(*_LABELS)
+    regions = _regions(labels, contract)
+    unused = set(_images(labels))
+    for file in _images(images) if images.is_dir() else ():
+        within = file.parent.relative_to(images)
         stated = folder.stated(file).get("label")
         if stated:
             found: Path | tuple[Path, ...] = _stated_label(folder.root, labels, stated)
+            unused = set()  # what is chosen by a column may be chosen from many
         elif regions:
-            found = tuple(_label_of(file, region, folder.root) for region in regions)
+            found = tuple(_label_of(file, region / within, folder.root) for region in regions)
         else:
-            found = _label_of(file, labels, folder.root)
+            found = _label_of(file, labels / within, folder.root)
         for each in found if isinstance(found, tuple) else (found,):
+            unused.discard(each)
             if PSEUDO_LABEL in each.name:
                 raise InvalidInput(
                     f"{each.relative_to(folder.root)} is a model's own answer, no truth: give an expert's label instead"
                 )
         yield folder.row(file, found)
+    if unused:
+        raise InvalidInput(
+            f"{min(unused).relative_to(folder.root)} is a label without an image ({len(unused)} such files): put the "
+            f"image into {images.name}/, or take the label out of the folder"
+        )
+
+
+def _regions(labels: Path, contract: Contract) -> list[Path]:
+    """The folders with one mask per class; a background that excludes the others need not have one."""
+    there = {plain(each.name): each for each in labels.iterdir() if each.is_dir()} if labels.is_dir() else {}
+    names = [name for name in contract.classes if plain(name) in there]
+    missing = [name for name in contract.classes if name not in names]
+    optional = [contract.classes[0]] if contract.activation is Activation.SOFTMAX else []
+    if names and missing not in ([], optional):
+        raise InvalidInput(
+            f"{labels} has folders {_names(there[plain(name)].name for name in names)}; expected one for each of "
+            f"{_names(contract.classes)}"
+        )
+    return [there[plain(name)] for name in names]
 
 
 def _stated_label(root: Path, labels: Path, stated: str) -> Path:
@@ -278,9 +288,9 @@ def _label_of(image: Path, labels: Path, root: Path) -> Path:
     """The label of the same name; of another kind of file, with `_mask` and the like, or without nnU-Net's `_0000`."""
     if (labels / image.name).is_file():
         return labels / image.name
-    stem = _stem(image)
-    stems = {stem, stem.removesuffix("_0000"), *(f"{stem}{end}" for end in (*_LABEL_ENDS, PSEUDO_LABEL))}
-    same = [file for file in _images(labels) if _stem(file) in stems]
+    own = stem(image)
+    stems = {own, own.removesuffix("_0000"), *(f"{own}{end}" for end in (*_LABEL_ENDS, PSEUDO_LABEL))}
+    same = [file for file in _images(labels) if file.parent == labels and stem(file) in stems]
     if len(same) != 1:
         found = f"{len(same)} files fit" if same else "has no label"
         expected = (labels / image.name).relative_to(root)
@@ -289,74 +299,55 @@ def _label_of(image: Path, labels: Path, root: Path) -> Path:
 
 
 def _classes(folder: _Folder, contract: Contract) -> Iterator[Row]:
-    columns = next(iter(folder.table.values()), {}).keys()
-    named = {plain(column): column for column in columns}
-    several = [named.get(plain(name)) for name in contract.classes]
-    if "label" in columns or all(several):
+    several = [plain(name) for name in contract.classes]
+    if "label" in folder.columns or all(name in folder.columns for name in several):
         for file, row in folder.table.items():
-            cells = [row["label"]] if "label" in columns else [row[column] for column in several if column]
-            if not all((cell or "").strip() for cell in cells):
+            cells = [row[name] for name in (["label"] if "label" in folder.columns else several)]
+            if not all(cells):
                 name = file.relative_to(folder.root)
                 raise InvalidInput(
                     f"cases.csv: {name} has no label; state one for each image (normal: none of the classes)"
                 )
             yield folder.row(file, ";".join(cells))
         return
-    beside = _images(folder.root)
+    beside = [file for file in _images(folder.root) if file.parent == folder.root]
     if beside:
         raise InvalidInput(
             f"{folder.root} holds {len(beside)} images that are in no class's folder, such as {beside[0].name}: "
-            f"expected folders {_names(contract.classes)}, or a cases.csv with the columns file and label"
+            f"expected folders {_names(contract.classes)}, or a cases.csv with the columns file and label, or file and "
+            f"{_names(contract.classes)}, which hold 0 or 1"
         )
     for place in sorted(each for each in folder.root.iterdir() if each.is_dir()):
-        for file in _images(place, deep=True):
+        for file in _images(place):
             yield folder.row(file, place.name)
 
 
 def _numbered(folder: _Folder, contract: Contract) -> Iterator[Row]:
     """One image a row of `cases.csv`, each with a number for each target; images without a row are an error."""
-    columns = {plain(column): column for column in next(iter(folder.table.values()), {}) if column}
-    if len(contract.targets) == 1 and "label" in columns:
-        columns.setdefault(plain(contract.answers[0]), columns["label"])
-    missing = [name for name in contract.answers if plain(name) not in columns]
-    if missing:
-        found = f"it has {_names(columns.values())}" if columns else "there is none"
+    columns = {name: plain(name) for name in contract.answers}
+    if len(columns) == 1 and columns[contract.answers[0]] not in folder.columns:
+        columns[contract.answers[0]] = "label"
+    if not set(columns.values()) <= set(folder.columns):
+        found = f"it has {_names(folder.columns.values())}" if folder.columns else "there is none"
         raise InvalidInput(
-            f"{folder.root / 'cases.csv'}: expected the columns file and {_names(contract.answers)}, one number for "
-            f"each image; {found}"
-        )
-    unstated = [file for file in _images(folder.root, deep=True) if file not in folder.table]
-    if unstated:
-        raise InvalidInput(
-            f"{unstated[0].relative_to(folder.root)} has no row in cases.csv ({len(unstated)} such images): state "
-            f"{_names(contract.answers)} of each, or take it out of the folder"
+            f"{folder.root / NAME}: expected the columns file and {_names(contract.answers)}, one number for each "
+            f"image; {found}"
         )
     for file, row in folder.table.items():
-        cells = [row[columns[plain(name)]] for name in contract.answers]
-        name = str(file.relative_to(folder.root))
-        yield folder.row(
-            file,
-            tuple(
-                _number(cell, f"cases.csv: {name}", target)
-                for cell, target in zip(cells, contract.targets, strict=True)
-            ),
-        )
+        where = f"{NAME}: {file.relative_to(folder.root)}"
+        yield folder.row(file, tuple(_number(row[columns[target.name]], where, target) for target in contract.targets))
 
 
-def _number(cell: str | None, where: str, target: Target) -> float:
+def _number(cell: str, where: str, target: Target) -> float:
     try:
-        value = float((cell or "").strip())
+        value = float(cell)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise InvalidInput(
-            f"{where}: {target.name} is {(cell or '').strip() or 'empty'}; expected a number in {target.unit}"
+            f"{where}: {target.name} is {cell or 'empty'}; expected a number in {target.unit}, such as 12.5"
         )
     return value
-
-
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 def _read(
@@ -380,21 +371,57 @@ def _truth_of(row: Row, prepared: Prepared, contract: Contract, table: LabelTabl
     if isinstance(row.label, str):
         return truth_of_label(row.label, contract, table)
     if isinstance(row.label, tuple):
-        files = [Path(each) for each in row.label if isinstance(each, Path)]
-        return truth_of_masks(
-            np.concatenate([_grey(_planes(each, prepared, contract), each) for each in files]), contract
+        files = [each for each in row.label if isinstance(each, Path)]
+        return _of_colours_or_indices(files, prepared, contract, lambda masks: truth_of_masks(masks, contract))
+    if row.label.suffix.lower() in _PICTURES:
+        return _of_colours_or_indices(
+            [row.label], prepared, contract, lambda planes: truth_of_map(planes[0], contract, table)
         )
     planes = _planes(row.label, prepared, contract)
-    if len(planes) == len(contract.classes) > 1 and row.label.suffix.lower() not in _PICTURES:
+    if len(planes) == len(contract.classes) > 1:
         return truth_of_masks(planes, contract)
     return truth_of_map(_grey(planes, row.label)[0], contract, table)
 
 
-def _planes(path: Path, prepared: Prepared, contract: Contract) -> NDArray[Any]:
-    """A label's channels `[C, *S]` in the prepared image's grid."""
+def _of_colours_or_indices(
+    files: Sequence[Path], prepared: Prepared, contract: Contract, truth: Callable[[NDArray[Any]], NDArray[Any]]
+) -> NDArray[Any]:
+    """The truth of grey labels; of pictures with a palette, of its entries: a colour is for the eye.
+
+    Greys of a palette may be meant either way. Raises InvalidInput where both ways say something, and not the same.
+    """
+    pictures = [each for each in files if each.suffix.lower() in _PICTURES]
+    entries = {each: own for each in pictures if (own := _entries(each)) is not None}
+    if not entries:
+        return truth(np.concatenate([_grey(_planes(each, prepared, contract), each) for each in files]))
+    found: list[NDArray[Any]] = []
+    refused: list[InvalidInput] = []
+    for of_palette in (entries, {}):
+        try:
+            planes = [_grey(_planes(each, prepared, contract, of_palette.get(each)), each) for each in files]
+            found.append(truth(np.concatenate(planes)))
+        except InvalidInput as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    if any((each != found[0]).any() for each in found[1:]):
+        raise InvalidInput(
+            f"{next(iter(entries)).name}: a picture with a palette whose entries make other classes than their greys; "
+            "save it in grey, without a palette"
+        )
+    return found[0]
+
+
+def _entries(picture: Path) -> NDArray[Any] | None:
+    read_image(picture)  # says what is wrong with the file
+    return indices(picture)
+
+
+def _planes(path: Path, prepared: Prepared, contract: Contract, entries: NDArray[Any] | None = None) -> NDArray[Any]:
+    """A label's channels `[C, *S]` in the prepared image's grid; `entries`: those of its palette."""
     label = read_image(path)
-    pixels, image = label.pixels, prepared.source
-    if TRANSPARENT in label.doubts:
+    pixels, image = label.pixels if entries is None else entries, prepared.source
+    if entries is None and TRANSPARENT in label.doubts:
         raise InvalidInput(
             f"{path.name}: a label with transparency: its classes may stand in the alpha channel, or in the colours; "
             "save it in grey, without transparency"
@@ -426,13 +453,8 @@ def _from_archive(
     group_by: str,
     order_by: str,
 ) -> Iterator[LabelledImage]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            known = {"images", "labels", "masks", *contract.answers, *_TOLD, group_by, order_by}
-            entries = {name: archive[name] for name in known & set(archive.files)}
-            names = sorted(archive.files)
-    except (ValueError, OSError, BadZipFile) as error:
-        raise InvalidInput(f"{path.name} cannot be read: {error}; expected an .npz of plain arrays") from error
+    columns = ("ids", "patients", "groups" if group_by == _GROUP else group_by, order_by)
+    entries, names = entries_of(path, each=columns, others={"labels", "masks", *contract.answers})
     labels = "labels" if "labels" in names else "masks"
     if contract.targets and labelled:
         _join_targets(entries, path, contract)
@@ -441,17 +463,22 @@ def _from_archive(
         expected = "`images` and `labels` (or `masks`)" if labelled else "`images`"
         raise InvalidInput(f"{path.name} holds {names}; expected {expected}")
     images = entries["images"]
+    if labelled and entries[labels].shape[:1] != images.shape[:1]:
+        found = len(np.atleast_1d(entries[labels]))
+        raise InvalidInput(f"{path.name} holds {len(images)} images and {found} {labels}; expected one for each")
     truths = entries[labels] if labelled else [None] * len(images)
     for wanted in (group_by, order_by):
         if wanted not in ("", _GROUP, *names):
             raise InvalidInput(f"{path.name} has no entry {wanted!r}; it holds {names}")
-    columns = ("ids", "patients", "groups" if group_by == _GROUP else group_by, order_by)
     ids, patients, groups, orders = (entries[n].astype(str) if n in entries else None for n in columns)
-    stated = tuple(float(mm) for mm in entries["spacing"].reshape(-1)) if "spacing" in entries else spacing
-    if len(images) != len(truths):
-        raise InvalidInput(f"{path.name} holds {len(images)} images and {len(truths)} {labels}; expected one for each")
+    stated = spacing_of(entries) or spacing
     if images.ndim == 1 + contract.rank:
         images = images[:, None]
+    if images.ndim != 2 + contract.rank or images.shape[1] != contract.image_channels:
+        raise InvalidInput(
+            f"{path.name}: `images` has the shape {list(entries['images'].shape)}; {contract.name} takes [n, "
+            f"{contract.image_channels}, {_names(contract.spatial)}]"
+        )
     for index, (image, truth) in enumerate(zip(images, truths, strict=True)):
         name = str(ids[index]) if ids is not None else f"{index:05d}"
         try:

@@ -83,6 +83,20 @@ def read(path: Path) -> SourceImage:
     return SourceImage(np.ascontiguousarray(pixels), Kind.RASTER, doubts=doubts)
 
 
+def indices(path: Path) -> NDArray[np.float32] | None:
+    """Of a picture with a palette, which of its entries each pixel has, `[1, rows, columns]`; None where it has none.
+
+    Labels are often kept so (Pascal VOC): the entry is the class, and its colour is for the eye. To be asked of files
+    that `read` has read.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.mode != "P":
+            return None
+        return np.asarray(ImageOps.exif_transpose(image), np.float32)[None]
+
+
 def _hides(image: Any) -> bool:
     """Whether any of its pixels is transparent, by a channel or by a colour that stands for it."""
     if not image.has_transparency_data:

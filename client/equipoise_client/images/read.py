@@ -47,6 +47,8 @@ FORMATS = (
     Format("NIfTI", (".nii", ".nii.gz"), _nifti, nifti.read),
 )
 _BY_SUFFIX: Mapping[str, Format] = MappingProxyType({end: each for each in FORMATS for end in each.suffixes})
+ENDINGS = tuple(_BY_SUFFIX)
+"""Of names of files that are read, in lower case."""
 
 
 def read_image(path: str | PathLike[str]) -> SourceImage:

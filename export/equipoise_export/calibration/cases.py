@@ -162,8 +162,8 @@ def measure(
     run = Run(small, [get_ready(small, asked, ends)], samplers, first_pass=first_pass)
     answers = [answer for (answer,) in run.assessments(until_decided=False)]
     for answer in answers:
-        if answer.problems:
-            problems = "; ".join(map(str, answer.problems))
+        if found := (*answer.problems, *answer.input.problems):
+            problems = "; ".join(map(str, found))
             raise CalibrationError(f"{case.name}: {problems}: calibrate where every case can be answered")
     scale = voxel_volume(case.spacing) if case.spacing and contract.per_voxel else None
     names = [*(contract.classes[k] for k in contract.foreground), "total"] if scale else []

@@ -4,47 +4,24 @@
 other outputs. So the network runs with everything but normalisation in training mode, and the modules in whose own
 code a random number was drawn are noted. Those, and only those, are active afterwards. This finds functional dropout,
 which no type check can, since it depends on the `training` flag of the module that calls it. It runs several times with
-other random numbers, and what differs from run to run is refused.
+other random numbers, and once more with the first ones: what is skipped by chance, or not the same again, is refused.
 """
 
 from __future__ import annotations
 
 import inspect
-import pickle
-import random
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import CaptureRefused
 from ..graph.marker import own_path
-from ..graph.randomness import draws, sampling, slow_attention
-
-
-@dataclass
-class _Witness(TorchDispatchMode):
-    """Notes the innermost module that is running, and the probability, whenever a random number is drawn."""
-
-    stack: list[str] = field(default_factory=list)
-    found: list[str] = field(default_factory=list)
-    probabilities: list[float | None] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if draws(func, args, kwargs):
-            self.found.append(self.stack[-1] if self.stack else "")
-            number = args[1] if len(args) > 1 else None
-            self.probabilities.append(number if isinstance(number, float) else None)
-        return func(*args, **(kwargs or {}))
+from ..graph.randomness import sampling
+from .watched import Seen, Watched, Witness, is_share
 
 
 def refuse_batch_statistics(module: nn.Module) -> None:
@@ -66,32 +43,8 @@ class Active:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """One run: the modules that drew random numbers, moved Python's or NumPy's, were called; and what it raised."""
-
-    drew: frozenset[str]
-    moved: frozenset[str]
-    called: frozenset[str]
-    error: Exception | None
-
-
-_TORCH = ("torch.nn.", "builtins")
-_RANDOM_CALL = re.compile(r"\b(\w*drop\w*|bernoulli_?|rand\w*)\(")
 RUNS = 3
 """With other random numbers each: what one run skips by chance, another does not."""
-
-
-def refuse_wrong_rank(part: nn.Module, name: str, given: tuple[Any, ...]) -> None:
-    """Refuses channel dropout of features that lack its axes: PyTorch takes N for channels, and drops whole images."""
-    without_batch = 2 if isinstance(part, nn.Dropout1d) else 4 if isinstance(part, nn.Dropout3d) else 0
-    if without_batch and given and isinstance(given[0], Tensor) and given[0].dim() == without_batch:
-        raise CaptureRefused(
-            f"{type(part).__name__} gets features of shape {list(given[0].shape)}: PyTorch takes the first axis, the "
-            "images, for channels, and drops whole images",
-            name,
-            "Use nn.Dropout for features [N, F], nn.Dropout2d for [N, C, H, W].",
-        )
 
 
 def active_modules(module: nn.Module, example: Tensor, chosen: bool = False) -> Active:
@@ -108,165 +61,69 @@ def active_modules(module: nn.Module, example: Tensor, chosen: bool = False) -> 
     Raises:
         CaptureRefused: parts are skipped at random, or whether a module drops cannot be seen.
     """
-    watched = _Watched(module, example)
-    runs = [watched.run(lambda _, part: not isinstance(part, _NormBase), seed) for seed in range(RUNS)]
+    watched = Watched(module, example)
+    *runs, again = [watched.run(lambda _, part: not isinstance(part, _NormBase), seed) for seed in (*range(RUNS), 0)]
     found = frozenset[str]().union(*(run.drew for run in runs))
-    notes = _random_skips(runs, chosen)
     failed = any(run.error for run in runs)
+    alone, unseen = watched.one_by_one() if failed else ([], {})
     if failed:
-        more, unseen = watched.one_by_one()
-        found |= more
-        if unseen and not chosen:
-            name, why = next(iter(unseen.items()))
-            raise CaptureRefused(
-                f"it does not run in training mode ({why}), so whether its own dropout acts cannot be seen",
-                name or "forward",
-                "Let it run on an image alone in training mode, or put the dropout into an nn.Dropout of its own.",
-            )
-        notes += [f"{name or 'forward'} does not run in training mode ({why}): it is sampled without dropout of its "
-                  "own" for name, why in unseen.items()]  # fmt: skip
+        found = found.union(*(run.drew for run in alone), watched.layers())
     sampled = watched.run(lambda name, _: name in found, RUNS)
+    other_way = sampled.called - frozenset[str]().union(*(run.called for run in runs))
+    if other_way and not failed:
+        alone = [watched.run(lambda name, _: name in found | other_way, RUNS + 1)]
+    notes = _random_skips([*runs, again], alone, chosen)
+    if unseen and not chosen:
+        name, why = next(iter(unseen.items()))
+        raise CaptureRefused(
+            f"it does not run in training mode ({why}), so whether its own dropout acts cannot be seen",
+            name or "forward",
+            "Let it run on an image alone in training mode, or put the dropout into an nn.Dropout of its own.",
+        )
+    notes += [f"{name or 'forward'} does not run in training mode ({why}): it is sampled without dropout of its own"
+              for name, why in unseen.items()]  # fmt: skip
     if sampled.moved:
         raise CaptureRefused(
             "it draws from Python's or NumPy's random numbers in evaluation mode as well, which no mask stands for",
             min(sampled.moved) or "forward",
             "Draw with torch, or make it depend on self.training.",
         )
-    other_way = sampled.called - frozenset[str]().union(*(run.called for run in runs))
-    if other_way and not failed:
-        found |= watched.run(lambda name, _: name in found | other_way, RUNS + 1).drew
-    return Active(tuple(sorted(found)), tuple(notes))
+    return Active(tuple(sorted(found.union(*(run.drew for run in alone)))), tuple(notes))
 
 
-def _random_skips(runs: Sequence[_Seen], chosen: bool) -> list[str]:
-    """Refuses, or notes, that whole parts are skipped by chance in training: that is not sampled."""
-    moved = frozenset[str]().union(*(run.moved for run in runs))
+def _random_skips(runs: Sequence[Seen], alone: Sequence[Seen], chosen: bool) -> list[str]:
+    """Refuses, or notes, that whole parts are skipped by chance in training: that is not sampled.
+
+    Args:
+        runs: with other random numbers each, but for the last, which begins with those of the first.
+        alone: of parts by themselves.
+    """
+    where = frozenset[str]().union(*(run.moved for run in (*runs, *alone)))
     whole = [run for run in runs if run.error is None]
-    differ = frozenset[str]().union(*(run.drew ^ whole[0].drew for run in whole)) if whole else frozenset()
-    if not moved and not differ:
+    for run in whole:
+        where = where or (run.drew ^ whole[0].drew) | (run.called ^ whole[0].called)
+    if not where and len(whole) == len(runs):
+        where = _first_difference(runs[0].answered, runs[-1].answered)
+    if not where:
         return []
-    where = ", ".join(sorted(own_path(name) or "forward" for name in (moved or differ))[:4])
+    names = ", ".join(sorted(own_path(name) or "forward" for name in where)[:4])
     if not chosen:
         raise CaptureRefused(
-            "in training, parts are skipped at random by what is no torch operation on tensors (Python's or NumPy's "
-            "random numbers, an `if`), which no mask stands for",
-            where,
+            "in training, parts are skipped or changed at random by what is no torch operation on tensors (random "
+            "numbers of Python, NumPy or the system, an `if`, a count of calls), which no mask stands for",
+            names,
             "Use a stochastic depth that multiplies by a mask (torchvision.ops.StochasticDepth), or leave the skipping "
             "out: choose the modules that drop (--sites).",
         )
-    return [f"{where}: parts that are skipped at random in training are never skipped"]
+    return [f"{names}: parts that are skipped or changed at random in training are not when it is sampled"]
 
 
-class _Watched:
-    """A module that is run with some parts in training mode, and left as it was."""
-
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
-        self.module, self.example = module, example
-        self.names = {part: name for name, part in module.named_modules()}
-
-    def run(self, in_training: Callable[[str, nn.Module], bool], seed: int) -> _Seen:
-        """The forward pass, once; Python's, NumPy's and torch's random numbers start from `seed`."""
-        flags = {part: part.training for part in self.names}
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        before = _foreign_state()
-        stack: list[str] = []
-        called: set[str] = set()
-        moved: set[str] = set()
-        state: tuple[Any, ...] = ()
-
-        def look() -> None:
-            nonlocal state
-            now = _seen_state()
-            if state and now != state:
-                moved.add(stack[-1] if stack else "")
-            state = now
-
-        def enter(part: nn.Module, given: Any) -> None:
-            look()
-            refuse_wrong_rank(part, self.names.get(part, ""), given)
-            stack.append(self.names.get(part, ""))
-            called.add(stack[-1])
-
-        def leave(part: nn.Module, _: Any, __: Any) -> None:
-            look()
-            stack.pop()
-
-        hooks = [
-            handle
-            for part in self.names
-            for handle in (part.register_forward_pre_hook(enter), part.register_forward_hook(leave))
-        ]
-        witness, error = _Witness(stack), None
-        try:
-            for part, name in self.names.items():
-                part.training = in_training(name, part)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  # what networks draw from
-            with torch.no_grad(), slow_attention(), torch.random.fork_rng(), witness:
-                torch.manual_seed(seed)
-                self.module(self.example)
-        except CaptureRefused:
-            raise
-        except Exception as raised:  # noqa: BLE001  # whatever a foreign forward raises
-            error = raised
-        finally:
-            for handle in hooks:
-                handle.remove()
-            for part, flag in flags.items():
-                part.training = flag
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-            with torch.no_grad():
-                for name, buffer in self.module.named_buffers():
-                    buffer.copy_(buffers[name])
-        return _Seen(frozenset(witness.found), frozenset(moved), frozenset(called), error)
-
-    def one_by_one(self) -> tuple[frozenset[str], dict[str, str]]:
-        """What drops where the whole does not run in training mode.
-
-        Returns:
-            names; and by name of those that do not run alone either and might drop: why.
-        """
-        found: set[str] = set()
-        unseen: dict[str, str] = {}
-        runs = self.run(lambda *_: False, 0).error is None  # what fails in evaluation too is not about training
-        for part, name in self.names.items():
-            if isinstance(part, nn.modules.dropout._DropoutNd):
-                found.add(name)
-            elif not type(part).__module__.startswith(_TORCH) or _share_of(part):
-                run = self.run(lambda each, _, name=name: each == name, 0)  # type: ignore[misc]
-                found |= run.drew
-                if runs and run.error is not None and _might_drop(part):
-                    unseen[name] = f"{type(run.error).__name__}: {run.error}"
-        return frozenset(found), unseen
-
-
-def _foreign_state() -> tuple[Any, Any]:
-    """Of the global generators of Python and of NumPy."""
-    return random.getstate(), np.random.get_state()  # noqa: NPY002
-
-
-def _seen_state() -> tuple[Any, ...]:
-    """The same, to be compared."""
-    python, numpy = _foreign_state()
-    if not isinstance(numpy, tuple):  # another generator than NumPy's first one
-        return python, pickle.dumps(numpy)
-    kind, words, *rest = numpy
-    return python, kind, words.tobytes(), *rest
-
-
-def _share_of(part: nn.Module) -> bool:
-    """Whether a layer of torch's own (attention, a recurrence) has dropout inside."""
-    return _is_share(getattr(part, "dropout", None)) and bool(part.dropout)
-
-
-def _might_drop(part: nn.Module) -> bool:
-    """Whether the code of a module's class speaks of dropout or random numbers, as far as it can be read."""
-    try:
-        texts = [inspect.getsource(kind) for kind in type(part).__mro__ if not kind.__module__.startswith(_TORCH)]
-    except (OSError, TypeError):
-        return True
-    return any(_RANDOM_CALL.search(text) for text in texts)
+def _first_difference(one: Sequence[tuple[str, float]], other: Sequence[tuple[str, float]]) -> frozenset[str]:
+    """The innermost module that answered otherwise with the same random numbers of torch, Python and NumPy."""
+    for (name, size), (_, again) in zip(one, other, strict=True):  # the same modules were called
+        if not np.isclose(size, again, rtol=1e-5, atol=0.0, equal_nan=True):
+            return frozenset({name})
+    return frozenset()
 
 
 def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, other: tuple[int, ...]) -> bool:
@@ -280,7 +137,7 @@ def follows_size(module: nn.Module, active: tuple[str, ...], example: Tensor, ot
     """
     seen = []
     for image in (example[:1], example.new_zeros((1, example.shape[1], *other))):
-        witness = _Witness()
+        witness = Witness()
         try:
             with sampling(module, active), torch.no_grad(), torch.random.fork_rng(), witness:
                 module(image)
@@ -300,7 +157,7 @@ def only_noise(module: nn.Module, active: tuple[str, ...], example: Tensor) -> b
         inside = (*part.children(), *part.parameters(), *part.buffers())
         if inside or getattr(part, "inplace", False):
             return False
-    witness = _Witness()
+    witness = Witness()
     with sampling(module, ()), torch.no_grad(), torch.random.fork_rng(), witness:
         module(example[:1])
     return not witness.found
@@ -344,8 +201,8 @@ def override_p(module: nn.Module, active: tuple[str, ...], p: float) -> None:
         raise CaptureRefused(f"--p {p}: a probability of dropping lies between 0 and 1", "--p", "Give 0 < p < 1.")
     for name in active:
         part = module.get_submodule(name)
-        places = [(part, key, p) for key in _PROBABILITIES if _is_share(getattr(part, key, None))]
-        places = places or [(part, key, 1.0 - p) for key in _KEEPING if _is_share(getattr(part, key, None))]
+        places = [(part, key, p) for key in _PROBABILITIES if is_share(getattr(part, key, None))]
+        places = places or [(part, key, 1.0 - p) for key in _KEEPING if is_share(getattr(part, key, None))]
         layers = [child for child in part.children() if isinstance(child, nn.modules.dropout._DropoutNd)]
         places = places or [(layer, "p", p) for layer in layers]
         if len(places) != 1:
@@ -356,10 +213,6 @@ def override_p(module: nn.Module, active: tuple[str, ...], p: float) -> None:
             )
         ((owner, key, value),) = places
         setattr(owner, key, value)
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -22,7 +22,7 @@ from onnx import numpy_helper, version_converter
 
 from ..errors import CaptureRefused
 from ..graph.marker import BATCH, DOMAIN, MASK, encode_shape, matches
-from ..graph.nodes import IMAGE, initializer, inner_graphs, number_of, replace
+from ..graph.nodes import IMAGE, RANDOM, initializer, inner_graphs, number_of, replace
 from ..graph.session import session
 from ..graph.storage import store
 from ..options import Answers, Options
@@ -131,6 +131,7 @@ def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
             else "Export the file with the image as an input.",
         )
     (image,) = inputs
+    _refuse_other_images(image, draft)
     rank = len(image.shape) if image.shape is not None else 2 + draft.rank
     if rank != 2 + draft.rank:
         raise CaptureRefused(
@@ -143,6 +144,24 @@ def _name_input(model: ir.Model, draft: Contract) -> ir.Value:
     image.name = IMAGE
     image.shape = ir.Shape([BATCH, draft.channels, *draft.spatial])
     return image
+
+
+def _refuse_other_images(image: ir.Value, draft: Contract) -> None:
+    """Refuses an input of another type than float32, or with its channels behind the sizes."""
+    if image.dtype not in (ir.DataType.FLOAT, None):
+        raise CaptureRefused(
+            f"its input is {str(image.dtype).lower()}; images come as float32",
+            str(image.name),
+            "Export the file with a float32 input (of a converter to fp16: keep_io_types), or put a Cast behind it; "
+            "--preprocess says what becomes of whole numbers before.",
+        )
+    sizes = [] if image.shape is None else list(image.shape)
+    if len(sizes) == 2 + draft.rank and sizes[1] != draft.channels == sizes[-1]:
+        raise CaptureRefused(
+            f"its channels come last: {_spelled(image)}; the image is [N, {draft.channels}, *{draft.nominal}]",
+            str(image.name),
+            "Export the file with the channels first (tf2onnx --inputs-as-nchw), or put a Transpose behind its input.",
+        )
 
 
 def _spelled(value: ir.Value) -> str:
@@ -296,6 +315,13 @@ def _refuse_what_cannot_be(model: ir.Model) -> None:
                 "dropout inside a loop or a branch (Loop, Scan, If): its masks would depend on which way the data goes",
                 str(node.name or node.outputs[0].name),
                 "Unroll the loop or take the dropout out of the branch, and export the file again.",
+            )
+        if node.op_type in RANDOM and not node.domain:
+            raise CaptureRefused(
+                f"{node.op_type} draws random numbers of its own, which no mask stands for",
+                str(node.name or node.outputs[0].name),
+                "Export the file with Dropout nodes in its place, or without it (in evaluation mode) and with "
+                "--dropout-at.",
             )
         if node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode"):
             raise CaptureRefused(

@@ -105,6 +105,12 @@ def _explained(error: Exception, spatial: tuple[int | str, ...]) -> CaptureRefus
             where,
             "Use x.shape[0] instead of a number, and start the batch at axis 0.",
         )
+    if "SymIntArrayRef" in text:  # PyTorch has no variant of the operation for sizes that are not numbers yet
+        return CaptureRefused(
+            "an operation cannot be traced for several sizes, such as torch.rand with a torch.Generator of its own",
+            where,
+            "Leave `generator=` out: what is drawn follows from the request's seed.",
+        )
     return CaptureRefused(
         f"torch.export cannot trace the network: {type(error).__name__}: {first}",
         where,

@@ -18,6 +18,10 @@ from .storage import store
 
 IMAGE = "image"
 MASKS = "masks"
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+"""Operators that draw random numbers; Dropout does in training mode."""
 Shape = tuple[int, ...]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,38 @@ from torch import Tensor, nn
 
 from ..errors import SpecError
 
-_NESTED = ("state_dict", "model_state_dict", "network_weights", "model_state", "model", "net", "network", "ema")
-"""Under which keys training frameworks keep the weights in a checkpoint."""
-_WRAPPERS = frozenset({"module", "_orig_mod", "model", "network", "net", "_model"})
-"""Names that wrappers (DataParallel, torch.compile, Lightning) put before every name, also one within another."""
+_USUAL = frozenset(
+    {"state_dict", "model_state_dict", "network_weights", "model_state", "params", "weights"}
+    | {"module", "_orig_mod", "model", "network", "net", "_model"}
+)
+"""Under which keys training keeps the network's own weights, and what wrappers (DataParallel, torch.compile, Lightning)
+put before every name, also one within another. An average of weights or a teacher has another name."""
+_AVERAGE = re.compile(r"(^|_)(ema|swa|avg|average|averaged|shadow|teacher)(_|$)")
 _BESIDE = re.compile(r"(\w+_)?(criterion|loss|loss_fn|metrics?)\.|(train|val|valid|test)_\w+\.")
 """Names of what training keeps beside the network: the loss's own weights, the state of metrics."""
-_COUNTER = "num_batches_tracked"  # of BatchNorm: older files have none, and evaluation uses none
+_COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and of averaged weights: evaluation uses none
+_WITHIN = "/"  # between the keys of nested dictionaries; names of weights have dots
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> list[str]:
     """Puts weights (safetensors, or a state dict or checkpoint of torch.save) into the module; all must fit.
+
+    Args:
+        path: the file; of one that holds the network more than once `FILE:NAME`, such as `last.pt:ema`.
+
+    Returns:
+        notes: which other weights of the network lie there.
 
     Raises:
         SpecError: naming what is missing, left over or of another shape.
     """
-    weights = _read(path)
+    path, wanted = file_of(path)
+    weights, averages = _read(path)
     own = module.state_dict()
-    candidate, extra = _matched(weights, own, path)
-    missing = sorted(name for name in set(own) - set(candidate) if not name.endswith(_COUNTER))
+    prefix, notes = _chosen(weights, own, path, wanted)
+    candidate = {name: weights[prefix + name] for name in own if prefix + name in weights}
+    extra = _left(weights, own, prefix)
+    missing = sorted(name for name in set(own) - set(candidate) if not name.endswith(_COUNTERS))
     wrong = [
         f"{name} {tuple(candidate[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own
@@ -47,43 +61,100 @@ def load_weights(module: nn.Module, path: Path) -> None:
     if not_finite:
         raise SpecError(f"{path} holds NaN or infinity in {', '.join(not_finite[:4])}. Use another checkpoint")
     module.load_state_dict(candidate, strict=False)
+    named = {name.split(_WITHIN)[0] for name in weights for _, rest in _splits(name) if rest in own}
+    unnamed = [key for key in averages if key not in named]
+    if unnamed and not wanted:
+        notes.append(
+            f"{path} also holds {', '.join(unnamed)}: weights without names of the network, which are not used"
+        )
+    return notes
 
 
-def _matched(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights by the network's own names, and what is left over under the prefix that they have in the file.
+def file_of(path: Path) -> tuple[Path, str]:
+    """`last.pt:ema` → the file, and which of its networks; "" where it is not said."""
+    name, colon, wanted = path.name.rpartition(":")
+    return (path.with_name(name), wanted) if colon and name and not path.is_file() else (path, "")
 
-    What lies beside that prefix is not the network's. Without a prefix only losses and metrics may be left over.
+
+def _chosen(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path, wanted: str) -> tuple[str, list[str]]:
+    """What stands before the network's own names in the file; and a note, where they stand behind something else too.
+
+    Raises SpecError where several fit and none is `wanted`, nor under a usual name.
     """
-    needed = [name for name in own if not name.endswith(_COUNTER)]
-    first = needed[0] if needed else ""
-    prefixes = {name.removesuffix(first) for name in weights if f".{name}".endswith(f".{first}")}
-    whole = sorted(prefix for prefix in prefixes if all(prefix + name in weights for name in needed))
-    usual = [prefix for prefix in whole if set(prefix.split(".")[:-1]) <= _WRAPPERS]
-    several = usual or whole
-    if len(several) > 1:
-        one, *others = several
-        same = all(weights[one + n].equal(weights[prefix + n]) for prefix in others for n in needed)
-        if not same:
+    needed = [name for name in own if not name.endswith(_COUNTERS)]
+    known = set(needed)
+    fits = Counter(prefix for name in weights for prefix, rest in _splits(name) if rest in known)
+    whole = sorted(prefix for prefix, count in fits.items() if count == len(needed))
+    if wanted:
+        named = [prefix for prefix in whole if _spelled(prefix) == wanted]
+        if not named:
             raise SpecError(
-                f"{path} holds the network more than once, under {', '.join(map(repr, several))}; save the state dict "
-                "of the one that is meant"
+                f"{path} holds no whole network under {wanted!r}; there is {', '.join(map(_spelled, whole)) or 'none'}"
             )
-    prefix = several[0] if several else ""
-    candidate = {name: weights[prefix + name] for name in own if prefix + name in weights}
-    left = (name for name in weights if name.startswith(prefix) and name.removeprefix(prefix) not in own)
-    return candidate, sorted(name for name in left if prefix or not _BESIDE.match(name))
+        return named[0], []
+    usual = [prefix for prefix in whole if set(re.split(r"[./]", prefix)[:-1]) <= _USUAL]
+    several = usual or whole
+    if not several:
+        return max(sorted(fits), key=lambda prefix: fits[prefix], default=""), []
+    chosen, *others = several
+    if not all(_same(weights, needed, chosen, other) for other in others):
+        raise SpecError(
+            f"{path} holds the network more than once, under {', '.join(map(_spelled, several))}, with other values; "
+            f"say which is meant: --weights {path}:{_spelled(several[-1])}"
+        )
+    used = {chosen + name for name in needed}
+    rest = Counter(prefix for name in weights if name not in used for prefix, rest in _splits(name) if rest in known)
+    other = [
+        prefix
+        for prefix, count in sorted(rest.items())
+        if 2 * count >= len(needed) and not _same(weights, needed, chosen, prefix)
+    ]
+    if not other:
+        return chosen, []
+    return chosen, [
+        f"{path} holds other weights of the network too, under {', '.join(map(_spelled, other))} (an average, a "
+        f"teacher?); those {'under ' + _spelled(chosen) if chosen else 'without a prefix'} are used; "
+        f"the others: --weights {path}:{_spelled(other[0])}"
+    ]
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _splits(name: str) -> Iterator[tuple[str, str]]:
+    """`a.b` → ("", "a.b"), ("a.", "b"): what may stand before a network's own name."""
+    yield "", name
+    for end in (match.end() for match in re.finditer(r"[./]", name)):
+        yield name[:end], name[end:]
+
+
+def _same(weights: Mapping[str, Tensor], needed: list[str], one: str, other: str) -> bool:
+    """Whether what is there of both is equal."""
+    pairs = [(weights[one + name], weights[other + name]) for name in needed if other + name in weights]
+    return all(mine.equal(theirs) for mine, theirs in pairs)
+
+
+def _spelled(prefix: str) -> str:
+    return prefix.replace(_WITHIN, ".").strip(".")
+
+
+def _left(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """What is left over beside the network's own names, in the same dictionary and under the same prefix.
+
+    Without a prefix losses and metrics may be left over.
+    """
+    names = (name.removeprefix(prefix) for name in weights if name.startswith(prefix))
+    left = [name for name in names if name not in own and _WITHIN not in name and not name.endswith(_COUNTERS)]
+    within = prefix.rpartition(_WITHIN)[2]
+    return sorted(within + name for name in left if within or not _BESIDE.match(name))
+
+
+def _read(path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Tensors by name, those of nested dictionaries behind their keys; and keys that sound like averages of weights."""
     if not path.is_file():
         raise SpecError(f"there is no file {path}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return load_file(path), []
         with torch.serialization.safe_globals([(_Inert, name) for name in _foreign(path)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -95,15 +166,29 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise SpecError(
             f"{path} holds a pickled object, not weights; its code is not run here: save module.state_dict()"
         )
-    while isinstance(content, Mapping) and not _is_state(content):
-        inner = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping) or not _is_state(content):
-        there = f"; there is {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else ""
-        raise SpecError(f"{path} holds no state dict (expected name → tensor, also under {', '.join(_NESTED)}){there}")
-    return content
+    weights = dict(_tensors(content))
+    if not weights:
+        there = content if isinstance(content, Mapping) else {}
+        objects = [str(key) for key, value in there.items() if isinstance(value, _Inert)]
+        found = f"; there is {', '.join(map(str, list(there)[:6]))}" if there else f"; it is a {type(content).__name__}"
+        if objects:
+            found += f" ({', '.join(objects[:3])}: pickled objects, whose code is not run: save their state_dict())"
+        raise SpecError(f"{path} holds no state dict (expected name → tensor, also under a key){found}")
+    keys = content.items() if isinstance(content, Mapping) else ()
+    return weights, [str(key) for key, value in keys if _AVERAGE.search(str(key)) and _holds_tensors(value)]
+
+
+def _holds_tensors(content: Any) -> bool:
+    within = content.values() if isinstance(content, Mapping) else content if isinstance(content, (list, tuple)) else ()
+    return any(isinstance(each, Tensor) or _holds_tensors(each) for each in within)
+
+
+def _tensors(content: Any, before: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, Tensor) and before:
+        yield before.removesuffix(_WITHIN), content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, f"{before}{key}{_WITHIN}")
 
 
 class _Inert:
@@ -122,7 +207,3 @@ def _foreign(path: Path) -> list[str]:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # a file of before PyTorch 1.6
         return []
-
-
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())

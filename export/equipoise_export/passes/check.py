@@ -7,12 +7,8 @@ import onnx_ir.passes.common as common
 from equipoise_core.moments import sampler_outputs
 
 from ..errors import CaptureRefused, PassFailed
-from ..graph.nodes import IMAGE, MASKS
+from ..graph.nodes import IMAGE, MASKS, RANDOM
 from .compilation import Compilation
-
-RANDOM = {
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout",
-}  # fmt: skip
 
 
 def check(c: Compilation) -> None:
@@ -20,7 +16,7 @@ def check(c: Compilation) -> None:
     for node in ir.traversal.RecursiveGraphIterator(c.graph):
         if node.domain not in ("", "ai.onnx"):
             raise PassFailed(f"{node.domain}::{node.op_type} {node.name} is left in the graph")
-        if node.op_type in RANDOM:
+        if node.op_type in {*RANDOM, "Dropout"}:
             raise CaptureRefused(
                 f"a random operator ({node.op_type}) is left in the graph",
                 str(node.name),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise_core.contract import Site
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -48,7 +49,7 @@ class Cost:
         )
         for site, depth in zip(self.sites, self.depths, strict=True):
             table.add_row(
-                site.name, site.kind.value, "×".join(map(str, site.shape)) or "1", f"{site.p:g}", f"{depth:.0%}"
+                escape(site.name), site.kind.value, "×".join(map(str, site.shape)) or "1", f"{site.p:g}", f"{depth:.0%}"
             )
         yield table
         share = self.shared / max(self.shared + self.sampled, 1)

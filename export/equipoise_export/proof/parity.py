@@ -25,6 +25,7 @@ from equipoise_core.moments import ANSWER, PER_SAMPLE
 from equipoise_core.preprocessing import PADDING_VALUE
 from equipoise_core.tolerance import DROWNED, TOLERANCES
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import ProofRefused
@@ -116,7 +117,11 @@ class Proof:
             sites = Table("site", "kind", "p", "bits", "effect of half its bits")
             for site in self.sites:
                 sites.add_row(
-                    site.name, site.kind, f"{site.p:g}", str(site.bits), "none" if site.dead else f"{site.effect:.2e}"
+                    escape(site.name),
+                    site.kind,
+                    f"{site.p:g}",
+                    str(site.bits),
+                    "none" if site.dead else f"{site.effect:.2e}",
                 )
             yield sites
 

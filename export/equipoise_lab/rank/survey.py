@@ -14,7 +14,7 @@ from equipoise_client.images import Prepared, fit, read_image
 from equipoise_client.images.archives import image_in, images_in
 from equipoise_client.images.labelled import PSEUDO_LABEL
 from equipoise_client.images.prepare import with_spacing
-from equipoise_client.images.read import FORMATS
+from equipoise_client.images.read import ENDINGS
 from equipoise_client.prediction import Prediction
 from equipoise_core.contract import Contract, Task
 from equipoise_core.decision import Route
@@ -86,7 +86,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         own = next((path / name for name in ("images", "imagesTr") if (path / name).is_dir()), path)
         inside = list(_images_in(own)) if path.is_dir() else [path]
         if not inside:
-            raise InvalidInput(f"{path} holds no image files; expected names that end in {', '.join(_endings())}")
+            raise InvalidInput(f"{path} holds no image files; expected names that end in {', '.join(ENDINGS)}")
         found += inside
     unique: dict[Path, Path] = {}
     for file in sorted(found, key=str):
@@ -97,12 +97,8 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 def _images_in(folder: Path) -> Iterator[Path]:
     for file in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.name.lower().endswith(_endings()) and PSEUDO_LABEL not in file.name and not hidden and file.is_file():
+        if file.name.lower().endswith(ENDINGS) and PSEUDO_LABEL not in file.name and not hidden and file.is_file():
             yield file
-
-
-def _endings() -> tuple[str, ...]:
-    return tuple(ending for each in FORMATS for ending in each.suffixes)
 
 
 def known_score(contract: Contract, wanted: str | None) -> str:

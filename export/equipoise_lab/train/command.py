@@ -114,7 +114,8 @@ def train(
         torch.manual_seed(seed)
         network = load_module(spec, arguments(arg or []))
         if weights is not None:
-            load_weights(network, weights)
+            for note in load_weights(network, weights):
+                console.print(f"[yellow]note[/yellow]: {escape(note)}", highlight=False, soft_wrap=True)
         cases = labelled_cases(data, contract, None, values=label_values)
         parts = deal(cases, validation, held_out)
         check_classes(contract, parts.train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 IMAGE = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 OWN = np.random.default_rng(0)
+COUNT = itertools.count()
 
 
 class Block(nn.Module):
@@ -44,26 +46,105 @@ SKIPS = {
 @pytest.mark.parametrize("kind", SKIPS)
 def test_skipping_at_random_is_refused_whichever_run_it_is(kind):
     """One run would miss the dropout of what it happens to skip, and the skipping is never sampled."""
-    with pytest.raises(CaptureRefused, match="skipped at random"):
+    with pytest.raises(CaptureRefused, match="skipped or changed at random"):
         active_modules(blocks(SKIPS[kind]), IMAGE)
+
+
+def _of_a_closure() -> Callable[[], float]:
+    own = np.random.Philox(0)
+    return lambda: own.random_raw() / 2**64
+
+
+NUMBERS = {
+    "random.Random": [random.Random(0).random],
+    "np.random.Generator": [np.random.default_rng(0).random],
+    "np.random.RandomState": [np.random.RandomState(0).rand],
+    "a closure, a bit generator": [_of_a_closure()],
+    "a global": [lambda: OWN.random()],
+    "the operating system": [random.SystemRandom().random],
+    "a new generator each time": [lambda: np.random.default_rng().random()],
+    "a count": [lambda: next(COUNT) / 1000],
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_random_numbers_of_its_own_are_found_whatever_they_are_kept_in(kind):
+    """Neither what drops nor what is called tells: the same modules run, and dropout of torch stands beside."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.draw, self.drop = NUMBERS[kind], nn.Dropout2d(0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.drop(x) * (0.5 + self.draw[0]() if self.training else 1.0)
+
+    network = nn.Sequential(Scaled(), nn.Conv2d(8, 1, 1))
+    image = IMAGE.repeat(1, 8, 1, 1)
+    with pytest.raises(CaptureRefused, match="skipped or changed at random") as caught:
+        active_modules(network, image)
+    assert caught.value.site == "0"
+    named = active_modules(network, image, chosen=True)
+    assert named.names == ("0.drop",) and "at random in training" in named.notes[0]
+
+
+def test_a_part_that_is_skipped_without_any_dropout_in_it_is_found():
+    """By what is called: the operating system's random numbers have no state that would move."""
+    system = random.SystemRandom()
+
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs, self.drop = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(16)), nn.Dropout2d(0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv in self.convs:
+                x = x if self.training and system.random() < 0.5 else x + conv(x)
+            return self.drop(x)
+
+    with pytest.raises(CaptureRefused, match="skipped or changed at random"):
+        active_modules(Skipping(), IMAGE)
+
+
+def test_random_numbers_behind_a_forward_that_raises_are_found():
+    """Part by part, as dropout is."""
+    with pytest.raises(CaptureRefused, match="skipped or changed at random") as caught:
+        active_modules(NeedsTargets(Block(random.Random(0).random)), IMAGE)
+    assert caught.value.site == "part"
+
+
+def test_a_torch_generator_of_its_own_draws_like_any_other():
+    """It begins where it is asked to, as the global one does, and is left as it was."""
+    own = torch.Generator().manual_seed(7)
+    before = own.get_state()
+
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.empty_like(x).bernoulli_(0.8, generator=own) if self.training else 0.8 * x
+
+    assert active_modules(nn.Sequential(Drops()), IMAGE).names == ("0",)
+    assert torch.equal(own.get_state(), before)
 
 
 def test_skipping_is_left_out_where_the_modules_that_drop_are_named():
     """In evaluation nothing is skipped: all dropout is found, and a note says what is left out."""
     found = active_modules(blocks(SKIPS["Python"]), IMAGE, chosen=True)
     assert {f"{index}.drop" for index in range(8)} <= set(found.names)
-    assert "never skipped" in found.notes[0]
+    assert "are not when it is sampled" in found.notes[0]
 
 
 def test_looking_changes_nothing():
     """Neither flags nor anybody's random numbers."""
     network = blocks(SKIPS["NumPy"]).eval()
+    network[0].skip = SKIPS["a generator of its own"]
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    own = OWN.bit_generator.state
     with pytest.raises(CaptureRefused):
         active_modules(network, IMAGE)
     assert not any(part.training for part in network.modules())
     assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     assert torch.equal(before[2], torch.get_rng_state())
+    assert own == OWN.bit_generator.state
 
 
 class NeedsTargets(nn.Module):

@@ -127,6 +127,10 @@ d = Loop (trips, go, f) <
         ("f = Flatten <axis = 1> (x) y = MatMul(f, w)", "the whole network", "no Dropout node"),
         ("s = ReduceSum <keepdims = 0> (x, z) f = Flatten <axis = 0> (s) d = Dropout(f) y = MatMul(d, w)",
          "equipoise logits", "for one image at a time"),
+        ("r = RandomNormalLike(x) s = Add(x, r) f = Flatten <axis = 1> (s) d = Dropout(f) y = MatMul(d, w)",
+         "r", "RandomNormalLike draws random numbers of its own"),
+        ("u = RandomUniformLike(x) k = Bernoulli(u) s = Mul(x, k) f = Flatten <axis = 1> (s) y = MatMul(f, w)",
+         "u", "RandomUniformLike draws random numbers of its own"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_sampled_is_refused_with_site_and_remedy(body: str, site: str, reason: str) -> None:
@@ -136,6 +140,27 @@ def test_what_cannot_be_sampled_is_refused_with_site_and_remedy(body: str, site:
         compile_sampler(file(body, weights=weights), draft(), IMAGE)
     assert caught.value.site == site
     assert caught.value.remedy.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("float16[N, 1, 4, 6]", "its input is float16; images come as float32"),
+        ("double[N, 1, 4, 6]", "its input is double"),
+        ("uint8[N, 1, 4, 6]", "its input is uint8"),
+        ("float[N, 4, 6, 1]", r"its channels come last: x float \[N, 4, 6, 1\]"),
+        ("float[1, 4, 6, 1]", "its channels come last"),
+    ],
+)
+def test_an_image_of_another_kind_is_refused_by_its_cause(image: str, reason: str) -> None:
+    """Not by what fails later: a type that does not fit, a kernel that finds no channels."""
+    model = file("c = Cast <to = 1> (x) f = Flatten <axis = 1> (c) d = Dropout(f) y = MatMul(d, w)")
+    model.graph.input[0].CopyFrom(
+        onnx.parser.parse_graph(f"g ({image} x) => (float y) {{ y = Cast <to = 1> (x) }}").input[0]
+    )
+    with pytest.raises(CaptureRefused, match=reason) as caught:
+        compile_sampler(model, draft(), IMAGE)
+    assert caught.value.site == "x" and caught.value.remedy.endswith(".")
 
 
 FIXED = {

@@ -116,6 +116,16 @@ class NotFinite(nn.Module):
         return nn.functional.dropout(image.flatten(1), 0.5, self.training) / 0.0 * 0.0
 
 
+class OwnGenerator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = torch.Generator()
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.flatten(1)
+        return x * (torch.rand(x.shape, generator=self.own) < 0.5) if self.training else x
+
+
 class Quiet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return image.flatten(1)
@@ -128,6 +138,7 @@ class Quiet(nn.Module):
         (Gaussian(), "`randn_like` draws random numbers"),
         (WeightDropout(), "are the same for all images"),
         (Fixed(), "fixes the number of images"),
+        (OwnGenerator(), "a torch.Generator of its own"),
         (Quiet(), "nothing in it is random"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

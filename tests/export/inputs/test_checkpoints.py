@@ -45,6 +45,14 @@ TAKEN: dict[str, Any] = {
     "a Namespace": {"state_dict": OWN, "hyper_parameters": argparse.Namespace(lr=1e-3)},
     "paths": {"state_dict": OWN, "hyper_parameters": {"root": pathlib.PurePosixPath("/data"), "to": Path("x")}},
     "numbers of NumPy": {"network_weights": OWN, "logging": {"dice": [np.float64(0.5)]}, "best": np.arange(3)},
+    "an epoch beside the weights": {**OWN, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+    "under params": {"params": OWN},
+    "under weights": {"weights": OWN},
+    "DeepSpeed": {"module": under("module."), "ds_version": "0.1"},
+    "under keys of the user's": {"unet": {"best": OWN}},
+    "the same average": {"model": OWN, "ema": OWN, "ema_dice": [0.5, 0.6]},
+    "averaged by SWA": {"n_averaged": torch.tensor(5), **under("module.")},
+    "averaged by SWA, in Lightning": {"state_dict": {**under("model."), "model.n_averaged": torch.tensor(5)}},
     "no counters of BatchNorm": {name: value for name, value in OWN.items() if "num_batches" not in name},
 }
 
@@ -64,10 +72,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "one more layer that sounds like training": ({**OWN, "3.val_scale.weight": torch.ones(2)}, "3.val_scale.weight"),
     "one more layer, no prefix": ({**OWN, "4.weight": torch.ones(2)}, "not in the network: 4.weight"),
     "another shape": ({**OWN, "3.weight": torch.ones(3, 8, 1, 1)}, "of another shape: 3.weight"),
-    "two networks": ({**under("ema."), **under("raw.", OTHER)}, "more than once, under 'ema.', 'raw.'"),
+    "two networks": ({**under("ema."), **under("raw.", OTHER)}, "more than once, under ema, raw, .*weights.pt:raw"),
     "not finite": ({**OWN, "3.bias": torch.tensor([0.0, np.nan])}, "NaN or infinity in 3.bias"),
     "no weights": ({"epoch": 3, "best": 0.9}, "there is epoch, best"),
     "a pickled module": (network(1), "pickled object"),
+    "a pickled module under a key": ({"model": network(1), "ema": None}, r"model: pickled objects.*state_dict\(\)"),
+    "two that sound alike": ({"model": OWN, "net": OTHER}, "more than once, under model, net"),
 }
 
 
@@ -78,6 +88,52 @@ def test_what_does_not_fit_is_refused_with_what_was_found(kind: str, tmp_path: P
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(SpecError, match=found):
         load_weights(network(3), tmp_path / "weights.pt")
+
+
+BESIDE: dict[str, tuple[Any, str]] = {
+    "a key": ({"model": OWN, "ema": OTHER}, "ema"),
+    "timm": ({"state_dict": OWN, "state_dict_ema": OTHER}, "state_dict_ema"),
+    "prefixes": ({**under("model."), **under("ema_model.", OTHER)}, "ema_model"),
+    "Lightning": (
+        {"state_dict": {**under("model."), **under("ema.module.", OTHER)}},
+        "state_dict.ema.module",
+    ),
+    "a dictionary within": ({"model": OWN, "ema": {"decay": 0.9, "shadow": OTHER}}, "ema.shadow"),
+    "beside a plain network": ({**OWN, "swa": OTHER}, "swa"),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_an_average_beside_the_network_is_noted_and_can_be_chosen(kind: str, tmp_path: Path) -> None:
+    """Which of the two was validated only its user knows."""
+    content, name = BESIDE[kind]
+    torch.save(content, tmp_path / "weights.pt")
+    module = network(3)
+    (note,) = load_weights(module, tmp_path / "weights.pt")
+    assert f"weights.pt:{name}" in note
+    assert module[0].weight.equal(OWN["0.weight"])
+    assert load_weights(module, tmp_path / f"weights.pt:{name}") == []
+    assert module[0].weight.equal(OTHER["0.weight"])
+    with pytest.raises(SpecError, match="no whole network under 'best'; there is"):
+        load_weights(module, tmp_path / "weights.pt:best")
+
+
+def test_an_average_without_names_or_buffers_is_noted(tmp_path: Path) -> None:
+    """A list of tensors cannot be loaded, parameters alone are no whole network: both are said."""
+    parameters = {name: OTHER[name] for name in OTHER if "running" not in name and "num_batches" not in name}
+    for content, expected in (
+        ({"model": OWN, "ema": {"shadow_params": list(OTHER.values())}}, "also holds ema"),
+        ({"model": OWN, "averages": parameters}, "under averages"),
+    ):
+        torch.save(content, tmp_path / "weights.pt")
+        (note,) = load_weights(network(3), tmp_path / "weights.pt")
+        assert expected in note
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TAKEN if "teacher" not in kind])
+def test_what_holds_the_network_once_has_no_note(kind: str, tmp_path: Path) -> None:
+    torch.save(TAKEN[kind], tmp_path / "weights.pt")
+    assert load_weights(network(3), tmp_path / "weights.pt") == []
 
 
 class Runs:

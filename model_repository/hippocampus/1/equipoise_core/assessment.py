@@ -203,7 +203,7 @@ class Assessment:
             named_samples=case.samples is not None,
             named_seed=case.seed is not None,
             spacing=case.spacing,
-            problems=self.problems,
+            problems=(*self.problems, *self.input.problems),
             windows=model.contract.in_windows(case.image.shape[1:]),
             closed=model.closed,
             group=self.group,

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from .budget import MOST_AT_ONCE
 from .contract import Contract
 from .policy import Policy
+from .preprocessing import NORMALISED_LIMIT, PADDING_VALUE
+from .reasons import Reason, reason
 from .stages import FIRST_PASS, chunk_of
 from .statistics import input_statistics
 
@@ -98,3 +100,9 @@ class Input:
     def statistics(self) -> dict[str, float]:
         """Computed when first asked for: without a policy and a record, nobody asks."""
         return input_statistics(self.normalised)
+
+    @cached_property
+    def problems(self) -> tuple[Reason, ...]:
+        """Intensities that were clipped, since they are beyond what the network can be given."""
+        beyond = (np.abs(self.normalised) >= NORMALISED_LIMIT) & (self.normalised != np.float32(PADDING_VALUE))
+        return (reason("clipped", limit=NORMALISED_LIMIT),) if beyond.any() else ()

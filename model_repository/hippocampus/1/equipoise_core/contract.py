@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import operator
 import re
 from collections.abc import Mapping
@@ -235,6 +236,11 @@ class Contract:
             self.preprocessing.image_channels(self.channels)
         except ValueError as error:
             raise ContractError(f"the preprocessing does not fit the network: {error}") from error
+        if self.orientation is not None:
+            self._check_orientation(self.orientation)
+        for low, high in self.spacing or ():
+            if not 0.0 < low <= high < math.inf:
+                raise ContractError(f"spacing is the lowest and the highest mm of each axis, above 0; got {low}:{high}")
         if self.slices is not None:
             self._check_slices(self.slices)
         if len(set(names)) != len(names):
@@ -249,6 +255,19 @@ class Contract:
                 raise ContractError(f"names of targets repeat: {', '.join(names)}")
         elif not self.classes or names or self.noise is not Noise.NONE:
             raise ContractError(f"a {self.task.value} needs at least one class, and has no targets")
+        plain = [name.strip().casefold() for name in self.classes]
+        if "" in plain or len(set(plain)) != len(plain):
+            raise ContractError(f"each class has a name of its own; got {', '.join(map(repr, self.classes))}")
+        if self.per_voxel and "total" in self.classes:
+            raise ContractError("a class cannot be called `total`, as the volume of all of them is; rename it")
+
+    def _check_orientation(self, letters: str) -> None:
+        axes = {next((pair for pair in ("LR", "AP", "IS") if letter in pair), "") for letter in letters}
+        if "" in axes or len(axes) != len(letters) or len(letters) not in {self.rank, 3}:
+            raise ContractError(
+                f"orientation is {letters!r}; expected {self.rank} letters, one for each axis, of L or R, A or P, I or "
+                "S, such as RAS"
+            )
 
     def _check_slices(self, slices: int) -> None:
         if slices < 1 or slices % 2 == 0:

@@ -10,6 +10,7 @@ TEXTS: Mapping[str, str] = {
     "first_pass_failed": "the first pass: {message}",
     "sampler_failed": "{message}",
     "answer_not_finite": "the {model} returned numbers that are not finite",
+    "clipped": "preprocessed intensities are beyond ±{limit:g}: the preprocessing does not suit this image",
     "too_few_samples": "only {drawn} of {planned} samples were drawn",
     "not_finite": "{name} is not a finite number",
     "no_policy": "{message}",
