@@ -111,7 +111,7 @@ def network() -> nn.Module:
     ("more", "words"),
     [
         ({"example": "x.npy"}, "the example is a str; expected an array of images"),
-        ({"example": [object()]}, "the example is a list"),
+        ({"example": [None]}, "the example is a list"),
         ({"weights": "nope.pt"}, "there is no file nope.pt"),
     ],
     ids=str,
