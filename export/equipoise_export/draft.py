@@ -148,8 +148,6 @@ class Description:
             raise SpecError(f"--input-shape {text}: expected positive whole numbers")
         if len(nominal) not in _AXES:
             raise SpecError(f"--input-shape {text} has {len(nominal)} spatial sizes; expected C,H,W or C,X,Y,Z")
-        if self.multiple < 1:
-            raise SpecError(f"--multiple {self.multiple}: expected 1 or more")
         off = [size for size in nominal if size % self.multiple]
         if off:
             raise SpecError(f"--input-shape {text}: {off[0]} is no multiple of {self.multiple} (--multiple)")

@@ -172,7 +172,7 @@ def test_one_image_at_a_time_trains_what_can_be_trained_so():
 
 @pytest.mark.parametrize("multiple", [0, -8])
 def test_sizes_are_padded_to_a_multiple_of_one_or_more(multiple):
-    with pytest.raises(SpecError, match=f"--multiple {multiple}: expected 1 or more"):
+    with pytest.raises(SpecError, match=f"--multiple {multiple}: expected a whole number from 1 on"):
         contract(multiple=multiple)
 
 
