@@ -65,7 +65,7 @@ def bundles(target: object, note: Note) -> str:
 IMAGE = "equipoise/gateway"
 KEEP = 'cp "$STATE/release.pub" ../release.pub'
 MORE = """
-sed -i 's/^version = .*/version = "{version}"/' pyproject.toml
+sed -i 's/^__version__ = .*/__version__ = "{version}"/' client/equipoise_client/__init__.py
 tar -xf build/equipoise.tar --one-top-level=build/next wheels
 rm build/next/wheels/equipoise-*.whl
 .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/next/wheels .
