@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -173,6 +173,19 @@ def test_what_is_refused_is_tried_so_often_and_then_a_dead_letter(desk, choosy):
     assert not any(value in desk.text.getvalue() for value in PLANTED.values())
 
 
+@contextmanager
+def answering(receive, attempts: int):
+    """A C-STORE receiver with this handler, and the settings to send to it."""
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
+    patient = {"attempts": attempts, "first_seconds": 0.001, "longest_seconds": 0.002}
+    try:
+        yield Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="PACS", **patient)
+    finally:
+        server.shutdown()
+
+
 @pytest.fixture
 def full():
     """A C-STORE receiver without room for the UIDs in the first set; the second gets the others."""
@@ -185,12 +198,8 @@ def full():
         taken.add(uid)
         return 0x0000
 
-    entity = AE(ae_title="FULL")
-    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
-    patient = {"attempts": 2, "first_seconds": 0.001, "longest_seconds": 0.002}
-    yield Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="FULL", **patient), unwelcome, taken
-    server.shutdown()
+    with answering(receive, attempts=2) as settings:
+        yield settings, unwelcome, taken
 
 
 KINDS = (SegmentationStorage, ParametricMapStorage, Comprehensive3DSRStorage)
@@ -335,14 +344,8 @@ def test_an_association_that_is_dropped_over_one_object_costs_the_others_nothing
             taken.add(uid)
         return 0x0000
 
-    entity = AE(ae_title="FRAIL")
-    entity.add_supported_context(MRImageStorage, ExplicitVRLittleEndian)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, receive)])
-    patient = {"attempts": 1, "first_seconds": 0.001, "longest_seconds": 0.002}
-    sender = delivery_worker(
-        desk, Deliver(host="127.0.0.1", port=server.socket.getsockname()[1], aet="FRAIL", **patient)
-    )
-    try:
+    with answering(receive, attempts=1) as settings:
+        sender = delivery_worker(desk, settings)
         bad, *own = (str(read(each).SOPInstanceUID) for each in waiting(desk, "a" * 16))
         dropped |= {bad, *own}
         for _ in range(6):
@@ -351,8 +354,6 @@ def test_an_association_that_is_dropped_over_one_object_costs_the_others_nothing
         dropped.difference_update(own)
         while "delivering" in [case.state for case in desk.store.cases.all()]:
             desk.store.wait(desk.store.changes, min(sender.step(), 0.1))
-    finally:
-        server.shutdown()
     assert desk.store.cases.get("a" * 16).reason == "object 1 was refused 1 times: no answer" and taken == set(own)
 
 
