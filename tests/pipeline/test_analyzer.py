@@ -27,8 +27,8 @@ def analyzer(tmp_path_factory):
 def slow(tmp_path_factory) -> Path:
     """A model whose latency is its own and not the machine's: for both programs alike, whatever else runs here."""
     folder = tmp_path_factory.mktemp("slow")
-    for pair in (ROOT / "model_repository").glob("pneumonia*"):
-        shutil.copytree(pair, folder / pair.name)
+    for pair in (ROOT / "model_repository").glob("pneumonia*/config.pbtxt"):
+        shutil.copytree(pair.parent, folder / pair.parent.name)
     # The public model and not its sampler, which would gather requests by chance: one batch for some, two for others.
     hold(folder / "pneumonia", SLOW.format(seconds=0.05))
     return folder
