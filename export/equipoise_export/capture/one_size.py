@@ -40,8 +40,10 @@ def several_sizes(module: nn.Module, steps: Mapping[int, int]) -> Iterator[None]
     Args:
         steps: axis of the image whose size is dynamic → in which steps.
     """
-    watch = _Watch(module, steps)
-    hooks = [part.register_forward_pre_hook(watch) for part in module.modules()]
+    watch = _Watch(steps)
+    # By where a hook hangs: torch calls stand-ins of the modules where one of them is used twice.
+    hooks = [module.register_forward_pre_hook(watch.begin)]
+    hooks += [part.register_forward_pre_hook(watch.check) for part in module.modules() if part is not module]
     try:
         yield
     finally:
@@ -50,22 +52,17 @@ def several_sizes(module: nn.Module, steps: Mapping[int, int]) -> Iterator[None]
 
 
 class _Watch:
-    def __init__(self, network: nn.Module, steps: Mapping[int, int]) -> None:
-        self.network, self.steps = network, steps
+    def __init__(self, steps: Mapping[int, int]) -> None:
+        self.steps = steps
         self.noted: list[Any] = []
         self.read = 0
         self.others: dict[sympy.Symbol, tuple[int, list[tuple[int, sympy.Integer]]]] = {}
 
-    def __call__(self, part: nn.Module, given: tuple[Any, ...]) -> None:
-        """Before a module's forward."""
-        if part is self.network and given:
-            self._begin(given[0])
-        new = self.noted[self.read :]
-        self.read += len(new)
-        for condition in new:
-            self._check(condition.expr)
-
-    def _begin(self, image: Tensor) -> None:
+    def begin(self, network: nn.Module, given: tuple[Any, ...]) -> None:
+        """Before the network's own forward, of the image."""
+        if not given:
+            return
+        image: Tensor = given[0]
         self.noted, self.read, self.others = [], 0, {}
         for axis, step in self.steps.items():
             size = image.shape[axis]
@@ -78,7 +75,14 @@ class _Watch:
             if factor.is_Integer and not any(other % factor for other in sizes):
                 self.others[symbol] = axis, [(other, other // factor) for other in sizes]
 
-    def _check(self, condition: Any) -> None:
+    def check(self, part: nn.Module, given: tuple[Any, ...]) -> None:
+        """Before the forward of a module in it: what was noted since."""
+        new = self.noted[self.read :]
+        self.read += len(new)
+        for condition in new:
+            self._hold(condition.expr)
+
+    def _hold(self, condition: Any) -> None:
         """Of a single size only: what torch makes of conditions on several is its own affair."""
         symbols = condition.free_symbols
         if len(symbols) != 1 or not symbols <= self.others.keys():

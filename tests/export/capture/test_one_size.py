@@ -24,6 +24,14 @@ class Windows(nn.Module):
         return self.later(self.norm(image)) * windows
 
 
+class UsedTwice(Windows):
+    """torch traces stand-ins of the modules where one lies in two places (MONAI's SwinUNETR)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Sequential(self.norm, self.norm)
+
+
 class AnySize(nn.Module):
     """Conditions that all sizes meet are none."""
 
@@ -49,7 +57,9 @@ def trace(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "axis"), [(Windows(), 2), (OneBatch(), 0), (AnySize(), None)], ids=["height", "images", "any"]
+    ("network", "axis"),
+    [(Windows(), 2), (UsedTwice(), 2), (OneBatch(), 0), (AnySize(), None)],
+    ids=["height", "used-twice", "images", "any"],
 )
 def test_it_ends_at_the_first_condition_that_another_size_does_not_meet(network: nn.Module, axis: int | None) -> None:
     """Nothing behind it is traced, and the module is left as it was; a network for all sizes is traced to its end."""
