@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -230,7 +231,7 @@ def export(
             raise SpecError(
                 "--into is missing: state the model repository to publish into, or --inspect to write nothing"
             )
-        with shown(Console(stderr=True)):
+        with shown(Console(file=sys.stderr)):  # this stream itself: torch's talk is kept from `sys.stderr`
             from . import api
 
             if inspect or into is None:

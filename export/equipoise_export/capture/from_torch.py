@@ -6,12 +6,11 @@ dropout, …). `marking` rewrites each of them, `recurrent` and `per_image` what
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx_ir as ir
@@ -159,9 +158,9 @@ def _to_onnx(program: ExportedProgram) -> ir.Model:
     return exported.model
 
 
-@contextlib.contextmanager
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter talks on stdout, in warnings and in the log; what matters of it comes back as errors."""
+    """The exporter talks on both streams, in warnings and in the log; what matters of it comes back as errors."""
     libraries = {"torch", "onnxscript", "onnx_ir"}
     parts = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in libraries]  # with own levels
     loggers = [logging.getLogger(name) for name in {*libraries, *parts}]
@@ -169,7 +168,7 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -143,13 +143,16 @@ class Quiet(nn.Module):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_what_cannot_be_sampled_is_refused_with_a_remedy(network: nn.Module, reason: str) -> None:
-    """The refusal says what was found, where, and what to do."""
+def test_what_cannot_be_sampled_is_refused_with_a_remedy(
+    network: nn.Module, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The refusal says what was found, where, and what to do; what torch prints meanwhile is nobody's."""
     draft = contract(task=Task.CLASSIFICATION, classes=3 if isinstance(network, WeightDropout) else 16, spatial=(4, 4))
     with pytest.raises(CaptureRefused, match=reason) as caught:
         compile_unproven(network, draft, torch.randn(2, 1, 4, 4))
     assert caught.value.site
     assert caught.value.remedy.endswith(".")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_batchnorm_without_running_statistics_is_refused() -> None:
