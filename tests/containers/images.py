@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from ..support.steps import Note, Wrong
-from .bases import bases, make_base
+from .bases import bases, make_base, make_root
 from .engine import has_image, podman
 
 OURS: Mapping[str, str] = {"equipoise/server": "deploy/Dockerfile", "equipoise/gateway": "deploy/gateway.Dockerfile"}
 
 
 def stand_ins(target: object, note: Note) -> str:
-    """Those that are not there yet, or are made in another way by now."""
+    """Those that are not there yet, or are made in another way by now, and the machine of plain Debian."""
+    make_root("machine")
     made = [name for name, base in bases().items() if make_base(name, base)]
     note("made", made)
     return f"{len(bases())} base images are stand-ins, {len(made)} of them made now"

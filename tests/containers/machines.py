@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..support.steps import Absent, Wrong
-from .bases import make_root
 from .engine import must, podman, run
+from .images import require_images
 
 IMAGE = "localhost/root/machine"
 
@@ -38,7 +38,7 @@ class Machine:
 @contextmanager
 def machine(name: str, *options: str, command: tuple[str, ...] = ("sleep", "infinity")) -> Iterator[Machine]:
     """Plain Debian with the packages that INSTALL.md names, gone afterwards."""
-    make_root("machine")
+    require_images([IMAGE])
     podman("rm", "--force", "--ignore", "--time", "0", name)
     try:
         podman("run", "--detach", "--name", name, *options, IMAGE, *command)
