@@ -10,13 +10,11 @@ from ..support.watching import RULES, Prometheus
 from .bases import bases, make_base
 from .compose import confined
 from .engine import logs, podman, wait
-from .site import PROMETHEUS, PROXY, Site, site
+from .site import PATIENCE, PROMETHEUS, PROXY, Site, site
 
 SERVICES = ("haproxy", "prometheus", "blackbox")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """Of HTTP/2, with empty settings."""
-PATIENCE = 240.0
-"""Seconds: a busy machine may stall for long, and the step has a limit of its own."""
 
 
 def front(target: object, note: Note) -> str:

@@ -35,11 +35,11 @@ STEPS: Mapping[str, Step] = {
     "compose": Step("tests.containers.compose:compose", 300.0),
     "study": Step("tests.containers.studies:study_abroad", 400.0),
     "disk full": Step("tests.containers.studies:disk_full", 300.0),
-    "watching": Step("tests.containers.watched:watching", 300.0),
-    "stops": Step("tests.containers.stops:stops", 400.0),
+    "watching": Step("tests.containers.watched:watching", 500.0),
+    "stops": Step("tests.containers.stops:stops", 900.0),
     "chart": Step("tests.containers.chart:played", 600.0),
     "bundles": Step("tests.containers.installed:bundles", 900.0),
-    "installed": Step("tests.containers.installed:installed", 900.0),
+    "installed": Step("tests.containers.installed:installed", 1500.0),
 }
 """In this order: each needs what those before it made."""
 IMAGES = ("front", "bases", "server image", "gateway image")

@@ -24,6 +24,8 @@ COMPOSE = ROOT / "deploy" / "compose.yaml"
 PROFILES = ("cpu", "gateway", "trial")
 SERVICES = ("triton-cpu", "haproxy", "prometheus", "blackbox", "gateway", "review", "orthanc", "viewer")
 """All of these profiles but Grafana, of which there is no stand-in."""
+PATIENCE = 240.0
+"""Seconds: a busy machine may stall for long, and each step has a limit of its own."""
 PROXY, REVIEW, HEALTH, DICOM, ARCHIVE, PROMETHEUS, VIEWER = 8443, 8044, 8046, 11112, 8043, 9090, 8090
 
 
@@ -68,7 +70,7 @@ class Site:
         """Waits until all that have a health check are healthy."""
         for service in ("triton-cpu", "gateway", "review"):
             if service in services:
-                wait(lambda service=service: self.healthy(service), f"{service} is healthy", 90.0)
+                wait(lambda service=service: self.healthy(service), f"{service} is healthy", PATIENCE)
 
 
 def configuration(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from ..support.steps import Note, Wrong
 from .compose import SERVER, predict
 from .engine import inspect, podman, run, wait
 from .images import upgraded
-from .site import PROXY, Site, site
+from .site import PATIENCE, PROXY, Site, site
 
 
 @dataclass
@@ -120,9 +120,9 @@ def stops(target: object, note: Note) -> str:
     """A bare stop of the server, of everything, kills, and a rolling upgrade: nothing accepted is lost."""
     with site(SERVER) as up:
         for what in (("stop", "triton-cpu"), ("stop",)):
-            wait(partial(run_predicts, up), "the proxy has found the server", 60.0)
+            wait(partial(run_predicts, up), "the proxy has found the server", PATIENCE)
             sent = Burst(up)
-            wait(sent.accepted, "all were accepted", 60.0)
+            wait(sent.accepted, "all were accepted", PATIENCE)
             left, begin = sent.count - sent.done, time.monotonic()
             up.compose(*what, timeout=120)
             seconds, lost = round(time.monotonic() - begin, 1), sent.lost()
@@ -143,9 +143,9 @@ def killed(up: Site, service: str) -> None:
     """SIGKILL of its first process: the engine starts it again, nothing hangs, and clients are answered."""
     before = inspect(up.name(service))["State"]["Pid"]
     os.kill(before, signal.SIGKILL)
-    wait(lambda: inspect(up.name(service))["State"]["Pid"] not in (0, before), f"{service} was started again", 60.0)
+    wait(lambda: inspect(up.name(service))["State"]["Pid"] not in (0, before), f"{service} was started again", PATIENCE)
     up.ready([service])
-    wait(partial(run_predicts, up), f"answers after {service} was killed", 60.0)
+    wait(partial(run_predicts, up), f"answers after {service} was killed", PATIENCE)
 
 
 def run_predicts(up: Site) -> bool:
@@ -162,15 +162,15 @@ def rolling(up: Site, note: Note) -> None:
     up.compose(*scaled)
     replicas = [up.name("triton-cpu", number) for number in (1, 2)]
     for number in (1, 2):
-        wait(partial(up.healthy, "triton-cpu", number), f"replica {number} is healthy", 90.0)
-    wait(lambda: in_service(up) == 2, "the proxy uses both", 30.0)
+        wait(partial(up.healthy, "triton-cpu", number), f"replica {number} is healthy", PATIENCE)
+    wait(lambda: in_service(up) == 2, "the proxy uses both", PATIENCE)
     before = {inspect(replica)["Image"] for replica in replicas}
     with upgraded("equipoise/server"), load(up, attempts=5) as running:
         for replica in replicas:
             podman("stop", "--time", "90", replica)
             podman("rm", replica)
             up.compose(*scaled)
-            wait(lambda: in_service(up) == 2, f"{replica} is in service again", 90.0)
+            wait(lambda: in_service(up) == 2, f"{replica} is in service again", PATIENCE)
         after = {inspect(replica)["Image"] for replica in replicas}
     note("rolling upgrade", dict(running.outcomes))
     if len(before) != 1 or len(after) != 1 or before == after:

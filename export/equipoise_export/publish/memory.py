@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from . import arena
 
 MEASURED_BYTES = 2**28
 """What a measurement may take by `image_bytes`: larger images are reckoned from the largest that keeps within it."""
+PEAK_BYTES = 2**32
+"""What a run may take by what one sample took: with more samples it is reckoned from as many as keep within it."""
 
 _EXTENDED = re.compile(r"Extended allocation by (\d+) bytes")
 _TOTAL = re.compile(r"Total allocated bytes: (\d+)")
@@ -34,22 +37,31 @@ _TOTAL = re.compile(r"Total allocated bytes: (\d+)")
 def measure_memory(model: Path, contract: Contract) -> dict[str, Any]:
     """`weights` and per run of one image its `samples`, `size` and `bytes`, as `equipoise_core.gpu_memory` reads them.
 
+    A peak is the largest of sums with a constant and a part per sample, so what is reckoned from fewer samples in
+    proportion is no less than it. `measured_with_samples` says how many those were.
+
     Args:
         contract: the model's own, so that a first pass has no sites.
 
     Raises ExportError where the model does not run.
     """
-    counts = sorted({1, contract.samples}) if contract.stochastic else [1]
-    runs = [(samples, size) for size in _sizes(contract, counts[-1]) for samples in counts]
-    found = [arena_bytes(model, _shapes(contract, samples, size)) for samples, size in runs]
+    samples = contract.samples if contract.stochastic else 1
+    runs, weights = list[dict[str, Any]](), 0
+    for size in _sizes(contract, samples):
+        held, one = arena_bytes(model, _shapes(contract, 1, size))
+        runs.append({"samples": 1, "size": list(size), "bytes": one})
+        weights = max(weights, held)
+        if samples > 1:
+            few = min(samples, max(2, PEAK_BYTES // one))
+            held, taken = arena_bytes(model, _shapes(contract, few, size))
+            run = {"samples": samples, "size": list(size), "bytes": -(-taken * samples // few)}
+            runs.append(run if few == samples else run | {"measured_with_samples": few})
+            weights = max(weights, held)
     return {
         "method": "arena of ONNX Runtime on the CPU, one image, one thread, as requested, shrunk after each run",
         "onnxruntime": onnxruntime.__version__,
-        "weights": max(weights for weights, _ in found),
-        "runs": [
-            {"samples": samples, "size": list(size), "bytes": taken}
-            for (samples, size), (_, taken) in zip(runs, found, strict=True)
-        ],
+        "weights": weights,
+        "runs": runs,
     }
 
 
@@ -73,6 +85,11 @@ def arena_bytes(model: Path, shapes: Mapping[str, list[int]]) -> tuple[int, int]
     log = child.stderr.partition(arena.BEFORE_RUNS)[2]
     extended, totals = _EXTENDED.search(log), [int(total) for total in _TOTAL.findall(log)]
     if child.returncode or extended is None:
+        if child.returncode == -signal.SIGKILL:
+            raise ExportError(
+                f"a run of {model} with inputs {dict(shapes)} was killed, as the system does where memory is short; "
+                "export for smaller images, or on a machine with more memory"
+            )
         last = [line for line in child.stderr.splitlines() if line.strip()][-1:]
         raise ExportError(f"{model} does not run on the CPU, so its memory is not known: {' '.join(last)[-300:]}")
     weights = totals[0] - int(extended[1])

@@ -13,6 +13,7 @@ import pytest
 from equipoise_core.contract import Contract, load_contract
 from equipoise_core.gpu_memory import gpu_plan
 from equipoise_export.errors import ExportError
+from equipoise_export.publish import arena, memory
 from equipoise_export.publish.memory import arena_bytes, measure_memory
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
@@ -46,9 +47,9 @@ def _shapes(images: int, samples: int, size: tuple[int, ...], mask_bytes: int) -
     return {"image": [images, 1, *size], "masks": [images, samples, mask_bytes]}
 
 
-def _plan(name: str, size: tuple[int, ...], samples: int, memory: int):
+def _plan(name: str, size: tuple[int, ...], samples: int, of: int):
     contract = replace(load_contract(REPOSITORY / name / "1/contract.json"), maximum=size)
-    return gpu_plan(REPOSITORY, contract, samples, memory)
+    return gpu_plan(REPOSITORY, contract, samples, of)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,21 @@ def test_a_model_that_does_not_run_is_refused(tmp_path, tiny_segmentation):
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="does not run on the CPU"):
         measure_memory(tmp_path / "model.onnx", tiny_segmentation.contract)
+
+
+def test_large_runs_are_reckoned_from_fewer_samples_and_are_no_less_than_measured(monkeypatch):
+    """A network of volumes may take a gigabyte a sample, and the machine that exports has to bear it."""
+    model, contract = _model("nuclei")
+    one, measured = measure_memory(model, contract)["runs"][-2:]
+    monkeypatch.setattr(memory, "PEAK_BYTES", 3 * one["bytes"])
+    _, reckoned = measure_memory(model, contract)["runs"][-2:]
+    assert reckoned["measured_with_samples"] == 3 and reckoned["samples"] == measured["samples"] == contract.samples
+    assert measured["bytes"] <= reckoned["bytes"] <= 1.7 * measured["bytes"]
+
+
+def test_a_run_that_the_system_kills_says_that_memory_is_short(tmp_path, monkeypatch):
+    """The child process ends without a word."""
+    (tmp_path / "killed.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(arena, "__file__", str(tmp_path / "killed.py"))
+    with pytest.raises(ExportError, match="memory is short"):
+        measure_memory(*_model("nuclei"))
