@@ -89,11 +89,23 @@ class AdaptedSite:
 
 
 def labels_needed(site: Site, verdict: Verdict, candidate: int) -> int | None:
-    """Labelled cases until a candidate may open, if it errs a quarter as often as α and accepts as many cases as
-    of the images; a forecast. None: more than can be said."""
-    share = float(verdict.accepts[candidate])
-    accepted = labels_until_open(site.alpha, site.delta, site.alpha / 4.0)
-    return None if accepted is None or share <= 0.0 else round(accepted / share)
+    """Further labelled cases until a candidate may open, if from now on it and the stricter ones err a quarter as often
+    as α and accept as many cases as of the images; a forecast. None: never, or more than can be said."""
+    growth, needed = verdict.growth, 0
+    for k in range(candidate + 1):
+        wrong = taken = 0
+        if len(growth.accepted):
+            if growth.refuted[-1, k]:
+                return None
+            if growth.certified[-1, k]:
+                continue
+            wrong, taken = int(growth.errors[-1, k]), int(growth.accepted[-1, k])
+        share = float(verdict.accepts[k])
+        accepted = labels_until_open(site.alpha, site.delta, site.alpha / 4.0, wrong, taken)
+        if accepted is None or share <= 0.0:
+            return None
+        needed = max(needed, round(accepted / share))
+    return needed
 
 
 def adapt(

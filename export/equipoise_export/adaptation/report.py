@@ -100,7 +100,7 @@ def evidence(found: Findings) -> Section:
                 f"{each['accepts_images']:.0%}",
                 f"{each['errors']} of {each['accepted']}",
                 f"{low:.1%} to {high:.1%}",
-                "–" if state == "open" or forecast is None else f"about {max(forecast - len(site.cases), 1)}",
+                "–" if state == "open" or forecast is None else f"about {forecast}",
                 state,
             )
         )
@@ -108,12 +108,13 @@ def evidence(found: Findings) -> Section:
         "threshold", "score at most (per stage)", "accepts of the images", "wrong of accepted", "error, at all times",
         "labels still needed", "accept",
     )  # fmt: skip
+    calls = "1 call" if site.calls == 1 else f"{site.calls} calls"
     notes = [
-        f"{len(site.cases)} labelled cases in {site.calls} calls. Thresholds are opened one after the other, "
+        f"{len(site.cases)} labelled cases in {calls}. Thresholds are opened one after the other, "
         f"the strictest first, each as soon as a bet against “{site.alpha:.0%} or more of the accepted cases are "
         f"wrong” has multiplied its stake by {1 / site.delta:g}. One may look after every case: that an open one is "
         f"ever wrong has a chance of at most {site.delta:.0%}.",
-        "“Labels still needed” is a forecast: if a quarter as many accepted cases are wrong as allowed.",
+        "“Labels still needed” is a forecast: if from now on a quarter as many accepted cases are wrong as allowed.",
         *(f"Not tried: {words}." for words in site.dropped),
     ]
     plots = [("Growth of each bet; above the line its threshold is open.", _wealth(found))] if site.cases else []

@@ -66,11 +66,19 @@ def error_bounds(errors: int, cases: int, delta: float) -> tuple[float, float]:
     return (1.0 - high(cases - errors), high(errors)) if cases else (0.0, 1.0)
 
 
-def labels_until_open(alpha: float, delta: float, error: float) -> int | None:
-    """Accepted cases until the bet reaches 1/δ where a share `error` of them is wrong; None: more than 10,000."""
-    cases = np.arange(1, 10_001)
-    reached = log_wealth(np.ceil(cases * error - 1e-9).astype(np.int64), cases, alpha) >= -math.log(delta)
-    return int(cases[np.argmax(reached)]) if reached.any() else None
+def labels_until_open(alpha: float, delta: float, error: float, errors: int = 0, cases: int = 0) -> int | None:
+    """Further accepted cases until the bet reaches 1/δ where a share `error` of them is wrong.
+
+    Args:
+        errors, cases: so far.
+
+    Returns:
+        None: more than 10,000.
+    """
+    further = np.arange(1, 10_001)
+    wrong = errors + np.ceil(further * error - 1e-9).astype(np.int64)
+    reached = log_wealth(wrong, cases + further, alpha) >= -math.log(delta)
+    return int(further[np.argmax(reached)]) if reached.any() else None
 
 
 @dataclass(frozen=True)

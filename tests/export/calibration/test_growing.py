@@ -115,6 +115,15 @@ def test_looking_at_any_time_costs_some_cases():
     assert labels_until_open(ALPHA, DELTA, ALPHA) is None
 
 
+def test_a_forecast_begins_where_the_bet_stands():
+    """Errors so far have to be made up for, right cases so far count."""
+    needed = labels_until_open(ALPHA, DELTA, 0.0)
+    assert labels_until_open(ALPHA, DELTA, 0.0, errors=0, cases=10) == needed - 10
+    further = labels_until_open(ALPHA, DELTA, 0.0, errors=5, cases=40)
+    assert further > needed
+    assert log_wealth(np.array(5), np.array(40 + further), ALPHA) >= math.log(1 / DELTA)
+
+
 def test_a_site_that_turns_bad_is_closed_again():
     """The certificate was earned, then errors come: the mirrored bet refutes it, and all more permissive ones."""
     accepted = np.ones((200, 2), bool)
