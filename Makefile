@@ -116,7 +116,7 @@ reference: $(VENV)/.installed-test  ## rebuild and republish the reference pairs
 gpu: $(VENV)/.installed-gpu  ## measure on this machine's GPU, at most 8 minutes; without one on the CPU, and marked so
 	$(BIN)/python -m tests.gpu.run --into build/gpu $(GPU)
 
-containers: $(VENV)/.installed-test  ## build the images and run compose and chart in containers here (as root, podman)
+containers: $(VENV)/.installed-test  ## build the images and run compose and chart in containers here (as root, podman; half an hour)
 	$(BIN)/python -m tests.containers.run $(CONTAINERS)
 
 wheels: $(VENV)/bin/python  ## download what `make gpu WHEELS=folder` installs, on a machine like that one
