@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rich.console import Console
@@ -81,14 +82,23 @@ def run_steps(names: Sequence[str], end: float) -> dict[str, Any]:
     images = [name for name in names if name in IMAGES]
     beside = [name for name in names if name in BESIDE]
     others = [name for name in names if name not in (*IMAGES, *BESIDE)]
+    found, given_up = dict[str, Any](), Event()
 
-    def these(which: Sequence[str]) -> dict[str, Any]:
-        return measure(SCRIPT, STEPS, which, end - time.monotonic())
+    def these(which: Sequence[str]) -> None:
+        for name in which:
+            if not given_up.is_set():
+                found.update(measure(SCRIPT, STEPS, [name], end - time.monotonic()))
 
     with ThreadPoolExecutor(1) as pool:
-        found = these(images)
+        these(images)
         later = pool.submit(these, beside)
-        found |= these(others) | later.result()
+        try:
+            these(others)
+            later.result()
+        except BaseException:  # such as Ctrl-C: what runs beside ends with its containers
+            given_up.set()
+            clean()
+            raise
     return {name: found[name] for name in names}
 
 

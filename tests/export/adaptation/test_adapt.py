@@ -162,6 +162,20 @@ def test_labels_open_accept_step_by_step(elsewhere, begun):
     assert opened[0] is None and opened[-1] == len(begun.candidates) - 1
 
 
+def test_labels_still_needed_follow_what_was_seen(elsewhere, begun):
+    """Right cases bring the end nearer, wrong ones put it off, an open threshold needs none, a refuted one is never."""
+
+    def needed(site, candidate=0):
+        return adapt_module.labels_needed(site, elsewhere.decide(site), candidate)
+
+    fresh = needed(begun)
+    assert needed(begun, 1) >= fresh > 10
+    assert needed(elsewhere.labelled(begun, 10, 4, error=0.0)) < fresh
+    assert needed(elsewhere.labelled(begun, 300, 4, error=0.0)) == 0
+    few, many = elsewhere.labelled(begun, 5, 4, error=1e6), elsewhere.labelled(begun, 300, 4, error=1e6)
+    assert needed(few) > fresh and needed(many) is None
+
+
 @pytest.fixture
 def adapted_again(elsewhere, begun, tmp_path, monkeypatch):
     """A site that is open and in force at its last threshold, and `adapt` with further labelled cases, not measured."""
