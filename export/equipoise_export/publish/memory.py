@@ -28,7 +28,8 @@ from . import arena
 MEASURED_BYTES = 2**28
 """What a measurement may take by `image_bytes`: larger images are reckoned from the largest that keeps within it."""
 PEAK_BYTES = 2**32
-"""What a run may take by what one sample took: with more samples it is reckoned from as many as keep within it, two at least."""
+"""What a run may take by what one sample took: larger ones are reckoned from as many samples as keep within it, at
+least two."""
 
 _EXTENDED = re.compile(r"Extended allocation by (\d+) bytes")
 _TOTAL = re.compile(r"Total allocated bytes: (\d+)")
