@@ -28,6 +28,8 @@ from .site import PATIENCE, PROXY, Site, site
 class Load:
     """Requests one after the other from several callers, through the reverse proxy.
 
+    At most 80 a second: of more than 200 in one client's name the proxy refuses some (429), which is not what is tried.
+
     Attributes:
         outcomes: "answered", or the kind of error with its words.
     """
@@ -49,7 +51,7 @@ class Load:
                     self.outcomes["answered"] += 1
                 except EquipoiseError as error:
                     self.outcomes[f"{type(error).__name__}: {str(error)[:160]}"] += 1
-                    self._stop.wait(0.05)
+                self._stop.wait(0.05)
 
     def stop(self) -> None:
         self._stop.set()
